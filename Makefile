@@ -1,0 +1,62 @@
+# Every target installs what it needs; on Debian as root (or with sudo) that includes the system packages.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl
+SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
+
+.PHONY: help demo test lint acceptance fast install lock bench clean
+
+help: ## Show the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: install ## Do the main job for real, with real parts; KEEP=1 leaves it running
+	$(RUN)/tunnelmgr demo $(if $(KEEP),--keep)
+
+test: install lint ## Run every test and every check
+	$(RUN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+	$(RUN)/coverage report --include='tunnelmgr/core/*,tunnelmgr/gate/*' --fail-under=100 --skip-covered
+
+lint: install ## Check style, types and layers
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+fast: install ## Run the tests that need neither root nor other programs
+	$(RUN)/python -m pytest -m "not acceptance" $(ARGS)
+
+acceptance: install ## Run the tests with the real sshd, registry, skopeo and cloud API
+	$(RUN)/python -m pytest -m acceptance $(ARGS)
+
+bench: install ## Print the benchmarks' figures
+	$(RUN)/python benchmarks/plan.py
+
+lock: ## Pin every dependency again, with hashes
+	uv pip compile pyproject.toml -q --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements.lock
+	uv pip compile pyproject.toml -q --all-extras --group dev --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate -o requirements-dev.lock
+
+install: $(VENV)/.installed .packages
+
+$(VENV)/.installed: requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(RUN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# Installed when a program is missing and this user may; the demo says plainly what it cannot show without them.
+.PHONY: .packages
+.packages:
+	@missing=; for program in docker-registry skopeo umoci sshd ssh ip nft sysctl curl; do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ -n "$$missing" ]; then \
+		if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || [ -n "$(SUDO)" ]; }; then \
+			echo "installing the Debian packages of:$$missing"; \
+			$(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq \
+				--no-install-recommends $(PACKAGES) >/dev/null; \
+		else echo "missing:$$missing; install the packages: $(PACKAGES)"; fi; fi
+
+clean: ## Remove what these targets made
+	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

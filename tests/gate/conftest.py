@@ -1,0 +1,352 @@
+"""What the gate's tests stand on: a channel in memory, a real docker-registry, and a registry that follows a script."""
+
+import asyncio
+import hashlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+
+import h11
+import pytest
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.traffic import Traffic
+
+DEADLINE = 10.0
+CALLER = Caller(AgentId("static:builder-1"), "builder-1", "ci", "registry-1", "127.0.0.1:5000")
+MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+class MemoryChannel:
+    """A `Channel` whose agent's side is in the test's hands."""
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[bytes | ConnectionError] = asyncio.Queue()
+        self.outgoing = bytearray()
+        self.ended = False
+        self.closed = False
+        self.aborted = False
+        self.stalled = False
+        self.gone = False
+        self.changed = asyncio.Condition()
+        self.largest_write = 0
+
+    async def read(self) -> bytes:
+        """Return what the agent sent."""
+        arrived = await self.incoming.get()
+        if isinstance(arrived, ConnectionError):
+            raise arrived
+        if not arrived:
+            self.incoming.put_nowait(b"")
+        return arrived
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Give the agent data."""
+        if self.gone or self.aborted:
+            raise ConnectionResetError
+        if self.stalled:
+            await asyncio.get_running_loop().create_future()
+        self.largest_write = max(self.largest_write, len(data))
+        async with self.changed:
+            self.outgoing += data
+            self.changed.notify_all()
+
+    def write_eof(self) -> None:
+        """Remember that nothing more follows."""
+        self.ended = True
+
+    def close(self) -> None:
+        """Remember the close."""
+        self.closed = True
+
+    def abort(self) -> None:
+        """Remember the abort."""
+        self.aborted = True
+
+    def send(self, data: bytes) -> None:
+        """Send as the agent."""
+        self.incoming.put_nowait(data)
+
+    def end(self) -> None:
+        """End the agent's direction."""
+        self.incoming.put_nowait(b"")
+
+    def reset(self) -> None:
+        """Lose the agent."""
+        self.incoming.put_nowait(ConnectionResetError())
+
+
+@dataclass
+class Reply:
+    """An answer as a client sees it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = b""
+
+    @property
+    def message(self) -> str:
+        """The message of the OCI error."""
+        return str(json.loads(self.body)["errors"][0]["message"])
+
+    @property
+    def code(self) -> str:
+        """The code of the OCI error."""
+        return str(json.loads(self.body)["errors"][0]["code"])
+
+
+@dataclass
+class Conversation:
+    """An agent that speaks through one channel of the gate."""
+
+    channel: MemoryChannel
+    traffic: Traffic
+    serving: "asyncio.Task[None]"
+    interim: list[int] = field(default_factory=list)
+
+    async def ask(self, method: str, target: str, *lines: str, body: bytes = b"") -> Reply:
+        """Send one request with `Host: localhost:5000` and the given header lines, and return its answer."""
+        length = (f"Content-Length: {len(body)}",) if body else ()
+        head = "\r\n".join((f"{method} {target} HTTP/1.1", "Host: localhost:5000", *lines, *length, "", ""))
+        self.channel.send(head.encode("latin-1") + body)
+        return await self.answer(method)
+
+    async def answer(self, method: str = "GET") -> Reply:
+        """Return the next answer on the channel."""
+        client = h11.Connection(h11.CLIENT)
+        client.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
+        reply = Reply(0, {})
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                event = client.next_event()
+                if event is h11.NEED_DATA:
+                    client.receive_data(await self._more())
+                elif isinstance(event, h11.InformationalResponse):
+                    self.interim.append(event.status_code)
+                elif isinstance(event, h11.Response):
+                    names = {name.decode().lower(): value.decode() for name, value in event.headers}
+                    reply = Reply(event.status_code, names)
+                elif isinstance(event, h11.Data):
+                    reply.body += event.data
+                else:
+                    self.channel.outgoing[:0] = client.trailing_data[0]
+                    return reply
+
+    async def _more(self) -> bytes:
+        async with self.channel.changed:
+            await self.channel.changed.wait_for(lambda: self.channel.outgoing)
+        data = bytes(self.channel.outgoing)
+        self.channel.outgoing.clear()
+        return data
+
+    async def finished(self) -> None:
+        """Wait until the gate has let go of the channel."""
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.wait([self.serving])
+
+
+Talk = Callable[[Gate, Endpoint], AbstractAsyncContextManager[Conversation]]
+
+
+@pytest.fixture
+def talk() -> Talk:
+    """Open a channel through a gate to a registry; at the end the agent ends it, and the session must follow."""
+
+    @asynccontextmanager
+    async def open_channel(gate: Gate, target: Endpoint) -> AsyncIterator[Conversation]:
+        channel, traffic = MemoryChannel(), Traffic()
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(gate.serve(channel, CALLER, target, traffic), name="gate session")
+            conversation = Conversation(channel, traffic, serving)
+            yield conversation
+            channel.end()
+            await conversation.finished()
+        assert traffic.channels == 0
+        assert channel.closed
+
+    return open_channel
+
+
+@pytest.fixture
+def channel() -> MemoryChannel:
+    """Return a channel on its own."""
+    return MemoryChannel()
+
+
+@pytest.fixture
+def caller() -> Caller:
+    """Return who speaks in these tests."""
+    return CALLER
+
+
+@pytest.fixture
+def gate_for() -> Callable[..., Gate]:
+    """Make a gate whose one group has the given grants."""
+
+    def make(**grants: tuple[str, ...]) -> Gate:
+        policy = GroupPolicy.build("ci", **grants)
+        return Gate(policy=lambda _: policy, proof=lambda nonce, caller: f"{nonce}@{caller.listener}")
+
+    return make
+
+
+@dataclass
+class Registry:
+    """A running docker-registry, spoken to directly."""
+
+    endpoint: Endpoint
+
+    def ask(self, method: str, target: str, body: bytes = b"", kind: str = "") -> tuple[int, dict[str, str], bytes]:
+        """Send a request past the gate."""
+        connection = http.client.HTTPConnection(self.endpoint.host, self.endpoint.port, timeout=DEADLINE)
+        try:
+            headers = {"Content-Type": kind} if kind else {}
+            headers["Accept"] = MANIFEST_TYPE
+            connection.request(method, target, body, headers)
+            answer = connection.getresponse()
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        finally:
+            connection.close()
+
+    def push_blob(self, repository: str, content: bytes) -> str:
+        """Push a blob and return its digest."""
+        digest = digest_of(content)
+        _, headers, _ = self.ask("POST", f"/v2/{repository}/blobs/uploads/")
+        target = headers["location"].partition(str(self.endpoint))[2]
+        status, _, _ = self.ask("PUT", f"{target}&digest={digest}", content, "application/octet-stream")
+        assert status == http.client.CREATED
+        return digest
+
+    def push_image(self, repository: str, tag: str, layer: bytes) -> str:
+        """Push an image of one layer and return its digest."""
+        manifest = self.manifest(repository, layer)
+        status, headers, _ = self.ask("PUT", f"/v2/{repository}/manifests/{tag}", manifest, MANIFEST_TYPE)
+        assert status == http.client.CREATED
+        return headers["docker-content-digest"]
+
+    def manifest(self, repository: str, layer: bytes) -> bytes:
+        """Push an image's blobs and return its manifest."""
+        config = self.push_blob(repository, b"{}")
+        pushed = self.push_blob(repository, layer)
+        return json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST_TYPE,
+                "config": {
+                    "mediaType": "application/vnd.docker.container.image.v1+json",
+                    "size": 2,
+                    "digest": config,
+                },
+                "layers": [
+                    {
+                        "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+                        "size": len(layer),
+                        "digest": pushed,
+                    }
+                ],
+            }
+        ).encode()
+
+
+def digest_of(content: bytes) -> str:
+    """Return the digest of a blob."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """Run a real docker-registry on a free loopback port, with team/app and secret/app in it."""
+    folder = tmp_path_factory.mktemp("registry")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = Endpoint("127.0.0.1", probe.getsockname()[1])
+    config = folder / "config.yml"
+    config.write_text(
+        "version: 0.1\nlog: {level: warn, accesslog: {disabled: true}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder}/content}}, delete: {{enabled: true}}}}\n"
+        f'http: {{addr: "{endpoint}"}}\n'
+    )
+    with (
+        (folder / "log").open("wb") as output,
+        subprocess.Popen(
+            ["docker-registry", "serve", str(config)],
+            stdout=output,
+            stderr=output,
+            env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
+        ) as process,
+    ):
+        try:
+            _wait_for(endpoint, process)
+            running = Registry(endpoint)
+            running.push_image("team/app", "v1", b"layer of team/app")
+            running.push_image("secret/app", "v1", b"layer of secret/app")
+            yield running
+        finally:
+            process.terminate()
+
+
+def _wait_for(endpoint: Endpoint, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        try:
+            socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class ScriptedRegistry:
+    """A TCP server that answers by a script, and remembers what it was sent."""
+
+    endpoint: Endpoint = field(default_factory=lambda: Endpoint("127.0.0.1", 0))
+    connections: int = 0
+    heads: list[bytes] = field(default_factory=list)
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+Scripted = Callable[[Script], AbstractAsyncContextManager[ScriptedRegistry]]
+
+
+@pytest.fixture
+def scripted() -> Scripted:
+    """Run a registry that follows a script for each connection, then closes it."""
+
+    @asynccontextmanager
+    async def run(script: Script) -> AsyncIterator[ScriptedRegistry]:
+        running = ScriptedRegistry()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            running.connections += 1
+            try:
+                await script(reader, writer)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                running.lost.set()
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        running.endpoint = Endpoint(*server.sockets[0].getsockname()[:2])
+        try:
+            yield running
+        finally:
+            server.close()
+            await server.wait_closed()
+
+    return run

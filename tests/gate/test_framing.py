@@ -1,0 +1,462 @@
+"""Heads and bodies: bytes in, events out, the same however the bytes are cut."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnelmgr.core.registry import classify
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
+from tunnelmgr.gate.bodies import body_reader, encode_pieces
+from tunnelmgr.gate.framing import (
+    MAX_HEAD,
+    BodyShape,
+    Coding,
+    HeadBuffer,
+    RequestHead,
+    has_form_body,
+    parse_request_head,
+    parse_response_head,
+)
+from tunnelmgr.gate.headers import answer_head, registry_request
+
+TARGET = Endpoint("127.0.0.1", 5001)
+
+
+def head_of(*lines: str, method: str = "GET", target: str = "/v2/") -> bytes:
+    """Return a head with a proper request line and Host."""
+    return "\r\n".join((f"{method} {target} HTTP/1.1", "Host: localhost:5000", *lines, "", "")).encode("latin-1")
+
+
+def parse(raw: bytes) -> RequestHead:
+    """Read one whole head."""
+    inbox = HeadBuffer(MalformedRequestError)
+    inbox.feed(raw)
+    taken = inbox.take_head()
+    assert taken is not None
+    return parse_request_head(taken)
+
+
+def test_a_plain_head_is_read() -> None:
+    """Names come in lower case, the rest as it stands."""
+    head = parse(head_of("Accept: a/b", "User-Agent: docker/24"))
+
+    assert (head.method, head.target, head.host) == ("GET", "/v2/", "localhost:5000")
+    assert (b"accept", b"a/b") in head.fields
+    assert head.body == BodyShape(Coding.NONE)
+    assert head.keep_alive
+    assert not head.expects_continue
+
+
+@pytest.mark.parametrize(
+    ("lines", "body"),
+    [
+        ((), BodyShape(Coding.NONE)),
+        (("Content-Length: 0",), BodyShape(Coding.NONE)),
+        (("Content-Length: 17",), BodyShape(Coding.COUNTED, 17)),
+        (("Transfer-Encoding: Chunked",), BodyShape(Coding.CHUNKED)),
+    ],
+)
+def test_a_body_is_announced_in_one_way(lines: tuple[str, ...], body: BodyShape) -> None:
+    """RFC 9112, section 6.3."""
+    assert parse(head_of(*lines, method="PUT")).body == body
+
+
+def test_close_and_continue_are_heard() -> None:
+    """They steer the session."""
+    head = parse(head_of("Connection: x, Close", "Expect: 100-Continue", "Content-Length: 1", method="PUT"))
+
+    assert not head.keep_alive
+    assert head.expects_continue
+
+
+MALFORMED = {
+    "bare LF after the request line": b"GET /v2/ HTTP/1.1\nHost: a\r\n\r\n",
+    "bare LF throughout": b"GET /v2/ HTTP/1.1\nHost: a\n\n",
+    "bare CR": b"GET /v2/ HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
+    "NUL": b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n",
+    "vertical tab": b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX: \x0b\r\n\r\n",
+    "folded field": b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n",
+    "field folded by a tab": b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX: a\r\n\tb\r\n\r\n",
+    "space before the colon": b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX : a\r\n\r\n",
+    "space before the first field": b"GET /v2/ HTTP/1.1\r\n Host: a\r\n\r\n",
+    "no colon": b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX\r\n\r\n",
+    "empty name": b"GET /v2/ HTTP/1.1\r\nHost: a\r\n: x\r\n\r\n",
+    "HTTP/1.0": b"GET /v2/ HTTP/1.0\r\nHost: a\r\n\r\n",
+    "HTTP/0.9": b"GET /v2/\r\n\r\n",
+    "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "PRI of HTTP/1.1": b"PRI / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "absolute-form": b"GET http://a/v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "authority-form": b"CONNECT a:5000 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT": b"CONNECT /v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "TRACE": b"TRACE /v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "asterisk-form": b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+    "two spaces": b"GET  /v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "tab for a space": b"GET\t/v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "lower-case method": b"get /v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "trailing space": b"GET /v2/ HTTP/1.1 \r\nHost: a\r\n\r\n",
+    "empty line first": b"\r\nGET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "two empty lines first": b"\r\n\r\nGET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "no Host": b"GET /v2/ HTTP/1.1\r\n\r\n",
+    "two Hosts": b"GET /v2/ HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+    "Host with a path": b"GET /v2/ HTTP/1.1\r\nHost: a/b\r\n\r\n",
+    "Host with a user": b"GET /v2/ HTTP/1.1\r\nHost: a@b\r\n\r\n",
+    "empty Host": b"GET /v2/ HTTP/1.1\r\nHost:\r\n\r\n",
+    "TE and CL": head_of("Transfer-Encoding: chunked", "Content-Length: 3", method="PUT"),
+    "CL and TE": head_of("Content-Length: 3", "Transfer-Encoding: chunked", method="PUT"),
+    "TE gzip": head_of("Transfer-Encoding: gzip, chunked", method="PUT"),
+    "TE chunked twice": head_of("Transfer-Encoding: chunked, chunked", method="PUT"),
+    "two TE": head_of("Transfer-Encoding: chunked", "Transfer-Encoding: chunked", method="PUT"),
+    "TE identity": head_of("Transfer-Encoding: identity", method="PUT"),
+    "two CL": head_of("Content-Length: 3", "Content-Length: 3", method="PUT"),
+    "two different CL": head_of("Content-Length: 3", "Content-Length: 4", method="PUT"),
+    "CL list": head_of("Content-Length: 3, 3", method="PUT"),
+    "CL with a sign": head_of("Content-Length: +3", method="PUT"),
+    "CL in hex": head_of("Content-Length: 0x3", method="PUT"),
+    "CL negative": head_of("Content-Length: -3", method="PUT"),
+    "CL too long": head_of("Content-Length: " + "1" * 19, method="PUT"),
+    "CL empty": head_of("Content-Length:", method="PUT"),
+    "GET with a body": head_of("Content-Length: 3"),
+    "HEAD with a body": head_of("Transfer-Encoding: chunked", method="HEAD"),
+    "DELETE with a body": head_of("Content-Length: 3", method="DELETE"),
+    "Upgrade": head_of("Connection: Upgrade", "Upgrade: h2c"),
+    "Expect of something else": head_of("Expect: 200-ok", "Content-Length: 1", method="PUT"),
+    "two expectations": head_of("Expect: 100-continue", "Expect: 100-continue", "Content-Length: 1", method="PUT"),
+    "two content types": head_of("Content-Type: a/b", "Content-Type: c/d", "Content-Length: 1", method="PUT"),
+    "odd content type": head_of("Content-Type: form, x", "Content-Length: 1", method="PUT"),
+    "101 fields": head_of(*("X: y",) * 100),
+    "long request line": head_of(target="/v2/" + "a" * 8192),
+    "long head": head_of("X: " + "a" * MAX_HEAD),
+    "endless head": b"GET /v2/ HTTP/1.1\r\nX: " + b"a" * MAX_HEAD,
+}
+
+
+@pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED.keys())
+def test_what_lenient_readers_take_in_two_ways_is_refused(raw: bytes) -> None:
+    """Trap 21 and RFC 9112: at the first byte that shows it, not after a timeout."""
+    with pytest.raises(MalformedRequestError):
+        parse(raw)
+
+
+def test_a_hundred_fields_and_a_long_request_line_still_pass() -> None:
+    """The bounds are bounds, not one off."""
+    target = "/v2/" + "a" * (8192 - len("GET /v2/ HTTP/1.1"))
+
+    head = parse(head_of(*("X: y",) * 99, target=target))
+
+    assert len(head.fields) == 100
+    assert head.target == target
+
+
+def test_an_incomplete_head_is_waited_for() -> None:
+    """A CR at the edge may still get its LF."""
+    inbox = HeadBuffer(MalformedRequestError)
+    whole = head_of()
+
+    for byte in whole[:-1]:
+        inbox.feed(bytes([byte]))
+        assert inbox.take_head() is None
+    inbox.feed(whole[-1:])
+
+    assert inbox.take_head() == whole
+    assert not inbox
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ("application/x-www-form-urlencoded", True),
+        ("Application/X-WWW-Form-URLencoded ; charset=utf-8", True),
+        ("multipart/form-data; boundary=x", True),
+        ("MULTIPART/mixed", True),
+        ("application/octet-stream", False),
+        ("application/vnd.oci.image.manifest.v1+json", False),
+    ],
+)
+def test_form_bodies_are_known_by_their_type(kind: str, form: bool) -> None:
+    """Trap 21: the registry lets a form's fields override the query."""
+    assert has_form_body(parse(head_of(f"Content-Type: {kind}", "Content-Length: 1", method="POST"))) is form
+
+
+def test_a_body_without_a_type_is_no_form() -> None:
+    """It goes on as plain bytes."""
+    assert not has_form_body(parse(head_of("Content-Length: 1", method="POST")))
+
+
+def test_the_registry_sees_named_fields_only() -> None:
+    """Nothing that identifies, forwards, overrides or belongs to the hop goes through."""
+    lines = (
+        *("Accept: a/b", "Accept: c/d", "Range: bytes=0-1", "If-None-Match: x", "User-Agent: u", "OCI-Subject: s"),
+        *("Authorization: Basic x", "Cookie: c", "Forwarded: for=x", "X-Forwarded-Host: evil", "X-Forwarded-For: x"),
+        *("X-HTTP-Method-Override: PUT", "Connection: range, close", "Keep-Alive: 1", "TE: trailers", "X-Real-IP: x"),
+    )
+    head = parse(head_of(*lines, target="/v2/a/manifests/v1"))
+
+    wire = registry_request(head, classify(head.method, head.target))
+
+    assert wire.decode().split("\r\n") == [
+        "GET /v2/a/manifests/v1 HTTP/1.1",
+        "Host: localhost:5000",
+        "accept: a/b",
+        "accept: c/d",
+        "if-none-match: x",
+        "user-agent: u",
+        "oci-subject: s",
+        "",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "lines", "told"),
+    [
+        ("/v2/a/manifests/v1", ("Content-Type: x/y", "Content-Length: 3"), {"Content-Type: x/y", "Content-Length: 3"}),
+        ("/v2/a/manifests/v1", ("Content-Length: 3",), {"Content-Type: application/octet-stream", "Content-Length: 3"}),
+        (
+            "/v2/a/blobs/uploads/1",
+            ("Content-Type: x/y", "Transfer-Encoding: chunked"),
+            {"Content-Type: application/octet-stream", "Transfer-Encoding: chunked"},
+        ),
+        ("/v2/a/blobs/uploads/1", ("Content-Type: x/y",), {"Content-Length: 0"}),
+    ],
+)
+def test_a_body_is_announced_anew(target: str, lines: tuple[str, ...], told: set[str]) -> None:
+    """Its length as it was parsed; its type only where the type means something."""
+    head = parse(head_of(*lines, method="PUT", target=target))
+
+    wire = registry_request(head, classify(head.method, head.target)).decode()
+
+    assert {line for line in wire.split("\r\n") if line.startswith(("Content-", "Transfer-", "content-"))} == told
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "body"),
+    [
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 5", BodyShape(Coding.COUNTED, 5)),
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0", BodyShape(Coding.NONE)),
+        ("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5", BodyShape(Coding.CHUNKED)),
+        ("GET", "HTTP/1.1 200 OK\r\nX: y", BodyShape(Coding.UNTIL_CLOSE)),
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5", BodyShape(Coding.NONE)),
+        ("PUT", "HTTP/1.1 204 No Content\r\nX: y", BodyShape(Coding.NONE)),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5", BodyShape(Coding.NONE)),
+        ("GET", "HTTP/1.1 103 Early Hints\r\nX: y", BodyShape(Coding.NONE)),
+    ],
+)
+def test_an_answers_body_is_told_by_its_head(method: str, head: str, body: BodyShape) -> None:
+    """RFC 9112, section 6.3."""
+    assert parse_response_head(method, head.encode() + b"\r\n\r\n").body == body
+
+
+@pytest.mark.parametrize(
+    ("head", "kept"),
+    [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5", True),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close", False),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 5", False),
+        ("HTTP/1.1 200 OK\r\nX: y", False),
+    ],
+)
+def test_the_registrys_connection_is_kept_only_if_both_can_tell_the_end(head: str, kept: bool) -> None:
+    """RFC 9112, section 9.3."""
+    assert parse_response_head("GET", head.encode() + b"\r\n\r\n").keep_alive is kept
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+    ],
+)
+def test_an_answer_that_is_no_http_is_the_registrys_fault(raw: bytes) -> None:
+    """The agent is told 503, not 400."""
+    with pytest.raises(RegistryUnavailableError):
+        parse_response_head("GET", raw)
+
+
+def answer(*lines: str, host: str = "localhost:5000", close: bool = False) -> list[str] | None:
+    """Return the lines that the agent sees of a registry's answer."""
+    raw = "\r\n".join(("HTTP/1.1 202 Accepted", *lines, "", "")).encode()
+    written = answer_head(parse_response_head("POST", raw), host=host, target=TARGET, close=close)
+    return None if written is None else written.decode().split("\r\n")[1:-2]
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://localhost:5000/v2/a/blobs/uploads/1?_state=a%3D&x",
+        "https://localhost:5000/v2/a/blobs/uploads/1?_state=a%3D&x",
+        "http://127.0.0.1:5001/v2/a/blobs/uploads/1?_state=a%3D&x",
+        "HTTP://LOCALHOST:5000/v2/a/blobs/uploads/1?_state=a%3D&x",
+    ],
+)
+def test_a_location_leads_back_through_the_gate(location: str) -> None:
+    """Its path and query stay as they are."""
+    assert answer("Content-Length: 0", f"Location: {location}") == [
+        "Content-Length: 0",
+        "Location: http://localhost:5000/v2/a/blobs/uploads/1?_state=a%3D&x",
+    ]
+
+
+def test_a_relative_location_stays() -> None:
+    """It already leads back."""
+    assert answer("Content-Length: 0", "Location: /v2/a/b?_state=x") == [
+        "Content-Length: 0",
+        "Location: /v2/a/b?_state=x",
+    ]
+
+
+@pytest.mark.parametrize(
+    "location", ["https://bucket.s3.amazonaws.com/x", "//other/x", "other", "http://localhost:5000.evil/x", "ftp://x/"]
+)
+def test_a_location_elsewhere_is_no_answer(location: str) -> None:
+    """Trap 24: it would lead past the tunnel."""
+    assert answer("Content-Length: 0", f"Location: {location}") is None
+
+
+def test_a_location_without_a_path_is_the_root() -> None:
+    """An origin alone names `/`."""
+    assert answer("Content-Length: 0", "Location: http://localhost:5000") == [
+        "Content-Length: 0",
+        "Location: http://localhost:5000/",
+    ]
+
+
+def test_page_links_stay_only_if_they_lead_back() -> None:
+    """A link elsewhere is left out."""
+    lines = answer(
+        "Content-Length: 0",
+        'Link: </v2/_catalog?n=1&last=a>; rel="next"',
+        'Link: <http://127.0.0.1:5001/v2/x>; rel="next"',
+        "Link: <http://evil/v2/x>",
+        "Link: odd",
+    )
+
+    assert lines == [
+        "Content-Length: 0",
+        'Link: </v2/_catalog?n=1&last=a>; rel="next"',
+        'Link: <http://localhost:5000/v2/x>; rel="next"',
+    ]
+
+
+def test_hop_by_hop_fields_end_at_the_gate() -> None:
+    """RFC 9110, section 7.6.1; the rest goes on."""
+    lines = answer("Content-Length: 0", "Connection: x-hop", "X-Hop: 1", "Keep-Alive: 1", "Etag: e", close=True)
+
+    assert lines == ["Content-Length: 0", "Etag: e", "Connection: close"]
+
+
+@pytest.mark.parametrize("lines", [("Transfer-Encoding: chunked", "Content-Length: 3"), ("X: y",)])
+def test_a_body_of_unknown_length_is_chunked_to_the_agent(lines: tuple[str, ...]) -> None:
+    """It has to see whether the body came whole."""
+    told = answer(*lines)
+
+    assert told is not None
+    assert "Transfer-Encoding: chunked" in told
+    assert not any(line.startswith("Content-Length") for line in told)
+
+
+def read_body(shape: BodyShape, wire: bytes, cuts: list[int]) -> tuple[bytes, bytes, bool]:
+    """Feed `wire` cut at `cuts`; return the body, what follows it, and whether it came whole."""
+    reader = body_reader(shape, MalformedRequestError)
+    edges = [0, *sorted(cuts), len(wire)]
+    body, rest = b"", b""
+    for start, stop in itertools.pairwise(edges):
+        if reader.done:
+            rest += wire[start:stop]
+        else:
+            body += b"".join(reader.feed(wire[start:stop]))
+            rest += reader.rest
+    return body, rest, reader.done
+
+
+@given(st.binary(min_size=1, max_size=60), st.binary(max_size=20), st.lists(st.integers(0, 80), max_size=6))
+def test_a_counted_body_ends_where_it_says_however_it_is_cut(body: bytes, after: bytes, cuts: list[int]) -> None:
+    """What follows is left for the next request."""
+    wire = body + after
+    cuts = [cut for cut in cuts if cut <= len(wire)]
+
+    assert read_body(BodyShape(Coding.COUNTED, len(body)), wire, cuts) == (body, after, True)
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=20), max_size=4),
+    st.sampled_from([b"", b";ext=1"]),
+    st.sampled_from([b"", b"X-Trailer: 1\r\n"]),
+    st.binary(max_size=20),
+    st.lists(st.integers(0, 200), max_size=6),
+)
+def test_a_chunked_body_reads_the_same_however_it_is_cut(
+    chunks: list[bytes], extension: bytes, trailer: bytes, after: bytes, cuts: list[int]
+) -> None:
+    """Extensions and trailers are dropped."""
+    wire = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
+    wire += b"0\r\n" + trailer + b"\r\n" + after
+    cuts = [cut for cut in cuts if cut <= len(wire)]
+
+    assert read_body(BodyShape(Coding.CHUNKED), wire, cuts) == (b"".join(chunks), after, True)
+
+
+@pytest.mark.parametrize("wire", [b"x\r\n", b"-1\r\n", b"3\r\nabcd\r\n", b"3 \x00\r\nabc\r\n"])
+def test_a_broken_chunk_is_an_error(wire: bytes) -> None:
+    """Nobody guesses where it ends."""
+    with pytest.raises(MalformedRequestError):
+        read_body(BodyShape(Coding.CHUNKED), wire, [])
+
+
+def test_a_body_until_close_takes_everything() -> None:
+    """Only the stream's end is its end."""
+    reader = body_reader(BodyShape(Coding.UNTIL_CLOSE), RegistryUnavailableError)
+
+    assert b"".join(reader.feed(b"abc")) == b"abc"
+    assert reader.feed(b"") == ()
+    assert reader.ends_with_stream
+    assert not reader.done
+
+
+def test_pieces_go_out_as_one_chunk_or_as_they_are() -> None:
+    """Many tiny chunks cannot be blown up into many tiny writes."""
+    assert encode_pieces([b"ab", b"c"], chunked=True) == b"3\r\nabc\r\n"
+    assert encode_pieces([], chunked=True) == b""
+    assert encode_pieces([b"ab", b"c"], chunked=False) == b"abc"
+    whole = memoryview(b"abc")
+    assert encode_pieces([whole], chunked=False) is whole
+
+
+_STREAMS = st.one_of(
+    st.sampled_from(list(MALFORMED.values())),
+    st.binary(max_size=60),
+    st.lists(
+        st.sampled_from([b"GET ", b"/v2/", b" HTTP/1.1", b"\r\n", b"\n", b"\r", b"Host: a", b"X: y", b" ", b"\x00"]),
+        max_size=14,
+    ).map(b"".join),
+)
+
+
+def heads_in(pieces: list[bytes]) -> tuple[list[RequestHead], bool]:
+    """Return every head that the stream gives, and whether it ended in an error."""
+    inbox = HeadBuffer(MalformedRequestError)
+    heads: list[RequestHead] = []
+    try:
+        for piece in pieces:
+            inbox.feed(piece)
+            while (raw := inbox.take_head()) is not None:
+                heads.append(parse_request_head(raw))
+    except GateError:
+        return heads, True
+    return heads, False
+
+
+@given(st.lists(st.one_of(st.just(head_of()), _STREAMS), max_size=3).map(b"".join), st.data())
+def test_heads_read_the_same_however_the_bytes_are_cut(stream: bytes, data: st.DataObject) -> None:
+    """The same requests, and an error in the same place, for every split; nothing but our own errors."""
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
+    edges = [0, *sorted(cuts), len(stream)]
+
+    cut = heads_in([stream[start:stop] for start, stop in itertools.pairwise(edges)])
+
+    assert cut == heads_in([stream])

@@ -1,0 +1,395 @@
+"""The gate against the real docker-registry: what is allowed works, and no request means two things."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.gate.session import Gate
+
+if TYPE_CHECKING:
+    from tests.gate.conftest import Conversation, Registry, Reply, Talk
+    from tunnelmgr.gate.caller import RequestRecord
+
+ACCEPT = "Accept: application/vnd.docker.distribution.manifest.v2+json"
+KIND = "Content-Type: application/vnd.docker.distribution.manifest.v2+json"
+HOST = b"Host: localhost:5000\r\n"
+
+Grants = Callable[..., Gate]
+
+
+def digest_of(content: bytes) -> str:
+    """Return the digest of a blob."""
+    import hashlib  # noqa: PLC0415 (only here)
+
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def path_of(reply: "Reply") -> str:
+    """Return where an answer's Location leads, as seen from the agent."""
+    host, _, path = reply.headers["location"].removeprefix("http://").partition("/")
+    assert host == "localhost:5000"
+    return f"/{path}"
+
+
+async def push_blob(agent: "Conversation", repository: str, content: bytes) -> "Reply":
+    """Push as docker does: begin, one chunked PATCH, then close by digest."""
+    begun = await agent.ask("POST", f"/v2/{repository}/blobs/uploads/")
+    assert begun.status == 202
+    middle = len(content) // 2
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (content[:middle], content[middle:]))
+    agent.channel.send(
+        f"PATCH {path_of(begun)} HTTP/1.1\r\n".encode() + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
+    )
+    agent.channel.send(b"0\r\n\r\n")
+    patched = await agent.answer("PATCH")
+    assert patched.status == 202
+    return await agent.ask("PUT", f"{path_of(patched)}&digest={digest_of(content)}")
+
+
+async def test_a_pull_gets_the_registrys_bytes(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Manifest and blob come whole, by the digests that the registry knows."""
+    _, known, manifest = registry.ask("GET", "/v2/team/app/manifests/v1")
+    layer = digest_of(b"layer of team/app")
+
+    async with talk(gate_for(), registry.endpoint) as agent:
+        pulled = await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)
+        blob = await agent.ask("GET", f"/v2/team/app/blobs/{layer.replace(':', '%3A')}")
+        part = await agent.ask("GET", f"/v2/team/app/blobs/{layer}", "Range: bytes=0-4")
+        asked = await agent.ask("HEAD", f"/v2/team/app/blobs/{layer}")
+
+    assert pulled.body == manifest
+    assert pulled.headers["docker-content-digest"] == known["docker-content-digest"]
+    assert blob.body == b"layer of team/app"
+    assert (part.status, part.body) == (206, b"layer")
+    assert (asked.status, asked.headers["content-length"], asked.body) == (200, "17", b"")
+
+
+async def test_a_push_goes_all_the_way(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Chunked upload, `_state` intact, manifest, tags and delete, on one channel."""
+    gate = gate_for(push=("work/**",), delete=("work/**",))
+    content = bytes(range(256)) * 4096
+
+    async with talk(gate, registry.endpoint) as agent:
+        assert (await push_blob(agent, "work/app", content)).status == 201
+        assert (await push_blob(agent, "work/app", b"{}")).status == 201
+        manifest = registry.manifest("work/app", content)
+        pushed = await agent.ask("PUT", "/v2/work/app/manifests/v2", KIND, body=manifest)
+        blob = await agent.ask("GET", f"/v2/work/app/blobs/{digest_of(content)}")
+        tags = await agent.ask("GET", "/v2/work/app/tags/list?n=5")
+        deleted = await agent.ask("DELETE", f"/v2/work/app/manifests/{pushed.headers['docker-content-digest']}")
+
+    assert pushed.status == 201
+    assert path_of(pushed).startswith("/v2/work/app/manifests/sha256:")
+    assert blob.body == content
+    assert json.loads(tags.body) == {"name": "work/app", "tags": ["v2"]}
+    assert deleted.status == 202
+
+
+async def test_a_large_counted_upload_and_its_download_are_whole(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """Bodies of many reads pass unparsed, and nothing is written in one huge piece."""
+    content = bytes(range(256)) * 65536
+
+    async with talk(gate_for(push=("**",)), registry.endpoint) as agent:
+        begun = await agent.ask("POST", "/v2/work/big/blobs/uploads/")
+        target = f"{path_of(begun)}&digest={digest_of(content)}"
+        agent.channel.send(f"PUT {target} HTTP/1.1\r\nContent-Length: {len(content)}\r\n".encode() + HOST + b"\r\n")
+        for start in range(0, len(content), 262144):
+            agent.channel.send(content[start : start + 262144])
+        put = await agent.answer("PUT")
+        got = await agent.ask("GET", f"/v2/work/big/blobs/{digest_of(content)}")
+
+    assert put.status == 201
+    assert got.body == content
+    assert agent.channel.largest_write <= 256 * 1024
+    assert agent.traffic.to_agent > len(content)
+    assert agent.traffic.from_agent > len(content)
+
+
+async def test_a_refused_push_says_so_and_the_channel_goes_on(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """Trap 26: 403 with the contract's message, which docker prints."""
+    async with talk(gate_for(), registry.endpoint) as agent:
+        refused = await agent.ask("POST", "/v2/team/app/blobs/uploads/")
+        after = await agent.ask("GET", "/v2/")
+
+    assert (refused.status, refused.code) == (403, "DENIED")
+    assert refused.message == "tunnelmgr: group ci may not push team/app"
+    assert refused.headers["docker-distribution-api-version"] == "registry/2.0"
+    assert after.status == 200
+
+
+async def test_a_refused_head_has_no_body(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """RFC 9110, section 9.3.2."""
+    async with talk(gate_for(deny=("secret/**",)), registry.endpoint) as agent:
+        refused = await agent.ask("HEAD", "/v2/secret/app/manifests/v1")
+        after = await agent.ask("GET", "/v2/")
+
+    assert (refused.status, refused.body) == (403, b"")
+    assert after.status == 200
+
+
+async def test_a_refused_body_is_drained_and_the_channel_ends(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """The agent gets to read its answer, and what follows is no request."""
+    async with talk(gate_for(), registry.endpoint) as agent:
+        refused = await agent.ask("PUT", "/v2/team/app/manifests/v1", KIND, body=b"GET /v2/ HTTP/1.1\r\n\r\n")
+        agent.channel.end()
+        await agent.finished()
+
+    assert refused.status == 403
+    assert refused.headers["connection"] == "close"
+    assert agent.channel.ended
+    assert not agent.channel.outgoing
+
+
+async def test_an_endless_refused_body_is_not_read_for_ever(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """A megabyte is enough to be polite."""
+    async with talk(gate_for(), registry.endpoint) as agent:
+        agent.channel.send(b"PUT /v2/team/app/manifests/v1 HTTP/1.1\r\nContent-Length: 100000000\r\n" + HOST + b"\r\n")
+        for _ in range(20):
+            agent.channel.send(bytes(100_000))
+        refused = await agent.answer("PUT")
+        await agent.finished()
+
+    assert refused.status == 403
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "Multipart/Form-Data; boundary=x"])
+async def test_a_form_cannot_smuggle_a_mount(talk: "Talk", gate_for: Grants, registry: "Registry", kind: str) -> None:
+    """Trap 21: the registry takes `mount` and `from` from a form's body, over the query."""
+    body = f"mount={digest_of(b'layer of secret/app')}&from=secret/app".encode()
+
+    async with talk(gate_for(push=("team/**",), deny=("secret/**",)), registry.endpoint) as agent:
+        refused = await agent.ask("POST", "/v2/team/app/blobs/uploads/", f"Content-Type: {kind}", body=body)
+        agent.channel.end()
+
+    assert (refused.status, refused.code) == (415, "UNSUPPORTED")
+
+
+ATTACKS = {
+    "escaped letter": b"GET /v2/%73ecret/app/manifests/v1 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "escaped slash": b"GET /v2/secret%2Fapp/manifests/v1 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "dot segment": b"GET /v2/team/../secret/app/manifests/v1 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "double slash": b"GET //v2/secret/app/manifests/v1 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "greedy route": b"GET /v2/secret/tags/list/tags/list HTTP/1.1\r\n" + HOST + b"\r\n",
+    "absolute form": b"GET http://x/v2/secret/app/manifests/v1 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "bare LF": b"GET /v2/secret/app/manifests/v1 HTTP/1.1\nHost: x\n\n",
+    "TE and CL": b"PUT /v2/team/app/manifests/v1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n"
+    + HOST
+    + b"\r\n0\r\n\r\nGET /v2/secret/app/manifests/v1 HTTP/1.1\r\n\r\n",
+    "body on GET": b"GET /v2/ HTTP/1.1\r\nContent-Length: 46\r\n"
+    + HOST
+    + b"\r\nGET /v2/secret/app/manifests/v1 HTTP/1.1\r\n\r\n",
+    "broken chunk": b"PUT /v2/team/app/manifests/v1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST + b"\r\nxyz\r\n",
+}
+
+
+@pytest.mark.parametrize("raw", ATTACKS.values(), ids=ATTACKS.keys())
+async def test_two_readings_end_the_channel(talk: "Talk", gate_for: Grants, registry: "Registry", raw: bytes) -> None:
+    """Traps 21 and 22: one 400 and nothing more, though the registry would have taken it."""
+    records: list[RequestRecord] = []
+    gate = gate_for(push=("team/**",), deny=("secret", "secret/**"))
+    gate.on_request = records.append
+
+    async with talk(gate, registry.endpoint) as agent:
+        agent.channel.send(raw)
+        refused = await agent.answer()
+        agent.channel.end()
+        await agent.finished()
+
+    assert refused.status == 400
+    assert refused.message.startswith("tunnelmgr: ")
+    assert refused.headers["connection"] == "close"
+    assert not agent.channel.outgoing
+    assert [record.status for record in records] == [400]
+
+
+async def test_pipelined_requests_are_each_judged(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Trap 21: answers come in order, and the second is refused on its own."""
+    async with talk(gate_for(deny=("secret/**",)), registry.endpoint) as agent:
+        agent.channel.send(
+            b"GET /v2/team/app/tags/list HTTP/1.1\r\n"
+            + HOST
+            + b"\r\nGET /v2/secret/app/tags/list HTTP/1.1\r\n"
+            + HOST
+            + b"\r\n"
+        )
+        first, second = await agent.answer(), await agent.answer()
+
+    assert (first.status, second.status) == (200, 403)
+
+
+async def test_a_request_after_a_body_in_the_same_bytes_is_judged(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """A body ends where it says; what follows is a request like any other."""
+    manifest = registry.manifest("work/tail", b"tail")
+    put = f"PUT /v2/work/tail/manifests/v1 HTTP/1.1\r\n{KIND}\r\nContent-Length: {len(manifest)}\r\n".encode()
+
+    async with talk(gate_for(push=("work/**",), deny=("secret/**",)), registry.endpoint) as agent:
+        agent.channel.send(
+            put + HOST + b"\r\n" + manifest + b"GET /v2/secret/app/tags/list HTTP/1.1\r\n" + HOST + b"\r\n"
+        )
+        first, second = await agent.answer("PUT"), await agent.answer()
+
+    assert (first.status, second.status) == (201, 403)
+
+
+async def test_forwarded_fields_do_not_move_a_location(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Trap 21: the registry would build its Location from X-Forwarded-Host."""
+    async with talk(gate_for(push=("**",)), registry.endpoint) as agent:
+        begun = await agent.ask(
+            "POST", "/v2/work/app/blobs/uploads/", "X-Forwarded-Host: evil", "X-Forwarded-Proto: https"
+        )
+
+    assert begun.headers["location"].startswith("http://localhost:5000/v2/work/app/blobs/uploads/")
+    assert "_state=" in begun.headers["location"]
+
+
+async def test_an_uploads_location_belongs_to_push(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Trap 23: not even its state may be read by who only pulls."""
+    async with talk(gate_for(push=("work/**",)), registry.endpoint) as agent:
+        begun = await agent.ask("POST", "/v2/work/app/blobs/uploads/")
+        target = path_of(begun)
+        state = await agent.ask("GET", target)
+        cancelled = await agent.ask("DELETE", path_of(state))
+    async with talk(gate_for(), registry.endpoint) as agent:
+        refused = [(await agent.ask(method, target)).status for method in ("GET", "HEAD", "PATCH", "PUT", "DELETE")]
+
+    assert (state.status, cancelled.status) == (204, 204)
+    assert refused == [403] * 5
+
+
+async def test_a_mount_without_pull_of_its_source_becomes_an_upload(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """Trap 23: 201 with the right to read the source, the ordinary 202 without."""
+    mount = f"/v2/work/mounted/blobs/uploads/?mount={digest_of(b'layer of secret/app')}&from=secret/app"
+
+    async with talk(gate_for(push=("work/**",), deny=("secret/**",)), registry.endpoint) as agent:
+        dropped = await agent.ask("POST", mount)
+    async with talk(gate_for(push=("work/**",)), registry.endpoint) as agent:
+        mounted = await agent.ask("POST", mount)
+
+    assert dropped.status == 202
+    assert mounted.status == 201
+
+
+async def test_the_catalog_is_shown_only_to_who_may_pull_everything(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """It names every repository; its next page leads back here."""
+    async with talk(gate_for(), registry.endpoint) as agent:
+        shown = await agent.ask("GET", "/v2/_catalog?n=1")
+    async with talk(gate_for(deny=("secret/**",)), registry.endpoint) as agent:
+        refused = await agent.ask("GET", "/v2/_catalog")
+
+    assert len(json.loads(shown.body)["repositories"]) == 1
+    assert shown.headers["link"].startswith("</v2/_catalog?")
+    assert refused.status == 403
+
+
+async def test_a_protected_tag_is_written_once(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Overwriting it is refused with the rule; other tags are free."""
+    manifest = registry.manifest("work/stable", b"stable")
+    gate = gate_for(push=("work/**",), immutable_tags=("release-*",))
+
+    async with talk(gate, registry.endpoint) as agent:
+        first = await agent.ask("PUT", "/v2/work/stable/manifests/release-1", KIND, body=manifest)
+        free = [(await agent.ask("PUT", "/v2/work/stable/manifests/x", KIND, body=manifest)).status for _ in "12"]
+        second = await agent.ask("PUT", "/v2/work/stable/manifests/release-1", KIND, body=manifest)
+        agent.channel.end()
+
+    assert first.status == 201
+    assert free == [201, 201]
+    assert second.status == 403
+    assert "work/stable:release-1 exists and may not be overwritten (immutable_tags release-*)" in second.message
+
+
+async def test_continue_is_said_only_after_the_verdict(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """A refused client never sends its body."""
+    manifest = registry.manifest("work/expect", b"expect")
+    head = f"{KIND}\r\nExpect: 100-continue\r\nContent-Length: {len(manifest)}\r\n".encode() + HOST + b"\r\n"
+
+    async with talk(gate_for(push=("work/**",)), registry.endpoint) as agent:
+        agent.channel.send(b"PUT /v2/work/expect/manifests/v1 HTTP/1.1\r\n" + head)
+        async with agent.channel.changed, asyncio.timeout(10):
+            await agent.channel.changed.wait_for(lambda: agent.channel.outgoing)
+        agent.channel.send(manifest)
+        pushed = await agent.answer("PUT")
+        said = list(agent.interim)
+        agent.channel.send(b"PUT /v2/team/app/manifests/v1 HTTP/1.1\r\n" + head)
+        refused = await agent.answer("PUT")
+        agent.channel.end()
+
+    assert (pushed.status, said) == (201, [100])
+    assert (refused.status, agent.interim) == (403, [100])
+
+
+async def test_a_new_policy_applies_to_the_next_request(talk: "Talk", registry: "Registry") -> None:
+    """Reloading needs no new channel."""
+    policies = [GroupPolicy.build("ci", deny=("team/**",)), GroupPolicy.build("ci")]
+    gate = Gate(policy=lambda _: policies.pop(), proof=lambda nonce, _: nonce)
+
+    async with talk(gate, registry.endpoint) as agent:
+        before = await agent.ask("GET", "/v2/team/app/tags/list")
+        after = await agent.ask("GET", "/v2/team/app/tags/list")
+
+    assert (before.status, after.status) == (200, 403)
+
+
+async def test_the_agents_wish_to_close_is_met(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """The channel ends after the answer."""
+    async with talk(gate_for(), registry.endpoint) as agent:
+        answered = await agent.ask("GET", "/v2/", "Connection: close")
+        await agent.finished()
+
+    assert answered.headers["connection"] == "close"
+
+
+async def test_every_request_is_logged_and_recorded(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """One line and one record each, without values of headers or a state; the base check only at debug."""
+    records: list[RequestRecord] = []
+    gate = gate_for()
+    gate.on_request = records.append
+
+    with capture_logs() as lines:
+        async with talk(gate, registry.endpoint) as agent:
+            await agent.ask("GET", "/v2/", "Authorization: Basic hidden")
+            await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)
+            await agent.ask("PATCH", "/v2/team/app/blobs/uploads/1?_state=hidden")
+
+    logged = [line for line in lines if line["event"] == "request"]
+    assert [line["log_level"] for line in logged] == ["debug", "info", "info"]
+    assert logged[1] | {"bytes": 0, "took": 0} == {
+        "agent": "static:builder-1",
+        "group": "ci",
+        "action": "pull",
+        "repository": "team/app",
+        "reference": "v1",
+        "verdict": "allowed",
+        "status": 200,
+        "bytes": 0,
+        "took": 0,
+        "event": "request",
+        "log_level": "info",
+    }
+    assert "hidden" not in repr((lines, records))
+    assert [(record.verdict, record.rule) for record in records] == [
+        ("allowed", "always"),
+        ("allowed", "pull **"),
+        ("refused", "default"),
+    ]
+    assert records[1].bytes_to_agent > 0
+    assert records[1].bytes_from_agent > 0

@@ -1,0 +1,252 @@
+"""What `tunnelmgr hook` and `tunnelmgr init` print for an agent."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import ConfigError
+from tunnelmgr.hooks import KINDS, authorized_keys_line, cloud_init, render
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.hooks.conftest import Hook, Localhost
+
+LISTEN = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGsd8n/FQSIWCQjx4SUMGJfQ3hC2UUiW4xSjfJo4GV1K"
+LINE = (
+    'restrict,port-forwarding,permitlisten="127.0.0.1:5000",permitlisten="[::1]:5000",'
+    f'permitopen="127.0.0.1:5000",permitopen="[::1]:5000" {KEY}'
+)
+EC2_USER_DATA = 16384
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Read a #cloud-config as cloud-init does."""
+    parsed: dict[str, Any] = yaml.safe_load(text)
+    return parsed
+
+
+def written(text: str, path: str) -> dict[str, Any]:
+    """Return one entry of write_files."""
+    (entry,) = [entry for entry in parse(text)["write_files"] if entry["path"] == path]
+    return dict(entry)
+
+
+def test_the_authorized_keys_line_is_the_contracts() -> None:
+    """Character by character: sshd compares these as text."""
+    assert authorized_keys_line(LISTEN, f"{KEY}\n") == LINE
+
+
+def test_a_keys_comment_is_kept() -> None:
+    """The comment tells an operator whose key it is."""
+    assert authorized_keys_line(LISTEN, f"{KEY} tunnelmgr@registry-1").endswith(" tunnelmgr@registry-1")
+
+
+def test_openssh_reads_the_line(tmp_path: Path) -> None:
+    """OpenSSH finds options and key in it."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    public = (tmp_path / "key.pub").read_text()
+    (tmp_path / "authorized_keys").write_text(authorized_keys_line(LISTEN, public) + "\n")
+
+    fingerprints = [
+        subprocess.run(["ssh-keygen", "-l", "-f", tmp_path / name], check=True, capture_output=True).stdout.split()[1]
+        for name in ("key.pub", "authorized_keys")
+    ]
+
+    assert fingerprints[0] == fingerprints[1]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "ssh-ed25519", f'command="id" {KEY}', f"{KEY}\n{KEY}", f"{KEY} a\nb", "-----BEGIN OPENSSH PRIVATE KEY-----",
+     "AAAA BBBB"],
+)  # fmt: skip
+def test_what_is_no_public_key_is_refused(key: str) -> None:
+    """A second line or an option in the key's place would widen what the agent allows."""
+    with pytest.raises(ConfigError):
+        authorized_keys_line(LISTEN, key)
+
+
+def test_a_line_without_listen_addresses_is_refused() -> None:
+    """Without any permitlisten sshd would allow every one."""
+    with pytest.raises(ConfigError):
+        authorized_keys_line((), KEY)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "localhost", 'x"'])  # noqa: S104 (refused is the point)
+def test_a_line_beyond_loopback_is_refused(host: str) -> None:
+    """The registry is never offered to a network."""
+    with pytest.raises(ConfigError):
+        authorized_keys_line((Endpoint(host, 5000),), KEY)
+
+
+def test_cloud_init_makes_a_user_that_only_forwards() -> None:
+    """No shell, no password, not locked, one key."""
+    users = parse(cloud_init(LINE))["users"]
+
+    assert users[0] == "default"
+    assert users[1] == {
+        "name": "tunnel",
+        "gecos": "tunnelmgr",
+        "shell": "/usr/sbin/nologin",
+        "lock_passwd": False,
+        "passwd": "*",
+        "ssh_authorized_keys": [LINE],
+    }
+    assert ["usermod", "--password", "*", "tunnel"] in parse(cloud_init(LINE))["runcmd"]
+
+
+def test_cloud_init_installs_the_script(hook: Hook) -> None:
+    """The packed script is the very one that `tunnelmgr hook wait` prints."""
+    entry = written(cloud_init(LINE), "/usr/local/bin/tunnelmgr-wait")
+
+    assert entry["permissions"] == "0755"
+    assert entry["encoding"] == "gz+b64"
+    assert gzip.decompress(base64.b64decode(entry["content"])).decode() == hook.text == render("wait")
+
+
+def test_cloud_init_is_the_same_every_time() -> None:
+    """Equal user-data does not make a launch template differ."""
+    assert cloud_init(LINE) == cloud_init(LINE)
+
+
+@pytest.mark.parametrize("kind", ["cloud-init", "hetzner"])
+def test_user_data_leaves_room_for_ones_own(kind: str) -> None:
+    """EC2 takes 16 KB; ours is at most half of that."""
+    text = render(kind, authorized_keys_line=LINE)
+
+    assert text.startswith("#cloud-config\n")
+    assert len(text.encode()) < EC2_USER_DATA / 2
+
+
+@pytest.mark.parametrize("comment", ["it's # mine: yes", '"quoted"', "{user}", "%s"])
+def test_any_comment_survives_yaml(comment: str) -> None:
+    """Quotes, hashes and braces in the key's comment stay what they are."""
+    line = f"{LINE} {comment}"
+
+    assert parse(cloud_init(line))["users"][1]["ssh_authorized_keys"] == [line]
+
+
+@pytest.mark.parametrize("line", [KEY, "", f"{LINE}\nssh-ed25519 AAAA", f"{LINE}\x1b[2J"])
+def test_an_unrestricted_line_is_refused(line: str) -> None:
+    """Only a restricted line of one key goes onto an agent."""
+    with pytest.raises(ConfigError):
+        cloud_init(line)
+
+
+@pytest.mark.parametrize("user", ["root", "", "-x", "a b", "a\nb", "x" * 33, "Tunnel"])
+def test_a_user_that_cannot_be_is_refused(user: str) -> None:
+    """The name goes into sshd's configuration and a command."""
+    with pytest.raises(ConfigError):
+        cloud_init(LINE, user=user)
+
+
+def test_sshd_takes_the_settings_for_that_user_alone(tmp_path: Path) -> None:
+    """A real sshd applies the drop-in to the user, over whatever the main file says, and to nobody else."""
+    drop_in = tmp_path / "10-tunnelmgr.conf"
+    drop_in.write_text(written(cloud_init(LINE, user="carrier"), "/etc/ssh/sshd_config.d/10-tunnelmgr.conf")["content"])
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "host"], check=True)
+    main = tmp_path / "sshd_config"
+    main.write_text(
+        f"Include {drop_in}\nHostKey {tmp_path / 'host'}\nGatewayPorts yes\nAllowTcpForwarding no\nPort 2222\n"
+    )
+    sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin") or pytest.fail("sshd is not installed")
+
+    def effective(user: str) -> dict[str, str]:
+        spec = f"user={user},host=agent,addr=192.0.2.7"
+        told = subprocess.run([sshd, "-T", "-f", main, "-C", spec], check=True, capture_output=True, text=True).stdout
+        return dict(line.split(" ", 1) for line in told.splitlines() if " " in line)
+
+    ours, others = effective("carrier"), effective("somebody")
+
+    assert (ours["clientaliveinterval"], ours["clientalivecountmax"]) == ("5", "2")
+    assert (ours["gatewayports"], ours["allowtcpforwarding"]) == ("no", "yes")
+    assert (others["clientaliveinterval"], others["gatewayports"]) == ("0", "yes")
+    assert others["allowtcpforwarding"] == "no"
+
+
+def test_every_kind_renders() -> None:
+    """What is listed can be printed, and begins with what its reader looks for."""
+    for kind in KINDS:
+        text = render(kind, authorized_keys_line=LINE)
+
+        assert text.startswith(("#!/bin/sh\n", "#cloud-config\n")), kind
+        assert text.endswith("\n"), kind
+
+
+def test_an_unknown_kind_names_those_there_are() -> None:
+    """The message answers the next question."""
+    with pytest.raises(ConfigError, match="wait, ec2, ssh"):
+        render("windows")
+
+
+def test_user_data_without_a_key_says_what_is_missing() -> None:
+    """Half a snippet would only fail later, on the agent."""
+    with pytest.raises(ConfigError, match="tunnelmgr init"):
+        render("hetzner")
+
+
+def test_the_ec2_script_ends_an_instance_for_a_stranger(hook: Hook, localhost: Localhost, shell: list[str]) -> None:
+    """A build must not start where somebody else answers on the registry's port."""
+    hook.shell, hook.text = shell, render("ec2")
+    hook.hurry()
+    localhost.v4.open(lambda _path: [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+
+    outcome = hook.run()
+
+    assert outcome.code == 69, outcome.err
+    assert outcome.out == ""
+
+
+def test_the_ec2_script_keeps_an_instance_that_waits_in_vain(hook: Hook, shell: list[str]) -> None:
+    """A missing tunnel, or no client to ask with, does not start instance after instance."""
+    hook.shell, hook.text, hook.wait = shell, render("ec2"), "1"
+
+    late = hook.run()
+    (hook.directory / "bin" / "curl").unlink()
+    hook.client = ""
+    misconfigured = hook.run()
+
+    assert late.code == 0, late.err
+    assert misconfigured.code == 0, misconfigured.err
+    assert "neither curl nor wget" in misconfigured.err
+
+
+def test_the_ssh_script_leaves_the_channel_alone(
+    hook: Hook, localhost: Localhost, told_input: tuple[int, Callable[[], str]]
+) -> None:
+    """The launcher's stdout and stdin are Jenkins' own."""
+    hook.text = render("ssh")
+    stdin, what_is_left = told_input
+    localhost.v4.open(lambda _path: [b'HTTP/1.1 403 Forbidden\r\n\r\n{"errors": [{"message": "tunnelmgr: no"}]}'])
+
+    outcome = hook.run("--soft", stdin=stdin)
+
+    assert outcome.code == 77, outcome.err
+    assert outcome.out == ""
+    assert what_is_left() == "for somebody else\n"
+
+
+@pytest.mark.parametrize("kind", ["wait", "ec2", "ssh"])
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is a developer's tool")
+def test_shellcheck_finds_no_fault(kind: str) -> None:
+    """Each kind as it is printed is plain POSIX sh."""
+    done = subprocess.run(
+        ["shellcheck", "-S", "warning", "-s", "sh", "-"],
+        input=render(kind),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stdout == ""

@@ -1,0 +1,50 @@
+"""`run` and `demo`: commands that last."""
+
+import asyncio
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tunnelmgr.cli.common import ConfigOption, chosen_file, command
+from tunnelmgr.cli.logs import LogFormat, configure
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command(rich_help_panel="Daemon", epilog="Example: `tunnelmgr run -c ./tunnelmgr.toml --log-level debug`")(run)
+    app.command(rich_help_panel="Start here", epilog="Example: `sudo tunnelmgr demo --keep`")(demo)
+
+
+@command
+def run(
+    context: typer.Context,
+    config: ConfigOption = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option(help="Form of the log [default: text on a terminal, else json]")
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="Least level: debug, info, warning or error")] = "info",
+) -> None:
+    """Run the controller in the foreground, until SIGTERM drains it. SIGHUP reads the configuration again."""
+    if log_level.lower() not in {"debug", "info", "warning", "error"}:
+        raise typer.BadParameter(f"{log_level!r} is none of debug, info, warning, error", param_hint="--log-level")
+    file = chosen_file(context, config)
+    configure(log_format or (LogFormat.TEXT if sys.stderr.isatty() else LogFormat.JSON), log_level)
+    from tunnelmgr.daemon.daemon import run as run_daemon  # noqa: PLC0415 - spares every other command its imports
+
+    os.umask(0o077)
+    try:
+        asyncio.run(run_daemon(file))
+    except asyncio.CancelledError:
+        raise typer.Exit(1) from None
+
+
+@command
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running at the end, until Ctrl-C")] = False,
+) -> None:
+    """Show the whole path with real parts on this machine: registry, agents, a cloud API, a stranger. Needs root."""
+    from tunnelmgr.demo.story import tell  # noqa: PLC0415 - as above
+
+    raise typer.Exit(tell(keep=keep))

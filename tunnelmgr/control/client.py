@@ -1,0 +1,87 @@
+"""The client of the daemon's socket, for the command line."""
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tunnelmgr.errors import ConfigError, ControlError, DaemonNotRunningError
+
+PATIENCE = 30.0
+"""Seconds to wait for an answer; a reload takes the longest."""
+
+
+class ControlClient:
+    """Asks the daemon, one connection a question.
+
+    Every method raises DaemonNotRunningError where nobody answers, and ControlError with the daemon's own words
+    where it refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def status(self) -> dict[str, Any]:
+        """Return what `status --json` prints."""
+        return dict(self._ask("GET", "/v1/status"))
+
+    def agents(self, *, departed: bool = False) -> list[dict[str, Any]]:
+        """Return what `list --json` prints; with `departed`, also the agents that left."""
+        return list(self._ask("GET", "/v1/agents?departed=true" if departed else "/v1/agents"))
+
+    def agent(self, wanted: str) -> dict[str, Any]:
+        """Return one agent with its story."""
+        return dict(self._ask("GET", f"/v1/agents/{quote(wanted, safe='')}"))
+
+    def retry(self, wanted: str) -> dict[str, Any]:
+        """Ask for the next try now."""
+        return dict(self._ask("POST", f"/v1/agents/{quote(wanted, safe='')}/retry"))
+
+    def release(self, wanted: str, reason: str) -> dict[str, Any]:
+        """End a quarantine."""
+        return dict(self._ask("POST", f"/v1/agents/{quote(wanted, safe='')}/release", {"reason": reason}))
+
+    def reload(self) -> dict[str, Any]:
+        """Have the configuration read again; raises ConfigError where the new one is bad."""
+        return dict(self._ask("POST", "/v1/reload"))
+
+    def _ask(self, method: str, target: str, body: dict[str, str] | None = None) -> Any:  # noqa: ANN401 - JSON
+        connection = _UnixConnection(self._path)
+        try:
+            payload = None if body is None else json.dumps(body)
+            connection.request(method, target, payload, {"Content-Type": "application/json"} if body else {})
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except PermissionError as denied:
+            raise ControlError(f"{self._path}: permission denied; be root, or join the socket's group") from denied
+        except (OSError, http.client.HTTPException, ValueError) as failed:
+            reason = failed.strerror if isinstance(failed, OSError) and failed.strerror else str(failed)
+            raise DaemonNotRunningError(str(self._path), reason) from failed
+        finally:
+            connection.close()
+        if response.status >= 400:  # noqa: PLR2004 - HTTP's first error
+            raise _refusal(answer)
+        return answer
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket instead of a port."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _refusal(answer: dict[str, Any]) -> ControlError | ConfigError:
+    error = answer.get("error", {})
+    if error.get("code") == ConfigError.code:
+        return ConfigError(list(error.get("problems", [])), file=str(error.get("file", "")))
+    return ControlError(str(error.get("message", "the daemon refused")))

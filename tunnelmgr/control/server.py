@@ -1,0 +1,231 @@
+"""The API on the unix socket: HTTP and JSON, for this machine's people and scripts only.
+
+The socket's mode (0660) says who may connect; who may change things is asked of the kernel (SO_PEERCRED, unix(7)).
+"""
+
+import grp
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+from aiohttp import web
+
+from tunnelmgr.control.views import DaemonFacts, Json, agent_view, agents_view, find, status_of, status_view, story_view
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested
+from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.world import World
+from tunnelmgr.errors import ConfigError, ControlError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tunnelmgr.control.views import Counters
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Operations(Protocol):
+    """What the server needs of the daemon."""
+
+    @property
+    def world(self) -> World:
+        """The world as it is."""
+        ...
+
+    @property
+    def traffic(self) -> Mapping[AgentId, "Counters"]:
+        """What went through, by agent."""
+        ...
+
+    def facts(self) -> DaemonFacts:
+        """Return what is known of the daemon itself."""
+        ...
+
+    def report(self, event: Event) -> None:
+        """Hand an event to the controller."""
+        ...
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again and return remarks; raises ConfigError and changes nothing if it is bad."""
+        ...
+
+
+class ControlServer:
+    """Serves the API until closed."""
+
+    def __init__(self, operations: Operations, path: Path) -> None:
+        self._operations = operations
+        self._path = path
+        app = web.Application(middlewares=[_errors_as_json, self._allowed])
+        app.add_routes(
+            [
+                web.get("/v1/status", self._status),
+                web.get("/v1/agents", self._agents),
+                web.get("/v1/agents/{agent}", self._agent),
+                web.post("/v1/agents/{agent}/retry", self._retry),
+                web.post("/v1/agents/{agent}/release", self._release),
+                web.post("/v1/reload", self._reload),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+
+    async def start(self) -> None:
+        """Open the socket; raises ControlError where that is impossible or another daemon answers on it."""
+        listener = _bound(self._path)
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener).start()
+
+    async def close(self) -> None:
+        """Stop answering and remove the socket."""
+        await self._runner.cleanup()
+        self._path.unlink(missing_ok=True)
+
+    # --- who may ---
+
+    @web.middleware
+    async def _allowed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let everybody who can connect read; changes need root, the daemon's user or the socket's group."""
+        uid, gid = _peer(request)
+        if request.method != "GET":
+            if not _may_change(uid, gid, self._path.stat().st_gid):
+                raise web.HTTPForbidden(
+                    text=f"uid {uid} may not change anything here: be root, or join the socket's group"
+                )
+            log.info("operator request", uid=uid, path=request.path)
+        return await handler(request)
+
+    # --- reading ---
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response(status_view(self._operations.world, self._operations.facts()))
+
+    async def _agents(self, request: web.Request) -> web.Response:
+        departed = request.query.get("departed") == "true"
+        return web.json_response(agents_view(self._operations.world, self._operations.traffic, departed=departed))
+
+    async def _agent(self, request: web.Request) -> web.Response:
+        return web.json_response(self._whole(self._named(request)))
+
+    def _whole(self, id_: AgentId) -> Json:
+        world = self._operations.world
+        record = world.records[id_]
+        view = agent_view(record, status_of(world, record), world.rules.forwards, self._operations.traffic.get(id_))
+        return {**view, "story": story_view(record)}
+
+    def _named(self, request: web.Request) -> AgentId:
+        wanted = request.match_info["agent"]
+        found = find(self._operations.world, wanted)
+        if not found:
+            raise web.HTTPNotFound(
+                text=f"no agent is called {wanted!r}; `tunnelmgr list --all` shows all that are known"
+            )
+        if len(found) > 1:
+            raise web.HTTPConflict(text=f"{wanted!r} may be {', '.join(sorted(found)[:10])}; write more of it")
+        return found[0]
+
+    # --- changing ---
+
+    async def _retry(self, request: web.Request) -> web.Response:
+        id_ = self._named(request)
+        world = self._operations.world
+        phase = status_of(world, world.records[id_]).phase
+        if phase is Phase.QUARANTINED:
+            raise web.HTTPConflict(
+                text=f"{id_} is quarantined; look at `tunnelmgr show {id_}`, then `tunnelmgr release`"
+            )
+        self._operations.report(RetryRequested(id_))
+        return web.json_response({"agent": id_, "phase": phase.value, "retry": "now"})
+
+    async def _release(self, request: web.Request) -> web.Response:
+        id_ = self._named(request)
+        if self._operations.world.records[id_].quarantine is None:
+            raise web.HTTPConflict(text=f"{id_} is not quarantined")
+        reason = (await request.json()).get("reason", "") if request.can_read_body else ""
+        self._operations.report(ReleaseRequested(id_, str(reason)))
+        return web.json_response({"agent": id_, "released": True})
+
+    async def _reload(self, _request: web.Request) -> web.Response:
+        try:
+            remarks = await self._operations.reload()
+        except ConfigError as bad:
+            problems = {"code": bad.code, "message": str(bad), "problems": bad.problems, "file": bad.file}
+            return web.json_response({"error": problems}, status=422)
+        return web.json_response({"reloaded": True, "remarks": remarks})
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as refused:
+        code = (refused.reason or "error").lower().replace(" ", "-")
+        return web.json_response({"error": {"code": code, "message": refused.text}}, status=refused.status)
+    except ValueError:
+        message = "the body is no JSON object"
+        return web.json_response({"error": {"code": "bad-request", "message": message}}, status=400)
+
+
+def _peer(request: web.Request) -> tuple[int, int]:
+    """Return the uid and gid of the process at the other end."""
+    transport = request.transport
+    held: socket.socket | None = transport.get_extra_info("socket") if transport else None
+    if held is None:
+        raise web.HTTPForbidden(text="the connection is gone")
+    _, uid, gid = struct.unpack("3i", held.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return uid, gid
+
+
+def _may_change(uid: int, gid: int, group: int) -> bool:
+    if uid in {0, os.geteuid()} or gid == group:
+        return True
+    try:
+        name = pwd.getpwuid(uid).pw_name
+        return group in os.getgrouplist(name, gid) or name in grp.getgrgid(group).gr_mem
+    except KeyError:
+        return False
+
+
+def _bound(path: Path) -> socket.socket:
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if path.is_socket():
+            if _answers(path):
+                raise ControlError(f"{path}: another daemon answers there")
+            path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with _umask(0o117):
+            listener.bind(str(path))
+    except OSError as failed:
+        raise ControlError(
+            f"{path}: {failed.strerror or failed}; `controller.socket` must be a path we can make"
+        ) from failed
+    listener.setblocking(False)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+        knock.settimeout(1)
+        try:
+            knock.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def _umask(mask: int) -> "Iterator[None]":
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)

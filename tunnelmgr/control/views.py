@@ -1,0 +1,150 @@
+"""The world as JSON: the shapes that `status`, `list`, `show` and the socket's API share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.tunnel import Forward, Phase, TunnelStatus
+from tunnelmgr.core.world import Record, World, resting_status
+
+Json = dict[str, Any]
+
+
+class Counters(Protocol):
+    """What is counted of an agent's traffic."""
+
+    channels: int
+    to_agent: int
+    from_agent: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryFacts:
+    """How the registry does: whether it answers, and whether it listens on loopback only (None: cannot be told)."""
+
+    reachable: bool
+    loopback_only: bool | None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonFacts:
+    """What there is to say of the daemon beside its world."""
+
+    controller: str
+    version: str
+    uptime_s: float
+    registry: RegistryFacts
+    store_error: str | None
+
+
+def agent_view(record: Record, status: TunnelStatus, forwards: tuple[Forward, ...], traffic: Counters | None) -> Json:
+    """Return one agent, as an element of `list --json`."""
+    agent, trust = record.agent, record.trust
+    return {
+        "agent": agent.id,
+        "name": agent.name,
+        "group": agent.group,
+        "source": agent.source,
+        "address": agent.addresses[0] if agent.addresses else None,
+        "port": agent.port,
+        "present": record.present,
+        "phase": status.phase.value,
+        "since": timestamp(status.since),
+        "first_seen": timestamp(record.first_seen),
+        "trust": trust.method.value if trust else None,
+        "fingerprints": list(trust.fingerprints) if trust else [],
+        "error": status.error,
+        "message": status.message or None,
+        "failures": status.failures,
+        "retry_at": timestamp(status.retry_at),
+        "forwards": [_forward_view(forward, status) for forward in forwards],
+        "channels": traffic.channels if traffic else 0,
+        "bytes_to_agent": traffic.to_agent if traffic else 0,
+        "bytes_from_agent": traffic.from_agent if traffic else 0,
+        "probe_ms": None if status.probe_ms is None else round(status.probe_ms, 3),
+        "probed_at": timestamp(status.probed_at),
+    }
+
+
+def story_view(record: Record) -> list[Json]:
+    """Return an agent's story, oldest first."""
+    return [{"at": timestamp(moment.at), "step": moment.step, "detail": moment.detail} for moment in record.story]
+
+
+def agents_view(world: World, traffic: Mapping[AgentId, Counters], *, departed: bool = False) -> list[Json]:
+    """Return every present agent, or also those that left and are remembered, newest first."""
+    chosen = [record for id_, record in world.records.items() if departed or record.present or id_ in world.tunnels]
+    chosen.sort(key=lambda record: (-record.first_seen, record.agent.id))
+    return [
+        agent_view(record, status_of(world, record), world.rules.forwards, traffic.get(record.agent.id))
+        for record in chosen
+    ]
+
+
+def status_of(world: World, record: Record) -> TunnelStatus:
+    """Return the status of an agent, also of one that left."""
+    return world.tunnels.get(record.agent.id) or resting_status(record, record.changed)
+
+
+def status_view(world: World, facts: DaemonFacts) -> Json:
+    """Return the whole, as `status --json`."""
+    present = [record for record in world.records.values() if record.present]
+    phases = [status_of(world, record).phase for record in present]
+    return {
+        "controller": facts.controller,
+        "version": facts.version,
+        "uptime_s": round(facts.uptime_s, 1),
+        "draining": world.draining,
+        "agents": len(present),
+        "up": phases.count(Phase.UP),
+        "quarantined": phases.count(Phase.QUARANTINED),
+        "phases": {phase.value: phases.count(phase) for phase in Phase},
+        "sources": [
+            {
+                "name": view.name,
+                "ok": view.ok,
+                "last_success": timestamp(view.last_success),
+                "error": view.error,
+                "agents": sum(record.agent.source == view.name for record in present),
+            }
+            for view in world.sources.values()
+        ],
+        "registry": {
+            "reachable": facts.registry.reachable,
+            "loopback_only": facts.registry.loopback_only,
+            "error": facts.registry.error,
+        },
+        "state": {"ok": facts.store_error is None, "error": facts.store_error},
+    }
+
+
+def timestamp(at: float | None) -> str | None:
+    """Return seconds since the epoch as RFC 3339 in UTC, with milliseconds."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def find(world: World, wanted: str) -> list[AgentId]:
+    """Return the agents that `wanted` may mean: an id, a name, or the beginning of an id (with or without its type).
+
+    A whole id or name goes before a prefix, and a present agent before one that left.
+    """
+    exact = [id_ for id_, record in world.records.items() if wanted in {id_, record.agent.name}]
+    found = exact or [
+        id_ for id_ in world.records if id_.startswith(wanted) or id_.partition(":")[2].startswith(wanted)
+    ]
+    return [id_ for id_ in found if world.records[id_].present] or found
+
+
+def _forward_view(forward: Forward, status: TunnelStatus) -> Json:
+    return {
+        "name": forward.name,
+        "listen": [str(endpoint) for endpoint in forward.listen],
+        "held": [str(endpoint) for endpoint in forward.listen if endpoint in status.held],
+        "target": str(forward.target),
+        "protocol": forward.protocol,
+    }

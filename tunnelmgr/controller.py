@@ -1,0 +1,180 @@
+"""The one loop that owns all state: take what happened, evolve the world, plan, act, write down what changed.
+
+Closings come before the writing, so that a slow disk delays no revocation; openings after it, so that no key is
+trusted for the first time before that is written.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, assert_never
+
+import structlog
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.changes import Changes, changes
+from tunnelmgr.core.events import Event
+from tunnelmgr.core.evolve import evolve
+from tunnelmgr.core.reconcile import Action, CloseTunnel, OpenTunnel, SeekEvidence, begin, next_due, plan
+from tunnelmgr.core.world import World
+from tunnelmgr.errors import StoreError
+
+log = structlog.get_logger(__name__)
+
+STORE_RETRY = 5.0
+"""Seconds between tries while the state cannot be written."""
+
+
+class Tunnels(Protocol):
+    """What opens and closes tunnels."""
+
+    def open(self, action: OpenTunnel) -> None:
+        """Start a worker."""
+        ...
+
+    def close(self, action: CloseTunnel) -> None:
+        """End one."""
+        ...
+
+
+class Store(Protocol):
+    """What writes state down; blocks."""
+
+    def write(self, changes: Changes) -> None:
+        """Write all or nothing; raises StoreError."""
+        ...
+
+
+class Clock:
+    """Seconds since the epoch that never jump: the wall clock at the start, carried on by the monotonic one."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        """Return the time now."""
+        return time.monotonic() + self._offset
+
+
+@dataclass(slots=True)
+class Controller:
+    """Owns the world. Others put events in by `report`, and read `world`, which is always whole."""
+
+    world: World
+    store: Store
+    tunnels: Tunnels
+    seek: Callable[[Agent], None]
+    clock: Callable[[], float]
+    store_error: str | None = None
+    _inbox: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    _written: World = field(default_factory=World)
+
+    def report(self, event: Event) -> None:
+        """Tell the loop what happened; it is taken up in order."""
+        self._inbox.put_nowait(event)
+
+    async def run(self) -> None:
+        """Reconcile until a drain is complete."""
+        self._written = self.world
+        while not (self.world.draining and not _standing(self.world)):
+            for event in await self._events():
+                self._take(event)
+            await self._reconcile()
+
+    async def _events(self) -> list[Event]:
+        """Wait for something to do and return all that has happened until then."""
+        events: list[Event] = []
+        try:
+            async with asyncio.timeout(self._patience()):
+                events.append(await self._inbox.get())
+        except TimeoutError:
+            pass
+        while not self._inbox.empty():
+            events.append(self._inbox.get_nowait())
+        return events
+
+    def _patience(self) -> float | None:
+        """Return the seconds until something is due without an event; None if nothing is."""
+        due = next_due(self.world)
+        waits = [] if due is None else [max(0.0, due - self.clock())]
+        if self.store_error is not None:
+            waits.append(STORE_RETRY)
+        return min(waits, default=None)
+
+    def _take(self, event: Event) -> None:
+        before = self.world
+        self.world = evolve(before, event, self.clock())
+        _log_phases(before, self.world)
+
+    async def _reconcile(self) -> None:
+        now = self.clock()
+        actions = plan(self.world, now)
+        before = self.world
+        self.world = begin(before, actions, now)
+        _log_phases(before, self.world)
+        for action in actions:
+            if isinstance(action, CloseTunnel):
+                self._perform(action)
+        await self._write()
+        for action in actions:
+            if not isinstance(action, CloseTunnel):
+                self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case OpenTunnel():
+                self.tunnels.open(action)
+            case CloseTunnel():
+                self.tunnels.close(action)
+            case SeekEvidence(agent):
+                self.seek(agent)
+            case _:
+                assert_never(action)
+
+    async def _write(self) -> None:
+        """Write what changed since the last success; a failure is kept, shown, and tried again."""
+        world = self.world
+        due = changes(self._written, world)
+        if not due:
+            return
+        try:
+            await asyncio.to_thread(self.store.write, due)
+        except StoreError as failed:
+            if self.store_error is None:
+                log.error("state cannot be written; tunnels go on", error=str(failed))  # noqa: TRY400 - no trace needed
+            self.store_error = str(failed)
+        else:
+            if self.store_error is not None:
+                log.info("state is written again")
+            self.store_error = None
+            self._written = world
+
+
+def _standing(world: World) -> bool:
+    """Tell whether any worker is still at it; a search for evidence is no reason to stay."""
+    return any(status.working and status.spec is not None for status in world.tunnels.values())
+
+
+def _log_phases(before: World, after: World) -> None:
+    """Log one line for each agent whose phase changed."""
+    if before.tunnels is after.tunnels:
+        return
+    for id_, status in after.tunnels.items():
+        old = before.tunnels.get(id_)
+        if old is status or (old is not None and old.phase is status.phase):
+            continue
+        _log_phase(id_, old.phase.value if old else None, after)
+    for id_ in before.tunnels.keys() - after.tunnels.keys():
+        log.info("agent gone", agent=id_)
+
+
+def _log_phase(id_: AgentId, was: str | None, world: World) -> None:
+    status = world.tunnels[id_]
+    facts = {"agent": id_, "phase": status.phase.value, "was": was}
+    if status.error:
+        facts |= {"code": status.error, "error": status.message}
+    if status.phase.value == "quarantined":
+        log.error("phase", **facts)
+    else:
+        log.info("phase", **facts)

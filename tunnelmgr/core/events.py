@@ -1,0 +1,172 @@
+"""Everything that can happen to the world; each event is a fact, told by whoever saw it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.tunnel import Endpoint, Forward
+from tunnelmgr.errors import Pace
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A source's answer.
+
+    `gone` holds the agents that the source itself calls ended. `failures` says what could not be asked; while it
+    is not empty, absence means nothing. `absence_is_proof` is for sources whose list is the truth (a file).
+    """
+
+    agents: frozenset[Agent]
+    gone: frozenset[AgentId] = frozenset()
+    failures: tuple[str, ...] = ()
+    absence_is_proof: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something ended: an error's code, pace and message."""
+
+    code: str
+    retry: Pace
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The part of the configuration that decisions rest on.
+
+    `trust` gives each source's methods in order; `minimum` each group's weakest acceptable one.
+    """
+
+    forwards: tuple[Forward, ...] = ()
+    trust: Mapping[str, tuple[Method, ...]] = field(default_factory=dict)
+    minimum: Mapping[str, Method] = field(default_factory=dict)
+
+    def accepts(self, agent: Agent, method: Method) -> bool:
+        """Tell whether evidence had by `method` may be believed for `agent`."""
+        minimum = self.minimum.get(agent.group, Method.TOFU)
+        return method in self.trust.get(agent.source, ()) and method.reaches(minimum)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The configuration was read (again)."""
+
+    rules: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class AgentsDiscovered:
+    """A source answered, wholly or in part."""
+
+    source: str
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryFailed:
+    """A source gave no answer at all; its last snapshot stays in force."""
+
+    source: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceFound:
+    """A trust source answered for one incarnation of an agent."""
+
+    agent: AgentId
+    incarnation: str
+    trust: HostTrust
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceAbsent:
+    """No trust source has evidence yet; `message` says which were asked and what they lack."""
+
+    agent: AgentId
+    incarnation: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelDialled:
+    """A worker has proved the agent's key and logged in at `address`."""
+
+    agent: AgentId
+    life: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelBound:
+    """The agent's sshd listens on `held`; it would not on `refused`, and another process there holds `squatted`."""
+
+    agent: AgentId
+    life: int
+    held: tuple[Endpoint, ...]
+    refused: tuple[Endpoint, ...] = ()
+    squatted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelProbed:
+    """A probe came back through the agent's own listener after `took` seconds; the first one means `up`."""
+
+    agent: AgentId
+    life: int
+    took: float
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelEnded:
+    """A worker is over; `failure` is None where it was asked to end."""
+
+    agent: AgentId
+    life: int
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRequested:
+    """A person wants the next try now."""
+
+    agent: AgentId
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRequested:
+    """A person ends a quarantine; what was believed of the agent's key is forgotten with it."""
+
+    agent: AgentId
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The controller is to stop: let transfers end, then close everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryExpired:
+    """Agents that left before `before` may be forgotten."""
+
+    before: float
+
+
+Event = (
+    Reconfigured
+    | AgentsDiscovered
+    | DiscoveryFailed
+    | EvidenceFound
+    | EvidenceAbsent
+    | TunnelDialled
+    | TunnelBound
+    | TunnelProbed
+    | TunnelEnded
+    | RetryRequested
+    | ReleaseRequested
+    | DrainRequested
+    | MemoryExpired
+)

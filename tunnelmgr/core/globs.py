@@ -1,0 +1,101 @@
+"""Globs over repository names and tags, compiled once and searched without trying each.
+
+- `*` stands for any characters within one path component.
+- `**` stands for any number of whole components: `**/app` includes `app`, `team/**` is all below `team`, not `team`.
+- Everything else is literal.
+
+A literal is found in a dict. A glob is kept by its literal beginning and end, so of a thousand only those are tried
+whose both ends fit.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+_NAME_PART: Final = re.compile(r"[a-z0-9._*-]+")
+_TAG_GLOB: Final = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
+_ENDS: Final = re.compile(r"([^*]*)\*.*?([^*]*)", re.DOTALL)
+
+
+class GlobSet:
+    """A set of patterns; `find` names one that matches, the most specific first, whatever order they came in."""
+
+    __slots__ = ("_globs", "_literals", "_prefix_lengths", "patterns")
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.patterns = frozenset(patterns)
+        self._literals = frozenset(pattern for pattern in self.patterns if "*" not in pattern)
+        self._globs: dict[str, _BySuffix] = {}
+        # The longest first, so that the more specific rule is the one which gets named.
+        for pattern in sorted(self.patterns - self._literals, key=lambda pattern: (-len(pattern), pattern)):
+            prefix, suffix = _literal_ends(pattern)
+            self._globs.setdefault(prefix, _BySuffix()).add(suffix, pattern)
+        self._prefix_lengths = tuple(sorted({len(prefix) for prefix in self._globs}, reverse=True))
+
+    def find(self, text: str) -> str | None:
+        """Return a pattern that matches the whole of `text`, or None."""
+        if text in self._literals:
+            return text
+        for length in self._prefix_lengths:
+            bucket = self._globs.get(text[:length])
+            if bucket is not None and (found := bucket.find(text)) is not None:
+                return found
+        return None
+
+
+class _BySuffix:
+    __slots__ = ("_globs", "_lengths")
+
+    def __init__(self) -> None:
+        self._globs: dict[str, list[tuple[re.Pattern[str], str]]] = {}
+        self._lengths: tuple[int, ...] = ()
+
+    def add(self, suffix: str, pattern: str) -> None:
+        self._globs.setdefault(suffix, []).append((re.compile(_to_regex(pattern)), pattern))
+        self._lengths = tuple(sorted({len(known) for known in self._globs}, reverse=True))
+
+    def find(self, text: str) -> str | None:
+        for length in self._lengths:
+            for regex, pattern in self._globs.get(text[len(text) - length :], ()):
+                if regex.fullmatch(text):
+                    return pattern
+        return None
+
+
+def check_name_glob(pattern: str) -> None:
+    """Raise ValueError unless `pattern` can match names of repositories."""
+    if "**/**" in pattern:
+        raise ValueError(f"{pattern!r}: one `**` already stands for any number of path components")
+    for part in pattern.split("/"):
+        if part == "**":
+            continue
+        if "**" in part:
+            raise ValueError(f"{pattern!r}: `**` stands for whole path components, so write it between slashes")
+        if not _NAME_PART.fullmatch(part):
+            raise ValueError(f"{pattern!r}: a repository pattern has lower-case components of a-z 0-9 . _ - and `*`")
+
+
+def check_tag_glob(pattern: str) -> None:
+    """Raise ValueError unless `pattern` can match tags."""
+    if "**" in pattern or not _TAG_GLOB.fullmatch(pattern):
+        raise ValueError(f"{pattern!r}: a tag pattern has letters, digits, . _ - and single `*`")
+
+
+def _literal_ends(pattern: str) -> tuple[str, str]:
+    """Return the text before the first and after the last star, less the slash that a `**` may take with it."""
+    matched = _ENDS.fullmatch(pattern)
+    assert matched is not None  # noqa: S101 (only patterns with a star come here)
+    return matched[1], matched[2].removeprefix("/")
+
+
+def _to_regex(pattern: str) -> str:
+    """Translate component by component; a `**` that is not last takes its slash along, so it may stand for nothing."""
+    parts = pattern.split("/")
+    out: list[str] = []
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        if part == "**":
+            out.append(".+" if last else "(?:.+/)?")
+        else:
+            out.append("[^/]*".join(map(re.escape, part.split("*"))) + ("" if last else "/"))
+    return "".join(out)

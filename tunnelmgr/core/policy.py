@@ -1,0 +1,145 @@
+"""Which group may do what: `decide(request, policy) -> Verdict`.
+
+- A deny wins over every grant; the order of rules does not matter.
+- A push grant lets its group pull the same repository, so that it can check what it pushed.
+- What no rule grants is refused. The base check and our own well-known path are always allowed.
+- The catalog names every repository, so it is only for a group that may pull every one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import assert_never
+
+from tunnelmgr.core.globs import GlobSet, check_name_glob, check_tag_glob
+from tunnelmgr.core.registry import Action, RegistryRequest
+
+EVERYTHING = "**"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Allow or refuse, the rule that decided (`deny team/**`, `default`), and the sentence an agent is told."""
+
+    allowed: bool
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPolicy:
+    """The grants of one group, compiled."""
+
+    group: str
+    pull: GlobSet
+    push: GlobSet
+    delete: GlobSet
+    deny: GlobSet
+    immutable_tags: GlobSet
+
+    @classmethod
+    def build(  # noqa: PLR0913 (one argument for each key of the configuration)
+        cls,
+        group: str,
+        *,
+        pull: Iterable[str] = (EVERYTHING,),
+        push: Iterable[str] = (),
+        delete: Iterable[str] = (),
+        deny: Iterable[str] = (),
+        immutable_tags: Iterable[str] = (),
+    ) -> "GroupPolicy":
+        """Compile patterns; raises ValueError that names the first bad one."""
+        return cls(
+            group=group,
+            pull=_names(pull),
+            push=_names(push),
+            delete=_names(delete),
+            deny=_names(deny),
+            immutable_tags=_tags(immutable_tags),
+        )
+
+
+def decide(request: RegistryRequest, policy: GroupPolicy) -> Verdict:
+    """Judge one request by its group's grants; whether a mount may go along is `may_mount`'s to say."""
+    match request.action:
+        case Action.BASE | Action.WELL_KNOWN:
+            return Verdict(allowed=True, rule="always", reason="")
+        case Action.CATALOG:
+            return _judge_catalog(policy)
+        case Action.UNKNOWN:
+            reason = f"tunnelmgr: {request.method} {request.path} is no endpoint of the registry API"
+            return Verdict(allowed=False, rule="endpoint", reason=reason)
+        case Action.PULL | Action.PUSH | Action.DELETE:
+            return judge(request.action, request.repository, policy)
+        case _:
+            assert_never(request.action)
+
+
+def judge(action: Action, repository: str, policy: GroupPolicy) -> Verdict:
+    """Judge pull, push or delete of one repository."""
+    if (pattern := policy.deny.find(repository)) is not None:
+        return _verdict(policy, action, repository, rule=f"deny {pattern}", allowed=False)
+    if (rule := _grant(action, repository, policy)) is not None:
+        return _verdict(policy, action, repository, rule=rule, allowed=True)
+    return _verdict(policy, action, repository, rule="default", allowed=False)
+
+
+def may_mount(request: RegistryRequest, policy: GroupPolicy) -> bool:
+    """Whether the group may read the repository that a mount names.
+
+    A mount that names none lets the registry search all of them (end-11, automatic content discovery): never.
+    """
+    return bool(request.mount_from) and judge(Action.PULL, request.mount_from, policy).allowed
+
+
+def protecting_rule(request: RegistryRequest, policy: GroupPolicy) -> str | None:
+    """Name the rule under which the tag that this request would write may not exist yet, or None."""
+    if request.action is not Action.PUSH or not request.has_tag:
+        return None
+    pattern = policy.immutable_tags.find(request.reference)
+    return None if pattern is None else f"immutable_tags {pattern}"
+
+
+def _grant(action: Action, repository: str, policy: GroupPolicy) -> str | None:
+    for kind, globs in _granting(action, policy):
+        if (pattern := globs.find(repository)) is not None:
+            return f"{kind} {pattern}"
+    return None
+
+
+def _granting(action: Action, policy: GroupPolicy) -> tuple[tuple[str, GlobSet], ...]:
+    match action:
+        case Action.PULL:
+            return ("pull", policy.pull), ("push", policy.push)
+        case Action.PUSH:
+            return (("push", policy.push),)
+        case Action.DELETE:
+            return (("delete", policy.delete),)
+        case _:
+            return ()
+
+
+def _judge_catalog(policy: GroupPolicy) -> Verdict:
+    if EVERYTHING in policy.pull.patterns and not policy.deny.patterns:
+        return Verdict(allowed=True, rule=f"pull {EVERYTHING}", reason="")
+    reason = f"tunnelmgr: group {policy.group} may not list the catalog"
+    return Verdict(allowed=False, rule="catalog", reason=reason)
+
+
+def _verdict(policy: GroupPolicy, action: Action, repository: str, *, rule: str, allowed: bool) -> Verdict:
+    may = "may" if allowed else "may not"
+    reason = f"tunnelmgr: group {policy.group} {may} {action} {repository}"
+    return Verdict(allowed=allowed, rule=rule, reason=reason)
+
+
+def _names(patterns: Iterable[str]) -> GlobSet:
+    kept = tuple(patterns)
+    for pattern in kept:
+        check_name_glob(pattern)
+    return GlobSet(kept)
+
+
+def _tags(patterns: Iterable[str]) -> GlobSet:
+    kept = tuple(patterns)
+    for pattern in kept:
+        check_tag_glob(pattern)
+    return GlobSet(kept)

@@ -1,0 +1,152 @@
+"""The difference between what should be and what is, as actions; pure, and computed afresh from the whole world.
+
+Shutdown, scale-in, a changed forward and a terminated instance are one path: each shrinks `desired()`, and `plan`
+closes the difference.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.tunnel import Phase, TunnelSpec, TunnelStatus
+from tunnelmgr.core.world import Record, World
+
+
+class Manner(Enum):
+    """How to close a tunnel."""
+
+    DRAIN = auto()  # stop listening, let transfers end until a deadline
+    REVOKE = auto()  # abort the connection and every socket behind it, now
+
+
+@dataclass(frozen=True, slots=True)
+class CloseTunnel:
+    """End the worker of this agent."""
+
+    agent: AgentId
+    life: int
+    manner: Manner
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTunnel:
+    """Start a worker, which lives once."""
+
+    agent: AgentId
+    life: int
+    spec: TunnelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SeekEvidence:
+    """Ask the agent's trust sources which host keys to expect."""
+
+    agent: Agent
+
+
+Action = CloseTunnel | OpenTunnel | SeekEvidence
+
+
+def desired(world: World) -> Mapping[AgentId, TunnelSpec]:
+    """Return the tunnels that should stand: those of present agents with evidence and without quarantine."""
+    if world.draining:
+        return {}
+    return {id_: spec for id_, record in world.records.items() if (spec := _wanted(record)) is not None}
+
+
+def _wanted(record: Record) -> TunnelSpec | None:
+    return record.spec if record.present and record.quarantine is None else None
+
+
+def plan(world: World, now: float) -> tuple[Action, ...]:
+    """Return what closes the difference between desired and observed at `now`, closings first."""
+    wanted = desired(world)
+    closings: list[Action] = []
+    openings: list[tuple[float, Action]] = []
+    for id_, status in world.tunnels.items():
+        if status.working and status.spec is not None:
+            closing = _closing(world, id_, status, wanted.get(id_))
+            if closing is not None:
+                closings.append(closing)
+    for id_, record in world.records.items():
+        opening = _opening(world, record, wanted.get(id_), now)
+        if opening is not None:
+            openings.append((record.first_seen, opening))
+    # Newest first: a build is waiting for the agent that has just appeared.
+    openings.sort(key=lambda entry: entry[0], reverse=True)
+    # Closings first: an agent that moved still holds the port there.
+    return (*closings, *(action for _, action in openings))
+
+
+def _closing(world: World, id_: AgentId, status: TunnelStatus, want: TunnelSpec | None) -> CloseTunnel | None:
+    if status.revoked or status.spec is want or status.spec == want:
+        return None
+    record = world.records[id_]
+    same_machine = (
+        record.present
+        and record.quarantine is None
+        and record.trust is not None
+        and status.spec is not None
+        and record.trust.keys == status.spec.trust.keys
+        and record.agent.incarnation == status.spec.incarnation
+    )
+    if not same_machine:
+        return CloseTunnel(id_, status.life, Manner.REVOKE)
+    if status.phase is Phase.DRAINING:
+        return None
+    return CloseTunnel(id_, status.life, Manner.DRAIN)
+
+
+def _opening(world: World, record: Record, want: TunnelSpec | None, now: float) -> Action | None:
+    status = world.tunnels.get(record.agent.id)
+    if status is not None and (status.working or (status.retry_at is not None and status.retry_at > now)):
+        return None
+    if want is not None:
+        return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want)
+    if record.present and record.trust is None and record.quarantine is None and not world.draining:
+        return SeekEvidence(record.agent)
+    return None
+
+
+def begin(world: World, actions: Iterable[Action], now: float) -> World:
+    """Return the world in which `actions` are under way."""
+    tunnels = dict(world.tunnels)
+    for action in actions:
+        match action:
+            case CloseTunnel(agent, _, Manner.DRAIN):
+                tunnels[agent] = replace(tunnels[agent], phase=Phase.DRAINING, since=now)
+            case CloseTunnel(agent):
+                tunnels[agent] = replace(tunnels[agent], revoked=True)
+            case OpenTunnel(agent, life, spec):
+                before = tunnels.get(agent)
+                tunnels[agent] = TunnelStatus(
+                    phase=Phase.CONNECTING,
+                    since=now,
+                    life=life,
+                    working=True,
+                    spec=spec,
+                    failures=before.failures if before else 0,
+                    error=before.error if before else None,
+                    message=before.message if before else "",
+                )
+            case SeekEvidence(agent):
+                before = tunnels.get(agent.id) or TunnelStatus(phase=Phase.AWAITING_IDENTITY, since=now)
+                tunnels[agent.id] = replace(before, phase=Phase.AWAITING_IDENTITY, working=True)
+    return replace(world, tunnels=tunnels)
+
+
+def next_due(world: World) -> float | None:
+    """Return the earliest time at which `plan` may have something new to do without an event; None if never."""
+    if world.draining:
+        return None
+    times = (_due(world, id_, status) for id_, status in world.tunnels.items())
+    return min((at for at in times if at is not None), default=None)
+
+
+def _due(world: World, id_: AgentId, status: TunnelStatus) -> float | None:
+    """Return when time alone will make `plan` start something; a time it would let pass wakes the loop for ever."""
+    if status.retry_at is None:
+        return None
+    record = world.records[id_]
+    return status.retry_at if _opening(world, record, _wanted(record), status.retry_at) else None

@@ -1,0 +1,279 @@
+r"""What a request means in the OCI distribution API: `classify(method, target) -> RegistryRequest`.
+
+The rules, which leave every accepted target exactly one reading:
+
+- The path is ASCII letters, digits and `._:+=/-`; nothing is percent-encoded but the colon of a digest.
+- No empty component, no `.` or `..`; so no `//`, `;`, `\`, `#`.
+- A repository name follows the grammar of the OCI distribution spec ("Pulling manifests"), has at most 255 characters,
+  and none of its components is a word that the API itself uses; registries match those greedily.
+- The query has only the parameters that its endpoint knows, each once, each with a value of its own grammar.
+- What goes to the registry is written anew from the parsed parts, never copied.
+
+A path of plain characters that is no endpoint of the API is no error: it gets `Action.UNKNOWN`, which no policy allows.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+from urllib.parse import quote, unquote_plus
+
+from tunnelmgr.errors import MalformedRequestError
+
+WELL_KNOWN_PATH = "/.well-known/tunnelmgr"
+MAX_NAME = 255
+RESERVED = frozenset({"manifests", "blobs", "tags", "referrers", "uploads"})
+
+_PATH = re.compile(r"/[A-Za-z0-9._:+=%/-]*")
+_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(
+    r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}"
+    r"|(?!sha256:|sha512:)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[A-Za-z0-9=_-]{1,256}"
+)
+_UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,255}")
+_QUERY = re.compile(r"[A-Za-z0-9._~:/=&%+-]*")
+_ENCODED_COLON = re.compile(r"%3A", re.IGNORECASE)
+
+
+class Action(StrEnum):
+    """What a request would do, which is what grants are about."""
+
+    BASE = "base"
+    PULL = "pull"
+    PUSH = "push"
+    DELETE = "delete"
+    CATALOG = "catalog"
+    WELL_KNOWN = "well-known"
+    UNKNOWN = "unknown"
+
+
+class Body(StrEnum):
+    """Which body a request may carry."""
+
+    NONE = "none"
+    MANIFEST = "manifest"
+    BLOB = "blob"
+
+
+class Route(StrEnum):
+    """An endpoint of the API, with the numbers of the OCI distribution spec's table."""
+
+    BASE = "base"  # end-1
+    BLOB = "blob"  # end-2, end-10
+    MANIFEST = "manifest"  # end-3, end-7, end-9
+    UPLOADS = "uploads"  # end-4a, end-4b, end-11
+    UPLOAD = "upload"  # end-5, end-6, end-13, end-14
+    TAGS = "tags"  # end-8a, end-8b
+    REFERRERS = "referrers"  # end-12a, end-12b
+    CATALOG = "catalog"  # Docker's extension
+    WELL_KNOWN = "well-known"  # ours
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryRequest:
+    """One request in the words of the API; `reference` is a tag, a digest or an upload's id.
+
+    `mount_from` is the repository that a cross-repository mount reads, and empty without one.
+    """
+
+    method: str
+    action: Action
+    route: Route
+    path: str
+    repository: str = ""
+    reference: str = ""
+    mount_from: str = ""
+    query: tuple[tuple[str, str], ...] = ()
+    body: Body = Body.NONE
+
+    def target(self) -> str:
+        """Return the origin-form to send to the registry (RFC 9112, section 3.2.1)."""
+        if not self.query:
+            return self.path
+        return self.path + "?" + "&".join(f"{key}={quote(value, safe='')}" for key, value in self.query)
+
+    @property
+    def has_tag(self) -> bool:
+        """Whether the reference is a tag, not a digest."""
+        return self.route is Route.MANIFEST and ":" not in self.reference
+
+
+_READ = (Action.PULL, Body.NONE)
+_METHODS: Mapping[Route, Mapping[str, tuple[Action, Body]]] = MappingProxyType(
+    {
+        Route.BASE: dict.fromkeys(("GET", "HEAD"), (Action.BASE, Body.NONE)),
+        Route.WELL_KNOWN: dict.fromkeys(("GET", "HEAD"), (Action.WELL_KNOWN, Body.NONE)),
+        Route.CATALOG: {"GET": (Action.CATALOG, Body.NONE)},
+        Route.TAGS: {"GET": _READ},
+        Route.REFERRERS: {"GET": _READ},
+        Route.MANIFEST: {
+            "GET": _READ,
+            "HEAD": _READ,
+            "PUT": (Action.PUSH, Body.MANIFEST),
+            "DELETE": (Action.DELETE, Body.NONE),
+        },
+        Route.BLOB: {"GET": _READ, "HEAD": _READ, "DELETE": (Action.DELETE, Body.NONE)},
+        Route.UPLOADS: {"POST": (Action.PUSH, Body.BLOB)},
+        # Even reading an upload's state belongs to push: its location is a capability of who began it.
+        Route.UPLOAD: {
+            "GET": (Action.PUSH, Body.NONE),
+            "HEAD": (Action.PUSH, Body.NONE),
+            "PATCH": (Action.PUSH, Body.BLOB),
+            "PUT": (Action.PUSH, Body.BLOB),
+            "DELETE": (Action.PUSH, Body.NONE),
+        },
+        Route.UNKNOWN: {},
+    }
+)
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a repository (OCI distribution spec, "Pulling manifests", and the rules above)."""
+    return 0 < len(text) <= MAX_NAME and all(
+        _COMPONENT.fullmatch(part) and part not in RESERVED for part in text.split("/")
+    )
+
+
+def is_tag(text: str) -> bool:
+    """Whether `text` is a tag by the same section's grammar."""
+    return _TAG.fullmatch(text) is not None
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is a digest (OCI image spec, "Digests"), of exact length for the registered algorithms."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def _matches(pattern: str) -> Callable[[str], bool]:
+    compiled = re.compile(pattern)
+    return lambda text: compiled.fullmatch(text) is not None
+
+
+_is_count = _matches(r"[0-9]{1,9}")
+_is_media_type = _matches(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+_is_state = _matches(r"[A-Za-z0-9_=-]{1,4096}")
+
+_PARAMETERS: Mapping[tuple[str, Route], Mapping[str, Callable[[str], bool]]] = MappingProxyType(
+    {
+        ("GET", Route.TAGS): {"n": _is_count, "last": is_tag},
+        ("GET", Route.CATALOG): {"n": _is_count, "last": is_name},
+        ("GET", Route.REFERRERS): {"artifactType": _is_media_type},
+        ("POST", Route.UPLOADS): {"digest": is_digest, "mount": is_digest, "from": is_name},
+        ("GET", Route.UPLOAD): {"_state": _is_state},
+        ("HEAD", Route.UPLOAD): {"_state": _is_state},
+        ("PATCH", Route.UPLOAD): {"_state": _is_state},
+        ("PUT", Route.UPLOAD): {"_state": _is_state, "digest": is_digest},
+        ("DELETE", Route.UPLOAD): {"_state": _is_state},
+    }
+)
+
+
+def classify(method: str, target: str) -> RegistryRequest:
+    """Read a method and an origin-form target; raises MalformedRequestError where two readers could differ."""
+    path, _, query = target.partition("?")
+    _check_path(path)
+    if not _QUERY.fullmatch(query):
+        raise MalformedRequestError("the query holds a character that no endpoint needs")
+    located = _locate(path)
+    allowed = _METHODS[located.route].get(method)
+    if allowed is None:
+        return RegistryRequest(method=method, action=Action.UNKNOWN, route=Route.UNKNOWN, path=located.path)
+    action, body = allowed
+    parameters = _parse_query(query, _PARAMETERS.get((method, located.route), {}))
+    named = dict(parameters)
+    if "digest" in named and "mount" in named:
+        raise MalformedRequestError("a request either mounts a blob or uploads one")
+    return RegistryRequest(
+        method=method,
+        action=action,
+        route=located.route,
+        path=located.path,
+        repository=located.repository,
+        reference=located.reference,
+        mount_from=named.get("from", "") if "mount" in named else "",
+        query=parameters,
+        body=body,
+    )
+
+
+def without_mount(request: RegistryRequest) -> RegistryRequest:
+    """Return the same request without `mount` and `from`: the registry then begins an ordinary upload."""
+    kept = tuple((key, value) for key, value in request.query if key not in {"mount", "from"})
+    return replace(request, mount_from="", query=kept)
+
+
+@dataclass(frozen=True, slots=True)
+class _Located:
+    route: Route
+    path: str
+    repository: str = ""
+    reference: str = ""
+
+
+def _check_path(path: str) -> None:
+    if not _PATH.fullmatch(path):
+        raise MalformedRequestError("the path holds a character that no endpoint needs")
+    components = path.split("/")
+    if "" in components[1:-1] or "." in components or ".." in components:
+        raise MalformedRequestError("the path holds an empty or a dot component")
+
+
+def _locate(path: str) -> _Located:
+    if (fixed := _FIXED.get(path)) is not None:
+        return _Located(fixed, path)
+    if "%" in path.rpartition("/")[0]:
+        raise MalformedRequestError("only the colon of a digest may be percent-encoded")
+    match path.split("/")[1:]:
+        case ["v2", *name, "blobs", "uploads", ""]:
+            return _in_repository(Route.UPLOADS, name, "blobs/uploads/", "")
+        case ["v2", *name, "blobs", "uploads", upload] if _UPLOAD.fullmatch(upload):
+            return _in_repository(Route.UPLOAD, name, "blobs/uploads/", upload)
+        case ["v2", *name, "tags", "list"]:
+            return _in_repository(Route.TAGS, name, "tags/list", "")
+        case ["v2", *name, "manifests" | "blobs" | "referrers" as kind, reference]:
+            return _in_repository(_KINDS[kind], name, f"{kind}/", _reference(kind, reference))
+    if "%" in path:
+        raise MalformedRequestError("only the colon of a digest may be percent-encoded")
+    return _Located(Route.UNKNOWN, path)
+
+
+_FIXED: Mapping[str, Route] = MappingProxyType(
+    {"/v2/": Route.BASE, "/v2/_catalog": Route.CATALOG, WELL_KNOWN_PATH: Route.WELL_KNOWN}
+)
+_KINDS: Mapping[str, Route] = MappingProxyType(
+    {"manifests": Route.MANIFEST, "blobs": Route.BLOB, "referrers": Route.REFERRERS}
+)
+
+
+def _in_repository(route: Route, components: list[str], tail: str, reference: str) -> _Located:
+    name = "/".join(components)
+    if not is_name(name):
+        raise MalformedRequestError("this is no name of a repository")
+    return _Located(route, f"/v2/{name}/{tail}{reference}", name, reference)
+
+
+def _reference(kind: str, text: str) -> str:
+    decoded = _ENCODED_COLON.sub(":", text, count=1)
+    if is_digest(decoded) or (kind == "manifests" and is_tag(text)):
+        return decoded
+    raise MalformedRequestError("this is neither a tag nor a digest" if kind == "manifests" else "this is no digest")
+
+
+def _parse_query(query: str, known: Mapping[str, Callable[[str], bool]]) -> tuple[tuple[str, str], ...]:
+    if not query:
+        return ()
+    parsed: dict[str, str] = {}
+    for pair in query.split("&"):
+        key, equals, raw = pair.partition("=")
+        if not equals or key not in known:
+            raise MalformedRequestError("the query holds a parameter that this endpoint does not know")
+        if key in parsed:
+            raise MalformedRequestError(f"the query holds {key} twice")
+        value = unquote_plus(raw)
+        if not known[key](value):
+            raise MalformedRequestError(f"the value of {key} is not one")
+        parsed[key] = value
+    return tuple(parsed.items())

@@ -1,0 +1,129 @@
+"""All that the controller knows, as one immutable value: readers need no lock, and a change is a new world."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import Rules
+from tunnelmgr.core.trust import HostTrust
+from tunnelmgr.core.tunnel import Phase, TunnelSpec, TunnelStatus
+
+STORY_LENGTH = 60
+"""How many moments of an agent's story are kept; the oldest go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One step in an agent's story: `step` is a word such as `seen` or `bound`, `detail` a sentence part."""
+
+    at: float
+    step: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Why and since when an agent is refused until a person releases it."""
+
+    since: float
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceView:
+    """How one source does: `error` names what its last answer lacked."""
+
+    name: str
+    ok: bool = False
+    last_success: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that is remembered of one agent; it outlives the agent's presence for a while.
+
+    `missed` counts the complete listings in a row that lacked it. `spec` is the tunnel it should have, None
+    without evidence.
+    """
+
+    agent: Agent
+    first_seen: float
+    changed: float
+    present: bool = True
+    missed: int = 0
+    trust: HostTrust | None = None
+    spec: TunnelSpec | None = None
+    quarantine: Quarantine | None = None
+    story: tuple[Moment, ...] = ()
+
+    def told(self, at: float, step: str, detail: str) -> "Record":
+        """Return the record with one more moment in its story."""
+        return replace(self, story=(*self.story[1 - STORY_LENGTH :], Moment(at, step, detail)), changed=at)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The state of everything; `key_holders` says which present agent each believed key belongs to."""
+
+    rules: Rules = field(default_factory=Rules)
+    sources: Mapping[str, SourceView] = field(default_factory=dict)
+    records: Mapping[AgentId, Record] = field(default_factory=dict)
+    tunnels: Mapping[AgentId, TunnelStatus] = field(default_factory=dict)
+    key_holders: Mapping[str, AgentId] = field(default_factory=dict)
+    draining: bool = False
+
+    def status(self, agent: AgentId) -> TunnelStatus:
+        """Return the tunnel's status; an agent that was never worked on is `down` since it was first seen."""
+        known = self.tunnels.get(agent)
+        if known is not None:
+            return known
+        record = self.records[agent]
+        return resting_status(record, record.first_seen)
+
+    def with_record(self, record: Record) -> "World":
+        """Return the world with one record replaced."""
+        return replace(self, records={**self.records, record.agent.id: record})
+
+    def with_tunnel(self, agent: AgentId, status: TunnelStatus) -> "World":
+        """Return the world with one tunnel's status replaced."""
+        return replace(self, tunnels={**self.tunnels, agent: status})
+
+
+def resting_phase(record: Record) -> Phase:
+    """Return the phase of an agent on which nothing is under way."""
+    if record.quarantine is not None:
+        return Phase.QUARANTINED
+    if record.present and record.trust is None:
+        return Phase.AWAITING_IDENTITY
+    return Phase.DOWN
+
+
+def resting_status(record: Record, since: float, life: int = 0) -> TunnelStatus:
+    """Return the status of an agent on which nothing is under way."""
+    mark = record.quarantine
+    return TunnelStatus(
+        phase=resting_phase(record),
+        since=since,
+        life=life,
+        error=mark.code if mark else None,
+        message=mark.message if mark else "",
+    )
+
+
+def spec_for(record: Record, rules: Rules) -> TunnelSpec | None:
+    """Return the tunnel that an agent should have by its evidence; None without any, or without an address."""
+    agent = record.agent
+    if record.trust is None or not agent.addresses:
+        return None
+    return TunnelSpec(
+        agent=agent.id,
+        incarnation=agent.incarnation,
+        name=agent.name,
+        group=agent.group,
+        addresses=agent.addresses,
+        port=agent.port,
+        forwards=rules.forwards,
+        trust=record.trust,
+    )

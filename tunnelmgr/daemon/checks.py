@@ -1,0 +1,169 @@
+"""What `tunnelmgr check` looks at before the daemon starts; each finding names what to do."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from tunnelmgr.config import Config, Source, examine_key_file
+from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.trust import Method
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.daemon.watches import ConsoleReader, KeyFile, build
+from tunnelmgr.errors import ConfigError, DiscoveryError
+from tunnelmgr.gate.inspect import answer_of, listening, loopback_only
+from tunnelmgr.tunnel.keys import load_key
+
+Result = Literal["ok", "failed", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    check: str
+    result: Result
+    message: str
+
+
+@runtime_checkable
+class PermissionChecker(Protocol):
+    """A source that can tell which permission it lacks for reading consoles."""
+
+    def console_permission(self, agent: Agent) -> str | None:
+        """Return what is missing, None if nothing is; blocks."""
+        ...
+
+
+async def check(config: Config) -> list[Finding]:
+    """Look at everything that a start depends on."""
+    findings = [_key(config), _place("state", _state_file(config)), _place("socket", config.controller.socket)]
+    for forward in config.forwards():
+        if forward.protocol == "registry":
+            findings += await _registry(str(forward.target), forward.target)
+    findings += [Finding("groups", "ok", _groups(config))]
+    for source_config in config.source:
+        source = build(source_config)
+        try:
+            snapshot = await asyncio.to_thread(source.discover)
+        except DiscoveryError as failed:
+            findings.append(Finding(f"source {source_config.name}", "failed", failed.reason))
+            continue
+        findings += _source(source, snapshot)
+        findings += _collisions(config, snapshot)
+        findings += await asyncio.to_thread(lambda: list(_trust(source, snapshot)))  # noqa: B023 - awaited at once
+    return findings
+
+
+def _key(config: Config) -> Finding:
+    wrong = examine_key_file(config.ssh.key)
+    if wrong is None:
+        try:
+            key = load_key(config.ssh.key)
+        except ConfigError as bad:
+            wrong = bad.problems[0]
+        else:
+            return Finding("ssh key", "ok", f"{config.ssh.key}, {key.get_algorithm()} {key.get_fingerprint()}")
+    return Finding("ssh key", "failed", wrong)
+
+
+def _state_file(config: Config) -> Path:
+    return Path(config.controller.state.removeprefix("sqlite:///"))
+
+
+def _place(name: str, file: Path) -> Finding:
+    """Tell whether a file can be made where it should be."""
+    folder = file.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Finding(name, "failed", f"{folder} cannot be written by uid {os.geteuid()}")
+    if file.exists() and not os.access(file, os.W_OK):
+        return Finding(name, "failed", f"{file} cannot be written by uid {os.geteuid()}")
+    return Finding(name, "ok", str(file))
+
+
+async def _registry(name: str, target: Endpoint) -> list[Finding]:
+    wrong = await answer_of(target)
+    if wrong is not None:
+        return [Finding("registry", "failed", f"{wrong}; start it, or correct the forward's target")]
+    found = [Finding("registry", "ok", f"{name} answers")]
+    only = loopback_only(target)
+    if only is False:
+        where = ", ".join(listening(target.port)) or name
+        found.append(
+            Finding(
+                "registry on loopback only",
+                "failed",
+                f"it listens on {where}: anybody who reaches this machine can pull; set http.addr to {name}",
+            )
+        )
+    elif only is None:
+        found.append(
+            Finding("registry on loopback only", "note", "cannot be told from here: another process's network")
+        )
+    else:
+        found.append(Finding("registry on loopback only", "ok", "yes"))
+    return found
+
+
+def _groups(config: Config) -> str:
+    return ", ".join(sorted(config.policies())) or "none: no agent may do anything"
+
+
+def _source(source: Source, snapshot: Snapshot) -> list[Finding]:
+    name = f"source {source.config.name}"
+    if snapshot.failures:
+        return [Finding(name, "failed", "; ".join(snapshot.failures))]
+    return [Finding(name, "ok", f"{len(snapshot.agents)} agents")]
+
+
+def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:
+    """Find agents on this very machine whose forward would take a port that is taken here."""
+    found = []
+    for agent in snapshot.agents:
+        if not any(_is_loopback(address) for address in agent.addresses):
+            continue
+        for forward in config.forwards():
+            taken = [endpoint for endpoint in forward.listen if endpoint.host in listening(endpoint.port)]
+            found += [
+                Finding(
+                    "forward",
+                    "failed",
+                    f"{agent.id} is this machine, where {endpoint} is taken already; choose another `listen`",
+                )
+                for endpoint in taken
+            ]
+    return found
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _trust(source: Source, snapshot: Snapshot) -> Iterator[Finding]:
+    name = f"trust of {source.config.name}"
+    served: dict[Method, Callable[[], bool]] = {
+        Method.TOFU: lambda: True,
+        Method.PINNED: lambda: isinstance(source.config, KeyFile),
+        Method.CONSOLE: lambda: isinstance(source, ConsoleReader),
+    }
+    for method in source.config.trust:
+        if not served.get(method, lambda: False)():
+            yield Finding(name, "note", f"{method} gives no evidence for this source")
+    if Method.TOFU in source.config.trust:
+        yield Finding(name, "note", "tofu believes the first key it sees: whoever answers first is the agent")
+    if isinstance(source.config, KeyFile) and source.config.trust == [Method.PINNED]:
+        bare = [agent.name for agent in snapshot.agents if agent.id not in source.config.pinned_keys()]
+        if bare:
+            yield Finding(name, "failed", f"no host_key for {', '.join(sorted(bare))}: they will never be dialled")
+    if Method.CONSOLE in source.config.trust and isinstance(source, PermissionChecker) and snapshot.agents:
+        lacking = source.console_permission(min(snapshot.agents, key=lambda agent: agent.id))
+        yield Finding(name, "failed" if lacking else "ok", lacking or "consoles can be read")

@@ -1,0 +1,300 @@
+"""One daemon process, put together and run in one TaskGroup."""
+
+import asyncio
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from tunnelmgr import __version__
+from tunnelmgr.config import Config, examine_key_file, load
+from tunnelmgr.control.metrics import MetricsServer
+from tunnelmgr.control.server import ControlServer
+from tunnelmgr.control.systemd import notify, watchdog_interval
+from tunnelmgr.control.views import DaemonFacts, RegistryFacts
+from tunnelmgr.controller import Clock, Controller
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.changes import restored
+from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
+from tunnelmgr.core.world import World
+from tunnelmgr.daemon.watches import Watches
+from tunnelmgr.errors import ConfigError, ControlError
+from tunnelmgr.gate.caller import Caller, RequestRecord
+from tunnelmgr.gate.inspect import answer_of, loopback_only
+from tunnelmgr.gate.relay import relay
+from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.store.connect import Store, open_store
+from tunnelmgr.trust.resolve import Resolver
+from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.keys import load_key
+from tunnelmgr.tunnel.probe import Prover
+from tunnelmgr.tunnel.ssh import Login, scan
+from tunnelmgr.tunnel.supervisor import Supervisor
+from tunnelmgr.tunnel.worker import Settings
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKES = 32
+"""Dials at once: each costs CPU here, and a fleet that comes back together must not starve the tunnels that stand."""
+MEMORY = 7 * 86400.0
+"""Seconds for which an agent that left is remembered, with its quarantine."""
+REGISTRY_CHECK = 10.0
+"""Seconds between two looks at the registry."""
+
+
+@dataclass(slots=True)
+class Daemon:
+    """Everything that runs. What a reload replaces are plain fields; what lives as long as the process is made once."""
+
+    file: Path
+    config: Config
+    store: Store
+    tasks: asyncio.TaskGroup
+    clock: Clock = field(default_factory=Clock)
+    started: float = field(default_factory=time.monotonic)
+    traffic: dict[AgentId, Traffic] = field(default_factory=dict)
+    policies: dict[str, GroupPolicy] = field(default_factory=dict)
+    registry: RegistryFacts = field(default_factory=lambda: RegistryFacts(reachable=False, loopback_only=None))
+    prover: Prover = field(default_factory=Prover)
+    handshakes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HANDSHAKES))
+    searches: set[asyncio.Task[None]] = field(default_factory=set)
+    scheduler: AsyncIOScheduler = field(init=False)
+    gate: Gate = field(init=False)
+    metrics: MetricsServer = field(init=False)
+    supervisor: Supervisor = field(init=False)
+    controller: Controller = field(init=False)
+    watches: Watches = field(init=False)
+    resolver: Resolver = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the parts and join them."""
+        # Bells ring late rather than never, and once rather than many times.
+        defaults = {"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
+        self.scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
+        self.gate = Gate(policy=self._policy, proof=self._proof, on_request=self._count)
+        self.metrics = MetricsServer(self)
+        self.supervisor = Supervisor(self.tasks, self._settings(self.config))
+        world = restored(self.store.load(), self.clock())
+        self.controller = Controller(world, self.store, self.supervisor, self._seek, self.clock)
+        self.watches = Watches(self.tasks, self.scheduler, self.report, self._scan)
+
+    # --- what the control socket asks for ---
+
+    @property
+    def world(self) -> World:
+        """The world as it is."""
+        return self.controller.world
+
+    def facts(self) -> DaemonFacts:
+        """Return what there is to say of this process."""
+        uptime = time.monotonic() - self.started
+        return DaemonFacts(self.config.controller.name, __version__, uptime, self.registry, self.controller.store_error)
+
+    def report(self, event: Event) -> None:
+        """Hand an event to the controller."""
+        self.controller.report(event)
+
+    async def reload(self) -> list[str]:
+        """Read the file again and follow it; raises ConfigError, and then nothing has changed.
+
+        Returns remarks about what takes effect at the next start only.
+        """
+        fresh = await asyncio.to_thread(examined, self.file)
+        settings = self._settings(fresh)
+        remarks = [
+            f"controller.{key} has changed and takes effect at the next start"
+            for key in ("name", "state", "socket", "metrics", "metrics_public", "audit")
+            if getattr(fresh.controller, key) != getattr(self.config.controller, key)
+        ]
+        self.supervisor.settings = settings
+        self.config = fresh
+        self._follow(fresh)
+        log.info("configuration read again", file=str(self.file), remarks=remarks)
+        return remarks
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Run until drained."""
+        self._follow(self.config)
+        control = ControlServer(self, self.config.controller.socket)
+        await control.start()
+        background: list[asyncio.Task[None]] = []
+        try:
+            if self.config.controller.metrics is not None:
+                await self._start_metrics(self.config.controller.metrics)
+            background = self._start_bells()
+            self._heed_signals()
+            notify("READY=1", f"STATUS={self._summary()}")
+            log.info("running", controller=self.config.controller.name, version=__version__, file=str(self.file))
+            await self.controller.run()
+        finally:
+            notify("STOPPING=1")
+            self.watches.stop()
+            self.scheduler.shutdown(wait=False)
+            for task in (*background, *self.searches):
+                task.cancel()
+            await self.metrics.close()
+            await control.close()
+
+    async def _start_metrics(self, at: Endpoint) -> None:
+        try:
+            await self.metrics.start(at)
+        except OSError as taken:
+            raise ControlError(f"controller.metrics: cannot listen on {at}: {taken.strerror}") from taken
+
+    def _start_bells(self) -> list[asyncio.Task[None]]:
+        look = asyncio.Event()
+        look.set()
+
+        async def ring() -> None:
+            look.set()
+
+        self.scheduler.add_job(ring, "interval", seconds=REGISTRY_CHECK)
+        self.scheduler.add_job(self._forget, "interval", hours=1)
+        self.scheduler.add_job(self._sign_of_life, "interval", seconds=watchdog_interval() or 10.0)
+        self.scheduler.start()
+        return [self.tasks.create_task(self._look_at_registry(look), name="registry check")]
+
+    def _heed_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+
+    def _stop(self) -> None:
+        """Drain at the first signal, end at once at the second."""
+        if self.world.draining:
+            log.warning("stopping at once")
+            for task in asyncio.all_tasks():
+                task.cancel()
+            return
+        log.info("draining; a second signal stops at once", patience=self.config.controller.drain)
+        self.report(DrainRequested())
+
+    def _reload_soon(self) -> None:
+        self.tasks.create_task(self._reload_or_say(), name="reload")
+
+    async def _reload_or_say(self) -> None:
+        try:
+            await self.reload()
+        except ConfigError as bad:
+            log.error("the new configuration is bad; the old one stays", problems=bad.problems)  # noqa: TRY400
+
+    # --- bells ---
+
+    async def _forget(self) -> None:
+        self.report(MemoryExpired(self.clock() - MEMORY))
+        for id_ in [id_ for id_ in self.traffic if id_ not in self.world.records]:
+            del self.traffic[id_]
+
+    async def _sign_of_life(self) -> None:
+        """Tell systemd that the loop turns; an APScheduler job runs in it."""
+        notify("WATCHDOG=1", f"STATUS={self._summary()}")
+
+    async def _look_at_registry(self, look: asyncio.Event) -> None:
+        """Keep `registry` true; each look has its own deadline."""
+        while True:
+            await look.wait()
+            look.clear()
+            facts = [await self._registry_facts(target) for target in self._registries()]
+            bad = next((fact for fact in facts if not fact.reachable or fact.loopback_only is False), None)
+            now = bad or (facts[0] if facts else RegistryFacts(reachable=False, loopback_only=None))
+            if now != self.registry:
+                log.info("registry", reachable=now.reachable, loopback_only=now.loopback_only, error=now.error)
+            self.registry = now
+
+    async def _registry_facts(self, target: Endpoint) -> RegistryFacts:
+        error = await answer_of(target)
+        return RegistryFacts(error is None, await asyncio.to_thread(loopback_only, target), error)
+
+    def _registries(self) -> list[Endpoint]:
+        return [forward.target for forward in self.config.forwards() if forward.protocol == "registry"]
+
+    # --- joints ---
+
+    def _follow(self, config: Config) -> None:
+        self.policies = config.policies()
+        self.watches.follow(config.source)
+        self.resolver = Resolver(self.watches.methods(), config.rules())
+        self.report(Reconfigured(config.rules()))
+
+    def _settings(self, config: Config) -> Settings:
+        return Settings(
+            login=Login(config.ssh.user, load_key(config.ssh.key), config.ssh.connect_timeout),
+            probe_interval=config.ssh.probe_interval,
+            max_channels=config.ssh.max_channels,
+            drain=config.controller.drain,
+            handshakes=self.handshakes,
+            prover=self.prover,
+            serve=self._serve,
+            report=self.report,
+        )
+
+    async def _serve(self, channel: ForwardedChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint) -> None:
+        traffic = self.traffic.setdefault(spec.agent, Traffic())
+        if forward.protocol == "tcp":
+            await relay(channel, forward.target, traffic)
+            return
+        caller = Caller(
+            agent=spec.agent,
+            name=spec.name,
+            group=spec.group,
+            controller=self.config.controller.name,
+            listener=str(endpoint),
+        )
+        await self.gate.serve(channel, caller, forward.target, traffic)
+
+    def _policy(self, group: str) -> GroupPolicy:
+        """Return a group's policy; a group that the configuration does not know may do nothing."""
+        return self.policies.get(group) or GroupPolicy.build(group, pull=())
+
+    def _proof(self, nonce: str, caller: Caller) -> str:
+        return self.prover.proof(nonce, caller.agent, caller.listener)
+
+    def _count(self, record: RequestRecord) -> None:
+        self.metrics.count(record.caller.group, record.action, record.verdict, record.status)
+
+    def _seek(self, agent: Agent) -> None:
+        search = self.tasks.create_task(self.resolver.seek(agent, self.report), name=f"evidence {agent.id}")
+        self.searches.add(search)
+        search.add_done_callback(self.searches.discard)
+
+    async def _scan(self, agent: Agent) -> str:
+        return await scan(agent, self.config.ssh.connect_timeout)
+
+    def _summary(self) -> str:
+        phases = [status.phase for status in self.world.tunnels.values()]
+        return f"{phases.count(Phase.UP)} of {len(phases)} agents up, {phases.count(Phase.QUARANTINED)} quarantined"
+
+
+def examined(file: Path) -> Config:
+    """Load the configuration and examine its key file; raises ConfigError with every problem."""
+    config = load(file)
+    lax = examine_key_file(config.ssh.key)
+    if lax is not None:
+        raise ConfigError([f"ssh.key: {lax}"], file=str(file))
+    return config
+
+
+async def run(file: Path) -> None:
+    """Run a daemon until it is told to stop; raises ConfigError, StoreError or ControlError where it cannot start."""
+    config = examined(file)
+    store = open_store(config.controller.state)
+    try:
+        failure: Exception | None = None
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                await Daemon(file, config, store, tasks).run()
+            except (ConfigError, ControlError) as failed:  # kept out of the group, which would wrap it
+                failure = failed
+        if failure is not None:
+            raise failure
+    finally:
+        store.close()

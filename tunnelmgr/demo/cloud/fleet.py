@@ -1,0 +1,79 @@
+"""The instances inside moto, with what its API lacks: states by hand, addresses given back, instances forgotten."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Any
+
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.ec2.models import ec2_backends
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_InstanceState.html
+_STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
+
+
+class Fleet:
+    """Every instance of every region."""
+
+    def __init__(self) -> None:
+        self._subnets: dict[tuple[str, str], Any] = {}
+
+    def launch(self, region: str, ip: str, tags: Mapping[str, str], *, public: bool) -> str:
+        """Run an instance that has this private address, and a made-up public one if `public`; return its id."""
+        reservation = ec2_backends[DEFAULT_ACCOUNT_ID][region].run_instances(
+            "ami-12345678",
+            1,
+            None,
+            [],
+            subnet_id=self._subnet(region, ip).id,
+            private_ip=ip,
+            associate_public_ip=public,
+            tags={"instance": dict(tags)},
+            instance_type="t3.micro",
+            is_instance_type_default=False,
+            region_name=region,
+        )
+        return str(reservation.instances[0].id)
+
+    def knows(self, instance: str) -> bool:
+        """Tell whether an instance of this id was launched and not forgotten."""
+        return any(backend.get_instance_by_id(instance) for backend in ec2_backends[DEFAULT_ACCOUNT_ID].values())
+
+    def set_state(self, instance: str, name: str) -> None:
+        """Make the API show this state."""
+        state = self._find(instance)[1]._state  # noqa: SLF001 - moto goes through no pending or shutting-down by itself
+        state.name, state.code = name, _STATE_CODES[name]
+
+    def terminate(self, instance: str) -> None:
+        """Terminate an instance; unlike in moto, its private address is gone from it and free at once."""
+        backend, found = self._find(instance)
+        address = found.private_ip
+        backend.terminate_instances([instance])
+        backend.get_subnet(found.subnet_id).del_subnet_ip(address)
+        found.nics[0].private_ip_address = None  # EC2 shows none any more
+
+    def forget(self, instance: str) -> None:
+        """Remove an instance as if it had never been, as EC2 does an hour after its end."""
+        backend, found = self._find(instance)
+        if found._state.name != "terminated":  # noqa: SLF001 - as above
+            self.terminate(instance)
+        for key, reservation in list(backend.reservations.items()):
+            if any(one.id == instance for one in reservation.instances):
+                del backend.reservations[key]
+
+    def _find(self, instance: str) -> tuple[Any, Any]:
+        for backend in ec2_backends[DEFAULT_ACCOUNT_ID].values():
+            if found := backend.get_instance_by_id(instance):
+                return backend, found
+        raise KeyError(instance)
+
+    def _subnet(self, region: str, ip: str) -> Any:  # noqa: ANN401 - moto's models are its own affair
+        network = str(ipaddress.ip_network(f"{ip}/16", strict=False))
+        if (region, network) not in self._subnets:
+            backend = ec2_backends[DEFAULT_ACCOUNT_ID][region]
+            vpc = backend.create_vpc(network)
+            self._subnets[region, network] = backend.create_subnet(vpc.id, network, availability_zone=f"{region}a")
+        return self._subnets[region, network]

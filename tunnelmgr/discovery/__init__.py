@@ -1,0 +1,1 @@
+"""Where agents come from: sources that answer with a snapshot, and the layer that polls them."""

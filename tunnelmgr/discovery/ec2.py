@@ -1,0 +1,161 @@
+"""EC2 instances as agents, in any number of regions.
+
+Rules:
+- EC2 lists a terminated instance for about an hour, so the state decides, not the listing.
+- A region that fails takes nothing away: its agents stay, and the answer says that it is not whole.
+- `pending` is not there yet; every state after `running` is the end, as EC2 itself says.
+  https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-lifecycle.html
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
+
+from botocore.exceptions import ClientError
+from pydantic import AfterValidator, Field
+
+from tunnelmgr.config import SourceConfig, TrustOrder
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.trust import Method
+from tunnelmgr.discovery.aws import AwsError, Clients, explain
+from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mypy_boto3_ec2.type_defs import FilterTypeDef, InstanceTypeDef
+
+PAGE = 1000
+"""The most that DescribeInstances returns at once; fewer calls, less throttling."""
+NO_LATEST = frozenset({"UnsupportedOperation", "InvalidParameterCombination"})
+ENDED = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError('write a URL such as "https://…"')
+    return value
+
+
+Url = Annotated[str, AfterValidator(_url)]
+
+
+class Ec2Config(SourceConfig):
+    """`type = "ec2"`."""
+
+    trust: TrustOrder = Field(default=[Method.CONSOLE])
+    regions: Annotated[list[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]], Field(min_length=1)]
+    filters: dict[str, list[str]] = Field(default={})
+    address: Literal["private", "public"] = "private"
+    port: Annotated[int, Field(ge=1, le=65535)] = 22
+    role: Annotated[str, Field(pattern=r"^arn:")] | None = None
+    endpoint_url: Url | None = None
+    events_queue: Url | None = None
+
+
+@dataclass(slots=True)
+class _Region:
+    """What one region said."""
+
+    region: str
+    agents: set[Agent] = field(default_factory=set)
+    gone: set[AgentId] = field(default_factory=set)
+    failure: str | None = None
+
+
+class Ec2Source:
+    """Asks each region for the instances that match the filters."""
+
+    Config = Ec2Config
+
+    def __init__(self, config: Ec2Config) -> None:
+        self.config = config
+        self._clients = Clients(role=config.role, endpoint_url=config.endpoint_url)
+        self._region_of: dict[AgentId, str] = {}
+
+    def discover(self) -> Snapshot:
+        """Return all regions' answers as one.
+
+        Raises DiscoveryError where no region answered at all.
+        """
+        with ThreadPoolExecutor(max_workers=min(8, len(self.config.regions))) as pool:
+            answers = list(pool.map(self._ask, self.config.regions))
+        failures = tuple(answer.failure for answer in answers if answer.failure)
+        if len(failures) == len(answers) and not any(answer.agents or answer.gone for answer in answers):
+            raise DiscoveryError(self.config.name, "; ".join(failures))
+        agents = {agent.id: agent for answer in answers for agent in answer.agents}
+        known = {} if not failures else self._region_of
+        self._region_of = known | {agent.id: answer.region for answer in answers for agent in answer.agents}
+        gone = frozenset[AgentId]().union(*(answer.gone for answer in answers))
+        return Snapshot(frozenset(agents.values()), gone - agents.keys(), failures)
+
+    def console_output(self, agent: Agent) -> str:
+        """Return what the instance has printed on its console, "" where nothing has come yet.
+
+        Raises HostKeyUnknownError where AWS does not say.
+        """
+        region = self._region_of.get(agent.id)
+        if region is None:
+            raise HostKeyUnknownError("its region has not answered yet")
+        try:
+            ec2 = self._clients.ec2(region)
+            try:
+                answer = ec2.get_console_output(InstanceId=agent.incarnation, Latest=True)
+            except ClientError as refused:
+                if refused.response["Error"]["Code"] not in NO_LATEST:
+                    raise
+                # Only Nitro instances have the latest output; of the others EC2 keeps what it collected at boot.
+                answer = ec2.get_console_output(InstanceId=agent.incarnation)
+        except AwsError as failed:
+            raise HostKeyUnknownError(explain(failed)) from failed
+        # botocore has decoded the base64 of `Output` already.
+        return answer.get("Output") or ""
+
+    def console_permission(self, agent: Agent) -> str | None:
+        """Return what is missing to read consoles, None if nothing is; asks with DryRun, which costs no output."""
+        try:
+            self._clients.ec2(self._region_of[agent.id]).get_console_output(InstanceId=agent.incarnation, DryRun=True)
+        except AwsError as answer:
+            granted = isinstance(answer, ClientError) and answer.response["Error"]["Code"] == "DryRunOperation"
+            return None if granted else explain(answer)
+        return None
+
+    def _ask(self, region: str) -> _Region:
+        """Page through one region; what came before a failure still counts."""
+        answer = _Region(region)
+        filters: list[FilterTypeDef] = [{"Name": key, "Values": values} for key, values in self.config.filters.items()]
+        try:
+            pages = self._clients.ec2(region).get_paginator("describe_instances")
+            for page in pages.paginate(Filters=filters, PaginationConfig={"PageSize": PAGE}):
+                for reservation in page["Reservations"]:
+                    self._sort(reservation.get("Instances", []), answer)
+        except AwsError as failed:
+            answer.failure = f"{region}: {explain(failed)}"
+        return answer
+
+    def _sort(self, instances: "Iterable[InstanceTypeDef]", answer: _Region) -> None:
+        for instance in instances:
+            id_ = AgentId(f"ec2:{instance['InstanceId']}")
+            state = instance["State"]["Name"]
+            address = instance.get("PrivateIpAddress" if self.config.address == "private" else "PublicIpAddress")
+            if state in ENDED:
+                answer.gone.add(id_)
+            elif state == "running" and isinstance(address, str):
+                answer.agents.add(self._agent(id_, instance, address))
+
+    def _agent(self, id_: AgentId, instance: "InstanceTypeDef", address: str) -> Agent:
+        labels = tuple(sorted((tag["Key"], tag["Value"]) for tag in instance.get("Tags", [])))
+        zone = instance.get("Placement", {}).get("AvailabilityZone", "")
+        return Agent(
+            id=id_,
+            incarnation=instance["InstanceId"],
+            source=self.config.name,
+            group=self.config.group,
+            name=dict(labels).get("Name") or instance["InstanceId"],
+            addresses=(address,),
+            port=self.config.port,
+            labels=(*labels, ("tunnelmgr:zone", zone)),
+        )

@@ -1,0 +1,195 @@
+"""Every error that tunnelmgr raises, each with a stable code and the pace at which trying again makes sense.
+
+The code is what status, metrics and logs show; the message is for a person and says what to do next.
+"""
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Pace(StrEnum):
+    """How soon another try can help."""
+
+    SOON = "soon"  # the cause passes by itself
+    SLOW = "slow"  # something outside has to change first
+    NEVER = "never"  # a person decides
+
+
+class TunnelmgrError(Exception):
+    """Base of all errors here."""
+
+    code: ClassVar[str] = "error"
+    retry: ClassVar[Pace] = Pace.SOON
+
+
+class ConfigError(TunnelmgrError):
+    """The configuration is wrong; holds every problem found, each with its place."""
+
+    code = "config"
+    retry = Pace.NEVER
+
+    def __init__(self, problems: list[str], *, file: str = "") -> None:
+        self.problems = tuple(problems)
+        self.file = file
+        where = f"{file}: " if file else ""
+        super().__init__("\n".join(f"{where}{problem}" for problem in problems))
+
+
+class DiscoveryError(TunnelmgrError):
+    """A source gave no complete answer; its last snapshot stays in force."""
+
+    code = "discovery"
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"source {source}: {reason}")
+
+
+class TunnelError(TunnelmgrError):
+    """A tunnel could not be made or kept."""
+
+    code = "tunnel"
+
+
+class UnreachableError(TunnelError):
+    """Nothing answered on the agent's SSH port in time."""
+
+    code = "unreachable"
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"cannot reach {address}: {reason}")
+
+
+class ConnectionLostError(TunnelError):
+    """A tunnel that stood has ended without being asked to."""
+
+    code = "connection-lost"
+
+
+class ProbeTimeoutError(ConnectionLostError):
+    """The agent's own listener did not answer our probe in time."""
+
+    code = "probe-timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the listener on the agent did not answer the probe within {seconds:g} s")
+
+
+class ListenRefusedError(TunnelError):
+    """The agent's sshd would not listen where it must: the port is taken there, or the key may not listen on it."""
+
+    code = "listen-refused"
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__(
+            f"the agent refused to listen on {address}: a stale session or another process holds it "
+            f'(`ss -ltnp` there tells), or authorized_keys lacks permitlisten="{address}"'
+        )
+
+
+class ImpostorListenerError(TunnelError):
+    """Something that is not our listener answers where our listener should."""
+
+    code = "listener-not-ours"
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"{address} on the agent is answered by something that is not this tunnel")
+
+
+class AuthenticationError(TunnelError):
+    """The agent proved itself but does not accept our key."""
+
+    code = "authentication"
+    retry = Pace.SLOW
+
+    def __init__(self, user: str, address: str) -> None:
+        super().__init__(
+            f"{address} does not accept our key for user {user}: "
+            "check its authorized_keys (`tunnelmgr init` prints the line)"
+        )
+
+
+class HostKeyUnknownError(TunnelError):
+    """There is no evidence yet of which key the agent has, so it is not dialled."""
+
+    code = "host-key-unknown"
+    retry = Pace.SLOW
+
+
+class HostKeyMismatchError(TunnelError):
+    """The machine at the agent's address holds another key than the evidence says."""
+
+    code = "host-key-mismatch"
+    retry = Pace.NEVER
+
+
+class HostKeySharedError(TunnelError):
+    """Two live agents claim one host key; neither can be told from the other."""
+
+    code = "host-key-shared"
+    retry = Pace.NEVER
+
+
+class ExposedListenerError(TunnelError):
+    """The agent's sshd opened the listener beyond loopback."""
+
+    code = "exposed-listener"
+    retry = Pace.NEVER
+
+    def __init__(self, address: str) -> None:
+        super().__init__(
+            f"the agent's sshd opened {address} to its network (GatewayPorts yes): "
+            "set `GatewayPorts no` there, then `tunnelmgr release`"
+        )
+
+
+class GateError(TunnelmgrError):
+    """A request could not be carried through the gate."""
+
+    code = "gate"
+
+
+class MalformedRequestError(GateError):
+    """The agent sent something that is not one plain HTTP/1.1 request."""
+
+    code = "malformed-request"
+    retry = Pace.NEVER
+
+
+class RegistryUnavailableError(GateError):
+    """The registry did not answer, or not with HTTP."""
+
+    code = "registry-unavailable"
+
+
+class StoreError(TunnelmgrError):
+    """The state could not be read or written."""
+
+    code = "store"
+
+
+class SchemaError(StoreError):
+    """The state file is not ours, or was written by a newer version."""
+
+    code = "schema"
+    retry = Pace.NEVER
+
+
+class ControlError(TunnelmgrError):
+    """The daemon refused or failed a command."""
+
+    code = "control"
+
+
+class DaemonNotRunningError(ControlError):
+    """Nobody answers on the control socket."""
+
+    code = "not-running"
+
+    def __init__(self, socket: str, reason: str = "") -> None:
+        detail = f" ({reason})" if reason else ""
+        super().__init__(
+            f"no daemon answers on {socket}{detail}: start it with `systemctl start tunnelmgr` or `tunnelmgr run`"
+        )

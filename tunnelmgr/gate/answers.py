@@ -1,0 +1,42 @@
+"""What the gate answers by itself: refusals in the OCI error format, and who the caller is.
+
+The format is that of the OCI distribution spec, "Error Codes"; docker and skopeo print its message. A 403 and never a
+401: with a 401 they would try to log in.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One complete answer; `close` says that no request follows on this channel."""
+
+    status: HTTPStatus
+    content: Mapping[str, object]
+    close: bool
+
+    def encode(self, *, without_body: bool) -> bytes:
+        """Write it; for HEAD, the head alone (RFC 9110, section 9.3.2)."""
+        body = json.dumps(self.content).encode()
+        head = (
+            f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\n"
+            "Content-Type: application/json\r\n"
+            "Docker-Distribution-Api-Version: registry/2.0\r\n"
+            f"Content-Length: {len(body)}\r\n"
+            "Cache-Control: no-store\r\n"
+        )
+        if self.close:
+            head += "Connection: close\r\n"
+        return head.encode() + b"\r\n" + (b"" if without_body else body)
+
+
+def refusal(status: HTTPStatus, code: str, message: str, *, close: bool) -> Answer:
+    """Return a refusal with one of the spec's error codes; `message` is for the person at the agent."""
+    told = message if message.startswith("tunnelmgr: ") else f"tunnelmgr: {message}"
+    return Answer(status, {"errors": [{"code": code, "message": told}]}, close)

@@ -1,0 +1,125 @@
+"""Bodies: bytes in, the body's own bytes out, and where it ends. No I/O.
+
+A counted body is passed on as it came, uncopied and unparsed; only the chunk that holds its end is looked into.
+A chunked body goes through h11: sizes, extensions and trailers are dropped, and it is chunked anew on the other side.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, assert_never
+
+import h11
+
+from tunnelmgr.errors import GateError
+from tunnelmgr.gate.framing import BodyShape, Coding
+
+LAST_CHUNK = b"0\r\n\r\n"
+_CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: gate\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+Piece = bytes | memoryview
+
+
+class BodyReader(Protocol):
+    """Finds the end of one body in the bytes fed to it."""
+
+    done: bool
+    rest: bytes
+    """What arrived after the body's end."""
+    ends_with_stream: bool
+    """Whether the end of the stream is the body's proper end."""
+
+    def feed(self, data: bytes) -> Sequence[Piece]:
+        """Return the body's bytes within `data`; not to be called once `done`."""
+        ...
+
+
+class CountedBody:
+    """A body of known length (RFC 9112, section 6.2); of length 0, done at once."""
+
+    __slots__ = ("_left", "done", "rest")
+    ends_with_stream = False
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.rest = b""
+        self.done = not length
+
+    def feed(self, data: bytes) -> Sequence[Piece]:
+        """Count `data` off."""
+        if len(data) > self._left:
+            self.rest = data[self._left :]
+            piece: Piece = memoryview(data)[: self._left]
+        else:
+            piece = data
+        self._left -= len(piece)
+        self.done = not self._left
+        return (piece,) if piece else ()
+
+
+class ChunkedBody:
+    """A body in chunks (RFC 9112, section 7.1); raises `error` where the coding is broken."""
+
+    __slots__ = ("_connection", "_error", "done", "rest")
+    ends_with_stream = False
+
+    def __init__(self, error: type[GateError]) -> None:
+        self._error = error
+        # The coding is the same both ways, so h11's server side reads it for requests and answers alike.
+        self._connection = h11.Connection(h11.SERVER)
+        self._connection.receive_data(_CHUNKED_HEAD)
+        self._connection.next_event()
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> Sequence[Piece]:
+        """Decode the chunks in `data`."""
+        if not data:
+            return ()
+        pieces: list[Piece] = []
+        try:
+            self._connection.receive_data(data)
+            while isinstance(event := self._connection.next_event(), h11.Data):
+                pieces.append(event.data)
+        except h11.RemoteProtocolError as refused:
+            raise self._error(f"the body's chunks are broken: {refused}") from refused
+        if isinstance(event, h11.EndOfMessage):
+            self.done = True
+            self.rest = self._connection.trailing_data[0]
+        return pieces
+
+
+class BodyUntilClose:
+    """A response that ends where its connection ends (RFC 9112, section 6.3, rule 8)."""
+
+    __slots__ = ("done", "rest")
+    ends_with_stream = True
+
+    def __init__(self) -> None:
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> Sequence[Piece]:
+        """Return `data`."""
+        return (data,) if data else ()
+
+
+def body_reader(shape: BodyShape, error: type[GateError]) -> BodyReader:
+    """Return the reader for a body; `error` is whose fault a broken one is."""
+    match shape.coding:
+        case Coding.NONE | Coding.COUNTED:
+            return CountedBody(shape.length)
+        case Coding.CHUNKED:
+            return ChunkedBody(error)
+        case Coding.UNTIL_CLOSE:
+            return BodyUntilClose()
+        case _:
+            assert_never(shape.coding)
+
+
+def encode_pieces(pieces: Sequence[Piece], *, chunked: bool) -> Piece:
+    """Join what one feed gave into what goes on the wire, as one chunk where chunks are asked for."""
+    if chunked:
+        size = sum(map(len, pieces))
+        return b"".join((b"%x\r\n" % size, *pieces, b"\r\n")) if size else b""
+    if len(pieces) == 1:
+        return pieces[0]
+    return b"".join(pieces)

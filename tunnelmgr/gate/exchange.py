@@ -1,0 +1,192 @@
+"""One admitted request: carried to the registry, and its answer back.
+
+A body goes out while its answer is already awaited, so that a registry which refuses early is heard. Then the rest of
+the body is nobody's: the answer is passed on and the channel ends.
+"""
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from tunnelmgr.core.ports import Channel
+from tunnelmgr.core.registry import RegistryRequest
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
+from tunnelmgr.gate.answers import CONTINUE
+from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
+from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, ResponseHead
+from tunnelmgr.gate.headers import answer_head, registry_request
+from tunnelmgr.gate.link import RegistryLink
+
+# Docker's registry takes a manifest for missing unless its type is accepted, so all that it can store are named.
+_ANY_MANIFEST: Final = (
+    "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, "
+    "application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, "
+    "application/vnd.docker.distribution.manifest.v1+prettyjws, application/vnd.docker.distribution.manifest.v1+json, "
+    "*/*"
+)
+_JOINED: Final = 64 * 1024
+"""A first piece of at most so many bytes leaves together with its head, in one write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds that the gate waits."""
+
+    idle: float = 120.0  # for the first byte of a request
+    head: float = 10.0  # from there to its head's end
+    body: float = 60.0  # for more of a body
+    answer: float = 300.0  # for the registry's head (a manifest on S3 is slow), its body's next bytes, and taking them
+    drain: float = 5.0  # for the rest of a refused body
+
+
+class AgentStalledError(GateError):
+    """The agent stopped in the middle of what it sent or was to take."""
+
+    code = "agent-stalled"
+
+
+class ElsewhereError(RegistryUnavailableError):
+    """The registry answered with a redirect past the tunnel."""
+
+    code = "registry-redirects"
+
+    def __init__(self) -> None:
+        super().__init__("the registry redirects to another place: set storage.redirect.disable: true in its config")
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an exchange has come.
+
+    `status` is that of the answer which the agent began to get, or 0; `unread` says that the agent may still be
+    sending a body that nobody wants.
+    """
+
+    status: int = 0
+    keep_alive: bool = True
+    unread: bool = False
+
+
+class Exchange:
+    """The two directions of one request."""
+
+    def __init__(  # noqa: PLR0913 (the parties of the exchange, each once)
+        self,
+        *,
+        agent: Channel,
+        inbox: HeadBuffer,
+        link: RegistryLink,
+        target: Endpoint,
+        limits: Limits,
+        progress: Progress,
+    ) -> None:
+        self._agent = agent
+        self._inbox = inbox
+        self._link = link
+        self._target = target
+        self._limits = limits
+        self._progress = progress
+
+    async def run(self, head: RequestHead, request: RegistryRequest) -> None:
+        """Carry it through.
+
+        Raises RegistryUnavailableError, MalformedRequestError for broken chunks, AgentStalledError, and ConnectionError
+        when the agent is gone.
+        """
+        wire = registry_request(head, request)
+        if head.body.coding is Coding.NONE:
+            answer = await self._link.ask(head.method, wire)
+        else:
+            answer = await self._upload(head, wire)
+        if not head.keep_alive:
+            self._progress.keep_alive = False
+        await self._pass_back(head, answer)
+
+    async def tag_exists(self, head: RequestHead, request: RegistryRequest) -> bool:
+        """Ask the registry whether a manifest's tag is taken; anything but a plain 404 counts as yes."""
+        wire = f"HEAD {request.path} HTTP/1.1\r\nHost: {head.host}\r\nAccept: {_ANY_MANIFEST}\r\n\r\n"
+        answer = await self._link.ask("HEAD", wire.encode())
+        if not answer.keep_alive:
+            self._link.abort()
+        return answer.status != HTTPStatus.NOT_FOUND
+
+    async def _upload(self, head: RequestHead, wire: bytes) -> ResponseHead:
+        await self._link.open()
+        if head.expects_continue:
+            await self._agent.write(CONTINUE)
+        reader = body_reader(head.body, MalformedRequestError)
+        chunked = head.body.coding is Coding.CHUNKED
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                sending = tasks.create_task(self._send_body(reader, wire, chunked=chunked), name="gate body")
+                answer = await self._link.receive_head(head.method, after=sending)
+                # Not done yet, it waits for an agent or a registry that has nothing more to say.
+                stopped = sending.cancel()
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        if not reader.done:
+            self._progress.keep_alive = False
+            self._progress.unread = True
+        if stopped:
+            self._link.end_with_answer()
+        return answer
+
+    async def _send_body(self, reader: BodyReader, wire: bytes, *, chunked: bool) -> None:
+        try:
+            await self._link.send(wire)
+            data = self._inbox.take_rest()
+            while True:
+                pieces = reader.feed(data)
+                if reader.rest:
+                    self._inbox.feed(reader.rest)
+                if wired := encode_pieces(pieces, chunked=chunked):
+                    await self._link.send(wired)
+                if reader.done:
+                    break
+                data = await self._receive_body()
+            if chunked:
+                await self._link.send(LAST_CHUNK)
+        except RegistryUnavailableError:
+            # It may have answered before it hung up; who waits for the answer will know.
+            return
+
+    async def _receive_body(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._limits.body):
+                data = await self._agent.read()
+        except TimeoutError as idle:
+            raise AgentStalledError("the body stopped coming") from idle
+        if not data:
+            raise ConnectionAbortedError("the agent ended in the middle of a body")
+        return data
+
+    async def _pass_back(self, head: RequestHead, answer: ResponseHead) -> None:
+        close = not self._progress.keep_alive
+        first: bytes | None = answer_head(answer, host=head.host, target=self._target, close=close)
+        if first is None:
+            raise ElsewhereError
+        self._progress.status = answer.status
+        try:
+            async with asyncio.timeout(self._limits.answer) as limit:
+                await self._pass_body(first, answer, limit)
+        except TimeoutError as stalled:
+            raise AgentStalledError("the answer could not be passed on in time") from stalled
+
+    async def _pass_body(self, first: bytes, answer: ResponseHead, limit: asyncio.Timeout) -> None:
+        unsent = first
+        clock = asyncio.get_running_loop().time
+        async with aclosing(self._link.body(answer)) as pieces:
+            async for piece in pieces:
+                if unsent and len(piece) <= _JOINED:
+                    await self._agent.write(unsent + piece)
+                else:
+                    if unsent:
+                        await self._agent.write(unsent)
+                    await self._agent.write(piece)
+                unsent = b""
+                limit.reschedule(clock() + self._limits.answer)
+        if unsent:
+            await self._agent.write(unsent)

@@ -1,0 +1,274 @@
+"""The head of one message: bytes in, `RequestHead` or `ResponseHead` out, no I/O.
+
+h11 does the parsing. These rules come before it, for what lenient readers take in two ways (RFC 9112):
+
+- Lines end in CR LF; a CR or LF alone, NUL and other controls are refused (section 2.2).
+- The request line is `METHOD /origin-form HTTP/1.1`, at most 8 KiB; the head at most 32 KiB and 100 fields (3, 3.2.1).
+- No folded line, no space before a colon (5.1, 5.2); exactly one Host (3.2).
+- One way to tell the body's length: a single `Transfer-Encoding: chunked`, or one plain Content-Length (6.1 to 6.3).
+- No body on GET, HEAD and DELETE (RFC 9110, 9.3.1), no Upgrade, CONNECT, TRACE or HTTP/2 preface.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import h11
+
+from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
+
+MAX_HEAD: Final = 32 * 1024
+MAX_REQUEST_LINE: Final = 8 * 1024
+MAX_FIELDS: Final = 100
+
+_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]*) HTTP/1\.1")
+_FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:.*", re.DOTALL)
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+_MEDIA_TYPE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NEVER: Final = frozenset({"CONNECT", "TRACE", "PRI"})
+_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE"})
+_NO_CONTENT: Final = frozenset({204, 304})
+
+Field = tuple[bytes, bytes]
+
+
+class Coding(StrEnum):
+    """How the end of a body is found (RFC 9112, section 6.3)."""
+
+    NONE = "none"
+    COUNTED = "counted"
+    CHUNKED = "chunked"
+    UNTIL_CLOSE = "until-close"
+
+
+@dataclass(frozen=True, slots=True)
+class BodyShape:
+    """A body's coding, and for a counted one its length in bytes."""
+
+    coding: Coding
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """One request's head; field names are lower-case."""
+
+    method: str
+    target: str
+    host: str
+    fields: tuple[Field, ...]
+    body: BodyShape
+    expects_continue: bool
+    keep_alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """One response's head; field names are lower-case."""
+
+    status: int
+    reason: bytes
+    fields: tuple[Field, ...]
+    body: BodyShape
+    keep_alive: bool
+
+
+class HeadBuffer:
+    """Bytes that arrived and were not read yet; a whole head can be taken off the front."""
+
+    __slots__ = ("_bytes", "_error", "_scanned")
+
+    def __init__(self, error: type[GateError]) -> None:
+        self._bytes = bytearray()
+        self._error = error
+        self._scanned = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._bytes)
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Append what arrived."""
+        self._bytes += data
+
+    def take_head(self) -> bytes | None:
+        """Remove and return one head with its empty line, or None while it is not whole.
+
+        Raises the buffer's error at the first byte that no head may hold, without waiting for the rest.
+        """
+        # Only new bytes are scanned, so that a head sent byte by byte costs no more than one sent whole.
+        start = max(0, self._scanned - 3)
+        end = self._bytes.find(b"\r\n\r\n", start, MAX_HEAD)
+        stop = MAX_HEAD if end < 0 else end + 4
+        # One byte back is enough here; the lookbehind sees what stands before it.
+        if _CONTROL.search(self._bytes, max(0, self._scanned - 1), stop):
+            raise self._error("the head holds a bare CR or LF, or a control character")
+        if end >= 0:
+            head = bytes(self._bytes[:stop])
+            del self._bytes[:stop]
+            self._scanned = 0
+            return head
+        if len(self._bytes) >= MAX_HEAD:
+            raise self._error(f"the head is longer than {MAX_HEAD} bytes")
+        self._scanned = len(self._bytes)
+        return None
+
+    def take_rest(self) -> bytes:
+        """Remove and return everything."""
+        rest = bytes(self._bytes)
+        self._bytes.clear()
+        self._scanned = 0
+        return rest
+
+
+def parse_request_head(raw: bytes) -> RequestHead:
+    """Parse one head as `HeadBuffer` gave it; raises MalformedRequestError by the rules above."""
+    request_line, *lines = raw[:-4].split(b"\r\n")
+    method, target = _read_request_line(request_line)
+    _check_lines(lines)
+    # h11 folds equal Content-Lengths into one, so the body's length is told from what stood in the head.
+    body = _request_body(_read_lines(lines))
+    fields = _parse_request(raw)
+    if _values(fields, b"upgrade"):
+        raise MalformedRequestError("this gate speaks HTTP/1.1 only, without Upgrade")
+    if method in _BODILESS and body.coding is not Coding.NONE:
+        raise MalformedRequestError(f"{method} has no body")
+    _check_content_type(fields)
+    return RequestHead(
+        method=method,
+        target=target,
+        host=_read_host(fields),
+        fields=fields,
+        body=body,
+        expects_continue=_expects_continue(fields),
+        keep_alive=not _says_close(fields),
+    )
+
+
+def parse_response_head(method: str, raw: bytes) -> ResponseHead:
+    """Parse the head that answers `method`; raises RegistryUnavailableError when it is not HTTP/1.1."""
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+    connection.send(h11.Request(method=method, target="/", headers=[("host", "registry")]))
+    try:
+        connection.receive_data(raw)
+        event = connection.next_event()
+    except h11.RemoteProtocolError as refused:
+        raise RegistryUnavailableError(f"the registry's answer is no HTTP/1.1: {refused}") from refused
+    # h11 refuses a 101 itself, since nobody proposed to switch.
+    assert isinstance(event, h11.Response | h11.InformationalResponse)  # noqa: S101 (nothing else for a whole head)
+    fields = tuple(event.headers)
+    body = _response_body(method, event.status_code, fields)
+    keep_alive = event.http_version == b"1.1" and not _says_close(fields) and body.coding is not Coding.UNTIL_CLOSE
+    return ResponseHead(event.status_code, bytes(event.reason), fields, body, keep_alive)
+
+
+def has_form_body(head: RequestHead) -> bool:
+    """Whether a registry may take the body for a form, whose fields override the query (trap of Go's FormValue)."""
+    for value in _values(head.fields, b"content-type"):
+        kind = value.partition(b";")[0].strip().lower()
+        if kind == b"application/x-www-form-urlencoded" or kind.startswith(b"multipart/"):
+            return True
+    return False
+
+
+def _read_request_line(line: bytes) -> tuple[str, str]:
+    if len(line) > MAX_REQUEST_LINE:
+        raise MalformedRequestError(f"the request line is longer than {MAX_REQUEST_LINE} bytes")
+    matched = _REQUEST_LINE.fullmatch(line)
+    if matched is None:
+        raise MalformedRequestError("the request line is not `METHOD /path HTTP/1.1`")
+    method = matched[1].decode("ascii")
+    if method in _NEVER:
+        raise MalformedRequestError(f"{method} is not for this gate")
+    return method, matched[2].decode("ascii")
+
+
+def _check_lines(lines: list[bytes]) -> None:
+    if len(lines) > MAX_FIELDS:
+        raise MalformedRequestError(f"the head has more than {MAX_FIELDS} fields")
+    for line in lines:
+        if not _FIELD.fullmatch(line):
+            raise MalformedRequestError("a header field is folded, or is not `Name: value`")
+
+
+def _read_lines(lines: list[bytes]) -> tuple[Field, ...]:
+    split = (line.partition(b":") for line in lines)
+    return tuple((name.lower(), value.strip(b" \t")) for name, _, value in split)
+
+
+def _parse_request(raw: bytes) -> tuple[Field, ...]:
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+    try:
+        connection.receive_data(raw)
+        event = connection.next_event()
+    except h11.RemoteProtocolError as refused:
+        raise MalformedRequestError(f"the head is no HTTP/1.1: {refused}") from refused
+    assert isinstance(event, h11.Request)  # noqa: S101 (h11 gives no other event for a whole head)
+    return tuple(event.headers)
+
+
+def _read_host(fields: tuple[Field, ...]) -> str:
+    match _values(fields, b"host"):
+        case [value] if _HOST.fullmatch(value):
+            return value.decode("ascii")
+    raise MalformedRequestError("there must be exactly one Host, a name or address with an optional port")
+
+
+def _request_body(fields: tuple[Field, ...]) -> BodyShape:
+    match _values(fields, b"transfer-encoding"), _values(fields, b"content-length"):
+        case [], []:
+            return BodyShape(Coding.NONE)
+        case [coding], [] if coding.lower() == b"chunked":
+            return BodyShape(Coding.CHUNKED)
+        case [], [length] if _LENGTH.fullmatch(length):
+            return _counted(int(length))
+    raise MalformedRequestError("the body's length must be told once, by Content-Length or by `chunked`")
+
+
+def _response_body(method: str, status: int, fields: tuple[Field, ...]) -> BodyShape:
+    if method == "HEAD" or status in _NO_CONTENT or status < 200:  # noqa: PLR2004 (RFC 9112, 6.3: 1xx, 204, 304)
+        return BodyShape(Coding.NONE)
+    if _values(fields, b"transfer-encoding"):
+        return BodyShape(Coding.CHUNKED)
+    if lengths := _values(fields, b"content-length"):
+        return _counted(int(lengths[0]))
+    return BodyShape(Coding.UNTIL_CLOSE)
+
+
+def _counted(length: int) -> BodyShape:
+    return BodyShape(Coding.COUNTED, length) if length else BodyShape(Coding.NONE)
+
+
+def _check_content_type(fields: tuple[Field, ...]) -> None:
+    match _values(fields, b"content-type"):
+        case []:
+            return
+        case [value] if _MEDIA_TYPE.fullmatch(value.partition(b";")[0].rstrip(b" \t")):
+            return
+    raise MalformedRequestError("there may be one Content-Type, of the form type/subtype")
+
+
+def _expects_continue(fields: tuple[Field, ...]) -> bool:
+    match _values(fields, b"expect"):
+        case []:
+            return False
+        case [value] if value.lower() == b"100-continue":
+            return True
+    raise MalformedRequestError("the only expectation met here is 100-continue")
+
+
+def _says_close(fields: tuple[Field, ...]) -> bool:
+    return b"close" in connection_options(fields)
+
+
+def connection_options(fields: tuple[Field, ...]) -> frozenset[bytes]:
+    """Everything that Connection names, in lower case (RFC 9110, section 7.6.1)."""
+    return frozenset(
+        option.strip(b" \t").lower() for value in _values(fields, b"connection") for option in value.split(b",")
+    )
+
+
+def _values(fields: tuple[Field, ...], name: bytes) -> list[bytes]:
+    return [value for key, value in fields if key == name]

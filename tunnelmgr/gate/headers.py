@@ -1,0 +1,122 @@
+"""Which header fields pass the gate, and how heads are written anew.
+
+Towards the registry, only what the OCI distribution API and HTTP ranges and conditions need. Everything else stays
+behind by not being named: Authorization, Cookie, Forwarded and X-Forwarded-*, X-HTTP-Method-Override and their kin.
+Towards the agent, everything but hop-by-hop fields (RFC 9110, section 7.6.1); Location and Link lead back to the gate.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from tunnelmgr.core.registry import Body, RegistryRequest
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.gate.framing import BodyShape, Coding, Field, RequestHead, ResponseHead, connection_options
+
+_TO_REGISTRY: Final = frozenset(
+    {
+        b"accept",
+        b"content-range",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"range",
+        b"user-agent",
+    }
+)
+_TO_REGISTRY_PREFIXES: Final = (b"oci-", b"docker-")
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]+)(/.*)?", re.IGNORECASE)
+_LINK: Final = re.compile(rb"<([^<>]*)>(.*)")
+
+
+def registry_request(head: RequestHead, request: RegistryRequest) -> bytes:
+    """Write the request for the registry, from parsed parts only."""
+    dropped = connection_options(head.fields)
+    lines = [f"{request.method} {request.target()} HTTP/1.1\r\nHost: {head.host}\r\n".encode("ascii")]
+    lines += [
+        b"%b: %b\r\n" % field for field in head.fields if field[0] not in dropped and _passes_to_registry(field[0])
+    ]
+    if head.body.coding is not Coding.NONE:
+        lines.append(b"Content-Type: %b\r\n" % _content_type(head, request))
+    if request.body is not Body.NONE:
+        lines.append(_length_line(head.body))
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def answer_head(answer: ResponseHead, *, host: str, target: Endpoint, close: bool) -> bytes | None:
+    """Write the answer's head for the agent, or None when it points to somewhere else than this registry."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (answer.status, answer.reason)]
+    for name, value in _passing_to_agent(answer):
+        match name:
+            case b"location":
+                moved = _to_gate(value, host, target)
+                if moved is None:
+                    return None
+                lines.append(b"Location: %b\r\n" % moved)
+            case b"link":
+                lines += _link_lines(value, host, target)
+            case _:
+                lines.append(b"%b: %b\r\n" % (name.title(), value))
+    if answer.body.coding in {Coding.CHUNKED, Coding.UNTIL_CLOSE}:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    if close:
+        lines.append(b"Connection: close\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def _passes_to_registry(name: bytes) -> bool:
+    return name in _TO_REGISTRY or name.startswith(_TO_REGISTRY_PREFIXES)
+
+
+def _content_type(head: RequestHead, request: RegistryRequest) -> bytes:
+    """Return what the body is; a blob is always plain bytes, whatever the agent calls it."""
+    given = [value for name, value in head.fields if name == b"content-type"]
+    return given[0] if given and request.body is Body.MANIFEST else b"application/octet-stream"
+
+
+def _length_line(body: BodyShape) -> bytes:
+    if body.coding is Coding.CHUNKED:
+        return b"Transfer-Encoding: chunked\r\n"
+    return b"Content-Length: %d\r\n" % body.length
+
+
+def _passing_to_agent(answer: ResponseHead) -> Iterator[Field]:
+    dropped = connection_options(answer.fields) | _HOP_BY_HOP
+    if answer.body.coding in {Coding.CHUNKED, Coding.UNTIL_CLOSE}:
+        dropped |= {b"content-length"}
+    return (field for field in answer.fields if field[0] not in dropped)
+
+
+def _to_gate(reference: bytes, host: str, target: Endpoint) -> bytes | None:
+    """Lead a URI reference back through the gate, its path and query untouched; None when it leads elsewhere."""
+    if reference.startswith(b"/") and not reference.startswith(b"//"):
+        return reference
+    matched = _ABSOLUTE.fullmatch(reference)
+    if matched is None or matched[1].lower() not in {host.lower().encode(), str(target).encode()}:
+        return None
+    return b"http://%b%b" % (host.encode(), matched[2] or b"/")
+
+
+def _link_lines(value: bytes, host: str, target: Endpoint) -> Iterator[bytes]:
+    """Keep a page link (OCI distribution spec, "Listing Tags") that stays here; one that leads elsewhere is no use."""
+    matched = _LINK.fullmatch(value)
+    moved = _to_gate(matched[1], host, target) if matched else None
+    if matched and moved is not None:
+        yield b"Link: <%b>%b\r\n" % (moved, matched[2])

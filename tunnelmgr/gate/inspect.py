@@ -1,0 +1,69 @@
+"""How the registry itself does: whether it answers, and whether anybody but this machine can reach it."""
+
+import asyncio
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+from tunnelmgr.core.tunnel import Endpoint
+
+PATIENCE = 5.0
+_LISTENING = "0A"
+
+
+async def answer_of(target: Endpoint) -> str | None:
+    """Return what is wrong with the registry's answer to `GET /v2/`, None if nothing is (OCI spec, end-1)."""
+    request = f"GET /v2/ HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n"
+    try:
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_connection(target.host, target.port)
+            try:
+                writer.write(request.encode())
+                status = await reader.readline()
+            finally:
+                writer.close()
+    except TimeoutError:
+        return f"{target} does not answer within {PATIENCE:g} s"
+    except OSError as failed:
+        return f"{target}: {failed.strerror or failed}"
+    words = status.split()
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1."):  # noqa: PLR2004 - version and status
+        return f"{target} does not speak HTTP"
+    if words[1] == b"200":
+        return None
+    return f"{target} answers {words[1].decode('latin-1')} to GET /v2/"
+
+
+def listening(port: int, proc: Path = Path("/proc/net")) -> tuple[str, ...]:
+    """Return the local addresses on which something listens on `port`, from proc_net(5); empty where unreadable."""
+    found = set[str]()
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = (proc / name).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            local, state = line.split()[1], line.split()[3]
+            address, _, number = local.partition(":")
+            if state == _LISTENING and int(number, 16) == port:
+                found.add(str(_address(address)))
+    return tuple(sorted(found))
+
+
+def loopback_only(target: Endpoint) -> bool | None:
+    """Tell whether the registry's port is bound on loopback only; None where that cannot be seen from here."""
+    if not ip_address(target.host).is_loopback:
+        return False
+    bound = listening(target.port)
+    if not bound:
+        return None
+    return all(ip_address(address).is_loopback for address in bound)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    """Read the kernel's form: words of 32 bits in the machine's byte order, which is little-endian here."""
+    raw = bytes.fromhex(text)
+    words = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
+    if len(words) == 4:  # noqa: PLR2004 - IPv4
+        return IPv4Address(words)
+    address = IPv6Address(words)
+    return address.ipv4_mapped or address

@@ -1,0 +1,57 @@
+"""The raw relay, for forwards of protocol `tcp`: bytes both ways, half-closes kept, nothing looked at."""
+
+import asyncio
+
+import structlog
+
+from tunnelmgr.core.ports import Channel
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate.traffic import MeteredChannel, Traffic
+from tunnelmgr.gate.upstream import Upstream
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+async def relay(channel: Channel, target: Endpoint, traffic: Traffic) -> None:
+    """Carry one channel to `target` until both directions have ended or either side is lost.
+
+    Waits without a deadline: a raw stream may be idle as long as it likes, and ends with its tunnel.
+    """
+    traffic.channels += 1
+    agent = MeteredChannel(channel, traffic)
+    try:
+        await _carry(agent, target)
+    except RegistryUnavailableError as away:
+        log.warning("relay target away", target=str(target), error=away.code, reason=str(away))
+        agent.abort()
+    except BaseException:
+        agent.abort()
+        raise
+    finally:
+        traffic.channels -= 1
+
+
+async def _carry(agent: Channel, target: Endpoint) -> None:
+    upstream = await Upstream.open(target)
+    whole = False
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_pump(agent, upstream), name="relay to target")
+            tasks.create_task(_pump(upstream, agent), name="relay to agent")
+        whole = True
+    except* ConnectionError:
+        # One side was reset: so is the other, as it would be without us.
+        agent.abort()
+    finally:
+        if whole:
+            agent.close()
+            upstream.close()
+        else:
+            upstream.abort()
+
+
+async def _pump(source: Channel, sink: Channel) -> None:
+    while data := await source.read():
+        await sink.write(data)
+    sink.write_eof()

@@ -1,0 +1,286 @@
+"""The gate: one channel's requests, one after another, each judged by its group's policy.
+
+- A session is a bulkhead: whatever goes wrong ends in an answer or in a closed channel, and the registry's connection
+  never outlives it. An exception that escaped would close the agent's whole SSH connection.
+- Cancellation is revocation: both sides are aborted at once.
+- The policy is asked for anew for every request, so a reload applies to channels that are open.
+- Requests are served one at a time; what an agent pipelines waits unread.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+
+from tunnelmgr.core.policy import GroupPolicy, Verdict, decide, may_mount, protecting_rule
+from tunnelmgr.core.ports import Channel
+from tunnelmgr.core.registry import Action, RegistryRequest, classify, without_mount
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import GateError, MalformedRequestError
+from tunnelmgr.gate.answers import Answer, refusal
+from tunnelmgr.gate.caller import Caller, RequestRecord
+from tunnelmgr.gate.exchange import AgentStalledError, ElsewhereError, Exchange, Limits, Progress
+from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, has_form_body, parse_request_head
+from tunnelmgr.gate.link import RegistryLink
+from tunnelmgr.gate.traffic import MeteredChannel, Traffic
+
+DRAINED: Final = 1024 * 1024
+"""Bytes of a refused body that are read and thrown away, so that the agent gets to read its answer."""
+_NONCE: Final = re.compile(rb"[0-9A-Fa-f]{1,128}")
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+Proof = Callable[[str, Caller], str]
+"""From a nonce and its caller to a text that only this controller can make."""
+
+
+class Gate:
+    """Serves channels of forwards with protocol `registry`."""
+
+    def __init__(
+        self,
+        *,
+        policy: Callable[[str], GroupPolicy],
+        proof: Proof,
+        on_request: Callable[[RequestRecord], None] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.policy = policy
+        self.proof = proof
+        self.on_request = on_request
+        self.limits = limits or Limits()
+
+    async def serve(self, channel: Channel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
+        """Serve one channel until it ends; raises nothing but CancelledError."""
+        traffic.channels += 1
+        session = Session(self, MeteredChannel(channel, traffic), caller, target)
+        try:
+            await session.run()
+        except ConnectionError:
+            log.debug("agent ended its channel", agent=caller.agent)
+        except Exception:
+            log.exception("gate session failed", agent=caller.agent, error=GateError.code)
+        except BaseException:
+            channel.abort()
+            raise
+        finally:
+            session.link.abort()
+            channel.close()
+            traffic.channels -= 1
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What is known of the current request, for its record."""
+
+    method: str = "-"
+    request: RegistryRequest | None = None
+    verdict: str = "malformed"
+    rule: str = "malformed"
+
+
+class Session:
+    """One channel and its connection to the registry."""
+
+    def __init__(self, gate: Gate, agent: MeteredChannel, caller: Caller, target: Endpoint) -> None:
+        limits = gate.limits
+        self.link = RegistryLink(target, head_timeout=limits.answer, idle_timeout=limits.answer)
+        self._gate = gate
+        self._agent = agent
+        self._caller = caller
+        self._target = target
+        self._inbox = HeadBuffer(MalformedRequestError)
+        self._recorded = (0, 0)
+
+    async def run(self) -> None:
+        """Serve requests until one of them is the last."""
+        while await self._has_request():
+            if not await self._serve_request():
+                break
+
+    async def _has_request(self) -> bool:
+        """Wait for a request's first byte."""
+        if self._inbox:
+            return True
+        try:
+            async with asyncio.timeout(self._gate.limits.idle):
+                data = await self._agent.read()
+        except TimeoutError:
+            return False
+        self._inbox.feed(data)
+        return bool(data)
+
+    async def _serve_request(self) -> bool:
+        """Serve one request; returns whether another may follow."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        entry, progress = _Entry(), Progress()
+        try:
+            await self._attempt(entry, progress)
+        finally:
+            if progress.status or entry.request is not None:
+                self._record(entry, progress, took=clock() - began)
+        return progress.keep_alive
+
+    async def _attempt(self, entry: _Entry, progress: Progress) -> None:
+        """Answer the next request, whatever it is and whatever comes of it."""
+        head: RequestHead | None = None
+        try:
+            raw = await self._read_head()
+            if raw is None:
+                progress.keep_alive = False
+                return
+            head = parse_request_head(raw)
+            entry.method = head.method
+            answer = await self._answer(head, entry, progress)
+        except GateError as failed:
+            answer = self._failure(failed, head, entry)
+        if answer is not None and progress.status:
+            # The agent already reads another answer; only the end of the channel can tell it that this one broke.
+            progress.keep_alive = False
+            return
+        if answer is not None:
+            await self._tell(answer, head, progress)
+        if progress.unread:
+            await self._drain()
+
+    async def _read_head(self) -> bytes | None:
+        """Return the next request's head, or None when the agent ended before it was whole."""
+        if (raw := self._inbox.take_head()) is not None:
+            return raw
+        try:
+            async with asyncio.timeout(self._gate.limits.head):
+                while (raw := self._inbox.take_head()) is None:
+                    data = await self._agent.read()
+                    if not data:
+                        return None
+                    self._inbox.feed(data)
+        except TimeoutError as late:
+            raise AgentStalledError("the head did not come in time") from late
+        return raw
+
+    async def _answer(self, head: RequestHead, entry: _Entry, progress: Progress) -> Answer | None:
+        """Judge one request and carry it through; returns the gate's own answer if it gives one."""
+        close = head.body.coding is not Coding.NONE or not head.keep_alive
+        request = classify(head.method, head.target)
+        entry.request = request
+        if has_form_body(head):
+            message = "a registry takes blobs and manifests, not forms"
+            return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED", message, close=close)
+        policy = self._gate.policy(self._caller.group)
+        verdict = decide(request, policy)
+        exchange = Exchange(
+            agent=self._agent,
+            inbox=self._inbox,
+            link=self.link,
+            target=self._target,
+            limits=self._gate.limits,
+            progress=progress,
+        )
+        if verdict.allowed and (rule := protecting_rule(request, policy)) and await exchange.tag_exists(head, request):
+            verdict = _tag_is_taken(request, rule)
+        entry.verdict = "allowed" if verdict.allowed else "refused"
+        entry.rule = verdict.rule
+        if not verdict.allowed:
+            return refusal(HTTPStatus.FORBIDDEN, "DENIED", verdict.reason, close=close)
+        if request.action is Action.WELL_KNOWN:
+            return Answer(HTTPStatus.OK, self._identity(head), close)
+        if request.action is Action.PUSH and not may_mount(request, policy):
+            request = without_mount(request)
+        await exchange.run(head, request)
+        return None
+
+    def _identity(self, head: RequestHead) -> dict[str, object]:
+        caller = self._caller
+        told: dict[str, object] = {"agent": caller.agent, "group": caller.group, "controller": caller.controller}
+        nonces = [value for name, value in head.fields if name == b"tunnelmgr-nonce"]
+        match nonces:
+            case []:
+                return told
+            case [nonce] if _NONCE.fullmatch(nonce):
+                return told | {"proof": self._gate.proof(nonce.decode("ascii"), caller)}
+        raise MalformedRequestError("a nonce is up to 128 hexadecimal digits")
+
+    def _failure(self, failed: GateError, head: RequestHead | None, entry: _Entry) -> Answer:
+        """Turn an error into the answer that tells it; the registry's part of it is over."""
+        self.link.abort()
+        match failed:
+            case MalformedRequestError():
+                code = "NAME_INVALID" if head and entry.request is None else "UNSUPPORTED"
+                return refusal(HTTPStatus.BAD_REQUEST, code, str(failed), close=True)
+            case AgentStalledError():
+                return refusal(HTTPStatus.REQUEST_TIMEOUT, "UNSUPPORTED", str(failed), close=True)
+            case ElsewhereError():
+                status = HTTPStatus.BAD_GATEWAY
+            case _:
+                status = HTTPStatus.SERVICE_UNAVAILABLE
+        log.warning("registry failed", agent=self._caller.agent, error=failed.code, reason=str(failed))
+        close = head is None or head.body.coding is not Coding.NONE or not head.keep_alive
+        return refusal(status, "UNAVAILABLE", str(failed), close=close)
+
+    async def _tell(self, answer: Answer, head: RequestHead | None, progress: Progress) -> None:
+        progress.status = answer.status
+        progress.keep_alive = not answer.close
+        try:
+            async with asyncio.timeout(self._gate.limits.answer):
+                await self._agent.write(answer.encode(without_body=head is not None and head.method == "HEAD"))
+        except TimeoutError:
+            progress.keep_alive = False
+        else:
+            progress.unread = answer.close
+
+    async def _drain(self) -> None:
+        """Read what the agent still sends, so that its own side does not reset before it has read the answer."""
+        self._agent.write_eof()
+        left = DRAINED
+        try:
+            async with asyncio.timeout(self._gate.limits.drain):
+                while left > 0 and (data := await self._agent.read()):
+                    left -= len(data)
+        except TimeoutError:
+            log.debug("agent did not end its refused request", agent=self._caller.agent)
+
+    def _record(self, entry: _Entry, progress: Progress, *, took: float) -> None:
+        to_agent, from_agent = self._recorded
+        self._recorded = self._agent.to_agent, self._agent.from_agent
+        record = RequestRecord(
+            caller=self._caller,
+            method=entry.method,
+            action=entry.request.action if entry.request else "-",
+            repository=entry.request.repository if entry.request else "",
+            reference=entry.request.reference if entry.request else "",
+            verdict=entry.verdict,
+            rule=entry.rule,
+            status=int(progress.status),
+            bytes_to_agent=self._agent.to_agent - to_agent,
+            bytes_from_agent=self._agent.from_agent - from_agent,
+            took=took,
+        )
+        _log_request(record)
+        if self._gate.on_request is not None:
+            self._gate.on_request(record)
+
+
+def _log_request(record: RequestRecord) -> None:
+    routine = record.verdict == "allowed" and record.action in {Action.BASE, Action.WELL_KNOWN}
+    (log.debug if routine else log.info)(
+        "request",
+        agent=record.caller.agent,
+        group=record.caller.group,
+        action=str(record.action),
+        repository=record.repository,
+        reference=record.reference,
+        verdict=record.verdict,
+        status=record.status,
+        bytes=record.bytes_to_agent + record.bytes_from_agent,
+        took=round(record.took, 4),
+    )
+
+
+def _tag_is_taken(request: RegistryRequest, rule: str) -> Verdict:
+    told = f"tunnelmgr: {request.repository}:{request.reference} exists and may not be overwritten ({rule})"
+    return Verdict(allowed=False, rule=rule, reason=told)

@@ -1,0 +1,51 @@
+"""What went through a forward: counters that status and metrics read."""
+
+from dataclasses import dataclass
+
+from tunnelmgr.core.ports import Channel
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Channels open now, and bytes since the tunnel came up."""
+
+    channels: int = 0
+    to_agent: int = 0
+    from_agent: int = 0
+
+
+class MeteredChannel:
+    """A channel that counts its bytes, for itself and into a shared `Traffic`."""
+
+    __slots__ = ("_channel", "_traffic", "from_agent", "to_agent")
+
+    def __init__(self, channel: Channel, traffic: Traffic) -> None:
+        self._channel = channel
+        self._traffic = traffic
+        self.to_agent = 0
+        self.from_agent = 0
+
+    async def read(self) -> bytes:
+        """Read from the agent."""
+        data = await self._channel.read()
+        self.from_agent += len(data)
+        self._traffic.from_agent += len(data)
+        return data
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write to the agent."""
+        await self._channel.write(data)
+        self.to_agent += len(data)
+        self._traffic.to_agent += len(data)
+
+    def write_eof(self) -> None:
+        """End our direction."""
+        self._channel.write_eof()
+
+    def close(self) -> None:
+        """Close once everything is sent."""
+        self._channel.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._channel.abort()

@@ -1,0 +1,196 @@
+"""What goes onto an agent: the script that waits for its tunnel, and the user that its sshd lets the controller in as.
+
+The script is `wait.sh`, one POSIX sh file; each kind of hook wraps it for one way of starting agents. All here is pure
+text: nothing is installed, dialled or remembered.
+"""
+
+import base64
+import gzip
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from textwrap import indent, wrap
+from types import MappingProxyType
+from typing import Final
+
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import ConfigError
+
+KINDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "wait": "the plain script: waits until the registry is there",
+        "ec2": "init script for the Jenkins EC2 plugin",
+        "ssh": "for the Jenkins SSH launcher, with the line to put before its start command",
+        "cloud-init": "user-data that makes the user, its sshd settings and the script",
+        "hetzner": "the same for the Jenkins Hetzner plugin",
+    }
+)
+"""Every kind of hook, with what it is in one line."""
+
+NEED_KEY: Final = frozenset({"cloud-init", "hetzner"})
+"""The kinds that make the agent's user, and so need the controller's public key."""
+
+_INSTALLED: Final = "/usr/local/bin/tunnelmgr-wait"
+_PUBLIC_KEY: Final = re.compile(
+    r"(?:ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,2}(?: [^\x00-\x1f\x7f]*)?"
+)
+_USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+
+_EC2_HEAD: Final = """\
+#!/bin/sh
+# Init script for the Jenkins EC2 plugin: waits for the tunnel to the registry before the agent starts.
+#
+# The plugin runs it once an instance, without a time limit, and terminates the instance when it exits non-zero. A new
+# instance cures neither a policy nor an image that lacks curl, it only costs money. So this fails for one thing alone:
+# 69, somebody else answers on the registry's port, where a build would get a stranger's images. All else is told on
+# stderr, and the agent starts; a build that needs the registry then fails by itself, and says why.
+# To be stricter, replace the last lines by `exit "$code"`.
+(
+set -- --soft
+"""
+_EC2_TAIL: Final = """\
+)
+code=$?
+[ "$code" != 69 ] || exit 69
+exit 0
+"""
+
+_SSH_HEAD: Final = f"""\
+#!/bin/sh
+# For the Jenkins SSH launcher ("Launch agents via SSH"): waits for the tunnel before the agent starts.
+#
+# 1. Put this file into the agent's image as {_INSTALLED}, mode 0755.
+# 2. In the node's "Prefix Start Agent Command" write, with the && at its end:
+#
+#        {_INSTALLED} --soft &&
+#
+# The launcher's stdin and stdout are the channel to Jenkins. This script leaves both alone; it writes to stderr only.
+# --soft starts the agent also when the tunnel is not there in time; without it, Jenkins launches it anew.
+# Keep "Connection Timeout in Seconds" above TUNNELMGR_WAIT (120).
+#
+"""
+
+_CLOUD_INIT: Final = """\
+#cloud-config
+# Prepares an agent for tunnelmgr: the user that the controller logs in as, sshd's settings for it, and the script that
+# waits for the tunnel. Needs OpenSSH 8.2 or newer. Nothing here is secret.
+users:
+  - default
+  - name: {user}
+    gecos: tunnelmgr
+    shell: /usr/sbin/nologin
+    # `*` is no password, as `!` is; but `!` also locks the account, and sshd without PAM then refuses its keys.
+    lock_passwd: false
+    passwd: '*'
+    ssh_authorized_keys:
+      - {line}
+write_files:
+  - path: /etc/ssh/sshd_config.d/10-tunnelmgr.conf
+    owner: root:root
+    permissions: '0644'
+    content: |
+      # A lost tunnel frees its port after 5 s x 2. The registry is offered on loopback only.
+      Match User {user}
+          ClientAliveInterval 5
+          ClientAliveCountMax 2
+          GatewayPorts no
+          AllowTcpForwarding yes
+      Match all
+  - path: {installed}
+    owner: root:root
+    permissions: '0755'
+    # What `tunnelmgr hook wait` prints, packed because EC2 takes 16 KB of user-data.
+    encoding: gz+b64
+    content: |
+{script}
+runcmd:
+  - [usermod, --password, '*', {user}]
+  - sshd -t && {{ systemctl reload ssh.service || systemctl reload sshd.service; }}
+"""
+
+_HETZNER_HEAD: Final = f"""\
+# User-data for the Jenkins Hetzner plugin. The plugin waits for SSH, not for user-data, and runs no init script.
+# So an agent may start before its tunnel stands: let each pipeline that pulls begin with `{_INSTALLED}`.
+# The plugin allows one minute from creation to SSH; raise its boot deadline if your image needs longer.
+"""
+
+
+def render(kind: str, *, authorized_keys_line: str | None = None) -> str:
+    """Return the whole text of one hook.
+
+    The kinds that make the user need `authorized_keys_line`, from the function of that name. Raises ConfigError.
+    """
+    match kind:
+        case "wait":
+            return _wait_script()
+        case "ec2":
+            return _EC2_HEAD + _without_shebang(_wait_script()) + _EC2_TAIL
+        case "ssh":
+            return _SSH_HEAD + _without_shebang(_wait_script())
+        case "cloud-init" | "hetzner":
+            if authorized_keys_line is None:
+                raise ConfigError([f"hook {kind}: needs the controller's key; set ssh.key, or run `tunnelmgr init`"])
+            text = cloud_init(authorized_keys_line)
+            if kind == "hetzner":
+                first, rest = text.split("\n", 1)
+                text = f"{first}\n{_HETZNER_HEAD}{rest}"
+            return text
+        case _:
+            raise ConfigError([f"hook {kind}: no such kind; there are {', '.join(KINDS)}"])
+
+
+def authorized_keys_line(listen: Sequence[Endpoint], public_key: str) -> str:
+    """Return the line that lets the key hold these listeners and probe them, and do nothing else.
+
+    sshd compares `permitlisten` as text, and without any it would allow all, so `listen` must not be empty
+    (sshd(8), "AUTHORIZED_KEYS FILE FORMAT"). Raises ConfigError.
+    """
+    problems = [] if listen else ["forward: an agent's key needs at least one listen address"]
+    problems += [f"forward.listen: {one} is not loopback" for one in listen if not _is_loopback(one.host)]
+    key = public_key.strip()
+    if not _PUBLIC_KEY.fullmatch(key):
+        problems.append("ssh.key: the public key is not one line of `TYPE BASE64 COMMENT`")
+    if problems:
+        raise ConfigError(problems)
+    options = ["restrict", "port-forwarding"]
+    options += [f'permitlisten="{one}"' for one in listen]
+    options += [f'permitopen="{one}"' for one in listen]
+    return f"{','.join(options)} {key}"
+
+
+def cloud_init(line: str, user: str = "tunnel") -> str:
+    """Return user-data that prepares an agent whose authorized_keys is `line`.
+
+    Source of the keys' meaning: cloud-init's modules `users_groups`, `write_files` and `runcmd`. Raises ConfigError.
+    """
+    problems = []
+    if not _USER.fullmatch(user) or user == "root":
+        problems.append(f"ssh.user: {user!r} is no name for an unprivileged user")
+    if not line.isprintable() or not line.startswith("restrict,"):
+        problems.append("authorized_keys: the line must be printable and begin with `restrict,`")
+    if problems:
+        raise ConfigError(problems)
+    # A fixed time, so that the same script is the same user-data.
+    packed = base64.b64encode(gzip.compress(_wait_script().encode(), mtime=0)).decode()
+    return _CLOUD_INIT.format(
+        user=user,
+        line="'" + line.replace("'", "''") + "'",
+        installed=_INSTALLED,
+        script=indent("\n".join(wrap(packed, 100)), " " * 6),
+    )
+
+
+def _wait_script() -> str:
+    return (files(__name__) / "wait.sh").read_text(encoding="utf-8")
+
+
+def _without_shebang(script: str) -> str:
+    return script.split("\n", 1)[1]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,403 @@
+#!/bin/sh
+# tunnelmgr-wait: wait until this agent's tunnel to the registry stands.
+#
+# usage: tunnelmgr-wait [--soft]
+#
+# It asks http://localhost:5000/.well-known/tunnelmgr who answers there, then /v2/ whether the registry is behind it.
+# Needs curl or wget (GNU's, wget2 or busybox's). Writes to stderr only, and never reads stdin.
+#
+# Environment:
+#   TUNNELMGR_WAIT      seconds that it may take in all, 1 to 86400 (120)
+#   TUNNELMGR_REGISTRY  HOST:PORT to wait for (localhost:5000)
+# Exit status:
+#   0   ready
+#   69  somebody else answers on the port
+#   75  not in time (0 with --soft)
+#   77  the controller refuses this agent
+#   78  misconfigured: no curl or wget, a bad setting, an unknown option
+
+set -u
+LC_ALL=C
+export LC_ALL
+# The registry is on this machine: no proxy can lead there.
+unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
+
+# Hundredths of a second.
+patience=500           # for one answer
+stranger_patience=300  # that a wrong answer may last: who gives it may be about to go
+silent_patience=2000   # the same for a port that takes connections and says nothing: a lost tunnel's sshd does so for
+                       # up to ClientAliveInterval x ClientAliveCountMax (10 s as prepared by tunnelmgr)
+
+say() { printf 'tunnelmgr: %s\n' "$*"; }
+
+fail() {
+    code=$1
+    shift
+    say "$@"
+    exit "$code"
+}
+
+# Sets $whole and $part, the time in seconds and hundredths. The uptime is preferred: a fresh machine's clock jumps.
+# Without it the hundredths are taken for spent.
+clock() {
+    part=99
+    if read -r uptime rest 2>/dev/null </proc/uptime; then
+        whole=${uptime%%.*}
+        part=${uptime#*.}
+        part=${part#0}
+    else
+        whole=$(date +%s)
+    fi
+}
+
+start_clock() {
+    clock
+    start_whole=$whole
+    start_part=$part
+    [ -r /proc/uptime ] || start_part=0
+}
+
+# Sets $elapsed and $left, in hundredths. A tenth of a second is kept for starting and ending.
+tick() {
+    clock
+    elapsed=$(((whole - start_whole) * 100 + part - start_part))
+    left=$((limit * 100 - elapsed - 10))
+}
+
+# Sleeps for $1 hundredths; whole seconds where sleep knows no fractions.
+nap() {
+    if [ "$fractions" = yes ]; then
+        hundredths=$(($1 % 100))
+        [ "$hundredths" -ge 10 ] || hundredths=0$hundredths
+        exec sleep "$(($1 / 100)).$hundredths"
+    fi
+    exec sleep $(($1 / 100))
+}
+
+by_curl() { exec curl -q -g -s -i --noproxy '*' -A tunnelmgr-wait "http://$1" 2>/dev/null; }
+by_wget() {
+    exec wget --no-config -nv -t 1 --max-redirect=0 --save-headers --content-on-error -U tunnelmgr-wait -O - \
+        "http://$1" 2>&1
+}
+by_busybox() { exec wget -q -U tunnelmgr-wait -O - "http://$1" 2>&1; }
+
+# Prints what http://$1 answers within $2 hundredths, and how the client ended. The guard is ours because wget has no
+# limit on the whole, and busybox's often none at all.
+ask_bounded() {
+    "$client" "$1" &
+    asked=$!
+    (
+        napping=
+        trap 'kill "$napping"; exit 0' TERM
+        nap "$2" &
+        napping=$!
+        wait "$napping"
+        kill -9 "$asked"
+    ) >/dev/null &
+    guard=$!
+    wait "$asked"
+    outcome=$?
+    kill "$guard"
+    printf '\nended %s\n' "$outcome"
+}
+
+# Asks http://$1. Sets $reply (at most 4 KB, printable) and $status: an HTTP status, or `nobody` (listens there),
+# `silent` (took the connection, gave no answer), `garbage` (no HTTP). Sets $late where no time was left to ask.
+ask() {
+    tick
+    bound=$patience
+    [ "$left" -ge "$bound" ] || bound=$left
+    status=silent
+    reply=
+    if [ "$bound" -lt "$briefest" ]; then
+        late=yes
+        return 0
+    fi
+    reply=$(ask_bounded "$1" "$bound" 2>/dev/null | dd bs=1 count=4096 2>/dev/null | tr -cd '\n\040-\176')
+    ended=${reply##*ended }
+    case $ended in
+        '' | *[!0-9]*) ended='cut' ;;
+    esac
+    case $client in
+        by_curl) judge_curl ;;
+        by_wget) judge_wget ;;
+        by_busybox) judge_busybox ;;
+    esac
+}
+
+# Sets $status from a status line at the start of $1.
+take_status() {
+    status=${1#* }
+    status=${status%%[!0-9]*}
+    [ -n "$status" ] || status=garbage
+}
+
+judge_curl() {
+    case $reply in
+        HTTP/*) take_status "$reply" ;;
+        *)
+            case $ended in
+                # 3 and 6: it was built without IPv6.
+                3 | 6 | 7) status=nobody ;;
+                1 | 8) status=garbage ;;
+            esac
+            ;;
+    esac
+}
+
+judge_wget() {
+    case $reply in
+        HTTP/*) take_status "$reply" ;;
+        *'URL:http'*) status=garbage ;;
+        *) judge_complaint ;;
+    esac
+}
+
+judge_busybox() {
+    case $reply in
+        *'server returned error: HTTP/'*) take_status "${reply#*server returned error: HTTP/}" ;;
+        *'server returned error'*) status=garbage ;;
+        *)
+            if [ "$ended" = 0 ]; then status=200; else judge_complaint; fi
+            ;;
+    esac
+}
+
+judge_complaint() {
+    case $reply in
+        *onnection\ refused* | *"can't connect"* | *'annot assign'* | *unreachable* | *'not supported'* | \
+            *'bad address'* | *'nable to resolve'* | *'nvalid host'*) status=nobody ;;
+    esac
+}
+
+# Sets $field to the string that $2 has under the key $1.
+take_field() {
+    field=${2#*\""$1"\"}
+    field=${field#*\"}
+    field=${field%%\"*}
+}
+
+# Sets $message to what the gate says in a refusal.
+take_message() {
+    message=
+    case $reply in
+        *'"tunnelmgr: '*)
+            message=${reply#*\"tunnelmgr: }
+            message=${message%%\"*}
+            ;;
+    esac
+}
+
+# Sets $sight to what http://$1 is: `nobody`, `silent`, `stranger`, `refused`, `starting` or `ours`.
+identify() {
+    ask "$1/.well-known/tunnelmgr"
+    take_message
+    case $status in
+        nobody | silent) sight=$status ;;
+        200)
+            sight=stranger
+            [ "$ended" = 0 ] || return 0
+            case $reply in *'"agent"'*) ;; *) return 0 ;; esac
+            case $reply in *'"group"'*) ;; *) return 0 ;; esac
+            case $reply in *'"controller"'*) sight=ours identity=$reply ;; esac
+            ;;
+        403) if [ -n "$message" ]; then sight=refused; else sight=stranger; fi ;;
+        *) if [ -n "$message" ]; then sight=starting; else sight=stranger; fi ;;
+    esac
+}
+
+# Sets $sight for the whole: as `identify`, with `ready` and `starting` (the registry is not there yet) for `ours`.
+# Each of localhost's addresses is looked at, as docker may take either; only the first has to be there.
+look() {
+    absent=
+    for door in $doors; do
+        identify "$door"
+        case $sight in
+            ours) ;;
+            nobody) [ "$door" != "$first" ] || absent=yes ;;
+            *) return 0 ;;
+        esac
+    done
+    sight=nobody
+    [ -z "$absent" ] || return 0
+    ask "$first/v2/"
+    take_message
+    case $status in
+        200) sight=ready ;;
+        403) sight=refused ;;
+        *) sight=starting ;;
+    esac
+}
+
+# Sets $seen, the last sight in words, and $there, the address that it is about.
+describe() {
+    there=$door
+    case $sight in
+        nobody) seen="nobody listens there yet" ;;
+        silent) seen="the port takes connections, but no answer comes" ;;
+        stranger) seen="somebody else answers on $door" ;;
+        *)
+            case $status in
+                [0-9]*) seen="the tunnel stands, but the registry is not ready: HTTP $status${message:+, $message}" ;;
+                *) seen="the tunnel stands, but the registry does not answer" ;;
+            esac
+            ;;
+    esac
+}
+
+give_up_on_others() {
+    case $sight in
+        stranger) say "$there is answered by something that is not tunnelmgr. Do not pull from it." ;;
+        silent) say "$there takes connections but never answers, so it is not tunnelmgr." ;;
+    esac
+    fail 69 "See who holds the port: ss -ltnp 'sport = :$port' (as root). Stop it, or give it another port."
+}
+
+# Judges how long something else has held the port, and gives up on it when that was long enough.
+mind_others() {
+    case $sight in
+        stranger | silent) ;;
+        *)
+            others_since=
+            others_seen=0
+            return 0
+            ;;
+    esac
+    [ -n "$others_since" ] || others_since=$elapsed
+    held=$((elapsed - others_since))
+    if [ "$sight" = stranger ]; then
+        others_seen=$((others_seen + 1))
+        [ "$others_seen" -lt 3 ] || [ "$held" -lt "$stranger_patience" ] || give_up_on_others
+    else
+        [ "$held" -lt "$silent_patience" ] || give_up_on_others
+    fi
+}
+
+give_up_on_time() {
+    [ "$sight" != stranger ] || give_up_on_others
+    say "$registry is not ready after $limit s: $seen."
+    say "On the controller's machine, \`tunnelmgr list\` shows where this agent stands, and \`tunnelmgr show\` why."
+    [ "$soft" = yes ] || exit 75
+    say "Going on without it, as --soft asks."
+    exit 0
+}
+
+succeed() {
+    take_field agent "$identity"
+    agent=$field
+    take_field group "$identity"
+    group=$field
+    take_field controller "$identity"
+    say "$registry is ready (agent $agent, group $group, controller $field), after $((elapsed / 100)) s"
+    exit 0
+}
+
+read_options() {
+    soft=no
+    for option in "$@"; do
+        case $option in
+            --soft) soft=yes ;;
+            -h | --help)
+                say "usage: tunnelmgr-wait [--soft]"
+                say "Waits up to TUNNELMGR_WAIT seconds (120) for the registry on TUNNELMGR_REGISTRY (localhost:5000)."
+                say "Exit status: 0 ready, 69 somebody else answers, 75 not in time (0 with --soft), 77 refused," \
+                    "78 misconfigured."
+                exit 0
+                ;;
+            *) fail 78 "unknown option $option; usage: tunnelmgr-wait [--soft]" ;;
+        esac
+    done
+}
+
+read_settings() {
+    limit=${TUNNELMGR_WAIT:-120}
+    case $limit in
+        *[!0-9]* | 0* | ??????*) limit=0 ;;
+    esac
+    if [ "$limit" -lt 1 ] || [ "$limit" -gt 86400 ]; then
+        fail 78 "TUNNELMGR_WAIT must be a whole number of seconds from 1 to 86400"
+    fi
+    registry=${TUNNELMGR_REGISTRY:-localhost:5000}
+    port=${registry##*:}
+    host=${registry%:*}
+    case $port in
+        '' | *[!0-9]* | 0* | ??????*) port=bad ;;
+    esac
+    case $host in
+        '' | -* | *[!0-9A-Za-z.-]*)
+            case $host in
+                \[*[!0-9A-Fa-f:.]*\] | \[\]) port=bad ;;
+                \[*\]) ;;
+                *) port=bad ;;
+            esac
+            ;;
+    esac
+    [ "$port" != bad ] || fail 78 "TUNNELMGR_REGISTRY must be HOST:PORT, such as localhost:5000"
+    first=$registry
+    doors=$registry
+    if [ "$host" = localhost ]; then
+        first=127.0.0.1:$port
+        doors="$first [::1]:$port"
+    fi
+}
+
+find_client() {
+    if command -v curl >/dev/null; then
+        client=by_curl
+    elif command -v wget >/dev/null; then
+        client=by_busybox
+        case $(wget --version 2>/dev/null) in
+            *'GNU Wget'*) client=by_wget ;;
+        esac
+    else
+        fail 78 "neither curl nor wget is installed here; install one of them"
+    fi
+}
+
+main() {
+    read_options "$@"
+    set -f # [::1] is no pattern
+    read_settings
+    find_client
+    fractions=no
+    quickest=100
+    briefest=100
+    if sleep 0.01 2>/dev/null; then
+        fractions=yes
+        quickest=20
+        briefest=20
+    fi
+
+    start_clock
+    others_since=
+    others_seen=0
+    told=0
+    late=no
+    sight=nobody
+    while :; do
+        before=$sight
+        look
+        if [ "$late" = no ]; then describe; else sight=$before; fi
+        tick
+        case $sight in
+            ready) succeed ;;
+            refused) fail 77 "the controller refuses this agent${message:+: $message}. Its group's rules decide that" \
+                "(\`tunnelmgr show\` there)." ;;
+        esac
+        mind_others
+        if [ "$told" = 0 ]; then
+            say "waiting up to $limit s for $registry"
+            told=1000
+        elif [ "$elapsed" -ge "$told" ]; then
+            say "still waiting for $registry after $((elapsed / 100)) s: $seen"
+            told=$(((elapsed / 1000 + 1) * 1000))
+        fi
+        pause=$quickest
+        [ "$elapsed" -lt 500 ] || pause=100
+        [ "$left" -ge $((pause + briefest)) ] || give_up_on_time
+        (nap "$pause")
+    done
+}
+
+# All is read before anything runs, so that `sh < tunnelmgr-wait` works too.
+main "$@" </dev/null >&2

@@ -1,0 +1,1 @@
+"""What must survive the process: agents as last seen, pins, quarantines, stories."""

@@ -1,0 +1,35 @@
+"""From `controller.state` to a store."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.changes import Changes
+from tunnelmgr.core.world import Record
+from tunnelmgr.errors import StoreError
+from tunnelmgr.store.sqlite import SqliteStore
+
+
+class Store(Protocol):
+    """Keeps records; every method blocks and raises StoreError."""
+
+    def load(self) -> Mapping[AgentId, Record]:
+        """Return every record."""
+        ...
+
+    def write(self, changes: Changes) -> None:
+        """Write all of `changes` or nothing."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the state."""
+        ...
+
+
+def open_store(url: str) -> Store:
+    """Open the store of a URL such as `sqlite:////var/lib/tunnelmgr/state.db`; raises StoreError."""
+    scheme, _, path = url.partition("://")
+    if scheme != "sqlite":
+        raise StoreError(f"controller.state: {scheme} is no store that is known here")
+    return SqliteStore(Path(path[1:] if path.startswith("//") else path.lstrip("/")))

@@ -1,0 +1,30 @@
+-- Agents as last described, so that a start goes on before any cloud has answered.
+CREATE TABLE agent (
+    id          TEXT PRIMARY KEY,
+    incarnation TEXT NOT NULL,
+    source      TEXT NOT NULL,
+    "group"     TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    addresses   TEXT NOT NULL,  -- JSON array, in order of preference
+    port        INTEGER NOT NULL,
+    labels      TEXT NOT NULL,  -- JSON array of [name, value]
+    first_seen  REAL NOT NULL,  -- seconds since the epoch, as every time here
+    changed     REAL NOT NULL,
+    present     INTEGER NOT NULL,
+    story       TEXT NOT NULL   -- JSON array of [at, step, detail], oldest first
+) STRICT;
+
+-- Evidence that can be had once only.
+CREATE TABLE pin (
+    agent       TEXT PRIMARY KEY REFERENCES agent (id) ON DELETE CASCADE,
+    incarnation TEXT NOT NULL,
+    method      TEXT NOT NULL,
+    keys        TEXT NOT NULL   -- JSON array of "type base64"
+) STRICT;
+
+CREATE TABLE quarantine (
+    agent       TEXT PRIMARY KEY REFERENCES agent (id) ON DELETE CASCADE,
+    since       REAL NOT NULL,
+    code        TEXT NOT NULL,
+    message     TEXT NOT NULL
+) STRICT;

@@ -1,0 +1,1 @@
+"""Schema steps, numbered; each stays as it is once released."""

@@ -1,0 +1,201 @@
+"""The state in one SQLite file.
+
+WAL, so that kill -9 at any moment leaves the last whole transaction; a lock file beside it, so that there is one
+writer; numbered migrations, each in a transaction of its own with the version it makes.
+https://www.sqlite.org/wal.html
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeVar
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.changes import Changes, pin_of
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.world import Moment, Quarantine, Record
+from tunnelmgr.errors import SchemaError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Answer = TypeVar("Answer")
+
+APPLICATION = 0x746E6C6D
+"""`tnlm`, in SQLite's application_id: tells our file from another's."""
+
+_AGENT = """
+INSERT INTO agent (id, incarnation, source, "group", name, addresses, port, labels, first_seen, changed, present, story)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET
+    incarnation = excluded.incarnation, source = excluded.source, "group" = excluded."group", name = excluded.name,
+    addresses = excluded.addresses, port = excluded.port, labels = excluded.labels, changed = excluded.changed,
+    present = excluded.present, story = excluded.story
+"""
+_PIN = "INSERT OR REPLACE INTO pin (agent, incarnation, method, keys) VALUES (?, ?, ?, ?)"
+_QUARANTINE = "INSERT OR REPLACE INTO quarantine (agent, since, code, message) VALUES (?, ?, ?, ?)"
+_LOAD = """
+SELECT agent.*, pin.method, pin.keys, pin.incarnation AS pinned, quarantine.since, quarantine.code, quarantine.message
+FROM agent LEFT JOIN pin ON pin.agent = agent.id LEFT JOIN quarantine ON quarantine.agent = agent.id
+"""
+
+
+class SqliteStore:
+    """Reads everything at the start and writes changes; blocks, so it is called through a thread."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lock = _locked(file)
+        try:
+            self._db = self._guarded(lambda: _opened(file))
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def load(self) -> Mapping[AgentId, Record]:
+        """Return every record; raises StoreError."""
+        rows = self._guarded(lambda: self._db.execute(_LOAD).fetchall())
+        return {AgentId(row["id"]): _record(row) for row in rows}
+
+    def write(self, changes: Changes) -> None:
+        """Write all of `changes` or nothing; raises StoreError, after which the same call may be tried again."""
+        self._guarded(lambda: self._write(changes))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+        self._lock.close()
+
+    def _write(self, changes: Changes) -> None:
+        with _transaction(self._db):
+            for record in changes.records:
+                self._write_record(record)
+            self._db.executemany("DELETE FROM agent WHERE id = ?", [(id_,) for id_ in changes.forgotten])
+
+    def _write_record(self, record: Record) -> None:
+        agent = record.agent
+        self._db.execute(
+            _AGENT,
+            (
+                agent.id,
+                agent.incarnation,
+                agent.source,
+                agent.group,
+                agent.name,
+                json.dumps(agent.addresses),
+                agent.port,
+                json.dumps(agent.labels),
+                record.first_seen,
+                record.changed,
+                int(record.present),
+                json.dumps([(moment.at, moment.step, moment.detail) for moment in record.story]),
+            ),
+        )
+        pin = pin_of(record)
+        if pin is None:
+            self._db.execute("DELETE FROM pin WHERE agent = ?", (agent.id,))
+        else:
+            self._db.execute(_PIN, (agent.id, agent.incarnation, pin[0], json.dumps(pin[1])))
+        mark = record.quarantine
+        if mark is None:
+            self._db.execute("DELETE FROM quarantine WHERE agent = ?", (agent.id,))
+        else:
+            self._db.execute(_QUARANTINE, (agent.id, mark.since, mark.code, mark.message))
+
+    def _guarded(self, act: Callable[[], Answer]) -> Answer:
+        try:
+            return act()
+        except (sqlite3.Error, OSError) as failed:
+            raise StoreError(f"{self.file}: {failed}") from failed
+
+
+def _locked(file: Path) -> IO[bytes]:
+    """Hold the lock for as long as the process lives; the kernel lets go of it at any kind of end."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = file.with_name(file.name + ".lock").open("ab")
+    except OSError as failed:
+        raise StoreError(f"{file}: {failed.strerror}; `controller.state` must be writable") from failed
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as taken:
+        lock.close()
+        raise StoreError(f"{file}: another tunnelmgr uses this state") from taken
+    return lock
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    # The file is ours alone: it tells who may pull what from where.
+    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    db = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=5)
+    try:
+        _prepare(db, file)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, file: Path) -> None:
+    """Make sure that the database is ours and of today's schema, and set how it is written."""
+    db.row_factory = sqlite3.Row
+    ours, version = _pragma(db, "application_id"), _pragma(db, "user_version")
+    known = sorted(entry.name for entry in files("tunnelmgr.store.migrations").iterdir() if entry.name.endswith(".sql"))
+    if ours not in {0, APPLICATION} or (ours == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone()):
+        raise SchemaError(f"{file}: is the database of another program")
+    if version > len(known):
+        raise SchemaError(f"{file}: was written by a newer tunnelmgr (schema {version}, known {len(known)})")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute("PRAGMA synchronous = FULL")
+    for number, name in enumerate(known[version:], start=version + 1):
+        script = (files("tunnelmgr.store.migrations") / name).read_text(encoding="utf-8")
+        with _transaction(db):
+            for statement in script.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION}")
+            db.execute(f"PRAGMA user_version = {number}")
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> "Iterator[None]":
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _record(row: sqlite3.Row) -> Record:
+    agent = Agent(
+        id=AgentId(row["id"]),
+        incarnation=row["incarnation"],
+        source=row["source"],
+        group=row["group"],
+        name=row["name"],
+        addresses=tuple(json.loads(row["addresses"])),
+        port=row["port"],
+        labels=tuple((name, value) for name, value in json.loads(row["labels"])),
+    )
+    pinned = row["method"] is not None and row["pinned"] == row["incarnation"]
+    return Record(
+        agent=agent,
+        first_seen=row["first_seen"],
+        changed=row["changed"],
+        present=bool(row["present"]),
+        trust=HostTrust(Method(row["method"]), tuple(json.loads(row["keys"]))) if pinned else None,
+        quarantine=Quarantine(row["since"], row["code"], row["message"]) if row["code"] else None,
+        story=tuple(Moment(*moment) for moment in json.loads(row["story"])),
+    )

@@ -1,0 +1,59 @@
+"""Reading host keys from an instance's console, where cloud-init prints them once.
+
+Anybody who can write to the console can write a block, and tables of other people's keys stand in it, so only
+exactly one whole block counts, and in it only whole lines.
+https://cloudinit.readthedocs.io/en/latest/reference/modules.html#mod-cc-keys-to-console
+"""
+
+import re
+
+from tunnelmgr.core.trust import KEY_TYPES, public_key
+
+_BEGIN = "-----BEGIN SSH HOST KEY KEYS-----"
+_END = "-----END SSH HOST KEY KEYS-----"
+_KEY = re.compile(rf"(?:^|[\s:\]])({'|'.join(KEY_TYPES)}) ([A-Za-z0-9+/]+={{0,2}})(?: \S.*)?$")
+
+
+def host_keys(console: str) -> tuple[str, ...]:
+    """Return the keys of the block as `type base64`, sorted.
+
+    Raises ValueError, saying why, where there is no evidence: no block, an unfinished one, several that differ,
+    or a line in it that is no key.
+    """
+    blocks = _blocks(console.splitlines())
+    if not blocks:
+        raise ValueError("no host key block yet")
+    if len(set(blocks)) > 1:
+        raise ValueError("several host key blocks that differ")
+    return blocks[0]
+
+
+def _blocks(lines: list[str]) -> list[tuple[str, ...]]:
+    blocks: list[tuple[str, ...]] = []
+    inside: list[str] | None = None
+    for raw in lines:
+        line = raw.strip()
+        if line.endswith(_BEGIN):
+            if inside is not None:
+                raise ValueError("a host key block begins inside another")
+            inside = []
+        elif line.endswith(_END):
+            if not inside:
+                raise ValueError("a host key block that is empty, or ends without a beginning")
+            blocks.append(tuple(sorted(set(inside))))
+            inside = None
+        elif inside is not None:
+            inside.append(_key(line))
+    if inside is not None:
+        raise ValueError("the host key block is cut off")
+    return blocks
+
+
+def _key(line: str) -> str:
+    found = _KEY.search(line)
+    if found is None:
+        raise ValueError("a line in the host key block is no key")
+    try:
+        return public_key(found[1], found[2])
+    except ValueError as odd:
+        raise ValueError(f"in the host key block, {odd}") from odd

@@ -1,0 +1,21 @@
+"""`pinned`: the key stands in the configuration file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.errors import HostKeyUnknownError
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedKeys:
+    """The operator's word."""
+
+    keys: Mapping[AgentId, str]
+
+    async def trust_for(self, agent: Agent) -> HostTrust:
+        """Return the file's key."""
+        if agent.id not in self.keys:
+            raise HostKeyUnknownError("the file has no host_key for it")
+        return HostTrust(Method.PINNED, (self.keys[agent.id],))

@@ -1,0 +1,1 @@
+"""One SSH connection an agent, its remote forwards, and the proof that they work."""

@@ -1,0 +1,260 @@
+"""The door to asyncssh: every connection is dialled here, with every safe option, and its errors become ours.
+
+Rules, each with the reason measured:
+- `known_hosts` is always the triple (keys, authorities, revoked): an empty anything else falls back to files in the
+  home directory, and None accepts anybody.
+- Exactly our own key is offered: without `client_keys`, asyncssh offers whatever lies in ~/.ssh or in an agent.
+- No compression: a server that offers only zlib is obeyed by default, and it can send a bomb.
+- Every type of host key is asked for, the expected ones first, so that a stranger shows the key it has and is known
+  for a stranger.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import asyncssh
+
+from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
+from tunnelmgr.errors import (
+    AuthenticationError,
+    ConnectionLostError,
+    HostKeyMismatchError,
+    TunnelError,
+    UnreachableError,
+)
+from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.line import Dialer, Line
+
+HOST_KEY_ALGORITHMS = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
+EXPOSED = "overridden by server GatewayPorts"
+"""What sshd says in a debug message when it listens on every address in spite of the request (channels.c)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """How the controller logs in: as whom, with which key, and the seconds it waits for an agent."""
+
+    user: str
+    key: asyncssh.SSHKey
+    connect_timeout: float
+
+
+class Listener:
+    """A listen address that the agent's sshd holds for us."""
+
+    def __init__(self, endpoint: Endpoint, inner: asyncssh.SSHListener) -> None:
+        self.endpoint = endpoint
+        self._inner = inner
+
+    def close(self) -> None:
+        """Stop listening; channels that are open go on."""
+        self._inner.close()
+
+
+class SshConnection:
+    """A connection to an agent that has proved its key and accepted ours."""
+
+    def __init__(self, conn: asyncssh.SSHClientConnection, line: Line, peer: "Peer", address: str) -> None:
+        self._conn = conn
+        self._line = line
+        self._peer = peer
+        self.address = address
+
+    @property
+    def lost(self) -> asyncio.Event:
+        """Set once the connection is gone."""
+        return self._peer.lost
+
+    @property
+    def loss(self) -> str:
+        """Why it is gone."""
+        return self._peer.reason
+
+    @property
+    def exposed(self) -> bool:
+        """Tell whether the agent's sshd has said that it listens beyond loopback."""
+        return self._peer.exposed
+
+    async def listen(
+        self,
+        endpoint: Endpoint,
+        admit: Callable[[], None],
+        on_open: Callable[[ForwardedChannel], None],
+        on_end: Callable[[], None],
+    ) -> Listener | None:
+        """Ask the agent's sshd to listen on exactly this literal address; None where it will not.
+
+        `admit` is called for each new channel and raises ChannelRefused to decline it.
+        """
+
+        async def accept(_host: str, _port: int) -> ForwardedChannel:  # a coroutine: asyncssh leaks the channel else
+            try:
+                admit()
+            except ChannelRefused as refused:
+                raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, str(refused)) from refused
+            return ForwardedChannel(self._line, on_open, on_end)
+
+        try:
+            inner = await self._conn.create_server(accept, endpoint.host, endpoint.port)
+        except asyncssh.ChannelListenError:
+            inner = None
+        except (asyncssh.Error, OSError) as failed:
+            raise ConnectionLostError(f"the connection ended while binding {endpoint}: {failed}") from failed
+        if self.lost.is_set():
+            raise ConnectionLostError(f"the connection was lost: {self.loss}")
+        return None if inner is None else Listener(endpoint, inner)
+
+    async def exchange(self, endpoint: Endpoint, request: bytes, limit: int) -> bytes:
+        """Connect from the agent to `endpoint` there, send `request` and return at most `limit` bytes until the end.
+
+        Raises ConnectionRefusedError where the agent cannot or may not connect, and ConnectionLostError.
+        """
+        try:
+            reader, writer = await self._conn.open_connection(endpoint.host, endpoint.port)
+        except asyncssh.ChannelOpenError as refused:
+            raise ConnectionRefusedError(refused.reason) from refused
+        except (asyncssh.Error, OSError) as failed:
+            raise ConnectionLostError(str(failed)) from failed
+        try:
+            writer.write(request)
+            answer = b""
+            while len(answer) < limit and (more := await reader.read(limit - len(answer))):
+                answer += more
+            if limit and not answer:
+                raise ConnectionLostError(f"{endpoint} on the agent closed the connection without an answer")
+        except (asyncssh.Error, OSError) as failed:
+            raise ConnectionLostError(str(failed)) from failed
+        else:
+            return answer
+        finally:
+            writer.channel.abort()
+
+    def abort(self) -> None:
+        """Drop the connection and all in it, now."""
+        self._conn.abort()
+
+    async def close(self, patience: float) -> None:
+        """Say goodbye, and drop the connection when that takes longer than `patience` seconds."""
+        self._conn.close()
+        try:
+            async with asyncio.timeout(patience):
+                await self._peer.lost.wait()
+        except TimeoutError:
+            self._conn.abort()
+
+
+class ChannelRefused(Exception):  # noqa: N818 - an answer, not a fault
+    """A new channel is declined; the message says why."""
+
+
+class Peer(asyncssh.SSHClient):
+    """Hears what the agent's sshd says outside of channels."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+        self.reason = ""
+        self.exposed = False
+
+    def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:  # noqa: ARG002 - asyncssh's form
+        """Note the one debug message that matters."""
+        if EXPOSED in msg:
+            self.exposed = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the end and its reason."""
+        self.reason = str(exc) if exc else "the agent closed the connection"
+        self.lost.set()
+
+
+async def dial(spec: TunnelSpec, login: Login) -> SshConnection:
+    """Connect to an agent, prove its key, and log in.
+
+    Raises UnreachableError, HostKeyMismatchError, AuthenticationError or ConnectionLostError.
+    """
+    peer, dialer = Peer(), Dialer(spec.addresses)
+    keys = [asyncssh.import_public_key(key) for key in spec.trust.keys]
+    where = f"{spec.addresses[0]} port {spec.port}"
+    try:
+        async with asyncio.timeout(login.connect_timeout):
+            conn = await asyncssh.connect(
+                spec.addresses[0],
+                spec.port,
+                tunnel=dialer,
+                config=None,
+                client_factory=lambda: peer,
+                username=login.user,
+                client_keys=[login.key],
+                known_hosts=(keys, [], []),
+                x509_trusted_certs=None,
+                host_key_alias=spec.agent,
+                server_host_key_algs=host_key_algorithms(spec.trust.keys),
+                agent_path=None,
+                agent_forwarding=False,
+                x11_forwarding=False,
+                password=None,
+                gss_host=None,
+                preferred_auth="publickey",
+                disable_trivial_auth=True,
+                compression_algs=["none"],
+                encryption_algs=list(CIPHERS),
+                login_timeout=login.connect_timeout,
+            )
+    except asyncssh.HostKeyNotVerifiable as refused:
+        raise HostKeyMismatchError(
+            f"the machine at {where} holds another host key than {spec.trust.method} says "
+            f"({' '.join(spec.trust.fingerprints)}): another machine has this address, or the agent was rebuilt; "
+            "look, then `tunnelmgr release`"
+        ) from refused
+    except asyncssh.PermissionDenied as refused:
+        raise AuthenticationError(login.user, dialer.reached) from refused
+    except TimeoutError as late:
+        raise UnreachableError(where, f"no answer within {login.connect_timeout:g} s") from late
+    except (asyncssh.Error, OSError) as failed:
+        raise UnreachableError(where, str(failed) or type(failed).__name__) from failed
+    if dialer.line is None:
+        raise AssertionError("a connection without a line")
+    return SshConnection(conn, dialer.line, peer, dialer.reached)
+
+
+async def scan(agent: Agent, timeout: float) -> str:  # noqa: ASYNC109 - the deadline is the caller's policy
+    """Return the host key that the agent shows, as `type base64`, offering no credential.
+
+    Raises UnreachableError.
+    """
+    where = f"{agent.addresses[0]} port {agent.port}" if agent.addresses else "the agent"
+    try:
+        async with asyncio.timeout(timeout):
+            key = await asyncssh.get_server_host_key(
+                tunnel=cast("Any", Dialer(agent.addresses)),  # the type wants a close that asyncssh does not call
+                host=agent.addresses[0] if agent.addresses else "",
+                port=agent.port,
+                config=None,
+                server_host_key_algs=list(HOST_KEY_ALGORITHMS),
+            )
+    except TunnelError:
+        raise
+    except (asyncssh.Error, OSError, TimeoutError) as failed:
+        raise UnreachableError(where, str(failed) or f"no answer within {timeout:g} s") from failed
+    if key is None:
+        raise UnreachableError(where, "it showed no host key")
+    return " ".join(key.export_public_key("openssh").decode().split()[:2])
+
+
+def host_key_algorithms(keys: tuple[str, ...]) -> list[str]:
+    """Return every algorithm that we take, those of the expected keys first."""
+    types = {key.split()[0] for key in keys}
+    expected = [
+        name for name in HOST_KEY_ALGORITHMS if name in types or (name.startswith("rsa") and "ssh-rsa" in types)
+    ]
+    return expected + [name for name in HOST_KEY_ALGORITHMS if name not in expected]

@@ -1,0 +1,60 @@
+"""Runs the workers: at most one an agent, each in a task that can fail alone."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import structlog
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.events import Failure, TunnelEnded
+from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
+from tunnelmgr.errors import Pace, TunnelError
+from tunnelmgr.tunnel.worker import Settings, Worker
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Performs the tunnel actions; `settings` may be replaced, which later workers see."""
+
+    tasks: asyncio.TaskGroup
+    settings: Settings
+    _lives: dict[AgentId, tuple[Worker, asyncio.Task[Failure | None]]] = field(default_factory=dict)
+
+    def open(self, action: OpenTunnel) -> None:
+        """Start a worker."""
+        if action.agent in self._lives:
+            raise AssertionError(f"{action.agent} has a worker already")
+        worker = Worker(action.spec, action.life, self.settings)
+        task = self.tasks.create_task(_guarded(worker), name=f"tunnel {action.agent}")
+        self._lives[action.agent] = (worker, task)
+        # A task that is cancelled before its first step runs nothing of its own, so its end is told from outside.
+        task.add_done_callback(lambda done: self._over(worker, done))
+
+    def close(self, action: CloseTunnel) -> None:
+        """Ask a worker to drain, or end it now; one that is over already is no matter."""
+        worker, task = self._lives.get(action.agent, (None, None))
+        if worker is None or task is None or worker.life != action.life:
+            return
+        if action.manner is Manner.DRAIN:
+            worker.drain()
+        else:
+            task.cancel()
+
+    def _over(self, worker: Worker, task: asyncio.Task[Failure | None]) -> None:
+        del self._lives[worker.spec.agent]
+        failure = None if task.cancelled() else task.result()
+        self.settings.report(TunnelEnded(worker.spec.agent, worker.life, failure))
+
+
+async def _guarded(worker: Worker) -> Failure | None:
+    """Run a worker; whatever goes wrong in it ends this tunnel only."""
+    try:
+        await worker.run()
+    except TunnelError as ended:
+        return Failure(ended.code, ended.retry, str(ended))
+    except Exception as broken:
+        log.exception("worker failed", agent=worker.spec.agent)
+        return Failure("internal", Pace.SOON, f"{broken!r}; the log has the trace")
+    return None

@@ -1,0 +1,248 @@
+"""One life of one tunnel: dial, bind, probe until something ends it. It never tries twice."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from tunnelmgr.core.events import Event, TunnelBound, TunnelDialled, TunnelProbed
+from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
+from tunnelmgr.errors import (
+    ConnectionLostError,
+    ExposedListenerError,
+    ListenRefusedError,
+    ProbeTimeoutError,
+    TunnelError,
+)
+from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.probe import Prover
+from tunnelmgr.tunnel.ssh import ChannelRefused, Listener, Login, SshConnection, dial
+
+log = structlog.get_logger(__name__)
+
+GOODBYE = 2.0
+"""Seconds that an orderly close may take."""
+
+Serve = Callable[[ForwardedChannel, TunnelSpec, Forward, Endpoint], Awaitable[None]]
+"""Carries one channel to its target; must not raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all workers share. Times in seconds."""
+
+    login: Login
+    probe_interval: float
+    max_channels: int
+    drain: float
+    handshakes: asyncio.Semaphore
+    prover: Prover
+    serve: Serve
+    report: Callable[[Event], None]
+
+    @property
+    def probe_timeout(self) -> float:
+        """Return how long a probe may take; a silent drop is found within two intervals."""
+        return min(10.0, max(1.0, self.probe_interval))
+
+
+class Worker:
+    """Lives once. `drain` ends it gently, cancelling `run` ends it at once."""
+
+    def __init__(self, spec: TunnelSpec, life: int, settings: Settings) -> None:
+        self.spec = spec
+        self.life = life
+        self._settings = settings
+        self._report = settings.report
+        self._asked_to_drain = asyncio.Event()
+        self._listeners: dict[Endpoint, Listener] = {}
+        self._sessions: set[asyncio.Task[None]] = set()
+        self._channels = 0
+        self._probing = 0
+        self._open_for_channels = False
+
+    def drain(self) -> None:
+        """Stop listening, let the channels end until the deadline, then close."""
+        self._asked_to_drain.set()
+
+    async def run(self) -> None:
+        """Live; return when drained, raise TunnelError when the tunnel failed or was lost."""
+        async with self._settings.handshakes:
+            connection = await dial(self.spec, self._settings.login)
+        try:
+            self._report(TunnelDialled(self.spec.agent, self.life, connection.address))
+            await self._hold(connection)
+        finally:
+            connection.abort()
+
+    async def _hold(self, connection: SshConnection) -> None:
+        """Keep the tunnel until it is lost or drained; on the way out no session survives."""
+        outcome: TunnelError | None = None
+        async with asyncio.TaskGroup() as sessions:
+            try:
+                await self._bind_all(connection, sessions)
+                await self._probe_on(connection, sessions)
+                await self._finish(connection)
+            except TunnelError as ended:  # kept out of the group, which would wrap it
+                outcome = ended
+            finally:
+                self._open_for_channels = False
+                for session in self._sessions:
+                    session.cancel()
+        if outcome is not None:
+            raise outcome
+
+    # --- binding ---
+
+    async def _bind_all(self, connection: SshConnection, sessions: asyncio.TaskGroup) -> None:
+        for forward in self.spec.forwards:
+            for endpoint in forward.listen:
+                held = await self._bind(connection, sessions, forward, endpoint)
+                if not held and endpoint == forward.listen[0]:
+                    raise ListenRefusedError(str(endpoint))
+        self._open_for_channels = True
+        await self._tell_bound(connection)
+
+    async def _bind(
+        self, connection: SshConnection, sessions: asyncio.TaskGroup, forward: Forward, endpoint: Endpoint
+    ) -> bool:
+        def on_open(channel: ForwardedChannel) -> None:
+            if not self._open_for_channels:
+                channel.abort()
+                return
+            serving = self._serve_one(channel, forward, endpoint)
+            session = sessions.create_task(serving, name=f"channel {self.spec.agent} {endpoint}")
+            self._sessions.add(session)
+            session.add_done_callback(self._sessions.discard)
+
+        async with _deadline(self._settings.probe_timeout):
+            listener = await connection.listen(endpoint, self._admit, on_open, self._channel_ended)
+        if listener is None:
+            return False
+        if connection.exposed:
+            listener.close()
+            # The agent must have heard the cancellation before the connection goes; its end would do too.
+            await connection.close(GOODBYE)
+            raise ExposedListenerError(str(endpoint))
+        self._listeners[endpoint] = listener
+        return True
+
+    async def _tell_bound(self, connection: SshConnection) -> None:
+        wanted = [endpoint for forward in self.spec.forwards for endpoint in forward.listen]
+        held = tuple(endpoint for endpoint in wanted if endpoint in self._listeners)
+        refused = tuple(endpoint for endpoint in wanted if endpoint not in self._listeners)
+        squatted = [str(endpoint) for endpoint in refused if await self._answers(connection, endpoint)]
+        self._report(TunnelBound(self.spec.agent, self.life, held, refused, tuple(squatted)))
+
+    async def _answers(self, connection: SshConnection, endpoint: Endpoint) -> bool:
+        """Tell whether another process on the agent listens where we may not; a host without IPv6 is no matter."""
+        try:
+            async with _deadline(self._settings.probe_timeout):
+                await connection.exchange(endpoint, b"", 0)
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    async def _bind_missing(self, connection: SshConnection, sessions: asyncio.TaskGroup) -> None:
+        """Ask again for the addresses that should be held and are not: a stale session may have let go."""
+        for forward in self.spec.forwards:
+            for endpoint in forward.listen:
+                if endpoint not in self._listeners:
+                    await self._bind(connection, sessions, forward, endpoint)
+        await self._tell_bound(connection)
+
+    # --- channels ---
+
+    def _admit(self) -> None:
+        if not self._open_for_channels:
+            raise ChannelRefused("the tunnel is not open")
+        # A probe has a place of its own: an agent that uses all its channels does not lose its tunnel by it.
+        if self._channels >= self._settings.max_channels + self._probing:
+            log.warning("too many channels", agent=self.spec.agent, limit=self._settings.max_channels)
+            raise ChannelRefused(f"more than {self._settings.max_channels} channels")
+        self._channels += 1
+
+    def _channel_ended(self) -> None:
+        self._channels -= 1
+
+    async def _serve_one(self, channel: ForwardedChannel, forward: Forward, endpoint: Endpoint) -> None:
+        try:
+            await self._settings.serve(channel, self.spec, forward, endpoint)
+        except asyncio.CancelledError:
+            channel.abort()
+            raise
+        finally:
+            channel.close()
+
+    # --- probing ---
+
+    async def _probe_on(self, connection: SshConnection, sessions: asyncio.TaskGroup) -> None:
+        """Probe at every interval until the tunnel is lost (raises) or asked to drain (returns)."""
+        while not self._asked_to_drain.is_set():
+            await self._probe(connection)
+            if await self._interrupted(connection):
+                return
+            if len(self._listeners) < sum(len(forward.listen) for forward in self.spec.forwards):
+                await self._bind_missing(connection, sessions)
+
+    async def _probe(self, connection: SshConnection) -> None:
+        clock = asyncio.get_running_loop()
+        begun = clock.time()
+        self._probing = 1
+        try:
+            async with _deadline(self._settings.probe_timeout):
+                for forward in self.spec.forwards:
+                    await self._probe_one(connection, forward)
+        finally:
+            self._probing = 0
+        self._report(TunnelProbed(self.spec.agent, self.life, clock.time() - begun))
+
+    async def _probe_one(self, connection: SshConnection, forward: Forward) -> None:
+        endpoint = forward.listen[0]
+        try:
+            if forward.protocol == "registry":
+                await self._settings.prover.probe(connection, self.spec.agent, endpoint)
+            else:
+                # A raw target cannot prove itself; that the agent's sshd answers is all there is to know.
+                await connection.exchange(endpoint, b"", 0)
+        except ConnectionRefusedError as refused:
+            raise ConnectionLostError(
+                f"the agent's sshd will not connect to its own listener {endpoint} ({refused}): "
+                f'its authorized_keys needs permitopen="{endpoint}"'
+            ) from refused
+
+    async def _interrupted(self, connection: SshConnection) -> bool:
+        """Wait one interval; return True when asked to drain, raise when the connection is lost."""
+        async with asyncio.TaskGroup() as waits:
+            lost = waits.create_task(connection.lost.wait(), name="lost")
+            drain = waits.create_task(self._asked_to_drain.wait(), name="drain")
+            await asyncio.wait(
+                (lost, drain), timeout=self._settings.probe_interval, return_when=asyncio.FIRST_COMPLETED
+            )
+            lost.cancel()
+            drain.cancel()
+        if connection.lost.is_set():
+            raise ConnectionLostError(f"the connection was lost: {connection.loss}")
+        return self._asked_to_drain.is_set()
+
+    # --- ending ---
+
+    async def _finish(self, connection: SshConnection) -> None:
+        self._open_for_channels = False
+        for listener in self._listeners.values():
+            listener.close()
+        if self._sessions:
+            await asyncio.wait(self._sessions, timeout=self._settings.drain)
+        await connection.close(GOODBYE)
+
+
+@asynccontextmanager
+async def _deadline(seconds: float) -> AsyncIterator[None]:
+    """Raise ProbeTimeoutError where the agent does not answer in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as late:
+        raise ProbeTimeoutError(seconds) from late
