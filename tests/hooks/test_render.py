@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,6 @@ from tunnelmgr.hooks import KINDS, authorized_keys_line, cloud_init, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.hooks.conftest import Hook, Localhost
 
@@ -160,6 +161,8 @@ def test_sshd_takes_the_settings_for_that_user_alone(tmp_path: Path) -> None:
     main.write_text(
         f"Include {drop_in}\nHostKey {tmp_path / 'host'}\nGatewayPorts yes\nAllowTcpForwarding no\nPort 2222\n"
     )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what Debian's unit does before it starts sshd
     sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin") or pytest.fail("sshd is not installed")
 
     def effective(user: str) -> dict[str, str]:

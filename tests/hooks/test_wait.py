@@ -90,9 +90,9 @@ def test_a_tunnel_that_comes_later_is_waited_for(
     assert out == ""
 
 
-def test_without_a_tunnel_it_ends_in_time(hook: Hook, shell: list[str], client: str) -> None:
+def test_without_a_tunnel_it_ends_in_time(hook: Hook, shell: list[str]) -> None:
     """Exit 75 within the limit, with what to do next."""
-    hook.shell, hook.client, hook.wait = shell, client, "1"
+    hook.shell, hook.wait = shell, "1"
 
     outcome = hook.run()
 
@@ -407,9 +407,9 @@ def test_an_endless_answer_is_bounded(
     assert len(outcome.err) < 1000
 
 
-def test_an_answer_that_never_comes_is_bounded(hook: Hook, localhost: Localhost, shell: list[str], client: str) -> None:
+def test_an_answer_that_never_comes_is_bounded(hook: Hook, localhost: Localhost, shell: list[str]) -> None:
     """A client that hangs is killed before the limit, without a word of the shell's about it."""
-    hook.shell, hook.client, hook.wait = shell, client, "1"
+    hook.shell, hook.wait = shell, "1"
     localhost.v4._socket.listen(16)  # connections are taken by the kernel, and nobody reads them
 
     outcome = hook.run()

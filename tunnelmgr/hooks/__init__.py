@@ -41,10 +41,11 @@ _EC2_HEAD: Final = """\
 #!/bin/sh
 # Init script for the Jenkins EC2 plugin: waits for the tunnel to the registry before the agent starts.
 #
-# The plugin runs it once an instance, without a time limit, and terminates the instance when it exits non-zero. A new
-# instance cures neither a policy nor an image that lacks curl, it only costs money. So this fails for one thing alone:
-# 69, somebody else answers on the registry's port, where a build would get a stranger's images. All else is told on
-# stderr, and the agent starts; a build that needs the registry then fails by itself, and says why.
+# The plugin runs it once an instance, without a time limit. When it exits non-zero the agent is not launched, and newer
+# versions terminate the instance. A new instance cures neither a policy nor an image that lacks curl, it only costs
+# money. So this fails for one thing alone: 69, somebody else answers on the registry's port, where a build would get a
+# stranger's images. All else is told on stderr, and the agent starts; a build that needs the registry then fails by
+# itself, and says why.
 # To be stricter, replace the last lines by `exit "$code"`.
 (
 set -- --soft

@@ -1,0 +1,135 @@
+"""A field to test on: a lab with a registry and a controller, and agents added as a test needs them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tunnelmgr.demo.agents import LabAgent
+from tunnelmgr.demo.cloud import Cloud, host_key_console
+from tunnelmgr.demo.controller import LabController
+from tunnelmgr.demo.images import digest_of, make_image, skopeo_copy
+from tunnelmgr.demo.lab import Lab
+from tunnelmgr.demo.registry import Registry
+
+IMAGE = "docker://localhost:5000/team/app:1"
+
+GROUPS = """
+[[group]]
+name = "builders"
+pull = ["**"]
+push = ["team/*"]
+
+[[group]]
+name = "ci"
+"""
+
+
+class Field:
+    """The parts of one test, joined."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self.lab = lab
+        self.folder = folder
+        self.registry: Registry = lab.registry(lab.controller, folder / "registry")
+        self.controller = LabController(lab.controller, folder / "controller")
+        self.agents: dict[str, LabAgent] = {}
+        self._count = 0
+
+    def boot(self, name: str, ip: str | None = None, *options: str, host_key: Path | None = None) -> LabAgent:
+        """Boot an agent that trusts the controller."""
+        self._count += 1
+        address = ip or f"10.77.0.{20 + self._count}"
+        agent = self.lab.agent(name, address, self.controller.authorized_keys, sshd_options=options, host_key=host_key)
+        self.agents[name] = agent
+        return agent
+
+    def static(
+        self, *agents: LabAgent, trust: str = "pinned", probe_interval: str = "1s", group: str = "builders"
+    ) -> None:
+        """Configure a static source of these agents."""
+        text = f'{GROUPS}\n[[source]]\nname = "office"\ntype = "static"\ngroup = "{group}"\n'
+        text += f'trust = ["{trust}"]\npoll = "1s"\n'
+        for agent in agents:
+            text += f'[[source.agent]]\nname = "{agent.name}"\naddress = "{agent.ip}"\n'
+            text += f'host_key = "{agent.host_key}"\n' if trust == "pinned" else ""
+        self.controller.configure(text, probe_interval=probe_interval)
+
+    def up(self, *agents: LabAgent) -> None:
+        """Start the controller with these agents and wait until all are up."""
+        self.static(*agents)
+        self.controller.start()
+        for agent in agents:
+            self.controller.wait_phase(agent.name, "up")
+
+    def push(self, agent: LabAgent, layers: int = 3, kib_per_layer: int = 256) -> str:
+        """Push a fresh image from an agent, and return its digest."""
+        layout = make_image(self.folder / f"image-{agent.name}", layers=layers, kib_per_layer=kib_per_layer)
+        pushed = skopeo_copy(agent, layout, IMAGE)
+        assert pushed.returncode == 0, pushed.stderr
+        return digest_of(None, layout)
+
+    def pull(self, agent: LabAgent) -> str:
+        """Pull the image to an agent, and return the digest of what came."""
+        target = f"oci:{self.folder / f'pulled-{agent.name}'}:1"
+        pulled = skopeo_copy(agent, IMAGE, target)
+        assert pulled.returncode == 0, pulled.stderr
+        return digest_of(None, target)
+
+    def reaches(self, agent: LabAgent) -> bool:
+        """Tell whether the registry answers on the agent's port."""
+        return agent.run(["curl", "-fsS", "-m", "3", "http://localhost:5000/v2/"], timeout=10).returncode == 0
+
+
+class CloudField(Field):
+    """A field whose agents are EC2 instances."""
+
+    def __init__(self, lab: Lab, folder: Path, cloud: Cloud) -> None:
+        super().__init__(lab, folder)
+        self.cloud = cloud
+        self.controller = LabController(lab.controller, folder / "cloud-controller", cloud.environment)
+
+    def launch(
+        self, name: str, ip: str | None = None, role: str = "builders", *, console: bool = True
+    ) -> tuple[LabAgent, str]:
+        """Boot an agent and list it as an instance; returns it with its agent id."""
+        agent = self.boot(name, ip)
+        instance = self.cloud.launch(agent.ip, {"Name": name, "role": role})
+        if console:
+            self.cloud.console(instance, host_key_console([agent.host_key]))
+        return agent, f"ec2:{instance}"
+
+    def configure(self, probe_interval: str = "2s", trust: str = "console") -> None:
+        """Configure one EC2 source a group."""
+        text = GROUPS
+        for group in ("builders", "ci"):
+            text += f'\n[[source]]\nname = "ec2-{group}"\ntype = "ec2"\ngroup = "{group}"\nregions = ["eu-west-1"]\n'
+            text += f'filters = {{ "tag:role" = ["{group}"] }}\ntrust = ["{trust}"]\npoll = "500ms"\n'
+            text += f'endpoint_url = "{self.cloud.endpoint}"\n'
+        self.controller.configure(text, probe_interval=probe_interval)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """Open a lab without agents, on a path that agents' users may pass through."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    with Lab(tmp_path / "lab") as lab:
+        yield lab
+
+
+@pytest.fixture
+def field(lab: Lab, tmp_path: Path) -> Iterator[Field]:
+    """Make a field with a registry and a controller that is not started."""
+    field = Field(lab, tmp_path)
+    yield field
+    field.registry.stop()
+
+
+@pytest.fixture
+def cloud_field(lab: Lab, tmp_path: Path) -> Iterator[CloudField]:
+    """Make a field with an EC2 API beside the registry."""
+    with Cloud(lab.controller, 5556, tmp_path / "cloud") as cloud:
+        field = CloudField(lab, tmp_path, cloud)
+        yield field
+        field.registry.stop()

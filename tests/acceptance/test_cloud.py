@@ -1,0 +1,101 @@
+"""The cloud misbehaves, and nobody's tunnel falls; it says that an agent is gone, and the tunnel goes."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tunnelmgr.demo.processes import until
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import CloudField
+
+pytestmark = pytest.mark.acceptance
+
+
+def two_up(field: "CloudField") -> list[str]:
+    """Bring two instances up and return their agent ids."""
+    ids = [field.launch(name)[1] for name in ("one", "two")]
+    field.configure()
+    field.controller.start()
+    for id_ in ids:
+        field.controller.wait_phase(id_, "up")
+    return ids
+
+
+def source(field: "CloudField") -> dict[str, Any]:
+    """Return the state of the builders' source."""
+    found: dict[str, Any] = field.controller.client.status()["sources"][0]
+    return found
+
+
+def lives(field: "CloudField", ids: list[str]) -> list[int]:
+    """Return how often each agent has been dialled."""
+    return [sum(moment["step"] == "dialled" for moment in field.controller.agent(id_)["story"]) for id_ in ids]
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("RequestLimitExceeded", 503), ("InternalError", 500), ("UnauthorizedOperation", 403)]
+)
+def test_a_failing_api_is_not_an_empty_fleet(cloud_field: "CloudField", code: str, status: int) -> None:
+    """Throttled, broken or forbidden: the source is shown as failing, and every tunnel stands."""
+    ids = two_up(cloud_field)
+
+    cloud_field.cloud.fault("DescribeInstances", [(code, status)], forever=True)
+    until(lambda: not source(cloud_field)["ok"], "the source is shown as failing", timeout=45)
+    calls = cloud_field.cloud.calls("DescribeInstances")
+    until(lambda: cloud_field.cloud.calls("DescribeInstances") > calls + 2, "it is asked again", timeout=45)
+
+    assert code in source(cloud_field)["error"]
+    assert [cloud_field.controller.agent(id_)["phase"] for id_ in ids] == ["up", "up"]
+    assert lives(cloud_field, ids) == [1, 1]
+
+
+def test_half_an_answer_takes_nobody_away(cloud_field: "CloudField") -> None:
+    """A listing that breaks off after its first page is not believed to be whole."""
+    ids = two_up(cloud_field)
+
+    cloud_field.cloud.page_size(1)
+    cloud_field.cloud.fault("DescribeInstances", [("InternalError", 500)], forever=True, later_pages=True)
+    until(lambda: not source(cloud_field)["ok"], "the source is shown as failing", timeout=45)
+
+    assert [cloud_field.controller.agent(id_)["phase"] for id_ in ids] == ["up", "up"]
+    assert lives(cloud_field, ids) == [1, 1]
+
+
+def test_a_start_while_the_api_fails_brings_the_fleet_back_from_the_state(cloud_field: "CloudField") -> None:
+    """The state file knows the agents and their keys, so a cloud that does not answer costs no tunnel."""
+    ids = two_up(cloud_field)
+    cloud_field.controller.stop()
+    cloud_field.cloud.fault("DescribeInstances", [("InternalError", 500)], forever=True)
+
+    cloud_field.controller.start()
+
+    for id_ in ids:
+        cloud_field.controller.wait_phase(id_, "up")
+
+
+def test_a_terminated_instance_loses_its_tunnel_at_the_next_listing(cloud_field: "CloudField") -> None:
+    """What the cloud calls terminated is revoked, though it still lists it for an hour."""
+    ids = two_up(cloud_field)
+    agent = cloud_field.agents["one"]
+
+    cloud_field.cloud.terminate(ids[0].removeprefix("ec2:"))
+
+    until(lambda: not agent.listeners(5000), "the listener is gone")
+    listed = [facts["agent"] for facts in cloud_field.controller.client.agents()]
+    assert listed == [ids[1]]
+    assert not cloud_field.reaches(agent)
+
+
+def test_an_instance_that_two_whole_listings_lack_is_gone(cloud_field: "CloudField") -> None:
+    """An instance that vanished without a word leaves, and stays in `list --all` with its story."""
+    ids = two_up(cloud_field)
+
+    cloud_field.cloud.forget(ids[0].removeprefix("ec2:"))
+
+    until(lambda: len(cloud_field.controller.client.agents()) == 1, "one agent is left", timeout=15)
+    everything = json.loads(cloud_field.controller.command("list", "--all", "--json").stdout)
+    gone = next(facts for facts in everything if facts["agent"] == ids[0])
+    assert not gone["present"]
+    assert not cloud_field.agents["one"].listeners(5000)

@@ -1,0 +1,105 @@
+"""The controller dies or stops at bad moments, and its disk fills up; the next start goes on."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tunnelmgr.demo.images import make_image, skopeo_copy
+from tunnelmgr.demo.processes import Process, until
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Field
+    from tunnelmgr.demo.agents import LabAgent
+
+pytestmark = pytest.mark.acceptance
+
+BLOB_KIB = 8192
+
+
+def push_big_layer(field: "Field", agent: "LabAgent") -> str:
+    """Push an image with one large layer and return that layer's digest."""
+    layout = make_image(field.folder / "big", layers=1, kib_per_layer=BLOB_KIB)
+    pushed = skopeo_copy(agent, layout, "docker://localhost:5000/team/big:1")
+    assert pushed.returncode == 0, pushed.stderr
+    blobs = (field.folder / "big" / "layout" / "blobs" / "sha256").iterdir()
+    return f"sha256:{max(blobs, key=lambda blob: blob.stat().st_size).name}"
+
+
+def pull_slowly(field: "Field", agent: "LabAgent", digest: str) -> Process:
+    """Begin to pull a layer at 2 MiB/s and return once bytes flow."""
+    url = f"http://localhost:5000/v2/team/big/blobs/{digest}"
+    target = field.folder / "slow"
+    pull = agent.popen(["curl", "-fsS", "--limit-rate", "2M", "-o", str(target), url], log=field.folder / "curl.log")
+    until(lambda: target.exists() and target.stat().st_size > 100_000, "the pull flows")
+    return pull
+
+
+def test_a_graceful_stop_lets_a_pull_end(field: "Field") -> None:
+    """SIGTERM stops the listening at once, and the transfer under way still comes whole."""
+    agent = field.boot("builder")
+    field.up(agent)
+    digest = push_big_layer(field, agent)
+    pull = pull_slowly(field, agent, digest)
+
+    status = field.controller.stop(patience=30)
+
+    until(lambda: pull.poll() is not None, "curl ends")
+    assert (status, pull.returncode) == (0, 0)
+    assert (field.folder / "slow").stat().st_size > BLOB_KIB * 1024
+    assert not agent.listeners(5000)
+
+
+def test_kill_nine_in_mid_pull_costs_that_pull_only(field: "Field") -> None:
+    """After kill -9 the next start reads the state, takes the port back, and serves the same layer whole."""
+    agent = field.boot("builder")
+    field.up(agent)
+    digest = push_big_layer(field, agent)
+    pull = pull_slowly(field, agent, digest)
+
+    field.controller.kill()
+    until(lambda: pull.poll() is not None, "curl ends")
+    field.controller.start()
+    field.controller.wait_phase("builder", "up", timeout=30)
+
+    assert pull.returncode != 0
+    url = f"http://localhost:5000/v2/team/big/blobs/{digest}"
+    again = agent.run(["sh", "-c", f"curl -fsS {url} | sha256sum"], timeout=30, check=True)
+    assert again.stdout.split()[0] == digest.removeprefix("sha256:")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of 2 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=755", "tmpfs", place], check=True, timeout=10)
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True, timeout=10)
+
+
+def test_a_full_disk_is_loud_and_costs_no_tunnel(field: "Field", small_disk: Path) -> None:
+    """While the state cannot be written tunnels come and go as ever, status says it, and it heals by itself."""
+    agent = field.boot("builder")
+    field.static(agent)
+    text = field.controller.file.read_text()
+    old = f"sqlite:///{field.controller.folder}/state.db"
+    field.controller.file.write_text(text.replace(old, f"sqlite:///{small_disk}/state.db"))
+    field.controller.start()
+    field.controller.wait_phase("builder", "up")
+
+    filler = small_disk / "filler"
+    subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True, timeout=10)
+    agent.reset_connections()
+    until(lambda: not field.controller.client.status()["state"]["ok"], "the full disk shows", timeout=20)
+    field.controller.wait_phase("builder", "up")
+    reached = field.reaches(agent)
+    filler.unlink()
+    until(lambda: field.controller.client.status()["state"]["ok"], "the state is written again", timeout=20)
+    field.controller.kill()
+    field.controller.start()
+
+    assert reached
+    assert "lost" in [moment["step"] for moment in field.controller.wait_phase("builder", "up", timeout=30)["story"]]

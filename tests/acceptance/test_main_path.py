@@ -1,0 +1,110 @@
+"""The main job: an agent that a cloud lists, and whose key it tells, pulls and pushes through localhost:5000."""
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tunnelmgr.demo.cloud import host_key_console
+from tunnelmgr.demo.images import make_image, skopeo_copy
+from tunnelmgr.demo.processes import until
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import CloudField, Field
+
+pytestmark = pytest.mark.acceptance
+
+
+def test_a_multi_layer_image_travels_with_its_digest_unchanged(cloud_field: "CloudField") -> None:
+    """What a builder pushes through its tunnel, a pull-only agent pulls with the same digest."""
+    field = cloud_field
+    builder, builder_id = field.launch("builder")
+    reader, reader_id = field.launch("reader", role="ci")
+    field.configure()
+
+    field.controller.start()
+    for id_ in (builder_id, reader_id):
+        field.controller.wait_phase(id_, "up")
+    pushed = field.push(builder, layers=5, kib_per_layer=1024)
+
+    assert field.pull(reader) == pushed
+
+
+def test_a_refused_push_prints_our_message_in_the_clients_own_output(field: "Field") -> None:
+    """The client shows who was refused what, and asks for no login."""
+    agent = field.boot("reader")
+    field.static(agent, group="ci")
+    field.controller.start()
+    field.controller.wait_phase("reader", "up")
+
+    refused = skopeo_copy(agent, make_image(field.folder / "image"), "docker://localhost:5000/team/app:1")
+
+    assert refused.returncode != 0
+    assert "tunnelmgr: group ci may not push team/app" in refused.stderr
+
+
+def test_an_agent_waits_for_its_console_and_says_so(cloud_field: "CloudField") -> None:
+    """Without evidence nothing is dialled; once the console tells the key, the tunnel comes by itself."""
+    field = cloud_field
+    agent, id_ = field.launch("late", console=False)
+    field.configure()
+    field.controller.start()
+
+    waiting = field.controller.wait(
+        id_, lambda facts: facts["error"] == "host-key-unknown", f"{id_} says what it lacks"
+    )
+    dialled_before = "Connection from" in agent.log()
+    field.cloud.console(id_.removeprefix("ec2:"), host_key_console([agent.host_key]))
+    up = field.controller.wait_phase(id_, "up", timeout=40)
+
+    assert waiting["phase"] == "awaiting-identity"
+    assert "console: no host key block yet" in waiting["message"]
+    assert not dialled_before
+    assert up["trust"] == "console"
+
+
+def test_the_well_known_answer_names_the_agent_and_never_reaches_the_registry(field: "Field") -> None:
+    """A hook on the agent learns who the controller takes it for."""
+    agent = field.boot("builder")
+    field.up(agent)
+
+    answer = agent.run(["curl", "-fsS", "http://localhost:5000/.well-known/tunnelmgr"], check=True)
+
+    assert json.loads(answer.stdout) == {"agent": "static:builder", "group": "builders", "controller": "registry-1"}
+    assert "well-known" not in field.registry.log()
+
+
+def test_the_story_of_an_agent_stands_in_order(field: "Field") -> None:
+    """`show` tells how the agent came up, step by step."""
+    agent = field.boot("builder")
+    field.up(agent)
+
+    shown = json.loads(field.controller.command("show", "builder", "--json").stdout)
+
+    assert [moment["step"] for moment in shown["story"]] == ["seen", "evidence", "dialled", "bound", "probed"]
+
+
+def test_the_hook_ends_when_the_registry_is_there(field: "Field") -> None:
+    """The script that `tunnelmgr hook wait` prints waits on a real agent until its tunnel is up."""
+    agent = field.boot("builder")
+    field.static(agent)
+    script = field.folder / "wait.sh"
+    script.write_text(field.controller.command("hook", "wait").stdout)
+    waiting = agent.popen(["sh", str(script)], env={"TUNNELMGR_WAIT": "30"}, log=field.folder / "hook.log")
+
+    field.controller.start()
+
+    until(lambda: waiting.poll() is not None, "the hook ends", timeout=30)
+    assert waiting.returncode == 0, (field.folder / "hook.log").read_text()
+
+
+def test_bytes_and_channels_are_counted(field: "Field") -> None:
+    """`list` shows what went through."""
+    agent = field.boot("builder")
+    field.up(agent)
+
+    field.push(agent, layers=2, kib_per_layer=512)
+
+    facts = field.controller.agent("builder")
+    assert facts["bytes_from_agent"] > 1024 * 1024
+    assert facts["probe_ms"] > 0

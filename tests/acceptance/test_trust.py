@@ -1,0 +1,70 @@
+"""Keys, not addresses: what is believed, remembered, and refused."""
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import CloudField, Field
+
+pytestmark = pytest.mark.acceptance
+
+
+def test_the_first_key_is_pinned_across_restarts_until_released(field: "Field") -> None:
+    """`tofu` believes one key; another one at the next start is refused until a person says that it is right."""
+    agent = field.boot("builder")
+    field.static(agent, trust="tofu")
+    field.controller.start()
+    field.controller.wait_phase("builder", "up")
+    field.controller.stop()
+    agent.kill()
+    field.boot("builder", agent.ip)
+
+    field.controller.start()
+    refused = field.controller.wait_phase("builder", "quarantined")
+    released = field.controller.command("release", "builder", "--reason", "reinstalled")
+    up = field.controller.wait_phase("builder", "up")
+
+    assert refused["error"] == "host-key-mismatch"
+    assert released.returncode == 0
+    assert up["fingerprints"] != refused["fingerprints"]
+    assert "reinstalled" in [moment["detail"] for moment in up["story"]]
+
+
+def test_one_key_on_two_live_agents_quarantines_both(cloud_field: "CloudField", tmp_path: Path) -> None:
+    """Two instances whose consoles show one key cannot be told apart, so neither gets a tunnel."""
+    field = cloud_field
+    key = tmp_path / "shared_key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True, timeout=10)
+    ids = []
+    for name in ("one", "two"):
+        agent = field.boot(name, host_key=key)
+        instance = field.cloud.launch(agent.ip, {"Name": name, "role": "builders"})
+        field.cloud.console(
+            instance, f"-----BEGIN SSH HOST KEY KEYS-----\n{agent.host_key}\n-----END SSH HOST KEY KEYS-----\n"
+        )
+        ids.append(f"ec2:{instance}")
+    field.configure()
+
+    field.controller.start()
+    facts = [field.controller.wait_phase(id_, "quarantined") for id_ in ids]
+
+    assert [fact["error"] for fact in facts] == ["host-key-shared", "host-key-shared"]
+    assert not any(field.reaches(agent) for agent in field.agents.values())
+
+
+def test_a_console_key_is_remembered_when_the_console_has_moved_on(cloud_field: "CloudField") -> None:
+    """The console tells a key once; after a restart the pin still proves the agent."""
+    field = cloud_field
+    _, id_ = field.launch("builder")
+    field.configure()
+    field.controller.start()
+    field.controller.wait_phase(id_, "up")
+    field.controller.stop()
+    field.cloud.console(id_.removeprefix("ec2:"), "nothing but later noise\r\n")
+
+    field.controller.start()
+
+    assert field.controller.wait_phase(id_, "up")["trust"] == "console"
