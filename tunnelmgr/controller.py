@@ -12,7 +12,7 @@ from typing import Protocol, assert_never
 
 import structlog
 
-from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.changes import Changes, changes
 from tunnelmgr.core.events import Event
 from tunnelmgr.core.evolve import evolve
@@ -64,7 +64,7 @@ class Controller:
     world: World
     store: Store
     tunnels: Tunnels
-    seek: Callable[[Agent], None]
+    seek: Callable[[SeekEvidence], None]
     clock: Callable[[], float]
     store_error: str | None = None
     _inbox: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -127,8 +127,8 @@ class Controller:
                 self.tunnels.open(action)
             case CloseTunnel():
                 self.tunnels.close(action)
-            case SeekEvidence(agent):
-                self.seek(agent)
+            case SeekEvidence():
+                self.seek(action)
             case _:
                 assert_never(action)
 

@@ -5,11 +5,12 @@ At every step the world must be whole; from wherever a walk has led it must conv
 
 import base64
 import math
+import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from hypothesis import HealthCheck, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import (
@@ -42,6 +43,7 @@ AGENTS = tuple(map(AgentId, ("cloud:0", "cloud:1", "cloud:2", "file:0")))
 ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
 GROUPS = ("ci", "strict")
 METHODS = {"cloud": (Method.CONSOLE, Method.TOFU), "file": (Method.PINNED,)}
+SOURCES = tuple(METHODS)
 LISTEN = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
 FORWARDS = (Forward("registry", LISTEN, Endpoint("127.0.0.1", 5000)),)
 ALL_RULES = (
@@ -51,14 +53,17 @@ ALL_RULES = (
     Rules(FORWARDS, {"cloud": (Method.CONSOLE,)}, {}),
 )
 
-agents = st.sampled_from(AGENTS)
-sources = st.sampled_from(tuple(METHODS))
-failures = st.none() | st.sampled_from([Failure(pace.value, pace, f"it fails {pace}") for pace in Pace])
+FAILURES = (None, *(Failure(pace.value, pace, f"it fails {pace}") for pace in Pace))
 
 
 def key(number: int) -> str:
     """Return a made-up public key."""
     return f"ssh-ed25519 {base64.b64encode(number.to_bytes(6, 'big')).decode()}"
+
+
+def sorted_by_id(agents: Iterable[Agent]) -> list[Agent]:
+    """Return agents in an order that is the same in every run."""
+    return sorted(agents, key=lambda agent: agent.id)
 
 
 @dataclass
@@ -70,11 +75,11 @@ class Work:
     told: Manner | None = None
 
 
-class Walk(RuleBasedStateMachine):
+class Walk:
     """A fleet, two sources that list it more or less well, and a performer."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)  # noqa: S311 - the dice of a game
         self.world = World()
         self.now = 1_000.0
         self.fleet: dict[AgentId, Agent] = {}
@@ -82,8 +87,22 @@ class Walk(RuleBasedStateMachine):
         self.shared: dict[AgentId, int] = {}
         self.workers: dict[AgentId, Work] = {}
         self.seekers: dict[AgentId, Agent] = {}
-        self.old_evidence: list[Event] = []
+        self.old_evidence: list[EvidenceFound] = []
         self.batching = False
+        self.hear(Reconfigured(ALL_RULES[0]))
+
+    def go(self, steps: int) -> None:
+        """Take so many steps; the world is whole after each."""
+        for _ in range(steps):
+            (step,) = self.dice.choices([name for name, _ in STEPS], [weight for _, weight in STEPS])
+            step(self)
+            self.check()
+
+    def check(self) -> None:
+        """Check all that always holds."""
+        self.keys_are_held()
+        self.statuses_agree_with_records()
+        self.waiting_ends_with_something_to_do()
 
     # --- what the controller's loop does ---
 
@@ -124,6 +143,8 @@ class Walk(RuleBasedStateMachine):
         assert record.trust is not None, "never without evidence"
         assert self.world.rules.accepts(record.agent, record.trust.method), "never on evidence that is not accepted"
         assert (action.spec.trust, action.spec.incarnation) == (record.trust, record.agent.incarnation)
+        told = EvidenceFound(action.agent, record.agent.incarnation, record.trust)
+        assert told in self.old_evidence, "never on the evidence for another incarnation"
         assert action.spec.addresses == record.agent.addresses
         self.workers[action.agent] = Work(action.life, action.spec)
 
@@ -133,45 +154,37 @@ class Walk(RuleBasedStateMachine):
         assert work.life == action.life
         assert work.told is not Manner.REVOKE, "told to end at once, once"
         assert work.told is not action.manner, "told to drain once"
+        record = self.world.records[action.agent]
+        is_ours = record.present and not record.quarantine and record.agent.incarnation == work.spec.incarnation
+        assert is_ours or action.manner is Manner.REVOKE, "nothing is left to one that is not the agent any more"
         work.told = action.manner
 
     # --- what happens ---
 
-    @initialize()
-    def start(self) -> None:
-        """Read the configuration."""
-        self.hear(Reconfigured(ALL_RULES[0]))
-
-    @rule(
-        id_=agents,
-        address=st.sampled_from(ADDRESSES) | st.none(),
-        group=st.sampled_from(GROUPS),
-        incarnation=st.integers(1, 2),
-        shared=st.none() | st.integers(0, 1),
-    )
-    def launch(self, id_: AgentId, address: str | None, group: str, incarnation: int, shared: int | None) -> None:
-        """Start, rebuild or move a machine; some have another's address, some another's key."""
+    def launch(self) -> None:
+        """Start, rebuild or move a machine; some have another's address, some another's key, some no address."""
+        id_ = self.dice.choice(AGENTS)
         self.ended.discard(id_)
         self.shared.pop(id_, None)
-        if shared is not None:
-            self.shared[id_] = shared
-        addresses = (address,) if address else ()
-        self.fleet[id_] = Agent(id_, str(incarnation), id_.split(":")[0], group, id_, addresses)
+        if self.dice.random() < 0.3:
+            self.shared[id_] = self.dice.randrange(2)
+        addresses = (self.dice.choice(ADDRESSES),) if self.dice.random() < 0.9 else ()
+        incarnation = self.dice.choice("1112")
+        self.fleet[id_] = Agent(id_, incarnation, id_.split(":")[0], self.dice.choice(GROUPS), id_, addresses)
 
-    @rule(id_=agents)
-    def terminate(self, id_: AgentId) -> None:
+    def terminate(self) -> None:
         """End a machine; its source says so at the next answer."""
+        id_ = self.dice.choice(AGENTS)
         if self.fleet.pop(id_, None):
             self.ended.add(id_)
 
-    @rule(id_=agents)
-    def vanish(self, id_: AgentId) -> None:
+    def vanish(self) -> None:
         """End a machine without a word."""
-        self.fleet.pop(id_, None)
+        self.fleet.pop(self.dice.choice(AGENTS), None)
 
-    @rule(source=sources)
-    def list_whole(self, source: str) -> None:
+    def list_whole(self) -> None:
         """Answer wholly; only what has ended or was missed before may leave."""
+        source = self.dice.choice(SOURCES)
         before = self.present()
         missed = {id_ for id_ in before if self.world.records[id_].missed}
 
@@ -181,32 +194,32 @@ class Walk(RuleBasedStateMachine):
         assert left <= self.ended | missed or source == "file"
         assert all(id_ not in self.fleet for id_ in left)
 
-    @rule(source=sources, lacking=st.sets(agents, max_size=6))
-    def list_partly(self, source: str, lacking: set[AgentId]) -> None:
+    def list_partly(self) -> None:
         """Answer in part; nobody leaves by being absent from that."""
+        source = self.dice.choice(SOURCES)
         before, whole = self.present(), self.snapshot(source)
-        partial = frozenset(agent for agent in whole.agents if agent.id not in lacking)
+        partial = frozenset(agent for agent in sorted_by_id(whole.agents) if self.dice.random() < 0.5)
 
         self.hear(AgentsDiscovered(source, replace(whole, agents=partial, failures=("half of it",))))
 
         assert before - self.present() <= whole.gone
 
-    @rule(source=sources)
-    def fail_to_list(self, source: str) -> None:
-        """Answer not at all, which changes nobody's presence and nothing planned."""
+    def fail_to_list(self) -> None:
+        """Answer not at all, which changes nobody's presence and nothing desired."""
         before, wanted = self.present(), desired(self.world)
 
-        self.hear(DiscoveryFailed(source, "throttled"))
+        self.hear(DiscoveryFailed(self.dice.choice(SOURCES), "throttled"))
 
         assert self.present() == before
         assert desired(self.world) == wanted
 
-    @precondition(lambda self: self.seekers)
-    @rule(choice=st.integers(0, 7), method=st.sampled_from([Method.CONSOLE, Method.PINNED, Method.TOFU, None]))
-    def answer_search(self, choice: int, method: Method | None) -> None:
-        """End a search with evidence, or without."""
-        id_ = sorted(self.seekers)[choice % len(self.seekers)]
+    def answer_search(self) -> None:
+        """End a search with evidence of any kind, or without."""
+        if not self.seekers:
+            return
+        id_ = self.dice.choice(sorted(self.seekers))
         agent = self.seekers.pop(id_)
+        method = self.dice.choice((*METHODS[agent.source], *METHODS[agent.source], *Method, None))
         if method is None:
             self.hear(EvidenceAbsent(id_, agent.incarnation, "no host key block yet"))
             return
@@ -214,86 +227,84 @@ class Walk(RuleBasedStateMachine):
         self.old_evidence.append(found)
         self.hear(found)
 
-    @precondition(lambda self: self.old_evidence)
-    @rule(choice=st.integers(0, 50))
-    def repeat_old_evidence(self, choice: int) -> None:
+    def repeat_old_evidence(self) -> None:
         """Tell again what was found long ago; a search that is under way ends by it, as far as the world knows."""
-        found = self.old_evidence[choice % len(self.old_evidence)]
-        assert isinstance(found, EvidenceFound)
-        self.seekers.pop(found.agent, None)
-        self.hear(found)
+        if self.old_evidence:
+            found = self.dice.choice(self.old_evidence)
+            self.seekers.pop(found.agent, None)
+            known = self.world.records.get(found.agent)
+            self.hear(found)
+            if known and known.trust and self.world.rules.accepts(known.agent, known.trust.method):
+                assert self.world.records[found.agent].trust == known.trust, "what was found first stays"
 
-    @precondition(lambda self: self.workers)
-    @rule(choice=st.integers(0, 7), step=st.integers(0, 4), squatted=st.booleans())
-    def report(self, choice: int, step: int, squatted: bool) -> None:
-        """Let a worker report, in any order."""
-        id_ = sorted(self.workers)[choice % len(self.workers)]
-        self.hear(self.progress(id_, self.workers[id_].life, squatted=squatted)[min(step, 2)])
+    def report(self) -> None:
+        """Let a worker report anything, in any order."""
+        if self.workers:
+            id_ = self.dice.choice(sorted(self.workers))
+            squatted = self.dice.random() < 0.3
+            self.hear(self.dice.choice(self.progress(id_, self.workers[id_].life, squatted=squatted)))
 
-    @precondition(lambda self: self.workers)
-    @rule(choice=st.integers(0, 7), failure=failures)
-    def end(self, choice: int, failure: Failure | None) -> None:
+    def end(self) -> None:
         """End a worker for any reason."""
-        id_ = sorted(self.workers)[choice % len(self.workers)]
-        self.hear(TunnelEnded(id_, self.workers.pop(id_).life, failure))
+        if self.workers:
+            id_ = self.dice.choice(sorted(self.workers))
+            self.hear(TunnelEnded(id_, self.workers.pop(id_).life, self.dice.choice(FAILURES)))
 
-    @rule(id_=agents, step=st.integers(0, 3), failure=failures)
-    def report_from_an_earlier_life(self, id_: AgentId, step: int, failure: Failure | None) -> None:
+    def report_from_an_earlier_life(self) -> None:
         """Let a worker of the past report; that changes nothing."""
+        id_ = self.dice.choice(AGENTS)
         life = self.workers[id_].life - 1 if id_ in self.workers else 1
+        reports = (*self.progress(id_, life, squatted=False), TunnelEnded(id_, life, self.dice.choice(FAILURES)))
         before = self.world
 
-        self.hear((*self.progress(id_, life, squatted=False), TunnelEnded(id_, life, failure))[step])
+        self.hear(self.dice.choice(reports))
 
         assert self.batching or self.world == before
 
-    @rule(rules=st.sampled_from(ALL_RULES))
-    def reload(self, rules: Rules) -> None:
+    def reload(self) -> None:
         """Read another configuration."""
-        self.hear(Reconfigured(rules))
+        self.hear(Reconfigured(self.dice.choice((ALL_RULES[0], *ALL_RULES))))
 
-    @rule(id_=agents)
-    def retry(self, id_: AgentId) -> None:
+    def retry(self) -> None:
         """Ask for the next try now."""
-        self.hear(RetryRequested(id_))
+        self.hear(RetryRequested(self.dice.choice(AGENTS)))
 
-    @rule(id_=agents)
-    def release(self, id_: AgentId) -> None:
+    def release(self) -> None:
         """Release an agent; what was believed of its key is forgotten."""
+        id_ = self.dice.choice(AGENTS)
         was = self.world.records.get(id_)
-        self.hear(ReleaseRequested(id_))
-        assert self.batching or was is None or was.quarantine is None or self.world.records[id_].trust is None
 
-    @rule(seconds=st.sampled_from([0.1, 2.0, 15.0, 3600.0]))
-    def wait(self, seconds: float) -> None:
+        self.hear(ReleaseRequested(id_))
+
+        assert was is None or was.quarantine is None or self.world.records[id_].trust is None
+
+    def wait(self) -> None:
         """Let time pass."""
-        self.now += seconds
+        self.now += self.dice.choice((0.1, 2.0, 15.0, 3600.0))
         self.hear()
 
-    @rule(age=st.sampled_from([0.0, 60.0]))
-    def forget(self, age: float) -> None:
+    def forget(self) -> None:
         """Forget who left long ago."""
         present = self.present()
-        self.hear(MemoryExpired(self.now - age))
+
+        self.hear(MemoryExpired(self.now - self.dice.choice((0.0, 60.0))))
+
         assert self.present() == present
 
-    @rule(more_to_come=st.booleans())
-    def batch(self, more_to_come: bool) -> None:
-        """Collect events before acting, as a loop does that was held up."""
-        self.batching = more_to_come
+    def batch(self) -> None:
+        """Collect events before acting, as a loop does that was held up; or act at each again."""
+        self.batching = not self.batching
         self.hear()
 
-    @rule()
     def let_all_succeed(self) -> None:
         """List all, and let whatever is under way succeed, so that walks get far."""
-        for source in METHODS:
+        for source in SOURCES:
             self.hear(AgentsDiscovered(source, self.snapshot(source)))
         self.succeed()
         self.succeed()
 
     # --- what always holds ---
 
-    @invariant()
     def keys_are_held(self) -> None:
         """Each believed key has one holder that has it; who shares one is quarantined."""
         claims: dict[str, set[AgentId]] = {}
@@ -305,7 +316,6 @@ class Walk(RuleBasedStateMachine):
             assert self.world.key_holders[one] in claimants
             assert len(claimants) == 1 or all(self.world.records[id_].quarantine for id_ in claimants)
 
-    @invariant()
     def statuses_agree_with_records(self) -> None:
         """Who is worked on has a worker or a search; all others rest in the phase that their record gives."""
         for id_, status in self.world.tunnels.items():
@@ -320,7 +330,6 @@ class Walk(RuleBasedStateMachine):
                 assert status.phase in {Phase.CONNECTING, Phase.UP, Phase.DRAINING}
         assert self.workers.keys() | self.seekers.keys() <= self.world.tunnels.keys()
 
-    @invariant()
     def waiting_ends_with_something_to_do(self) -> None:
         """Sleep only until a time that brings an action, and never past one."""
         if self.batching:
@@ -333,19 +342,10 @@ class Walk(RuleBasedStateMachine):
 
     # --- where every walk ends ---
 
-    def teardown(self) -> None:
-        """Converge, drain, forget."""
-        self.batching = False
-        if not self.world.sources:
-            return  # the walk broke before it began
-        self.settle()
-        self.check_converged()
-        self.drain()
-        self.check_forgotten()
-
     def settle(self) -> None:
         """List everything twice and let all work succeed."""
-        for source in [*METHODS, *METHODS]:
+        self.batching = False
+        for source in SOURCES * 2:
             self.hear(AgentsDiscovered(source, self.snapshot(source)))
         for _ in range(4):
             self.now += 3600.0
@@ -369,7 +369,9 @@ class Walk(RuleBasedStateMachine):
         if method is None:
             self.hear(EvidenceAbsent(id_, agent.incarnation, "no method may be believed"))
         else:
-            self.hear(EvidenceFound(id_, agent.incarnation, HostTrust(method, (self.key_of(agent),))))
+            found = EvidenceFound(id_, agent.incarnation, HostTrust(method, (self.key_of(agent),)))
+            self.old_evidence.append(found)
+            self.hear(found)
 
     def check_converged(self) -> None:
         """Those are up that should be, and nothing else is."""
@@ -388,7 +390,8 @@ class Walk(RuleBasedStateMachine):
         assert all(self.workers[id_].spec == spec for id_, spec in desired(self.world).items())
 
     def drain(self) -> None:
-        """Stop; every worker is told, and when all are over nothing stands and nothing is due."""
+        """Stop: every worker is told, and when all are over nothing stands and nothing is due."""
+        self.batching = False
         self.hear(DrainRequested())
         assert all(work.told for work in self.workers.values())
         for id_, work in list(self.workers.items()):
@@ -400,13 +403,14 @@ class Walk(RuleBasedStateMachine):
         assert plan(self.world, math.inf) == ()
         assert next_due(self.world) is None
 
-    def check_forgotten(self) -> None:
-        """Once all are gone and the memory has expired, nothing is left of them."""
+    def forget_all(self) -> None:
+        """Let all machines vanish, what is under way end, and the memory expire."""
+        self.batching = False
         self.fleet.clear()
-        for source in [*METHODS, *METHODS]:
+        for source in SOURCES * 2:
             self.hear(AgentsDiscovered(source, self.snapshot(source)))
+        self.succeed()
         self.hear(MemoryExpired(self.now + 1))
-        assert (self.world.records, self.world.tunnels, self.world.key_holders) == ({}, {}, {})
 
     # --- small parts ---
 
@@ -436,13 +440,64 @@ class Walk(RuleBasedStateMachine):
         )
 
 
-Walk.TestCase.settings = settings(
-    max_examples=250,
-    stateful_step_count=50,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
+STEPS: tuple[tuple[Callable[[Walk], None], int], ...] = (
+    (Walk.launch, 6),
+    (Walk.terminate, 2),
+    (Walk.vanish, 1),
+    (Walk.list_whole, 8),
+    (Walk.list_partly, 2),
+    (Walk.fail_to_list, 1),
+    (Walk.answer_search, 8),
+    (Walk.repeat_old_evidence, 2),
+    (Walk.report, 8),
+    (Walk.end, 4),
+    (Walk.report_from_an_earlier_life, 2),
+    (Walk.reload, 1),
+    (Walk.retry, 2),
+    (Walk.release, 3),
+    (Walk.wait, 4),
+    (Walk.forget, 2),
+    (Walk.batch, 2),
+    (Walk.let_all_succeed, 3),
 )
-TestWalk = Walk.TestCase
-"""Every walk keeps the invariants, and from its end the world converges, drains and forgets."""
+"""What may happen, and how often."""
+
+# The same walks each time; a shorter length shows the first step that goes wrong.
+walks = given(seed=st.integers(0, 2**32), steps=st.integers(20, 250))
+thorough = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+
+
+@walks
+@thorough
+def test_from_anywhere_the_world_converges(seed: int, steps: int) -> None:
+    """Once nothing happens but success, those are up that should be and nothing else is."""
+    walk = Walk(seed)
+    walk.go(steps)
+
+    walk.settle()
+
+    walk.check_converged()
+
+
+@walks
+@thorough
+def test_from_anywhere_the_world_drains_to_nothing(seed: int, steps: int) -> None:
+    """A drain tells every worker once, starts nothing, and is complete when they are over."""
+    walk = Walk(seed)
+    walk.go(steps)
+
+    walk.drain()
+
+    walk.check()
+
+
+@walks
+@thorough
+def test_from_anywhere_the_world_forgets_what_is_gone(seed: int, steps: int) -> None:
+    """Once all are gone, their workers over and the memory expired, nothing is left of them."""
+    walk = Walk(seed)
+    walk.go(steps)
+
+    walk.forget_all()
+
+    assert (walk.world.records, walk.world.tunnels, walk.world.key_holders) == ({}, {}, {})

@@ -12,7 +12,8 @@ class Agent:
     """A build machine as its source describes it.
 
     `incarnation` changes when the machine is rebuilt under the same id; pins belong to it.
-    `addresses` stand in order of preference; none of them says who the agent is.
+    `addresses` stand in order of preference; none of them says who the agent is. `rebuilding` says that the source
+    is making another machine of it right now, so that what follows is a new incarnation under the same id.
     """
 
     id: AgentId
@@ -23,6 +24,7 @@ class Agent:
     addresses: tuple[str, ...]
     port: int = 22
     labels: tuple[tuple[str, str], ...] = ()
+    rebuilding: bool = False
 
     @property
     def address(self) -> str:

@@ -1,22 +1,33 @@
 """What of a new world must be written down, against the one that was written last."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.trust import REMEMBERED
+from tunnelmgr.core.seed import Seed
+from tunnelmgr.core.trust import REMEMBERED, HostTrust
 from tunnelmgr.core.world import Record, World, resting_status
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Records to write, and agents to forget."""
+    """Records and seeds to write, and agents and seeds to forget."""
 
     records: tuple[Record, ...] = ()
     forgotten: tuple[AgentId, ...] = ()
+    seeds: tuple[Seed, ...] = ()
+    spent: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.forgotten)
+        return bool(self.records or self.forgotten or self.seeds or self.spent)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What was written down, as it is read at a start."""
+
+    records: Mapping[AgentId, Record] = field(default_factory=dict)
+    seeds: Mapping[str, Seed] = field(default_factory=dict)
 
 
 def changes(written: World, world: World) -> Changes:
@@ -24,23 +35,25 @@ def changes(written: World, world: World) -> Changes:
     return Changes(
         tuple(record for id_, record in world.records.items() if written.records.get(id_) is not record),
         tuple(id_ for id_ in written.records if id_ not in world.records),
+        tuple(seed for id_, seed in world.seeds.items() if written.seeds.get(id_) is not seed),
+        tuple(id_ for id_ in written.seeds if id_ not in world.seeds),
     )
 
 
-def restored(records: Mapping[AgentId, Record], now: float) -> World:
+def restored(memory: Memory, now: float) -> World:
     """Return the world to start from, before any source has answered.
 
     Agents that were there are there still until their source says otherwise, so that a cloud that does not answer at a
-    start costs no tunnel; their keys decide as ever.
+    start costs no tunnel; their keys decide as ever. Evidence that can be had again is asked for again.
     """
-    kept = {id_: replace(record, spec=None) for id_, record in records.items()}
+    kept = {
+        id_: replace(record, trust=record.proved if _remembered(record.proved) else None, spec=None)
+        for id_, record in memory.records.items()
+    }
     tunnels = {id_: resting_status(record, now) for id_, record in kept.items() if record.present}
     holders = {key: id_ for id_, record in kept.items() if record.present and record.trust for key in record.trust.keys}
-    return World(records=kept, tunnels=tunnels, key_holders=holders)
+    return World(records=kept, tunnels=tunnels, key_holders=holders, seeds=memory.seeds)
 
 
-def pin_of(record: Record) -> tuple[str, tuple[str, ...]] | None:
-    """Return the method and keys to remember of a record, if its evidence can be had once only."""
-    if record.trust is None or record.trust.method not in REMEMBERED:
-        return None
-    return record.trust.method.value, record.trust.keys
+def _remembered(trust: HostTrust | None) -> bool:
+    return trust is not None and trust.method in REMEMBERED

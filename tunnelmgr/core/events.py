@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.errors import Pace
@@ -70,6 +71,39 @@ class DiscoveryFailed:
 
     source: str
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEnded:
+    """A source's event feed says that an agent is over for good; `why` is told in its story."""
+
+    source: str
+    agent: AgentId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class FeedHeard:
+    """A source's event feed answers (`error` is None) or fails; polling goes on either way."""
+
+    source: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeedAdded:
+    """A host key was made for a machine that is to be launched."""
+
+    seed: Seed
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceContradicted:
+    """A machine was found that the agent cannot be: it shows what contradicts the evidence."""
+
+    agent: AgentId
+    incarnation: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +193,11 @@ Event = (
     Reconfigured
     | AgentsDiscovered
     | DiscoveryFailed
+    | AgentEnded
+    | FeedHeard
+    | SeedAdded
     | EvidenceFound
+    | EvidenceContradicted
     | EvidenceAbsent
     | TunnelDialled
     | TunnelBound

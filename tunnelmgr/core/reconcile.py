@@ -7,8 +7,10 @@ closes the difference.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import assert_never
 
 from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase, TunnelSpec, TunnelStatus
 from tunnelmgr.core.world import Record, World
 
@@ -40,9 +42,10 @@ class OpenTunnel:
 
 @dataclass(frozen=True, slots=True)
 class SeekEvidence:
-    """Ask the agent's trust sources which host keys to expect."""
+    """Ask the agent's trust sources which host keys to expect; a word weaker than `at_least` is not asked for."""
 
     agent: Agent
+    at_least: Method | None = None
 
 
 Action = CloseTunnel | OpenTunnel | SeekEvidence
@@ -104,8 +107,9 @@ def _opening(world: World, record: Record, want: TunnelSpec | None, now: float) 
         return None
     if want is not None:
         return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want)
-    if record.present and record.trust is None and record.quarantine is None and not world.draining:
-        return SeekEvidence(record.agent)
+    free = record.present and record.quarantine is None and not record.agent.rebuilding
+    if free and record.trust is None and not world.draining:
+        return SeekEvidence(record.agent, record.proved.method if record.proved else None)
     return None
 
 
@@ -133,6 +137,8 @@ def begin(world: World, actions: Iterable[Action], now: float) -> World:
             case SeekEvidence(agent):
                 before = tunnels.get(agent.id) or TunnelStatus(phase=Phase.AWAITING_IDENTITY, since=now)
                 tunnels[agent.id] = replace(before, phase=Phase.AWAITING_IDENTITY, working=True)
+            case _:
+                assert_never(action)
     return replace(world, tunnels=tunnels)
 
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -24,16 +24,24 @@ class Method(StrEnum):
 
 _ORDER = {method: rank for rank, method in enumerate(Method)}
 
-REMEMBERED = frozenset({Method.CONSOLE, Method.TOFU})
+REMEMBERED = frozenset({Method.SEEDED, Method.CONSOLE, Method.TOFU})
 """Evidence that can be had once only, so it is kept as a pin; the rest is asked for again at every start."""
+
+
+PER_LIFE = frozenset({Method.AUTHORITY, Method.LABEL})
+"""Evidence that the agent itself shows and that may run out, so that each life of a tunnel asks for it anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostTrust:
-    """Evidence for one incarnation: its public host keys as `type base64`, without comment."""
+    """Evidence for one incarnation: its public host keys as `type base64`, without comment.
+
+    `detail` says for people where the evidence comes from; two pieces of evidence that differ only there are equal.
+    """
 
     method: Method
     keys: tuple[str, ...]
+    detail: str = field(default="", compare=False)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Rules
+from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust
 from tunnelmgr.core.tunnel import Phase, TunnelSpec, TunnelStatus
 
@@ -32,20 +33,23 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """How one source does: `error` names what its last answer lacked."""
+    """How one source does: `error` names what its last answer lacked; `feed_ok` is None where it has no event feed."""
 
     name: str
     ok: bool = False
     last_success: float | None = None
     error: str | None = None
+    feed_ok: bool | None = None
+    feed_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """All that is remembered of one agent; it outlives the agent's presence for a while.
 
-    `missed` counts the complete listings in a row that lacked it. `spec` is the tunnel it should have, None
-    without evidence.
+    `missed` counts the complete listings in a row that lacked it; `ended` says that its source has told its end.
+    `trust` is the evidence in force, `proved` the last that was believed of this incarnation, in force or not. `spec`
+    is the tunnel it should have, None without evidence.
     """
 
     agent: Agent
@@ -53,7 +57,9 @@ class Record:
     changed: float
     present: bool = True
     missed: int = 0
+    ended: bool = False
     trust: HostTrust | None = None
+    proved: HostTrust | None = None
     spec: TunnelSpec | None = None
     quarantine: Quarantine | None = None
     story: tuple[Moment, ...] = ()
@@ -72,6 +78,7 @@ class World:
     records: Mapping[AgentId, Record] = field(default_factory=dict)
     tunnels: Mapping[AgentId, TunnelStatus] = field(default_factory=dict)
     key_holders: Mapping[str, AgentId] = field(default_factory=dict)
+    seeds: Mapping[str, Seed] = field(default_factory=dict)
     draining: bool = False
 
     def status(self, agent: AgentId) -> TunnelStatus:

@@ -20,6 +20,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import restored
 from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.reconcile import SeekEvidence
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.watches import Watches
@@ -261,8 +262,9 @@ class Daemon:
     def _count(self, record: RequestRecord) -> None:
         self.metrics.count(record.caller.group, record.action, record.verdict, record.status)
 
-    def _seek(self, agent: Agent) -> None:
-        search = self.tasks.create_task(self.resolver.seek(agent, self.report), name=f"evidence {agent.id}")
+    def _seek(self, action: SeekEvidence) -> None:
+        seeking = self.resolver.seek(action.agent, action.at_least, self.report)
+        search = self.tasks.create_task(seeking, name=f"evidence {action.agent.id}")
         self.searches.add(search)
         search.add_done_callback(self.searches.discard)
 

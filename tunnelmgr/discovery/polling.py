@@ -1,20 +1,34 @@
-"""One way to poll every source: in a thread, one at a time, with a deadline; a failure keeps the last snapshot."""
+"""One way to poll every source: in a thread, one at a time, with a deadline; a failure keeps the last snapshot.
+
+A source whose requests are counted may ask for a pause (`Paced`); the bell's rings before its end are then skipped.
+"""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import structlog
 
 from tunnelmgr.config import Source
-from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event
+from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event, Snapshot
 from tunnelmgr.errors import DiscoveryError
 
 log = structlog.get_logger(__name__)
 
 PATIENCE = 120.0
 """Seconds after which a poll that has not answered is given up; the clients' own timeouts are shorter."""
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """A source that shares a budget of requests with others."""
+
+    def pause(self) -> float:
+        """Return how many seconds beyond the interval the next poll should wait; asked after each poll."""
+        ...
 
 
 @dataclass(slots=True)
@@ -25,26 +39,37 @@ class Poller:
     report: Callable[[Event], None]
     bell: asyncio.Event = field(default_factory=asyncio.Event)
     patience: float = PATIENCE
+    clock: Callable[[], float] = time.monotonic
+    _begun: float = 0.0
+    _rests_until: float = 0.0
     _failing: str | None = None
     # A thread of its own: a source that hangs takes none from the others, and is not asked twice at a time.
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="poll"))
 
     async def run(self) -> None:
-        """Poll now and at each ring, until cancelled."""
+        """Poll now and at each ring that the source does not want skipped, until cancelled."""
         try:
             while True:
                 await self.poll()
-                await self.bell.wait()
-                self.bell.clear()
+                await self._rung()
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _rung(self) -> None:
+        """Wait for the next ring that counts."""
+        while True:
+            await self.bell.wait()
+            self.bell.clear()
+            if self.clock() >= self._rests_until:
+                return
 
     async def poll(self) -> None:
         """Ask the source once and report its answer, or that it gave none."""
         name = self.source.config.name
+        self._begun = self.clock()
         try:
             async with asyncio.timeout(self.patience):
-                snapshot = await asyncio.get_running_loop().run_in_executor(self._thread, self.source.discover)
+                snapshot = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask)
         except TimeoutError:
             self._failed(f"no answer within {self.patience:g} s")
         except DiscoveryError as failed:
@@ -55,6 +80,15 @@ class Poller:
         else:
             self._note("; ".join(snapshot.failures) or None)
             self.report(AgentsDiscovered(name, snapshot))
+
+    def _ask(self) -> Snapshot:
+        """Have the source's answer, and then the pause that it wants, also after a failure; runs in the thread."""
+        try:
+            return self.source.discover()
+        finally:
+            pause = self.source.pause() if isinstance(self.source, Paced) else 0.0
+            # Rings come an interval apart; of these the one nearest to an interval and a pause from here counts.
+            self._rests_until = self._begun + pause + self.source.config.poll / 2 if pause > 0 else 0.0
 
     def _failed(self, reason: str) -> None:
         self._note(reason)

@@ -1,12 +1,9 @@
 """From `controller.state` to a store."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.changes import Changes
-from tunnelmgr.core.world import Record
+from tunnelmgr.core.changes import Changes, Memory
 from tunnelmgr.errors import StoreError
 from tunnelmgr.store.sqlite import SqliteStore
 
@@ -14,8 +11,8 @@ from tunnelmgr.store.sqlite import SqliteStore
 class Store(Protocol):
     """Keeps records; every method blocks and raises StoreError."""
 
-    def load(self) -> Mapping[AgentId, Record]:
-        """Return every record."""
+    def load(self) -> Memory:
+        """Return everything that was written."""
         ...
 
     def write(self, changes: Changes) -> None:

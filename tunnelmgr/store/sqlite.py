@@ -9,14 +9,15 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.changes import Changes, pin_of
+from tunnelmgr.core.changes import Changes, Memory
+from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import Moment, Quarantine, Record
 from tunnelmgr.errors import SchemaError, StoreError
@@ -37,10 +38,12 @@ ON CONFLICT (id) DO UPDATE SET
     addresses = excluded.addresses, port = excluded.port, labels = excluded.labels, changed = excluded.changed,
     present = excluded.present, story = excluded.story
 """
-_PIN = "INSERT OR REPLACE INTO pin (agent, incarnation, method, keys) VALUES (?, ?, ?, ?)"
+_PIN = "INSERT OR REPLACE INTO pin (agent, incarnation, method, keys, detail) VALUES (?, ?, ?, ?, ?)"
+_SEED = 'INSERT OR REPLACE INTO seed (id, "key", expires, holder, incarnation) VALUES (?, ?, ?, ?, ?)'
 _QUARANTINE = "INSERT OR REPLACE INTO quarantine (agent, since, code, message) VALUES (?, ?, ?, ?)"
 _LOAD = """
-SELECT agent.*, pin.method, pin.keys, pin.incarnation AS pinned, quarantine.since, quarantine.code, quarantine.message
+SELECT agent.*, pin.method, pin.keys, pin.detail, pin.incarnation AS pinned,
+       quarantine.since, quarantine.code, quarantine.message
 FROM agent LEFT JOIN pin ON pin.agent = agent.id LEFT JOIN quarantine ON quarantine.agent = agent.id
 """
 
@@ -57,10 +60,17 @@ class SqliteStore:
             self._lock.close()
             raise
 
-    def load(self) -> Mapping[AgentId, Record]:
-        """Return every record; raises StoreError."""
+    def load(self) -> Memory:
+        """Return everything that was written; raises StoreError."""
         rows = self._guarded(lambda: self._db.execute(_LOAD).fetchall())
-        return {AgentId(row["id"]): _record(row) for row in rows}
+        seeds = self._guarded(lambda: self._db.execute("SELECT * FROM seed").fetchall())
+        return Memory(
+            {AgentId(row["id"]): _record(row) for row in rows},
+            {
+                row["id"]: Seed(row["id"], row["key"], row["expires"], row["holder"], row["incarnation"])
+                for row in seeds
+            },
+        )
 
     def write(self, changes: Changes) -> None:
         """Write all of `changes` or nothing; raises StoreError, after which the same call may be tried again."""
@@ -76,6 +86,9 @@ class SqliteStore:
             for record in changes.records:
                 self._write_record(record)
             self._db.executemany("DELETE FROM agent WHERE id = ?", [(id_,) for id_ in changes.forgotten])
+            rows = [(seed.id, seed.key, seed.expires, seed.holder, seed.incarnation) for seed in changes.seeds]
+            self._db.executemany(_SEED, rows)
+            self._db.executemany("DELETE FROM seed WHERE id = ?", [(id_,) for id_ in changes.spent])
 
     def _write_record(self, record: Record) -> None:
         agent = record.agent
@@ -96,11 +109,12 @@ class SqliteStore:
                 json.dumps([(moment.at, moment.step, moment.detail) for moment in record.story]),
             ),
         )
-        pin = pin_of(record)
-        if pin is None:
+        proof = record.proved
+        if proof is None:
             self._db.execute("DELETE FROM pin WHERE agent = ?", (agent.id,))
         else:
-            self._db.execute(_PIN, (agent.id, agent.incarnation, pin[0], json.dumps(pin[1])))
+            pin = (agent.id, agent.incarnation, proof.method.value, json.dumps(proof.keys), proof.detail)
+            self._db.execute(_PIN, pin)
         mark = record.quarantine
         if mark is None:
             self._db.execute("DELETE FROM quarantine WHERE agent = ?", (agent.id,))
@@ -156,10 +170,20 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
     for number, name in enumerate(known[version:], start=version + 1):
         script = (files("tunnelmgr.store.migrations") / name).read_text(encoding="utf-8")
         with _transaction(db):
-            for statement in script.split(";"):
+            for statement in _statements(script):
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {APPLICATION}")
             db.execute(f"PRAGMA user_version = {number}")
+
+
+def _statements(script: str) -> "Iterator[str]":
+    """Split a script as SQLite does, which knows comments and strings; executescript would end the transaction."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:
@@ -195,7 +219,7 @@ def _record(row: sqlite3.Row) -> Record:
         first_seen=row["first_seen"],
         changed=row["changed"],
         present=bool(row["present"]),
-        trust=HostTrust(Method(row["method"]), tuple(json.loads(row["keys"]))) if pinned else None,
+        proved=HostTrust(Method(row["method"]), tuple(json.loads(row["keys"])), row["detail"]) if pinned else None,
         quarantine=Quarantine(row["since"], row["code"], row["message"]) if row["code"] else None,
         story=tuple(Moment(*moment) for moment in json.loads(row["story"])),
     )

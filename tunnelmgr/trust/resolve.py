@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import structlog
 
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceFound, Rules
+from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, Rules
 from tunnelmgr.core.ports import HostKeySource
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.errors import HostKeyUnknownError
+from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError
 
 PATIENCE = 60.0
 """Seconds that one trust source may take."""
@@ -25,17 +25,27 @@ class Resolver:
     sources: Mapping[str, Mapping[Method, HostKeySource]]
     rules: Rules
 
-    async def seek(self, agent: Agent, report: Callable[[Event], None]) -> None:
-        """Report the evidence for an agent, or what every method that may be believed lacks."""
+    async def seek(self, agent: Agent, at_least: Method | None, report: Callable[[Event], None]) -> None:
+        """Report the evidence for an agent, what contradicts it, or what every method that may be believed lacks.
+
+        Methods weaker than `at_least`, by which the agent was proved before, are not asked.
+        """
         lacking = []
         for method in self.rules.trust.get(agent.source, ()):
             if not self.rules.accepts(agent, method):
+                continue
+            if at_least is not None and not method.reaches(at_least):
+                lacking.append(f"{method}: is weaker than {at_least}, by which it was proved before")
                 continue
             try:
                 trust = await self._ask(method, agent)
             except HostKeyUnknownError as why:
                 lacking.append(f"{method}: {why}")
                 continue
+            except HostKeyMismatchError as other:
+                log.error("evidence contradicted", agent=agent.id, method=method, error=str(other))  # noqa: TRY400 - no fault
+                report(EvidenceContradicted(agent.id, agent.incarnation, str(other)))
+                return
             log.info("evidence found", agent=agent.id, method=method, keys=trust.fingerprints)
             report(EvidenceFound(agent.id, agent.incarnation, trust))
             return
@@ -48,7 +58,7 @@ class Resolver:
         try:
             async with asyncio.timeout(PATIENCE):
                 return await source.trust_for(agent)
-        except HostKeyUnknownError:
+        except (HostKeyUnknownError, HostKeyMismatchError):
             raise
         except TimeoutError as late:
             raise HostKeyUnknownError(f"no answer within {PATIENCE:g} s") from late

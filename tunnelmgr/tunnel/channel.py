@@ -62,7 +62,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncssh's form
         """Wake whoever waits; nothing more comes or goes."""
-        self._lost = self._ended = True
+        self._lost = True
         self._readable.set()
         self._window.set()
         self._on_end()
@@ -81,10 +81,11 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         """Return what has arrived, `b""` at the end of the agent's side."""
         # Waits as long as the agent is silent; the gate has the deadline.
         while not self._arrived:
-            if self._lost:
-                raise ConnectionResetError("the channel is closed")
+            # A channel that closes after its end has said all it had to say; one that closes before it was cut.
             if self._ended:
                 return b""
+            if self._lost:
+                raise ConnectionResetError("the channel is closed")
             self._readable.clear()
             await self._readable.wait()
         data = self._arrived.popleft()

@@ -4,6 +4,7 @@ asyncssh ignores `pause_writing` from its transport, so whoever writes waits on 
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Sequence
 
@@ -56,8 +57,9 @@ class Line(asyncio.Protocol):
 class Dialer:
     """Opens the line to the first address that answers; handed to asyncssh as its `tunnel`, whose form it has."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
+    def __init__(self, addresses: Sequence[str], patience: float = 10.0) -> None:
         self._addresses = addresses
+        self._patience = patience
         self.line: Line | None = None
         self.reached = ""
 
@@ -66,18 +68,29 @@ class Dialer:
     ) -> tuple[asyncio.Transport, asyncio.Protocol]:
         """Connect, trying each address in order of preference.
 
-        Raises UnreachableError with the last address's reason. The caller sets the deadline.
+        Raises UnreachableError with the last address's reason. The caller sets the deadline for all of it; each
+        address has its share, so that one that swallows packets leaves time for the next.
         """
         loop = asyncio.get_running_loop()
         refused = UnreachableError("the agent", "it has no address")
         for address in self._addresses:
             try:
-                transport, line = await loop.create_connection(lambda: Line(factory()), address, port)
+                async with asyncio.timeout(self._patience / len(self._addresses)):
+                    transport, line = await loop.create_connection(lambda: Line(factory()), address, port)
             except OSError as failed:
-                refused = UnreachableError(f"{address} port {port}", failed.strerror or str(failed))
+                refused = UnreachableError(f"{address} port {port}", _reason(failed))
                 continue
             held: socket.socket = transport.get_extra_info("socket")
             held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.line, self.reached = line, address
             return transport, line.protocol
         raise refused
+
+
+def _reason(failed: OSError) -> str:
+    """Say it in the system's words: asyncio puts its own in their place, with the address once more."""
+    if isinstance(failed, TimeoutError):
+        return "no answer in time"
+    if failed.errno and not isinstance(failed, socket.gaierror):
+        return os.strerror(failed.errno)
+    return failed.strerror or str(failed)

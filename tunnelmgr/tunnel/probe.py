@@ -54,6 +54,6 @@ def _proof_in(answer: bytes) -> str:
     _, _, body = answer.partition(b"\r\n\r\n")
     try:
         proof = json.loads(body).get("proof", "")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ""
     return proof if isinstance(proof, str) and proof.isascii() else ""

@@ -10,9 +10,10 @@ Rules, each with the reason measured:
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, Final, cast
 
 import asyncssh
 
@@ -37,6 +38,22 @@ HOST_KEY_ALGORITHMS = (
     "rsa-sha2-256",
 )
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
+SAFE: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "config": None,
+        "x509_trusted_certs": None,
+        "agent_path": None,
+        "agent_forwarding": False,
+        "x11_forwarding": False,
+        "password": None,
+        "gss_host": None,
+        "preferred_auth": "publickey",
+        "disable_trivial_auth": True,
+        "compression_algs": ["none"],
+        "encryption_algs": list(CIPHERS),
+    }
+)
+"""What holds for every connection, whatever it is for."""
 EXPOSED = "overridden by server GatewayPorts"
 """What sshd says in a debug message when it listens on every address in spite of the request (channels.c)."""
 
@@ -182,7 +199,7 @@ async def dial(spec: TunnelSpec, login: Login) -> SshConnection:
 
     Raises UnreachableError, HostKeyMismatchError, AuthenticationError or ConnectionLostError.
     """
-    peer, dialer = Peer(), Dialer(spec.addresses)
+    peer, dialer = Peer(), Dialer(spec.addresses, login.connect_timeout)
     keys = [asyncssh.import_public_key(key) for key in spec.trust.keys]
     where = f"{spec.addresses[0]} port {spec.port}"
     try:
@@ -191,24 +208,14 @@ async def dial(spec: TunnelSpec, login: Login) -> SshConnection:
                 spec.addresses[0],
                 spec.port,
                 tunnel=dialer,
-                config=None,
                 client_factory=lambda: peer,
                 username=login.user,
                 client_keys=[login.key],
                 known_hosts=(keys, [], []),
-                x509_trusted_certs=None,
                 host_key_alias=spec.agent,
                 server_host_key_algs=host_key_algorithms(spec.trust.keys),
-                agent_path=None,
-                agent_forwarding=False,
-                x11_forwarding=False,
-                password=None,
-                gss_host=None,
-                preferred_auth="publickey",
-                disable_trivial_auth=True,
-                compression_algs=["none"],
-                encryption_algs=list(CIPHERS),
                 login_timeout=login.connect_timeout,
+                **SAFE,
             )
     except asyncssh.HostKeyNotVerifiable as refused:
         raise HostKeyMismatchError(
@@ -236,11 +243,13 @@ async def scan(agent: Agent, timeout: float) -> str:  # noqa: ASYNC109 - the dea
     try:
         async with asyncio.timeout(timeout):
             key = await asyncssh.get_server_host_key(
-                tunnel=cast("Any", Dialer(agent.addresses)),  # the type wants a close that asyncssh does not call
+                tunnel=cast("Any", Dialer(agent.addresses, timeout)),  # its type wants a close that is not called
                 host=agent.addresses[0] if agent.addresses else "",
                 port=agent.port,
                 config=None,
                 server_host_key_algs=list(HOST_KEY_ALGORITHMS),
+                # No key at all: without this, asyncssh reads those in ~/.ssh, and fails where one is odd.
+                options=asyncssh.SSHClientConnectionOptions(client_keys=None, **SAFE),
             )
     except TunnelError:
         raise

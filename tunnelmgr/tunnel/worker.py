@@ -60,6 +60,7 @@ class Worker:
         self._listeners: dict[Endpoint, Listener] = {}
         self._sessions: set[asyncio.Task[None]] = set()
         self._channels = 0
+        self._declined = 0
         self._probing = 0
         self._open_for_channels = False
 
@@ -137,12 +138,17 @@ class Worker:
         self._report(TunnelBound(self.spec.agent, self.life, held, refused, tuple(squatted)))
 
     async def _answers(self, connection: SshConnection, endpoint: Endpoint) -> bool:
-        """Tell whether another process on the agent listens where we may not; a host without IPv6 is no matter."""
+        """Tell whether another process on the agent listens where we may not; a host without IPv6 is no matter.
+
+        One that takes no connection is there all the same, and no reason to end the tunnel: it holds the port.
+        """
         try:
             async with _deadline(self._settings.probe_timeout):
                 await connection.exchange(endpoint, b"", 0)
         except ConnectionRefusedError:
             return False
+        except ProbeTimeoutError:
+            return True
         return True
 
     async def _bind_missing(self, connection: SshConnection, sessions: asyncio.TaskGroup) -> None:
@@ -160,12 +166,19 @@ class Worker:
             raise ChannelRefused("the tunnel is not open")
         # A probe has a place of its own: an agent that uses all its channels does not lose its tunnel by it.
         if self._channels >= self._settings.max_channels + self._probing:
-            log.warning("too many channels", agent=self.spec.agent, limit=self._settings.max_channels)
+            self._declined += 1
             raise ChannelRefused(f"more than {self._settings.max_channels} channels")
         self._channels += 1
 
     def _channel_ended(self) -> None:
         self._channels -= 1
+
+    def _tell_declined(self) -> None:
+        """Log at most one line an interval: how many channels an agent asks for is the agent's to say."""
+        if self._declined:
+            facts = {"agent": self.spec.agent, "limit": self._settings.max_channels, "declined": self._declined}
+            log.warning("too many channels", **facts)
+            self._declined = 0
 
     async def _serve_one(self, channel: ForwardedChannel, forward: Forward, endpoint: Endpoint) -> None:
         try:
@@ -182,6 +195,7 @@ class Worker:
         """Probe at every interval until the tunnel is lost (raises) or asked to drain (returns)."""
         while not self._asked_to_drain.is_set():
             await self._probe(connection)
+            self._tell_declined()
             if await self._interrupted(connection):
                 return
             if len(self._listeners) < sum(len(forward.listen) for forward in self.spec.forwards):

@@ -128,6 +128,24 @@ class Cloud:
         """Count the calls of an action so far, failed ones included."""
         return int(str(self._command("calls", action)))
 
+    def queue(self, name: str, *, region: str = REGION) -> str:
+        """Make an SQS queue and return its URL."""
+        return str(self._command("create-queue", region, name, self.endpoint))
+
+    def send(self, name: str, body: str, *, region: str = REGION) -> None:
+        """Put a message into a queue."""
+        self._command("send", region, name, body)
+
+    def event(self, name: str, instance: str, state: str) -> None:
+        """Put a state-change notification into a queue, as an EventBridge rule does."""
+        detail = {"instance-id": instance, "state": state}
+        kind = "EC2 Instance State-change Notification"
+        self.send(name, json.dumps({"version": "0", "detail-type": kind, "source": "aws.ec2", "detail": detail}))
+
+    def left(self, name: str, *, region: str = REGION) -> int:
+        """Count the messages of a queue that nobody has deleted."""
+        return int(str(self._command("left", region, name)))
+
     def _command(self, name: str, *args: object, **kwargs: object) -> object:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
         try:

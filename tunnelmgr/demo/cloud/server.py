@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 
 from tunnelmgr.demo.cloud.faults import Fault, Faults
 from tunnelmgr.demo.cloud.fleet import Fleet
+from tunnelmgr.demo.cloud.queues import Queues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +31,7 @@ class LabCloud:
     def __init__(self, moto: WSGIApplication) -> None:
         self._moto = moto
         self._fleet = Fleet()
+        self._queues = Queues()
         self._faults = Faults()
         self._consoles: dict[str, str] = {}
         self._page_size = 0  # 0: as the client asks
@@ -44,6 +46,9 @@ class LabCloud:
             "console": self._consoles.__setitem__,
             "fault": lambda action, faults: self._faults.add(action, [Fault(**fault) for fault in faults]),
             "clear-faults": self._faults.clear,
+            "create-queue": self._queues.create,
+            "send": self._queues.send,
+            "left": self._queues.left,
             "page-size": self._set_page_size,
             "calls": lambda action: self._calls[action],
         }

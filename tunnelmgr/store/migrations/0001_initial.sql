@@ -14,12 +14,13 @@ CREATE TABLE agent (
     story       TEXT NOT NULL   -- JSON array of [at, step, detail], oldest first
 ) STRICT;
 
--- Evidence that can be had once only.
+-- What was last believed of an incarnation: evidence that can be had once only, and the measure for what comes later.
 CREATE TABLE pin (
     agent       TEXT PRIMARY KEY REFERENCES agent (id) ON DELETE CASCADE,
     incarnation TEXT NOT NULL,
     method      TEXT NOT NULL,
-    keys        TEXT NOT NULL   -- JSON array of "type base64"
+    keys        TEXT NOT NULL,  -- JSON array of "type base64"
+    detail      TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE quarantine (
@@ -27,4 +28,13 @@ CREATE TABLE quarantine (
     since       REAL NOT NULL,
     code        TEXT NOT NULL,
     message     TEXT NOT NULL
+) STRICT;
+
+-- Host keys made for machines that are to be launched; the private halves are never here.
+CREATE TABLE seed (
+    id          TEXT PRIMARY KEY,
+    "key"       TEXT NOT NULL,  -- "type base64"
+    expires     REAL NOT NULL,
+    holder      TEXT,           -- the agent that it has proved
+    incarnation TEXT NOT NULL
 ) STRICT;

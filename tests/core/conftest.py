@@ -1,0 +1,113 @@
+"""A story in which agents are discovered, believed and dialled, told in few words."""
+
+import base64
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import (
+    AgentsDiscovered,
+    Event,
+    EvidenceFound,
+    Failure,
+    Reconfigured,
+    Rules,
+    Snapshot,
+    TunnelBound,
+    TunnelDialled,
+    TunnelEnded,
+    TunnelProbed,
+)
+from tunnelmgr.core.evolve import evolve
+from tunnelmgr.core.reconcile import Action, begin, plan
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelStatus
+from tunnelmgr.core.world import Record, World
+from tunnelmgr.errors import Pace
+
+LISTEN = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
+FORWARD = Forward("registry", LISTEN, Endpoint("127.0.0.1", 5000))
+RULES = Rules((FORWARD,), {"cloud": (Method.CONSOLE, Method.TOFU), "file": (Method.PINNED,)})
+
+
+@dataclass
+class Story:
+    """Drives a world as the controller does; `now` is a number that the test moves."""
+
+    world: World = field(default_factory=World)
+    now: float = 100.0
+    rules: Rules = RULES
+    listen: tuple[Endpoint, ...] = LISTEN
+
+    def hear(self, *events: Event) -> None:
+        """Take in what happened, without acting."""
+        for event in events:
+            self.world = evolve(self.world, event, self.now)
+
+    def act(self) -> tuple[Action, ...]:
+        """Plan, begin, and return the actions."""
+        actions = plan(self.world, self.now)
+        self.world = begin(self.world, actions, self.now)
+        return actions
+
+    def agent(self, name: str = "a", **facts: object) -> Agent:
+        """Return an agent of the cloud, with whatever facts differ from the usual."""
+        usual = Agent(AgentId(f"cloud:{name}"), "1", "cloud", "ci", name, ("10.0.0.1",))
+        return replace(usual, **facts)  # type: ignore[arg-type]
+
+    def listed(self, *agents: Agent, source: str = "cloud", **facts: object) -> None:
+        """Let a source answer with these agents."""
+        self.hear(AgentsDiscovered(source, Snapshot(frozenset(agents), **facts)))  # type: ignore[arg-type]
+
+    def key(self, number: int = 1) -> str:
+        """Return a made-up public key."""
+        return f"ssh-ed25519 {base64.b64encode(number.to_bytes(6, 'big')).decode()}"
+
+    def trust(self, number: int = 1, method: Method = Method.CONSOLE) -> HostTrust:
+        """Return evidence of one key."""
+        return HostTrust(method, (self.key(number),))
+
+    def believed(self, agent: Agent, number: int = 1) -> None:
+        """List an agent, with others that are there, and find evidence for it."""
+        others = {record.agent for record in self.world.records.values() if record.present}
+        self.listed(*(other for other in others if other.id != agent.id), agent)
+        self.act()
+        self.hear(EvidenceFound(agent.id, agent.incarnation, self.trust(number)))
+
+    def dialling(self, agent: Agent, number: int = 1) -> None:
+        """Bring an agent to `connecting`."""
+        self.believed(agent, number)
+        self.act()
+
+    def up(self, agent: Agent, number: int = 1) -> None:
+        """Bring an agent all the way to `up`."""
+        self.dialling(agent, number)
+        life = self.status(agent).life
+        self.hear(TunnelDialled(agent.id, life, agent.address), TunnelBound(agent.id, life, self.listen))
+        self.hear(TunnelProbed(agent.id, life, 0.02))
+
+    def ended(self, agent: Agent, pace: Pace | None = Pace.SOON) -> None:
+        """Let the agent's worker end: with a failure of this pace, or as asked."""
+        failure = None if pace is None else Failure(f"code-{pace}", pace, f"it failed, {pace}")
+        self.hear(TunnelEnded(agent.id, self.status(agent).life, failure))
+
+    def record(self, agent: Agent) -> Record:
+        """Return what is remembered of an agent."""
+        return self.world.records[agent.id]
+
+    def status(self, agent: Agent) -> TunnelStatus:
+        """Return the state of an agent's tunnel."""
+        return self.world.status(agent.id)
+
+    def steps(self, agent: Agent) -> list[str]:
+        """Return the words of the agent's story, in order."""
+        return [moment.step for moment in self.record(agent).story]
+
+
+@pytest.fixture
+def story() -> Story:
+    """Begin a story in which the configuration has been read."""
+    begun = Story()
+    begun.hear(Reconfigured(RULES))
+    return begun

@@ -1,0 +1,47 @@
+"""When to try again."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnelmgr.core.backoff import SCHEDULES, retry_at
+from tunnelmgr.errors import Pace
+
+
+@settings(derandomize=True, database=None)
+@given(pace=st.sampled_from([Pace.SOON, Pace.SLOW]), failures=st.integers(0, 10_000), seed=st.text(max_size=20))
+def test_a_wait_lies_between_nothing_and_the_cap(pace: Pace, failures: int, seed: str) -> None:
+    """However often it failed, the next try is neither in the past nor later than the cap."""
+    at = retry_at(pace, failures, 100.0, seed)
+
+    assert at is not None
+    assert 100.0 <= at <= 100.0 + SCHEDULES[pace].cap
+
+
+def test_never_means_that_a_person_decides() -> None:
+    """There is no time at which trying again would help."""
+    assert retry_at(Pace.NEVER, 1, 100.0, "cloud:a/1") is None
+
+
+@pytest.mark.parametrize("pace", [Pace.SOON, Pace.SLOW])
+def test_waits_grow_up_to_the_cap(pace: Pace) -> None:
+    """The longest possible wait grows with each failure, and is the cap in the end."""
+    ceilings = [SCHEDULES[pace].ceiling(failures) for failures in range(1, 20)]
+
+    assert ceilings == sorted(ceilings)
+    assert ceilings[0] == SCHEDULES[pace].base
+    assert ceilings[-1] == SCHEDULES[pace].cap
+
+
+def test_a_draw_can_be_repeated() -> None:
+    """The same seed and failures give the same time, so that a test can foretell it."""
+    assert retry_at(Pace.SOON, 3, 100.0, "cloud:a/1") == retry_at(Pace.SOON, 3, 100.0, "cloud:a/1")
+
+
+def test_agents_lost_together_come_back_apart() -> None:
+    """Full jitter: a hundred agents are spread over the whole range, not only its end."""
+    waits = sorted(retry_at(Pace.SLOW, 6, 0.0, f"cloud:{number}/1") or 0 for number in range(100))
+
+    ceiling = SCHEDULES[Pace.SLOW].ceiling(6)
+    assert waits[10] < ceiling / 4
+    assert waits[-10] > ceiling * 3 / 4

@@ -1,0 +1,42 @@
+"""What the tunnel's tests stand on: keys, and an agent's sshd on loopback."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from tests.tunnel.ssh_server import Sshd, generate, sshd_at_work
+from tunnelmgr.tunnel.ssh import Login
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tester's own keys and agent out of every test."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
+
+@pytest.fixture(scope="session")
+def key() -> asyncssh.SSHKey:
+    """Make the controller's key."""
+    return generate()
+
+
+@pytest.fixture(scope="session")
+def host_key() -> asyncssh.SSHKey:
+    """Make the agent's host key."""
+    return generate()
+
+
+@pytest.fixture
+def login(key: asyncssh.SSHKey) -> Login:
+    """Log in as the controller does."""
+    return Login("tunnel", key, 5.0)
+
+
+@pytest.fixture
+async def sshd(key: asyncssh.SSHKey, host_key: asyncssh.SSHKey) -> AsyncIterator[Sshd]:
+    """Run an agent's sshd that behaves."""
+    async with sshd_at_work(Sshd(host_key, key)) as sshd:
+        yield sshd

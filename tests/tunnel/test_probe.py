@@ -1,0 +1,125 @@
+"""The proof that a listener is ours, against everything that might answer in our place."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import ImpostorListenerError
+from tunnelmgr.tunnel.probe import ANSWER_LIMIT, PATH, Prover
+
+AGENT = AgentId("static:builder-1")
+LISTENER = Endpoint("127.0.0.1", 5000)
+
+
+@dataclass
+class Answering:
+    """A wire whose other end says what the test wants; `gate` answers as ours would, for some agent and listener."""
+
+    answer: bytes = b""
+    gate: tuple[Prover, AgentId, str] | None = None
+    requests: list[bytes] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)
+
+    async def exchange(self, endpoint: Endpoint, request: bytes, limit: int) -> bytes:
+        """Take the request and answer."""
+        assert endpoint == LISTENER
+        self.requests.append(request)
+        self.limits.append(limit)
+        if self.gate is None:
+            return self.answer
+        prover, agent, listener = self.gate
+        return answered(proof=prover.proof(self.nonce, agent, listener))
+
+    @property
+    def nonce(self) -> str:
+        """The nonce of the latest request."""
+        lines = self.requests[-1].decode().split("\r\n")
+        return next(line.partition(": ")[2] for line in lines if line.startswith("Tunnelmgr-Nonce"))
+
+
+def answered(**body: object) -> bytes:
+    """Return an answer with a JSON object as its body."""
+    return b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(body).encode()
+
+
+async def test_our_own_gate_passes() -> None:
+    """The request is one plain GET of the well-known path, named to the listener, and the answer is bounded."""
+    prover = Prover()
+    wire = Answering(gate=(prover, AGENT, str(LISTENER)))
+
+    await prover.probe(wire, AGENT, LISTENER)
+
+    assert wire.requests[0].startswith(f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1:5000\r\n".encode())
+    assert wire.requests[0].endswith(b"\r\n\r\n")
+    assert wire.limits == [ANSWER_LIMIT]
+
+
+async def test_every_probe_has_a_nonce_of_its_own() -> None:
+    """So that no answer serves twice."""
+    prover = Prover()
+    wire = Answering(gate=(prover, AGENT, str(LISTENER)))
+    nonces = set()
+    for _ in range(3):
+        await prover.probe(wire, AGENT, LISTENER)
+        nonces.add(wire.nonce)
+
+    assert len(nonces) == 3
+
+
+async def test_a_replayed_answer_is_an_impostor() -> None:
+    """A squatter that recorded one answer cannot use it for the next question."""
+    prover = Prover()
+    honest = Answering(gate=(prover, AGENT, str(LISTENER)))
+    await prover.probe(honest, AGENT, LISTENER)
+    recorded = answered(proof=prover.proof(honest.nonce, AGENT, str(LISTENER)))
+
+    with pytest.raises(ImpostorListenerError):
+        await prover.probe(Answering(recorded), AGENT, LISTENER)
+
+
+@pytest.mark.parametrize(
+    ("agent", "listener"),
+    [(AGENT, "[::1]:5000"), (AGENT, "127.0.0.1:5001"), (AgentId("static:builder-2"), "127.0.0.1:5000")],
+)
+async def test_the_proof_of_another_listener_is_an_impostor(agent: AgentId, listener: str) -> None:
+    """A squatter that passes the question on to a listener of ours returns the proof of that one."""
+    prover = Prover()
+
+    with pytest.raises(ImpostorListenerError, match=r"127\.0\.0\.1:5000"):
+        await prover.probe(Answering(gate=(prover, agent, listener)), AGENT, LISTENER)
+
+
+async def test_the_proof_of_another_process_is_an_impostor() -> None:
+    """The secret belongs to this process alone."""
+    with pytest.raises(ImpostorListenerError):
+        await Prover().probe(Answering(gate=(Prover(), AGENT, str(LISTENER))), AGENT, LISTENER)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\n\r\nnull",
+        b'HTTP/1.1 200 OK\r\n\r\n"proof"',
+        b"HTTP/1.1 200 OK\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\n\r\n\xff\xfe\x00",
+        b'HTTP/1.1 200 OK\r\n\r\n{"proof": null}',
+        b'HTTP/1.1 200 OK\r\n\r\n{"proof": ["a"]}',
+        b'HTTP/1.1 200 OK\r\n\r\n{"proof": "\\u00e9"}',
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * (ANSWER_LIMIT - 19),
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"9" * (ANSWER_LIMIT - 19),
+        b'HTTP/1.1 200 OK\r\n\r\n{"proof": "' + b"a" * ANSWER_LIMIT + b'"}',
+    ],
+    ids=lambda answer: answer[-24:].decode("latin-1"),
+)
+async def test_any_other_answer_is_an_impostor(answer: bytes) -> None:
+    """Nonsense of any kind, and nothing else escapes."""
+    with pytest.raises(ImpostorListenerError):
+        await Prover().probe(Answering(answer), AGENT, LISTENER)

@@ -1,0 +1,529 @@
+"""One life of one tunnel, told by its events, against an sshd on loopback."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+import asyncssh
+import pytest
+
+from tests.tunnel.ssh_server import Sshd, forward, generate, public, tcp_at_work, until
+from tunnelmgr.core.events import Event, TunnelBound, TunnelDialled, TunnelProbed
+from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
+from tunnelmgr.errors import (
+    ConnectionLostError,
+    ExposedListenerError,
+    HostKeyMismatchError,
+    ImpostorListenerError,
+    ListenRefusedError,
+    ProbeTimeoutError,
+)
+from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.probe import PATH, Prover
+from tunnelmgr.tunnel.ssh import Login
+from tunnelmgr.tunnel.worker import Settings, Worker
+
+TWO = ("127.0.0.1", "127.0.0.2")
+"""Stands for the two families of loopback, of which a test machine may lack one."""
+
+
+@dataclass
+class Desk:
+    """What a worker is given, and where its events arrive. Its gate proves itself and echoes all else."""
+
+    login: Login
+    events: list[Event] = field(default_factory=list)
+    prover: Prover = field(default_factory=Prover)
+    serving: int = 0
+    cancelled: int = 0
+    silent: bool = False
+    breaks: bool = False
+
+    def settings(self, **changes: object) -> Settings:
+        """Return settings that are quick."""
+        plain = Settings(
+            login=self.login,
+            probe_interval=0.1,
+            max_channels=128,
+            drain=5.0,
+            handshakes=asyncio.Semaphore(32),
+            prover=self.prover,
+            serve=self.serve,
+            report=self.events.append,
+        )
+        return replace(plain, **changes)
+
+    async def serve(self, channel: ForwardedChannel, spec: TunnelSpec, _forward: Forward, endpoint: Endpoint) -> None:
+        """Answer a probe with its proof, and echo everything else."""
+        self.serving += 1
+        try:
+            await self._serve(channel, spec, endpoint)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.serving -= 1
+
+    async def _serve(self, channel: ForwardedChannel, spec: TunnelSpec, endpoint: Endpoint) -> None:
+        with suppress(ConnectionError):
+            while data := await channel.read():
+                if data.startswith(f"GET {PATH} ".encode()):
+                    if self.silent:
+                        await asyncio.Event().wait()
+                    nonce = data.partition(b"Nonce: ")[2].partition(b"\r\n")[0].decode()
+                    proof = self.prover.proof(nonce, spec.agent, str(endpoint))
+                    await channel.write(f'HTTP/1.1 200 OK\r\n\r\n{{"proof": "{proof}"}}'.encode())
+                    return
+                if self.breaks:
+                    raise RuntimeError("a fault of ours")
+                await channel.write(data)
+
+    def of(self, kind: type) -> list[Event]:
+        """Return the events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def bound(self) -> TunnelBound:
+        """The latest report of what is bound."""
+        latest = self.of(TunnelBound)[-1]
+        assert isinstance(latest, TunnelBound)
+        return latest
+
+    async def up(self, probes: int = 1) -> None:
+        """Wait until so many probes have come back."""
+        await until(lambda: len(self.of(TunnelProbed)) >= probes)
+
+
+@pytest.fixture
+def desk(login: Login) -> Desk:
+    """Make a desk."""
+    return Desk(login)
+
+
+@dataclass
+class Life:
+    """A worker at work, and how it ended."""
+
+    worker: Worker
+    task: "asyncio.Task[None] | None" = None
+    failure: Exception | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def live(self) -> None:
+        """Run the worker and keep what it raises."""
+        try:
+            await self.worker.run()
+        except Exception as failed:  # noqa: BLE001 - handed on by `end`
+            self.failure = failed
+        finally:
+            self.over.set()
+
+    async def end(self, within: float = 10.0) -> None:
+        """Wait for the end, and raise what the worker raised."""
+        async with asyncio.timeout(within):
+            await self.over.wait()
+        if self.failure is not None:
+            raise self.failure
+
+
+@asynccontextmanager
+async def alive(spec: TunnelSpec, settings: Settings) -> AsyncIterator[Life]:
+    """Let a worker live for as long as the block at most."""
+    life = Life(Worker(spec, 1, settings))
+    async with asyncio.TaskGroup() as tasks:
+        life.task = tasks.create_task(life.live(), name="worker")
+        try:
+            yield life
+        finally:
+            life.task.cancel()
+
+
+def listens(endpoint: Endpoint) -> bool:
+    """Tell whether something takes connections there."""
+    with socket.socket() as client:
+        client.settimeout(1)
+        return client.connect_ex((endpoint.host, endpoint.port)) == 0
+
+
+async def ping(endpoint: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect as a client on the agent does, and make sure that a session serves it."""
+    reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+    writer.write(b"ping")
+    assert await asyncio.wait_for(reader.readexactly(4), 5) == b"ping"
+    return reader, writer
+
+
+# --- coming up ---
+
+
+async def test_a_tunnel_is_dialled_then_bound_then_probed(sshd: Sshd, desk: Desk) -> None:
+    """The events tell the story in this order, each of this life."""
+    both = forward(*TWO)
+    async with alive(sshd.spec(both), desk.settings()):
+        await desk.up()
+
+    first = desk.events[:3]
+    assert [type(event) for event in first] == [TunnelDialled, TunnelBound, TunnelProbed]
+    assert {(event.agent, event.life) for event in first} == {("static:builder-1", 1)}  # type: ignore[union-attr]
+    assert desk.events[0] == TunnelDialled(sshd.agent().id, 1, "127.0.0.1")
+    assert desk.bound == TunnelBound(sshd.agent().id, 1, both.listen)
+    assert sshd.asked == list(both.listen)
+
+
+async def test_a_client_on_the_agent_reaches_the_gate(sshd: Sshd, desk: Desk) -> None:
+    """What a tunnel is for."""
+    one = forward()
+    async with alive(sshd.spec(one), desk.settings()):
+        await desk.up()
+        reader, writer = await ping(one.listen[0])
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_probes_go_on_at_every_interval(sshd: Sshd, desk: Desk) -> None:
+    """Each one is new proof, with the time it took."""
+    async with alive(sshd.spec(forward()), desk.settings()):
+        await desk.up(probes=4)
+
+    assert all(0 < event.took < 1 for event in desk.of(TunnelProbed) if isinstance(event, TunnelProbed))
+
+
+async def test_dials_wait_for_their_turn(sshd: Sshd, desk: Desk) -> None:
+    """A fleet that comes back together is let in by so many at once; a tunnel that stands takes no place."""
+    turn = asyncio.Semaphore(1)
+    await turn.acquire()
+    async with alive(sshd.spec(forward()), desk.settings(handshakes=turn)):
+        await asyncio.sleep(0)
+        assert sshd.connections == []
+        turn.release()
+        await desk.up()
+        assert not turn.locked()
+
+
+async def test_a_stranger_ends_the_worker_before_anything_is_told(sshd: Sshd, desk: Desk) -> None:
+    """No event says that it was dialled."""
+    async with alive(sshd.spec(forward(), keys=[public(generate())]), desk.settings()) as life:
+        with pytest.raises(HostKeyMismatchError):
+            await life.end()
+
+    assert desk.events == []
+
+
+# --- listeners ---
+
+
+async def test_a_first_listener_that_is_refused_ends_the_tunnel(sshd: Sshd, desk: Desk) -> None:
+    """Without it `docker pull localhost` cannot work, so the tunnel is tried again as a whole."""
+    both = forward(*TWO)
+    sshd.refuses.add(both.listen[0])
+    async with alive(sshd.spec(both), desk.settings()) as life:
+        with pytest.raises(ListenRefusedError, match="permitlisten"):
+            await life.end()
+
+    assert desk.of(TunnelBound) == []
+
+
+async def test_a_second_listener_that_is_refused_is_named_and_asked_for_again(sshd: Sshd, desk: Desk) -> None:
+    """The tunnel is up without it, and takes it as soon as it is free."""
+    both = forward(*TWO)
+    sshd.refuses.add(both.listen[1])
+    async with alive(sshd.spec(both), desk.settings()):
+        await desk.up()
+        assert (desk.bound.held, desk.bound.refused) == (both.listen[:1], both.listen[1:])
+        assert desk.bound.squatted == ()
+
+        sshd.refuses.clear()
+        await until(lambda: desk.bound.held == both.listen)
+        assert desk.bound.refused == ()
+        _, writer = await ping(both.listen[1])
+        writer.close()
+
+
+async def test_a_squatter_on_a_refused_address_is_found(sshd: Sshd, desk: Desk) -> None:
+    """Clients may ask it first, so it is told by name, and forgotten when it goes."""
+    both = forward(*TWO)
+    with socket.socket() as squatter:
+        squatter.bind((both.listen[1].host, both.listen[1].port))
+        squatter.listen()
+        async with alive(sshd.spec(both), desk.settings()):
+            await desk.up()
+            assert desk.bound.squatted == (str(both.listen[1]),)
+
+            squatter.close()
+            await until(lambda: desk.bound.held == both.listen)
+            assert desk.bound.squatted == ()
+
+
+async def test_a_squatter_that_takes_no_connection_costs_no_tunnel(sshd: Sshd, desk: Desk) -> None:
+    """It holds the port and answers nobody: a squatter all the same, and no reason to end what works."""
+    both = forward(*TWO)
+    sshd.refuses.add(both.listen[1])
+    sshd.swallows.add(both.listen[1])
+    async with alive(sshd.spec(both), desk.settings()):
+        await desk.up(probes=2)
+
+    assert desk.bound.squatted == (str(both.listen[1]),)
+
+
+async def test_an_exposed_listener_is_cancelled_at_once_and_ends_the_tunnel(sshd: Sshd, desk: Desk) -> None:
+    """GatewayPorts on the agent would show the registry to its network."""
+    one = forward()
+    sshd.exposes = True
+    async with alive(sshd.spec(one), desk.settings()) as life:
+        with pytest.raises(ExposedListenerError, match="GatewayPorts no"):
+            await life.end()
+        assert sshd.cancelled == [one.listen[0]]
+        await until(lambda: not listens(one.listen[0]))
+
+    assert desk.of(TunnelBound) == desk.of(TunnelProbed) == []
+
+
+async def test_no_channel_is_served_through_an_exposed_listener(sshd: Sshd, desk: Desk) -> None:
+    """Not even in the moment before it is cancelled."""
+    one = forward()
+    sshd.exposes = True
+    refused = asyncio.Event()
+
+    async def knock() -> None:
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await sshd.connection.open_connection(one.listen[0].host, one.listen[0].port)
+        refused.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        sshd.on_listen = lambda: tasks.create_task(knock())
+        async with alive(sshd.spec(one), desk.settings()) as life:
+            with pytest.raises(ExposedListenerError):
+                await life.end()
+            await asyncio.wait_for(refused.wait(), 5)
+
+    assert desk.serving == 0
+
+
+async def test_a_listener_that_is_exposed_later_ends_the_tunnel_too(sshd: Sshd, desk: Desk) -> None:
+    """The second address is bound after the tunnel is up, and is judged alike."""
+    both = forward(*TWO)
+    sshd.refuses.add(both.listen[1])
+    async with alive(sshd.spec(both), desk.settings()) as life:
+        await desk.up()
+        sshd.exposes = True
+        sshd.refuses.clear()
+
+        with pytest.raises(ExposedListenerError):
+            await life.end()
+
+
+# --- probes ---
+
+
+async def test_somebody_else_on_our_own_address_is_an_impostor(sshd: Sshd, desk: Desk) -> None:
+    """The agent's sshd said that it listens; the proof says who answers."""
+
+    async def squat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.1 200 OK\r\n\r\n{"agent": "static:builder-1", "proof": "0000"}')
+
+    async with tcp_at_work(squat) as squatter:
+        sshd.reroute = squatter
+        async with alive(sshd.spec(forward()), desk.settings()) as life:
+            with pytest.raises(ImpostorListenerError):
+                await life.end()
+
+    assert desk.of(TunnelProbed) == []
+
+
+async def test_a_probe_that_is_not_answered_ends_the_tunnel_whatever_else_arrives(sshd: Sshd, desk: Desk) -> None:
+    """A drip of other messages keeps a dead tunnel alive for asyncssh's keepalive; not for us."""
+    async with alive(sshd.spec(forward()), desk.settings()) as life, asyncio.TaskGroup() as tasks:
+        await desk.up()
+        sshd.answers.clear()
+        drip = tasks.create_task(drip_into(sshd.connection), name="drip")
+
+        with pytest.raises(ProbeTimeoutError):
+            await life.end(within=3)
+        drip.cancel()
+
+
+async def drip_into(connection: asyncssh.SSHServerConnection) -> None:
+    """Send something of no meaning many times within a probe's patience."""
+    while True:
+        connection.send_debug("still here")
+        await asyncio.sleep(0.05)
+
+
+async def test_a_gate_that_does_not_answer_ends_the_tunnel_too(sshd: Sshd, desk: Desk) -> None:
+    """The path is whole only when its far end speaks."""
+    desk.silent = True
+    async with alive(sshd.spec(forward()), desk.settings()) as life:
+        with pytest.raises(ProbeTimeoutError):
+            await life.end(within=3)
+
+
+async def test_a_key_that_may_not_open_its_own_listener_is_told_the_line(sshd: Sshd, desk: Desk) -> None:
+    """The person who reads it knows what to add to authorized_keys."""
+    one = forward()
+    sshd.reroute = Endpoint("127.0.0.1", one.listen[0].port + 1 if one.listen[0].port < 65535 else 1)
+    async with alive(sshd.spec(one), desk.settings()) as life:
+        with pytest.raises(ConnectionLostError, match=f'permitopen="{one.listen[0]}"'):
+            await life.end()
+
+
+async def test_a_raw_forward_is_up_when_the_agent_connects_to_it(sshd: Sshd, desk: Desk) -> None:
+    """Its target cannot prove itself, so the agent's sshd is all there is to ask."""
+    raw = forward(protocol="tcp")
+    async with alive(sshd.spec(raw), desk.settings()):
+        await desk.up(probes=2)
+
+
+async def test_every_forward_is_probed(sshd: Sshd, desk: Desk) -> None:
+    """One that fails means that the tunnel does."""
+    one, two = forward(), forward()
+    async with alive(sshd.spec(one, two), desk.settings()) as life:
+        await desk.up()
+        assert desk.bound.held == one.listen + two.listen
+
+        sshd.swallows.add(two.listen[0])
+        with pytest.raises(ProbeTimeoutError):
+            await life.end(within=4)
+
+
+# --- the end ---
+
+
+async def test_a_lost_connection_is_noticed_between_probes(sshd: Sshd, desk: Desk) -> None:
+    """At once, not at the next probe."""
+    async with alive(sshd.spec(forward()), desk.settings(probe_interval=60)) as life:
+        await desk.up()
+        sshd.cut()
+
+        with pytest.raises(ConnectionLostError, match="was lost"):
+            await life.end(within=2)
+
+
+async def test_a_drain_lets_an_open_channel_finish(sshd: Sshd, desk: Desk) -> None:
+    """Nothing new is accepted, what is open goes on, and its end is the tunnel's."""
+    one = forward()
+    async with alive(sshd.spec(one), desk.settings()) as life:
+        await desk.up()
+        reader, writer = await ping(one.listen[0])
+
+        life.worker.drain()
+        await until(lambda: not listens(one.listen[0]))
+        writer.write(b"more")
+        assert await reader.readexactly(4) == b"more"
+        assert not life.over.is_set()
+
+        writer.close()
+        await life.end(within=3)
+    assert sshd.cancelled == [one.listen[0]]
+    assert desk.cancelled == 0
+
+
+async def test_a_drain_has_a_deadline(sshd: Sshd, desk: Desk) -> None:
+    """A channel that never ends is cut then, and the worker ends as asked."""
+    one = forward()
+    async with alive(sshd.spec(one), desk.settings(drain=0.2)) as life:
+        await desk.up()
+        reader, writer = await ping(one.listen[0])
+
+        life.worker.drain()
+        await life.end(within=5)
+
+        assert desk.serving == 0
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_connection_lost_while_draining_ends_the_drain(sshd: Sshd, desk: Desk) -> None:
+    """Nobody waits for transfers that cannot end any more."""
+    one = forward()
+    async with alive(sshd.spec(one), desk.settings(drain=60)) as life:
+        await desk.up()
+        _, writer = await ping(one.listen[0])
+        life.worker.drain()
+        await until(lambda: not listens(one.listen[0]))
+
+        sshd.cut()
+        await life.end(within=3)
+        writer.close()
+
+
+async def test_cancelling_a_worker_revokes_at_once(sshd: Sshd, desk: Desk) -> None:
+    """Every session is cancelled and the connection aborted, without a word to the agent."""
+    one = forward()
+    async with alive(sshd.spec(one), desk.settings()) as life:
+        await desk.up()
+        clients = [await ping(one.listen[0]) for _ in range(3)]
+        assert life.task is not None
+
+        life.task.cancel()
+        await asyncio.wait_for(life.over.wait(), 2)
+        await until(lambda: not listens(one.listen[0]))
+        for reader, writer in clients:
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 2) == b""
+            writer.close()
+
+    assert desk.cancelled >= 3
+    assert desk.serving == 0
+
+
+async def test_an_unexpected_fault_in_a_session_ends_the_worker_and_its_connection(sshd: Sshd, desk: Desk) -> None:
+    """The gate is a bulkhead, so this is a fault of ours; it must not leave a tunnel half alive."""
+    one = forward()
+    desk.breaks = True
+    async with alive(sshd.spec(one), desk.settings()) as life:
+        await desk.up()
+        reader, writer = await asyncio.open_connection(one.listen[0].host, one.listen[0].port)
+        writer.write(b"break")
+
+        with pytest.raises(ExceptionGroup):
+            await life.end()
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        await until(lambda: not listens(one.listen[0]))
+
+
+# --- many channels ---
+
+
+async def test_no_more_channels_are_open_than_allowed(sshd: Sshd, desk: Desk) -> None:
+    """5,000 opens at once leave the tunnel up, its probes answered, and nothing behind."""
+    one = forward()
+    async with alive(sshd.spec(one), desk.settings(max_channels=16)) as life, asyncio.timeout(40):
+        await desk.up()
+        host, port = one.listen[0].host, one.listen[0].port
+        opened = await asyncio.gather(
+            *(sshd.connection.open_connection(host, port) for _ in range(5000)), return_exceptions=True
+        )
+        accepted = [each for each in opened if not isinstance(each, BaseException)]
+
+        assert {type(each) for each in opened if isinstance(each, BaseException)} == {asyncssh.ChannelOpenError}
+        # A probe that was under way had a place of its own.
+        assert 15 <= len(accepted) <= 17
+        assert desk.serving <= 17
+        probes = len(desk.of(TunnelProbed))
+        await desk.up(probes + 2)
+
+        for _, writer in accepted:
+            writer.close()
+        await until(lambda: life.worker._channels == 0)
+        _, writer = await ping(one.listen[0])
+        writer.close()
+
+
+async def test_channels_that_end_make_room(sshd: Sshd, desk: Desk) -> None:
+    """The count comes back down however a channel ends."""
+    one = forward()
+    async with alive(sshd.spec(one), desk.settings(max_channels=2)) as life:
+        await desk.up()
+        for turn in range(20):
+            _, writer = await ping(one.listen[0])
+            if turn % 2:
+                writer.transport.abort()
+            else:
+                writer.close()
+            await until(lambda: life.worker._channels == 0)

@@ -1,0 +1,63 @@
+"""How each event changes the world. Nothing here acts; `reconcile` reads off what is to be done."""
+
+from dataclasses import replace
+from typing import assert_never
+
+from tunnelmgr.core.events import (
+    AgentEnded,
+    AgentsDiscovered,
+    DiscoveryFailed,
+    DrainRequested,
+    Event,
+    EvidenceAbsent,
+    EvidenceContradicted,
+    EvidenceFound,
+    FeedHeard,
+    MemoryExpired,
+    Reconfigured,
+    ReleaseRequested,
+    RetryRequested,
+    SeedAdded,
+    TunnelBound,
+    TunnelDialled,
+    TunnelEnded,
+    TunnelProbed,
+)
+from tunnelmgr.core.evolve import agents, evidence, people, tunnels
+from tunnelmgr.core.world import World
+
+
+def evolve(world: World, event: Event, now: float) -> World:  # noqa: C901, PLR0911, PLR0912 - one arm an event
+    """Return the world after `event`."""
+    match event:
+        case Reconfigured(rules):
+            return agents.reconfigured(world, rules, now)
+        case AgentsDiscovered():
+            return agents.discovered(world, event, now)
+        case DiscoveryFailed():
+            return agents.discovery_failed(world, event)
+        case AgentEnded():
+            return agents.agent_ended(world, event, now)
+        case FeedHeard():
+            return agents.feed_heard(world, event)
+        case EvidenceFound():
+            return evidence.found(world, event, now)
+        case EvidenceAbsent():
+            return evidence.absent(world, event, now)
+        case EvidenceContradicted():
+            return evidence.contradicted(world, event, now)
+        case TunnelDialled() | TunnelBound() | TunnelProbed():
+            return tunnels.progress(world, event, now)
+        case TunnelEnded():
+            return tunnels.ended(world, event, now)
+        case RetryRequested(agent):
+            return people.retry(world, agent, now)
+        case ReleaseRequested(agent, reason):
+            return people.release(world, agent, reason, now)
+        case SeedAdded(seed):
+            return replace(world, seeds={**world.seeds, seed.id: seed})
+        case DrainRequested():
+            return replace(world, draining=True)
+        case MemoryExpired(before):
+            return people.forget(world, before, now)
+    assert_never(event)

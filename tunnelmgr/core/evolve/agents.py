@@ -1,0 +1,137 @@
+"""Which agents there are: the configuration, the sources' answers and their events.
+
+Rules:
+- An agent leaves when its source says so, or when two complete listings in a row lack it.
+- The source that had an agent first keeps it; a source that is not configured (any more) tells nothing.
+- An agent whose end an event told does not come back in the same incarnation, whatever a listing says.
+"""
+
+from dataclasses import replace
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, FeedHeard, Rules
+from tunnelmgr.core.evolve.common import keys_assigned, respecified, rested
+from tunnelmgr.core.world import Record, SourceView, World
+
+MISSES_TO_LEAVE = 2
+
+
+def reconfigured(world: World, rules: Rules, now: float) -> World:
+    """Drop the evidence that the rules no longer accept, and the agents whose source is no longer there."""
+    records = {}
+    for id_, record in world.records.items():
+        trust = record.trust
+        if trust and not rules.accepts(record.agent, trust.method):
+            trust = None
+        present = record.present and record.agent.source in rules.trust
+        if record.present and not present:
+            record = _left(record, f"source {record.agent.source} is no longer configured", now)  # noqa: PLW2901
+        records[id_] = respecified(replace(record, trust=trust), rules)
+    sources = {name: world.sources.get(name, SourceView(name)) for name in rules.trust}
+    return rested(keys_assigned(replace(world, rules=rules, records=records, sources=sources), now), records, now)
+
+
+def discovered(world: World, event: AgentsDiscovered, now: float) -> World:
+    """Take in a source's answer."""
+    snapshot, source = event.snapshot, event.source
+    if source not in world.sources:
+        return world  # the answer to a question from before a reload
+    changed = _listed(world, event, now) | _unlisted(world, event, now)
+    error = "; ".join(snapshot.failures) or None
+    last = world.sources[source].last_success if error else now
+    view = replace(world.sources[source], ok=error is None, last_success=last, error=error)
+    after = replace(world, records={**world.records, **changed}, sources={**world.sources, source: view})
+    return rested(keys_assigned(after, now), changed, now) if changed else after
+
+
+def discovery_failed(world: World, event: DiscoveryFailed) -> World:
+    """Note that a source gave no answer; its agents stay."""
+    known = world.sources.get(event.source)
+    if known is None:
+        return world
+    return replace(world, sources={**world.sources, event.source: replace(known, ok=False, error=event.error)})
+
+
+def _listed(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId, Record]:
+    """Return the new records of those agents in the snapshot that it says something new about."""
+    changed = {}
+    for described in event.snapshot.agents:
+        known = world.records.get(described.id)
+        agent = _incarnated(known, described)
+        if known is not None and known.ended and known.agent.incarnation == agent.incarnation:
+            continue  # the listing lags behind the event that ended it
+        if known is not None and known.present:
+            if known.agent.source != event.source:
+                continue  # the source that had it first keeps it
+            if known.agent == agent and not known.missed:
+                continue
+        changed[agent.id] = _seen(known, agent, world.rules, now)
+    return changed
+
+
+def _unlisted(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId, Record]:
+    """Return the new records of the source's agents that the snapshot lacks."""
+    snapshot, changed = event.snapshot, {}
+    listed = {agent.id for agent in snapshot.agents}
+    for id_, record in world.records.items():
+        if record.agent.source != event.source or not record.present or id_ in listed:
+            continue
+        if id_ in snapshot.gone:
+            changed[id_] = _left(record, "its source says that it has ended", now)
+        elif snapshot.failures:
+            continue  # half an answer: absence means nothing
+        elif snapshot.absence_is_proof or record.missed + 1 >= MISSES_TO_LEAVE:
+            changed[id_] = _left(record, "its source lists it no more", now)
+        else:
+            changed[id_] = replace(record, missed=record.missed + 1)
+    return changed
+
+
+def _seen(known: Record | None, agent: Agent, rules: Rules, now: float) -> Record:
+    if known is None:
+        fresh = Record(agent=agent, first_seen=now, changed=now)
+        return fresh.told(now, "seen", f"at {agent.address}, group {agent.group}, by source {agent.source}")
+    record = known
+    if known.agent.incarnation != agent.incarnation:
+        record = replace(record, trust=None, proved=None, ended=False)
+        record = record.told(now, "rebuilt", f"incarnation {agent.incarnation}")
+    elif not known.present:
+        record = record.told(now, "seen", f"again, at {agent.address}")
+    elif known.agent.addresses != agent.addresses or known.agent.port != agent.port:
+        record = record.told(now, "moved", f"to {agent.address}")
+    if record.trust and not rules.accepts(agent, record.trust.method):
+        record = replace(record, trust=None)
+    return respecified(replace(record, agent=agent, present=True, missed=0), rules)
+
+
+def _incarnated(known: Record | None, agent: Agent) -> Agent:
+    """Return the agent with its incarnation counted on for each rebuild: `#1` after the first one under its id."""
+    if known is None:
+        return agent
+    base, _, count = known.agent.incarnation.partition("#")
+    if base != agent.incarnation:
+        return agent
+    rebuilds = int(count or 0) + (agent.rebuilding and not known.agent.rebuilding)
+    return replace(agent, incarnation=f"{base}#{rebuilds}") if rebuilds else agent
+
+
+def agent_ended(world: World, event: AgentEnded, now: float) -> World:
+    """Revoke an agent whose end its source has told by an event, which nothing can take back."""
+    record = world.records.get(event.agent)
+    if record is None or not record.present or record.agent.source != event.source:
+        return world
+    over = replace(_left(record, event.why, now), ended=True)
+    return rested(keys_assigned(world.with_record(over), now), {event.agent}, now)
+
+
+def feed_heard(world: World, event: FeedHeard) -> World:
+    """Note how a source's event feed does."""
+    known = world.sources.get(event.source)
+    if known is None:
+        return world
+    view = replace(known, feed_ok=event.error is None, feed_error=event.error)
+    return replace(world, sources={**world.sources, event.source: view})
+
+
+def _left(record: Record, why: str, now: float) -> Record:
+    return replace(record, present=False, missed=0).told(now, "left", why)

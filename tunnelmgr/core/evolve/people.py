@@ -1,0 +1,47 @@
+"""What operators ask for, and what time makes forget. A quarantine ends by a release, or by being forgotten whole."""
+
+from dataclasses import replace
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.evolve.common import keys_assigned, respecified, rested
+from tunnelmgr.core.world import World
+
+
+def retry(world: World, agent: AgentId, now: float) -> World:
+    """Make the next try due now."""
+    status = world.tunnels.get(agent)
+    if status is None or status.working:
+        return world
+    world = world.with_record(world.records[agent].told(now, "retry", "asked for by an operator"))
+    return world.with_tunnel(agent, replace(status, failures=0, retry_at=None))
+
+
+def release(world: World, agent: AgentId, reason: str, now: float) -> World:
+    """End a quarantine."""
+    record = world.records.get(agent)
+    if record is None or record.quarantine is None:
+        return world
+    # What was believed of the key led here; evidence is asked for anew.
+    free = respecified(replace(record, quarantine=None, trust=None, proved=None), world.rules)
+    world = world.with_record(free.told(now, "released", reason or "by an operator"))
+    return rested(keys_assigned(world, now), {agent}, now)
+
+
+def forget(world: World, before: float, now: float) -> World:
+    """Forget the agents that left before `before`, and the seeds that nobody took in time."""
+    working = {id_ for id_, status in world.tunnels.items() if status.working}
+    old = {
+        id_
+        for id_, record in world.records.items()
+        if not record.present and record.changed < before and id_ not in working
+    }
+    return replace(
+        world,
+        records={id_: record for id_, record in world.records.items() if id_ not in old},
+        tunnels={id_: status for id_, status in world.tunnels.items() if id_ not in old},
+        seeds={
+            id_: seed
+            for id_, seed in world.seeds.items()
+            if (now < seed.expires if seed.holder is None else seed.holder not in old)
+        },
+    )

@@ -1,0 +1,24 @@
+"""A seed: a host key that we made for a machine that is to be launched."""
+
+from dataclasses import dataclass
+
+from tunnelmgr.core.agent import Agent, AgentId
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """The public half of a host key, and who holds the private one.
+
+    A seed serves one incarnation, once: the first agent whose label names it becomes its holder. One that nobody has
+    taken by `expires` (seconds since the epoch) is forgotten.
+    """
+
+    id: str
+    key: str
+    expires: float
+    holder: AgentId | None = None
+    incarnation: str = ""
+
+    def serves(self, agent: Agent) -> bool:
+        """Tell whether the seed may prove `agent`."""
+        return self.holder is None or (self.holder == agent.id and self.incarnation == agent.incarnation)

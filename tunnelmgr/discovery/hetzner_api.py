@@ -1,0 +1,331 @@
+"""How Hetzner Cloud is asked: one client, every timeout set, its answers checked, its errors in our words.
+
+Rules:
+- hcloud does the asking, but not the retrying: its own five retries of a timeout outlast a poll, and those of a
+  429 take more of what is already used up. What it never retries, a connection that breaks, is tried again here.
+- Every answer's rate-limit headers are kept, those of refusals too; see `Budget`.
+- The token is read again at each poll, so that a new one needs no restart; no message and no log line holds it.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from ipaddress import IPv4Address, IPv6Interface, ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from hcloud import APIException, Client
+from pydantic import AwareDatetime, BaseModel
+from requests.exceptions import ChunkedEncodingError, ConnectionError as Broken, RequestException, Timeout
+
+from tunnelmgr import __version__
+from tunnelmgr.config import examine_key_file
+from tunnelmgr.errors import DiscoveryError
+
+ENDPOINT = "https://api.hetzner.cloud/v1"
+PAGE = 50
+"""The most servers that a page has (docs.hetzner.cloud, "Pagination")."""
+TIMEOUT = (5.0, 20.0)
+"""Seconds to connect, and to wait for the next byte."""
+BACKOFF = (0.5, 1.0, 2.0)
+"""Seconds before each new try where the connection breaks."""
+LONGEST_PAUSE = 300.0
+BLIND_PAUSE = 60.0
+"""Seconds to wait after a 429 that does not say for how long."""
+HOUR = 3600.0
+
+
+class _V4(BaseModel):
+    ip: IPv4Address
+
+
+class _V6(BaseModel):
+    ip: IPv6Interface  # the network that the server owns, such as 2001:db8::/64
+
+
+class _PublicNet(BaseModel):
+    ipv4: _V4 | None = None
+    ipv6: _V6 | None = None
+
+
+class Server(BaseModel):
+    """What we need of a server (docs.hetzner.cloud, "Servers"); the rest is not looked at."""
+
+    id: int
+    name: str
+    status: str
+    created: AwareDatetime
+    labels: dict[str, str]
+    public_net: _PublicNet
+    private_net: list[_V4]
+
+    def public_addresses(self) -> tuple[str, ...]:
+        """Return its IPv4 address and the first host address of its IPv6 network, as far as it has them.
+
+        Of an IPv6 network Hetzner's images configure `::1` (docs.hetzner.com, "Cloud › Servers › IPv6").
+        """
+        v4, v6 = self.public_net.ipv4, self.public_net.ipv6
+        return (*([str(v4.ip)] if v4 else []), *([str(v6.ip.network[1])] if v6 else []))
+
+    def private_addresses(self) -> tuple[str, ...]:
+        """Return its address in the first private network that it is in."""
+        return tuple(str(net.ip) for net in self.private_net[:1])
+
+
+class _Pagination(BaseModel):
+    next_page: int | None
+    total_entries: int | None
+
+
+class _Meta(BaseModel):
+    pagination: _Pagination
+
+
+class Page(BaseModel):
+    """One page of a listing, and how many servers the listing has by the word of this page."""
+
+    servers: list[Server]
+    meta: _Meta
+
+    @property
+    def total(self) -> int | None:
+        """The number of servers on all pages, None where Hetzner does not say."""
+        return self.meta.pagination.total_entries
+
+
+class _One(BaseModel):
+    server: Server
+
+
+@dataclass(slots=True)
+class Budget:
+    """What is left of the project's requests, of which an hour has 3,600 and other programs want theirs too.
+
+    docs.hetzner.cloud, "Rate Limiting": what was spent comes back evenly, one request a second for a limit of 3,600;
+    `RateLimit-Reset` is the time when all of it will be back.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    limit: int = 0
+    remaining: int = 0
+    spent: int = 0  # since `begin`
+    _refused: bool = False
+    _whole_in: float | None = None
+    _heard: float = 0.0
+
+    def begin(self) -> None:
+        """Count from here what the poll costs."""
+        self.spent = 0
+
+    def hear(self, status: int, headers: Mapping[str, str]) -> None:
+        """Take note of an answer."""
+        limit, remaining = (_number(headers.get(f"RateLimit-{name}")) for name in ("Limit", "Remaining"))
+        self._refused = status == HTTPStatus.TOO_MANY_REQUESTS
+        if limit and remaining is not None:
+            self.limit, self.remaining = limit, remaining
+        if limit or self._refused:
+            self._whole_in, self._heard = _seconds_to_reset(headers), self.clock()
+
+    def pause(self) -> float:
+        """Return for how many seconds more, beyond the interval, the project should be left alone.
+
+        Nothing while at least half of the limit is there. Below that, with `cost` the requests of the last poll and
+        `back` the requests that come back each second,
+
+            cost / back x (limit / 2 - remaining) / remaining
+
+        At a quarter of the limit that is cost / back: by the next poll as much has come back as it takes. So polling
+        alone never brings the budget below a quarter, and gives way further where others draw on it. After a 429 it
+        is the time to the reset. Never longer than to the reset, when all is there again, nor than five minutes: what
+        came back until then pays for any poll of fewer than 300 requests.
+        """
+        return max(0.0, self._heard + self._wanted() - self.clock())
+
+    def _wanted(self) -> float:
+        if self._refused:
+            return min(LONGEST_PAUSE, BLIND_PAUSE if self._whole_in is None else self._whole_in)
+        missing = self.limit / 2 - self.remaining
+        if missing <= 0:
+            return 0.0
+        longest = LONGEST_PAUSE if self._whole_in is None else min(LONGEST_PAUSE, self._whole_in)
+        if self.remaining <= 0:
+            return longest
+        return min(longest, self.spent * HOUR / self.limit * missing / self.remaining)
+
+
+@dataclass(slots=True)
+class HetznerApi:
+    """Asks one project; blocks, and belongs to one thread at a time. Raises DiscoveryError with what to do."""
+
+    source: str
+    token_file: Path
+    endpoint: str = ENDPOINT
+    budget: Budget = field(default_factory=Budget)
+    timeout: tuple[float, float] = TIMEOUT
+    sleep: Callable[[float], None] = time.sleep
+    _token: str = field(default="", repr=False)
+    _client: Client | None = field(default=None, repr=False)
+    _status: int = 0
+
+    def pages(self, selector: str) -> Iterator[Page]:
+        """Ask for the servers with these labels, page by page, the oldest server first.
+
+        New servers then come at the end, where they move no other to another page.
+        """
+        number = 1
+        while True:
+            params: dict[str, str | int] = {"sort": "id:asc", "page": number, "per_page": PAGE}
+            with self._explained():
+                page = Page.model_validate(
+                    self._ask("/servers", params | ({"label_selector": selector} if selector else {}))
+                )
+            yield page
+            following = page.meta.pagination.next_page
+            if following is None:
+                return
+            if following != number + 1:
+                raise DiscoveryError(self.source, f"Hetzner says that page {following} follows page {number}")
+            number = following
+
+    def server(self, id_: int) -> Server | None:
+        """Ask for one server; None where Hetzner says that there is none."""
+        with self._explained():
+            try:
+                return _One.model_validate(self._ask(f"/servers/{id_}", {})).server
+            except APIException as refused:
+                # Any web server says 404; only the API's own words are proof.
+                if self._status == HTTPStatus.NOT_FOUND and refused.code == "not_found":
+                    return None
+                raise
+
+    def _ask(self, path: str, params: Mapping[str, str | int]) -> dict[str, Any]:
+        client = self._opened()
+        for wait in BACKOFF:
+            try:
+                return self._ask_once(client, path, params)
+            except (Broken, ChunkedEncodingError):
+                self.sleep(wait)
+        return self._ask_once(client, path, params)
+
+    def _ask_once(self, client: Client, path: str, params: Mapping[str, str | int]) -> dict[str, Any]:
+        self.budget.spent += 1
+        self._status = 0
+        return client.request("GET", path, params=params, hooks={"response": self._hear}, auth=_as_it_is)
+
+    def _hear(self, response: requests.Response, *_: object, **__: object) -> None:
+        """Look at an answer before hcloud, which keeps the headers to itself."""
+        self._status = response.status_code
+        self.budget.hear(response.status_code, response.headers)
+
+    def _opened(self) -> Client:
+        """Return the client; a new one where the file holds a new token."""
+        token = self._read_token()
+        if self._client is None or token != self._token:
+            self._client = Client(token, self.endpoint.rstrip("/"), "tunnelmgr", __version__, timeout=self.timeout)
+            _stop_retries(self._client)
+            self._token = token
+        return self._client
+
+    def _read_token(self) -> str:
+        wrong = examine_key_file(self.token_file)
+        if wrong is not None:
+            raise DiscoveryError(self.source, wrong)
+        try:
+            content = self.token_file.read_bytes()[:4096].strip()
+        except OSError as denied:
+            raise DiscoveryError(self.source, f"cannot read {self.token_file}: {denied.strerror}") from denied
+        if not re.fullmatch(rb"[!-~]{1,512}", content):
+            # Anything else would break the header, and the error about that would show it.
+            raise DiscoveryError(self.source, f"{self.token_file} holds no API token: it must be one word, alone")
+        return content.decode("ascii")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except APIException as refused:
+            raise DiscoveryError(self.source, self._refusal(refused)) from refused
+        except RequestException as failed:
+            host = urlsplit(self.endpoint).netloc
+            raise DiscoveryError(self.source, f"no answer from {host}: {_cause(failed, self.timeout)}") from failed
+        except (ValueError, TypeError, KeyError) as odd:
+            raise DiscoveryError(
+                self.source, f"cannot read the answer of {self.endpoint}; is that Hetzner's API?"
+            ) from odd
+
+    def _refusal(self, refused: APIException) -> str:
+        """Return the API's refusal as a sentence that names what is to be done."""
+        match self._status:
+            case HTTPStatus.UNAUTHORIZED:
+                return f"401, the token is not accepted: put a valid API token of the project into {self.token_file}"
+            case HTTPStatus.FORBIDDEN:
+                return f"403, the token may not list servers: {self.token_file} needs one that has read permission"
+            case HTTPStatus.TOO_MANY_REQUESTS:
+                return "429, the project's requests of this hour are used up: polling waits; see who else asks so often"
+            case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                return f"{status}, Hetzner is out of order: nothing to do but wait (https://status.hetzner.com)"
+            case status if status < HTTPStatus.BAD_REQUEST:
+                return f"{self.endpoint} answers with something that is not JSON: check endpoint_url"
+            case status:
+                words = " ".join(f"{refused.code}: {refused.message}".split())[:200]
+                return f"{status} {words}; check label_selector and endpoint_url"
+
+
+def secure_endpoint(url: str) -> str:
+    """Return the URL of an API that the token may be sent to; raises ValueError where others could read it."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise ValueError(f'write a URL such as "{ENDPOINT}"')
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError("the token would cross the network unencrypted; write https://")
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _stop_retries(client: Client) -> None:
+    """Keep hcloud from retrying by itself; it has no public setting for that, and a test watches this one."""
+    client._client._retry_max_retries = 0  # noqa: SLF001
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Keep `requests` from replacing the token by what some ~/.netrc says."""
+    return request
+
+
+def _cause(failed: RequestException, timeout: tuple[float, float]) -> str:
+    """Return the reason at the bottom; what `requests` says changes with every try, and is long."""
+    if isinstance(failed, Timeout):
+        return f"nothing within {timeout[0 if isinstance(failed, Broken) else 1]:g} s"
+    found = "the connection broke off"
+    link: BaseException | None = failed
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            found = link.strerror
+        link = link.__cause__ or link.__context__
+    return found
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch(r"[0-9]{1,12}", text) else None
+
+
+def _seconds_to_reset(headers: Mapping[str, str]) -> float | None:
+    """Return the time from the answer to the reset, both by Hetzner's clock, None where it does not say."""
+    reset = _number(headers.get("RateLimit-Reset"))
+    try:
+        sent = parsedate_to_datetime(headers.get("Date", ""))
+    except ValueError:
+        return None
+    return None if reset is None else max(0.0, reset - sent.timestamp())

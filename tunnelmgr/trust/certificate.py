@@ -1,0 +1,154 @@
+"""Host certificates: what one says, and every reason to refuse it.
+
+asyncssh checks a certificate's signature; the rest is ours, because it accepts what OpenSSH refuses (a certificate
+without principals) and what we will not have (one that is valid for years).
+The form is that of OpenSSH's PROTOCOL.certkeys.
+"""
+
+import base64
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tunnelmgr.core.trust import fingerprint
+
+HOST = 2
+"""SSH_CERT_TYPE_HOST."""
+_KEY_FIELDS = {
+    "ssh-ed25519": 1,
+    "ecdsa-sha2-nistp256": 2,
+    "ecdsa-sha2-nistp384": 2,
+    "ecdsa-sha2-nistp521": 2,
+    "ssh-rsa": 2,
+}
+_SUFFIX = "-cert-v01@openssh.com"
+
+
+@dataclass(frozen=True, slots=True)
+class HostCertificate:
+    """The facts of a certificate; keys as `type base64`, times in seconds since the epoch."""
+
+    kind: int
+    key: str
+    serial: int
+    key_id: str
+    principals: tuple[str, ...]
+    valid_after: int
+    valid_before: int
+    critical_options: tuple[str, ...]
+    authority: str
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A certificate authority that is believed: its public key, and what it has taken back.
+
+    `revoked` holds fingerprints (of host keys or of the authority itself) and entries such as `serial:7`. A certificate
+    may be valid for at most `ahead` seconds from now.
+    """
+
+    name: str
+    key: str
+    revoked: frozenset[str] = frozenset()
+    ahead: float = 86400.0
+
+
+def is_certificate(blob: bytes) -> bool:
+    """Tell whether a public key blob is a certificate."""
+    return _Reader(blob).text().endswith(_SUFFIX)
+
+
+def plain_key(blob: bytes) -> str:
+    """Return a public key blob as `type base64`."""
+    return f"{_Reader(blob).text()} {base64.b64encode(blob).decode()}"
+
+
+def parse(blob: bytes) -> HostCertificate:
+    """Read a certificate; raises ValueError where it is none, or is cut off."""
+    reader = _Reader(blob)
+    plain = reader.text().removesuffix(_SUFFIX)
+    if plain not in _KEY_FIELDS:
+        raise ValueError(f"a certificate of unknown type {plain!r}")
+    reader.string()  # the nonce
+    fields = [reader.string() for _ in range(_KEY_FIELDS[plain])]
+    key = b"".join(struct.pack(">I", len(field)) + field for field in (plain.encode(), *fields))
+    serial, kind, key_id = reader.number(8), reader.number(4), reader.text()
+    principals = _Reader(reader.string()).texts()
+    valid_after, valid_before = reader.number(8), reader.number(8)
+    critical = _Reader(reader.string()).texts()[::2]
+    reader.string()  # extensions: host certificates have none that are defined
+    reader.string()  # reserved
+    return HostCertificate(
+        kind,
+        plain_key(key),
+        serial,
+        key_id,
+        principals,
+        valid_after,
+        valid_before,
+        critical,
+        plain_key(reader.string()),
+    )
+
+
+def refusal(  # noqa: PLR0911 - one return a reason
+    certificate: HostCertificate, authority: Authority, now: float
+) -> str | None:
+    """Return why a certificate of `authority` is not good at `now`, None if it is; the principal is judged apart."""
+    if certificate.kind != HOST:
+        return "it is a user's certificate, not a host's"
+    if not certificate.principals:
+        return "its certificate names no principal, so it would do for any machine"
+    if certificate.critical_options:
+        return f"its certificate has critical options: {', '.join(certificate.critical_options)}"
+    if now < certificate.valid_after:
+        return f"its certificate is not valid before {_time(certificate.valid_after)}"
+    if now >= certificate.valid_before:
+        return f"its certificate has expired at {_time(certificate.valid_before)}"
+    if certificate.valid_before > now + authority.ahead:
+        return f"its certificate is valid for more than {authority.ahead / 3600:g} h from now"
+    return None
+
+
+def is_revoked(certificate: HostCertificate, authority: Authority) -> bool:
+    """Tell whether the authority has taken the certificate, its key or its own key back."""
+    names = {fingerprint(certificate.key), fingerprint(certificate.authority), f"serial:{certificate.serial}"}
+    return not names.isdisjoint(authority.revoked)
+
+
+def _time(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (OverflowError, ValueError):
+        return "the end of time"
+
+
+class _Reader:
+    """Reads RFC 4251 data types from the front of a blob."""
+
+    def __init__(self, blob: bytes) -> None:
+        self._rest = blob
+
+    def take(self, count: int) -> bytes:
+        if len(self._rest) < count:
+            raise ValueError("the certificate is cut off")
+        head, self._rest = self._rest[:count], self._rest[count:]
+        return head
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def string(self) -> bytes:
+        return self.take(self.number(4))
+
+    def text(self) -> str:
+        try:
+            return self.string().decode("utf-8")
+        except UnicodeDecodeError as odd:
+            raise ValueError("a name in the certificate is not UTF-8") from odd
+
+    def texts(self) -> tuple[str, ...]:
+        found = []
+        while self._rest:
+            found.append(self.text())
+        return tuple(found)

@@ -1,0 +1,97 @@
+"""Looking at the host key that an agent shows, without offering anything: the connection ends before any login."""
+
+import asyncio
+import base64
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import asyncssh
+
+from tunnelmgr.core.agent import Agent
+from tunnelmgr.errors import TunnelError, UnreachableError
+from tunnelmgr.tunnel.line import Dialer
+
+PLAIN = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
+_CERTIFIED = (
+    "ssh-ed25519-cert-v01@openssh.com",
+    "ecdsa-sha2-nistp256-cert-v01@openssh.com",
+    "ecdsa-sha2-nistp384-cert-v01@openssh.com",
+    "ecdsa-sha2-nistp521-cert-v01@openssh.com",
+    "rsa-sha2-512-cert-v01@openssh.com",
+    "rsa-sha2-256-cert-v01@openssh.com",
+)
+
+
+async def shown_key(agent: Agent, patience: float) -> str:
+    """Return the plain host key that the agent shows, as `type base64`; raises UnreachableError."""
+    blob = await _shown(agent, PLAIN, patience)
+    size = int.from_bytes(blob[:4], "big")
+    return f"{blob[4 : 4 + size].decode('ascii')} {base64.b64encode(blob).decode()}"
+
+
+async def shown_certificate(agent: Agent, patience: float) -> bytes:
+    """Return the blob of the host certificate that the agent shows, or of its plain key where it has none.
+
+    The authority's signature in a certificate is checked; what it says is not. Raises UnreachableError.
+    """
+    return await _shown(agent, (*_CERTIFIED, *PLAIN), patience)
+
+
+async def _shown(agent: Agent, algorithms: Sequence[str], patience: float) -> bytes:
+    where = f"{agent.addresses[0]} port {agent.port}" if agent.addresses else "the agent"
+    dialer = _LookingDialer(agent.addresses)
+    try:
+        async with asyncio.timeout(patience):
+            await asyncssh.get_server_host_key(
+                tunnel=cast("Any", dialer),  # the type wants a close that asyncssh does not call
+                host=agent.addresses[0] if agent.addresses else "",
+                port=agent.port,
+                config=None,
+                server_host_key_algs=list(algorithms),
+            )
+    except TunnelError:
+        raise
+    except TimeoutError as late:
+        raise UnreachableError(where, f"no answer within {patience:g} s") from late
+    except (asyncssh.Error, OSError) as failed:
+        raise UnreachableError(where, str(failed) or type(failed).__name__) from failed
+    if dialer.blob is None:
+        raise UnreachableError(where, "it showed no host key")
+    return dialer.blob
+
+
+class _LookingDialer(Dialer):
+    """Keeps the blob that the key exchange is signed with; asyncssh hands out only the key in a certificate."""
+
+    blob: bytes | None = None
+
+    async def create_connection(
+        self, factory: Callable[[], asyncio.Protocol], _host: str, port: int
+    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        """Connect as ever, and look on at the key exchange."""
+
+        def watched() -> asyncio.Protocol:
+            protocol = factory()
+            protocol.validate_server_host_key = self._look  # type: ignore[attr-defined]
+            return protocol
+
+        return await super().create_connection(watched, _host, port)
+
+    def _look(self, blob: bytes) -> asyncssh.SSHKey:
+        self.blob = blob
+        size = int.from_bytes(blob[:4], "big")
+        kind = blob[4 : 4 + size]
+        line = kind + b" " + base64.b64encode(blob)
+        try:
+            if kind.endswith(b"-cert-v01@openssh.com"):
+                return asyncssh.import_certificate(line).key
+            return asyncssh.import_public_key(line)
+        except (asyncssh.KeyImportError, ValueError) as odd:
+            raise asyncssh.HostKeyNotVerifiable(str(odd)) from odd
