@@ -111,6 +111,13 @@ class AuthenticationError(TunnelError):
         )
 
 
+class LoginKeyError(TunnelError):
+    """We have no key to log in with right now."""
+
+    code = "login-key"
+    retry = Pace.SLOW
+
+
 class HostKeyUnknownError(TunnelError):
     """There is no evidence yet of which key the agent has, so it is not dialled."""
 

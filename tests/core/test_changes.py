@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.core.changes import Changes, changes, pin_of, restored
-from tunnelmgr.core.events import MemoryExpired, TunnelProbed
+from tunnelmgr.core.changes import Changes, Memory, changes, restored
+from tunnelmgr.core.events import MemoryExpired, SeedAdded, TunnelProbed
+from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import Quarantine, World
@@ -58,22 +59,40 @@ def test_a_forgotten_agent_is_removed(story: Story) -> None:
     assert changes(written, story.world) == Changes(forgotten=(agent.id,))
 
 
-@pytest.mark.parametrize(("method", "kept"), [(Method.CONSOLE, True), (Method.TOFU, True), (Method.PINNED, False)])
-def test_only_evidence_that_can_be_had_once_becomes_a_pin(story: Story, method: Method, kept: bool) -> None:
-    """The rest is asked for again, so that a changed file counts."""
+@pytest.mark.parametrize(
+    ("method", "kept"), [(Method.CONSOLE, True), (Method.TOFU, True), (Method.PINNED, False), (Method.LABEL, False)]
+)
+def test_only_evidence_that_can_be_had_once_is_believed_at_a_start(story: Story, method: Method, kept: bool) -> None:
+    """The rest is asked for again, so that a changed file counts; what it proved is known all the same."""
     agent = story.agent()
     story.listed(agent)
-    record = replace(story.record(agent), trust=story.trust(method=method))
+    record = replace(story.record(agent), proved=story.trust(method=method))
 
-    assert pin_of(record) == ((method.value, (story.key(),)) if kept else None)
+    world = restored(Memory({agent.id: record}), now=story.now)
+
+    assert world.records[agent.id].trust == (record.proved if kept else None)
+    assert world.records[agent.id].proved == record.proved
 
 
-def test_without_evidence_there_is_no_pin(story: Story) -> None:
-    """Nothing known, nothing pinned."""
-    agent = story.agent()
-    story.listed(agent)
+def test_seeds_are_written_and_removed_with_the_world(story: Story) -> None:
+    """A seed that is taken is written again, one that has expired goes."""
+    seed = Seed("one", story.key(), expires=200.0)
+    before = story.world
+    story.hear(SeedAdded(seed))
+    added = story.world
 
-    assert pin_of(story.record(agent)) is None
+    story.now = 300.0
+    story.hear(MemoryExpired(0.0))
+
+    assert changes(before, added) == Changes(seeds=(seed,))
+    assert changes(added, story.world) == Changes(spent=("one",))
+
+
+def test_a_start_knows_the_seeds(story: Story) -> None:
+    """Their machines may be booting right now."""
+    seeds = {"one": Seed("one", story.key(), expires=200.0)}
+
+    assert restored(Memory(seeds=seeds), now=story.now).seeds == seeds
 
 
 def test_a_start_goes_on_with_the_agents_that_were_there_before_any_source_has_answered(story: Story) -> None:
@@ -81,7 +100,7 @@ def test_a_start_goes_on_with_the_agents_that_were_there_before_any_source_has_a
     agent = story.agent()
     story.up(agent)
 
-    world = restored(story.world.records, now=story.now + 60)
+    world = restored(Memory(story.world.records), now=story.now + 60)
 
     assert world.records[agent.id].present
     assert world.status(agent.id).phase is Phase.DOWN
@@ -94,7 +113,7 @@ def test_an_agent_that_had_left_stays_away(story: Story) -> None:
     story.listed(agent)
     story.listed(gone=frozenset({agent.id}))
 
-    assert not restored(story.world.records, now=story.now).records[agent.id].present
+    assert not restored(Memory(story.world.records), now=story.now).records[agent.id].present
 
 
 def test_a_quarantine_outlives_a_restart(story: Story) -> None:
@@ -103,7 +122,7 @@ def test_a_quarantine_outlives_a_restart(story: Story) -> None:
     story.listed(agent)
     mark = Quarantine(since=1.0, code="host-key-mismatch", message="another key")
 
-    world = restored({agent.id: replace(story.record(agent), quarantine=mark)}, now=story.now)
+    world = restored(Memory({agent.id: replace(story.record(agent), quarantine=mark)}), now=story.now)
 
     assert world.status(agent.id).phase is Phase.QUARANTINED
     assert world.status(agent.id).error == "host-key-mismatch"

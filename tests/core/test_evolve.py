@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tunnelmgr.core.events import (
+    AgentEnded,
     DiscoveryFailed,
     EvidenceAbsent,
+    EvidenceContradicted,
     EvidenceFound,
     Failure,
+    FeedHeard,
     MemoryExpired,
     Reconfigured,
     ReleaseRequested,
     RetryRequested,
     Rules,
+    SeedAdded,
     TunnelBound,
     TunnelDialled,
     TunnelEnded,
     TunnelProbed,
 )
+from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Phase
 from tunnelmgr.core.world import STORY_LENGTH
@@ -263,6 +268,80 @@ def test_a_source_that_is_not_configured_tells_nothing(story: Story) -> None:
     assert story.world == before
 
 
+# --- events of a source ---
+
+
+def test_an_agent_whose_end_an_event_told_is_gone_at_once(story: Story) -> None:
+    """Before any poll."""
+    agent = story.agent()
+    story.listed(agent)
+
+    story.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
+
+    assert not story.record(agent).present
+    assert story.record(agent).story[-1].detail == "EC2 says terminated"
+
+
+def test_a_listing_that_lags_behind_does_not_bring_it_back(story: Story) -> None:
+    """In the same incarnation, whatever it says."""
+    agent = story.agent()
+    story.listed(agent)
+    story.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
+
+    story.listed(agent)
+
+    assert not story.record(agent).present
+
+
+def test_a_new_incarnation_does_come_back(story: Story) -> None:
+    """It is another machine."""
+    agent = story.agent()
+    story.listed(agent)
+    story.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
+
+    story.listed(replace(agent, incarnation="2"))
+
+    assert story.record(agent).present
+
+
+def test_an_event_about_a_stranger_or_from_a_stranger_changes_nothing(story: Story) -> None:
+    """Events are late, doubled, and about foreign instances."""
+    agent = story.agent()
+    story.listed(agent)
+    before = story.world
+
+    story.hear(
+        AgentEnded("file", agent.id, "not its source"),
+        AgentEnded("cloud", story.agent("unknown").id, "unknown"),
+        FeedHeard("unknown", None),
+    )
+
+    assert story.world is before
+
+
+def test_how_a_feed_does_is_shown_and_outlives_a_poll(story: Story) -> None:
+    """A poll says nothing about it."""
+    story.hear(FeedHeard("cloud", "queue is gone"))
+
+    story.listed()
+
+    assert (story.world.sources["cloud"].feed_ok, story.world.sources["cloud"].feed_error) == (False, "queue is gone")
+
+
+def test_an_agent_that_is_being_rebuilt_is_another_one_from_then_on(story: Story) -> None:
+    """Though its id and creation time are the same; and so for each rebuild."""
+    agent = story.agent()
+    story.believed(agent)
+
+    for _ in range(2):
+        story.listed(replace(agent, rebuilding=True))
+        story.listed(replace(agent, rebuilding=True))
+        story.listed(agent)
+
+    assert story.record(agent).agent.incarnation == "1#2"
+    assert story.record(agent).trust is None
+
+
 # --- configuration ---
 
 
@@ -449,6 +528,98 @@ def test_word_about_an_unknown_agent_changes_nothing(story: Story) -> None:
     )
 
     assert story.world == before
+
+
+def test_evidence_weaker_than_the_proof_of_before_does_not_count(story: Story) -> None:
+    """Whoever spoils the better evidence gains nothing by it."""
+    agent = story.agent()
+    story.believed(agent)
+    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.TOFU,)})))
+
+    story.hear(EvidenceFound(agent.id, "1", story.trust(2, Method.TOFU)))
+
+    assert story.record(agent).trust is None
+    assert "weaker than console" in story.status(agent).message
+
+
+def test_evidence_of_another_key_than_the_proof_of_before_quarantines(story: Story) -> None:
+    """A key that changes is looked at by a person."""
+    agent = story.agent()
+    story.believed(agent)
+    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.AUTHORITY,)})))
+
+    story.hear(EvidenceFound(agent.id, "1", story.trust(2, Method.AUTHORITY)))
+
+    assert story.status(agent).phase is Phase.QUARANTINED
+    assert story.status(agent).error == "host-key-mismatch"
+
+
+def test_what_contradicts_the_evidence_quarantines(story: Story) -> None:
+    """Another machine was found where the agent should be."""
+    agent = story.agent()
+    story.listed(agent)
+    story.act()
+
+    story.hear(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
+
+    assert story.status(agent).phase is Phase.QUARANTINED
+    assert story.status(agent).message == "its certificate is for another agent"
+
+
+def test_a_contradiction_of_an_earlier_incarnation_only_ends_the_search(story: Story) -> None:
+    """The machine was rebuilt meanwhile."""
+    agent = story.agent()
+    story.listed(agent)
+    story.act()
+    story.listed(replace(agent, incarnation="2"))
+
+    story.hear(EvidenceContradicted(agent.id, "1", "another machine"))
+
+    assert story.record(agent).quarantine is None
+    assert not story.status(agent).working
+
+
+def test_a_contradiction_of_an_unknown_agent_changes_nothing(story: Story) -> None:
+    """It may have been forgotten."""
+    before = story.world
+
+    story.hear(EvidenceContradicted(story.agent("unknown").id, "1", "another machine"))
+
+    assert story.world is before
+
+
+def seeded(story: Story) -> None:
+    """Let the cloud's agents be proved by a seed, and add one."""
+    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.SEEDED,)})))
+    story.hear(SeedAdded(Seed("one", story.key(), expires=200.0)))
+
+
+def test_a_seed_proves_the_first_agent_that_names_it(story: Story) -> None:
+    """And becomes its own."""
+    agent = story.agent()
+    seeded(story)
+    story.listed(agent)
+    story.act()
+
+    story.hear(EvidenceFound(agent.id, "1", story.trust(method=Method.SEEDED)))
+
+    assert story.record(agent).trust == story.trust(method=Method.SEEDED)
+    assert story.world.seeds["one"].holder == agent.id
+
+
+def test_a_seed_proves_nobody_else(story: Story) -> None:
+    """A second machine that names it has copied it."""
+    first, second = story.agent("first"), story.agent("second")
+    seeded(story)
+    story.listed(first, second)
+    story.act()
+    story.hear(EvidenceFound(first.id, "1", story.trust(method=Method.SEEDED)))
+
+    story.hear(EvidenceFound(second.id, "1", story.trust(method=Method.SEEDED)))
+
+    assert story.record(second).trust is None
+    assert story.record(first).quarantine is None
+    assert "its seed was used already" in story.status(second).message
 
 
 # --- the tunnel's life ---
@@ -701,6 +872,40 @@ def test_a_story_keeps_its_latest_moments(story: Story) -> None:
     told = story.record(agent).story
     assert len(told) == STORY_LENGTH
     assert told[-1].detail == f"reason {STORY_LENGTH + 4}"
+
+
+def test_evidence_that_may_run_out_is_asked_for_at_each_life(story: Story) -> None:
+    """A certificate is good for one tunnel."""
+    agent = story.agent()
+    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    story.listed(agent)
+    story.act()
+    story.hear(EvidenceFound(agent.id, "1", story.trust(method=Method.AUTHORITY)))
+    story.act()
+
+    story.ended(agent)
+
+    assert story.record(agent).trust is None
+    assert story.record(agent).proved == story.trust(method=Method.AUTHORITY)
+    assert story.status(agent).phase is Phase.AWAITING_IDENTITY
+
+
+def test_asking_anew_for_evidence_does_not_hurry_a_dial_that_fails(story: Story) -> None:
+    """Each life is held back by the failures of those before, though there was a search between them."""
+    agent = story.agent()
+    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    story.listed(agent)
+
+    for _ in range(3):
+        story.act()
+        story.hear(EvidenceFound(agent.id, "1", story.trust(method=Method.AUTHORITY)))
+        story.act()
+        story.ended(agent)
+        held_back_until = story.status(agent).retry_at
+        assert held_back_until is not None
+        story.now = held_back_until
+
+    assert story.status(agent).failures == 3
 
 
 # --- people, and time ---

@@ -42,7 +42,7 @@ from tunnelmgr.errors import Pace
 AGENTS = tuple(map(AgentId, ("cloud:0", "cloud:1", "cloud:2", "file:0")))
 ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
 GROUPS = ("ci", "strict")
-METHODS = {"cloud": (Method.CONSOLE, Method.TOFU), "file": (Method.PINNED,)}
+METHODS = {"cloud": (Method.CONSOLE, Method.AUTHORITY, Method.TOFU), "file": (Method.PINNED,)}
 SOURCES = tuple(METHODS)
 LISTEN = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
 FORWARDS = (Forward("registry", LISTEN, Endpoint("127.0.0.1", 5000)),)
@@ -365,13 +365,19 @@ class Walk:
     def succeed_search(self, id_: AgentId, agent: Agent) -> None:
         """Find the best evidence that the rules accept, if any."""
         del self.seekers[id_]
-        method = next((one for one in METHODS[agent.source] if self.world.rules.accepts(agent, one)), None)
+        method = next(iter(self.believable(agent)), None)
         if method is None:
             self.hear(EvidenceAbsent(id_, agent.incarnation, "no method may be believed"))
         else:
             found = EvidenceFound(id_, agent.incarnation, HostTrust(method, (self.key_of(agent),)))
             self.old_evidence.append(found)
             self.hear(found)
+
+    def believable(self, agent: Agent) -> list[Method]:
+        """Return the methods that the rules accept and that are as strong as the proof of before."""
+        before = self.world.records[agent.id].proved if agent.id in self.world.records else None
+        accepted = [method for method in METHODS[agent.source] if self.world.rules.accepts(agent, method)]
+        return [method for method in accepted if before is None or method.reaches(before.method)]
 
     def check_converged(self) -> None:
         """Those are up that should be, and nothing else is."""
@@ -381,9 +387,7 @@ class Walk:
         due = {
             id_
             for id_, agent in listed.items()
-            if agent.addresses
-            and self.world.records[id_].quarantine is None
-            and any(rules.accepts(agent, method) for method in METHODS[agent.source])
+            if agent.addresses and self.world.records[id_].quarantine is None and self.believable(agent)
         }
         assert {id_ for id_, status in self.world.tunnels.items() if status.phase is Phase.UP} == due
         assert self.workers.keys() == due == desired(self.world).keys()

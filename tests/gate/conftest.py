@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import h11
 import pytest
@@ -155,7 +155,7 @@ class Conversation:
             await asyncio.wait([self.serving])
 
 
-Talk = Callable[[Gate, Endpoint], AbstractAsyncContextManager[Conversation]]
+Talk = Callable[..., AbstractAsyncContextManager[Conversation]]
 
 
 @pytest.fixture
@@ -163,10 +163,14 @@ def talk() -> Talk:
     """Open a channel through a gate to a registry; at the end the agent ends it, and the session must follow."""
 
     @asynccontextmanager
-    async def open_channel(gate: Gate, target: Endpoint) -> AsyncIterator[Conversation]:
+    async def open_channel(
+        gate: Gate, target: Endpoint, agent_id: AgentId = CALLER.agent
+    ) -> AsyncIterator[Conversation]:
         channel, traffic = MemoryChannel(), Traffic()
         async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(gate.serve(channel, CALLER, target, traffic), name="gate session")
+            serving = tasks.create_task(
+                gate.serve(channel, replace(CALLER, agent=agent_id), target, traffic), name="gate session"
+            )
             conversation = Conversation(channel, traffic, serving)
             yield conversation
             channel.end()

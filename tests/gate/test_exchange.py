@@ -376,24 +376,24 @@ async def test_an_agent_that_ends_in_mid_body_takes_the_upload_with_it(talk: "Ta
     assert not agent.channel.outgoing
 
 
-async def test_a_body_that_stops_coming_is_408(talk: "Talk", scripted: "Scripted") -> None:
+async def test_a_body_that_stops_coming_is_400(talk: "Talk", scripted: "Scripted") -> None:
     """The wait for it is bounded, and the upload is given up."""
     async with scripted(replying(b"")) as registry, talk(impatient(body=0.02), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 100\r\n\r\nabc")
         refused = await agent.answer("PUT")
         agent.channel.end()
 
-    assert refused.status == 408
+    assert refused.status == 400
 
 
-async def test_a_head_that_is_not_whole_in_time_is_408(talk: "Talk") -> None:
+async def test_a_head_that_is_not_whole_in_time_is_400(talk: "Talk") -> None:
     """Nobody holds a channel by dribbling."""
     async with talk(impatient(head=0.02), NOBODY) as agent:
         agent.channel.send(b"GET /v2/ HT")
         refused = await agent.answer()
         agent.channel.end()
 
-    assert refused.status == 408
+    assert refused.status == 400
 
 
 async def test_a_head_may_come_in_pieces(talk: "Talk") -> None:
@@ -417,6 +417,24 @@ async def test_an_agent_that_ends_in_mid_head_is_let_go(talk: "Talk") -> None:
 
     assert not agent.channel.outgoing
     assert records == []
+
+
+async def test_an_answer_that_keeps_coming_is_not_cut_off(talk: "Talk", scripted: "Scripted") -> None:
+    """The bound is on silence, not on the whole."""
+    loop = asyncio.get_running_loop()
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        until = loop.time() + 0.5
+        while loop.time() < until:
+            writer.write(b"x")
+            await asyncio.sleep(0)
+
+    async with scripted(trickle) as registry, talk(impatient(answer=0.2), registry.endpoint) as agent:
+        answered = await agent.ask("GET", "/v2/")
+
+    assert answered.status == 200
 
 
 async def test_an_idle_channel_is_closed_in_time(talk: "Talk") -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -270,6 +271,10 @@ def test_the_registrys_connection_is_kept_only_if_both_can_tell_the_end(head: st
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: y\r\n folded\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 101 + b"\r\n",
+        b"HTTP/2 200\r\n\r\n",
     ],
 )
 def test_an_answer_that_is_no_http_is_the_registrys_fault(raw: bytes) -> None:
@@ -425,6 +430,30 @@ def test_pieces_go_out_as_one_chunk_or_as_they_are() -> None:
     assert encode_pieces([b"ab", b"c"], chunked=False) == b"abc"
     whole = memoryview(b"abc")
     assert encode_pieces([whole], chunked=False) is whole
+
+
+_TOKENS = [*("GET ", "PUT ", "/v2/ ", "HTTP/1.1", "\r\n", "Host", "Content-Length", "Transfer-Encoding", "chunked")]
+_TOKENS += [*(":", " ", "\t", "a", "3", "Connection", "close", "Expect: 100-continue", "\xff", "@", ",", "Host: a\r\n")]
+
+
+@given(st.lists(st.sampled_from(_TOKENS), max_size=14).map("".join), st.sampled_from(["GET", "PUT"]))
+def test_an_accepted_head_reads_as_another_parser_reads_it(text: str, method: str) -> None:
+    """h11, written by others, accepts whatever passes here, and finds the same fields in it."""
+    raw = f"{method} /v2/ HTTP/1.1\r\n{text}\r\nHost: a\r\n\r\n".encode("latin-1")
+    try:
+        head = parse(raw)
+    except MalformedRequestError:
+        return
+
+    peer = h11.Connection(h11.SERVER)
+    peer.receive_data(raw)
+    event = peer.next_event()
+
+    assert isinstance(event, h11.Request)
+    assert (event.method, event.target) == (head.method.encode(), head.target.encode())
+    assert tuple(event.headers) == tuple(
+        (name, value.lower() if name == b"transfer-encoding" else value) for name, value in head.fields
+    )
 
 
 _STREAMS = st.one_of(

@@ -6,8 +6,9 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from tests.tunnel.desk import Desk
 from tests.tunnel.ssh_server import Sshd, generate, sshd_at_work
-from tunnelmgr.tunnel.ssh import Login
+from tunnelmgr.tunnel.keys import Login
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +41,9 @@ async def sshd(key: asyncssh.SSHKey, host_key: asyncssh.SSHKey) -> AsyncIterator
     """Run an agent's sshd that behaves."""
     async with sshd_at_work(Sshd(host_key, key)) as sshd:
         yield sshd
+
+
+@pytest.fixture
+def desk(login: Login) -> Desk:
+    """Make a desk."""
+    return Desk(login)

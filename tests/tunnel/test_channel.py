@@ -12,7 +12,8 @@ from tests.tunnel.ssh_server import Sshd, free_port, until
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.tunnel.channel import READ_AHEAD, ForwardedChannel
 from tunnelmgr.tunnel.line import SEND_AHEAD
-from tunnelmgr.tunnel.ssh import Login, SshConnection, dial
+from tunnelmgr.tunnel.keys import Login
+from tunnelmgr.tunnel.ssh import SshConnection, dial
 
 HUGE = 1 << 31
 """A window that a hostile agent grants and never fills."""
@@ -241,9 +242,7 @@ async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
         await until(lambda: len(opened) == 8)
         sshd.connection._transport.pause_reading()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1), asyncio.TaskGroup() as tasks:
-                for channel in opened:
-                    tasks.create_task(write_pieces(channel, 10_000))
+            await asyncio.wait_for(asyncio.gather(*(write_pieces(channel, 10_000) for channel in opened)), 1)
 
         assert connection._conn._transport.get_write_buffer_size() <= SEND_AHEAD + 9 * (len(PIECE) + 1024)
     finally:

@@ -38,7 +38,7 @@ class Recording(asyncio.Protocol):
 
 
 async def test_everything_is_passed_on_in_order() -> None:
-    """asyncssh hears what it would hear without us."""
+    """What is above hears what it would hear without us."""
 
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello")

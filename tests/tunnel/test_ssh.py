@@ -19,7 +19,10 @@ from tunnelmgr.errors import (
     UnreachableError,
 )
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.ssh import CIPHERS, ChannelRefused, Login, SshConnection, dial, host_key_algorithms, scan
+from tunnelmgr.tunnel.keys import Login
+from tunnelmgr.tunnel.scan import shown_key
+from tunnelmgr.tunnel.ssh import CIPHERS, ChannelRefused, SshConnection, dial, host_key_algorithms
+
 
 @asynccontextmanager
 async def dialled(spec: TunnelSpec, login: Login) -> AsyncIterator[SshConnection]:
@@ -98,9 +101,7 @@ async def test_nothing_from_the_home_directory_or_an_agent_is_used(
     assert not ran.exists()
 
 
-async def test_without_any_expected_key_nobody_is_accepted(
-    sshd: Sshd, login: Login, tmp_path: Path
-) -> None:
+async def test_without_any_expected_key_nobody_is_accepted(sshd: Sshd, login: Login, tmp_path: Path) -> None:
     """No evidence is not a licence: ~/.ssh/known_hosts is not asked."""
     folder = tmp_path / ".ssh"
     folder.mkdir(mode=0o700)
@@ -142,9 +143,7 @@ async def test_every_type_of_host_key_can_be_the_expected_one(key: asyncssh.SSHK
         assert len(sshd.connections) == 1
 
 
-async def test_a_server_with_several_keys_shows_the_expected_one(
-    key: asyncssh.SSHKey, login: Login
-) -> None:
+async def test_a_server_with_several_keys_shows_the_expected_one(key: asyncssh.SSHKey, login: Login) -> None:
     """The type of the expected key is asked for first, so evidence of one of many is enough."""
     rsa = generate("ssh-rsa")
     async with (
@@ -196,7 +195,7 @@ async def test_compression_and_weak_ciphers_are_not_negotiated(
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(), login)
         with pytest.raises(UnreachableError):
-            await scan(sshd.agent(), 5)
+            await shown_key(sshd.agent(), 5)
 
     assert sshd.logins_begun == 0
 
@@ -248,7 +247,7 @@ async def test_a_server_that_stops_within_the_handshake_is_unreachable_in_time(s
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(port=endpoint.port), replace(login, connect_timeout=0.3))
         with pytest.raises(UnreachableError):
-            await scan(replace(sshd.agent(), port=endpoint.port), 0.3)
+            await shown_key(replace(sshd.agent(), port=endpoint.port), 0.3)
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100_000])
@@ -271,9 +270,7 @@ async def test_addresses_are_tried_in_order(sshd: Sshd, login: Login) -> None:
         assert connection.address == "127.0.0.1"
 
 
-async def test_an_address_that_swallows_packets_leaves_time_for_the_next(
-    sshd: Sshd, login: Login
-) -> None:
+async def test_an_address_that_swallows_packets_leaves_time_for_the_next(sshd: Sshd, login: Login) -> None:
     """One that never answers gets its share of the time and not all of it."""
     with socket.socket() as full:
         # A listener whose queue is full answers no further SYN, as a firewall would.
@@ -281,7 +278,7 @@ async def test_an_address_that_swallows_packets_leaves_time_for_the_next(
         full.listen(0)
         with socket.socket() as first, socket.socket() as second:
             for filler in (first, second):
-                filler.setblocking(False)  # noqa: FBT003 - the socket's own form
+                filler.setblocking(False)
                 filler.connect_ex(("127.0.0.9", sshd.port))
             spec = replace(sshd.spec(), addresses=("127.0.0.9", "127.0.0.1"))
 
@@ -304,7 +301,7 @@ async def test_a_scan_returns_the_key_and_offers_nothing(sshd: Sshd, tmp_path: P
     folder.mkdir(mode=0o700)
     (folder / "id_ed25519").write_text("no key at all")
 
-    assert await scan(sshd.agent(), 5) == sshd.host_key
+    assert await shown_key(sshd.agent(), 5) == sshd.host_key
 
     assert sshd.logins_begun == 0
 
@@ -312,9 +309,9 @@ async def test_a_scan_returns_the_key_and_offers_nothing(sshd: Sshd, tmp_path: P
 async def test_a_scan_of_nobody_is_unreachable(sshd: Sshd) -> None:
     """No address, no listener, no answer: one error."""
     with pytest.raises(UnreachableError):
-        await scan(replace(sshd.agent(), addresses=()), 1)
+        await shown_key(replace(sshd.agent(), addresses=()), 1)
     with pytest.raises(UnreachableError):
-        await scan(replace(sshd.agent(), port=free_port()), 1)
+        await shown_key(replace(sshd.agent(), port=free_port()), 1)
 
 
 # --- listeners and exchanges ---

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from tunnelmgr.config import DEFAULT_FILE, DEFAULT_SOCKET, config_file
 from tunnelmgr.control.client import ControlClient
@@ -20,6 +20,10 @@ from tunnelmgr.errors import ConfigError, DaemonNotRunningError, TunnelmgrError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+UNBOUNDED = 4096
+"""Columns of what is no terminal: `grep` and `less` want whole lines."""
 
 
 class Exit(IntEnum):
@@ -55,8 +59,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 
 
 def stdout() -> Console:
-    """Return the console for results: plain and unwrapped where it is no terminal."""
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    """Return the console for results: plain where it is no terminal, and then so wide that a row is one line."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(width=UNBOUNDED, soft_wrap=True, highlight=False)
+
+
+def print_sheet(sheet: RenderableType) -> None:
+    """Print what was rendered; where it is no terminal, without the blanks that fill its lines."""
+    console = stdout()
+    if console.is_terminal:
+        console.print(sheet)
+        return
+    with console.capture() as lines:
+        console.print(sheet)
+    typer.echo("\n".join(line.rstrip() for line in lines.get().rstrip().splitlines()))
 
 
 def stderr() -> Console:

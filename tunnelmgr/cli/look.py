@@ -17,6 +17,7 @@ from tunnelmgr.cli.common import (
     client,
     command,
     print_json,
+    print_sheet,
     stdout,
 )
 from tunnelmgr.core.tunnel import Phase
@@ -44,7 +45,7 @@ def status(
     if as_json:
         print_json(facts)
     else:
-        stdout().print(render.status(facts, agents))
+        print_sheet(render.status(facts, agents))
     if render.problems(facts, agents):
         raise typer.Exit(Exit.WRONG)
 
@@ -75,22 +76,23 @@ def list_(
     elif as_json:
         print_json(chosen())
     else:
-        stdout().print(render.agents(chosen()))
+        print_sheet(render.agents(chosen(), stdout().width))
 
 
 def _watch(chosen: Any, *, as_json: bool) -> None:  # noqa: ANN401
     """Show each change until interrupted: a live table on a terminal, else one line of JSON or a table a change."""
+    console = stdout()
     try:
-        if not as_json and sys.stdout.isatty():
-            with Live(render.agents(chosen()), console=stdout(), auto_refresh=False, screen=False) as live:
+        if not as_json and console.is_terminal:
+            with Live(render.agents(chosen(), console.width), console=console, auto_refresh=False) as live:
                 while True:
                     time.sleep(1)
-                    live.update(render.agents(chosen()), refresh=True)
+                    live.update(render.agents(chosen(), console.width), refresh=True)
         before = None
         while True:
             now = chosen()
             if now != before:
-                typer.echo(json.dumps(now)) if as_json else stdout().print(render.agents(now))
+                typer.echo(json.dumps(now)) if as_json else print_sheet(render.agents(now, console.width))
                 sys.stdout.flush()
             before = now
             time.sleep(1)
@@ -111,4 +113,4 @@ def show(
     if as_json:
         print_json(facts)
     else:
-        stdout().print(render.agent(facts))
+        print_sheet(render.agent(facts))

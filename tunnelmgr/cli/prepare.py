@@ -15,16 +15,13 @@ from tunnelmgr.cli.common import (
     chosen_file,
     command,
     print_json,
+    print_sheet,
     stderr,
-    stdout,
 )
 from tunnelmgr.cli.template import configuration
 from tunnelmgr.config import load
-from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ControlError
-from tunnelmgr.tunnel.keys import make_key, public_line
-
-_DEFAULT_LISTEN = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
+from tunnelmgr.tunnel.keys import make_key, public_lines
 
 
 def register(app: typer.Typer) -> None:
@@ -57,8 +54,11 @@ def init(
             made.append(str(file))
     except OSError as failed:
         raise ControlError(f"{failed.filename or file}: {failed.strerror}") from failed
-    public = public_line(key)
-    line = hooks.authorized_keys_line(_DEFAULT_LISTEN, public)
+    # What the file says, which may be an older one and differ from the one above.
+    loaded = load(file)
+    listen = [endpoint for forward in loaded.forwards() for endpoint in forward.listen]
+    public = public_lines(loaded.ssh)[0]
+    line = hooks.authorized_keys_line(listen, public)
     snippet = hooks.cloud_init(line)
     if as_json:
         facts = {"config": str(file), "key": str(key), "made": made, "public_key": public}
@@ -90,7 +90,7 @@ def check(
     if as_json:
         print_json({"ok": well, "checks": rows})
     else:
-        stdout().print(render.checks(rows))
+        print_sheet(render.checks(rows))
     if not well:
         raise typer.Exit(Exit.WRONG)
 
@@ -111,6 +111,6 @@ def hook(
     if kind in hooks.NEED_KEY:
         loaded = load(chosen_file(context, config))
         listen = [endpoint for forward in loaded.forwards() for endpoint in forward.listen]
-        line = hooks.authorized_keys_line(listen, public_line(loaded.ssh.key))
+        line = hooks.authorized_keys_line(listen, public_lines(loaded.ssh)[0])
     text = hooks.render(kind, authorized_keys_line=line)
     print_json({"kind": kind, "script": text}) if as_json else typer.echo(text, nl=False)

@@ -52,50 +52,81 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     sheet.add_row(
         "controller", f"{facts['controller']}, tunnelmgr {facts['version']}, for {span(facts['uptime_s'])}{state}"
     )
-    phases = ", ".join(f"{count} {phase}" for phase, count in facts["phases"].items() if count)
+    phases = ", ".join(f"{number} {phase}" for phase, number in facts["phases"].items() if number)
     sheet.add_row("agents", f"{facts['agents']}" + (f": {phases}" if phases else ""))
     for source in facts["sources"]:
         when = f", answered {age(source['last_success'])} ago" if source["last_success"] else ""
-        line = Text(f"{source['name']}  {source['agents']} agents{when}")
+        line = Text(f"{source['name']}, {count(source['agents'], 'agent')}{when}")
         sheet.add_row("source", _marked(line, ok=source["ok"]))
     registry = facts["registry"]
     where = {True: "on loopback only", False: "beyond loopback", None: "where, cannot be told from here"}
     said = f"answers, listens {where[registry['loopback_only']]}" if registry["reachable"] else "does not answer"
     sheet.add_row("registry", _marked(Text(said), ok=registry["reachable"] and registry["loopback_only"] is not False))
     sheet.add_row("state", _marked(Text("written" if facts["state"]["ok"] else "NOT written"), ok=facts["state"]["ok"]))
-    wrong = [Text.assemble(("✖ ", "red"), problem) for problem in problems(facts, agents)]
-    return Group(sheet, *([Text(""), *wrong] if wrong else []))
+    wrong = Table.grid(padding=(0, 1))
+    for problem in problems(facts, agents):
+        wrong.add_row(Text("✖", style="red"), Text(problem, overflow="fold"))
+    return Group(sheet, Text(""), wrong) if wrong.rows else sheet
 
 
-def agents(listed: list[Json]) -> RenderableType:
-    """Return the table of `list`."""
+def agents(listed: list[Json], width: int) -> RenderableType:
+    """Return the table of `list` for so many columns; where they are few, the least important are left out."""
     if not listed:
         return Text("no agents", style="dim")
+    rows = [_row(agent) for agent in listed]
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in ("AGENT", "NAME", "GROUP", "PHASE", "FOR", "TRUST", "ADDRESS"):
-        table.add_column(name, no_wrap=True)
-    for name in ("CHAN", "PULLED", "PUSHED", "PROBE"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("WHY", overflow="fold", max_width=60)
-    for agent in listed:
-        phase = agent["phase"] if agent["present"] else "gone"
-        style = PHASE_STYLES.get(phase, "dim")
-        retry = f" (next try in {until(agent['retry_at'])})" if agent["retry_at"] else ""
-        table.add_row(
-            agent["agent"],
-            agent["name"],
-            agent["group"],
-            Text(f"{_MARKS.get(phase, '·')} {phase}", style=style),
-            age(agent["since"]),
-            agent["trust"] or "-",
-            agent["address"] or "-",
-            str(agent["channels"]),
-            size(agent["bytes_to_agent"]),
-            size(agent["bytes_from_agent"]),
-            "-" if agent["probe_ms"] is None or phase != "up" else f"{agent['probe_ms']:.0f} ms",
-            Text((agent["message"] or agent["error"] or "") + retry, style="dim"),
-        )
+    shown = _fitting(rows, width)
+    for name in shown:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=name != _LAST, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
     return table
+
+
+_NUMBERS = ("CHAN", "PULLED", "PUSHED", "PROBE")
+_LAST = "WHY"
+_LEAST_FIRST = ("PUSHED", "PROBE", "CHAN", "PULLED", "ADDRESS", "TRUST", "NAME", "GROUP", "FOR")
+_WHY_ROOM = 32
+"""Columns that a reason needs to be readable; it wraps within them."""
+_GAP = 3
+"""Columns between two columns; the table's edges take as many."""
+
+
+def _row(agent: Json) -> dict[str, Text]:
+    """Return an agent's cells by column, in the order of the columns."""
+    phase = agent["phase"] if agent["present"] else "gone"
+    retry = f"next try in {until(agent['retry_at'])}" if agent["retry_at"] else ""
+    why = "; ".join(part for part in (agent["message"] or agent["error"], retry) if part)
+    return {
+        "AGENT": Text(agent["agent"]),
+        "NAME": Text(agent["name"]),
+        "GROUP": Text(agent["group"]),
+        "PHASE": Text(f"{_MARKS.get(phase, '·')} {phase}", style=PHASE_STYLES.get(phase, "dim")),
+        "FOR": Text(age(agent["since"])),
+        "TRUST": Text(agent["trust"] or "-"),
+        "ADDRESS": Text(agent["address"] or "-"),
+        "CHAN": Text(str(agent["channels"])),
+        "PULLED": Text(size(agent["bytes_to_agent"])),
+        "PUSHED": Text(size(agent["bytes_from_agent"])),
+        "PROBE": Text("-" if agent["probe_ms"] is None or phase != "up" else f"{agent['probe_ms']:.0f} ms"),
+        _LAST: Text(why, style="dim"),
+    }
+
+
+def _fitting(rows: list[dict[str, Text]], width: int) -> list[str]:
+    """Return the columns that fit, without those that would say nothing."""
+    needed = {name: max(len(name), *(row[name].cell_len for row in rows)) for name in rows[0]}
+    if all(row["AGENT"].plain.endswith(f":{row['NAME'].plain}") for row in rows):
+        del needed["NAME"]
+    if not any(row[_LAST].plain for row in rows):
+        del needed[_LAST]
+    else:
+        needed[_LAST] = min(needed[_LAST], _WHY_ROOM)
+    for least in _LEAST_FIRST:
+        if sum(needed.values()) + _GAP * len(needed) <= width:
+            break
+        needed.pop(least, None)
+    return list(needed)
 
 
 def agent(facts: Json) -> RenderableType:
@@ -109,7 +140,8 @@ def agent(facts: Json) -> RenderableType:
     if facts["message"] or facts["error"]:
         sheet.add_row("why", Text(facts["message"] or facts["error"]))
     if facts["retry_at"]:
-        sheet.add_row("next try", f"in {until(facts['retry_at'])}, after {facts['failures']} failures")
+        tries = count(facts["failures"], "failure")
+        sheet.add_row("next try", f"in {until(facts['retry_at'])}, after {tries}")
     sheet.add_row("group", f"{facts['group']}, from source {facts['source']}")
     sheet.add_row("address", f"{facts['address']} port {facts['port']}")
     sheet.add_row("trust", f"{facts['trust'] or 'no evidence yet'}  {' '.join(facts['fingerprints'])}")
@@ -118,7 +150,7 @@ def agent(facts: Json) -> RenderableType:
         sheet.add_row("forward", f"{forward['name']}: {held} → {forward['target']}")
     sheet.add_row(
         "traffic",
-        f"{facts['channels']} channels, {size(facts['bytes_to_agent'])} to the agent, "
+        f"{count(facts['channels'], 'channel')}, {size(facts['bytes_to_agent'])} to the agent, "
         f"{size(facts['bytes_from_agent'])} from it",
     )
     story = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
@@ -161,14 +193,19 @@ def span(seconds: float) -> str:
     return f"{whole}s"
 
 
-def size(count: int) -> str:
+def size(octets: int) -> str:
     """Return a number of bytes in binary units."""
-    value = float(count)
+    value = float(octets)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:  # noqa: PLR2004 - the step between binary units
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def count(number: int, thing: str) -> str:
+    """Return a number of things, in words that fit it."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _moment(text: str) -> datetime:

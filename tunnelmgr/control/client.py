@@ -43,11 +43,15 @@ class ControlClient:
         """End a quarantine."""
         return dict(self._ask("POST", f"/v1/agents/{quote(wanted, safe='')}/release", {"reason": reason}))
 
+    def seed(self, key: str, seconds: float) -> dict[str, Any]:
+        """Hand in the public half of a host key that must be taken within so many seconds; returns the seed's id."""
+        return dict(self._ask("POST", "/v1/seeds", {"key": key, "seconds": seconds}))
+
     def reload(self) -> dict[str, Any]:
         """Have the configuration read again; raises ConfigError where the new one is bad."""
         return dict(self._ask("POST", "/v1/reload"))
 
-    def _ask(self, method: str, target: str, body: dict[str, str] | None = None) -> Any:  # noqa: ANN401 - JSON
+    def _ask(self, method: str, target: str, body: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - JSON
         connection = _UnixConnection(self._path)
         try:
             payload = None if body is None else json.dumps(body)

@@ -6,8 +6,10 @@ The socket's mode (0660) says who may connect; who may change things is asked of
 import grp
 import os
 import pwd
+import secrets
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +18,21 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 from aiohttp import web
 
-from tunnelmgr.control.views import DaemonFacts, Json, agent_view, agents_view, find, status_of, status_view, story_view
+from tunnelmgr.control.views import (
+    DaemonFacts,
+    Json,
+    agent_view,
+    agents_view,
+    find,
+    status_of,
+    status_view,
+    story_view,
+    timestamp,
+)
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested
+from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedAdded
+from tunnelmgr.core.seed import Seed
+from tunnelmgr.core.trust import fingerprint
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import World
 from tunnelmgr.errors import ConfigError, ControlError
@@ -73,6 +87,7 @@ class ControlServer:
                 web.get("/v1/agents/{agent}", self._agent),
                 web.post("/v1/agents/{agent}/retry", self._retry),
                 web.post("/v1/agents/{agent}/release", self._release),
+                web.post("/v1/seeds", self._seed),
                 web.post("/v1/reload", self._reload),
             ]
         )
@@ -149,9 +164,19 @@ class ControlServer:
         id_ = self._named(request)
         if self._operations.world.records[id_].quarantine is None:
             raise web.HTTPConflict(text=f"{id_} is not quarantined")
-        reason = (await request.json()).get("reason", "") if request.can_read_body else ""
-        self._operations.report(ReleaseRequested(id_, str(reason)))
+        body = await request.json() if request.can_read_body else {}
+        if not isinstance(body, dict):
+            raise ValueError("not an object")  # noqa: TRY004 - as any other body that cannot be read
+        self._operations.report(ReleaseRequested(id_, str(body.get("reason", ""))))
         return web.json_response({"agent": id_, "released": True})
+
+    async def _seed(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        key, seconds = str(asked["key"]), float(asked["seconds"])
+        fingerprint(key)  # raises ValueError for what is no key
+        seed = Seed(secrets.token_hex(8), key, time.time() + seconds)
+        self._operations.report(SeedAdded(seed))
+        return web.json_response({"seed": seed.id, "expires": timestamp(seed.expires)})
 
     async def _reload(self, _request: web.Request) -> web.Response:
         try:
@@ -169,7 +194,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except web.HTTPException as refused:
         code = (refused.reason or "error").lower().replace(" ", "-")
         return web.json_response({"error": {"code": code, "message": refused.text}}, status=refused.status)
-    except ValueError:
+    except (ValueError, KeyError, TypeError, IndexError):
         message = "the body is no JSON object"
         return web.json_response({"error": {"code": "bad-request", "message": message}}, status=400)
 
@@ -202,8 +227,12 @@ def _bound(path: Path) -> socket.socket:
                 raise ControlError(f"{path}: another daemon answers there")
             path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with _umask(0o117):
-            listener.bind(str(path))
+        try:
+            with _umask(0o117):
+                listener.bind(str(path))
+        except OSError:
+            listener.close()
+            raise
     except OSError as failed:
         raise ControlError(
             f"{path}: {failed.strerror or failed}; `controller.socket` must be a path we can make"

@@ -55,7 +55,9 @@ def agent_view(record: Record, status: TunnelStatus, forwards: tuple[Forward, ..
         "since": timestamp(status.since),
         "first_seen": timestamp(record.first_seen),
         "trust": trust.method.value if trust else None,
+        "evidence": trust.detail or None if trust else None,
         "fingerprints": list(trust.fingerprints) if trust else [],
+        "login_key": status.login_key,
         "error": status.error,
         "message": status.message or None,
         "failures": status.failures,
@@ -108,6 +110,7 @@ def status_view(world: World, facts: DaemonFacts) -> Json:
                 "ok": view.ok,
                 "last_success": timestamp(view.last_success),
                 "error": view.error,
+                "events": None if view.feed_ok is None else {"ok": view.feed_ok, "error": view.feed_error},
                 "agents": sum(record.agent.source == view.name for record in present),
             }
             for view in world.sources.values()

@@ -37,12 +37,14 @@ class Failure:
 class Rules:
     """The part of the configuration that decisions rest on.
 
-    `trust` gives each source's methods in order; `minimum` each group's weakest acceptable one.
+    `trust` gives each source's methods in order; `minimum` each group's weakest acceptable one. `authorities` stands
+    for the certificate authorities and what they have revoked: where it changes, certificates are looked at again.
     """
 
     forwards: tuple[Forward, ...] = ()
     trust: Mapping[str, tuple[Method, ...]] = field(default_factory=dict)
     minimum: Mapping[str, Method] = field(default_factory=dict)
+    authorities: frozenset[str] = frozenset()
 
     def accepts(self, agent: Agent, method: Method) -> bool:
         """Tell whether evidence had by `method` may be believed for `agent`."""
@@ -126,11 +128,12 @@ class EvidenceAbsent:
 
 @dataclass(frozen=True, slots=True)
 class TunnelDialled:
-    """A worker has proved the agent's key and logged in at `address`."""
+    """A worker has proved the agent's key and logged in at `address` with the key of fingerprint `login_key`."""
 
     agent: AgentId
     life: int
     address: str
+    login_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

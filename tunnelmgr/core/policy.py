@@ -3,7 +3,7 @@
 - A deny wins over every grant; the order of rules does not matter.
 - A push grant lets its group pull the same repository, so that it can check what it pushed.
 - What no rule grants is refused. The base check and our own well-known path are always allowed.
-- The catalog names every repository, so it is only for a group that may pull every one.
+- The catalog is for everybody, and shows to each group what that group may pull.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from tunnelmgr.core.globs import GlobSet, check_name_glob, check_tag_glob
-from tunnelmgr.core.registry import Action, RegistryRequest
+from tunnelmgr.core.registry import Action, RegistryRequest, is_name
 
 EVERYTHING = "**"
 
@@ -64,7 +64,7 @@ def decide(request: RegistryRequest, policy: GroupPolicy) -> Verdict:
         case Action.BASE | Action.WELL_KNOWN:
             return Verdict(allowed=True, rule="always", reason="")
         case Action.CATALOG:
-            return _judge_catalog(policy)
+            return Verdict(allowed=True, rule="catalog", reason="")
         case Action.UNKNOWN:
             reason = f"tunnelmgr: {request.method} {request.path} is no endpoint of the registry API"
             return Verdict(allowed=False, rule="endpoint", reason=reason)
@@ -81,6 +81,11 @@ def judge(action: Action, repository: str, policy: GroupPolicy) -> Verdict:
     if (rule := _grant(action, repository, policy)) is not None:
         return _verdict(policy, action, repository, rule=rule, allowed=True)
     return _verdict(policy, action, repository, rule="default", allowed=False)
+
+
+def may_see(repository: str, policy: GroupPolicy) -> bool:
+    """Whether the catalog names this repository to the group: one that it may pull, by a name that requests may use."""
+    return is_name(repository) and judge(Action.PULL, repository, policy).allowed
 
 
 def may_mount(request: RegistryRequest, policy: GroupPolicy) -> bool:
@@ -116,13 +121,6 @@ def _granting(action: Action, policy: GroupPolicy) -> tuple[tuple[str, GlobSet],
             return (("delete", policy.delete),)
         case _:
             return ()
-
-
-def _judge_catalog(policy: GroupPolicy) -> Verdict:
-    if EVERYTHING in policy.pull.patterns and not policy.deny.patterns:
-        return Verdict(allowed=True, rule=f"pull {EVERYTHING}", reason="")
-    reason = f"tunnelmgr: group {policy.group} may not list the catalog"
-    return Verdict(allowed=False, rule="catalog", reason=reason)
 
 
 def _verdict(policy: GroupPolicy, action: Action, repository: str, *, rule: str, allowed: bool) -> Verdict:

@@ -154,6 +154,7 @@ def _matches(pattern: str) -> Callable[[str], bool]:
 
 _is_count = _matches(r"[0-9]{1,9}")
 _is_media_type = _matches(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+_is_algorithm = _matches(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*")
 _is_state = _matches(r"[A-Za-z0-9_=-]{1,4096}")
 
 _PARAMETERS: Mapping[tuple[str, Route], Mapping[str, Callable[[str], bool]]] = MappingProxyType(
@@ -161,7 +162,12 @@ _PARAMETERS: Mapping[tuple[str, Route], Mapping[str, Callable[[str], bool]]] = M
         ("GET", Route.TAGS): {"n": _is_count, "last": is_tag},
         ("GET", Route.CATALOG): {"n": _is_count, "last": is_name},
         ("GET", Route.REFERRERS): {"artifactType": _is_media_type},
-        ("POST", Route.UPLOADS): {"digest": is_digest, "mount": is_digest, "from": is_name},
+        ("POST", Route.UPLOADS): {
+            "digest": is_digest,
+            "digest-algorithm": _is_algorithm,
+            "mount": is_digest,
+            "from": is_name,
+        },
         ("GET", Route.UPLOAD): {"_state": _is_state},
         ("HEAD", Route.UPLOAD): {"_state": _is_state},
         ("PATCH", Route.UPLOAD): {"_state": _is_state},

@@ -83,3 +83,4 @@ class TunnelStatus:
     held: tuple[Endpoint, ...] = ()
     refused: tuple[Endpoint, ...] = ()
     squatted: tuple[str, ...] = ()
+    login_key: str | None = None

@@ -10,7 +10,7 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tunnelmgr import __version__
-from tunnelmgr.config import Config, examine_key_file, load
+from tunnelmgr.config import Config, load
 from tunnelmgr.control.metrics import MetricsServer
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.control.systemd import notify, watchdog_interval
@@ -21,8 +21,10 @@ from tunnelmgr.core.changes import restored
 from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.reconcile import SeekEvidence
+from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
 from tunnelmgr.core.world import World
+from tunnelmgr.daemon.evidence import Looks, methods_of
 from tunnelmgr.daemon.watches import Watches
 from tunnelmgr.errors import ConfigError, ControlError
 from tunnelmgr.gate.caller import Caller, RequestRecord
@@ -33,9 +35,9 @@ from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.store.connect import Store, open_store
 from tunnelmgr.trust.resolve import Resolver
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.keys import load_key
+from tunnelmgr.tunnel.keys import load_login
 from tunnelmgr.tunnel.probe import Prover
-from tunnelmgr.tunnel.ssh import Login, scan
+from tunnelmgr.tunnel.scan import shown_certificate, shown_key
 from tunnelmgr.tunnel.supervisor import Supervisor
 from tunnelmgr.tunnel.worker import Settings
 
@@ -83,7 +85,7 @@ class Daemon:
         self.supervisor = Supervisor(self.tasks, self._settings(self.config))
         world = restored(self.store.load(), self.clock())
         self.controller = Controller(world, self.store, self.supervisor, self._seek, self.clock)
-        self.watches = Watches(self.tasks, self.scheduler, self.report, self._scan)
+        self.watches = Watches(self.tasks, self.scheduler, self.report)
 
     # --- what the control socket asks for ---
 
@@ -223,12 +225,14 @@ class Daemon:
     def _follow(self, config: Config) -> None:
         self.policies = config.policies()
         self.watches.follow(config.source)
-        self.resolver = Resolver(self.watches.methods(), config.rules())
+        looks = Looks(self._key, self._certificate, self._seed, self.clock)
+        methods = {source.config.name: methods_of(source, config, looks) for source in self.watches.sources()}
+        self.resolver = Resolver(methods, config.rules())
         self.report(Reconfigured(config.rules()))
 
     def _settings(self, config: Config) -> Settings:
         return Settings(
-            login=Login(config.ssh.user, load_key(config.ssh.key), config.ssh.connect_timeout),
+            login=load_login(config.ssh),
             probe_interval=config.ssh.probe_interval,
             max_channels=config.ssh.max_channels,
             drain=config.controller.drain,
@@ -268,8 +272,16 @@ class Daemon:
         self.searches.add(search)
         search.add_done_callback(self.searches.discard)
 
-    async def _scan(self, agent: Agent) -> str:
-        return await scan(agent, self.config.ssh.connect_timeout)
+    async def _key(self, agent: Agent) -> str:
+        return await shown_key(agent, self.config.ssh.connect_timeout)
+
+    async def _certificate(self, agent: Agent) -> bytes:
+        return await shown_certificate(agent, self.config.ssh.connect_timeout)
+
+    def _seed(self, id_: str) -> Seed | None:
+        seed = self.world.seeds.get(id_)
+        expired = seed is not None and seed.holder is None and seed.expires < self.clock()
+        return None if expired else seed
 
     def _summary(self) -> str:
         phases = [status.phase for status in self.world.tunnels.values()]
@@ -277,11 +289,12 @@ class Daemon:
 
 
 def examined(file: Path) -> Config:
-    """Load the configuration and examine its key file; raises ConfigError with every problem."""
+    """Load the configuration and the keys that it names; raises ConfigError with every problem."""
     config = load(file)
-    lax = examine_key_file(config.ssh.key)
-    if lax is not None:
-        raise ConfigError([f"ssh.key: {lax}"], file=str(file))
+    try:
+        load_login(config.ssh)
+    except ConfigError as bad:
+        raise ConfigError(list(bad.problems), file=str(file)) from bad
     return config
 
 

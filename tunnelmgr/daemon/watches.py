@@ -1,7 +1,7 @@
-"""The sources that are watched: each with its poller, its bell and the trust methods it can serve."""
+"""The sources that are watched: each with its poller, its bell, and its feed of events where it has one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -9,35 +9,18 @@ from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tunnelmgr.config import Source, SourceConfig, source_type
-from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event
-from tunnelmgr.core.ports import HostKeySource
-from tunnelmgr.core.trust import Method
+from tunnelmgr.discovery.ec2_events import EventFeed, Queue
 from tunnelmgr.discovery.polling import Poller
 from tunnelmgr.errors import ConfigError
-from tunnelmgr.trust.console import ConsoleKeys
-from tunnelmgr.trust.pinned import PinnedKeys
-from tunnelmgr.trust.tofu import FirstKey
-
-Scan = Callable[[Agent], Awaitable[str]]
-"""Asks an agent which host key it shows, offering nothing."""
 
 
 @runtime_checkable
-class ConsoleReader(Protocol):
-    """A source that can read an instance's console."""
+class QueueOwner(Protocol):
+    """A source that may have a queue of events."""
 
-    def console_output(self, agent: Agent) -> str:
-        """Return the console's text; blocks."""
-        ...
-
-
-@runtime_checkable
-class KeyFile(Protocol):
-    """A source's configuration that pins keys."""
-
-    def pinned_keys(self) -> Mapping[AgentId, str]:
-        """Return the keys by agent."""
+    def queue(self) -> Queue | None:
+        """Return it, None where the configuration names none."""
         ...
 
 
@@ -45,10 +28,9 @@ class KeyFile(Protocol):
 class Watch:
     """One source at work."""
 
-    config: SourceConfig
-    task: asyncio.Task[None]
+    source: Source
+    tasks: tuple[asyncio.Task[None], ...]
     bell: Job
-    methods: Mapping[Method, HostKeySource]
 
 
 @dataclass(slots=True)
@@ -58,24 +40,24 @@ class Watches:
     tasks: asyncio.TaskGroup
     scheduler: AsyncIOScheduler
     report: Callable[[Event], None]
-    scan: Scan
     _watched: dict[str, Watch] = field(default_factory=dict)
 
     def follow(self, configs: list[SourceConfig]) -> None:
         """Watch exactly these sources; one whose configuration is unchanged goes on undisturbed."""
         wanted = {config.name: config for config in configs}
         for name, watch in list(self._watched.items()):
-            if wanted.get(name) != watch.config:
-                watch.task.cancel()
+            if wanted.get(name) != watch.source.config:
+                for task in watch.tasks:
+                    task.cancel()
                 watch.bell.remove()
                 del self._watched[name]
         for name, config in wanted.items():
             if name not in self._watched:
                 self._watched[name] = self._start(config)
 
-    def methods(self) -> dict[str, Mapping[Method, HostKeySource]]:
-        """Return each source's trust methods."""
-        return {name: watch.methods for name, watch in self._watched.items()}
+    def sources(self) -> list[Source]:
+        """Return the sources that are watched."""
+        return [watch.source for watch in self._watched.values()]
 
     def stop(self) -> None:
         """Watch nothing any more."""
@@ -90,16 +72,12 @@ class Watches:
 
         # Jitter: controllers started together do not ask the cloud together.
         job = self.scheduler.add_job(ring, "interval", seconds=config.poll, jitter=config.poll / 10)
-        task = self.tasks.create_task(poller.run(), name=f"source {config.name}")
-        return Watch(config, task, job, self._methods_of(source))
-
-    def _methods_of(self, source: Source) -> Mapping[Method, HostKeySource]:
-        methods: dict[Method, HostKeySource] = {Method.TOFU: FirstKey(self.scan)}
-        if isinstance(source.config, KeyFile):
-            methods[Method.PINNED] = PinnedKeys(source.config.pinned_keys())
-        if isinstance(source, ConsoleReader):
-            methods[Method.CONSOLE] = ConsoleKeys(source.console_output)
-        return methods
+        tasks = [self.tasks.create_task(poller.run(), name=f"source {config.name}")]
+        queue = source.queue() if isinstance(source, QueueOwner) else None
+        if queue is not None:
+            feed = EventFeed(config.name, queue, self.report, poller.bell.set)
+            tasks.append(self.tasks.create_task(feed.run(), name=f"events {config.name}"))
+        return Watch(source, tuple(tasks), job)
 
 
 def build(config: SourceConfig) -> Source:

@@ -2,7 +2,7 @@
 
 import threading
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config as BotoConfig
@@ -10,6 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
+    from mypy_boto3_sqs import SQSClient
 
 AwsError = (ClientError, BotoCoreError)
 
@@ -27,33 +28,42 @@ _PERMISSIONS = {
     "DescribeInstances": "ec2:DescribeInstances",
     "GetConsoleOutput": "ec2:GetConsoleOutput",
     "AssumeRole": "sts:AssumeRole",
+    "ReceiveMessage": "sqs:ReceiveMessage",
+    "DeleteMessageBatch": "sqs:DeleteMessage",
 }
 
 
 class Clients:
-    """EC2 clients by region, from the ordinary credential chain or through `role`; safe to use from any thread."""
+    """Clients by service and region, by the ordinary credential chain or through `role`; for use from any thread."""
 
     def __init__(self, *, role: str | None = None, endpoint_url: str | None = None) -> None:
         self._role = role
         self._endpoint = endpoint_url
         self._lock = threading.Lock()
         self._session: boto3.Session | None = None
-        self._clients: dict[str, EC2Client] = {}
+        self._clients: dict[tuple[str, str], Any] = {}
         self._expires = _NEVER
 
     def ec2(self, region: str) -> "EC2Client":
-        """Return the client for a region, renewed in time where a role is assumed.
+        """Return the client for a region; raises botocore's errors where the role cannot be assumed."""
+        client: EC2Client = self._client("ec2", region, _CLIENT)
+        return client
 
-        Raises botocore's errors where the role cannot be assumed.
-        """
+    def sqs(self, region: str) -> "SQSClient":
+        """Return the client for a region's queues, whose long polls outlast other calls; raises as `ec2`."""
+        client: SQSClient = self._client("sqs", region, _CLIENT.merge(BotoConfig(read_timeout=40)))
+        return client
+
+    def _client(self, service: str, region: str, config: BotoConfig) -> Any:  # noqa: ANN401 - made at run time
+        """Return a client, renewed in time where a role is assumed."""
         with self._lock:
             if self._session is None or datetime.now(UTC) > self._expires - _RENEW_BEFORE:
                 self._session, self._clients = self._opened(region), {}
-            if region not in self._clients:
-                self._clients[region] = self._session.client(
-                    "ec2", region_name=region, endpoint_url=self._endpoint, config=_CLIENT
-                )
-            return self._clients[region]
+            key = (service, region)
+            if key not in self._clients:
+                factory: Any = self._session.client
+                self._clients[key] = factory(service, region_name=region, endpoint_url=self._endpoint, config=config)
+            return self._clients[key]
 
     def _opened(self, region: str) -> boto3.Session:
         """Return a session, with the role's credentials where there is one; `region` is where STS is asked."""

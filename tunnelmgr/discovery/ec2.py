@@ -7,7 +7,7 @@ Rules:
   https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-lifecycle.html
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 from botocore.exceptions import ClientError
 from pydantic import AfterValidator, Field
 
+from tunnelmgr.blocking import each
 from tunnelmgr.config import SourceConfig, TrustOrder
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.discovery.aws import AwsError, Clients, explain
+from tunnelmgr.discovery.ec2_events import SqsQueue
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
 
 if TYPE_CHECKING:
@@ -81,8 +83,7 @@ class Ec2Source:
 
         Raises DiscoveryError where no region answered at all.
         """
-        with ThreadPoolExecutor(max_workers=min(8, len(self.config.regions))) as pool:
-            answers = list(pool.map(self._ask, self.config.regions))
+        answers = each(self._ask, self.config.regions)
         failures = tuple(answer.failure for answer in answers if answer.failure)
         if len(failures) == len(answers) and not any(answer.agents or answer.gone for answer in answers):
             raise DiscoveryError(self.config.name, "; ".join(failures))
@@ -91,6 +92,15 @@ class Ec2Source:
         self._region_of = known | {agent.id: answer.region for answer in answers for agent in answer.agents}
         gone = frozenset[AgentId]().union(*(answer.gone for answer in answers))
         return Snapshot(frozenset(agents.values()), gone - agents.keys(), failures)
+
+    def queue(self) -> SqsQueue | None:
+        """Return the queue of state changes, if the configuration names one."""
+        url = self.config.events_queue
+        if url is None:
+            return None
+        named = re.match(r"https://sqs\.([a-z0-9-]+)\.", url)
+        region = named[1] if named else self.config.regions[0]
+        return SqsQueue(lambda: self._clients.sqs(region), url)
 
     def console_output(self, agent: Agent) -> str:
         """Return what the instance has printed on its console, "" where nothing has come yet.

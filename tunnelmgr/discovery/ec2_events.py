@@ -10,13 +10,18 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
+from tunnelmgr.blocking import in_thread
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, Event, FeedHeard
 from tunnelmgr.discovery.aws import AwsError, explain
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.type_defs import DeleteMessageBatchRequestEntryTypeDef
 
 log = structlog.get_logger(__name__)
 
@@ -65,14 +70,14 @@ class EventFeed:
                 failures += 1
 
     async def _read_once(self) -> None:
-        messages = await asyncio.to_thread(self.queue.receive)
+        messages = await in_thread(self.queue.receive)
         self._note(None)
         if not messages:
             return
         states = [state for message in messages if (state := read(message.get("Body", ""))) is not None]
         self._act(states)
         receipts = [message["ReceiptHandle"] for message in messages if "ReceiptHandle" in message]
-        await asyncio.to_thread(self.queue.delete, receipts)
+        await in_thread(self.queue.delete, receipts)
 
     def _act(self, states: Iterable[tuple[AgentId, str]]) -> None:
         woken = False
@@ -112,20 +117,21 @@ def read(body: str) -> tuple[AgentId, str] | None:
 
 
 class SqsQueue:
-    """An SQS queue by its URL."""
+    """An SQS queue by its URL; `client` is asked for at each call, because credentials are renewed."""
 
-    def __init__(self, client: Any, url: str) -> None:  # noqa: ANN401 - boto3 makes its clients at run time
+    def __init__(self, client: "Callable[[], SQSClient]", url: str) -> None:
         self._client = client
         self._url = url
 
     def receive(self) -> list[dict[str, Any]]:
         """Wait up to `WAIT` seconds for messages; raises botocore's errors."""
-        answer = self._client.receive_message(QueueUrl=self._url, MaxNumberOfMessages=10, WaitTimeSeconds=WAIT)
-        messages: list[dict[str, Any]] = answer.get("Messages", [])
-        return messages
+        answer = self._client().receive_message(QueueUrl=self._url, MaxNumberOfMessages=10, WaitTimeSeconds=WAIT)
+        return [dict(message) for message in answer.get("Messages", [])]
 
     def delete(self, receipts: list[str]) -> None:
         """Delete messages; raises botocore's errors."""
-        entries = [{"Id": str(at), "ReceiptHandle": receipt} for at, receipt in enumerate(receipts)]
+        entries: list[DeleteMessageBatchRequestEntryTypeDef] = [
+            {"Id": str(at), "ReceiptHandle": receipt} for at, receipt in enumerate(receipts)
+        ]
         if entries:
-            self._client.delete_message_batch(QueueUrl=self._url, Entries=entries)
+            self._client().delete_message_batch(QueueUrl=self._url, Entries=entries)

@@ -26,7 +26,8 @@ from tunnelmgr.config import ExistingFile, Name, SourceConfig, TrustOrder
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
-from tunnelmgr.discovery.hetzner_api import ENDPOINT, TIMEOUT, Budget, HetznerApi, Server, secure_endpoint
+from tunnelmgr.discovery.hetzner_api import ENDPOINT, TIMEOUT, HetznerApi, Server, secure_endpoint
+from tunnelmgr.discovery.hetzner_budget import Budget
 from tunnelmgr.errors import DiscoveryError
 
 log = structlog.get_logger(__name__)
@@ -81,7 +82,7 @@ class HetznerSource:
         self._known: dict[
             int, dict[str, str]
         ] = {}  # the labels of servers that were listed, and are not known to be gone
-        self._unreachable: set[int] = set()
+        self._told: set[int] = set()
 
     def discover(self) -> Snapshot:
         """Return the servers that are there.
@@ -143,16 +144,11 @@ class HetznerSource:
                 continue
             addresses = server.public_addresses() if self.config.address == "public" else server.private_addresses()
             if addresses:
-                self._unreachable.discard(server.id)
                 yield self._agent(server, addresses)
-            elif server.id not in self._unreachable:
-                self._unreachable.add(server.id)
-                log.warning(
-                    "server has no address to dial",
-                    source=self.config.name,
-                    server=server.id,
-                    wanted=self.config.address,
-                )
+            elif server.id not in self._told:
+                self._told.add(server.id)
+                wanted = self.config.address
+                log.warning("server has no such address", source=self.config.name, server=server.id, wanted=wanted)
 
     def _agent(self, server: Server, addresses: tuple[str, ...]) -> Agent:
         return Agent(

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Interface, ip_address
 from pathlib import Path
@@ -22,10 +21,12 @@ from urllib.parse import urlsplit
 import requests
 from hcloud import APIException, Client
 from pydantic import AwareDatetime, BaseModel
-from requests.exceptions import ChunkedEncodingError, ConnectionError as Broken, RequestException, Timeout
+from requests.exceptions import ChunkedEncodingError, RequestException, Timeout
+from requests.exceptions import ConnectionError as Broken
 
 from tunnelmgr import __version__
 from tunnelmgr.config import examine_key_file
+from tunnelmgr.discovery.hetzner_budget import Budget
 from tunnelmgr.errors import DiscoveryError
 
 ENDPOINT = "https://api.hetzner.cloud/v1"
@@ -35,10 +36,6 @@ TIMEOUT = (5.0, 20.0)
 """Seconds to connect, and to wait for the next byte."""
 BACKOFF = (0.5, 1.0, 2.0)
 """Seconds before each new try where the connection breaks."""
-LONGEST_PAUSE = 300.0
-BLIND_PAUSE = 60.0
-"""Seconds to wait after a 429 that does not say for how long."""
-HOUR = 3600.0
 
 
 class _V4(BaseModel):
@@ -68,7 +65,7 @@ class Server(BaseModel):
     def public_addresses(self) -> tuple[str, ...]:
         """Return its IPv4 address and the first host address of its IPv6 network, as far as it has them.
 
-        Of an IPv6 network Hetzner's images configure `::1` (docs.hetzner.com, "Cloud › Servers › IPv6").
+        Of an IPv6 network Hetzner's images configure `::1` (docs.hetzner.com/cloud/servers/static-configuration).
         """
         v4, v6 = self.public_net.ipv4, self.public_net.ipv6
         return (*([str(v4.ip)] if v4 else []), *([str(v6.ip.network[1])] if v6 else []))
@@ -104,62 +101,6 @@ class _One(BaseModel):
 
 
 @dataclass(slots=True)
-class Budget:
-    """What is left of the project's requests, of which an hour has 3,600 and other programs want theirs too.
-
-    docs.hetzner.cloud, "Rate Limiting": what was spent comes back evenly, one request a second for a limit of 3,600;
-    `RateLimit-Reset` is the time when all of it will be back.
-    """
-
-    clock: Callable[[], float] = time.monotonic
-    limit: int = 0
-    remaining: int = 0
-    spent: int = 0  # since `begin`
-    _refused: bool = False
-    _whole_in: float | None = None
-    _heard: float = 0.0
-
-    def begin(self) -> None:
-        """Count from here what the poll costs."""
-        self.spent = 0
-
-    def hear(self, status: int, headers: Mapping[str, str]) -> None:
-        """Take note of an answer."""
-        limit, remaining = (_number(headers.get(f"RateLimit-{name}")) for name in ("Limit", "Remaining"))
-        self._refused = status == HTTPStatus.TOO_MANY_REQUESTS
-        if limit and remaining is not None:
-            self.limit, self.remaining = limit, remaining
-        if limit or self._refused:
-            self._whole_in, self._heard = _seconds_to_reset(headers), self.clock()
-
-    def pause(self) -> float:
-        """Return for how many seconds more, beyond the interval, the project should be left alone.
-
-        Nothing while at least half of the limit is there. Below that, with `cost` the requests of the last poll and
-        `back` the requests that come back each second,
-
-            cost / back x (limit / 2 - remaining) / remaining
-
-        At a quarter of the limit that is cost / back: by the next poll as much has come back as it takes. So polling
-        alone never brings the budget below a quarter, and gives way further where others draw on it. After a 429 it
-        is the time to the reset. Never longer than to the reset, when all is there again, nor than five minutes: what
-        came back until then pays for any poll of fewer than 300 requests.
-        """
-        return max(0.0, self._heard + self._wanted() - self.clock())
-
-    def _wanted(self) -> float:
-        if self._refused:
-            return min(LONGEST_PAUSE, BLIND_PAUSE if self._whole_in is None else self._whole_in)
-        missing = self.limit / 2 - self.remaining
-        if missing <= 0:
-            return 0.0
-        longest = LONGEST_PAUSE if self._whole_in is None else min(LONGEST_PAUSE, self._whole_in)
-        if self.remaining <= 0:
-            return longest
-        return min(longest, self.spent * HOUR / self.limit * missing / self.remaining)
-
-
-@dataclass(slots=True)
 class HetznerApi:
     """Asks one project; blocks, and belongs to one thread at a time. Raises DiscoveryError with what to do."""
 
@@ -179,12 +120,12 @@ class HetznerApi:
         New servers then come at the end, where they move no other to another page.
         """
         number = 1
+        asked: dict[str, str | int] = {"sort": "id:asc", "per_page": PAGE}
+        if selector:
+            asked["label_selector"] = selector
         while True:
-            params: dict[str, str | int] = {"sort": "id:asc", "page": number, "per_page": PAGE}
             with self._explained():
-                page = Page.model_validate(
-                    self._ask("/servers", params | ({"label_selector": selector} if selector else {}))
-                )
+                page = Page.model_validate(self._ask("/servers", asked | {"page": number}))
             yield page
             following = page.meta.pagination.next_page
             if following is None:
@@ -255,9 +196,8 @@ class HetznerApi:
             host = urlsplit(self.endpoint).netloc
             raise DiscoveryError(self.source, f"no answer from {host}: {_cause(failed, self.timeout)}") from failed
         except (ValueError, TypeError, KeyError) as odd:
-            raise DiscoveryError(
-                self.source, f"cannot read the answer of {self.endpoint}; is that Hetzner's API?"
-            ) from odd
+            reason = f"cannot make sense of the answer of {self.endpoint}; is that Hetzner's API?"
+            raise DiscoveryError(self.source, reason) from odd
 
     def _refusal(self, refused: APIException) -> str:
         """Return the API's refusal as a sentence that names what is to be done."""
@@ -273,8 +213,8 @@ class HetznerApi:
             case status if status < HTTPStatus.BAD_REQUEST:
                 return f"{self.endpoint} answers with something that is not JSON: check endpoint_url"
             case status:
-                words = " ".join(f"{refused.code}: {refused.message}".split())[:200]
-                return f"{status} {words}; check label_selector and endpoint_url"
+                words = " ".join(f"{refused.code}, {refused.message}".removeprefix(f"{status}, ").split())[:200]
+                return f"{status}, {words}; check label_selector and endpoint_url"
 
 
 def secure_endpoint(url: str) -> str:
@@ -315,17 +255,3 @@ def _cause(failed: RequestException, timeout: tuple[float, float]) -> str:
             found = link.strerror
         link = link.__cause__ or link.__context__
     return found
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and re.fullmatch(r"[0-9]{1,12}", text) else None
-
-
-def _seconds_to_reset(headers: Mapping[str, str]) -> float | None:
-    """Return the time from the answer to the reset, both by Hetzner's clock, None where it does not say."""
-    reset = _number(headers.get("RateLimit-Reset"))
-    try:
-        sent = parsedate_to_datetime(headers.get("Date", ""))
-    except ValueError:
-        return None
-    return None if reset is None else max(0.0, reset - sent.timestamp())

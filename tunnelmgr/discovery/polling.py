@@ -6,12 +6,12 @@ A source whose requests are counted may ask for a pause (`Paced`); the bell's ri
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import structlog
 
+from tunnelmgr.blocking import in_thread
 from tunnelmgr.config import Source
 from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event, Snapshot
 from tunnelmgr.errors import DiscoveryError
@@ -40,20 +40,15 @@ class Poller:
     bell: asyncio.Event = field(default_factory=asyncio.Event)
     patience: float = PATIENCE
     clock: Callable[[], float] = time.monotonic
-    _begun: float = 0.0
     _rests_until: float = 0.0
     _failing: str | None = None
-    # A thread of its own: a source that hangs takes none from the others, and is not asked twice at a time.
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="poll"))
+    _asking: bool = False
 
     async def run(self) -> None:
         """Poll now and at each ring that the source does not want skipped, until cancelled."""
-        try:
-            while True:
-                await self.poll()
-                await self._rung()
-        finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        while True:
+            await self.poll()
+            await self._rung()
 
     async def _rung(self) -> None:
         """Wait for the next ring that counts."""
@@ -66,10 +61,13 @@ class Poller:
     async def poll(self) -> None:
         """Ask the source once and report its answer, or that it gave none."""
         name = self.source.config.name
-        self._begun = self.clock()
+        if self._asking:  # the question that was given up is still under way; none is asked twice at a time
+            self._failed(f"no answer within {self.patience:g} s")
+            return
         try:
             async with asyncio.timeout(self.patience):
-                snapshot = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask)
+                self._asking = True
+                snapshot = await in_thread(self._ask, self.clock())
         except TimeoutError:
             self._failed(f"no answer within {self.patience:g} s")
         except DiscoveryError as failed:
@@ -81,14 +79,15 @@ class Poller:
             self._note("; ".join(snapshot.failures) or None)
             self.report(AgentsDiscovered(name, snapshot))
 
-    def _ask(self) -> Snapshot:
+    def _ask(self, begun: float) -> Snapshot:
         """Have the source's answer, and then the pause that it wants, also after a failure; runs in the thread."""
         try:
             return self.source.discover()
         finally:
+            self._asking = False
             pause = self.source.pause() if isinstance(self.source, Paced) else 0.0
             # Rings come an interval apart; of these the one nearest to an interval and a pause from here counts.
-            self._rests_until = self._begun + pause + self.source.config.poll / 2 if pause > 0 else 0.0
+            self._rests_until = begun + pause + self.source.config.poll / 2 if pause > 0 else 0.0
 
     def _failed(self, reason: str) -> None:
         self._note(reason)

@@ -15,11 +15,12 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One complete answer; `close` says that no request follows on this channel."""
+    """One complete answer; `close` says that no request follows on this channel, `link` is the Link field's value."""
 
     status: HTTPStatus
     content: Mapping[str, object]
     close: bool
+    link: str = ""
 
     def encode(self, *, without_body: bool) -> bytes:
         """Write it; for HEAD, the head alone (RFC 9110, section 9.3.2)."""
@@ -31,6 +32,8 @@ class Answer:
             f"Content-Length: {len(body)}\r\n"
             "Cache-Control: no-store\r\n"
         )
+        if self.link:
+            head += f"Link: {self.link}\r\n"
         if self.close:
             head += "Connection: close\r\n"
         return head.encode() + b"\r\n" + (b"" if without_body else body)

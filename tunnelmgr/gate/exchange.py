@@ -16,6 +16,7 @@ from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.answers import CONTINUE
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
+from tunnelmgr.gate.catalog import RegistryPage
 from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, ResponseHead
 from tunnelmgr.gate.headers import answer_head, registry_request
 from tunnelmgr.gate.link import RegistryLink
@@ -27,6 +28,7 @@ _ANY_MANIFEST: Final = (
     "application/vnd.docker.distribution.manifest.v1+prettyjws, application/vnd.docker.distribution.manifest.v1+json, "
     "*/*"
 )
+MAX_PAGE: Final = 1024 * 1024
 _JOINED: Final = 64 * 1024
 """A first piece of at most so many bytes leaves together with its head, in one write."""
 
@@ -71,7 +73,7 @@ class Progress:
 
 
 class Exchange:
-    """The two directions of one request."""
+    """The two directions of one request: `ask`, then `pass_back`."""
 
     def __init__(  # noqa: PLR0913 (the parties of the exchange, each once)
         self,
@@ -90,20 +92,46 @@ class Exchange:
         self._limits = limits
         self._progress = progress
 
-    async def run(self, head: RequestHead, request: RegistryRequest) -> None:
-        """Carry it through.
+    async def ask(self, head: RequestHead, request: RegistryRequest) -> ResponseHead:
+        """Carry the request to the registry and return its answer's head.
 
         Raises RegistryUnavailableError, MalformedRequestError for broken chunks, AgentStalledError, and ConnectionError
         when the agent is gone.
         """
         wire = registry_request(head, request)
         if head.body.coding is Coding.NONE:
-            answer = await self._link.ask(head.method, wire)
-        else:
-            answer = await self._upload(head, wire)
+            return await self._link.ask(head.method, wire)
+        return await self._upload(head, wire)
+
+    async def pass_back(self, head: RequestHead, answer: ResponseHead) -> None:
+        """Carry the answer to the agent; raises as `ask` does."""
         if not head.keep_alive:
             self._progress.keep_alive = False
-        await self._pass_back(head, answer)
+        close = not self._progress.keep_alive
+        first = answer_head(answer, host=head.host, target=self._target, close=close)
+        if first is None:
+            raise ElsewhereError
+        self._progress.status = answer.status
+        try:
+            async with asyncio.timeout(self._limits.answer) as limit:
+                await self._pass_body(first, answer, limit)
+        except TimeoutError as stalled:
+            raise AgentStalledError("the answer could not be passed on in time") from stalled
+
+    async def fetch(self, head: RequestHead, target: str) -> RegistryPage:
+        """Get a page of the registry's that is not for the agent's eyes; raises RegistryUnavailableError."""
+        wire = f"GET {target} HTTP/1.1\r\nHost: {head.host}\r\nAccept: application/json\r\n\r\n"
+        answer = await self._link.ask("GET", wire.encode())
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.answer), aclosing(self._link.body(answer)) as feeds:
+                async for pieces in feeds:
+                    body += b"".join(pieces)
+                    if len(body) > MAX_PAGE:
+                        raise RegistryUnavailableError(f"a page of the registry is longer than {MAX_PAGE} bytes")
+        except TimeoutError as late:
+            raise RegistryUnavailableError("a page of the registry did not come in time") from late
+        return RegistryPage(answer.status, bytes(body), any(name == b"link" for name, _ in answer.fields))
 
     async def tag_exists(self, head: RequestHead, request: RegistryRequest) -> bool:
         """Ask the registry whether a manifest's tag is taken; anything but a plain 404 counts as yes."""
@@ -163,30 +191,26 @@ class Exchange:
             raise ConnectionAbortedError("the agent ended in the middle of a body")
         return data
 
-    async def _pass_back(self, head: RequestHead, answer: ResponseHead) -> None:
-        close = not self._progress.keep_alive
-        first: bytes | None = answer_head(answer, host=head.host, target=self._target, close=close)
-        if first is None:
-            raise ElsewhereError
-        self._progress.status = answer.status
-        try:
-            async with asyncio.timeout(self._limits.answer) as limit:
-                await self._pass_body(first, answer, limit)
-        except TimeoutError as stalled:
-            raise AgentStalledError("the answer could not be passed on in time") from stalled
-
     async def _pass_body(self, first: bytes, answer: ResponseHead, limit: asyncio.Timeout) -> None:
         unsent = first
+        chunked = answer.body.coding in {Coding.CHUNKED, Coding.UNTIL_CLOSE}
         clock = asyncio.get_running_loop().time
-        async with aclosing(self._link.body(answer)) as pieces:
-            async for piece in pieces:
-                if unsent and len(piece) <= _JOINED:
-                    await self._agent.write(unsent + piece)
+        extended = clock()
+        async with aclosing(self._link.body(answer)) as feeds:
+            async for pieces in feeds:
+                wired = encode_pieces(pieces, chunked=chunked)
+                if unsent and len(wired) <= _JOINED:
+                    await self._agent.write(unsent + wired)
                 else:
                     if unsent:
                         await self._agent.write(unsent)
-                    await self._agent.write(piece)
+                    await self._agent.write(wired)
                 unsent = b""
-                limit.reschedule(clock() + self._limits.answer)
+                # Each move of the deadline leaves a dead timer in the loop, so it is moved now and then only.
+                if (now := clock()) - extended > self._limits.answer / 10:
+                    limit.reschedule(now + self._limits.answer)
+                    extended = now
+        if chunked:
+            unsent += LAST_CHUNK
         if unsent:
             await self._agent.write(unsent)

@@ -1,20 +1,20 @@
 """The head of one message: bytes in, `RequestHead` or `ResponseHead` out, no I/O.
 
-h11 does the parsing. These rules come before it, for what lenient readers take in two ways (RFC 9112):
+There is one strict parse, and these rules are what it refuses that lenient readers take in two ways (RFC 9112):
 
 - Lines end in CR LF; a CR or LF alone, NUL and other controls are refused (section 2.2).
 - The request line is `METHOD /origin-form HTTP/1.1`, at most 8 KiB; the head at most 32 KiB and 100 fields (3, 3.2.1).
 - No folded line, no space before a colon (5.1, 5.2); exactly one Host (3.2).
 - One way to tell the body's length: a single `Transfer-Encoding: chunked`, or one plain Content-Length (6.1 to 6.3).
 - No body on GET, HEAD and DELETE (RFC 9110, 9.3.1), no Upgrade, CONNECT, TRACE or HTTP/2 preface.
+
+The registry's answers are read as strictly, but for what RFC 9112, section 6.3 says of two lengths in an answer.
 """
 
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
-
-import h11
 
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 
@@ -24,15 +24,18 @@ MAX_FIELDS: Final = 100
 
 _CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]*) HTTP/1\.1")
-_FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:.*", re.DOTALL)
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _MEDIA_TYPE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NEVER: Final = frozenset({"CONNECT", "TRACE", "PRI"})
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE"})
 _NO_CONTENT: Final = frozenset({204, 304})
+_SWITCHING: Final = 101
 
 Field = tuple[bytes, bytes]
+Named = dict[bytes, list[bytes]]
 
 
 class Coding(StrEnum):
@@ -52,6 +55,9 @@ class BodyShape:
     length: int = 0
 
 
+_NO_BODY: Final = BodyShape(Coding.NONE)
+
+
 @dataclass(frozen=True, slots=True)
 class RequestHead:
     """One request's head; field names are lower-case."""
@@ -63,6 +69,11 @@ class RequestHead:
     body: BodyShape
     expects_continue: bool
     keep_alive: bool
+
+    @property
+    def ends_channel(self) -> bool:
+        """Whether no request can follow one that is refused: its body would have to be read first."""
+        return self.body.coding is not Coding.NONE or not self.keep_alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,46 +138,45 @@ def parse_request_head(raw: bytes) -> RequestHead:
     """Parse one head as `HeadBuffer` gave it; raises MalformedRequestError by the rules above."""
     request_line, *lines = raw[:-4].split(b"\r\n")
     method, target = _read_request_line(request_line)
-    _check_lines(lines)
-    # h11 folds equal Content-Lengths into one, so the body's length is told from what stood in the head.
-    body = _request_body(_read_lines(lines))
-    fields = _parse_request(raw)
-    if _values(fields, b"upgrade"):
+    fields = _read_fields(lines, MalformedRequestError)
+    named = _by_name(fields)
+    body = _request_body(named)
+    if b"upgrade" in named:
         raise MalformedRequestError("this gate speaks HTTP/1.1 only, without Upgrade")
     if method in _BODILESS and body.coding is not Coding.NONE:
         raise MalformedRequestError(f"{method} has no body")
-    _check_content_type(fields)
+    _check_content_type(named)
     return RequestHead(
         method=method,
         target=target,
-        host=_read_host(fields),
+        host=_read_host(named),
         fields=fields,
         body=body,
-        expects_continue=_expects_continue(fields),
-        keep_alive=not _says_close(fields),
+        expects_continue=_expects_continue(named),
+        keep_alive=b"connection" not in named or b"close" not in connection_options(fields),
     )
 
 
 def parse_response_head(method: str, raw: bytes) -> ResponseHead:
     """Parse the head that answers `method`; raises RegistryUnavailableError when it is not HTTP/1.1."""
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-    connection.send(h11.Request(method=method, target="/", headers=[("host", "registry")]))
-    try:
-        connection.receive_data(raw)
-        event = connection.next_event()
-    except h11.RemoteProtocolError as refused:
-        raise RegistryUnavailableError(f"the registry's answer is no HTTP/1.1: {refused}") from refused
-    # h11 refuses a 101 itself, since nobody proposed to switch.
-    assert isinstance(event, h11.Response | h11.InformationalResponse)  # noqa: S101 (nothing else for a whole head)
-    fields = tuple(event.headers)
-    body = _response_body(method, event.status_code, fields)
-    keep_alive = event.http_version == b"1.1" and not _says_close(fields) and body.coding is not Coding.UNTIL_CLOSE
-    return ResponseHead(event.status_code, bytes(event.reason), fields, body, keep_alive)
+    status_line, *lines = raw[:-4].split(b"\r\n")
+    matched = _STATUS_LINE.fullmatch(status_line)
+    if matched is None:
+        raise RegistryUnavailableError("the registry's answer is no HTTP/1.1")
+    status = int(matched[2])
+    if status == _SWITCHING:
+        raise RegistryUnavailableError("the registry switches to a protocol that nobody asked for")
+    fields = _read_fields(lines, RegistryUnavailableError)
+    named = _by_name(fields)
+    body = _response_body(method, status, named)
+    closing = b"connection" in named and b"close" in connection_options(fields)
+    keep_alive = matched[1] == b"1" and not closing and body.coding is not Coding.UNTIL_CLOSE
+    return ResponseHead(status, matched[3] or b"", fields, body, keep_alive)
 
 
 def has_form_body(head: RequestHead) -> bool:
     """Whether a registry may take the body for a form, whose fields override the query (trap of Go's FormValue)."""
-    for value in _values(head.fields, b"content-type"):
+    for value in (value for name, value in head.fields if name == b"content-type"):
         kind = value.partition(b";")[0].strip().lower()
         if kind == b"application/x-www-form-urlencoded" or kind.startswith(b"multipart/"):
             return True
@@ -185,90 +195,83 @@ def _read_request_line(line: bytes) -> tuple[str, str]:
     return method, matched[2].decode("ascii")
 
 
-def _check_lines(lines: list[bytes]) -> None:
+def _read_fields(lines: list[bytes], error: type[GateError]) -> tuple[Field, ...]:
     if len(lines) > MAX_FIELDS:
-        raise MalformedRequestError(f"the head has more than {MAX_FIELDS} fields")
+        raise error(f"the head has more than {MAX_FIELDS} fields")
+    fields: list[Field] = []
     for line in lines:
-        if not _FIELD.fullmatch(line):
-            raise MalformedRequestError("a header field is folded, or is not `Name: value`")
+        name, colon, value = line.partition(b":")
+        if not colon or not _NAME.fullmatch(name):
+            raise error("a header field is folded, or is not `Name: value`")
+        fields.append((name.lower(), value.strip(b" \t")))
+    return tuple(fields)
 
 
-def _read_lines(lines: list[bytes]) -> tuple[Field, ...]:
-    split = (line.partition(b":") for line in lines)
-    return tuple((name.lower(), value.strip(b" \t")) for name, _, value in split)
+def _by_name(fields: tuple[Field, ...]) -> Named:
+    named: Named = {}
+    for name, value in fields:
+        named.setdefault(name, []).append(value)
+    return named
 
 
-def _parse_request(raw: bytes) -> tuple[Field, ...]:
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
-    try:
-        connection.receive_data(raw)
-        event = connection.next_event()
-    except h11.RemoteProtocolError as refused:
-        raise MalformedRequestError(f"the head is no HTTP/1.1: {refused}") from refused
-    assert isinstance(event, h11.Request)  # noqa: S101 (h11 gives no other event for a whole head)
-    return tuple(event.headers)
-
-
-def _read_host(fields: tuple[Field, ...]) -> str:
-    match _values(fields, b"host"):
+def _read_host(named: Named) -> str:
+    match named.get(b"host"):
         case [value] if _HOST.fullmatch(value):
             return value.decode("ascii")
     raise MalformedRequestError("there must be exactly one Host, a name or address with an optional port")
 
 
-def _request_body(fields: tuple[Field, ...]) -> BodyShape:
-    match _values(fields, b"transfer-encoding"), _values(fields, b"content-length"):
-        case [], []:
-            return BodyShape(Coding.NONE)
-        case [coding], [] if coding.lower() == b"chunked":
+def _request_body(named: Named) -> BodyShape:
+    match named.get(b"transfer-encoding"), named.get(b"content-length"):
+        case None, None:
+            return _NO_BODY
+        case [coding], None if coding.lower() == b"chunked":
             return BodyShape(Coding.CHUNKED)
-        case [], [length] if _LENGTH.fullmatch(length):
-            return _counted(int(length))
+        case None, [length] if _LENGTH.fullmatch(length):
+            return _counted(length)
     raise MalformedRequestError("the body's length must be told once, by Content-Length or by `chunked`")
 
 
-def _response_body(method: str, status: int, fields: tuple[Field, ...]) -> BodyShape:
+def _response_body(method: str, status: int, named: Named) -> BodyShape:
+    codings, lengths = named.get(b"transfer-encoding"), set(named.get(b"content-length", ()))
+    if (codings and [coding.lower() for coding in codings] != [b"chunked"]) or len(lengths) > 1:
+        raise RegistryUnavailableError("the registry's answer does not say in one way where it ends")
     if method == "HEAD" or status in _NO_CONTENT or status < 200:  # noqa: PLR2004 (RFC 9112, 6.3: 1xx, 204, 304)
-        return BodyShape(Coding.NONE)
-    if _values(fields, b"transfer-encoding"):
+        return _NO_BODY
+    if codings:
         return BodyShape(Coding.CHUNKED)
-    if lengths := _values(fields, b"content-length"):
-        return _counted(int(lengths[0]))
-    return BodyShape(Coding.UNTIL_CLOSE)
-
-
-def _counted(length: int) -> BodyShape:
-    return BodyShape(Coding.COUNTED, length) if length else BodyShape(Coding.NONE)
-
-
-def _check_content_type(fields: tuple[Field, ...]) -> None:
-    match _values(fields, b"content-type"):
+    match list(lengths):
         case []:
+            return BodyShape(Coding.UNTIL_CLOSE)
+        case [length] if _LENGTH.fullmatch(length):
+            return _counted(length)
+    raise RegistryUnavailableError("the length of the registry's answer is no number")
+
+
+def _counted(length: bytes) -> BodyShape:
+    return BodyShape(Coding.COUNTED, int(length)) if int(length) else _NO_BODY
+
+
+def _check_content_type(named: Named) -> None:
+    match named.get(b"content-type"):
+        case None:
             return
         case [value] if _MEDIA_TYPE.fullmatch(value.partition(b";")[0].rstrip(b" \t")):
             return
     raise MalformedRequestError("there may be one Content-Type, of the form type/subtype")
 
 
-def _expects_continue(fields: tuple[Field, ...]) -> bool:
-    match _values(fields, b"expect"):
-        case []:
+def _expects_continue(named: Named) -> bool:
+    match named.get(b"expect"):
+        case None:
             return False
         case [value] if value.lower() == b"100-continue":
             return True
     raise MalformedRequestError("the only expectation met here is 100-continue")
 
 
-def _says_close(fields: tuple[Field, ...]) -> bool:
-    return b"close" in connection_options(fields)
-
-
 def connection_options(fields: tuple[Field, ...]) -> frozenset[bytes]:
     """Everything that Connection names, in lower case (RFC 9110, section 7.6.1)."""
     return frozenset(
-        option.strip(b" \t").lower() for value in _values(fields, b"connection") for option in value.split(b",")
+        option.strip(b" \t").lower() for name, value in fields if name == b"connection" for option in value.split(b",")
     )
-
-
-def _values(fields: tuple[Field, ...], name: bytes) -> list[bytes]:
-    return [value for key, value in fields if key == name]

@@ -104,14 +104,28 @@ def _passing_to_agent(answer: ResponseHead) -> Iterator[Field]:
     return (field for field in answer.fields if field[0] not in dropped)
 
 
+def location_target(answer: ResponseHead, host: str, target: Endpoint) -> str | None:
+    """Return the path and query to which an answer's Location leads, or None when it leads elsewhere or nowhere."""
+    for name, value in answer.fields:
+        if name == b"location":
+            here = _local_part(value, host, target)
+            return None if here is None else here.decode("latin-1")
+    return None
+
+
 def _to_gate(reference: bytes, host: str, target: Endpoint) -> bytes | None:
     """Lead a URI reference back through the gate, its path and query untouched; None when it leads elsewhere."""
+    here = _local_part(reference, host, target)
+    return here if here is None or here is reference else b"http://%b%b" % (host.encode(), here)
+
+
+def _local_part(reference: bytes, host: str, target: Endpoint) -> bytes | None:
     if reference.startswith(b"/") and not reference.startswith(b"//"):
         return reference
     matched = _ABSOLUTE.fullmatch(reference)
     if matched is None or matched[1].lower() not in {host.lower().encode(), str(target).encode()}:
         return None
-    return b"http://%b%b" % (host.encode(), matched[2] or b"/")
+    return matched[2] or b"/"
 
 
 def _link_lines(value: bytes, host: str, target: Endpoint) -> Iterator[bytes]:

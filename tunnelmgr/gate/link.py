@@ -6,13 +6,13 @@
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.bodies import LAST_CHUNK, Piece, body_reader, encode_pieces
-from tunnelmgr.gate.framing import Coding, HeadBuffer, ResponseHead, parse_response_head
+from tunnelmgr.gate.bodies import Piece, body_reader
+from tunnelmgr.gate.framing import HeadBuffer, ResponseHead, parse_response_head
 from tunnelmgr.gate.upstream import Upstream
 
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
@@ -89,14 +89,13 @@ class RegistryLink:
         except TimeoutError as late:
             raise RegistryUnavailableError(f"the registry at {self._target} did not answer in time") from late
 
-    async def body(self, answer: ResponseHead) -> AsyncGenerator[Piece, None]:
-        """Yield the answer's body as it is to be written to the agent; the caller sets the deadlines."""
+    async def body(self, answer: ResponseHead) -> AsyncGenerator[Sequence[Piece], None]:
+        """Yield the answer's body as it comes, without its coding; the caller sets the deadlines."""
         reader = body_reader(answer.body, RegistryUnavailableError)
-        chunked = answer.body.coding in {Coding.CHUNKED, Coding.UNTIL_CLOSE}
         data = b"" if reader.done else self._inbox.take_rest()
         while not reader.done:
-            if piece := encode_pieces(reader.feed(data), chunked=chunked):
-                yield piece
+            if pieces := reader.feed(data):
+                yield pieces
             if reader.done:
                 self._inbox.feed(reader.rest)
                 break
@@ -105,8 +104,6 @@ class RegistryLink:
                 if reader.ends_with_stream:
                     break
                 raise RegistryUnavailableError(f"the registry at {self._target} broke off its answer")
-        if chunked:
-            yield LAST_CHUNK
         if self._last or not answer.keep_alive:
             self.abort()
 

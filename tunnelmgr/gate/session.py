@@ -10,23 +10,28 @@
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
 import structlog
 
-from tunnelmgr.core.policy import GroupPolicy, Verdict, decide, may_mount, protecting_rule
+from tunnelmgr.core.policy import GroupPolicy, decide, may_see
 from tunnelmgr.core.ports import Channel
-from tunnelmgr.core.registry import Action, RegistryRequest, classify, without_mount
+from tunnelmgr.core.registry import Action, classify
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError
 from tunnelmgr.gate.answers import Answer, refusal
 from tunnelmgr.gate.caller import Caller, RequestRecord
+from tunnelmgr.gate.catalog import visible_catalog
+from tunnelmgr.gate.claims import Claims
+from tunnelmgr.gate.entry import Entry, log_request
 from tunnelmgr.gate.exchange import AgentStalledError, ElsewhereError, Exchange, Limits, Progress
 from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, has_form_body, parse_request_head
 from tunnelmgr.gate.link import RegistryLink
+from tunnelmgr.gate.push import Push, Pushing
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
+from tunnelmgr.gate.uploads import Uploads
 
 DRAINED: Final = 1024 * 1024
 """Bytes of a refused body that are read and thrown away, so that the agent gets to read its answer."""
@@ -48,11 +53,14 @@ class Gate:
         proof: Proof,
         on_request: Callable[[RequestRecord], None] | None = None,
         limits: Limits | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self.policy = policy
         self.proof = proof
         self.on_request = on_request
         self.limits = limits or Limits()
+        self.uploads = uploads if uploads is not None else Uploads()
+        self.writing = Claims()
 
     async def serve(self, channel: Channel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
         """Serve one channel until it ends; raises nothing but CancelledError."""
@@ -73,16 +81,6 @@ class Gate:
             traffic.channels -= 1
 
 
-@dataclass(slots=True)
-class _Entry:
-    """What is known of the current request, for its record."""
-
-    method: str = "-"
-    request: RegistryRequest | None = None
-    verdict: str = "malformed"
-    rule: str = "malformed"
-
-
 class Session:
     """One channel and its connection to the registry."""
 
@@ -94,6 +92,7 @@ class Session:
         self._caller = caller
         self._target = target
         self._inbox = HeadBuffer(MalformedRequestError)
+        self._pushing = Pushing(gate.uploads, gate.writing, caller.agent, target)
         self._recorded = (0, 0)
 
     async def run(self) -> None:
@@ -118,7 +117,7 @@ class Session:
         """Serve one request; returns whether another may follow."""
         clock = asyncio.get_running_loop().time
         began = clock()
-        entry, progress = _Entry(), Progress()
+        entry, progress = Entry(), Progress()
         try:
             await self._attempt(entry, progress)
         finally:
@@ -126,7 +125,7 @@ class Session:
                 self._record(entry, progress, took=clock() - began)
         return progress.keep_alive
 
-    async def _attempt(self, entry: _Entry, progress: Progress) -> None:
+    async def _attempt(self, entry: Entry, progress: Progress) -> None:
         """Answer the next request, whatever it is and whatever comes of it."""
         head: RequestHead | None = None
         try:
@@ -163,17 +162,33 @@ class Session:
             raise AgentStalledError("the head did not come in time") from late
         return raw
 
-    async def _answer(self, head: RequestHead, entry: _Entry, progress: Progress) -> Answer | None:
+    async def _answer(self, head: RequestHead, entry: Entry, progress: Progress) -> Answer | None:
         """Judge one request and carry it through; returns the gate's own answer if it gives one."""
-        close = head.body.coding is not Coding.NONE or not head.keep_alive
-        request = classify(head.method, head.target)
-        entry.request = request
-        if has_form_body(head):
+        close = head.ends_channel
+        request = entry.request = classify(head.method, head.target)
+        if head.body.coding is not Coding.NONE and has_form_body(head):
             message = "a registry takes blobs and manifests, not forms"
             return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED", message, close=close)
         policy = self._gate.policy(self._caller.group)
         verdict = decide(request, policy)
-        exchange = Exchange(
+        entry.judge(verdict)
+        if not verdict.allowed:
+            return refusal(HTTPStatus.FORBIDDEN, "DENIED", verdict.reason, close=close)
+        exchange = self._exchange(progress)
+        match request.action:
+            case Action.WELL_KNOWN:
+                return Answer(HTTPStatus.OK, self._identity(head), close)
+            case Action.CATALOG:
+                return await visible_catalog(
+                    request, partial(exchange.fetch, head), partial(may_see, policy=policy), close=close
+                )
+            case Action.PUSH:
+                return await self._pushing.carry(Push(head, request, policy, entry, exchange))
+        await exchange.pass_back(head, await exchange.ask(head, request))
+        return None
+
+    def _exchange(self, progress: Progress) -> Exchange:
+        return Exchange(
             agent=self._agent,
             inbox=self._inbox,
             link=self.link,
@@ -181,18 +196,6 @@ class Session:
             limits=self._gate.limits,
             progress=progress,
         )
-        if verdict.allowed and (rule := protecting_rule(request, policy)) and await exchange.tag_exists(head, request):
-            verdict = _tag_is_taken(request, rule)
-        entry.verdict = "allowed" if verdict.allowed else "refused"
-        entry.rule = verdict.rule
-        if not verdict.allowed:
-            return refusal(HTTPStatus.FORBIDDEN, "DENIED", verdict.reason, close=close)
-        if request.action is Action.WELL_KNOWN:
-            return Answer(HTTPStatus.OK, self._identity(head), close)
-        if request.action is Action.PUSH and not may_mount(request, policy):
-            request = without_mount(request)
-        await exchange.run(head, request)
-        return None
 
     def _identity(self, head: RequestHead) -> dict[str, object]:
         caller = self._caller
@@ -205,21 +208,19 @@ class Session:
                 return told | {"proof": self._gate.proof(nonce.decode("ascii"), caller)}
         raise MalformedRequestError("a nonce is up to 128 hexadecimal digits")
 
-    def _failure(self, failed: GateError, head: RequestHead | None, entry: _Entry) -> Answer:
+    def _failure(self, failed: GateError, head: RequestHead | None, entry: Entry) -> Answer:
         """Turn an error into the answer that tells it; the registry's part of it is over."""
         self.link.abort()
         match failed:
-            case MalformedRequestError():
+            case MalformedRequestError() | AgentStalledError():
                 code = "NAME_INVALID" if head and entry.request is None else "UNSUPPORTED"
                 return refusal(HTTPStatus.BAD_REQUEST, code, str(failed), close=True)
-            case AgentStalledError():
-                return refusal(HTTPStatus.REQUEST_TIMEOUT, "UNSUPPORTED", str(failed), close=True)
             case ElsewhereError():
                 status = HTTPStatus.BAD_GATEWAY
             case _:
                 status = HTTPStatus.SERVICE_UNAVAILABLE
         log.warning("registry failed", agent=self._caller.agent, error=failed.code, reason=str(failed))
-        close = head is None or head.body.coding is not Coding.NONE or not head.keep_alive
+        close = head is None or head.ends_channel
         return refusal(status, "UNAVAILABLE", str(failed), close=close)
 
     async def _tell(self, answer: Answer, head: RequestHead | None, progress: Progress) -> None:
@@ -244,43 +245,16 @@ class Session:
         except TimeoutError:
             log.debug("agent did not end its refused request", agent=self._caller.agent)
 
-    def _record(self, entry: _Entry, progress: Progress, *, took: float) -> None:
-        to_agent, from_agent = self._recorded
+    def _record(self, entry: Entry, progress: Progress, *, took: float) -> None:
+        sent, received = self._recorded
         self._recorded = self._agent.to_agent, self._agent.from_agent
-        record = RequestRecord(
-            caller=self._caller,
-            method=entry.method,
-            action=entry.request.action if entry.request else "-",
-            repository=entry.request.repository if entry.request else "",
-            reference=entry.request.reference if entry.request else "",
-            verdict=entry.verdict,
-            rule=entry.rule,
+        record = entry.record(
+            self._caller,
             status=int(progress.status),
-            bytes_to_agent=self._agent.to_agent - to_agent,
-            bytes_from_agent=self._agent.from_agent - from_agent,
+            sent=self._agent.to_agent - sent,
+            received=self._agent.from_agent - received,
             took=took,
         )
-        _log_request(record)
+        log_request(record)
         if self._gate.on_request is not None:
             self._gate.on_request(record)
-
-
-def _log_request(record: RequestRecord) -> None:
-    routine = record.verdict == "allowed" and record.action in {Action.BASE, Action.WELL_KNOWN}
-    (log.debug if routine else log.info)(
-        "request",
-        agent=record.caller.agent,
-        group=record.caller.group,
-        action=str(record.action),
-        repository=record.repository,
-        reference=record.reference,
-        verdict=record.verdict,
-        status=record.status,
-        bytes=record.bytes_to_agent + record.bytes_from_agent,
-        took=round(record.took, 4),
-    )
-
-
-def _tag_is_taken(request: RegistryRequest, rule: str) -> Verdict:
-    told = f"tunnelmgr: {request.repository}:{request.reference} exists and may not be overwritten ({rule})"
-    return Verdict(allowed=False, rule=rule, reason=told)

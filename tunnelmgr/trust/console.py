@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tunnelmgr.blocking import in_thread
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyUnknownError
@@ -23,7 +24,7 @@ class ConsoleKeys:
     async def trust_for(self, agent: Agent) -> HostTrust:
         """Return the keys of the console's one whole block."""
         async with self._slots:
-            text = await asyncio.to_thread(self.read, agent)
+            text = await in_thread(self.read, agent)
         try:
             return HostTrust(Method.CONSOLE, host_keys(text))
         except ValueError as lacking:

@@ -1,11 +1,17 @@
 """The controller's own key."""
 
+import base64
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
 
-from tunnelmgr.errors import ConfigError
+from tunnelmgr.config import SshConfig, examine_key_file
+from tunnelmgr.errors import ConfigError, LoginKeyError
+
+Identity = asyncssh.SSHKey | asyncssh.SSHKeyPair | tuple[asyncssh.SSHKey, asyncssh.SSHCertificate]
+"""What can be offered to an agent."""
 
 
 def load_key(file: Path) -> asyncssh.SSHKey:
@@ -18,6 +24,86 @@ def load_key(file: Path) -> asyncssh.SSHKey:
         raise ConfigError([f"ssh.key: {file} is no private key in OpenSSH's form: {odd}"]) from odd
 
 
+@dataclass(frozen=True, slots=True)
+class Login:
+    """How the controller logs in: as whom, with what, and the seconds that it waits for an agent.
+
+    `next_key` is the one to rotate to: it is offered first, so that the key that an agent takes tells whether it is
+    ready. `certificate` goes with `key`. With `agent`, the keys of that ssh-agent are used.
+    """
+
+    user: str
+    key: asyncssh.SSHKey | None
+    connect_timeout: float
+    certificate: asyncssh.SSHCertificate | None = None
+    next_key: asyncssh.SSHKey | None = None
+    agent: Path | None = None
+
+    async def identities(self) -> list[Identity]:
+        """Return what to offer, in order; raises AuthenticationError where there is nothing."""
+        found: list[Identity] = [self.next_key] if self.next_key else []
+        if self.key is not None:
+            found.append((self.key, self.certificate) if self.certificate else self.key)
+        if self.agent is not None:
+            try:
+                found += await (await asyncssh.connect_agent(str(self.agent))).get_keys()
+            except (OSError, ValueError) as failed:
+                raise LoginKeyError(f"ssh.agent: {self.agent} gives no keys: {failed}") from failed
+        if not found:
+            # asyncssh would offer what lies in ~/.ssh.
+            raise LoginKeyError("ssh: there is no key to log in with")
+        return found
+
+
+def identity_print(identity: Identity) -> str:
+    """Return the fingerprint of what is offered."""
+    if isinstance(identity, tuple):
+        return identity[0].get_fingerprint()
+    if isinstance(identity, asyncssh.SSHKey):
+        return identity.get_fingerprint()
+    return asyncssh.import_public_key(
+        identity.algorithm + b" " + base64.b64encode(identity.public_data)
+    ).get_fingerprint()
+
+
+def load_login(config: SshConfig) -> Login:
+    """Read the keys that the configuration names; raises ConfigError with every problem."""
+    problems: list[str] = []
+    key = _read(config.key, "key", problems)
+    next_key = _read(config.next_key, "next_key", problems)
+    certificate = None
+    if config.certificate is not None:
+        try:
+            certificate = asyncssh.read_certificate(config.certificate)
+        except (asyncssh.KeyImportError, OSError, ValueError) as odd:
+            problems.append(f"ssh.certificate: {config.certificate} is no certificate: {odd}")
+    if problems:
+        raise ConfigError(problems)
+    return Login(config.user, key, config.connect_timeout, certificate, next_key, config.agent)
+
+
+def _read(file: Path | None, name: str, problems: list[str]) -> asyncssh.SSHKey | None:
+    if file is None:
+        return None
+    lax = examine_key_file(file)
+    if lax is not None:
+        problems.append(f"ssh.{name}: {lax}")
+        return None
+    try:
+        return load_key(file)
+    except ConfigError as bad:
+        problems.extend(problem.replace("ssh.key", f"ssh.{name}") for problem in bad.problems)
+        return None
+
+
+def public_lines(config: SshConfig) -> list[str]:
+    """Return the public halves that agents must accept, the next one too; raises ConfigError without a key file."""
+    files = [file for file in (config.key, config.next_key) if file is not None]
+    if not files:
+        raise ConfigError(["ssh.key: names no file; `ssh-add -L` prints the public keys of an ssh-agent"])
+    return [public_line(file) for file in files]
+
+
 def make_key(file: Path, comment: str) -> None:
     """Write a fresh Ed25519 key that only its owner can read; raises FileExistsError rather than replace one."""
     key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
@@ -28,3 +114,41 @@ def make_key(file: Path, comment: str) -> None:
 def public_line(file: Path) -> str:
     """Return a private key's public half as `type base64`; raises ConfigError."""
     return " ".join(load_key(file).export_public_key("openssh").decode().split()[:2])
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """What a host certificate is to say; `hours` from now it runs out."""
+
+    principal: str
+    serial: int
+    key_id: str
+    hours: float
+
+
+def sign_host_key(authority: Path, public_key: str, signing: Signing) -> str:
+    """Return a host certificate as one line, for the file that sshd's HostCertificate names.
+
+    Raises ConfigError where the authority's key or the host key cannot be read.
+    """
+    try:
+        host_key = asyncssh.import_public_key(public_key)
+    except asyncssh.KeyImportError as odd:
+        raise ConfigError([f"this is no public host key: {odd}"]) from odd
+    certificate = load_key(authority).generate_host_certificate(
+        host_key,
+        signing.key_id,
+        serial=signing.serial,
+        principals=[signing.principal],
+        # A clock that is a little behind must not refuse a fresh certificate.
+        valid_after="-5m",
+        valid_before=f"+{int(signing.hours * 3600)}s",
+    )
+    return certificate.export_certificate("openssh").decode().strip()
+
+
+def fresh_host_key(comment: str) -> tuple[str, str]:
+    """Return a new Ed25519 host key: its private half in OpenSSH's form, and its public one as `type base64`."""
+    key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
+    public = " ".join(key.export_public_key("openssh").decode().split()[:2])
+    return key.export_private_key("openssh").decode(), public

@@ -10,15 +10,8 @@ import asyncssh
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.tunnel.line import Dialer
+from tunnelmgr.tunnel.ssh import HOST_KEY_ALGORITHMS, SAFE
 
-PLAIN = (
-    "ssh-ed25519",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "rsa-sha2-512",
-    "rsa-sha2-256",
-)
 _CERTIFIED = (
     "ssh-ed25519-cert-v01@openssh.com",
     "ecdsa-sha2-nistp256-cert-v01@openssh.com",
@@ -31,7 +24,7 @@ _CERTIFIED = (
 
 async def shown_key(agent: Agent, patience: float) -> str:
     """Return the plain host key that the agent shows, as `type base64`; raises UnreachableError."""
-    blob = await _shown(agent, PLAIN, patience)
+    blob = await _shown(agent, HOST_KEY_ALGORITHMS, patience)
     size = int.from_bytes(blob[:4], "big")
     return f"{blob[4 : 4 + size].decode('ascii')} {base64.b64encode(blob).decode()}"
 
@@ -41,12 +34,12 @@ async def shown_certificate(agent: Agent, patience: float) -> bytes:
 
     The authority's signature in a certificate is checked; what it says is not. Raises UnreachableError.
     """
-    return await _shown(agent, (*_CERTIFIED, *PLAIN), patience)
+    return await _shown(agent, (*_CERTIFIED, *HOST_KEY_ALGORITHMS), patience)
 
 
 async def _shown(agent: Agent, algorithms: Sequence[str], patience: float) -> bytes:
     where = f"{agent.addresses[0]} port {agent.port}" if agent.addresses else "the agent"
-    dialer = _LookingDialer(agent.addresses)
+    dialer = _LookingDialer(agent.addresses, patience)
     try:
         async with asyncio.timeout(patience):
             await asyncssh.get_server_host_key(
@@ -55,6 +48,8 @@ async def _shown(agent: Agent, algorithms: Sequence[str], patience: float) -> by
                 port=agent.port,
                 config=None,
                 server_host_key_algs=list(algorithms),
+                # No key at all: without this, asyncssh reads those in ~/.ssh, and fails where one is odd.
+                options=asyncssh.SSHClientConnectionOptions(client_keys=None, **SAFE),
             )
     except TunnelError:
         raise

@@ -11,22 +11,20 @@ Rules, each with the reason measured:
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import asyncssh
 
-from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.errors import (
     AuthenticationError,
     ConnectionLostError,
     HostKeyMismatchError,
-    TunnelError,
     UnreachableError,
 )
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.keys import Identity, Login, identity_print
 from tunnelmgr.tunnel.line import Dialer, Line
 
 HOST_KEY_ALGORITHMS = (
@@ -58,15 +56,6 @@ EXPOSED = "overridden by server GatewayPorts"
 """What sshd says in a debug message when it listens on every address in spite of the request (channels.c)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
-    """How the controller logs in: as whom, with which key, and the seconds it waits for an agent."""
-
-    user: str
-    key: asyncssh.SSHKey
-    connect_timeout: float
-
-
 class Listener:
     """A listen address that the agent's sshd holds for us."""
 
@@ -87,6 +76,11 @@ class SshConnection:
         self._line = line
         self._peer = peer
         self.address = address
+
+    @property
+    def login_key(self) -> str:
+        """The fingerprint of the key that the agent took."""
+        return self._peer.login_key
 
     @property
     def lost(self) -> asyncio.Event:
@@ -178,7 +172,9 @@ class ChannelRefused(Exception):  # noqa: N818 - an answer, not a fault
 class Peer(asyncssh.SSHClient):
     """Hears what the agent's sshd says outside of channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, offers: list[Identity]) -> None:
+        self._offers = offers
+        self._offered = 0
         self.lost = asyncio.Event()
         self.reason = ""
         self.exposed = False
@@ -187,6 +183,18 @@ class Peer(asyncssh.SSHClient):
         """Note the one debug message that matters."""
         if EXPOSED in msg:
             self.exposed = True
+
+    @property
+    def login_key(self) -> str:
+        """The fingerprint of the key that was offered last, which is the one that was taken."""
+        return identity_print(self._offers[self._offered])
+
+    def public_key_auth_requested(self) -> Any:  # noqa: ANN401 - asyncssh's type of a list of keys
+        """Offer the next key once the one before is refused; asyncssh was given only the first."""
+        if self._offered + 1 >= len(self._offers):
+            return None
+        self._offered += 1
+        return [self._offers[self._offered]]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end and its reason."""
@@ -199,7 +207,8 @@ async def dial(spec: TunnelSpec, login: Login) -> SshConnection:
 
     Raises UnreachableError, HostKeyMismatchError, AuthenticationError or ConnectionLostError.
     """
-    peer, dialer = Peer(), Dialer(spec.addresses, login.connect_timeout)
+    offers = await login.identities()
+    peer, dialer = Peer(offers), Dialer(spec.addresses, login.connect_timeout)
     keys = [asyncssh.import_public_key(key) for key in spec.trust.keys]
     where = f"{spec.addresses[0]} port {spec.port}"
     try:
@@ -210,7 +219,7 @@ async def dial(spec: TunnelSpec, login: Login) -> SshConnection:
                 tunnel=dialer,
                 client_factory=lambda: peer,
                 username=login.user,
-                client_keys=[login.key],
+                client_keys=offers[:1],
                 known_hosts=(keys, [], []),
                 host_key_alias=spec.agent,
                 server_host_key_algs=host_key_algorithms(spec.trust.keys),
@@ -232,32 +241,6 @@ async def dial(spec: TunnelSpec, login: Login) -> SshConnection:
     if dialer.line is None:
         raise AssertionError("a connection without a line")
     return SshConnection(conn, dialer.line, peer, dialer.reached)
-
-
-async def scan(agent: Agent, timeout: float) -> str:  # noqa: ASYNC109 - the deadline is the caller's policy
-    """Return the host key that the agent shows, as `type base64`, offering no credential.
-
-    Raises UnreachableError.
-    """
-    where = f"{agent.addresses[0]} port {agent.port}" if agent.addresses else "the agent"
-    try:
-        async with asyncio.timeout(timeout):
-            key = await asyncssh.get_server_host_key(
-                tunnel=cast("Any", Dialer(agent.addresses, timeout)),  # its type wants a close that is not called
-                host=agent.addresses[0] if agent.addresses else "",
-                port=agent.port,
-                config=None,
-                server_host_key_algs=list(HOST_KEY_ALGORITHMS),
-                # No key at all: without this, asyncssh reads those in ~/.ssh, and fails where one is odd.
-                options=asyncssh.SSHClientConnectionOptions(client_keys=None, **SAFE),
-            )
-    except TunnelError:
-        raise
-    except (asyncssh.Error, OSError, TimeoutError) as failed:
-        raise UnreachableError(where, str(failed) or f"no answer within {timeout:g} s") from failed
-    if key is None:
-        raise UnreachableError(where, "it showed no host key")
-    return " ".join(key.export_public_key("openssh").decode().split()[:2])
 
 
 def host_key_algorithms(keys: tuple[str, ...]) -> list[str]:

@@ -33,13 +33,14 @@ class Supervisor:
         task.add_done_callback(lambda done: self._over(worker, done))
 
     def close(self, action: CloseTunnel) -> None:
-        """Ask a worker to drain, or end it now; one that is over already is no matter."""
+        """Ask a worker to drain, or end it now; one that is over already is no matter.
+
+        A worker that is still dialling has nothing to finish, and a stop must not wait for agents that are away.
+        """
         worker, task = self._lives.get(action.agent, (None, None))
         if worker is None or task is None or worker.life != action.life:
             return
-        if action.manner is Manner.DRAIN:
-            worker.drain()
-        else:
+        if action.manner is Manner.REVOKE or not worker.drain():
             task.cancel()
 
     def _over(self, worker: Worker, task: asyncio.Task[Failure | None]) -> None:

@@ -17,8 +17,9 @@ from tunnelmgr.errors import (
     TunnelError,
 )
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
-from tunnelmgr.tunnel.ssh import ChannelRefused, Listener, Login, SshConnection, dial
+from tunnelmgr.tunnel.ssh import ChannelRefused, Listener, SshConnection, dial
 
 log = structlog.get_logger(__name__)
 
@@ -58,22 +59,27 @@ class Worker:
         self._report = settings.report
         self._asked_to_drain = asyncio.Event()
         self._listeners: dict[Endpoint, Listener] = {}
-        self._sessions: set[asyncio.Task[None]] = set()
+        self._sessions: dict[asyncio.Task[None], None] = {}  # oldest first
         self._channels = 0
         self._declined = 0
         self._probing = 0
         self._open_for_channels = False
 
-    def drain(self) -> None:
-        """Stop listening, let the channels end until the deadline, then close."""
-        self._asked_to_drain.set()
+    def drain(self) -> bool:
+        """Stop listening, let the channels end until the deadline, then close.
+
+        Returns False, and does nothing, where the tunnel does not stand yet and so has nothing to wait for.
+        """
+        if self._open_for_channels:
+            self._asked_to_drain.set()
+        return self._asked_to_drain.is_set()
 
     async def run(self) -> None:
         """Live; return when drained, raise TunnelError when the tunnel failed or was lost."""
         async with self._settings.handshakes:
             connection = await dial(self.spec, self._settings.login)
         try:
-            self._report(TunnelDialled(self.spec.agent, self.life, connection.address))
+            self._report(TunnelDialled(self.spec.agent, self.life, connection.address, connection.login_key))
             await self._hold(connection)
         finally:
             connection.abort()
@@ -115,8 +121,8 @@ class Worker:
                 return
             serving = self._serve_one(channel, forward, endpoint)
             session = sessions.create_task(serving, name=f"channel {self.spec.agent} {endpoint}")
-            self._sessions.add(session)
-            session.add_done_callback(self._sessions.discard)
+            self._sessions[session] = None
+            session.add_done_callback(self._sessions.pop)
 
         async with _deadline(self._settings.probe_timeout):
             listener = await connection.listen(endpoint, self._admit, on_open, self._channel_ended)
@@ -164,7 +170,8 @@ class Worker:
     def _admit(self) -> None:
         if not self._open_for_channels:
             raise ChannelRefused("the tunnel is not open")
-        # A probe has a place of its own: an agent that uses all its channels does not lose its tunnel by it.
+        # A probe has a place of its own: an agent that uses all its channels does not lose its tunnel by it. Which
+        # channel is the probe's cannot be seen here, so one that took its place is ended again.
         if self._channels >= self._settings.max_channels + self._probing:
             self._declined += 1
             raise ChannelRefused(f"more than {self._settings.max_channels} channels")
@@ -172,6 +179,11 @@ class Worker:
 
     def _channel_ended(self) -> None:
         self._channels -= 1
+
+    def _shed(self) -> None:
+        """End the newest sessions beyond the limit."""
+        for session in list(self._sessions)[self._settings.max_channels :]:
+            session.cancel()
 
     def _tell_declined(self) -> None:
         """Log at most one line an interval: how many channels an agent asks for is the agent's to say."""
@@ -208,13 +220,16 @@ class Worker:
         try:
             async with _deadline(self._settings.probe_timeout):
                 for forward in self.spec.forwards:
-                    await self._probe_one(connection, forward)
+                    while not await self._probe_one(connection, forward):
+                        self._shed()
         finally:
             self._probing = 0
+            self._shed()
         self._report(TunnelProbed(self.spec.agent, self.life, clock.time() - begun))
 
-    async def _probe_one(self, connection: SshConnection, forward: Forward) -> None:
-        endpoint = forward.listen[0]
+    async def _probe_one(self, connection: SshConnection, forward: Forward) -> bool:
+        """Probe one forward; returns False where the probe may have been declined by ourselves in a crowd."""
+        endpoint, declined = forward.listen[0], self._declined
         try:
             if forward.protocol == "registry":
                 await self._settings.prover.probe(connection, self.spec.agent, endpoint)
@@ -226,6 +241,11 @@ class Worker:
                 f"the agent's sshd will not connect to its own listener {endpoint} ({refused}): "
                 f'its authorized_keys needs permitopen="{endpoint}"'
             ) from refused
+        except ConnectionLostError:
+            if connection.lost.is_set() or self._declined == declined:
+                raise
+            return False
+        return True
 
     async def _interrupted(self, connection: SshConnection) -> bool:
         """Wait one interval; return True when asked to drain, raise when the connection is lost."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, FeedHeard, Rules
 from tunnelmgr.core.evolve.common import keys_assigned, respecified, rested
+from tunnelmgr.core.trust import Method
 from tunnelmgr.core.world import Record, SourceView, World
 
 MISSES_TO_LEAVE = 2
@@ -21,7 +22,8 @@ def reconfigured(world: World, rules: Rules, now: float) -> World:
     records = {}
     for id_, record in world.records.items():
         trust = record.trust
-        if trust and not rules.accepts(record.agent, trust.method):
+        recertify = rules.authorities != world.rules.authorities and trust and trust.method is Method.AUTHORITY
+        if trust and (recertify or not rules.accepts(record.agent, trust.method)):
             trust = None
         present = record.present and record.agent.source in rules.trust
         if record.present and not present:

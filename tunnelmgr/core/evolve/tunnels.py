@@ -6,7 +6,7 @@ from typing import assert_never
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
 from tunnelmgr.core.events import Failure, TunnelBound, TunnelDialled, TunnelEnded, TunnelProbed
-from tunnelmgr.core.evolve.common import quarantined, respecified, rested
+from tunnelmgr.core.evolve.common import keys_assigned, quarantined, respecified, rested
 from tunnelmgr.core.trust import PER_LIFE
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import Record, World, resting_status
@@ -22,8 +22,9 @@ def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, no
         return world
     record, status = world.records[event.agent], world.tunnels[event.agent]
     match event:
-        case TunnelDialled(address=address):
-            return world.with_record(record.told(now, "dialled", f"{address}, its key is as expected"))
+        case TunnelDialled(address=address, login_key=login_key):
+            world = world.with_record(record.told(now, "dialled", f"{address}, its key is as expected"))
+            return world.with_tunnel(event.agent, replace(status, login_key=login_key or None))
         case TunnelBound():
             return _bound(world, event, now)
         case TunnelProbed(took=took):
@@ -40,7 +41,7 @@ def ended(world: World, event: TunnelEnded, now: float) -> World:
     """Take in the end of a worker."""
     if not _is_current(world, event):
         return world
-    world = _unproved(world, event.agent)
+    world = _unproved(world, event.agent, now)
     record, status = world.records[event.agent], world.tunnels[event.agent]
     failure = event.failure
     if failure is None or status.revoked or status.phase is Phase.DRAINING:
@@ -51,12 +52,13 @@ def ended(world: World, event: TunnelEnded, now: float) -> World:
     return rested(world, {event.agent}, now)
 
 
-def _unproved(world: World, agent: AgentId) -> World:
+def _unproved(world: World, agent: AgentId, now: float) -> World:
     """Drop evidence that is good for one life of a tunnel only; the next life asks for it again."""
     record = world.records[agent]
     if record.trust is None or record.trust.method not in PER_LIFE:
         return world
-    return world.with_record(respecified(replace(record, trust=None), world.rules))
+    world = world.with_record(respecified(replace(record, trust=None), world.rules))
+    return keys_assigned(world, now)
 
 
 def _is_current(world: World, event: TunnelDialled | TunnelBound | TunnelProbed | TunnelEnded) -> bool:

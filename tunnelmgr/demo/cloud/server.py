@@ -16,12 +16,12 @@ from xml.sax.saxutils import escape
 from tunnelmgr.demo.cloud.faults import Fault, Faults
 from tunnelmgr.demo.cloud.fleet import Fleet
 from tunnelmgr.demo.cloud.queues import Queues
+from tunnelmgr.demo.service import COMMANDS, obey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-COMMANDS = "/_lab/"
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -76,15 +76,8 @@ class LabCloud:
         return self._moto(environ, start_response)
 
     def _obey(self, command: str, body: bytes) -> tuple[int, bytes]:
-        if command not in self._commands:
-            return HTTPStatus.NOT_FOUND, b"null"
-        asked = json.loads(body or b"{}")
-        try:
-            with self._lock:
-                result = self._commands[command](*asked.get("args", ()), **asked.get("kwargs", {}))
-        except (KeyError, TypeError, ValueError) as wrong:
-            return HTTPStatus.BAD_REQUEST, json.dumps(f"{type(wrong).__name__}: {wrong}").encode()
-        return HTTPStatus.OK, json.dumps(result).encode()
+        with self._lock:
+            return obey(self._commands, command, body)
 
     def _set_page_size(self, size: int) -> None:
         self._page_size = size

@@ -1,0 +1,284 @@
+"""What the gate costs: requests a second for manifests and MB/s for blobs, against the raw relay, in one run.
+
+Both paths serve the same real docker-registry over a loopback listener that stands for the agents' channels, in this
+process; a second process loads them in turn, round by round, so that whatever else the machine does hits both alike.
+Each figure is the median of the rounds with its extremes; `ratio` is gate to raw.
+
+    python benchmarks/gate.py [--rounds 9] [--seconds 1.0] [--blob-mib 256] [--json FILE]
+"""
+
+import argparse
+import asyncio
+import hashlib
+import http.client
+import json
+import logging
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.ports import Channel
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.relay import relay
+from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.gate.upstream import Upstream
+
+MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+BARS = {"manifests": 0.70, "blobs": 0.95}
+UNITS = {"manifests": "requests/s", "blobs": "MB/s"}
+CONNECTIONS = 4
+MIB = 1024 * 1024
+
+
+# --- the registry ---
+
+
+@contextmanager
+def running_registry(folder: Path) -> Iterator[Endpoint]:
+    """Run a docker-registry that stores in `folder`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = Endpoint("127.0.0.1", probe.getsockname()[1])
+    settings = {
+        "version": 0.1,
+        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "content")}},
+        "http": {"addr": str(endpoint)},
+    }
+    (folder / "registry.json").write_text(json.dumps(settings))
+    environment = {"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"}
+    command = ["docker-registry", "serve", str(folder / "registry.json")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        try:
+            wait_for(endpoint)
+            yield endpoint
+        finally:
+            process.terminate()
+
+
+def wait_for(endpoint: Endpoint) -> None:
+    """Wait until somebody listens there."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def ask(endpoint: Endpoint, method: str, target: str, body: bytes = b"", kind: str = "") -> str:
+    """Send one request and return where its answer's Location leads."""
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=60)
+    connection.request(method, target, body, {"Content-Type": kind} if kind else {})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    if answer.status >= http.HTTPStatus.BAD_REQUEST:
+        raise SystemExit(f"{method} {target}: {answer.status}")
+    return (answer.getheader("Location") or "").partition(str(endpoint))[2]
+
+
+def push_blob(endpoint: Endpoint, content: bytes) -> str:
+    """Push a blob and return its digest."""
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    target = ask(endpoint, "POST", "/v2/bench/app/blobs/uploads/")
+    ask(endpoint, "PUT", f"{target}&digest={digest}", content, "application/octet-stream")
+    return digest
+
+
+def seed(endpoint: Endpoint, blob_mib: int) -> dict[str, str]:
+    """Push what is to be pulled; returns the target for each measurement."""
+    blob = push_blob(endpoint, os.urandom(MIB) * blob_mib)
+    config = {"mediaType": "application/vnd.docker.container.image.v1+json", "size": 2}
+    layer = {"mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip", "size": blob_mib * MIB, "digest": blob}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": config | {"digest": push_blob(endpoint, b"{}")},
+        "layers": [layer],
+    }
+    ask(endpoint, "PUT", "/v2/bench/app/manifests/v1", json.dumps(manifest).encode(), MANIFEST_TYPE)
+    return {"manifests": "/v2/bench/app/manifests/v1", "blobs": f"/v2/bench/app/blobs/{blob}"}
+
+
+# --- the two paths ---
+
+
+class Accepted(Upstream):
+    """A connection of the load, which stands for an agent's channel."""
+
+    def __init__(self, serve: "Serve", tasks: asyncio.TaskGroup) -> None:
+        super().__init__()
+        self._serve = serve
+        self._tasks = tasks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to serve."""
+        super().connection_made(transport)
+        self._tasks.create_task(self._serve(self), name="channel")
+
+
+class Serve:
+    """Serves one channel, by the gate or by the raw relay."""
+
+    def __init__(self, path: str, registry: Endpoint) -> None:
+        policy = GroupPolicy.build("ci")
+        self._gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce) if path == "gate" else None
+        self._caller = Caller(AgentId("static:bench"), "bench", "ci", "bench", "127.0.0.1:5000")
+        self._registry = registry
+
+    async def __call__(self, channel: Channel) -> None:
+        """Serve it to its end."""
+        if self._gate is None:
+            await relay(channel, self._registry, Traffic())
+        else:
+            await self._gate.serve(channel, self._caller, self._registry, Traffic())
+
+
+async def listen(path: str, registry: Endpoint, tasks: asyncio.TaskGroup) -> int:
+    """Open the listener of one path and return its port."""
+    serve = Serve(path, registry)
+    server = await asyncio.get_running_loop().create_server(lambda: Accepted(serve, tasks), "127.0.0.1", 0)
+    return int(server.sockets[0].getsockname()[1])
+
+
+# --- the load, in a process of its own ---
+
+
+def load(port: int, target: str, seconds: float, connections: int) -> tuple[int, int, float]:
+    """Pull `target` again and again on each of some connections; returns requests, bytes and seconds."""
+    totals: list[tuple[int, int]] = []
+    began = time.perf_counter()
+    deadline = began + seconds
+    threads = [
+        threading.Thread(target=lambda: totals.append(pull(port, target, deadline)), name=f"load {number}")
+        for number in range(connections)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(total[0] for total in totals), sum(total[1] for total in totals), time.perf_counter() - began
+
+
+def pull(port: int, target: str, deadline: float) -> tuple[int, int]:
+    """Pull on one connection until the deadline, at least once."""
+    request = f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\nUser-Agent: bench\r\nAccept: {MANIFEST_TYPE}\r\n\r\n"
+    wire, buffer, room = request.encode(), bytearray(MIB), memoryview(bytearray(MIB))
+    requests = received = 0
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while not requests or time.perf_counter() < deadline:
+            connection.sendall(wire)
+            count = connection.recv_into(buffer)
+            head, _, body = bytes(buffer[:count]).partition(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise SystemExit(f"unexpected answer: {head[:200]!r}")
+            left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]) - len(body)
+            while left:
+                count = connection.recv_into(room[: min(left, MIB)])
+                if not count:
+                    raise SystemExit("an answer was broken off")
+                left -= count
+                received += count
+            requests += 1
+    return requests, received
+
+
+async def loaded(port: int, target: str, seconds: float, connections: int) -> tuple[int, int, float]:
+    """Run the load in another process."""
+    command = [sys.executable, __file__, "--load", str(port), target, str(seconds), str(connections)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the load failed with exit status {process.returncode}")
+    requests, received, took = json.loads(out)
+    return requests, received, took
+
+
+# --- the run ---
+
+Figures = dict[str, dict[str, list[float]]]
+
+
+async def measure(registry: Endpoint, targets: dict[str, str], rounds: int, seconds: float) -> Figures:
+    """Measure both paths in turn; each round begins with the other one."""
+    figures: Figures = {what: {"gate": [], "raw": []} for what in targets}
+    async with asyncio.TaskGroup() as tasks:
+        ports = {path: await listen(path, registry, tasks) for path in ("gate", "raw")}
+        for number in range(-1, rounds):
+            for what, target in targets.items():
+                for path in ("gate", "raw") if number % 2 else ("raw", "gate"):
+                    many = CONNECTIONS if what == "manifests" else 1
+                    requests, received, took = await loaded(ports[path], target, seconds, many)
+                    if number >= 0:  # the round before is to warm up
+                        speed = requests / took if what == "manifests" else received / took / 1e6
+                        figures[what][path].append(speed)
+    return figures
+
+
+def summary(figures: Figures) -> dict[str, dict[str, float | dict[str, float]]]:
+    """Return medians, extremes, and the ratio of the medians."""
+    told: dict[str, dict[str, float | dict[str, float]]] = {}
+    for what, paths in figures.items():
+        medians = {path: statistics.median(values) for path, values in paths.items()}
+        told[what] = {
+            path: {"median": medians[path], "min": min(values), "max": max(values)} for path, values in paths.items()
+        }
+        told[what]["ratio"] = medians["gate"] / medians["raw"]
+    return told
+
+
+def show(figures: Figures) -> bool:
+    """Print the figures; returns whether every bar is met."""
+    met = True
+    for what, paths in figures.items():
+        medians = {path: statistics.median(values) for path, values in paths.items()}
+        for path, values in paths.items():
+            print(f"{what:10} {path:5} {medians[path]:10.0f} {UNITS[what]:10} ({min(values):.0f} to {max(values):.0f})")
+        ratio = medians["gate"] / medians["raw"]
+        met = met and ratio >= BARS[what]
+        print(f"{what:10} ratio {ratio:10.1%} of raw; the bar is {BARS[what]:.0%}")
+    return met
+
+
+def main() -> int:
+    """Run the benchmark, or the load for it."""
+    if sys.argv[1:2] == ["--load"]:
+        print(json.dumps(load(int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), int(sys.argv[5]))))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of load in each measurement")
+    parser.add_argument("--blob-mib", type=int, default=256)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))  # as the daemon does
+    with tempfile.TemporaryDirectory() as folder, running_registry(Path(folder)) as registry:
+        targets = seed(registry, options.blob_mib)
+        figures = asyncio.run(measure(registry, targets, options.rounds, options.seconds))
+    if options.json:
+        options.json.write_text(json.dumps(summary(figures), indent=2) + "\n")
+    return 0 if show(figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""The commands for the time before agents come: `init`, `check` and `hook`."""
+
+import asyncio
+import json
+import os
+import re
+import socket as sockets
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from tunnelmgr import hooks
+from tunnelmgr.config import load
+
+Run = Callable[..., Result]
+
+
+@contextmanager
+def registry(host: str) -> Iterator[int]:
+    """Answer `GET /v2/` as a registry does, on a free port of this address."""
+    listener = sockets.create_server((host, 0))
+    port = listener.getsockname()[1]
+    started, stop = threading.Event(), threading.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+        await writer.wait_closed()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(answer, sock=listener)
+        started.set()
+        await asyncio.to_thread(stop.wait)
+        server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="registry")
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield port
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+def rewrite(config: Path, pattern: str, replacement: str) -> None:
+    """Change the configuration."""
+    text, found = re.subn(pattern, replacement, config.read_text())
+    assert found
+    config.write_text(text)
+
+
+def checks(result: Result) -> dict[str, dict[str, Any]]:
+    """Return the findings of `check --json` by name."""
+    return {found["check"]: found for found in json.loads(result.stdout)["checks"]}
+
+
+# --- init ---
+
+
+def test_init_writes_a_configuration_that_loads_and_a_key_for_its_owner_alone(run: Run, tmp_path: Path) -> None:
+    """A folder that is not there is made."""
+    file = tmp_path / "etc" / "tunnelmgr.toml"
+    result = run("init", "-c", file)
+
+    assert result.exit_code == 0
+    key = file.with_name("id_ed25519")
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    loaded = load(file)
+    assert loaded.ssh.key == key
+    assert loaded.controller.socket.parent == file.parent
+
+
+def test_init_prints_the_line_and_the_user_data_that_agents_need(run: Run, tmp_path: Path) -> None:
+    """The line restricts the key to the listeners; the same line is in the user-data."""
+    answer = json.loads(run("init", "-c", tmp_path / "tunnelmgr.toml", "--json").stdout)
+    line = answer["authorized_keys"]
+
+    assert line == (
+        'restrict,port-forwarding,permitlisten="127.0.0.1:5000",permitlisten="[::1]:5000",'
+        f'permitopen="127.0.0.1:5000",permitopen="[::1]:5000" {answer["public_key"]}'
+    )
+    assert line in answer["cloud_init"]
+    assert answer["cloud_init"].startswith("#cloud-config\n")
+    assert line in run("init", "-c", tmp_path / "tunnelmgr.toml").stdout
+
+
+def test_a_second_init_keeps_both_files_and_prints_the_same(run: Run, tmp_path: Path) -> None:
+    """Nothing that exists is replaced."""
+    file = tmp_path / "tunnelmgr.toml"
+    first = json.loads(run("init", "-c", file, "--json").stdout)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    second = json.loads(run("init", "-c", file, "--json").stdout)
+
+    assert len(first.pop("made")) == 2
+    assert second.pop("made") == []
+    assert first == second
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert run("init", "-c", file).stdout.count("kept ") == 2
+
+
+def test_init_follows_a_configuration_that_is_there_already(run: Run, config: Path) -> None:
+    """The line is for its forwards, not for the default ones."""
+    rewrite(config, r"127\.0\.0\.1:5000", "127.0.0.1:5050")
+
+    line = json.loads(run("init", "-c", config, "--json").stdout)["authorized_keys"]
+    assert 'permitlisten="127.0.0.1:5050"' in line
+    assert "::1" not in line
+
+
+def test_init_where_nothing_can_be_written_is_an_error_that_names_the_place(run: Run, tmp_path: Path) -> None:
+    """No trace, and no half of the two files."""
+    (tmp_path / "file").write_text("")
+    result = run("init", "-c", tmp_path / "file" / "tunnelmgr.toml")
+
+    assert result.exit_code == 1
+    assert str(tmp_path / "file") in result.stderr
+
+
+# --- check ---
+
+
+def test_check_is_0_when_all_is_well(run: Run, config: Path) -> None:
+    """And says what it looked at."""
+    with registry("127.0.0.1") as port:
+        rewrite(config, r"127\.0\.0\.1:1\b", f"127.0.0.1:{port}")
+        result = run("check", "-c", config, "--json")
+        plain = run("check", "-c", config)
+
+    assert result.exit_code == plain.exit_code == 0, plain.output
+    found = checks(result)
+    assert json.loads(result.stdout)["ok"] is True
+    assert {found[name]["result"] for name in ("ssh key", "state", "socket", "registry", "source office")} == {"ok"}
+    assert found["registry on loopback only"]["result"] == "ok"
+    assert "\x1b" not in plain.output
+    assert "✔" in plain.stdout
+
+
+def test_check_finds_a_registry_that_does_not_answer(run: Run, config: Path) -> None:
+    """Exit status 1, with the target by name."""
+    result = run("check", "-c", config, "--json")
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["ok"] is False
+    assert "127.0.0.1:1" in checks(result)["registry"]["message"]
+
+
+def test_check_finds_a_registry_that_listens_beyond_loopback(run: Run, config: Path) -> None:
+    """It answers well, and to everybody."""
+    with registry("0.0.0.0") as port:  # noqa: S104 - what is to be found
+        rewrite(config, r"127\.0\.0\.1:1\b", f"127.0.0.1:{port}")
+        result = run("check", "-c", config, "--json")
+
+    found = checks(result)
+    assert result.exit_code == 1
+    assert found["registry"]["result"] == "ok"
+    assert found["registry on loopback only"]["result"] == "failed"
+    assert "0.0.0.0" in found["registry on loopback only"]["message"]  # noqa: S104
+
+
+def test_check_finds_a_key_that_others_can_read(run: Run, config: Path) -> None:
+    """And says what to do."""
+    config.with_name("id_ed25519").chmod(0o644)
+    result = run("check", "-c", config, "--json")
+
+    assert result.exit_code == 1
+    assert "chmod 600" in checks(result)["ssh key"]["message"]
+
+
+def test_check_of_a_bad_configuration_is_2_with_every_problem(run: Run, config: Path) -> None:
+    """Each with its place, all on stderr, none on stdout."""
+    rewrite(config, "trust = .*", 'trust = ["hope"]\npoll = "soon"\nnonsense = 1')
+    result = run("check", "-c", config)
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    for place in ("source[0].trust[0]", "source[0].poll", "source[0].nonsense"):
+        assert place in result.stderr
+
+
+def test_check_without_a_configuration_says_how_to_write_one(run: Run, tmp_path: Path) -> None:
+    """The first thing that a new user meets."""
+    result = run("check", "-c", tmp_path / "none.toml")
+
+    assert result.exit_code == 2
+    assert "tunnelmgr init" in result.stderr
+
+
+# --- hook ---
+
+
+@pytest.mark.parametrize("kind", hooks.KINDS)
+def test_every_kind_of_hook_is_printed_as_a_file_to_keep(run: Run, config: Path, kind: str) -> None:
+    """Ready to be redirected: nothing else is on stdout."""
+    result = run("hook", kind, "-c", config)
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith(("#!/bin/sh\n", "#cloud-config\n"))
+    assert result.stdout.endswith("\n")
+    assert json.loads(run("hook", kind, "-c", config, "--json").stdout) == {"kind": kind, "script": result.stdout}
+
+
+@pytest.mark.parametrize("kind", sorted(set(hooks.KINDS) - hooks.NEED_KEY))
+def test_a_hook_without_a_key_in_it_needs_no_configuration(run: Run, tmp_path: Path, kind: str) -> None:
+    """It can be printed on any machine."""
+    assert run("hook", kind, "-c", tmp_path / "none.toml").exit_code == 0
+
+
+def test_a_hook_with_a_key_in_it_follows_the_configuration(run: Run, config: Path, tmp_path: Path) -> None:
+    """Its listeners and the public half of its key; without a configuration it is a usage error."""
+    rewrite(config, r"127\.0\.0\.1:5000", "127.0.0.1:5050")
+
+    assert 'permitlisten="127.0.0.1:5050"' in run("hook", "cloud-init", "-c", config).stdout
+    assert run("hook", "cloud-init", "-c", tmp_path / "none.toml").exit_code == 2
+    assert os.environ.get("TUNNELMGR_CONFIG") is None

@@ -1,0 +1,97 @@
+"""A daemon as the control server sees one: a world made for the test, and a memory of what was asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from tunnelmgr.control.views import DaemonFacts, RegistryFacts
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import Event, Rules
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelStatus
+from tunnelmgr.core.world import Moment, Quarantine, Record, SourceView, World
+from tunnelmgr.errors import ConfigError
+from tunnelmgr.gate.traffic import Traffic
+
+NOW = 1_700_000_000.0
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIAGkZnzWcWDkVGJCSmtWFcZOcmXJ9vSVP6sHJqMF5kP"
+FORWARD = Forward(
+    "registry", (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000)), Endpoint("127.0.0.1", 5000), "registry"
+)
+
+
+def record(name: str, **changes: object) -> Record:
+    """Return an agent of source `office` as it is remembered, believed by its pinned key."""
+    agent = Agent(AgentId(f"static:{name}"), "1", "office", "ci", name, ("192.0.2.7",), 22)
+    plain = Record(
+        agent=agent,
+        first_seen=NOW,
+        changed=NOW,
+        trust=HostTrust(Method.PINNED, (KEY,)),
+        story=(Moment(NOW, "seen", "in source office"), Moment(NOW + 1, "evidence", "pinned")),
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def up(**changes: object) -> TunnelStatus:
+    """Return the status of a tunnel that works."""
+    plain = TunnelStatus(Phase.UP, NOW + 2, life=1, working=True, probed_at=NOW + 3, probe_ms=1.25, held=FORWARD.listen)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def world(*entries: tuple[Record, TunnelStatus | None]) -> World:
+    """Return a world with these agents."""
+    return World(
+        rules=Rules(forwards=(FORWARD,), trust={"office": (Method.PINNED,)}),
+        sources={"office": SourceView("office", ok=True, last_success=NOW)},
+        records={each.agent.id: each for each, _ in entries},
+        tunnels={each.agent.id: status for each, status in entries if status is not None},
+    )
+
+
+def fleet() -> World:
+    """Return a world with an agent in each phase that a person meets."""
+    lost = TunnelStatus(
+        Phase.DOWN,
+        NOW,
+        failures=3,
+        retry_at=NOW + 60,
+        error="unreachable",
+        message="cannot reach 192.0.2.7 port 22: Connection refused",
+    )
+    marked = Quarantine(NOW, "host-key-mismatch", "the machine at 192.0.2.7 port 22 holds another host key")
+    return world(
+        (record("builder-1"), up()),
+        (record("builder-2"), lost),
+        (record("builder-3", quarantine=marked), None),
+        (record("builder-4", trust=None), None),
+        (record("other-1", present=False, changed=NOW + 9), None),
+    )
+
+
+@dataclass
+class FakeDaemon:
+    """What the server needs of the daemon, with everything in the test's hands."""
+
+    world: World = field(default_factory=fleet)
+    traffic: Mapping[AgentId, Traffic] = field(default_factory=dict)
+    registry: RegistryFacts = field(default_factory=lambda: RegistryFacts(reachable=True, loopback_only=True))
+    store_error: str | None = None
+    bad: ConfigError | None = None
+    remarks: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    reloads: int = 0
+
+    def facts(self) -> DaemonFacts:
+        """Return facts."""
+        return DaemonFacts("registry-1", "1.2.3", 12.34, self.registry, self.store_error)
+
+    def report(self, event: Event) -> None:
+        """Remember an event."""
+        self.events.append(event)
+
+    async def reload(self) -> list[str]:
+        """Remember the request, and refuse it where the test wants so."""
+        self.reloads += 1
+        if self.bad is not None:
+            raise self.bad
+        return self.remarks

@@ -1,0 +1,333 @@
+"""The API on the unix socket: who may connect, who may change things, and what each answer is."""
+
+import asyncio
+import http.client
+import json
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.control.fake_daemon import FakeDaemon
+from tunnelmgr.control import server as server_module
+from tunnelmgr.control.server import ControlServer
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.events import ReleaseRequested, RetryRequested
+from tunnelmgr.errors import ConfigError, ControlError
+
+Ask = Callable[..., Awaitable[Any]]
+NOBODY = 65534
+
+pytestmark = pytest.mark.usefixtures("server")
+
+
+class OnSocket(http.client.HTTPConnection):
+    """HTTP over a unix socket, without anything of our own client."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__("localhost", timeout=5)
+        self.place = place
+
+    def connect(self) -> None:
+        """Connect."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(5)
+        self.sock.connect(str(self.place))
+
+
+def request(place: Path, method: str, target: str, body: bytes | None = None) -> tuple[int, Any]:
+    """Send one request, and return the answer's status and JSON."""
+    connection = OnSocket(place)
+    try:
+        connection.request(method, target, body)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def connected_as_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> OnSocket:
+    """Return a connection that another user made, which the kernel remembers; without root, the server is told so."""
+    # By its bare name: the folders above are this test's own.
+    monkeypatch.chdir(place.parent)
+    connection = OnSocket(Path(place.name))
+    if os.geteuid() != 0:
+        monkeypatch.setattr(server_module, "_peer", lambda _request: (NOBODY, NOBODY))
+        connection.connect()
+        return connection
+    gid = os.getegid()
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        connection.connect()
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+    return connection
+
+
+# --- the socket ---
+
+
+async def test_the_socket_is_for_its_owner_and_its_group(server: ControlServer, place: Path) -> None:
+    """Mode 0660, whatever the umask; and it goes with the server."""
+    assert mode_of(place) == 0o660
+
+    await server.close()
+    assert mode_of(place) is None
+
+
+def mode_of(place: Path) -> int | None:
+    """Return a file's mode, None where there is none."""
+    return stat.S_IMODE(place.stat().st_mode) if place.exists() else None
+
+
+async def test_a_stale_socket_is_replaced(daemon: FakeDaemon, tmp_path: Path, ask: Ask) -> None:
+    """Left by a daemon that was killed, it hinders none."""
+    place = tmp_path / "stale.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(place))
+    server = ControlServer(daemon, place)
+    await server.start()
+
+    assert (await ask(request, place, "GET", "/v1/status"))[0] == 200
+    await server.close()
+
+
+async def test_a_second_daemon_on_the_same_socket_is_refused(
+    place: Path,
+    ask: Ask,
+) -> None:
+    """And the first one's socket stays."""
+    with pytest.raises(ControlError, match="another daemon"):
+        await ControlServer(FakeDaemon(), place).start()
+
+    assert (await ask(request, place, "GET", "/v1/status"))[0] == 200
+
+
+async def test_a_place_where_no_socket_can_be_is_an_error_that_names_it(daemon: FakeDaemon, tmp_path: Path) -> None:
+    """Be it a folder, a file in the way, or too long a path."""
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file", tmp_path / "file" / "sock", tmp_path / ("x" * 120)):
+        with pytest.raises(ControlError, match=r"controller\.socket"):
+            await ControlServer(daemon, place).start()
+    assert (tmp_path / "file").read_text() == ""
+
+
+# --- reading ---
+
+
+async def test_status_and_agents_are_served(place: Path, ask: Ask) -> None:
+    """The same JSON that the commands print."""
+    code, status = await ask(request, place, "GET", "/v1/status")
+    assert (code, status["controller"], status["agents"]) == (200, "registry-1", 4)
+
+    code, agents = await ask(request, place, "GET", "/v1/agents")
+    assert (code, len(agents)) == (200, 4)
+
+    code, agents = await ask(request, place, "GET", "/v1/agents?departed=true")
+    assert (code, len(agents)) == (200, 5)
+
+
+async def test_one_agent_is_served_with_its_story(place: Path, ask: Ask) -> None:
+    """By id, by name or by a beginning that fits one."""
+    for wanted in ("static:builder-1", "builder-1", "other"):
+        code, agent = await ask(request, place, "GET", f"/v1/agents/{wanted}")
+        assert code == 200
+        assert [moment["step"] for moment in agent["story"]] == ["seen", "evidence"]
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "words"),
+    [
+        ("/v1/agents/nobody", 404, "tunnelmgr list --all"),
+        ("/v1/agents/builder", 409, "write more of it"),
+        ("/v2/", 404, ""),
+        ("/v1/agents/%2e%2e%2fstatus", 404, ""),
+    ],
+)
+async def test_what_is_not_there_is_told_as_json(
+    place: Path,
+    ask: Ask,
+    target: str,
+    code: int,
+    words: str,
+) -> None:
+    """With a code for scripts and a sentence for people."""
+    status, answer = await ask(request, place, "GET", target)
+
+    assert status == code
+    assert set(answer["error"]) >= {"code", "message"}
+    assert words in answer["error"]["message"]
+
+
+# --- changing ---
+
+
+async def test_a_retry_is_handed_to_the_controller(
+    daemon: FakeDaemon,
+    place: Path,
+    ask: Ask,
+) -> None:
+    """By the agent's whole id, whatever was written."""
+    code, answer = await ask(request, place, "POST", "/v1/agents/builder-2/retry")
+
+    assert (code, answer["agent"], answer["phase"]) == (200, "static:builder-2", "down")
+    assert daemon.events == [RetryRequested(AgentId("static:builder-2"))]
+
+
+async def test_a_quarantined_agent_is_not_retried(
+    daemon: FakeDaemon,
+    place: Path,
+    ask: Ask,
+) -> None:
+    """A person looks first, and releases it."""
+    code, answer = await ask(request, place, "POST", "/v1/agents/builder-3/retry")
+
+    assert code == 409
+    assert "tunnelmgr show static:builder-3" in answer["error"]["message"]
+    assert daemon.events == []
+
+
+@pytest.mark.parametrize(("body", "reason"), [(b'{"reason": "reinstalled"}', "reinstalled"), (None, ""), (b"{}", "")])
+async def test_a_release_is_handed_over_with_its_reason(
+    daemon: FakeDaemon,
+    place: Path,
+    ask: Ask,
+    body: bytes | None,
+    reason: str,
+) -> None:
+    """The reason ends up in the agent's story."""
+    code, _ = await ask(request, place, "POST", "/v1/agents/builder-3/release", body)
+
+    assert code == 200
+    assert daemon.events == [ReleaseRequested(AgentId("static:builder-3"), reason)]
+
+
+async def test_an_agent_that_is_not_quarantined_is_not_released(
+    daemon: FakeDaemon,
+    place: Path,
+    ask: Ask,
+) -> None:
+    """Releasing would forget its key for nothing."""
+    code, _ = await ask(request, place, "POST", "/v1/agents/builder-1/release", b"{}")
+
+    assert code == 409
+    assert daemon.events == []
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1]", b'"reason"', b"null", b"\xff", b"1e999"])
+async def test_a_body_that_is_no_object_is_a_bad_request(
+    daemon: FakeDaemon,
+    place: Path,
+    ask: Ask,
+    body: bytes,
+) -> None:
+    """Nothing is released by it."""
+    code, answer = await ask(request, place, "POST", "/v1/agents/builder-3/release", body)
+
+    assert (code, answer["error"]["code"]) == (400, "bad-request")
+    assert daemon.events == []
+
+
+@pytest.mark.parametrize("change", ["retry", "release"])
+async def test_nobody_can_be_retried_or_released_by_a_name_that_fits_none_or_many(
+    daemon: FakeDaemon,
+    place: Path,
+    ask: Ask,
+    change: str,
+) -> None:
+    """A change never guesses."""
+    assert (await ask(request, place, "POST", f"/v1/agents/nobody/{change}"))[0] == 404
+    assert (await ask(request, place, "POST", f"/v1/agents/builder/{change}"))[0] == 409
+    assert (await ask(request, place, "GET", f"/v1/agents/builder-1/{change}"))[0] == 405
+    assert daemon.events == []
+
+
+async def test_a_reload_answers_with_its_remarks(
+    daemon: FakeDaemon,
+    place: Path,
+    ask: Ask,
+) -> None:
+    """What takes effect only at the next start is said."""
+    daemon.remarks = ["controller.socket has changed and takes effect at the next start"]
+
+    assert await ask(request, place, "POST", "/v1/reload") == (200, {"reloaded": True, "remarks": daemon.remarks})
+
+
+async def test_a_bad_configuration_is_answered_with_every_problem(
+    daemon: FakeDaemon,
+    place: Path,
+    ask: Ask,
+) -> None:
+    """Each by itself, and the file's name."""
+    daemon.bad = ConfigError(["source[0].poll: missing", "ssh.key: there is no file"], file="tunnelmgr.toml")
+    code, answer = await ask(request, place, "POST", "/v1/reload")
+
+    assert code == 422
+    assert answer["error"]["code"] == "config"
+    assert answer["error"]["problems"] == ["source[0].poll: missing", "ssh.key: there is no file"]
+    assert answer["error"]["file"] == "tunnelmgr.toml"
+
+
+# --- who may ---
+
+
+async def test_another_user_who_can_connect_may_look_and_change_nothing(
+    daemon: FakeDaemon,
+    place: Path,
+    ask: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel says who connected; a socket made wide by mistake gives no power away."""
+    os.chmod(place, 0o666)  # noqa: PTH101, S103 - a mistake on purpose
+    connection = connected_as_nobody(place, monkeypatch)
+
+    def speak(method: str, target: str) -> tuple[int, Any]:
+        connection.request(method, target)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    try:
+        code, _ = await ask(speak, "GET", "/v1/agents")
+        assert code == 200
+        for target in ("/v1/agents/builder-2/retry", "/v1/agents/builder-3/release", "/v1/reload"):
+            code, answer = await ask(speak, "POST", target)
+            assert code == 403
+            assert f"uid {NOBODY} may not" in answer["error"]["message"]
+    finally:
+        connection.close()
+    assert daemon.events == []
+    assert daemon.reloads == 0
+
+
+def test_root_the_daemons_user_and_the_sockets_group_may_change_things() -> None:
+    """By main group, and nobody else; an unknown user is nobody."""
+    group = 4242
+    assert server_module._may_change(0, 0, group)
+    assert server_module._may_change(os.geteuid(), 7, group)
+    assert server_module._may_change(NOBODY, group, group)
+    assert not server_module._may_change(NOBODY, NOBODY, group)
+    assert not server_module._may_change(4_000_000, 4_000_000, group)
+
+
+def test_a_member_of_the_sockets_group_may_change_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is not the group that the process runs with."""
+    monkeypatch.setattr(os, "getgrouplist", lambda _name, gid: [gid, 4242])
+
+    assert server_module._may_change(NOBODY, NOBODY, 4242)
+
+
+async def test_a_client_that_says_nothing_holds_up_no_other(
+    place: Path,
+    ask: Ask,
+) -> None:
+    """Each connection is its own, and an idle one ends with the server."""
+    _, writer = await asyncio.open_unix_connection(place)
+
+    assert (await ask(request, place, "GET", "/v1/status"))[0] == 200
+    writer.close()

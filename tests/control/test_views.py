@@ -1,0 +1,243 @@
+"""The JSON that users and scripts rely on."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.control.fake_daemon import FORWARD, NOW, FakeDaemon, record, up, world
+from tunnelmgr.control.views import (
+    RegistryFacts,
+    agent_view,
+    agents_view,
+    find,
+    status_of,
+    status_view,
+    story_view,
+    timestamp,
+)
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.world import SourceView
+from tunnelmgr.gate.traffic import Traffic
+
+TIME = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ"
+
+LIST_KEYS = {
+    "agent": str,
+    "name": str,
+    "group": str,
+    "source": str,
+    "address": str,
+    "phase": str,
+    "since": str,
+    "trust": (str, type(None)),
+    "error": (str, type(None)),
+    "retry_at": (str, type(None)),
+    "forwards": list,
+    "channels": int,
+    "bytes_to_agent": int,
+    "bytes_from_agent": int,
+    "probe_ms": (float, type(None)),
+}
+STATUS_KEYS = {
+    "controller": str,
+    "version": str,
+    "uptime_s": float,
+    "agents": int,
+    "up": int,
+    "quarantined": int,
+    "sources": list,
+    "registry": dict,
+}
+
+
+# --- the contract's keys ---
+
+
+def test_an_element_of_list_has_every_promised_key_with_its_type() -> None:
+    """In every phase, not only where a value is at hand."""
+    daemon = FakeDaemon()
+    for view in agents_view(daemon.world, {}, departed=True):
+        for key, kind in LIST_KEYS.items():
+            assert isinstance(view[key], kind), (view["agent"], key)
+        for forward in view["forwards"]:
+            assert forward["name"] == "registry"
+            assert forward["listen"] == ["127.0.0.1:5000", "[::1]:5000"]
+            assert forward["target"] == "127.0.0.1:5000"
+        assert view["phase"] in {phase.value for phase in Phase}
+
+
+def test_status_has_every_promised_key_with_its_type() -> None:
+    """With the numbers that the world gives."""
+    daemon = FakeDaemon()
+    view = status_view(daemon.world, daemon.facts())
+
+    for key, kind in STATUS_KEYS.items():
+        assert isinstance(view[key], kind), key
+    assert (view["agents"], view["up"], view["quarantined"]) == (4, 1, 1)
+    assert set(view["sources"][0]) >= {"name", "ok", "last_success", "error"}
+    assert set(view["registry"]) >= {"reachable", "loopback_only"}
+
+
+def test_the_phases_add_up_to_the_agents() -> None:
+    """Every present agent is in one of them, and those that left are in none."""
+    daemon = FakeDaemon()
+    view = status_view(daemon.world, daemon.facts())
+
+    assert sum(view["phases"].values()) == view["agents"]
+    assert view["phases"]["awaiting-identity"] == view["phases"]["down"] == 1
+
+
+def test_an_agent_that_is_up_shows_its_numbers() -> None:
+    """What went through it, and how quick the last probe was."""
+    one = record("builder-1")
+    view = agent_view(one, up(), (FORWARD,), Traffic(channels=2, to_agent=300, from_agent=40))
+
+    assert (view["channels"], view["bytes_to_agent"], view["bytes_from_agent"]) == (2, 300, 40)
+    assert view["probe_ms"] == 1.25
+    assert view["trust"] == "pinned"
+    assert view["error"] is view["retry_at"] is view["message"] is None
+
+
+def test_a_forward_tells_which_addresses_are_held() -> None:
+    """A tunnel may be up and still lack one family."""
+    view = agent_view(record("builder-1"), up(held=FORWARD.listen[:1]), (FORWARD,), None)
+
+    assert view["forwards"][0]["held"] == ["127.0.0.1:5000"]
+
+
+def test_an_agent_without_an_address_says_so() -> None:
+    """It is null, not an invented one."""
+    one = record("builder-1")
+    bare = replace(one, agent=replace(one.agent, addresses=()))
+
+    assert agent_view(bare, up(), (FORWARD,), None)["address"] is None
+
+
+def test_a_failed_agent_shows_its_errors_code_and_words() -> None:
+    """The code for scripts, the words for people, and when it is tried next."""
+    daemon = FakeDaemon()
+    view = next(view for view in agents_view(daemon.world, {}) if view["name"] == "builder-2")
+
+    assert (view["phase"], view["error"], view["failures"]) == ("down", "unreachable", 3)
+    assert "Connection refused" in view["message"]
+    assert view["retry_at"] == timestamp(NOW + 60)
+
+
+def test_a_quarantined_agent_shows_why() -> None:
+    """It has no worker, so the reason comes from its record."""
+    daemon = FakeDaemon()
+    view = next(view for view in agents_view(daemon.world, {}) if view["name"] == "builder-3")
+
+    assert (view["phase"], view["error"]) == ("quarantined", "host-key-mismatch")
+
+
+def test_a_source_that_fails_names_its_error() -> None:
+    """And keeps the time of its last whole answer."""
+    one = world((record("builder-1"), up()))
+    failing = replace(one, sources={"office": SourceView("office", ok=False, last_success=NOW, error="throttled")})
+    view = status_view(failing, FakeDaemon().facts())["sources"][0]
+
+    assert (
+        view.items()
+        >= {
+            "name": "office",
+            "ok": False,
+            "last_success": timestamp(NOW),
+            "error": "throttled",
+            "agents": 1,
+        }.items()
+    )
+
+
+def test_what_cannot_be_told_of_the_registry_is_null() -> None:
+    """`loopback_only` is neither true nor false where this machine cannot see it."""
+    daemon = FakeDaemon(registry=RegistryFacts(reachable=False, loopback_only=None, error="refused"))
+    view = status_view(daemon.world, daemon.facts())["registry"]
+
+    assert view == {"reachable": False, "loopback_only": None, "error": "refused"}
+
+
+# --- order and presence ---
+
+
+def test_the_newest_agent_comes_first_and_those_that_left_only_when_asked_for() -> None:
+    """A build waits for the newest."""
+    one = world(
+        (record("old", first_seen=NOW - 9), up()),
+        (record("new", first_seen=NOW + 9), None),
+        (record("gone", first_seen=NOW + 99, present=False), None),
+    )
+
+    assert [view["name"] for view in agents_view(one, {})] == ["new", "old"]
+    assert [view["name"] for view in agents_view(one, {}, departed=True)] == ["gone", "new", "old"]
+
+
+def test_an_agent_that_left_but_still_has_a_worker_is_listed() -> None:
+    """Until its tunnel is really closed."""
+    one = world((record("leaving", present=False), up()))
+
+    assert [view["present"] for view in agents_view(one, {})] == [False]
+
+
+def test_the_status_of_an_agent_without_a_tunnel_comes_from_its_record() -> None:
+    """One that left is down; one that is quarantined stays so."""
+    daemon = FakeDaemon()
+    records = daemon.world.records
+
+    assert status_of(daemon.world, records[AgentId("static:other-1")]).phase is Phase.DOWN
+    assert status_of(daemon.world, records[AgentId("static:builder-3")]).phase is Phase.QUARANTINED
+
+
+def test_a_story_is_told_oldest_first() -> None:
+    """With times that sort as text."""
+    told = story_view(record("builder-1"))
+
+    assert [moment["step"] for moment in told] == ["seen", "evidence"]
+    assert told[0]["at"] < told[1]["at"]
+
+
+@pytest.mark.parametrize(("at", "text"), [(None, None), (0.0, "1970-01-01T00:00:00.000Z")])
+def test_times_are_rfc_3339_in_utc(at: float | None, text: str | None) -> None:
+    """With milliseconds always, so that they sort."""
+    assert timestamp(at) == text
+
+
+# --- finding by what a person writes ---
+
+HERE = world(
+    (record("builder-1"), up()),
+    (record("builder-10"), up()),
+    (record("build"), up()),
+    (record("away-1", present=False), None),
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        ("static:builder-1", ["builder-1"]),
+        ("builder-1", ["builder-1"]),
+        ("static:builder-10", ["builder-10"]),
+        ("static:bu", ["builder-1", "builder-10", "build"]),
+        ("builder", ["builder-1", "builder-10"]),
+        ("build", ["build"]),
+        ("away-1", ["away-1"]),
+        ("aw", ["away-1"]),
+        ("nobody", []),
+        ("uilder", []),
+    ],
+)
+def test_an_agent_is_found_by_its_id_its_name_or_the_beginning_of_either(wanted: str, names: list[str]) -> None:
+    """What is whole goes before what only begins so."""
+    assert find(HERE, wanted) == [f"static:{name}" for name in names]
+
+
+def test_a_present_agent_goes_before_one_that_left() -> None:
+    """A name that is used again means the machine that is there."""
+    old, new = record("builder-1", present=False), record("builder-1")
+    renamed = replace(new, agent=replace(new.agent, id=AgentId("ec2:i-2")))
+    both = world((old, None), (renamed, up()))
+
+    assert find(both, "builder-1") == ["ec2:i-2"]
+    assert find(both, "static:builder-1") == ["static:builder-1"]

@@ -1,0 +1,41 @@
+"""A project of Hetzner Cloud, and sources that ask it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.discovery.hetzner_project import PATIENT, Make, Time, write
+from tunnelmgr.demo.hetzner import HetznerCloud
+from tunnelmgr.discovery.hetzner import HetznerConfig, HetznerSource
+
+
+@pytest.fixture
+def cloud() -> Iterator[HetznerCloud]:
+    """Serve one project."""
+    with HetznerCloud() as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def clock() -> Time:
+    """Return a time of one's own."""
+    return Time()
+
+
+@pytest.fixture
+def token_file(tmp_path: Path, cloud: HetznerCloud) -> Path:
+    """Write the token where nobody else can read it."""
+    return write(tmp_path / "hetzner.token", f"{cloud.token}\n")
+
+
+@pytest.fixture
+def make(cloud: HetznerCloud, token_file: Path, clock: Time) -> Make:
+    """Return what makes a source of the project; its arguments are the configuration's keys."""
+
+    def made(timeout: tuple[float, float] = PATIENT, **keys: object) -> HetznerSource:
+        given = {"name": "hetzner", "type": "hetzner", "token_file": str(token_file), "endpoint_url": cloud.endpoint}
+        config = HetznerConfig.model_validate(given | keys)
+        return HetznerSource(config, clock=clock, sleep=clock.sleep, timeout=timeout)
+
+    return made

@@ -1,0 +1,398 @@
+"""EC2 as a source, by real boto3 against a look-alike of the API."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from botocore.config import Config as BotoConfig
+from pydantic import ValidationError
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.demo.cloud import Cloud
+from tunnelmgr.discovery import aws
+from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
+from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DENIED = ("UnauthorizedOperation", 403)
+ROLE = "arn:aws:iam::123456789012:role/tunnelmgr"
+HOSTS = itertools.count(10)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Run one look-alike for all tests here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with Cloud(None, port, tmp_path_factory.mktemp("cloud")) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def cloud(api: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """Return the look-alike without faults, with credentials for it in the environment."""
+    for name, value in api.environment.items():
+        monkeypatch.setenv(name, value)
+    yield api
+    api.clear_faults()
+    api.page_size(0)
+
+
+@pytest.fixture
+def launch(cloud: Cloud, request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Return a function that launches an instance which only this test's source lists."""
+
+    def launched(region: str = "eu-west-1", *, public: bool = False, **tags: str) -> str:
+        own = {"test": request.node.name, **tags}
+        return cloud.launch(f"10.77.0.{next(HOSTS)}", own, region=region, public=public)
+
+    return launched
+
+
+@pytest.fixture
+def source(cloud: Cloud, request: pytest.FixtureRequest) -> Callable[..., Ec2Source]:
+    """Return a function that makes a source which lists this test's instances."""
+
+    def made(**facts: object) -> Ec2Source:
+        usual = {
+            "name": "jenkins",
+            "type": "ec2",
+            "group": "ci",
+            "regions": ["eu-west-1"],
+            "filters": {"tag:test": [request.node.name]},
+            "endpoint_url": cloud.endpoint,
+        }
+        return Ec2Source(Ec2Config.model_validate(usual | facts))
+
+    return made
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up after one try that takes a third of a second."""
+    hasty = BotoConfig(read_timeout=0.3, retries={"mode": "adaptive", "total_max_attempts": 1})
+    monkeypatch.setattr(aws, "_CLIENT", aws._CLIENT.merge(hasty))
+
+
+def ids(agents: frozenset[Agent]) -> set[str]:
+    """Return the instances' ids."""
+    return {agent.incarnation for agent in agents}
+
+
+def test_a_running_instance_is_an_agent(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
+    """By its instance id, with its private address, its name and its tags."""
+    instance = launch(Name="builder", role="ci")
+
+    snapshot = source(port=2222).discover()
+
+    (agent,) = snapshot.agents
+    assert (agent.id, agent.incarnation) == (f"ec2:{instance}", instance)
+    assert (agent.source, agent.group, agent.name, agent.port) == ("jenkins", "ci", "builder", 2222)
+    assert agent.addresses[0].startswith("10.77.0.")
+    assert {("role", "ci"), ("tunnelmgr:zone", "eu-west-1a")} <= set(agent.labels)
+    assert (snapshot.gone, snapshot.failures, snapshot.absence_is_proof) == (frozenset(), (), False)
+
+
+def test_an_instance_without_a_name_is_called_by_its_id(
+    launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """Something has to stand in the table."""
+    instance = launch()
+
+    (agent,) = source().discover().agents
+
+    assert agent.name == instance
+
+
+def test_filters_decide_which_instances_are_agents(
+    launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """Any of several values will do."""
+    wanted = {launch(kind="demand"), launch(kind="spot")}
+    launch(kind="other")
+
+    assert ids(source(filters={"tag:kind": ["demand", "spot"]}).discover().agents) == wanted
+
+
+@pytest.mark.parametrize("state", ["shutting-down", "terminated", "stopping", "stopped"])
+def test_an_instance_after_running_is_gone(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source], state: str
+) -> None:
+    """EC2 lists it for an hour yet."""
+    instance = launch()
+    cloud.state(instance, state)
+
+    snapshot = source().discover()
+
+    assert snapshot.agents == frozenset()
+    assert snapshot.gone == {f"ec2:{instance}"}
+
+
+def test_a_terminated_instance_has_no_address_and_is_gone(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """As the API really shows it."""
+    instance = launch()
+    cloud.terminate(instance)
+
+    assert source().discover().gone == {f"ec2:{instance}"}
+
+
+def test_a_pending_instance_is_neither_there_nor_gone(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """Its time is still to come."""
+    cloud.state(launch(), "pending")
+
+    snapshot = source().discover()
+
+    assert (snapshot.agents, snapshot.gone) == (frozenset(), frozenset())
+
+
+def test_the_public_address_is_taken_where_that_is_wanted(
+    launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """And an instance that has none is passed over."""
+    public = launch(public=True)
+    launch()
+
+    (agent,) = source(address="public").discover().agents
+
+    assert agent.incarnation == public
+    assert not agent.addresses[0].startswith("10.77.")
+
+
+def test_all_pages_are_read(cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
+    """However small they are cut."""
+    launched = {launch() for _ in range(5)}
+    cloud.page_size(2)
+
+    assert ids(source().discover().agents) == launched
+
+
+def test_several_regions_are_one_answer(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
+    """In any number."""
+    launched = {launch("eu-west-1"), launch("us-east-1")}
+
+    snapshot = source(regions=["eu-west-1", "us-east-1", "ap-south-1"]).discover()
+
+    assert ids(snapshot.agents) == launched
+    assert snapshot.failures == ()
+
+
+def test_a_region_that_fails_leaves_the_others_and_is_named(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """The answer says that it is not whole, so that nobody leaves by it."""
+    by_region = {region: launch(region) for region in ("eu-west-1", "us-east-1")}
+    cloud.fault("DescribeInstances", [DENIED])
+
+    snapshot = source(regions=list(by_region)).discover()
+
+    (failure,) = snapshot.failures
+    failed = failure.split(": ")[0]
+    assert ids(snapshot.agents) == {instance for region, instance in by_region.items() if region != failed}
+    assert failure == f"{failed}: UnauthorizedOperation: the permission ec2:DescribeInstances is missing"
+
+
+def test_where_no_region_answers_there_is_no_snapshot(cloud: Cloud, source: Callable[..., Ec2Source]) -> None:
+    """An empty fleet is something else."""
+    cloud.fault("DescribeInstances", [DENIED], forever=True)
+
+    with pytest.raises(DiscoveryError, match="permission ec2:DescribeInstances is missing") as failed:
+        source(regions=["eu-west-1", "us-east-1"]).discover()
+
+    assert failed.value.source == "jenkins"
+    assert "eu-west-1" in failed.value.reason
+    assert "us-east-1" in failed.value.reason
+
+
+def test_what_came_before_a_broken_page_counts(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """It is there; what is missing is not gone; and its console can be read already."""
+    launched = {launch() for _ in range(3)}
+    cloud.page_size(1)
+    cloud.fault("DescribeInstances", [DENIED], later_pages=True)
+    half = source()
+
+    snapshot = half.discover()
+
+    (agent,) = snapshot.agents
+    assert agent.incarnation in launched
+    assert len(snapshot.failures) == 1
+    assert half.console_output(agent) == ""
+
+
+def test_a_throttled_call_is_tried_again(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """One RequestLimitExceeded is no failure."""
+    instance = launch()
+    before = cloud.calls("DescribeInstances")
+    cloud.fault("DescribeInstances", [("RequestLimitExceeded", 503)])
+
+    snapshot = source().discover()
+
+    assert ids(snapshot.agents) == {instance}
+    assert cloud.calls("DescribeInstances") == before + 2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_region_that_throttles_on_and_on_fails(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """It is not an empty fleet."""
+    launch()
+    cloud.fault("DescribeInstances", [("RequestLimitExceeded", 503)], forever=True)
+
+    with pytest.raises(DiscoveryError, match="RequestLimitExceeded"):
+        source().discover()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_region_that_stalls_is_given_up(cloud: Cloud, source: Callable[..., Ec2Source]) -> None:
+    """Every call has a deadline."""
+    cloud.fault("DescribeInstances", [("", 200)], stall=20, forever=True)
+
+    with pytest.raises(DiscoveryError, match="Read timeout"):
+        source().discover()
+
+
+def test_an_api_that_is_not_there_is_a_failure(source: Callable[..., Ec2Source], impatient: None) -> None:  # noqa: ARG001 - its effect is wanted
+    """With the address in the message."""
+    with pytest.raises(DiscoveryError, match="Could not connect to the endpoint URL"):
+        source(endpoint_url="http://127.0.0.1:1").discover()
+
+
+def test_without_credentials_the_message_says_where_they_come_from(
+    source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    """The commonest first mistake."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", f"{tmp_path}/none")
+    monkeypatch.setenv("AWS_CONFIG_FILE", f"{tmp_path}/none")
+
+    with pytest.raises(DiscoveryError, match="no AWS credentials: use an instance profile"):
+        source().discover()
+
+
+# --- a role ---
+
+
+def test_a_role_is_assumed_once_for_all_regions(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """And kept from poll to poll."""
+    launched = {launch("eu-west-1"), launch("us-east-1")}
+    before = cloud.calls("AssumeRole")
+    lent = source(role=ROLE, regions=["eu-west-1", "us-east-1"])
+
+    snapshots = [lent.discover(), lent.discover()]
+
+    assert [ids(snapshot.agents) for snapshot in snapshots] == [launched] * 2
+    assert cloud.calls("AssumeRole") == before + 1
+
+
+def test_a_role_is_renewed_before_it_expires(
+    cloud: Cloud, source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A controller lives longer than a role's hour."""
+    before = cloud.calls("AssumeRole")
+    lent = source(role=ROLE)
+    lent.discover()
+
+    monkeypatch.setattr(aws, "_RENEW_BEFORE", timedelta(days=1))
+    lent.discover()
+
+    assert cloud.calls("AssumeRole") == before + 2
+
+
+def test_a_role_that_may_not_be_assumed_is_named(cloud: Cloud, source: Callable[..., Ec2Source]) -> None:
+    """The permission, as IAM spells it."""
+    cloud.fault("AssumeRole", [("AccessDenied", 403)])
+
+    with pytest.raises(DiscoveryError, match="AccessDenied: the permission sts:AssumeRole is missing"):
+        source(role=ROLE).discover()
+
+
+# --- the console ---
+
+
+def test_the_console_is_read_as_text(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """Decoded, once."""
+    cloud.console(launch(), "line one\r\nline two\r\n")
+    jenkins = source()
+    (agent,) = jenkins.discover().agents
+
+    assert jenkins.console_output(agent) == "line one\r\nline two\r\n"
+
+
+def test_a_console_without_output_yet_is_empty(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
+    """The API leaves it out."""
+    launch()
+    jenkins = source()
+    (agent,) = jenkins.discover().agents
+
+    assert jenkins.console_output(agent) == ""
+
+
+@pytest.mark.parametrize("code", ["UnsupportedOperation", "InvalidParameterCombination"])
+def test_an_instance_that_has_no_latest_output_is_asked_for_that_of_its_boot(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source], code: str
+) -> None:
+    """Only Nitro has both."""
+    cloud.console(launch(), "as it booted")
+    jenkins = source()
+    (agent,) = jenkins.discover().agents
+    cloud.fault("GetConsoleOutput", [(code, 400)])
+
+    assert jenkins.console_output(agent) == "as it booted"
+
+
+def test_a_console_that_may_not_be_read_names_the_permission(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """So that `awaiting-identity` says why."""
+    launch()
+    jenkins = source()
+    (agent,) = jenkins.discover().agents
+    cloud.fault("GetConsoleOutput", [DENIED])
+
+    with pytest.raises(HostKeyUnknownError, match="the permission ec2:GetConsoleOutput is missing"):
+        jenkins.console_output(agent)
+
+
+def test_the_console_of_an_agent_from_before_a_restart_waits_for_its_region(source: Callable[..., Ec2Source]) -> None:
+    """Nobody knows yet where to ask."""
+    agent = Agent(AgentId("ec2:i-0"), "i-0", "jenkins", "ci", "a", ("10.0.0.1",))
+
+    with pytest.raises(HostKeyUnknownError, match="its region has not answered yet"):
+        source().console_output(agent)
+
+
+# --- its configuration ---
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[", "ftp://x", "127.0.0.1:5556", "https:///path"])
+def test_an_endpoint_is_a_url(url: str) -> None:
+    """Anything else would only fail later, and less clearly."""
+    with pytest.raises(ValidationError):
+        Ec2Config.model_validate({"name": "x", "type": "ec2", "regions": ["eu-west-1"], "endpoint_url": url})
+
+
+@pytest.mark.parametrize("regions", [[], ["Eu West"], "eu-west-1"])
+def test_regions_are_a_list_of_names(regions: object) -> None:
+    """At least one."""
+    with pytest.raises(ValidationError):
+        Ec2Config.model_validate({"name": "x", "type": "ec2", "regions": regions})

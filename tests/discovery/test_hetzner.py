@@ -1,0 +1,156 @@
+"""Servers of Hetzner Cloud become agents; through the real hcloud, against a stateful look-alike of the API."""
+
+from pathlib import Path
+
+import pytest
+import structlog
+
+from tests.discovery.hetzner_project import Make, gone, ids, only
+from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.trust import Method
+from tunnelmgr.demo.hetzner import HetznerCloud, HetznerService
+from tunnelmgr.discovery.hetzner import HetznerConfig
+
+
+def test_a_server_becomes_an_agent(cloud: HetznerCloud, make: Make) -> None:
+    """The id names project and server, the incarnation its creation; name, labels and address are as listed."""
+    id_ = cloud.launch("ci-1", "192.0.2.7", {"role": "ci", "arch": "arm64"})
+
+    agent = only(make(group="builders", port=2222).discover())
+
+    assert agent.id == f"hetzner:hetzner:{id_}"
+    assert agent.incarnation.endswith("+00:00")
+    assert (agent.source, agent.group, agent.name) == ("hetzner", "builders", "ci-1")
+    assert (agent.addresses, agent.port) == (("192.0.2.7",), 2222)
+    assert agent.labels == (("arch", "arm64"), ("role", "ci"))
+    assert not agent.rebuilding
+
+
+def test_an_ipv6_network_gives_its_first_host_address_after_the_ipv4_one(cloud: HetznerCloud, make: Make) -> None:
+    """A server has a whole /64; its `::1` is what the image configures, and IPv4 is preferred."""
+    cloud.launch("both", "192.0.2.7", ipv6="2001:db8:1:2::/64")
+
+    assert only(make().discover()).addresses == ("192.0.2.7", "2001:db8:1:2::1")
+
+
+def test_a_server_without_ipv4_is_reached_by_ipv6(cloud: HetznerCloud, make: Make) -> None:
+    """`public_net.ipv4` may be null."""
+    cloud.launch("modern", None, ipv6="2001:db8:1:2::/64")
+
+    assert only(make().discover()).addresses == ("2001:db8:1:2::1",)
+
+
+def test_the_private_address_is_had_where_it_is_asked_for(cloud: HetznerCloud, make: Make) -> None:
+    """`address = "private"` means the private network only."""
+    cloud.launch("inside", "192.0.2.7", private="10.0.0.3")
+
+    assert only(make(address="private").discover()).addresses == ("10.0.0.3",)
+
+
+def test_a_server_without_such_an_address_is_left_out_and_told_of_once(cloud: HetznerCloud, make: Make) -> None:
+    """What cannot be dialled is no agent, and the operator can read which server that is."""
+    id_ = cloud.launch("outside", "192.0.2.7")
+    source = make(address="private")
+
+    with structlog.testing.capture_logs() as lines:
+        snapshots = [source.discover(), source.discover()]
+
+    assert [snapshot.agents for snapshot in snapshots] == [frozenset(), frozenset()]
+    assert [(line["event"], line["server"]) for line in lines] == [("server has no such address", id_)]
+
+
+@pytest.mark.parametrize("status", ["running", "starting", "migrating", "unknown", "rebuilding"])
+def test_these_states_are_there(cloud: HetznerCloud, make: Make, status: str) -> None:
+    """A server that starts is soon up, and of the odd states none says that it ended."""
+    id_ = cloud.launch("ci-1", "192.0.2.7")
+    cloud.state(id_, status)
+
+    snapshot = make().discover()
+
+    assert (ids(snapshot), gone(snapshot)) == ([id_], [])
+
+
+@pytest.mark.parametrize("status", ["stopping", "off", "deleting"])
+def test_these_states_are_the_end(cloud: HetznerCloud, make: Make, status: str) -> None:
+    """A server that is off, or about to be, is gone at once."""
+    id_ = cloud.launch("ci-1", "192.0.2.7")
+    cloud.state(id_, status)
+
+    snapshot = make().discover()
+
+    assert (ids(snapshot), gone(snapshot)) == ([], [id_])
+
+
+def test_an_initializing_server_is_not_there_yet(cloud: HetznerCloud, make: Make) -> None:
+    """It is neither an agent nor gone."""
+    cloud.state(cloud.launch("ci-1", "192.0.2.7"), "initializing")
+
+    assert make().discover() == Snapshot(frozenset())
+
+
+def test_a_rebuilding_server_says_so(cloud: HetznerCloud, make: Make) -> None:
+    """The id stays while another machine is made of it; the core has to know."""
+    id_ = cloud.launch("ci-1", "192.0.2.7")
+    source = make()
+
+    before = only(source.discover())
+    cloud.rebuild(id_)
+    during = only(source.discover())
+    cloud.state(id_, "running")
+    after = only(source.discover())
+
+    assert [agent.rebuilding for agent in (before, during, after)] == [False, True, False]
+    assert before == after
+
+
+def test_a_name_and_an_address_that_are_used_again_are_another_agent(cloud: HetznerCloud, make: Make) -> None:
+    """Only the id counts: the old agent is gone at once, although its name is listed."""
+    source = make()
+    first = cloud.launch("ci-1", "192.0.2.7")
+    source.discover()
+    cloud.delete(first)
+
+    second = cloud.launch("ci-1", "192.0.2.7")
+    snapshot = source.discover()
+
+    assert first != second
+    assert (ids(snapshot), gone(snapshot)) == ([second], [first])
+
+
+def test_two_projects_are_told_apart(cloud: HetznerCloud, make: Make, token_file: Path) -> None:
+    """Each source has its own project and token; equal server ids are different agents."""
+    with HetznerCloud() as other:
+        same = (cloud.launch("ci-1", "192.0.2.7"), other.launch("ci-1", "192.0.2.8"))
+        one = only(make(project="one").discover())
+        two = only(make(project="two", endpoint_url=other.endpoint, token_file=str(token_file)).discover())
+
+    assert same[0] == same[1]
+    assert (one.id, two.id) == (f"hetzner:one:{same[0]}", f"hetzner:two:{same[1]}")
+    assert (one.address, two.address) == ("192.0.2.7:22", "192.0.2.8:22")
+
+
+def test_the_configuration_has_defaults_that_work(make: Make) -> None:
+    """The project is named as the source is, and trust is in seeded keys."""
+    config = make(name="falkenstein").config
+
+    assert isinstance(config, HetznerConfig)
+    assert (config.project, config.trust, config.address) == ("falkenstein", [Method.SEEDED], "public")
+
+
+def test_the_look_alike_runs_as_a_process_too(make: Make, cloud: HetznerCloud, tmp_path: Path) -> None:
+    """On a machine of the lab it takes the same commands over HTTP."""
+    cloud.stop()
+
+    with HetznerService(None, cloud.port, tmp_path) as service:
+        first = service.launch("ci-1", "192.0.2.7", {"role": "ci"})
+        second = service.launch("ci-2", None, ipv6="2001:db8::/64")
+        source = make()
+        before = source.discover()
+        service.delete(first)
+        service.rebuild(second)
+        after = source.discover()
+        asked = service.requests
+
+    assert ids(before) == [first, second]
+    assert (gone(after), only(after).rebuilding) == ([first], True)
+    assert asked[-1] == f"GET /v1/servers/{first}"

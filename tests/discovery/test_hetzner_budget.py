@@ -1,0 +1,185 @@
+"""The requests of a Hetzner project are shared fairly: polling slows down as they run short."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from tests.discovery.hetzner_project import Make, Time, launch_many
+from tunnelmgr.config import SourceConfig
+from tunnelmgr.core.events import Snapshot
+from tunnelmgr.demo.hetzner import HetznerCloud
+from tunnelmgr.discovery.hetzner_budget import Budget
+from tunnelmgr.discovery.polling import Poller
+from tunnelmgr.errors import DiscoveryError
+
+
+def test_a_full_budget_asks_for_no_pause(cloud: HetznerCloud, make: Make) -> None:
+    """Down to half of the limit, polling goes on at its own interval."""
+    source = make()
+
+    source.discover()
+    full = source.pause()
+    cloud.budget(1801)
+    source.discover()
+
+    assert (full, source.pause()) == (0.0, 0.0)
+
+
+def test_a_falling_budget_slows_polling(cloud: HetznerCloud, make: Make, clock: Time) -> None:
+    """The headers are had through hcloud, and each poll's own cost counts: three pages wait three times as long."""
+    launch_many(cloud, 120)
+    source = make()
+
+    cloud.budget(903)
+    source.discover()
+    at_a_quarter = source.pause()
+    cloud.budget(303)
+    source.discover()
+    at_a_twelfth = source.pause()
+    clock.now += 10
+
+    assert at_a_quarter == pytest.approx(3.0)
+    assert at_a_twelfth == pytest.approx(15.0)
+    assert source.pause() == pytest.approx(5.0)
+
+
+def test_after_a_429_polling_waits_for_the_reset(cloud: HetznerCloud, make: Make, clock: Time) -> None:
+    """A small budget is whole again soon; the pause ends with it."""
+    cloud.budget(0, limit=3600)
+    source = make()
+
+    with pytest.raises(DiscoveryError, match="429"):
+        source.discover()
+    after_an_hours_worth = source.pause()
+    cloud.fault("list", status=429)
+    cloud.budget(3541)
+    with pytest.raises(DiscoveryError, match="429"):
+        source.discover()
+
+    assert after_an_hours_worth == 300.0
+    assert source.pause() == pytest.approx(60.0, abs=2)
+    clock.now += 63
+    assert source.pause() == 0.0
+
+
+def test_a_429_that_says_nothing_costs_a_minute() -> None:
+    """Headers may be missing, or be nonsense."""
+    budget = Budget(clock=lambda: 0.0)
+
+    budget.hear(429, {"RateLimit-Limit": "many", "RateLimit-Remaining": "-1", "RateLimit-Reset": "soon", "Date": "?"})
+
+    assert budget.pause() == 60.0
+
+
+def test_a_refusal_is_over_with_the_next_answer() -> None:
+    """A good answer counts, whatever came before."""
+    budget = Budget(clock=lambda: 0.0)
+
+    budget.hear(429, {})
+    budget.hear(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "3000"})
+
+    assert budget.pause() == 0.0
+
+
+@pytest.mark.parametrize("cost", [1, 10, 100, 250])
+@pytest.mark.parametrize("interval", [0.1, 15.0])
+def test_polling_alone_never_uses_up_the_budget(cost: int, interval: float) -> None:
+    """Over a day of polls, whatever each costs: the budget stays above a quarter less one poll."""
+    clock = Time()
+    budget = Budget(clock)
+    left, lowest = 3600.0, 3600.0
+
+    while clock.now < 86400:
+        budget.begin()
+        budget.spent = cost
+        left -= cost
+        budget.hear(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": str(int(left))})
+        lowest = min(lowest, left)
+        waited = interval + budget.pause()
+        clock.now += waited
+        left = min(3600.0, left + waited)
+
+    assert lowest > 900 - cost - 1
+
+
+def test_others_can_always_find_something_left() -> None:
+    """Where others have taken nearly all, polling makes way for as long as it may."""
+    budget = Budget(clock=lambda: 0.0)
+    budget.spent = 3
+
+    budget.hear(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "5"})
+    nearly_nothing = budget.pause()
+    budget.hear(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "0"})
+
+    assert (nearly_nothing, budget.pause()) == (300.0, 300.0)
+
+
+# --- the poller that waits ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class PacedSource:
+    """Asks for these pauses in turn; fails where told to."""
+
+    pauses: list[float]
+    fails: bool = False
+    config: SourceConfig = field(
+        default_factory=lambda: SourceConfig.model_validate(
+            {"name": "paced", "type": "paced", "trust": ["seeded"], "poll": "10s"}
+        )
+    )
+
+    def discover(self) -> Snapshot:
+        """Answer, or fail."""
+        if self.fails:
+            raise DiscoveryError("paced", "429")
+        return Snapshot(frozenset())
+
+    def pause(self) -> float:
+        """Return the next pause."""
+        return self.pauses.pop(0)
+
+
+class Silence(Exception):  # noqa: N818 - nothing went wrong
+    """The bell has rung for the last time."""
+
+
+class Rings(asyncio.Event):
+    """A bell that rings at these times, as soon as somebody waits for it."""
+
+    def __init__(self, clock: Time, times: list[float]) -> None:
+        super().__init__()
+        self.clock = clock
+        self.times = times
+
+    async def wait(self) -> Literal[True]:
+        """Let it be the time of the next ring."""
+        if not self.times:
+            raise Silence
+        self.clock.now = self.times.pop(0)
+        return True
+
+
+async def polls(source: PacedSource, rings: list[float]) -> list[float]:
+    """Return the times of the polls, the first of which is at 0."""
+    clock, begun = Time(0.0), list[float]()
+    poller = Poller(source, lambda _: begun.append(clock.now), Rings(clock, rings), clock=clock)
+
+    with pytest.raises(Silence):
+        await poller.run()
+    return begun
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_rings_before_the_end_of_a_pause_are_skipped(*, fails: bool) -> None:
+    """After an answer and after a failure alike: the ring nearest to interval and pause is the one that counts."""
+    source = PacedSource([35.0, 0.0, 4.0, 6.0, 0.0], fails)
+
+    assert await polls(source, [10, 20, 30, 40.5, 50, 60, 70, 80]) == [0, 40.5, 50, 60, 80]
+
+
+async def test_a_pause_that_crashes_is_the_sources_failure_alone() -> None:
+    """Polling goes on at the next ring."""
+    assert await polls(PacedSource([]), [10, 20]) == [0, 10, 20]

@@ -1,0 +1,204 @@
+"""Hetzner Cloud lists its servers in pages, while they come and go: nobody is lost, and nobody stays who has left."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.discovery.hetzner_project import Make, gone, ids, launch_many
+from tunnelmgr.core.events import Snapshot
+from tunnelmgr.demo.hetzner import HetznerCloud
+from tunnelmgr.errors import DiscoveryError
+
+
+def test_120_servers_come_in_three_pages(cloud: HetznerCloud, make: Make) -> None:
+    """Pages have at most 50 servers; they are sorted by id, so that new servers come at the end."""
+    launched = launch_many(cloud, 120)
+
+    snapshot = make().discover()
+
+    assert ids(snapshot) == launched
+    assert snapshot.failures == ()
+    assert [request.partition("?")[2] for request in cloud.requests] == [
+        f"sort=id%3Aasc&per_page=50&page={page}" for page in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("", {"a", "b", "c"}),
+        ("role=ci", {"a", "b"}),
+        ("role==ci,size=big", {"a"}),
+        ("role!=ci", {"c"}),
+        ("size", {"a", "c"}),
+        ("!size", {"b"}),
+        ("size in (big,huge)", {"a", "c"}),
+        ("role notin (ci)", {"c"}),
+    ],
+)
+def test_the_label_selector_selects(cloud: HetznerCloud, make: Make, selector: str, expected: set[str]) -> None:
+    """Hetzner evaluates it; without one, every server of the project is an agent."""
+    cloud.launch("a", "192.0.2.1", {"role": "ci", "size": "big"})
+    cloud.launch("b", "192.0.2.2", {"role": "ci"})
+    cloud.launch("c", "192.0.2.3", {"size": "huge"})
+
+    assert {agent.name for agent in make(label_selector=selector).discover().agents} == expected
+
+
+def test_a_bad_label_selector_is_named(make: Make) -> None:
+    """What Hetzner refuses is told with Hetzner's reason and the place to look."""
+    with pytest.raises(DiscoveryError, match=r"400, invalid_input, bad label selector.*check label_selector"):
+        make(label_selector="role=ci=x").discover()
+
+
+def test_a_hole_between_two_pages_is_noticed_and_the_listing_made_again(cloud: HetznerCloud, make: Make) -> None:
+    """A server deleted between two pages moves all later ones up, so that one of them is on neither page."""
+    launched = launch_many(cloud, 120)
+    at_second_page(cloud, lambda: cloud.delete(launched[3]))
+
+    snapshot = make().discover()
+
+    assert ids(snapshot) == [id_ for id_ in launched if id_ != launched[3]]
+    assert snapshot.failures == ()
+    assert len(cloud.requests) == 6
+
+
+def test_a_double_between_two_pages_is_one_agent(cloud: HetznerCloud, make: Make) -> None:
+    """A server that matches only now moves all later ones down, so that one of them is on two pages."""
+    old = cloud.launch("old", "192.0.2.9")
+    launched = launch_many(cloud, 60)
+    at_second_page(cloud, lambda: cloud.relabel(old, {"role": "ci"}))
+
+    snapshot = make(label_selector="role=ci").discover()
+
+    assert ids(snapshot) == [old, *launched]
+    assert snapshot.failures == ()
+
+
+def test_a_hole_that_the_totals_hide_takes_nobody_away(cloud: HetznerCloud, make: Make) -> None:
+    """One server went and one came: the totals agree, but the one that was missed is found by its id."""
+    launched = launch_many(cloud, 120)
+    source = make()
+    source.discover()
+
+    def swap() -> None:
+        cloud.delete(launched[3])
+        launched.append(cloud.launch("new", "192.0.2.9", {"role": "ci"}))
+
+    at_second_page(cloud, swap)
+    snapshot = source.discover()
+
+    assert ids(snapshot) == launched  # the first page had the one that went
+    assert snapshot.failures == ()
+    assert [request for request in cloud.requests if "?" not in request] == [f"GET /v1/servers/{launched[50]}"]
+    assert gone(source.discover()) == [launched[3]]
+
+
+def test_a_listing_that_never_holds_still_is_reported(cloud: HetznerCloud, make: Make) -> None:
+    """After three tries those seen still count, but the answer says that it is not whole."""
+    launched = launch_many(cloud, 120)
+    left = iter(launched)
+    cloud.before_page(lambda page: cloud.delete(next(left)) if page == 2 else None)
+
+    snapshot = make().discover()
+
+    assert len(cloud.requests) == 9
+    assert snapshot.failures == ("servers came and went during each of 3 listings, so none is whole",)
+    assert {launched[10], launched[119]} <= set(ids(snapshot))
+    assert snapshot.gone == frozenset()
+
+
+def test_a_failure_on_a_later_page_keeps_what_was_seen(cloud: HetznerCloud, make: Make) -> None:
+    """The first page's servers count; the answer says that it is not whole, so nobody is missed."""
+    launched = launch_many(cloud, 60)
+    source = make()
+    source.discover()
+    cloud.delete(launched[59])
+    cloud.fault("list", status=500, later_pages=True)
+
+    partly, wholly = source.discover(), source.discover()
+
+    assert ids(partly) == launched[:50]
+    assert (gone(partly), partly.failures) == (
+        [],
+        ("500, Hetzner is out of order: nothing to do but wait (https://status.hetzner.com)",),
+    )
+    assert (ids(wholly), gone(wholly)) == (launched[:59], [launched[59]])
+
+
+def at_second_page(cloud: HetznerCloud, change: Callable[[], object]) -> None:
+    """Let the servers change once, just before the second page is made."""
+
+    def once(page: int) -> None:
+        if page == 2:
+            cloud.before_page(None)
+            change()
+
+    cloud.before_page(once)
+
+
+# --- those that are missed ----------------------------------------------------------------------------------------
+
+
+def test_a_deleted_server_is_gone_at_once(cloud: HetznerCloud, make: Make) -> None:
+    """Hetzner lists it no more, and its 404 is proof; it is asked for once."""
+    stays, leaves = launch_many(cloud, 2)
+    source = make()
+    source.discover()
+    cloud.delete(leaves)
+
+    snapshots = [source.discover(), source.discover()]
+
+    assert [ids(snapshot) for snapshot in snapshots] == [[stays], [stays]]
+    assert [gone(snapshot) for snapshot in snapshots] == [[leaves], []]
+    assert cloud.requests.count(f"GET /v1/servers/{leaves}") == 1
+
+
+def test_a_server_without_its_label_is_merely_absent(cloud: HetznerCloud, make: Make) -> None:
+    """It is there, so it is not called gone: only two whole listings without it take it away."""
+    id_ = cloud.launch("ci-1", "192.0.2.7", {"role": "ci"})
+    source = make(label_selector="role=ci")
+    source.discover()
+    cloud.relabel(id_, {})
+
+    assert [source.discover(), source.discover()] == [Snapshot(frozenset())] * 2
+    assert cloud.requests.count(f"GET /v1/servers/{id_}") == 1
+
+
+def test_only_twenty_missing_servers_are_asked_for_in_a_poll(cloud: HetznerCloud, make: Make) -> None:
+    """The others have their turn at the next polls; the budget is not ours alone."""
+    launched = launch_many(cloud, 45)
+    source = make()
+    source.discover()
+    for id_ in launched:
+        cloud.delete(id_)
+
+    assert [len(source.discover().gone) for _ in range(4)] == [20, 20, 5, 0]
+
+
+def test_a_look_up_that_fails_is_no_proof_and_is_made_again(cloud: HetznerCloud, make: Make) -> None:
+    """Until it is known what became of a missing server, the answer is not whole."""
+    (id_,) = launch_many(cloud, 1)
+    source = make()
+    source.discover()
+    cloud.delete(id_)
+    cloud.fault("get", status=503)
+
+    first, second = source.discover(), source.discover()
+
+    assert first.failures == ("503, Hetzner is out of order: nothing to do but wait (https://status.hetzner.com)",)
+    assert (gone(first), gone(second)) == ([], [id_])
+
+
+def test_a_404_that_is_not_the_apis_own_is_no_proof(cloud: HetznerCloud, make: Make) -> None:
+    """Any proxy says 404; only Hetzner's `not_found` makes an agent gone."""
+    (id_,) = launch_many(cloud, 1)
+    source = make()
+    source.discover()
+    cloud.delete(id_)
+    cloud.fault("get", status=404, code="no_route")
+
+    snapshot = source.discover()
+
+    assert gone(snapshot) == []
+    assert "404, no_route" in snapshot.failures[0]

@@ -1,0 +1,87 @@
+"""Agents written in the configuration file."""
+
+import pytest
+from pydantic import ValidationError
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.trust import Method, fingerprint
+from tunnelmgr.discovery.static import StaticConfig, StaticSource
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+OTHER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 42 + "B"
+
+
+def source(*agents: dict[str, object], **facts: object) -> StaticSource:
+    """Return a source of these agents, as the file would make it."""
+    return StaticSource(
+        StaticConfig.model_validate({"name": "office", "type": "static", "agent": list(agents), **facts})
+    )
+
+
+def test_an_agent_is_named_by_its_name_not_its_address() -> None:
+    """The address may change; the name is what the operator means."""
+    entry = {"name": "builder-1", "address": "192.0.2.7", "port": 2222, "group": "builders", "host_key": KEY}
+
+    snapshot = source(entry).discover()
+
+    agent = Agent(
+        AgentId("static:builder-1"), fingerprint(KEY), "office", "builders", "builder-1", ("192.0.2.7",), 2222
+    )
+    assert snapshot.agents == {agent}
+
+
+def test_what_the_file_lacks_is_gone() -> None:
+    """A file is the truth about itself."""
+    snapshot = source().discover()
+
+    assert snapshot.agents == frozenset()
+    assert snapshot.absence_is_proof
+
+
+def test_another_key_in_the_file_is_another_machine() -> None:
+    """A new incarnation, so that nothing of the old one is believed."""
+    before, after = ({"name": "a", "address": "192.0.2.7", "host_key": key} for key in (KEY, OTHER))
+
+    (old,), (new,) = source(before).discover().agents, source(after).discover().agents
+
+    assert old.id == new.id
+    assert old.incarnation != new.incarnation
+
+
+def test_an_agent_without_a_group_is_in_its_sources() -> None:
+    """And the source knows every group that it fills."""
+    config = source(
+        {"name": "a", "address": "a.example"}, {"name": "b", "address": "b.example", "group": "other"}, group="ci"
+    ).config
+
+    assert config.groups() == {"ci", "other"}
+
+
+def test_pins_are_kept_without_their_comment() -> None:
+    """By agent, and only where there is one."""
+    config = source(
+        {"name": "a", "address": "192.0.2.7", "host_key": f"  {KEY}   root@a "}, {"name": "b", "address": "192.0.2.8"}
+    ).config
+
+    assert config.pinned_keys() == {AgentId("static:a"): KEY}
+    assert config.trust == [Method.PINNED]
+
+
+@pytest.mark.parametrize("key", ["", "ssh-ed25519", "ssh-ed25519 AAAA", KEY[:-8], f"ssh-rsa {KEY.split()[1]}", "x y z"])
+def test_a_key_that_is_none_is_a_mistake(key: str) -> None:
+    """It says what to write instead."""
+    with pytest.raises(ValidationError, match="write the public host key as"):
+        source({"name": "a", "address": "192.0.2.7", "host_key": key})
+
+
+@pytest.mark.parametrize("address", ["", "a b", "x/y", "$(id)"])
+def test_an_address_that_is_none_is_a_mistake(address: str) -> None:
+    """A name or an IP address, nothing else."""
+    with pytest.raises(ValidationError):
+        source({"name": "a", "address": address})
+
+
+def test_two_agents_of_one_name_are_a_mistake() -> None:
+    """One of them would be lost."""
+    with pytest.raises(ValidationError, match="two agents are named a"):
+        source({"name": "a", "address": "192.0.2.7"}, {"name": "a", "address": "192.0.2.8"})

@@ -1,0 +1,230 @@
+"""The catalog: a group sees what it may pull, in whole pages, and learns nothing else."""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tunnelmgr.core.registry import classify
+from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate.answers import Answer
+from tunnelmgr.gate.catalog import RegistryPage, visible_catalog
+from tunnelmgr.gate.exchange import Limits
+from tunnelmgr.gate.session import Gate
+
+if TYPE_CHECKING:
+    from tests.gate.conftest import Conversation, Registry, Scripted, Talk
+
+Grants = Callable[..., Gate]
+NAMES = [f"{team}/{number:03}" for team in ("hidden", "open", "secret") for number in range(150)]
+
+
+class FakeCatalog:
+    """A registry's catalog, paged as docker-registry does it."""
+
+    def __init__(self, names: list[str], most: int = 1000) -> None:
+        self._names = names
+        self._most = most
+        self.targets: list[str] = []
+
+    async def __call__(self, target: str) -> RegistryPage:
+        """Answer one request."""
+        self.targets.append(target)
+        query = dict(classify("GET", target).query)
+        size = int(query.get("n", min(100, self._most)))
+        if size > self._most:
+            return RegistryPage(400, b"{}", has_next=False)
+        left = [name for name in self._names if name > query.get("last", "")]
+        body = json.dumps({"repositories": left[:size]}).encode()
+        return RegistryPage(200, body, has_next=len(left) > size)
+
+
+async def look(fetch: FakeCatalog, query: str = "", visible: str = "open/") -> tuple[list[str], str]:
+    """Ask for one page; returns its names and the query of the next."""
+    request = classify("GET", f"/v2/_catalog{query}")
+    answer = await visible_catalog(request, fetch, lambda name: name.startswith(visible), close=False)
+    return listed(answer), next_query(answer.link)
+
+
+def listed(answer: Answer) -> list[str]:
+    """Return the names on a page."""
+    names = answer.content["repositories"]
+    assert isinstance(names, list)
+    return names
+
+
+def next_query(link: str) -> str:
+    """Return the query of a link, empty without one."""
+    matched = re.fullmatch(r'</v2/_catalog(\?[^>]+)>; rel="next"', link)
+    assert matched or not link
+    return matched[1] if matched else ""
+
+
+async def look_through(fetch: FakeCatalog, query: str, visible: str = "open/") -> list[list[str]]:
+    """Follow the links to the end."""
+    pages = []
+    while True:
+        names, query = await look(fetch, query, visible)
+        pages.append(names)
+        if not query:
+            return pages
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 149, 150, 151, 1000, 5000])
+@pytest.mark.parametrize("most", [30, 100, 1000])
+async def test_the_pages_together_are_exactly_what_may_be_seen(size: int, most: int) -> None:
+    """Each is full but the last, and none is empty, however the registry cuts its own."""
+    pages = await look_through(FakeCatalog(NAMES, most), f"?n={size}")
+
+    assert [name for page in pages for name in page] == [name for name in NAMES if name.startswith("open/")]
+    assert {len(page) for page in pages[:-1]} <= {size}
+    assert pages[-1]
+
+
+async def test_a_link_never_names_what_is_hidden() -> None:
+    """The next page begins after a name that was shown."""
+    names, query = await look(FakeCatalog(NAMES), "?n=2")
+
+    assert names == ["open/000", "open/001"]
+    assert query == "?last=open%2F001&n=2"
+
+
+async def test_there_is_no_link_to_a_page_on_which_nothing_could_be_shown() -> None:
+    """Or its being there would tell that more is hidden."""
+    assert await look(FakeCatalog(NAMES), "?n=150") == ([name for name in NAMES if "open" in name], "")
+
+
+async def test_a_page_has_a_hundred_names_unless_asked_otherwise() -> None:
+    """As docker-registry does it."""
+    names, query = await look(FakeCatalog(NAMES))
+
+    assert len(names) == 100
+    assert query == "?last=open%2F099&n=100"
+
+
+async def test_who_may_see_nothing_gets_an_empty_list() -> None:
+    """After one look at everything."""
+    assert await look(FakeCatalog(NAMES), visible="nothing/") == ([], "")
+
+
+async def test_a_page_of_no_names_costs_nothing() -> None:
+    """The registry is not even asked."""
+    fetch = FakeCatalog(NAMES)
+
+    assert await look(fetch, "?n=0") == ([], "")
+    assert fetch.targets == []
+
+
+async def test_the_search_is_bounded() -> None:
+    """What was found until then is a page, with a link; nothing at all is an error that says what to do."""
+    few = FakeCatalog(NAMES, most=1)
+
+    with pytest.raises(RegistryUnavailableError, match="ask for them by name"):
+        await look(few)
+    names, query = await look(few, "?last=hidden/100")
+
+    assert len(few.targets) <= 2 * 101
+    assert names
+    assert query == f"?last=open%2F{names[-1][-3:]}&n=100"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        RegistryPage(500, b"{}", has_next=False),
+        RegistryPage(400, b"{}", has_next=False),
+        RegistryPage(200, b"<html>", has_next=False),
+        RegistryPage(200, b"\xff", has_next=False),
+        RegistryPage(200, b"[]", has_next=False),
+        RegistryPage(200, b"{}", has_next=False),
+        RegistryPage(200, b'{"repositories": {"a": 1}}', has_next=False),
+        RegistryPage(200, b'{"repositories": [1]}', has_next=False),
+    ],
+)
+async def test_a_page_that_is_none_is_the_registrys_fault(page: RegistryPage) -> None:
+    """Nothing of it is passed on."""
+
+    async def fetch(_: str) -> RegistryPage:
+        return page
+
+    with pytest.raises(RegistryUnavailableError):
+        await visible_catalog(classify("GET", "/v2/_catalog"), fetch, lambda _: True, close=False)
+
+
+@pytest.mark.parametrize("body", [b'{"repositories": null}', b'{"repositories": []}'])
+async def test_an_empty_page_is_the_end(body: bytes) -> None:
+    """Whatever its link says."""
+
+    async def fetch(_: str) -> RegistryPage:
+        return RegistryPage(200, body, has_next=True)
+
+    answer = await visible_catalog(classify("GET", "/v2/_catalog"), fetch, lambda _: True, close=False)
+
+    assert listed(answer) == []
+
+
+async def collect(agent: "Conversation", size: int) -> list[str]:
+    """Follow the real links through the gate."""
+    names: list[str] = []
+    query = f"?n={size}"
+    while query:
+        page = await agent.ask("GET", f"/v2/_catalog{query}")
+        assert page.status == 200
+        names += json.loads(page.body)["repositories"]
+        query = next_query(page.headers.get("link", ""))
+    return names
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+async def test_a_group_lists_what_it_may_pull(talk: "Talk", gate_for: Grants, registry: "Registry", size: int) -> None:
+    """From the real registry: by pull and by push, without what is denied."""
+    for name in ("catalog/a", "catalog/b", "catalog/c/d", "catalog/secret/e", "catalog/f"):
+        registry.push_image(name, "v1", name.encode())
+    gate = gate_for(pull=("catalog/*", "catalog/secret/*"), push=("catalog/c/*",), deny=("catalog/secret/**",))
+
+    async with talk(gate, registry.endpoint) as agent:
+        names = await collect(agent, size)
+
+    assert names == ["catalog/a", "catalog/b", "catalog/c/d", "catalog/f"]
+
+
+async def test_names_that_no_request_could_use_are_not_listed(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """Trap 22: the registry lets a repository be called by the API's own words."""
+    registry.push_blob("catalog/tags/list", b"odd")
+
+    async with talk(gate_for(pull=("catalog/**",)), registry.endpoint) as agent:
+        names = await collect(agent, 10)
+
+    assert "catalog/tags/list" not in names
+
+
+def answering(body: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]:
+    """Script a registry that begins a chunked page."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        await reader.read()
+
+    return script  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("body", [b"4\r\n{}  \r\n", b"200000\r\n" + b"x" * 0x200000 + b"\r\n0\r\n\r\n"])
+async def test_a_page_is_bounded_in_time_and_size(
+    talk: "Talk", gate_for: Grants, scripted: "Scripted", body: bytes
+) -> None:
+    """It is held in memory, so it may not be endless."""
+    gate = gate_for()
+    gate.limits = Limits(answer=0.2)
+
+    async with scripted(answering(body)) as registry, talk(gate, registry.endpoint) as agent:
+        refused = await agent.ask("GET", "/v2/_catalog")
+        after = await agent.ask("GET", "/.well-known/tunnelmgr")
+
+    assert (refused.status, refused.code) == (503, "UNAVAILABLE")
+    assert after.status == 200

@@ -1,0 +1,348 @@
+"""The state in one SQLite file: whole after every kind of end, and nobody else's."""
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.changes import Changes
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.world import Moment, Quarantine, Record
+from tunnelmgr.errors import SchemaError, StoreError
+from tunnelmgr.store.sqlite import APPLICATION, SqliteStore
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+AGENT = Agent(
+    AgentId("ec2:i-0a"), "i-0a", "jenkins", "ci", "böhm", ("10.0.0.1", "2001:db8::1"), 2222, (("role", "ci"),)
+)
+RECORD = Record(AGENT, first_seen=1.5, changed=2.5, story=(Moment(1.5, "seen", "at 10.0.0.1:2222"),))
+SCRIPTS = sorted(entry.name for entry in files("tunnelmgr.store.migrations").iterdir() if entry.name.endswith(".sql"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Name a state file in a folder that is not there yet."""
+    return tmp_path / "state" / "state.db"
+
+
+@pytest.fixture
+def store(file: Path) -> Iterator[SqliteStore]:
+    """Open a new store."""
+    with closing(SqliteStore(file)) as opened:
+        yield opened
+
+
+def proved(method: Method) -> Record:
+    """Return the record of an agent that was proved by this method."""
+    trust = HostTrust(method, (KEY,))
+    return replace(RECORD, trust=trust, proved=trust)
+
+
+def read_again(store: SqliteStore) -> Record:
+    """Close the store, open its file anew, and return the one record in it."""
+    store.close()
+    with closing(SqliteStore(store.file)) as again:
+        (record,) = again.load().records.values()
+    return record
+
+
+# --- what is kept ---
+
+
+def test_a_record_comes_back_as_it_was(store: SqliteStore) -> None:
+    """Agent, times and story."""
+    store.write(Changes((RECORD,)))
+
+    assert read_again(store) == RECORD
+
+
+def test_an_agent_that_has_left_comes_back_as_that(store: SqliteStore) -> None:
+    """A restart brings nobody back."""
+    store.write(Changes((replace(RECORD, present=False),)))
+
+    assert not read_again(store).present
+
+
+def test_a_quarantine_comes_back_and_goes_with_its_release(store: SqliteStore) -> None:
+    """With its reason, since when."""
+    mark = Quarantine(3.5, "host-key-mismatch", "another key")
+    store.write(Changes((replace(RECORD, quarantine=mark),)))
+    kept = store.load().records[AGENT.id].quarantine
+
+    store.write(Changes((RECORD,)))
+
+    assert kept == mark
+    assert read_again(store).quarantine is None
+
+
+@pytest.mark.parametrize("method", [Method.CONSOLE, Method.TOFU])
+def test_evidence_that_can_be_had_once_comes_back(store: SqliteStore, method: Method) -> None:
+    """As a pin of this incarnation."""
+    store.write(Changes((proved(method),)))
+
+    assert read_again(store).proved == HostTrust(method, (KEY,))
+
+
+def test_a_pin_goes_with_a_rebuild(store: SqliteStore) -> None:
+    """The new incarnation has to prove itself."""
+    store.write(Changes((proved(Method.CONSOLE),)))
+
+    store.write(Changes((replace(RECORD, agent=replace(AGENT, incarnation="2")),)))
+
+    assert read_again(store).proved is None
+
+
+def test_a_pin_of_another_incarnation_is_never_believed(store: SqliteStore, file: Path) -> None:
+    """Even if the file said so."""
+    store.write(Changes((proved(Method.CONSOLE),)))
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("UPDATE pin SET incarnation = 'other'")
+
+    assert read_again(store).proved is None
+
+
+def test_a_forgotten_agent_takes_everything_along(store: SqliteStore, file: Path) -> None:
+    """Pin and quarantine too."""
+    store.write(Changes((replace(proved(Method.TOFU), quarantine=Quarantine(1.0, "x", "y")),)))
+
+    store.write(Changes(forgotten=(AGENT.id,)))
+
+    store.close()
+    with closing(sqlite3.connect(file)) as db:
+        left = [db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("agent", "pin", "quarantine")]  # noqa: S608 - our own tables
+    assert left == [0, 0, 0]
+
+
+# --- whose file it is ---
+
+
+def test_a_new_file_is_of_todays_schema_and_only_ours_to_read(store: SqliteStore, file: Path) -> None:
+    """It tells who may pull what from where."""
+    store.close()
+
+    with closing(sqlite3.connect(file)) as db:
+        facts = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+    assert facts == [APPLICATION, len(SCRIPTS)]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("version", range(len(SCRIPTS)))
+def test_a_file_of_an_earlier_schema_is_brought_up_to_date(file: Path, version: int) -> None:
+    """Each step in a transaction of its own."""
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as db:
+        for name in SCRIPTS[:version]:
+            db.executescript((files("tunnelmgr.store.migrations") / name).read_text())
+        db.execute(f"PRAGMA application_id = {APPLICATION if version else 0}")
+        db.execute(f"PRAGMA user_version = {version}")
+
+    with closing(SqliteStore(file)) as store:
+        store.write(Changes((RECORD,)))
+        assert store.load().records == {AGENT.id: RECORD}
+
+
+def test_the_database_of_another_program_is_refused_and_left_alone(file: Path) -> None:
+    """Somebody has named the wrong file."""
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("CREATE TABLE theirs (x)")
+    before = file.read_bytes()
+
+    with pytest.raises(SchemaError, match="is the database of another program"):
+        SqliteStore(file)
+
+    assert file.read_bytes() == before
+
+
+def test_the_database_of_a_program_with_an_id_is_refused(file: Path) -> None:
+    """However empty it is."""
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA application_id = 42")
+
+    with pytest.raises(SchemaError, match="is the database of another program"):
+        SqliteStore(file)
+
+
+def test_a_file_that_is_no_database_is_refused(file: Path) -> None:
+    """With its name."""
+    file.parent.mkdir()
+    file.write_text("this is no database, but long enough to be looked at" * 50)
+
+    with pytest.raises(StoreError, match=f"{file}: file is not a database"):
+        SqliteStore(file)
+
+
+def test_a_folder_is_no_file(file: Path) -> None:
+    """Told as a StoreError, like all the rest."""
+    file.mkdir(parents=True)
+
+    with pytest.raises(StoreError, match="Is a directory"):
+        SqliteStore(file)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """With the setting's name."""
+    (tmp_path / "state").touch()
+
+    with pytest.raises(StoreError, match=r"`controller\.state` must be writable"):
+        SqliteStore(tmp_path / "state" / "state.db")
+
+
+def test_a_newer_schema_is_refused(store: SqliteStore, file: Path) -> None:
+    """An older tunnelmgr would lose what it does not know."""
+    store.close()
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA user_version = 99")
+
+    with pytest.raises(SchemaError, match=r"was written by a newer tunnelmgr \(schema 99"):
+        SqliteStore(file)
+
+
+def test_there_is_one_writer(store: SqliteStore) -> None:
+    """A second controller is told that there is a first."""
+    with pytest.raises(StoreError, match="another tunnelmgr uses this state"):
+        SqliteStore(store.file)
+
+
+def test_the_lock_goes_with_its_holder(store: SqliteStore) -> None:
+    """And with one that could not open the file."""
+    store.close()
+
+    SqliteStore(store.file).close()
+
+
+def test_a_store_that_was_refused_holds_no_lock(store: SqliteStore, file: Path) -> None:
+    """Once the cause is gone the next start goes on, in the same process."""
+    store.close()
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(SchemaError):
+        SqliteStore(file)
+    with closing(sqlite3.connect(file)) as db:
+        db.execute(f"PRAGMA user_version = {len(SCRIPTS)}")
+
+    SqliteStore(file).close()
+
+
+# --- all or nothing ---
+
+
+def test_a_write_that_fails_leaves_nothing_behind(store: SqliteStore) -> None:
+    """Half of it would be worse than none; and the next one goes through."""
+    unfit = replace(RECORD, agent=replace(AGENT, id=AgentId("ec2:i-0b"), port="no number"))  # type: ignore[arg-type]
+
+    with pytest.raises(StoreError, match=str(store.file)):
+        store.write(Changes((RECORD, unfit)))
+    left = store.load().records
+    store.write(Changes((RECORD,)))
+
+    assert left == {}
+    assert read_again(store) == RECORD
+
+
+WRITE_ON = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.changes import Changes
+from tunnelmgr.core.world import Record
+from tunnelmgr.store.sqlite import SqliteStore
+
+store = SqliteStore(Path(sys.argv[1]))
+for turn in range(100_000):
+    agents = (Agent(AgentId(f"ec2:{number}"), str(turn), "s", "g", "n", ("10.0.0.1",)) for number in range(20))
+    store.write(Changes(tuple(Record(agent, 1.0, 2.0) for agent in agents)))
+    print(turn, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [0, 3, 7, 20])
+def test_kill_9_in_mid_write_leaves_the_last_whole_write(file: Path, after: int) -> None:
+    """What was confirmed is there, nothing is half there, and the next start goes on."""
+    with subprocess.Popen([sys.executable, "-c", WRITE_ON, file], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        confirmed = next(int(line) for line in child.stdout if int(line) >= after)
+        child.send_signal(signal.SIGKILL)
+        confirmed = max([confirmed, *(int(line) for line in child.stdout if line.endswith("\n"))])
+        child.wait(10)
+
+    with closing(SqliteStore(file)) as store:
+        turns = {int(record.agent.incarnation) for record in store.load().records.values()}
+        store.write(Changes((RECORD,)))
+
+    assert len(turns) == 1
+    assert turns <= {confirmed, confirmed + 1}
+
+
+FILL_UP = """
+import subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.changes import Changes
+from tunnelmgr.core.world import Record
+from tunnelmgr.errors import StoreError
+from tunnelmgr.store.sqlite import SqliteStore
+
+place = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+store = SqliteStore(place / "state.db")
+first = Record(Agent(AgentId("ec2:first"), "1", "s", "g", "n", ("10.0.0.1",)), 1.0, 2.0)
+store.write(Changes((first,)))
+filler = place / "filler"
+with filler.open("wb", buffering=0) as taking:
+    try:
+        while True:
+            taking.write(bytes(4096))
+    except OSError as full:
+        assert full.errno == 28, full
+many = Changes(tuple(replace(first, agent=replace(first.agent, id=AgentId(f"ec2:{n}"))) for n in range(500)))
+for attempt in range(3):
+    try:
+        store.write(many)
+    except StoreError as full:
+        print("refused:", full)
+    else:
+        sys.exit("a full disk took it")
+assert store.load().records.keys() == {"ec2:first"}, "nothing half-written"
+filler.unlink()
+store.write(many)
+store.close()
+store = SqliteStore(place / "state.db")
+print("kept:", len(store.load().records))
+store.close()
+"""
+
+
+def has_namespaces() -> bool:
+    """Tell whether we may mount something for ourselves."""
+    tried = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "true"], check=False, capture_output=True, timeout=10
+    )
+    return tried.returncode == 0
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="needs a mount namespace")
+def test_a_full_disk_refuses_a_write_which_succeeds_once_there_is_room(tmp_path: Path) -> None:
+    """Nothing is lost but time."""
+    program = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", FILL_UP, tmp_path]
+
+    done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=60, env=dict(os.environ))
+
+    assert done.returncode == 0, done.stderr
+    *refused, kept = done.stdout.splitlines()
+    assert len(refused) == 3
+    assert all("full" in line for line in refused)
+    assert kept == "kept: 501"

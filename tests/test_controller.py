@@ -1,0 +1,317 @@
+"""The loop that owns all state: in what order it acts, and how it bears a store that fails."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from structlog.testing import capture_logs
+
+from tunnelmgr import controller as loop
+from tunnelmgr.controller import Clock, Controller
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.changes import Changes
+from tunnelmgr.core.events import (
+    AgentsDiscovered,
+    DrainRequested,
+    Event,
+    EvidenceAbsent,
+    EvidenceFound,
+    Failure,
+    Reconfigured,
+    Rules,
+    Snapshot,
+    TunnelEnded,
+    TunnelProbed,
+)
+from tunnelmgr.core.reconcile import CloseTunnel, OpenTunnel, SeekEvidence
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.world import World
+from tunnelmgr.errors import Pace, StoreError
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+RULES = Rules(trust={"cloud": (Method.CONSOLE,)})
+
+
+def agent(name: str) -> Agent:
+    """Return an agent of the cloud."""
+    return Agent(AgentId(f"cloud:{name}"), "1", "cloud", "ci", name, ("10.0.0.1",))
+
+
+A, B = agent("a"), agent("b")
+
+
+@dataclass
+class House:
+    """A controller between fakes that note, in one list, what they were told."""
+
+    done: list[str] = field(default_factory=list)
+    store_fails: str | None = None
+    now: float = 100.0
+    written: set[AgentId] = field(default_factory=set)
+    controller: Controller = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.controller = Controller(World(), self, self, self._seek, lambda: self.now)
+
+    def write(self, changes: Changes) -> None:
+        """Write down, or fail."""
+        if self.store_fails:
+            self.done.append("write failed")
+            raise StoreError(self.store_fails)
+        self.done.append("write")
+        self.written |= {record.agent.id for record in changes.records}
+        self.written -= set(changes.forgotten)
+
+    def open(self, action: OpenTunnel) -> None:
+        """Note an opening."""
+        self.done.append(f"open {action.spec.name} {action.life}")
+
+    def close(self, action: CloseTunnel) -> None:
+        """Note a closing."""
+        self.done.append(f"close {action.agent} {action.manner.name}")
+
+    def _seek(self, action: SeekEvidence) -> None:
+        self.done.append(f"seek {action.agent.name}")
+
+    def tell(self, *events: Event) -> None:
+        """Report events, all of them before the loop can take up the first."""
+        for event in events:
+            self.controller.report(event)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something, but not for long."""
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 - any condition of the fakes, with a deadline
+                await asyncio.sleep(0.001)
+
+    async def until_done(self, step: str) -> None:
+        """Wait until this was done."""
+        await self.until(lambda: step in self.done)
+
+    async def bring_up(self, one: Agent) -> None:
+        """Bring an agent up, and forget what was done for it."""
+        self.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({one}))))
+        await self.until_done(f"seek {one.name}")
+        self.tell(EvidenceFound(one.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
+        await self.until_done(f"open {one.name} 1")
+        self.tell(TunnelProbed(one.id, 1, 0.01))
+        await self.until(lambda: self.controller.world.status(one.id).phase is Phase.UP)
+        await self.until(lambda: self.done[-1] == "write")
+        self.done.clear()
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[House]:
+    """Run a controller; at the end it drains, unless it has drained before."""
+    house = House()
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(house.controller.run(), name="controller")
+        try:
+            yield house
+        finally:
+            house.tell(DrainRequested())
+            for id_, status in house.controller.world.tunnels.items():
+                house.tell(TunnelEnded(id_, status.life, None))
+        await task
+
+
+async def test_an_agent_is_sought_written_down_and_dialled_in_that_order() -> None:
+    """No key is trusted for the first time before that is written."""
+    async with running() as house:
+        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+        await house.until_done("seek a")
+        house.tell(EvidenceFound(A.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
+        await house.until_done("open a 1")
+
+        assert house.done == ["write", "seek a", "write", "open a 1"]
+        assert house.written == {A.id}
+
+
+async def test_closings_come_before_the_writing_and_openings_after_it() -> None:
+    """A slow disk delays no revocation."""
+    async with running() as house:
+        await house.bring_up(A)
+
+        house.tell(AgentsDiscovered("cloud", Snapshot(frozenset({B}), gone=frozenset({A.id}))))
+        await house.until_done("seek b")
+
+        assert house.done == ["close cloud:a REVOKE", "write", "seek b"]
+
+
+async def test_events_that_are_there_together_are_taken_in_together() -> None:
+    """One plan and one write for all of them."""
+    async with running() as house:
+        house.tell(Reconfigured(RULES), *(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))) for _ in range(50)))
+        await house.until_done("seek a")
+        await house.until_done("seek b")
+
+        assert house.done.count("write") == 1
+
+
+async def test_what_is_written_is_not_written_again() -> None:
+    """A probe wears no disk."""
+    async with running() as house:
+        await house.bring_up(A)
+
+        house.now += 15
+        house.tell(TunnelProbed(A.id, 1, 0.02))
+        await house.until(lambda: house.controller.world.status(A.id).probed_at == house.now)
+
+        assert house.done == []
+
+
+async def test_the_next_try_comes_without_an_event() -> None:
+    """When its time has come by the clock."""
+    async with running() as house:
+        await house.bring_up(A)
+
+        house.tell(TunnelEnded(A.id, 1, Failure("unreachable", Pace.SLOW, "nobody answers")))
+        await house.until(lambda: house.controller.world.status(A.id).phase is Phase.DOWN)
+        house.now += 3600
+        house.tell(EvidenceAbsent(AgentId("cloud:nobody"), "1", "wakes the loop"))
+
+        await house.until_done("open a 2")
+
+
+async def test_the_loop_sleeps_until_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not a moment longer, nor does it spin until then."""
+    slept: list[float | None] = []
+    patience = Controller._patience
+
+    def noted(self: Controller) -> float | None:
+        slept.append(patience(self))
+        return 0.0 if slept[-1] else slept[-1]
+
+    monkeypatch.setattr(Controller, "_patience", noted)
+    async with running() as house:
+        await house.bring_up(A)
+        house.tell(TunnelEnded(A.id, 1, Failure("unreachable", Pace.SLOW, "nobody answers")))
+        await house.until(lambda: house.controller.world.status(A.id).retry_at is not None)
+        retry_at = house.controller.world.status(A.id).retry_at
+        await house.until(lambda: slept[-1] is not None)
+
+        assert retry_at is not None
+        assert slept[-1] == pytest.approx(retry_at - house.now)
+        house.now = retry_at
+        await house.until_done("open a 2")
+
+
+# --- a store that fails ---
+
+
+async def test_tunnels_go_on_while_the_state_cannot_be_written() -> None:
+    """A full disk takes nobody's registry away; status shows it, and the log says it once."""
+    with capture_logs() as logs:
+        async with running() as house:
+            house.store_fails = "state.db: database or disk is full"
+            house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+            await house.until_done("seek a")
+            house.tell(EvidenceFound(A.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
+            await house.until_done("open a 1")
+
+            assert house.controller.store_error == "state.db: database or disk is full"
+            assert house.written == set()
+            house.store_fails = None
+
+    told = [entry["event"] for entry in logs if "state" in str(entry["event"])]
+    assert told == ["state cannot be written; tunnels go on", "state is written again"]
+
+
+async def test_a_store_that_heals_gets_all_that_it_missed() -> None:
+    """With the next thing that happens."""
+    async with running() as house:
+        house.store_fails = "full"
+        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+        await house.until_done("seek a")
+
+        house.store_fails = None
+        house.tell(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))))
+        await house.until_done("write")
+
+        assert house.written == {A.id, B.id}
+        await house.until(lambda: house.controller.store_error is None)
+
+
+async def test_a_store_is_tried_again_though_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quiet fleet is written down too."""
+    monkeypatch.setattr(loop, "STORE_RETRY", 0.01)
+    async with running() as house:
+        house.store_fails = "full"
+        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+        await house.until(lambda: house.done.count("write failed") > 2)
+
+        house.store_fails = None
+
+        await house.until_done("write")
+        assert house.written == {A.id}
+
+
+# --- the end ---
+
+
+async def test_a_drain_closes_gently_and_returns_when_all_is_over() -> None:
+    """Not before, and with everything written."""
+    house = House()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(house.controller.run(), name="controller")
+        await house.bring_up(A)
+        house.tell(DrainRequested())
+        await house.until_done("close cloud:a DRAIN")
+        still_running = not task.done()
+        house.tell(TunnelEnded(A.id, 1, None))
+        await task
+
+    assert still_running
+    assert house.done[-1] == "write"
+    assert house.controller.world.records[A.id].story[-1].step == "closed"
+
+
+async def test_a_drain_with_nothing_open_returns_at_once() -> None:
+    """A search for evidence is no reason to stay."""
+    house = House()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(house.controller.run(), name="controller")
+        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+        await house.until_done("seek a")
+        house.tell(DrainRequested())
+        await task
+
+    assert house.controller.world.status(A.id).working
+
+
+# --- what is told ---
+
+
+async def test_each_change_of_phase_is_one_line() -> None:
+    """With the agent, what it was, and why."""
+    with capture_logs() as logs:
+        async with running() as house:
+            await house.bring_up(A)
+            house.tell(TunnelEnded(A.id, 1, Failure("host-key-mismatch", Pace.NEVER, "another key")))
+            await house.until(lambda: house.controller.world.status(A.id).phase is Phase.QUARANTINED)
+            house.tell(AgentsDiscovered("cloud", Snapshot(frozenset(), gone=frozenset({A.id}))))
+            await house.until(lambda: A.id not in house.controller.world.tunnels)
+
+    told = [(entry["log_level"], entry.get("phase", entry["event"])) for entry in logs if entry.get("agent") == A.id]
+    assert told == [
+        ("info", "awaiting-identity"),
+        ("info", "down"),
+        ("info", "connecting"),
+        ("info", "up"),
+        ("error", "quarantined"),
+        ("info", "agent gone"),
+    ]
+
+
+def test_the_clock_tells_the_time_and_never_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is done to the wall clock meanwhile."""
+    clock = Clock()
+    first = clock()
+
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+
+    assert first == pytest.approx(clock(), abs=5)

@@ -1,0 +1,111 @@
+"""Host keys on a console: exactly one whole block of whole lines, and nothing else, is evidence (trap 29)."""
+
+import base64
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnelmgr.demo.cloud import host_key_console
+from tunnelmgr.trust.console_block import host_keys
+
+BEGIN, END = "-----BEGIN SSH HOST KEY KEYS-----", "-----END SSH HOST KEY KEYS-----"
+
+
+def made(kind: str, *fields: bytes) -> str:
+    """Return a public key as `type base64`."""
+    blob = b"".join(len(field).to_bytes(4, "big") + field for field in (kind.encode(), *fields))
+    return f"{kind} {base64.b64encode(blob).decode()}"
+
+
+ED25519 = made("ssh-ed25519", bytes(range(32)))
+OTHER = made("ssh-ed25519", bytes(32))
+RSA = made("ssh-rsa", b"\x01\x00\x01", b"\x00" + b"\xab" * 256)
+ECDSA = made("ecdsa-sha2-nistp256", b"nistp256", b"\x04" + b"\x07" * 64)
+
+
+def block(*lines: str) -> str:
+    """Return a block of these lines."""
+    return "\n".join((BEGIN, *lines, END)) + "\n"
+
+
+def test_the_keys_of_a_booted_instance_are_found() -> None:
+    """Among the boot's messages, a table of other people's keys, and fingerprints."""
+    assert host_keys(host_key_console([ED25519, RSA, ECDSA])) == tuple(sorted([ED25519, RSA, ECDSA]))
+
+
+def test_comments_and_carriage_returns_are_no_part_of_a_key() -> None:
+    """A serial console ends its lines with both."""
+    assert host_keys(block(f"{ED25519} root@ip-10-0-0-1").replace("\n", "\r\n")) == (ED25519,)
+
+
+@pytest.mark.parametrize("prefix", ["<14>Nov 23 18:00:07 ec2: ", "[    7.930144] cloud-init[598]: ", "ci-info: ", "  "])
+def test_lines_may_carry_a_syslog_prefix(prefix: str) -> None:
+    """Some images send the block through syslog."""
+    text = "".join(f"{prefix}{line}\n" for line in block(f"{ED25519} root@host", RSA).splitlines())
+
+    assert host_keys(text) == tuple(sorted([ED25519, RSA]))
+
+
+def test_the_same_block_twice_is_one() -> None:
+    """By syslog and by cloud-init."""
+    assert host_keys(block(ED25519, RSA) + "between\n" + block(RSA, ED25519)) == tuple(sorted([ED25519, RSA]))
+
+
+def test_keys_outside_the_block_are_nobodys() -> None:
+    """Authorized keys and the like stand on consoles too."""
+    text = f"{OTHER} admin@laptop\n{block(ED25519)}{OTHER} somebody\n"
+
+    assert host_keys(text) == (ED25519,)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "no host key block yet"),
+        (f"{ED25519} root@host\n", "no host key block yet"),
+        (host_key_console([ED25519]).replace(BEGIN, "").replace(END, ""), "no host key block yet"),
+        (block(ED25519) + block(OTHER), "several host key blocks that differ"),
+        (block(ED25519) + block(ED25519, RSA), "several host key blocks that differ"),
+        (f"{BEGIN}\n{ED25519}\n", "the host key block is cut off"),
+        (block(ED25519) + f"{BEGIN}\n{ED25519}\n", "the host key block is cut off"),
+        (f"{ED25519}\n{END}\n", "ends without a beginning"),
+        (f"{BEGIN}\n{END}\n", "empty"),
+        (f"{BEGIN}\n{ED25519}\n{block(OTHER)}", "begins inside another"),
+        (block(ED25519, "[   12.3] random: crng init done"), "a line in the host key block is no key"),
+        (block(ED25519, "| ssh-rsa | 3b:1d:8e:52 |    -    | operator |"), "a line in the host key block is no key"),
+        (block(ED25519, ""), "a line in the host key block is no key"),
+        (block(f"x{ED25519}"), "a line in the host key block is no key"),
+        (block(ED25519.replace("ed25519", "dss")), "a line in the host key block is no key"),
+        (block(ED25519[:-1]), "cut off"),
+        (block(ED25519[:-4]), "cut off"),
+        (block(RSA.replace("ssh-rsa", "ssh-ed25519")), "of another type"),
+    ],
+)
+def test_anything_else_is_no_evidence_and_says_why(text: str, why: str) -> None:
+    """Rather none than the wrong one."""
+    with pytest.raises(ValueError, match=why):
+        host_keys(text)
+
+
+def test_a_block_that_says_begin_in_mid_line_is_taken_for_a_begin() -> None:
+    """Whoever prints that can only spoil the evidence, not replace it."""
+    with pytest.raises(ValueError, match="begins inside another"):
+        host_keys(f"a user writes {BEGIN}\n{block(ED25519)}")
+
+
+lines = st.sampled_from([BEGIN, END, ED25519, f"{OTHER} comment", RSA, "noise", "", f"<14>x: {BEGIN}", f"x: {ED25519}"])
+
+
+@settings(derandomize=True, database=None, max_examples=300)
+@given(text=st.lists(lines, max_size=12).map("\n".join) | st.text(max_size=200))
+def test_whatever_the_console_holds_only_whole_keys_or_a_reason_come_out(text: str) -> None:
+    """Never a crash, never half a key, never a key from outside a block."""
+    try:
+        found = host_keys(text)
+    except ValueError as why:
+        found = ()
+        assert str(why)  # noqa: PT017 - either of two ends is right
+
+    assert set(found) <= {ED25519, OTHER, RSA}
+    assert not found or (BEGIN in text and END in text)

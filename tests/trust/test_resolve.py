@@ -1,0 +1,228 @@
+"""Whose word is taken, in which order, and what is said where nobody's is."""
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+from structlog.testing import capture_logs
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, Rules
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.demo.cloud import host_key_console
+from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
+from tunnelmgr.trust import resolve
+from tunnelmgr.trust.console import AT_ONCE, ConsoleKeys
+from tunnelmgr.trust.pinned import PinnedKeys
+from tunnelmgr.trust.resolve import Resolver
+from tunnelmgr.trust.tofu import FirstKey
+
+AGENT = Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", ("10.0.0.1",))
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+
+
+@dataclass
+class Word:
+    """A trust source that gives its word, or fails."""
+
+    answer: HostTrust | Exception
+    asked: list[Agent] = field(default_factory=list)
+
+    async def trust_for(self, agent: Agent) -> HostTrust:
+        """Answer."""
+        self.asked.append(agent)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def word(method: Method) -> Word:
+    """Return a trust source that has evidence."""
+    return Word(HostTrust(method, (KEY,)))
+
+
+def lacking(why: str) -> Word:
+    """Return a trust source that has none."""
+    return Word(HostKeyUnknownError(why))
+
+
+async def sought(
+    words: dict[Method, Word],
+    trust: tuple[Method, ...],
+    minimum: Method = Method.TOFU,
+    at_least: Method | None = None,
+) -> Event:
+    """Seek evidence for the agent; return the one report."""
+    reports: list[Event] = []
+    rules = Rules(trust={"cloud": trust}, minimum={"ci": minimum})
+    await Resolver({"cloud": words}, rules).seek(AGENT, at_least, reports.append)
+    (report,) = reports
+    return report
+
+
+async def test_the_first_method_with_evidence_answers() -> None:
+    """In the order that the source names, whatever their strength; nobody behind it is asked."""
+    words = {Method.CONSOLE: word(Method.CONSOLE), Method.PINNED: word(Method.PINNED)}
+
+    report = await sought(words, (Method.CONSOLE, Method.PINNED))
+
+    assert report == EvidenceFound(AGENT.id, "1", HostTrust(Method.CONSOLE, (KEY,)))
+    assert words[Method.PINNED].asked == []
+
+
+async def test_a_method_without_evidence_gives_way_to_the_next() -> None:
+    """No evidence is no refusal."""
+    words = {Method.PINNED: lacking("no host_key"), Method.CONSOLE: word(Method.CONSOLE)}
+
+    report = await sought(words, (Method.PINNED, Method.CONSOLE))
+
+    assert isinstance(report, EvidenceFound)
+    assert report.trust.method is Method.CONSOLE
+
+
+async def test_no_method_is_asked_that_the_source_does_not_name() -> None:
+    """Nothing ever falls back to it."""
+    words = {Method.CONSOLE: lacking("no host key block yet"), Method.TOFU: word(Method.TOFU)}
+
+    report = await sought(words, (Method.CONSOLE,))
+
+    assert report == EvidenceAbsent(AGENT.id, "1", "console: no host key block yet")
+    assert words[Method.TOFU].asked == []
+
+
+async def test_no_method_is_asked_that_is_weaker_than_the_group_allows() -> None:
+    """Its word would count for nothing."""
+    words = {Method.TOFU: word(Method.TOFU)}
+
+    report = await sought(words, (Method.TOFU,), minimum=Method.CONSOLE)
+
+    assert report == EvidenceAbsent(AGENT.id, "1", "no method may be believed")
+    assert words[Method.TOFU].asked == []
+
+
+async def test_no_method_is_asked_that_is_weaker_than_the_proof_of_before() -> None:
+    """And the lack says so."""
+    words = {Method.TOFU: word(Method.TOFU)}
+
+    report = await sought(words, (Method.TOFU,), at_least=Method.CONSOLE)
+
+    assert report == EvidenceAbsent(AGENT.id, "1", "tofu: is weaker than console, by which it was proved before")
+    assert words[Method.TOFU].asked == []
+
+
+async def test_what_every_method_lacks_is_told() -> None:
+    """`list` shows it, so that a person knows what to wait for."""
+    words = {
+        Method.PINNED: lacking("the file has no host_key for it"),
+        Method.CONSOLE: lacking("no host key block yet"),
+    }
+
+    report = await sought(words, (Method.PINNED, Method.CONSOLE, Method.TOFU))
+
+    assert report == EvidenceAbsent(
+        AGENT.id,
+        "1",
+        "pinned: the file has no host_key for it; console: no host key block yet; tofu: not available for this source",
+    )
+
+
+async def test_a_method_that_breaks_fails_alone() -> None:
+    """The next one is asked, and the log has the trace."""
+    words = {Method.PINNED: Word(ZeroDivisionError()), Method.CONSOLE: word(Method.CONSOLE)}
+
+    with capture_logs() as logs:
+        report = await sought(words, (Method.PINNED, Method.CONSOLE))
+
+    assert isinstance(report, EvidenceFound)
+    assert "trust source failed" in [entry["event"] for entry in logs]
+
+
+async def test_a_method_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search has an end."""
+
+    class Hanging:
+        async def trust_for(self, agent: Agent) -> HostTrust:
+            await asyncio.Event().wait()
+            raise AssertionError(agent)
+
+    monkeypatch.setattr(resolve, "PATIENCE", 0.01)
+    reports: list[Event] = []
+    resolver = Resolver({"cloud": {Method.CONSOLE: Hanging()}}, Rules(trust={"cloud": (Method.CONSOLE,)}))
+
+    await resolver.seek(AGENT, None, reports.append)
+
+    assert reports == [EvidenceAbsent(AGENT.id, "1", "console: no answer within 0.01 s")]
+
+
+async def test_a_contradiction_ends_the_search() -> None:
+    """Nobody else's word can mend it."""
+    words = {Method.PINNED: Word(HostKeyMismatchError("another machine")), Method.TOFU: word(Method.TOFU)}
+
+    report = await sought(words, (Method.PINNED, Method.TOFU))
+
+    assert report == EvidenceContradicted(AGENT.id, "1", "another machine")
+    assert words[Method.TOFU].asked == []
+
+
+# --- the methods ---
+
+
+async def test_the_console_method_reads_the_block() -> None:
+    """Through whatever serves the console."""
+    keys = ConsoleKeys(lambda agent: host_key_console([KEY]) if agent == AGENT else "")
+
+    assert await keys.trust_for(AGENT) == HostTrust(Method.CONSOLE, (KEY,))
+
+
+@pytest.mark.parametrize("text", ["", "still booting"])
+async def test_a_console_without_a_block_is_no_evidence_yet(text: str) -> None:
+    """It says what is lacking."""
+    with pytest.raises(HostKeyUnknownError, match="no host key block yet"):
+        await ConsoleKeys(lambda _: text).trust_for(AGENT)
+
+
+async def test_few_consoles_are_read_at_once() -> None:
+    """The call has the lowest quota of all."""
+    reading: list[Agent] = []
+    go_on = threading.Event()
+
+    def read(agent: Agent) -> str:
+        reading.append(agent)
+        go_on.wait(5)
+        return host_key_console([KEY])
+
+    keys = ConsoleKeys(read)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        for number in range(20):
+            tasks.create_task(keys.trust_for(AGENT), name=f"search {number}")
+        while len(reading) < AT_ONCE:  # noqa: ASYNC110 - threads tell no event of the loop
+            await asyncio.sleep(0.001)
+        at_first = len(reading)
+        go_on.set()
+
+    assert at_first == AT_ONCE
+    assert len(reading) == 20
+
+
+async def test_the_pinned_method_knows_the_file() -> None:
+    """And only that."""
+    keys = PinnedKeys({AGENT.id: KEY})
+
+    assert await keys.trust_for(AGENT) == HostTrust(Method.PINNED, (KEY,))
+    with pytest.raises(HostKeyUnknownError, match="the file has no host_key for it"):
+        await PinnedKeys({}).trust_for(AGENT)
+
+
+async def test_the_first_key_seen_is_that_of_the_agent_itself() -> None:
+    """An agent that cannot be reached has shown none."""
+
+    async def scan(_: Agent) -> str:
+        return KEY
+
+    async def unreachable(agent: Agent) -> str:
+        raise UnreachableError(agent.address, "refused")
+
+    assert await FirstKey(scan).trust_for(AGENT) == HostTrust(Method.TOFU, (KEY,))
+    with pytest.raises(HostKeyUnknownError, match=r"cannot reach 10\.0\.0\.1:22: refused"):
+        await FirstKey(unreachable).trust_for(AGENT)

@@ -1,0 +1,67 @@
+"""Blocking calls, in threads that nobody has to wait for.
+
+A cloud that stalls holds its thread for as long as its client's timeouts and retries allow. Threads of an executor are
+joined when the process ends, so a stop would take that long too; these are daemon threads, which the end of the
+process does not wait for.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec, TypeVar, cast
+
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+
+
+async def in_thread(function: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs) -> Answer:
+    """Call `function` in a thread of its own and return its answer, or raise what it raised.
+
+    A cancelled wait leaves the thread to itself; its answer is dropped.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Answer] = loop.create_future()
+
+    def settle(value: Answer | None, error: BaseException | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(cast("Answer", value))  # without an error there is one
+
+    def work() -> None:
+        value: Answer | None = None
+        error: BaseException | None = None
+        try:
+            value = function(*args, **kwargs)
+        except BaseException as raised:  # noqa: BLE001 - it is raised again where it is awaited
+            error = raised
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=work, name=f"blocking {getattr(function, '__name__', function)}", daemon=True).start()
+    return await answer
+
+
+def each(function: Callable[[Item], Answer], items: Iterable[Item]) -> Sequence[Answer]:
+    """Call `function` on every item at once, a thread each, and return the answers in order.
+
+    `function` must not raise.
+    """
+    wanted = list(items)
+    answers: dict[int, Answer] = {}
+
+    def work(at: int, item: Item) -> None:
+        answers[at] = function(item)
+
+    threads = [
+        threading.Thread(target=work, args=(at, item), name=f"blocking {item}", daemon=True)
+        for at, item in enumerate(wanted)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [answers[at] for at in range(len(wanted))]

@@ -1,0 +1,113 @@
+"""`authority create`, `sign` and `revoke`: host certificates, for images and launches that can carry one."""
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunnelmgr.cli.common import JsonOption, command, print_json
+from tunnelmgr.config import DEFAULT_FILE
+from tunnelmgr.core.trust import fingerprint
+from tunnelmgr.errors import ConfigError, ControlError
+from tunnelmgr.tunnel.keys import Signing, make_key, public_line, sign_host_key
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The authority's name")]
+FolderOption = Annotated[
+    Path, typer.Option("--folder", metavar="DIR", help="Where authorities are kept, a file each and its .pub beside it")
+]
+FOLDER = DEFAULT_FILE.parent / "authorities"
+
+family = typer.Typer(no_args_is_help=True, help="Make a certificate authority for host keys, sign with it, revoke.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.add_typer(family, name="authority", rich_help_panel="Agents")
+    family.command(epilog="Example: `tunnelmgr authority create images`")(create)
+    family.command(epilog="Example: `tunnelmgr authority sign images --id ec2:i-0abc ssh_host_ed25519_key.pub`")(sign)
+    family.command(epilog="Example: `tunnelmgr authority revoke images --serial 1764000000123`")(revoke)
+
+
+@command
+def create(name: NameArgument, folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
+    """Make an authority's key, and print the table that makes the controller believe it."""
+    file = folder / name
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_key(file, f"tunnelmgr host authority {name}")
+        _public(file).write_text(f"{public_line(file)} {name}\n", encoding="utf-8")
+        _revoked(file).touch()
+    except FileExistsError as taken:
+        raise ControlError(f"{file} exists; an authority is never replaced") from taken
+    except OSError as failed:
+        raise ControlError(f"{failed.filename or file}: {failed.strerror}") from failed
+    table = f'[[authority]]\nname = "{name}"\nfile = "{_public(file)}"\nrevoked = "{_revoked(file)}"\n'
+    if as_json:
+        print_json({"name": name, "key": str(file), "public": str(_public(file)), "config": table})
+        return
+    typer.echo(f"wrote  {file}  (keep it where images are signed; the controller needs the .pub only)")
+    typer.echo(f"\n# In the configuration, and `authority` in the source's trust:\n\n{table}", nl=False)
+
+
+@command
+def sign(
+    name: NameArgument,
+    host_key: Annotated[Path, typer.Argument(metavar="HOST_KEY.pub", help="The host's public key; - reads stdin")],
+    id_: Annotated[str, typer.Option("--id", metavar="AGENT", help="The agent's id, such as ec2:i-0abc")],
+    hours: Annotated[float, typer.Option(min=0.1, max=8760, help="How long it is valid")] = 24,
+    folder: FolderOption = FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign a host key for one agent id, and print the certificate for sshd's HostCertificate."""
+    try:
+        public = typer.get_text_stream("stdin").read() if str(host_key) == "-" else host_key.read_text(encoding="utf-8")
+    except OSError as failed:
+        raise ConfigError([f"{host_key}: {failed.strerror}"]) from failed
+    serial = time.time_ns() // 1_000_000
+    line = sign_host_key(folder / name, public, Signing(id_, serial, f"{name}/{id_}", hours))
+    if as_json:
+        print_json({"certificate": line, "serial": serial, "principal": id_, "hours": hours})
+    else:
+        typer.echo(line)
+
+
+@command
+def revoke(
+    name: NameArgument,
+    serial: Annotated[int | None, typer.Option(help="The serial of a certificate")] = None,
+    key: Annotated[Path | None, typer.Option(metavar="HOST_KEY.pub", help="A host key, whatever signed it")] = None,
+    everything: Annotated[
+        bool, typer.Option("--authority", help="The authority itself, with all it has signed")
+    ] = False,
+    folder: FolderOption = FOLDER,
+) -> None:
+    """Take a certificate, a host key or the authority back; `tunnelmgr reload` makes it count."""
+    if [serial is not None, key is not None, everything].count(True) != 1:
+        raise typer.BadParameter("name exactly one of --serial, --key and --authority")
+    try:
+        entry = f"serial:{serial}" if serial is not None else _print_of(key or _public(folder / name))
+        with _revoked(folder / name).open("a", encoding="utf-8") as out:
+            out.write(entry + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as failed:
+        raise ControlError(f"{failed.filename}: {failed.strerror}") from failed
+    typer.echo(f"revoked  {entry}; run `tunnelmgr reload`")
+
+
+def _public(file: Path) -> Path:
+    return file.with_name(file.name + ".pub")
+
+
+def _revoked(file: Path) -> Path:
+    return file.with_name(file.name + ".revoked")
+
+
+def _print_of(file: Path) -> str:
+    words = file.read_text(encoding="utf-8").split()
+    try:
+        return fingerprint(" ".join(words[:2]))
+    except (IndexError, ValueError) as odd:
+        raise ConfigError([f"{file}: holds no public key"]) from odd

@@ -1,0 +1,42 @@
+"""Files with keys in them: whether a private one is safe to use, and what a public one holds."""
+
+import os
+import stat
+from pathlib import Path
+
+from tunnelmgr.core.trust import fingerprint
+
+
+def examine_key_file(path: Path) -> str | None:  # noqa: PLR0911 - one return a finding
+    """Return what is wrong with a private key file, None if it is safe to use.
+
+    As ssh(1) does, a key that others can read is refused; so are symlinks and foreign owners.
+    """
+    try:
+        facts = path.lstat()
+    except OSError as denied:
+        return f"cannot read {path}: {denied.strerror}"
+    if stat.S_ISLNK(facts.st_mode):
+        return f"{path} is a symlink; name the file itself"
+    if not stat.S_ISREG(facts.st_mode):
+        return f"{path} is not a file"
+    if facts.st_uid not in {os.geteuid(), 0}:
+        return f"{path} belongs to uid {facts.st_uid}; `chown` it to the daemon's user"
+    if facts.st_mode & 0o077:
+        return f"{path} can be read by others (mode {facts.st_mode & 0o777:04o}); run `chmod 600 {path}`"
+    if not os.access(path, os.R_OK):
+        return f"cannot read {path}: permission denied for uid {os.geteuid()}"
+    return None
+
+
+def public_key_in(file: Path) -> str:
+    """Return the public key in a file as `type base64`; raises ValueError where there is none."""
+    words = file.read_text(encoding="utf-8").split()
+    if len(words) < 2:  # noqa: PLR2004 - type and key
+        raise ValueError(f"{file} holds no public key")
+    key = f"{words[0]} {words[1]}"
+    try:
+        fingerprint(key)
+    except ValueError as odd:
+        raise ValueError(f"{file} holds no public key") from odd
+    return key

@@ -1,0 +1,169 @@
+"""The tables of the file, and the whole of it."""
+
+import socket
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from tunnelmgr.config.keyfile import public_key_in
+from tunnelmgr.config.sources import SourceConfig
+from tunnelmgr.config.values import (
+    AbsolutePath,
+    Duration,
+    ExistingFile,
+    KeyFile,
+    Loopback,
+    Name,
+    NameGlobs,
+    Section,
+    TagGlobs,
+    Target,
+    state_url,
+)
+from tunnelmgr.core.events import Rules
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.trust import Method
+from tunnelmgr.core.tunnel import Endpoint, Forward
+
+DEFAULT_FILE = Path("/etc/tunnelmgr/tunnelmgr.toml")
+DEFAULT_KEY = Path("/etc/tunnelmgr/id_ed25519")
+DEFAULT_SOCKET = "/run/tunnelmgr/tunnelmgr.sock"
+
+
+class ControllerConfig(Section):
+    """`[controller]`: this process."""
+
+    name: Name = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "controller")
+    state: Annotated[str, BeforeValidator(state_url)] = "sqlite:////var/lib/tunnelmgr/state.db"
+    socket: AbsolutePath = Path(DEFAULT_SOCKET)
+    metrics_public: bool = False
+    metrics: Target | None = None
+    audit: AbsolutePath | None = None
+    drain: Annotated[Duration, Field(le=86400)] = 30.0
+
+    @field_validator("metrics")
+    @classmethod
+    def _meant(cls, metrics: Endpoint | None, before: ValidationInfo) -> Endpoint | None:
+        if metrics and not ip_address(metrics.host).is_loopback and not before.data.get("metrics_public"):
+            raise ValueError(f"{metrics} is not loopback; add metrics_public = true if that is meant")
+        return metrics
+
+
+class SshConfig(Section):
+    """`[ssh]`: how agents are dialled."""
+
+    user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_.-]{0,31}$")] = "tunnel"
+    key: KeyFile | None = None
+    certificate: ExistingFile | None = None
+    next_key: KeyFile | None = None
+    agent: AbsolutePath | None = None
+    connect_timeout: Annotated[Duration, Field(gt=0, le=120)] = 10.0
+    probe_interval: Annotated[Duration, Field(ge=0.1, le=3600)] = 15.0
+    max_channels: Annotated[int, Field(ge=1, le=4096)] = 128
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_key(cls, table: object) -> object:
+        """Without a key and without an ssh-agent, it is the file that `init` writes."""
+        if isinstance(table, dict) and "key" not in table and "agent" not in table:
+            return {**table, "key": str(DEFAULT_KEY)}
+        return table
+
+
+class AuthorityConfig(Section):
+    """`[[authority]]`: whose host certificates are believed, in sources with `authority` in their trust."""
+
+    name: Name
+    file: ExistingFile
+    revoked: ExistingFile | None = None
+    max_validity: Annotated[Duration, Field(gt=0, le=366 * 86400)] = 86400.0
+
+    @field_validator("file")
+    @classmethod
+    def _holds_a_key(cls, file: Path) -> Path:
+        public_key_in(file)
+        return file
+
+    def key(self) -> str:
+        """Return the public key as `type base64`; raises ValueError or OSError where the file has changed for worse."""
+        return public_key_in(self.file)
+
+    def taken_back(self) -> frozenset[str]:
+        """Return the revoked entries, one a line: fingerprints, and `serial:N`."""
+        if self.revoked is None:
+            return frozenset()
+        lines = (line.strip() for line in self.revoked.read_text(encoding="utf-8").splitlines())
+        return frozenset(line for line in lines if line and not line.startswith("#"))
+
+
+class ForwardConfig(Section):
+    """`[[forward]]`: what listens on each agent, and where it leads here."""
+
+    name: Name
+    listen: Annotated[list[Loopback], Field(min_length=1)]
+    target: Target
+    protocol: Literal["registry", "tcp"] = "registry"
+
+    def forward(self) -> Forward:
+        """Return the core's form."""
+        return Forward(self.name, tuple(self.listen), self.target, self.protocol)
+
+
+class GroupConfig(Section):
+    """`[[group]]`: what agents of a group may do."""
+
+    name: Name
+    pull: NameGlobs | None = None
+    push: NameGlobs = []
+    delete: NameGlobs = []
+    deny: NameGlobs = []
+    immutable_tags: TagGlobs = []
+    minimum_trust: Method = Field(default=Method.TOFU, strict=False)
+
+    def policy(self) -> GroupPolicy:
+        """Return the compiled policy; a group without any grant may pull everything."""
+        silent = self.pull is None and not self.push and not self.delete
+        pull = ["**"] if silent else self.pull or []
+        return GroupPolicy.build(
+            self.name,
+            pull=pull,
+            push=self.push,
+            delete=self.delete,
+            deny=self.deny,
+            immutable_tags=self.immutable_tags,
+        )
+
+
+class Config(Section):
+    """The whole file."""
+
+    controller: ControllerConfig = ControllerConfig()
+    ssh: SshConfig
+    forward: list[ForwardConfig] = []
+    group: list[GroupConfig] = []
+    authority: list[AuthorityConfig] = []
+    source: list[SourceConfig] = []
+
+    def forwards(self) -> tuple[Forward, ...]:
+        """Return the forwards of every agent; without any in the file, the registry on port 5000."""
+        if self.forward:
+            return tuple(entry.forward() for entry in self.forward)
+        listen = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
+        return (Forward("registry", listen, Endpoint("127.0.0.1", 5000)),)
+
+    def policies(self) -> dict[str, GroupPolicy]:
+        """Return each group's policy; a group that is only mentioned gets the default one."""
+        named = {entry.name: entry.policy() for entry in self.group}
+        mentioned = {group for source in self.source for group in source.groups()}
+        return {**{group: GroupConfig(name=group).policy() for group in mentioned}, **named}
+
+    def rules(self) -> Rules:
+        """Return what the core decides by."""
+        return Rules(
+            forwards=self.forwards(),
+            trust={source.name: tuple(source.trust) for source in self.source},
+            minimum={group.name: group.minimum_trust for group in self.group},
+            authorities=frozenset(f"{entry.key()} {sorted(entry.taken_back())}" for entry in self.authority),
+        )

@@ -1,0 +1,55 @@
+"""Sources are plug-ins: the entry point group `tunnelmgr.sources` maps a `type` to a `SourceType`."""
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
+
+from tunnelmgr.config.values import Duration, Name, Section, TrustOrder
+from tunnelmgr.core.events import Snapshot
+
+
+class SourceConfig(Section):
+    """What every `[[source]]` has; a source type adds its own keys."""
+
+    name: Name
+    type: str
+    group: Name = "default"
+    trust: TrustOrder
+    authorities: list[Name] | None = None
+    poll: Annotated[Duration, Field(ge=0.1, le=86400)] = 15.0
+
+    def groups(self) -> set[str]:
+        """Return the groups that agents of this source may belong to."""
+        return {self.group}
+
+
+class Source(Protocol):
+    """One configured place to discover agents. `discover` blocks, and raises DiscoveryError without any answer."""
+
+    config: SourceConfig
+
+    def discover(self) -> Snapshot:
+        """Return the agents there are now."""
+        ...
+
+
+class SourceType(Protocol):
+    """What an entry point of `tunnelmgr.sources` names."""
+
+    Config: type[SourceConfig]
+
+    def __call__(self, config: Any) -> Source:  # noqa: ANN401 - each type takes its own Config
+        """Return a source of this type."""
+        ...
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Return the source types that are installed, by name."""
+    return {entry.name: entry for entry in entry_points(group="tunnelmgr.sources")}
+
+
+def source_type(name: str) -> SourceType | None:
+    """Return the class behind a source type, None where no plug-in has that name."""
+    found = plugins().get(name)
+    return None if found is None else found.load()

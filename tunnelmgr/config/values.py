@@ -1,0 +1,114 @@
+"""The kinds of values that the file has, each with an error that says what to write instead."""
+
+import os
+import re
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from tunnelmgr.core.globs import check_name_glob, check_tag_glob
+from tunnelmgr.core.trust import Method
+from tunnelmgr.core.tunnel import Endpoint
+
+CREDENTIAL = "credential:"
+"""What a key begins with that systemd hands over: `credential:NAME` (systemd.exec(5), LoadCredential=)."""
+
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(value: object) -> float:
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('write a duration such as "15s", "2m" or "500ms"')
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _endpoint(value: object) -> Endpoint:
+    if isinstance(value, Endpoint):
+        return value
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([0-9.]+)):([0-9]{1,5})", value if isinstance(value, str) else "")
+    if match is None:
+        raise ValueError('write a literal address and a port, such as "127.0.0.1:5000" or "[::1]:5000"')
+    try:
+        host = str(ip_address(match[1] or match[2]))
+    except ValueError as odd:
+        raise ValueError(f"{match[1] or match[2]} is no IP address") from odd
+    port = int(match[3])
+    if not 1 <= port <= 65535:  # noqa: PLR2004 - the range of TCP ports
+        # Port 0 would ask for any free port, and a listener like that matches every channel.
+        raise ValueError("the port must be from 1 to 65535")
+    return Endpoint(host, port)
+
+
+def _loopback(value: object) -> Endpoint:
+    endpoint = _endpoint(value)
+    if not ip_address(endpoint.host).is_loopback:
+        raise ValueError(f"{endpoint} is not loopback; an agent must not offer the registry to its network")
+    return endpoint
+
+
+def _absolute(value: object) -> Path:
+    if isinstance(value, Path):
+        value = str(value)  # a default
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise ValueError("write an absolute path")
+    return Path(value)
+
+
+def _existing(value: object) -> Path:
+    path = _absolute(value)
+    try:
+        path.stat()
+    except FileNotFoundError as missing:
+        raise ValueError(f"there is no file {path}") from missing
+    except OSError as denied:
+        raise ValueError(f"cannot look at {path}: {denied.strerror}") from denied
+    return path
+
+
+def state_url(value: object) -> str:
+    """Return a state URL, or raise ValueError."""
+    if not isinstance(value, str) or not re.fullmatch(r"sqlite:////[^\0]+", value):
+        raise ValueError('write "sqlite:////absolute/path"')
+    return value
+
+
+def _globs_checked(check: Callable[[str], None]) -> AfterValidator:
+    """Make a validator of patterns from the core's check."""
+
+    def checked(pattern: str) -> str:
+        check(pattern)
+        return pattern
+
+    return AfterValidator(checked)
+
+
+def _key_file(value: object) -> Path:
+    if isinstance(value, str) and value.startswith(CREDENTIAL):
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            raise ValueError("there are no systemd credentials here; LoadCredential= in the unit makes them")
+        return _existing(f"{folder}/{value.removeprefix(CREDENTIAL)}")
+    return _existing(value)
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+Target = Annotated[Endpoint, BeforeValidator(_endpoint)]
+Loopback = Annotated[Endpoint, BeforeValidator(_loopback)]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+ExistingFile = Annotated[Path, BeforeValidator(_existing), PlainSerializer(str)]
+KeyFile = Annotated[Path, BeforeValidator(_key_file), PlainSerializer(str)]
+TrustOrder = Annotated[list[Annotated[Method, Field(strict=False)]], Field(min_length=1)]
+NameGlobs = list[Annotated[str, _globs_checked(check_name_glob)]]
+TagGlobs = list[Annotated[str, _globs_checked(check_tag_glob)]]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """A table of the file: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)

@@ -1,0 +1,73 @@
+"""Which trust methods each source can serve, made from the configuration."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from tunnelmgr.config import Config, Source, SourceConfig
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.ports import HostKeySource
+from tunnelmgr.core.seed import Seed
+from tunnelmgr.core.trust import Method
+from tunnelmgr.trust.authority import AuthorityKeys
+from tunnelmgr.trust.certificate import Authority
+from tunnelmgr.trust.console import ConsoleKeys
+from tunnelmgr.trust.labels import LabelKeys
+from tunnelmgr.trust.pinned import PinnedKeys
+from tunnelmgr.trust.seeded import SeededKeys
+from tunnelmgr.trust.tofu import FirstKey
+
+
+@runtime_checkable
+class ConsoleReader(Protocol):
+    """A source that can read an instance's console."""
+
+    def console_output(self, agent: Agent) -> str:
+        """Return the console's text; blocks."""
+        ...
+
+
+@runtime_checkable
+class KeyFile(Protocol):
+    """A source's configuration that pins keys."""
+
+    def pinned_keys(self) -> Mapping[AgentId, str]:
+        """Return the keys by agent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """The ways to find out that the methods rest on.
+
+    `key` and `certificate` ask an agent what it shows, without offering anything; `seed` looks one up.
+    """
+
+    key: Callable[[Agent], Awaitable[str]]
+    certificate: Callable[[Agent], Awaitable[bytes]]
+    seed: Callable[[str], Seed | None]
+    clock: Callable[[], float]
+
+
+def methods_of(source: Source, config: Config, looks: Looks) -> Mapping[Method, HostKeySource]:
+    """Return the methods that a source can serve."""
+    methods: dict[Method, HostKeySource] = {
+        Method.AUTHORITY: AuthorityKeys(authorities(source.config, config), looks.certificate, looks.clock),
+        Method.SEEDED: SeededKeys(looks.seed),
+        Method.LABEL: LabelKeys(looks.key),
+        Method.TOFU: FirstKey(looks.key),
+    }
+    if isinstance(source.config, KeyFile):
+        methods[Method.PINNED] = PinnedKeys(source.config.pinned_keys())
+    if isinstance(source, ConsoleReader):
+        methods[Method.CONSOLE] = ConsoleKeys(source.console_output)
+    return methods
+
+
+def authorities(source: SourceConfig, config: Config) -> list[Authority]:
+    """Return the authorities that a source believes: those that it names, or all."""
+    return [
+        Authority(entry.name, entry.key(), entry.taken_back(), entry.max_validity)
+        for entry in config.authority
+        if source.authorities is None or entry.name in source.authorities
+    ]
