@@ -1,11 +1,13 @@
 """What the command line's tests stand on: a runner, a configuration, and a daemon that answers on a real socket."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -45,6 +47,8 @@ def daemon() -> FakeDaemon:
 @pytest.fixture
 def socket(daemon: FakeDaemon, tmp_path: Path) -> Iterator[Path]:
     """Serve the daemon's API in a thread of its own, and return its socket."""
+    # Its log would mix with what the command prints.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     place = tmp_path / "control.sock"
     started, stop = threading.Event(), threading.Event()
 
@@ -61,6 +65,7 @@ def socket(daemon: FakeDaemon, tmp_path: Path) -> Iterator[Path]:
     yield place
     stop.set()
     thread.join(10)
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """Every command's exit status and output, as the contract has them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import click
 import pytest
 import typer
 from click.testing import Result
@@ -17,9 +16,6 @@ from tunnelmgr.control.views import RegistryFacts
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested
 from tunnelmgr.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Run = Callable[..., Result]
 
@@ -34,9 +30,9 @@ ASKING = {
 """The commands that need a daemon, with arguments that suit the fake one."""
 
 
-def commands(group: click.Command, *names: str) -> "Iterator[tuple[str, ...]]":
+def commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:  # noqa: ANN401 - typer's own copy of click
     """Return every command that there is, as the words that name it."""
-    if isinstance(group, click.Group):
+    if hasattr(group, "commands"):
         for name, inner in group.commands.items():
             yield from commands(inner, *names, name)
     else:
@@ -52,7 +48,7 @@ def test_every_commands_help_ends_with_an_example(run: Run, words: tuple[str, ..
     result = run(*words, "--help")
 
     assert result.exit_code == 0
-    assert "Example: " in result.stdout
+    assert "Example" in result.stdout
     assert f"tunnelmgr {words[0]}" in result.stdout
 
 
@@ -192,19 +188,20 @@ def test_status_is_1_and_names_each_agent_that_should_be_up(run: Run, socket: Pa
 
 
 @pytest.mark.parametrize(
-    ("registry", "store_error", "words"),
+    ("changes", "words"),
     [
-        (RegistryFacts(reachable=False, loopback_only=None, error="connection refused"), None, "connection refused"),
-        (RegistryFacts(reachable=True, loopback_only=False), None, "beyond loopback"),
-        (RegistryFacts(reachable=True, loopback_only=True), "disk full", "disk full"),
+        ({"registry": RegistryFacts(reachable=False, loopback_only=None, error="refused")}, "does not answer: refused"),
+        ({"registry": RegistryFacts(reachable=True, loopback_only=False)}, "beyond loopback"),
+        ({"store_error": "disk full"}, "disk full"),
     ],
 )
 def test_status_is_1_for_what_is_wrong_beside_the_agents(
-    run: Run, socket: Path, daemon: FakeDaemon, registry: RegistryFacts, store_error: str | None, words: str
+    run: Run, socket: Path, daemon: FakeDaemon, changes: dict[str, Any], words: str
 ) -> None:
     """The registry away or open to others, or the state not written."""
     daemon.world = world((record("builder-1"), up()))
-    daemon.registry, daemon.store_error = registry, store_error
+    for name, value in changes.items():
+        setattr(daemon, name, value)
     result = run("status", "--socket", socket)
 
     assert result.exit_code == 1

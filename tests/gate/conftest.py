@@ -9,8 +9,9 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import h11
 import pytest
@@ -267,36 +268,48 @@ def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """Run a real docker-registry on a free loopback port, with team/app and secret/app in it."""
-    folder = tmp_path_factory.mktemp("registry")
+@contextmanager
+def running_registry(folder: Path, *, read_only: bool = False) -> Iterator[Registry]:
+    """Run a real docker-registry on a free loopback port; `folder/access.log` tells each request that it served."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = Endpoint("127.0.0.1", probe.getsockname()[1])
-    config = folder / "config.yml"
-    config.write_text(
-        "version: 0.1\nlog: {level: warn, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder}/content}}, delete: {{enabled: true}}}}\n"
-        f'http: {{addr: "{endpoint}"}}\n'
-    )
+    settings = {
+        "version": 0.1,
+        "log": {"level": "error", "accesslog": {"disabled": False}},
+        "storage": {
+            "filesystem": {"rootdirectory": str(folder / "content")},
+            "delete": {"enabled": True},
+            "maintenance": {"uploadpurging": {"enabled": False}, "readonly": {"enabled": read_only}},
+        },
+        "http": {"addr": str(endpoint)},
+    }
+    config = folder / ("read-only.json" if read_only else "registry.json")
+    config.write_text(json.dumps(settings))
     with (
-        (folder / "log").open("wb") as output,
+        (folder / "access.log").open("ab") as output,
+        (folder / "error.log").open("ab") as errors,
         subprocess.Popen(
             ["docker-registry", "serve", str(config)],
             stdout=output,
-            stderr=output,
+            stderr=errors,
             env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
         ) as process,
     ):
         try:
             _wait_for(endpoint, process)
-            running = Registry(endpoint)
-            running.push_image("team/app", "v1", b"layer of team/app")
-            running.push_image("secret/app", "v1", b"layer of secret/app")
-            yield running
+            yield Registry(endpoint)
         finally:
             process.terminate()
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """Run a registry with team/app and secret/app in it."""
+    with running_registry(tmp_path_factory.mktemp("registry")) as running:
+        running.push_image("team/app", "v1", b"layer of team/app")
+        running.push_image("secret/app", "v1", b"layer of secret/app")
+        yield running
 
 
 def _wait_for(endpoint: Endpoint, process: "subprocess.Popen[bytes]") -> None:

@@ -1,0 +1,78 @@
+"""What a registry's access log may hold when every request came through a gate with the grants below.
+
+Written from the log's side alone: it knows nothing of how the gate reads a request. It goes further than it must: what
+is outside the grant may not even reach the registry, whatever the registry would have answered.
+"""
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import parse_qs, unquote, urlsplit
+
+PULL, PUSH, DENY = "open/**", "open/own/*", "open/secret/**"
+
+_LINE = re.compile(r'\S+ - \S+ \[[^\]]*\] "(\S+) (.*) (HTTP/[0-9.]+)" ([0-9]{3}) [0-9]+ "[^"]*" "(.*)"')
+# As greedy as the registry's own routes.
+_PLACE = re.compile(r"/v2/(.+)/(manifests/[^/]+|blobs/uploads/[^/]*|blobs/[^/]+|tags/list|referrers/[^/]+)")
+
+
+@dataclass(frozen=True)
+class Served:
+    """One line of the access log."""
+
+    method: str
+    target: str
+    status: int
+    agent: str
+
+
+def served_in(log: str) -> list[Served]:
+    """Read an access log in the combined format; raises ValueError for a line that is none."""
+    found = []
+    for line in log.splitlines():
+        matched = _LINE.fullmatch(line)
+        if matched is None:
+            raise ValueError(line)
+        found.append(Served(matched[1], matched[2], int(matched[4]), matched[5]))
+    return found
+
+
+def violation(served: Served, foreign_uploads: frozenset[str]) -> str | None:
+    """Say what is outside the grant in this line, or None."""
+    parts = urlsplit(served.target)
+    path = unquote(parts.path)
+    if path in {"/v2/", "/v2/_catalog"}:
+        return None if served.method in {"GET", "HEAD"} else "a method that these endpoints do not have"
+    place = _PLACE.fullmatch(path)
+    if place is None or ".." in path or "//" in path:
+        return "no endpoint"
+    name, what = place[1], place[2]
+    if not may_pull(name):
+        return f"{name} is hidden"
+    if what.startswith("blobs/uploads/"):
+        foreign = what.removeprefix("blobs/uploads/") in foreign_uploads
+        wrong = "somebody else's upload" if foreign else _wrong_mount(served, parts.query)
+        return wrong if may_push(name) else f"{name} is not to be pushed"
+    reads = served.method in {"GET", "HEAD"}
+    writes = served.method == "PUT" and what.startswith("manifests/") and may_push(name)
+    return None if reads or writes else f"{served.method} is not granted there"
+
+
+def may_pull(name: str) -> bool:
+    """Whether the grants allow to read."""
+    return name.startswith("open/") and not name.startswith("open/secret/")
+
+
+def may_push(name: str) -> bool:
+    """Whether the grants allow to write."""
+    return may_pull(name) and re.fullmatch(r"open/own/[^/]+", name) is not None
+
+
+def _wrong_mount(served: Served, query: str) -> str | None:
+    asked = parse_qs(query, keep_blank_values=True)
+    sources = asked.get("from", [])
+    if not all(map(may_pull, sources)) or len(sources) > 1:
+        return f"a mount from {sources}"
+    if served.method == "POST" and served.status == HTTPStatus.CREATED and not ("mount" in asked and sources):
+        return "a mount that the query does not ask for"
+    return None
