@@ -13,11 +13,11 @@ from typing import Protocol, assert_never
 import structlog
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.changes import Changes, changes
+from tunnelmgr.core.changes import Changes, changes, moments
 from tunnelmgr.core.events import Event
 from tunnelmgr.core.evolve import evolve
 from tunnelmgr.core.reconcile import Action, CloseTunnel, OpenTunnel, SeekEvidence, begin, next_due, plan
-from tunnelmgr.core.world import World
+from tunnelmgr.core.world import Moment, Record, World
 from tunnelmgr.errors import StoreError
 
 log = structlog.get_logger(__name__)
@@ -59,13 +59,17 @@ class Clock:
 
 @dataclass(slots=True)
 class Controller:
-    """Owns the world. Others put events in by `report`, and read `world`, which is always whole."""
+    """Owns the world. Others put events in by `report`, and read `world`, which is always whole.
+
+    `witness` is told each moment that is added to an agent's story, in order.
+    """
 
     world: World
     store: Store
     tunnels: Tunnels
     seek: Callable[[SeekEvidence], None]
     clock: Callable[[], float]
+    witness: Callable[[Record, Moment], None] = lambda _record, _moment: None
     store_error: str | None = None
     _inbox: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     _written: World = field(default_factory=World)
@@ -78,8 +82,7 @@ class Controller:
         """Reconcile until a drain is complete."""
         self._written = self.world
         while not (self.world.draining and not _standing(self.world)):
-            for event in await self._events():
-                self._take(event)
+            self._take(await self._events())
             await self._reconcile()
 
     async def _events(self) -> list[Event]:
@@ -102,10 +105,18 @@ class Controller:
             waits.append(STORE_RETRY)
         return min(waits, default=None)
 
-    def _take(self, event: Event) -> None:
+    def _take(self, events: list[Event]) -> None:
         before = self.world
-        self.world = evolve(before, event, self.clock())
+        for event in events:
+            self.world = evolve(self.world, event, self.clock())
+        self._notice(before)
+
+    def _notice(self, before: World) -> None:
+        """Log changed phases and tell the witness what was added to the stories."""
         _log_phases(before, self.world)
+        if before.records is not self.world.records:
+            for record, moment in moments(before, self.world):
+                self.witness(record, moment)
 
     async def _reconcile(self) -> None:
         now = self.clock()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tunnelmgr import __version__
-from tunnelmgr.cli import act, authority, look, prepare, provision, serve
+from tunnelmgr.cli import act, authority, look, policy, prepare, provision, serve
 
 app = typer.Typer(
     name="tunnelmgr",
@@ -41,5 +41,5 @@ def _common(
     context.obj = config
 
 
-for family in (serve, look, act, prepare, provision, authority):
+for family in (serve, look, policy, act, prepare, provision, authority):
     family.register(app)

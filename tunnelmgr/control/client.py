@@ -5,7 +5,7 @@ import json
 import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from tunnelmgr.errors import ConfigError, ControlError, DaemonNotRunningError
 
@@ -42,6 +42,11 @@ class ControlClient:
     def release(self, wanted: str, reason: str) -> dict[str, Any]:
         """End a quarantine."""
         return dict(self._ask("POST", f"/v1/agents/{quote(wanted, safe='')}/release", {"reason": reason}))
+
+    def explain(self, wanted: str, action: str, repository: str) -> dict[str, Any]:
+        """Return whether an agent may do something, and the rule that decides."""
+        query = urlencode({"action": action, "repository": repository})
+        return dict(self._ask("GET", f"/v1/agents/{quote(wanted, safe='')}/policy?{query}"))
 
     def seed(self, key: str, seconds: float) -> dict[str, Any]:
         """Hand in the public half of a host key that must be taken within so many seconds; returns the seed's id."""

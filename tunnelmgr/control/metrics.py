@@ -72,6 +72,10 @@ class WorldCollector(Collector):
         facts = self._operations.facts()
         yield GaugeMetricFamily("tunnelmgr_uptime_seconds", "Seconds since the start", value=facts.uptime_s)
         yield GaugeMetricFamily("tunnelmgr_state_ok", "1 if state can be written", value=int(facts.store_error is None))
+        yield GaugeMetricFamily(
+            "tunnelmgr_audit_ok", "1 if the audit log can be written", int(facts.audit.error is None)
+        )
+        yield CounterMetricFamily("tunnelmgr_audit_lost", "Audit entries that could not be written", facts.audit.lost)
         reachable = int(facts.registry.reachable)
         yield GaugeMetricFamily("tunnelmgr_registry_reachable", "1 if the registry answers", value=reachable)
 

@@ -31,6 +31,7 @@ from tunnelmgr.control.views import (
 )
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedAdded
+from tunnelmgr.core.policy import Verdict
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import fingerprint
 from tunnelmgr.core.tunnel import Phase
@@ -68,6 +69,10 @@ class Operations(Protocol):
         """Hand an event to the controller."""
         ...
 
+    def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
+        """Return what the agent's policy says; raises ValueError for what is no action or no repository."""
+        ...
+
     async def reload(self) -> list[str]:
         """Read the configuration again and return remarks; raises ConfigError and changes nothing if it is bad."""
         ...
@@ -85,6 +90,7 @@ class ControlServer:
                 web.get("/v1/status", self._status),
                 web.get("/v1/agents", self._agents),
                 web.get("/v1/agents/{agent}", self._agent),
+                web.get("/v1/agents/{agent}/policy", self._policy),
                 web.post("/v1/agents/{agent}/retry", self._retry),
                 web.post("/v1/agents/{agent}/release", self._release),
                 web.post("/v1/seeds", self._seed),
@@ -146,6 +152,17 @@ class ControlServer:
         if len(found) > 1:
             raise web.HTTPConflict(text=f"{wanted!r} may be {', '.join(sorted(found)[:10])}; write more of it")
         return found[0]
+
+    async def _policy(self, request: web.Request) -> web.Response:
+        id_ = self._named(request)
+        action, repository = request.query.get("action", ""), request.query.get("repository", "")
+        try:
+            verdict = self._operations.explain(id_, action, repository)
+        except ValueError as odd:
+            raise web.HTTPBadRequest(text=str(odd)) from odd
+        group = self._operations.world.records[id_].agent.group
+        facts = {"agent": id_, "group": group, "action": action, "repository": repository}
+        return web.json_response({**facts, "allowed": verdict.allowed, "rule": verdict.rule, "reason": verdict.reason})
 
     # --- changing ---
 

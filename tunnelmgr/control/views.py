@@ -30,6 +30,14 @@ class RegistryFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditFacts:
+    """How the audit log does: why it cannot be written, and how many entries were lost so."""
+
+    error: str | None = None
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonFacts:
     """What there is to say of the daemon beside its world."""
 
@@ -38,6 +46,7 @@ class DaemonFacts:
     uptime_s: float
     registry: RegistryFacts
     store_error: str | None
+    audit: AuditFacts = AuditFacts()
 
 
 def agent_view(record: Record, status: TunnelStatus, forwards: tuple[Forward, ...], traffic: Counters | None) -> Json:
@@ -120,6 +129,7 @@ def status_view(world: World, facts: DaemonFacts) -> Json:
             "loopback_only": facts.registry.loopback_only,
             "error": facts.registry.error,
         },
+        "audit": {"ok": facts.audit.error is None, "error": facts.audit.error, "lost": facts.audit.lost},
         "state": {"ok": facts.store_error is None, "error": facts.store_error},
     }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import REMEMBERED, HostTrust
-from tunnelmgr.core.world import Record, World, resting_status
+from tunnelmgr.core.world import Moment, Record, World, resting_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,24 @@ def changes(written: World, world: World) -> Changes:
         tuple(seed for id_, seed in world.seeds.items() if written.seeds.get(id_) is not seed),
         tuple(id_ for id_ in written.seeds if id_ not in world.seeds),
     )
+
+
+def moments(before: World, after: World) -> tuple[tuple[Record, Moment], ...]:
+    """Return what has been added to the agents' stories, each moment with the record that it stands in."""
+    return tuple(
+        (record, moment)
+        for id_, record in after.records.items()
+        if before.records.get(id_) is not record
+        for moment in _added(before.records.get(id_), record)
+    )
+
+
+def _added(before: Record | None, record: Record) -> tuple[Moment, ...]:
+    if before is None or not before.story:
+        return record.story
+    last = before.story[-1]
+    told = [at for at, moment in enumerate(record.story) if moment is last]
+    return record.story[told[-1] + 1 :] if told else record.story
 
 
 def restored(memory: Memory, now: float) -> World:

@@ -101,14 +101,7 @@ async def _registry(name: str, target: Endpoint) -> list[Finding]:
     found = [Finding("registry", "ok", f"{name} answers")]
     only = loopback_only(target)
     if only is False:
-        where = ", ".join(listening(target.port)) or name
-        found.append(
-            Finding(
-                "registry on loopback only",
-                "failed",
-                f"it listens on {where}: anybody who reaches this machine can pull; set http.addr to {name}",
-            )
-        )
+        found.append(Finding("registry on loopback only", "failed", _exposure(name, target)))
     elif only is None:
         found.append(
             Finding("registry on loopback only", "note", "cannot be told from here: another process's network")
@@ -116,6 +109,13 @@ async def _registry(name: str, target: Endpoint) -> list[Finding]:
     else:
         found.append(Finding("registry on loopback only", "ok", "yes"))
     return found
+
+
+def _exposure(name: str, target: Endpoint) -> str:
+    if not ip_address(target.host).is_loopback:
+        return f"{name} is no loopback address: what reaches it may be read on the way, and others reach it too"
+    where = ", ".join(listening(target.port))
+    return f"it listens on {where}: anybody who reaches this machine can pull; set http.addr to {name}"
 
 
 def _groups(config: Config) -> str:
@@ -136,7 +136,7 @@ def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:
         if not any(_is_loopback(address) for address in agent.addresses):
             continue
         for forward in config.forwards():
-            taken = [endpoint for endpoint in forward.listen if endpoint.host in listening(endpoint.port)]
+            taken = [endpoint for endpoint in forward.listen if _taken(endpoint)]
             found += [
                 Finding(
                     "forward",
@@ -146,6 +146,11 @@ def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:
                 for endpoint in taken
             ]
     return found
+
+
+def _taken(endpoint: Endpoint) -> bool:
+    """Tell whether a listener here stands in the way, be it one for every address."""
+    return any(host == endpoint.host or ip_address(host).is_unspecified for host in listening(endpoint.port))
 
 
 def _is_loopback(address: str) -> bool:

@@ -1,8 +1,10 @@
 """One daemon process, put together and run in one TaskGroup."""
 
 import asyncio
+import itertools
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,23 +12,26 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tunnelmgr import __version__
-from tunnelmgr.config import Config, load
+from tunnelmgr.config import Config, ControllerConfig, load
+from tunnelmgr.control.audit import AuditLog
 from tunnelmgr.control.metrics import MetricsServer
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.control.systemd import notify, watchdog_interval
-from tunnelmgr.control.views import DaemonFacts, RegistryFacts
+from tunnelmgr.control.views import AuditFacts, DaemonFacts, RegistryFacts
 from tunnelmgr.controller import Clock, Controller
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import restored
 from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured
-from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
 from tunnelmgr.core.reconcile import SeekEvidence
+from tunnelmgr.core.registry import Action, is_name
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
 from tunnelmgr.core.world import World
+from tunnelmgr.daemon.auditing import Auditor
 from tunnelmgr.daemon.evidence import Looks, methods_of
 from tunnelmgr.daemon.watches import Watches
-from tunnelmgr.errors import ConfigError, ControlError
+from tunnelmgr.errors import ConfigError, ControlError, TunnelmgrError
 from tunnelmgr.gate.caller import Caller, RequestRecord
 from tunnelmgr.gate.inspect import answer_of, loopback_only
 from tunnelmgr.gate.relay import relay
@@ -66,7 +71,11 @@ class Daemon:
     registry: RegistryFacts = field(default_factory=lambda: RegistryFacts(reachable=False, loopback_only=None))
     prover: Prover = field(default_factory=Prover)
     handshakes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HANDSHAKES))
+    channels: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     searches: set[asyncio.Task[None]] = field(default_factory=set)
+    begun: ControllerConfig = field(init=False)
+    audit: AuditLog = field(init=False)
+    auditor: Auditor = field(init=False)
     scheduler: AsyncIOScheduler = field(init=False)
     gate: Gate = field(init=False)
     metrics: MetricsServer = field(init=False)
@@ -77,14 +86,19 @@ class Daemon:
 
     def __post_init__(self) -> None:
         """Make the parts and join them."""
+        self.begun = self.config.controller
         # Bells ring late rather than never, and once rather than many times.
         defaults = {"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
         self.scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
-        self.gate = Gate(policy=self._policy, proof=self._proof, on_request=self._count)
+        self.audit = AuditLog(self.begun.audit, self.begun.name, self.clock)
+        self.auditor = Auditor(self.audit, lambda: self.world)
+        self.gate = Gate(policy=self._policy, proof=self._proof, on_request=self._witness_request)
         self.metrics = MetricsServer(self)
         self.supervisor = Supervisor(self.tasks, self._settings(self.config))
         world = restored(self.store.load(), self.clock())
-        self.controller = Controller(world, self.store, self.supervisor, self._seek, self.clock)
+        self.controller = Controller(
+            world, self.store, self.supervisor, self._seek, self.clock, witness=self.auditor.moment
+        )
         self.watches = Watches(self.tasks, self.scheduler, self.report)
 
     # --- what the control socket asks for ---
@@ -97,11 +111,20 @@ class Daemon:
     def facts(self) -> DaemonFacts:
         """Return what there is to say of this process."""
         uptime = time.monotonic() - self.started
-        return DaemonFacts(self.config.controller.name, __version__, uptime, self.registry, self.controller.store_error)
+        audit = AuditFacts(self.audit.error, self.audit.lost)
+        return DaemonFacts(self.begun.name, __version__, uptime, self.registry, self.controller.store_error, audit)
 
     def report(self, event: Event) -> None:
         """Hand an event to the controller."""
         self.controller.report(event)
+
+    def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
+        """Return what the agent's policy says; raises ValueError for what is no action or no repository."""
+        if not is_name(repository):
+            raise ValueError(f"{repository!r} is no name of a repository")
+        if action not in {Action.PULL, Action.PUSH, Action.DELETE}:
+            raise ValueError(f"{action!r} is none of pull, push and delete")
+        return judge(Action(action), repository, self._policy(self.world.records[agent].agent.group))
 
     async def reload(self) -> list[str]:
         """Read the file again and follow it; raises ConfigError, and then nothing has changed.
@@ -113,7 +136,7 @@ class Daemon:
         remarks = [
             f"controller.{key} has changed and takes effect at the next start"
             for key in ("name", "state", "socket", "metrics", "metrics_public", "audit")
-            if getattr(fresh.controller, key) != getattr(self.config.controller, key)
+            if getattr(fresh.controller, key) != getattr(self.begun, key)
         ]
         self.supervisor.settings = settings
         self.config = fresh
@@ -125,26 +148,30 @@ class Daemon:
 
     async def run(self) -> None:
         """Run until drained."""
-        self._follow(self.config)
-        control = ControlServer(self, self.config.controller.socket)
+        # Nothing is watched before all that can be refused is had: what is watched would have to be stopped again.
+        control = ControlServer(self, self.begun.socket)
+        self.audit.start()
         await control.start()
         background: list[asyncio.Task[None]] = []
         try:
-            if self.config.controller.metrics is not None:
-                await self._start_metrics(self.config.controller.metrics)
+            if self.begun.metrics is not None:
+                await self._start_metrics(self.begun.metrics)
+            self._follow(self.config)
             background = self._start_bells()
             self._heed_signals()
             notify("READY=1", f"STATUS={self._summary()}")
-            log.info("running", controller=self.config.controller.name, version=__version__, file=str(self.file))
+            log.info("running", controller=self.begun.name, version=__version__, file=str(self.file))
             await self.controller.run()
         finally:
             notify("STOPPING=1")
             self.watches.stop()
-            self.scheduler.shutdown(wait=False)
+            if self.scheduler.running:
+                self.scheduler.shutdown(wait=False)
             for task in (*background, *self.searches):
                 task.cancel()
             await self.metrics.close()
             await control.close()
+            self.audit.close()
 
     async def _start_metrics(self, at: Endpoint) -> None:
         try:
@@ -251,8 +278,9 @@ class Daemon:
             agent=spec.agent,
             name=spec.name,
             group=spec.group,
-            controller=self.config.controller.name,
+            controller=self.begun.name,
             listener=str(endpoint),
+            channel=next(self.channels),
         )
         await self.gate.serve(channel, caller, forward.target, traffic)
 
@@ -263,7 +291,8 @@ class Daemon:
     def _proof(self, nonce: str, caller: Caller) -> str:
         return self.prover.proof(nonce, caller.agent, caller.listener)
 
-    def _count(self, record: RequestRecord) -> None:
+    def _witness_request(self, record: RequestRecord) -> None:
+        self.auditor.request(record)
         self.metrics.count(record.caller.group, record.action, record.verdict, record.status)
 
     def _seek(self, action: SeekEvidence) -> None:
@@ -303,11 +332,11 @@ async def run(file: Path) -> None:
     config = examined(file)
     store = open_store(config.controller.state)
     try:
-        failure: Exception | None = None
+        failure: TunnelmgrError | None = None
         async with asyncio.TaskGroup() as tasks:
             try:
                 await Daemon(file, config, store, tasks).run()
-            except (ConfigError, ControlError) as failed:  # kept out of the group, which would wrap it
+            except TunnelmgrError as failed:  # kept out of the group, which would wrap it
                 failure = failed
         if failure is not None:
             raise failure

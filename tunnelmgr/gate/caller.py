@@ -7,13 +7,17 @@ from tunnelmgr.core.agent import AgentId
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The agent behind a channel, as its tunnel proved it; `listener` is the literal address it came in by."""
+    """The agent behind a channel, as its tunnel proved it.
+
+    `listener` is the literal address it came in by; `channel` numbers the channels of this controller.
+    """
 
     agent: AgentId
     name: str
     group: str
     controller: str
     listener: str
+    channel: int = 0
 
 
 @dataclass(frozen=True, slots=True)

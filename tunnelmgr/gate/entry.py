@@ -9,8 +9,6 @@ from tunnelmgr.core.policy import Verdict
 from tunnelmgr.core.registry import Action, RegistryRequest
 from tunnelmgr.gate.caller import Caller, RequestRecord
 
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-
 _ROUTINE: Final = frozenset({Action.BASE, Action.WELL_KNOWN, Action.PULL, Action.CATALOG})
 
 
@@ -46,13 +44,14 @@ class Entry:
         )
 
 
-def log_request(record: RequestRecord) -> None:
-    """Write one line: at debug for what agents may read and do all day, at info for pushes, deletes and refusals."""
+def log_request(log: structlog.typing.FilteringBoundLogger, record: RequestRecord) -> None:
+    """Write one line: at debug for what agents may read and do all day, at info for pushes, deletes and refusals.
+
+    `log` is bound to the agent and its group, once for all the requests of a channel.
+    """
     routine = record.verdict == "allowed" and record.action in _ROUTINE
     (log.debug if routine else log.info)(
         "request",
-        agent=record.caller.agent,
-        group=record.caller.group,
         action=str(record.action),
         repository=record.repository,
         reference=record.reference,

@@ -1,6 +1,7 @@
 """How the registry itself does: whether it answers, and whether anybody but this machine can reach it."""
 
 import asyncio
+import os
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -24,7 +25,10 @@ async def answer_of(target: Endpoint) -> str | None:
     except TimeoutError:
         return f"{target} does not answer within {PATIENCE:g} s"
     except OSError as failed:
-        return f"{target}: {failed.strerror or failed}"
+        # The system's own words: asyncio puts the address there once more.
+        return f"{target}: {os.strerror(failed.errno) if failed.errno else failed}"
+    except ValueError:  # a line without an end
+        return f"{target} does not speak HTTP"
     words = status.split()
     if len(words) < 2 or not words[0].startswith(b"HTTP/1."):  # noqa: PLR2004 - version and status
         return f"{target} does not speak HTTP"

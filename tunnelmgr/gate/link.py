@@ -65,9 +65,12 @@ class RegistryLink:
 
     async def send(self, data: Piece) -> None:
         """Send, waiting while too much is unsent."""
+        upstream = self._connection()
         try:
-            async with asyncio.timeout(self._idle_timeout):
-                await self._connection().write(data)
+            # A deadline only where there is a wait: most of what is sent is taken at once.
+            if not upstream.send(data):
+                async with asyncio.timeout(self._idle_timeout):
+                    await upstream.drained()
         except ConnectionError as lost:
             raise RegistryUnavailableError(f"the registry at {self._target} hung up") from lost
         except TimeoutError as stalled:

@@ -93,6 +93,7 @@ class Session:
         self._target = target
         self._inbox = HeadBuffer(MalformedRequestError)
         self._pushing = Pushing(gate.uploads, gate.writing, caller.agent, target)
+        self._log = log.bind(agent=caller.agent, group=caller.group)
         self._recorded = (0, 0)
 
     async def run(self) -> None:
@@ -219,7 +220,7 @@ class Session:
                 status = HTTPStatus.BAD_GATEWAY
             case _:
                 status = HTTPStatus.SERVICE_UNAVAILABLE
-        log.warning("registry failed", agent=self._caller.agent, error=failed.code, reason=str(failed))
+        self._log.warning("registry failed", error=failed.code, reason=str(failed))
         close = head is None or head.ends_channel
         return refusal(status, "UNAVAILABLE", str(failed), close=close)
 
@@ -243,7 +244,7 @@ class Session:
                 while left > 0 and (data := await self._agent.read()):
                     left -= len(data)
         except TimeoutError:
-            log.debug("agent did not end its refused request", agent=self._caller.agent)
+            self._log.debug("agent did not end its refused request")
 
     def _record(self, entry: Entry, progress: Progress, *, took: float) -> None:
         sent, received = self._recorded
@@ -255,6 +256,6 @@ class Session:
             received=self._agent.from_agent - received,
             took=took,
         )
-        log_request(record)
+        log_request(self._log, record)
         if self._gate.on_request is not None:
             self._gate.on_request(record)

@@ -67,12 +67,21 @@ class Upstream(asyncio.Protocol):
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send, waiting while too much is unsent; raises ConnectionError."""
+        if not self.send(data):
+            await self.drained()
+
+    def send(self, data: bytes | bytearray | memoryview) -> bool:
+        """Send; returns whether more may follow before `drained`. Raises ConnectionError."""
         self._check_writable()
         self._open_transport().write(data)
+        return self._writing
+
+    async def drained(self) -> None:
+        """Wait while too much is unsent; raises ConnectionError."""
         if not self._writing:
             self._writable = asyncio.get_running_loop().create_future()
             await self._writable
-            self._check_writable()
+        self._check_writable()
 
     def write_eof(self) -> None:
         """End our direction."""

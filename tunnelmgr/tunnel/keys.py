@@ -1,7 +1,10 @@
 """The controller's own key."""
 
+import asyncio
 import base64
 import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,31 +42,45 @@ class Login:
     next_key: asyncssh.SSHKey | None = None
     agent: Path | None = None
 
-    async def identities(self) -> list[Identity]:
-        """Return what to offer, in order; raises AuthenticationError where there is nothing."""
+    @asynccontextmanager
+    async def identities(self) -> AsyncIterator[list[Identity]]:
+        """Lend what to offer, in order, for one login; raises LoginKeyError where there is nothing."""
         found: list[Identity] = [self.next_key] if self.next_key else []
         if self.key is not None:
             found.append((self.key, self.certificate) if self.certificate else self.key)
-        if self.agent is not None:
+        async with AsyncExitStack() as lent:
+            if self.agent is not None:
+                found += await lent.enter_async_context(self._agent_keys(self.agent))
+            if not found:
+                # asyncssh would offer what lies in ~/.ssh.
+                raise LoginKeyError("ssh: there is no key to log in with")
+            yield found
+
+    @asynccontextmanager
+    async def _agent_keys(self, socket: Path) -> AsyncIterator[list[Identity]]:
+        """Lend an ssh-agent's keys, which sign for as long as the connection to it stands."""
+        async with AsyncExitStack() as connected:
             try:
-                found += await (await asyncssh.connect_agent(str(self.agent))).get_keys()
+                async with asyncio.timeout(self.connect_timeout):
+                    agent = await connected.enter_async_context(await asyncssh.connect_agent(str(socket)))
+                    keys = [*await agent.get_keys()]
+            except TimeoutError as late:
+                raise LoginKeyError(f"ssh.agent: {socket} does not answer") from late
             except (OSError, ValueError) as failed:
-                raise LoginKeyError(f"ssh.agent: {self.agent} gives no keys: {failed}") from failed
-        if not found:
-            # asyncssh would offer what lies in ~/.ssh.
-            raise LoginKeyError("ssh: there is no key to log in with")
-        return found
+                raise LoginKeyError(f"ssh.agent: {socket} gives no keys: {failed}") from failed
+            yield [*keys]
 
 
 def identity_print(identity: Identity) -> str:
-    """Return the fingerprint of what is offered."""
+    """Return the fingerprint of what is offered; a certificate's is that of its key."""
     if isinstance(identity, tuple):
         return identity[0].get_fingerprint()
     if isinstance(identity, asyncssh.SSHKey):
         return identity.get_fingerprint()
-    return asyncssh.import_public_key(
-        identity.algorithm + b" " + base64.b64encode(identity.public_data)
-    ).get_fingerprint()
+    line = " ".join((identity.algorithm.decode("ascii"), base64.b64encode(identity.public_data).decode("ascii")))
+    if identity.has_cert:
+        return asyncssh.import_certificate(line).key.get_fingerprint()
+    return asyncssh.import_public_key(line).get_fingerprint()
 
 
 def load_login(config: SshConfig) -> Login:

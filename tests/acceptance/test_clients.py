@@ -1,0 +1,330 @@
+"""Real clients through a real tunnel: what is allowed works with equal digests, what is refused says so in their words.
+
+The large blob has 256 MiB, or as many MiB as BIG says: `BIG=5120 pytest tests/acceptance/test_clients.py -k flat -s`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tunnelmgr.demo.agents import LabAgent
+from tunnelmgr.demo.images import digest_of, make_image, skopeo_copy
+from tunnelmgr.demo.namespaces import Machine
+from tunnelmgr.demo.processes import until
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Field
+
+pytestmark = pytest.mark.acceptance
+
+BIG = int(os.environ.get("BIG", "256"))
+MIB = 1024 * 1024
+BASE = "http://localhost:5000"
+APP = "localhost:5000/team/app:1"
+SECRET = "localhost:5000/secret/app:1"  # noqa: S105 (the name of a repository)
+MAY_NOT_PULL = "tunnelmgr: group builders may not pull secret/app"
+MAY_NOT_PUSH = "tunnelmgr: group builders may not push other/app"
+
+SETTINGS = """
+[[group]]
+name = "builders"
+pull = ["**"]
+push = ["team/*"]
+deny = ["secret/**"]
+
+[[source]]
+name = "office"
+type = "static"
+group = "builders"
+trust = ["pinned"]
+poll = "1s"
+[[source.agent]]
+name = "builder"
+address = "{ip}"
+host_key = "{host_key}"
+"""
+
+
+@pytest.fixture
+def builder(field: "Field") -> LabAgent:
+    """Return an agent whose tunnel is up, and that may not pull secret/** nor push but to team/*."""
+    agent = field.boot("builder")
+    field.controller.configure(SETTINGS.format(ip=agent.ip, host_key=agent.host_key), probe_interval="1s")
+    field.controller.start()
+    field.controller.wait_phase("builder", "up")
+    return agent
+
+
+def push_image(field: "Field", agent: LabAgent, layers: int = 3) -> str:
+    """Push an image with skopeo; returns its digest."""
+    layout = make_image(field.folder / "image", layers=layers)
+    pushed = skopeo_copy(agent, layout, f"docker://{APP}")
+    assert pushed.returncode == 0, pushed.stderr
+    return digest_of(None, layout)
+
+
+def served_digest(field: "Field", repository: str = "team/app", tag: str = "1") -> str:
+    """Return a tag's digest as the registry itself tells it, past the tunnel."""
+    return digest_of(field.lab.controller, f"docker://localhost:5000/{repository}:{tag}")
+
+
+def containers_policy(folder: Path) -> str:
+    """Write the policy file that podman and buildah want; returns its place."""
+    place = folder / "policy.json"
+    place.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    return str(place)
+
+
+@pytest.fixture
+def storage() -> Iterator[list[str]]:
+    """Give the options for a storage of its own to podman or buildah; podman wants a short path."""
+    with tempfile.TemporaryDirectory(prefix="images-") as place:
+        yield ["--root", f"{place}/root", "--runroot", f"{place}/run", "--storage-driver", "vfs"]
+
+
+def test_skopeo_copies_both_ways(field: "Field", builder: LabAgent) -> None:
+    """The digest stays the same, and both refusals are printed."""
+    pushed = push_image(field, builder)
+    pulled = skopeo_copy(builder, f"docker://{APP}", f"oci:{field.folder / 'pulled'}:1")
+    no_push = skopeo_copy(builder, f"docker://{APP}", "docker://localhost:5000/other/app:1")
+    no_pull = skopeo_copy(builder, f"docker://{SECRET}", f"oci:{field.folder / 'secret'}:1")
+
+    assert pulled.returncode == 0
+    assert digest_of(None, f"oci:{field.folder / 'pulled'}:1") == pushed == served_digest(field)
+    assert MAY_NOT_PUSH in no_push.stderr
+    assert MAY_NOT_PULL in no_pull.stderr
+
+
+def test_podman_pulls(field: "Field", builder: LabAgent, storage: list[str]) -> None:
+    """The image that it stores has the digest that was pushed."""
+    pushed = push_image(field, builder)
+    podman = ["podman", *storage, "--cgroup-manager=cgroupfs", "--events-backend=none"]
+    pull = [*podman, "pull", "--tls-verify=false", f"--signature-policy={containers_policy(field.folder)}"]
+
+    pulled = builder.run([*pull, f"docker://{APP}"], timeout=60)
+    shown = builder.run([*podman, "image", "inspect", APP], timeout=60)
+    refused = builder.run([*pull, f"docker://{SECRET}"], timeout=60)
+
+    assert pulled.returncode == 0, pulled.stderr
+    assert json.loads(shown.stdout)[0]["Digest"] == pushed
+    assert MAY_NOT_PULL in refused.stderr
+
+
+def test_buildah_builds_and_pushes(field: "Field", builder: LabAgent, storage: list[str]) -> None:
+    """From scratch, with a file of its own; the registry has the digest that buildah reports."""
+    buildah = ["buildah", *storage]
+    policy = f"--signature-policy={containers_policy(field.folder)}"
+    (field.folder / "file").write_bytes(os.urandom(300_000))
+    reported = field.folder / "digest"
+
+    made = builder.run([*buildah, "from", "scratch"], check=True).stdout.strip()
+    builder.run([*buildah, "copy", made, str(field.folder / "file"), "/file"], check=True)
+    builder.run([*buildah, "commit", policy, made, "built"], check=True, timeout=60)
+    push = [*buildah, "push", policy, "--tls-verify=false", f"--digestfile={reported}", "built"]
+    pushed = builder.run([*push, f"docker://{APP}"], timeout=60)
+    refused = builder.run([*push, "docker://localhost:5000/other/app:1"], timeout=60)
+
+    assert pushed.returncode == 0, pushed.stderr
+    assert reported.read_text().strip() == served_digest(field)
+    assert MAY_NOT_PUSH in refused.stderr
+
+
+@dataclass
+class Docker:
+    """A dockerd on an agent's network."""
+
+    machine: Machine
+    socket: str
+
+    def __call__(self, *words: str) -> CompletedProcess[str]:
+        """Run the docker command."""
+        return self.machine.run(["docker", "-H", self.socket, *words], timeout=60)
+
+
+@contextmanager
+def docker_on(agent: LabAgent) -> Iterator[Docker]:
+    """Run dockerd in an agent's network, where localhost:5000 is the tunnel; nothing is configured for the registry."""
+    # Only its network: the agent's own view of /sys has no cgroups.
+    machine = Machine(agent.processes, exec_prefix=("nsenter", f"--net=/run/netns/{agent._namespace.name}"))
+    options = ["--iptables=false", "--ip6tables=false", "--bridge=none", "--userland-proxy=false"]
+    options += ["--storage-driver=vfs", "--max-concurrent-downloads=20", "--max-concurrent-uploads=20"]
+    with tempfile.TemporaryDirectory(prefix="dockerd-") as place:  # short, for the sockets in it
+        docker = Docker(machine, f"unix://{place}/docker.sock")
+        options += [f"--data-root={place}/root", f"--exec-root={place}/exec", f"--pidfile={place}/pid"]
+        log = Path(place, "log")
+        process = machine.popen(["dockerd", *options, f"--host={docker.socket}"], log=log)
+        try:
+            until(
+                lambda: process.poll() is not None or docker("version").returncode == 0, "dockerd answers", timeout=30
+            )
+            assert process.poll() is None, log.read_text()[-2000:]
+            yield docker
+        finally:
+            process.end(patience=10)
+
+
+def test_dockerd_pulls_and_pushes_twenty_layers_at_once(field: "Field", builder: LabAgent) -> None:
+    """`docker pull localhost:5000/…` simply works, and so does `docker push`."""
+    pushed = push_image(field, builder, layers=20)
+
+    with docker_on(builder) as docker:
+        pulled = docker("pull", APP)
+        docker("tag", APP, "localhost:5000/team/copy:1")
+        docker("tag", APP, "localhost:5000/other/app:1")
+        again = docker("push", "localhost:5000/team/copy:1")
+        no_push = docker("push", "localhost:5000/other/app:1")
+        no_pull = docker("pull", SECRET)
+
+    assert pulled.returncode == 0, pulled.stderr
+    assert f"Digest: {pushed}" in pulled.stdout
+    assert again.returncode == 0, again.stderr
+    told = re.search(r"digest: (sha256:[0-9a-f]{64})", again.stdout)
+    assert told is not None
+    assert told[1] == served_digest(field, "team/copy")
+    assert MAY_NOT_PUSH in no_push.stderr + no_push.stdout
+    assert MAY_NOT_PULL in no_pull.stderr
+
+
+def test_python_dxf_pushes_and_pulls(field: "Field", builder: LabAgent) -> None:
+    """A client of another make; it shows the code of a refusal."""
+    dxf, environment = str(Path(sys.executable).with_name("dxf")), {"DXF_HOST": "localhost:5000", "DXF_INSECURE": "1"}
+    content = os.urandom(200_000)
+    file = field.folder / "blob"
+    file.write_bytes(content)
+
+    def run(*words: str) -> CompletedProcess[str]:
+        return builder.run([dxf, *words], env=environment, timeout=60)
+
+    pushed = run("push-blob", "team/app", str(file))
+    named = run("set-alias", "team/app", "1", pushed.stdout.strip())
+    listed = run("list-aliases", "team/app")
+    shown = run("get-alias", "team/app", "1")
+    refused = run("push-blob", "other/app", str(file))
+
+    assert pushed.stdout.strip() == f"sha256:{hashlib.sha256(content).hexdigest()}", pushed.stderr
+    assert named.returncode == 0, named.stderr
+    assert (listed.stdout.strip(), shown.stdout.strip()) == ("1", pushed.stdout.strip())
+    assert refused.returncode != 0
+    assert "403" in refused.stderr
+
+
+class Curl:
+    """curl on an agent."""
+
+    def __init__(self, agent: LabAgent) -> None:
+        self._agent = agent
+
+    def __call__(self, method: str, url: str, *options: str, timeout: float = 120.0) -> tuple[int, Mapping[str, str]]:
+        """Send one request; returns status and header fields."""
+        shown = ["-I"] if method == "HEAD" else ["-X", method, "-D", "-", "-o", "/dev/null"]
+        done = self._agent.run(["curl", "-sS", *shown, *options, url], timeout=timeout)
+        assert done.returncode == 0, done.stderr
+        status, *lines = [block for block in done.stdout.split("\r\n\r\n") if block][-1].splitlines()
+        fields = (line.partition(": ") for line in lines)
+        return int(status.split()[1]), {name.lower(): value.strip() for name, _, value in fields}
+
+    def begin(self) -> str:
+        """Begin an upload; returns its location."""
+        status, fields = self("POST", f"{BASE}/v2/team/app/blobs/uploads/")
+        assert status == 202
+        return fields["location"]
+
+
+CHUNKED = ("-H", "Transfer-Encoding: chunked", "-H", "Content-Type: application/octet-stream")
+
+
+def test_a_chunked_upload_is_resumed_after_its_tunnel_was_lost(field: "Field", builder: LabAgent) -> None:
+    """The half that arrived stays; the same agent asks where it stands and sends the rest."""
+    curl = Curl(builder)
+    content = os.urandom(3 * MIB)
+    first, rest = field.folder / "first", field.folder / "rest"
+    first.write_bytes(content[:MIB])
+    rest.write_bytes(content[MIB:])
+
+    location = curl.begin()
+    halted = curl("PATCH", location, *CHUNKED, "-T", str(first))
+    builder.restart_sshd()
+    until(lambda: field.reaches(builder), "the tunnel is back", timeout=30)
+    asked = curl("GET", halted[1]["location"])
+    resumed = curl("PATCH", asked[1]["location"], "-T", str(rest), "-H", f"Content-Range: {MIB}-{3 * MIB - 1}")
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    ended = curl("PUT", f"{resumed[1]['location']}&digest={digest}")
+    there = curl("HEAD", f"{BASE}/v2/team/app/blobs/{digest}")
+
+    assert [halted[0], asked[0], resumed[0], ended[0]] == [202, 204, 202, 201]
+    assert asked[1]["range"] == f"0-{MIB - 1}"
+    assert there[1]["content-length"] == str(3 * MIB)
+
+
+def resident(pid: int) -> int:
+    """Return the bytes that a process holds in memory (proc(5), VmRSS)."""
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0]) * 1024
+
+
+@contextmanager
+def peak_of(pid: int) -> Iterator[list[int]]:
+    """Watch a process's memory; gives a list whose one item is the peak so far."""
+    peak, ended = [resident(pid)], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            peak[0] = max(peak[0], resident(pid))
+
+    watching = threading.Thread(target=watch, name="memory watch")
+    watching.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watching.join()
+
+
+def write_noise(file: Path, mib: int) -> str:
+    """Write random bytes; returns their digest."""
+    noise, digest = os.urandom(MIB), hashlib.sha256()
+    with file.open("wb") as out:
+        for number in range(mib):
+            piece = number.to_bytes(8, "big") + noise[8:]
+            out.write(piece)
+            digest.update(piece)
+    return f"sha256:{digest.hexdigest()}"
+
+
+@pytest.mark.timeout(120 + BIG)
+def test_a_large_blob_leaves_the_controllers_memory_flat(
+    field: "Field", builder: LabAgent, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up and down, the daemon holds no more than a few windows of it."""
+    curl = Curl(builder)
+    big, small = field.folder / "big", field.folder / "small"
+    digests = {file: write_noise(file, mib) for file, mib in ((small, 8), (big, BIG))}
+    pid = field.controller.pid
+
+    def up_and_down(file: Path) -> str:
+        status, _ = curl("PUT", f"{curl.begin()}&digest={digests[file]}", "-T", str(file), timeout=BIG + 60)
+        assert status == 201
+        down = f"curl -fsS {BASE}/v2/team/app/blobs/{digests[file]} | sha256sum"
+        return builder.run(["sh", "-c", down], timeout=BIG + 60).stdout.split()[0]
+
+    up_and_down(small)  # what is loaded once is no growth
+    before = resident(pid)
+    with peak_of(pid) as peak:
+        pulled = up_and_down(big)
+    grown = (peak[0] - before) / MIB
+
+    with capsys.disabled():
+        print(f"\n{BIG} MiB up and down: {before / MIB:.1f} MiB resident before, {grown:+.1f} MiB at most")  # noqa: T201
+    assert f"sha256:{pulled}" == digests[big]
+    assert grown <= 32

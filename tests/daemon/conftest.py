@@ -1,0 +1,92 @@
+"""What the daemon's tests stand on: an agent's sshd, a registry of three lines, and a configuration for both."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.tunnel.ssh_server import Sshd, free_port, generate, sshd_at_work, tcp_at_work
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.tunnel.keys import load_key, make_key
+
+
+@dataclass
+class Site:
+    """A folder with a configuration, and what the configuration speaks of."""
+
+    folder: Path
+    sshd: Sshd
+    registry: Endpoint
+    listen: Endpoint = field(default_factory=lambda: Endpoint("127.0.0.1", free_port()))
+    controller: list[str] = field(default_factory=list)
+    trust: str = "tofu"
+    agents: tuple[str, ...] = ("builder-1",)
+    more: str = ""
+
+    @property
+    def file(self) -> Path:
+        """The configuration."""
+        return self.folder / "tunnelmgr.toml"
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's socket."""
+        return self.folder / "control.sock"
+
+    def write(self) -> Path:
+        """Write the configuration as it is now, and return it."""
+        agents = "".join(
+            f'  [[source.agent]]\n  name = "{name}"\n  address = "127.0.0.1"\n  port = {self.sshd.port}\n'
+            for name in self.agents
+        )
+        own = "\n".join(self.controller)
+        self.file.write_text(f"""\
+[controller]
+name = "registry-1"
+state = "sqlite:///{self.folder}/state.db"
+socket = "{self.socket}"
+drain = "5s"
+{own}
+[ssh]
+key = "{self.folder}/id_ed25519"
+connect_timeout = "5s"
+probe_interval = "200ms"
+[[forward]]
+name = "registry"
+listen = ["{self.listen}"]
+target = "{self.registry}"
+[[source]]
+name = "office"
+type = "static"
+trust = ["{self.trust}"]
+{agents}
+{self.more}
+""")
+        return self.file
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer as a registry whose whole content is that it is one."""
+    while True:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        if b"connection: close" in head.lower():
+            return
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """Run an agent and a registry, and write a configuration for them."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    make_key(tmp_path / "id_ed25519", "test")
+    sshd = Sshd(generate(), load_key(tmp_path / "id_ed25519"))
+    async with tcp_at_work(_answer) as registry, sshd_at_work(sshd):
+        site = Site(tmp_path, sshd, registry)
+        site.write()
+        yield site

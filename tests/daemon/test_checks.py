@@ -1,0 +1,221 @@
+"""What `check` finds before a start; each finding names what to do."""
+
+import os
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.conftest import Site
+from tunnelmgr.config import Config, SourceConfig, load
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.trust import Method
+from tunnelmgr.daemon import checks
+from tunnelmgr.daemon.checks import Finding, check
+from tunnelmgr.errors import DiscoveryError
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIAGkZnzWcWDkVGJCSmtWFcZOcmXJ9vSVP6sHJqMF5kP"
+AGENT = Agent(AgentId("ec2:i-1"), "1", "cloud", "ci", "one", ("192.0.2.7",), 22)
+
+
+def named(findings: list[Finding], name: str) -> Finding:
+    """Return the one finding of this name."""
+    (found,) = [finding for finding in findings if finding.check == name]
+    return found
+
+
+@dataclass
+class Cloud:
+    """A source that answers as the test says, and can read consoles, or lacks the right to."""
+
+    config: SourceConfig
+    snapshot: Snapshot | DiscoveryError
+    lacking: str | None = None
+
+    def discover(self) -> Snapshot:
+        """Answer."""
+        if isinstance(self.snapshot, DiscoveryError):
+            raise self.snapshot
+        return self.snapshot
+
+    def console_output(self, agent: Agent) -> str:
+        """Return a console."""
+        return agent.id
+
+    def console_permission(self, agent: Agent) -> str | None:
+        """Tell what is missing."""
+        assert agent == AGENT
+        return self.lacking
+
+
+def with_cloud(site: Site, monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> Config:
+    """Return the site's configuration with this source in place of its own."""
+    monkeypatch.setattr(checks, "build", lambda _config: cloud)
+    return load(site.file).model_copy(update={"source": [cloud.config]})
+
+
+CLOUD = SourceConfig(name="cloud", type="ec2", trust=[Method.CONSOLE])
+
+
+# --- the whole ---
+
+
+async def test_a_site_where_all_is_well_has_no_failure(site: Site) -> None:
+    """Everything was looked at, and is named."""
+    findings = await check(load(site.file))
+
+    assert {finding.result for finding in findings} <= {"ok", "note"}
+    assert {"ssh key", "state", "socket", "registry", "groups", "source office"} <= {
+        finding.check for finding in findings
+    }
+    assert "SHA256:" in named(findings, "ssh key").message
+
+
+# --- keys and places ---
+
+
+async def test_a_key_that_others_can_read_fails(site: Site) -> None:
+    """As ssh(1) would refuse it."""
+    os.chmod(site.folder / "id_ed25519", 0o640)  # noqa: PTH101 - a mistake on purpose
+
+    found = named(await check(load(site.file)), "ssh key")
+    assert (found.result, "chmod 600" in found.message) == ("failed", True)
+
+
+async def test_a_file_that_is_no_key_fails(site: Site) -> None:
+    """And is named."""
+    (site.folder / "id_ed25519").write_text("no key")
+
+    found = named(await check(load(site.file)), "ssh key")
+    assert found.result == "failed"
+    assert "id_ed25519" in found.message
+
+
+async def test_a_place_that_cannot_be_written_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the user who asks; root may write anywhere, so the kernel's answer is given here."""
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != site.folder)
+
+    findings = await check(load(site.file))
+    for name in ("state", "socket"):
+        found = named(findings, name)
+        assert (found.result, str(site.folder) in found.message) == ("failed", True)
+
+
+# --- the registry ---
+
+
+async def test_a_registry_that_is_away_fails(site: Site) -> None:
+    """And nothing is said of where it listens."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    site.registry = replace(site.registry, port=port)
+    findings = await check(load(site.write()))
+
+    assert named(findings, "registry").result == "failed"
+    assert "Connection refused" in named(findings, "registry").message
+    assert "registry on loopback only" not in {finding.check for finding in findings}
+
+
+async def test_a_registry_on_another_machine_is_no_loopback(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message speaks of the target, not of what listens here."""
+
+    async def well(_target: object) -> None:
+        return None
+
+    monkeypatch.setattr(checks, "answer_of", well)
+    site.registry = replace(site.registry, host="192.0.2.1")
+
+    found = named(await check(load(site.write())), "registry on loopback only")
+    assert found.result == "failed"
+    assert "no loopback address" in found.message
+
+
+async def test_a_registry_in_another_network_is_only_noted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers, and where it listens cannot be seen."""
+    monkeypatch.setattr(checks, "loopback_only", lambda _target: None)
+
+    assert named(await check(load(site.file)), "registry on loopback only").result == "note"
+
+
+# --- collisions ---
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - what is to be found
+async def test_a_forward_that_this_machine_has_taken_already_fails(site: Site, host: str) -> None:
+    """Where an agent is this very machine, its sshd could not listen there."""
+    with socket.create_server((host, 0)) as taken:
+        site.listen = replace(site.listen, port=taken.getsockname()[1])
+        findings = await check(load(site.write()))
+
+    found = named(findings, "forward")
+    assert found.result == "failed"
+    assert str(site.listen) in found.message
+
+
+async def test_a_port_that_is_taken_here_is_free_on_another_machine(site: Site) -> None:
+    """That it is the registry's own is the common case."""
+    text = site.file.read_text().replace(f'listen = ["{site.listen}"]', f'listen = ["{site.registry}"]')
+    site.file.write_text(text.replace('address = "127.0.0.1"', 'address = "192.0.2.7"'))
+
+    assert "forward" not in {finding.check for finding in await check(load(site.file))}
+
+
+# --- sources and trust ---
+
+
+async def test_a_source_that_gives_no_answer_fails_with_its_reason(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the others are still asked."""
+    reason = "eu-west-1: UnauthorizedOperation; allow ec2:DescribeInstances"
+    cloud = Cloud(CLOUD, DiscoveryError("cloud", reason))
+
+    assert named(await check(with_cloud(site, monkeypatch, cloud)), "source cloud") == Finding(
+        "source cloud", "failed", reason
+    )
+
+
+async def test_a_source_that_answers_in_part_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what could not be asked."""
+    cloud = Cloud(CLOUD, Snapshot(frozenset({AGENT}), failures=("eu-west-1: throttled",)))
+
+    found = named(await check(with_cloud(site, monkeypatch, cloud)), "source cloud")
+    assert (found.result, found.message) == ("failed", "eu-west-1: throttled")
+
+
+@pytest.mark.parametrize(("lacking", "result"), [(None, "ok"), ("allow ec2:GetConsoleOutput", "failed")])
+async def test_the_permission_to_read_consoles_is_tried(
+    site: Site, monkeypatch: pytest.MonkeyPatch, lacking: str | None, result: str
+) -> None:
+    """On one agent; the missing permission is named."""
+    cloud = Cloud(CLOUD, Snapshot(frozenset({AGENT})), lacking)
+
+    found = named(await check(with_cloud(site, monkeypatch, cloud)), "trust of cloud")
+    assert found.result == result
+    assert (lacking or "can be read") in found.message
+
+
+async def test_tofu_is_noted_for_what_it_is(site: Site) -> None:
+    """It works, and is no proof."""
+    found = named(await check(load(site.file)), "trust of office")
+
+    assert found.result == "note"
+    assert "first key" in found.message
+
+
+async def test_a_method_that_a_source_cannot_serve_is_noted(site: Site) -> None:
+    """A static agent has no console."""
+    site.trust = 'console", "tofu'
+    messages = [finding.message for finding in await check(load(site.write())) if finding.check == "trust of office"]
+
+    assert any("console gives no evidence" in message for message in messages)
+
+
+async def test_a_pinned_agent_without_a_key_fails(site: Site) -> None:
+    """It would wait for ever; one with a key is well."""
+    site.trust = "pinned"
+    found = named(await check(load(site.write())), "trust of office")
+    assert (found.result, "builder-1" in found.message) == ("failed", True)
+
+    site.more = f'  host_key = "{KEY}"'
+    assert "trust of office" not in {finding.check for finding in await check(load(site.write()))}

@@ -1,0 +1,345 @@
+"""The whole daemon as a process of its own, between a real sshd's stand-in and a registry."""
+
+import asyncio
+import os
+import signal
+import socket as sockets
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from tests.daemon.conftest import Site
+from tests.tunnel.ssh_server import Sshd, free_port, generate, sshd_at_work, until
+from tunnelmgr.control.client import ControlClient
+from tunnelmgr.daemon.daemon import run
+from tunnelmgr.errors import ConfigError, ControlError, DaemonNotRunningError, StoreError
+
+
+class Process:
+    """A running daemon, and what it has said."""
+
+    def __init__(self, child: asyncio.subprocess.Process, client: ControlClient) -> None:
+        self.child = child
+        self.client = client
+        self.said = b""
+
+    async def listen(self) -> None:
+        """Keep its log."""
+        assert self.child.stderr is not None
+        while line := await self.child.stderr.readline():
+            self.said += line
+
+    async def ask(self, question: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - JSON
+        """Ask it over its socket."""
+        return await asyncio.to_thread(question, *arguments)
+
+    async def agents(self) -> dict[str, dict[str, Any]]:
+        """Return its agents by name; none while it does not answer."""
+        try:
+            return {agent["name"]: agent for agent in await self.ask(self.client.agents)}
+        except DaemonNotRunningError:
+            return {}
+
+    async def phase(self, phase: str, name: str = "builder-1") -> dict[str, Any]:
+        """Wait until an agent is in a phase, and return it."""
+        async with asyncio.timeout(10):
+            while True:
+                agent = (await self.agents()).get(name)
+                if agent is not None and agent["phase"] == phase:
+                    return agent
+                assert self.child.returncode is None, self.said.decode()
+                await asyncio.sleep(0.02)
+
+    async def end(self, within: float = 10) -> int:
+        """Wait for its end and return its exit status."""
+        async with asyncio.timeout(within):
+            return await self.child.wait()
+
+
+@asynccontextmanager
+async def daemon(site: Site, **environment: str) -> AsyncIterator[Process]:
+    """Run the daemon as a child."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tunnelmgr",
+        "run",
+        "-c",
+        site.write(),
+        stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+    process = Process(child, ControlClient(site.socket))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(process.listen(), name="log")
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+
+
+async def fetch(site: Site, target: str = "/v2/") -> bytes:
+    """Ask the registry as a client on the agent does, and return the answer's first line."""
+    reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return answer.partition(b"\r\n")[0]
+
+
+# --- a life ---
+
+
+async def test_it_comes_up_serves_the_agent_and_drains_on_sigterm(site: Site) -> None:
+    """The straight line from a file to a pull; and at the end nothing is left listening."""
+    async with daemon(site) as process:
+        agent = await process.phase("up")
+        assert agent["trust"] == "tofu"
+        assert agent["probe_ms"] > 0
+        assert agent["forwards"][0]["held"] == [str(site.listen)]
+        assert await fetch(site) == b"HTTP/1.1 200 OK"
+
+        status = await process.ask(process.client.status)
+        assert status["registry"]["reachable"]
+        assert (status["agents"], status["up"], status["registry"]["loopback_only"]) == (1, 1, True)
+
+        process.child.send_signal(signal.SIGTERM)
+        assert await process.end() == 0
+
+    assert not site.socket.exists()
+    assert site.sshd.cancelled == [site.listen]
+    assert b"Traceback" not in process.said
+
+
+async def test_a_stop_lets_an_open_channel_end(site: Site) -> None:
+    """What is under way is finished, and nothing new begins."""
+    async with daemon(site) as process:
+        await process.phase("up")
+        reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
+        writer.write(b"GET /v2/ HTTP/1.1\r\nHost: localhost:5000\r\n")
+        await process.phase("up")
+
+        process.child.send_signal(signal.SIGTERM)
+        await until(lambda: site.sshd.cancelled)
+        writer.write(b"Connection: close\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
+        writer.close()
+        assert await process.end() == 0
+
+
+async def test_a_second_signal_stops_at_once(site: Site) -> None:
+    """An open channel holds the first; nobody waits for it at the second."""
+    async with daemon(site) as process:
+        await process.phase("up")
+        _, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
+        writer.write(b"GET /v2/ HTTP/1.1\r\n")
+        process.child.send_signal(signal.SIGTERM)
+        await until(lambda: site.sshd.cancelled)
+        assert process.child.returncode is None
+
+        process.child.send_signal(signal.SIGTERM)
+        assert await process.end(within=3) == 1
+        writer.close()
+
+    assert b"Traceback" not in process.said
+
+
+async def test_systemd_is_told_when_it_is_ready_and_when_it_stops(site: Site) -> None:
+    """`Type=notify` waits for the first, and a stop is no crash."""
+    place = site.folder / "notify"
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as manager:
+        manager.bind(str(place))
+        manager.setblocking(False)
+        async with daemon(site, NOTIFY_SOCKET=str(place)) as process:
+            loop = asyncio.get_running_loop()
+            heard = await asyncio.wait_for(loop.sock_recv(manager, 4096), 10)
+            assert heard.startswith(b"READY=1\nSTATUS=")
+            await process.phase("up")
+            process.child.send_signal(signal.SIGTERM)
+            while heard != b"STOPPING=1":
+                heard = await asyncio.wait_for(loop.sock_recv(manager, 4096), 10)
+            assert await process.end() == 0
+
+
+# --- reading the configuration again ---
+
+
+async def test_sighup_follows_a_good_file(site: Site) -> None:
+    """An agent that the file no longer names is drained; one that it names now comes up."""
+    async with daemon(site) as process:
+        await process.phase("up")
+        site.agents = ("builder-2",)
+        site.write()
+
+        process.child.send_signal(signal.SIGHUP)
+        # One host key on two live agents would be a quarantine; the first has left by then.
+        assert (await process.phase("up", "builder-2"))["agent"] == "static:builder-2"
+        assert "builder-1" not in await process.agents()
+
+
+async def test_sighup_with_a_bad_file_changes_nothing_and_says_so(site: Site) -> None:
+    """The tunnels stand, and the log has every problem."""
+    async with daemon(site) as process:
+        before, connections = await process.phase("up"), len(site.sshd.connections)
+        site.more = 'nonsense = 1\n[[group]]\nname = "ci"\npull = 7\n'
+        site.write()
+
+        process.child.send_signal(signal.SIGHUP)
+        await until(lambda: b"the old one stays" in process.said)
+        assert b"source[0].agent[0].nonsense" in process.said
+        assert b"group[0].pull" in process.said
+        assert (await process.phase("up"))["since"] == before["since"]
+        assert len(site.sshd.connections) == connections
+
+
+async def test_the_reload_command_gets_the_problems_or_the_remarks(site: Site) -> None:
+    """As an answer, so that a script can tell."""
+    async with daemon(site) as process:
+        await process.phase("up")
+        site.more = "nonsense = 1"
+        site.write()
+        with pytest.raises(ConfigError) as bad:
+            await process.ask(process.client.reload)
+        assert bad.value.problems == ("source[0].agent[0].nonsense: unknown key",)
+
+        site.more = ""
+        site.controller = ['metrics = "127.0.0.1:9750"']
+        site.write()
+        answer = await process.ask(process.client.reload)
+        assert answer["remarks"] == ["controller.metrics has changed and takes effect at the next start"]
+        assert (await process.phase("up"))["phase"] == "up"
+
+
+async def test_a_key_that_became_readable_to_others_is_a_bad_file(site: Site) -> None:
+    """It is examined at every reading."""
+    async with daemon(site) as process:
+        await process.phase("up")
+        os.chmod(site.folder / "id_ed25519", 0o644)  # noqa: PTH101 - a mistake on purpose
+        with pytest.raises(ConfigError, match="chmod 600"):
+            await process.ask(process.client.reload)
+
+
+# --- what outlives it ---
+
+
+async def test_what_was_learned_outlives_a_kill(site: Site) -> None:
+    """The key that was seen first is remembered: after kill -9 another one at that address is a stranger."""
+    async with daemon(site) as process:
+        await process.phase("up")
+        process.child.kill()
+        await process.end()
+    assert site.socket.exists()
+    site.sshd.cut()
+
+    async with daemon(site) as process:
+        agent = await process.phase("up")
+        told = await process.ask(process.client.agent, "builder-1")
+        assert [moment["step"] for moment in told["story"]].count("seen") == 1
+        assert agent["trust"] == "tofu"
+        process.child.kill()
+        await process.end()
+
+    stranger = Sshd(generate(), site.sshd.accepts)
+    async with sshd_at_work(stranger):
+        site.sshd = stranger
+        async with daemon(site) as process:
+            agent = await process.phase("quarantined")
+            assert agent["error"] == "host-key-mismatch"
+
+    assert stranger.logins_begun == 0
+
+
+# --- a start that fails ---
+
+
+async def failing_start(site: Site) -> str:
+    """Start it here, and return what it says when it fails; it must not hang."""
+    with pytest.raises((ConfigError, ControlError, StoreError)) as failed:
+        await asyncio.wait_for(run(site.write()), 10)
+    return str(failed.value)
+
+
+async def test_a_second_daemon_on_the_same_state_refuses(site: Site) -> None:
+    """Two writers would undo each other's pins; the first goes on."""
+    async with daemon(site) as process:
+        await process.phase("up")
+        first, site.controller = site.file.read_text(), []
+        site.file.write_text(first.replace("control.sock", "other.sock"))
+        with pytest.raises(StoreError, match="another tunnelmgr uses this state"):
+            await asyncio.wait_for(run(site.file), 10)
+        assert (await process.phase("up"))["phase"] == "up"
+
+
+async def test_a_second_daemon_on_the_same_socket_refuses(site: Site) -> None:
+    """At once, with its sources not even asked; and the first one's socket stays."""
+    async with daemon(site) as process:
+        await process.phase("up")
+        site.file.write_text(site.file.read_text().replace("state.db", "other.db"))
+        with pytest.raises(ControlError, match="another daemon answers"):
+            await asyncio.wait_for(run(site.file), 10)
+        assert (await process.phase("up"))["phase"] == "up"
+
+
+async def test_a_metrics_port_that_is_taken_is_named(site: Site) -> None:
+    """With its setting, and nothing stays behind."""
+    with sockets.create_server(("127.0.0.1", 0)) as taken:
+        site.controller = [f'metrics = "127.0.0.1:{taken.getsockname()[1]}"']
+        said = await failing_start(site)
+
+    assert "controller.metrics: cannot listen on 127.0.0.1:" in said
+    assert "in use" in said
+    assert not site.socket.exists()
+
+
+async def test_a_state_of_another_program_is_left_alone(site: Site) -> None:
+    """The message says what it is."""
+    (site.folder / "state.db").write_bytes(b"not a database, but somebody's only copy" * 50)
+
+    assert "state.db" in await failing_start(site)
+    assert (site.folder / "state.db").read_bytes().startswith(b"not a database")
+
+
+async def test_a_bad_configuration_is_refused_before_anything_is_made(site: Site) -> None:
+    """Neither state nor socket."""
+    site.trust = "hope"
+
+    assert "source[0].trust[0]" in await failing_start(site)
+    assert not (site.folder / "state.db").exists()
+    assert not site.socket.exists()
+
+
+async def test_the_commands_exit_status_tells_why_it_did_not_start(site: Site) -> None:
+    """2 for the configuration, 1 for what is in the way; one plain line each, no trace."""
+    with sockets.create_server(("127.0.0.1", 0)) as taken:
+        site.controller = [f'metrics = "127.0.0.1:{taken.getsockname()[1]}"']
+        async with daemon(site) as process:
+            assert await process.end() == 1
+    assert b"error: controller.metrics" in process.said
+    assert b"Traceback" not in process.said
+
+    site.more = "nonsense = 1"
+    async with daemon(site) as process:
+        assert await process.end() == 2
+    assert b"source[0].agent[0].nonsense: unknown key" in process.said
+
+
+async def test_metrics_are_served_where_the_configuration_says(site: Site) -> None:
+    """And count what goes through the gate."""
+    port = free_port()
+    site.controller = [f'metrics = "127.0.0.1:{port}"']
+    async with daemon(site) as process:
+        await process.phase("up")
+        await fetch(site)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        scraped = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+
+    assert b'tunnelmgr_agents{group="default",phase="up"} 1.0' in scraped
+    assert b"tunnelmgr_requests_total{" in scraped
