@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from tunnelmgr.control.views import DaemonFacts, RegistryFacts
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, Rules
+from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
+from tunnelmgr.core.registry import Action
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelStatus
 from tunnelmgr.core.world import Moment, Quarantine, Record, SourceView, World
@@ -88,6 +90,13 @@ class FakeDaemon:
     def report(self, event: Event) -> None:
         """Remember an event."""
         self.events.append(event)
+
+    def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
+        """Judge by a policy that lets every agent pull, and push below team/."""
+        del agent
+        if action not in {"pull", "push", "delete"}:
+            raise ValueError(f"{action!r} is none of pull, push and delete")
+        return judge(Action(action), repository, GroupPolicy.build("ci", pull=["**"], push=["team/*"]))
 
     async def reload(self) -> list[str]:
         """Remember the request, and refuse it where the test wants so."""

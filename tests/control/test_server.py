@@ -6,17 +6,18 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.control.fake_daemon import FakeDaemon
+from tests.control.fake_daemon import KEY, FakeDaemon
 from tunnelmgr.control import server as server_module
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import ReleaseRequested, RetryRequested
+from tunnelmgr.core.events import ReleaseRequested, RetryRequested, SeedAdded
 from tunnelmgr.errors import ConfigError, ControlError
 
 Ask = Callable[..., Awaitable[Any]]
@@ -193,19 +194,61 @@ async def test_a_quarantined_agent_is_not_retried(
     assert daemon.events == []
 
 
-@pytest.mark.parametrize(("body", "reason"), [(b'{"reason": "reinstalled"}', "reinstalled"), (None, ""), (b"{}", "")])
-async def test_a_release_is_handed_over_with_its_reason(
-    daemon: FakeDaemon,
-    place: Path,
-    ask: Ask,
-    body: bytes | None,
-    reason: str,
-) -> None:
+async def test_a_release_is_handed_over_with_its_reason(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
     """The reason ends up in the agent's story."""
-    code, _ = await ask(request, place, "POST", "/v1/agents/builder-3/release", body)
+    code, _ = await ask(request, place, "POST", "/v1/agents/builder-3/release", b'{"reason": "reinstalled"}')
 
     assert code == 200
-    assert daemon.events == [ReleaseRequested(AgentId("static:builder-3"), reason)]
+    assert daemon.events == [ReleaseRequested(AgentId("static:builder-3"), "reinstalled")]
+
+
+@pytest.mark.parametrize("body", [None, b"{}", b'{"reason": "  "}'])
+async def test_a_release_without_a_reason_is_refused(
+    daemon: FakeDaemon, place: Path, ask: Ask, body: bytes | None
+) -> None:
+    """Somebody will ask why."""
+    code, answer = await ask(request, place, "POST", "/v1/agents/builder-3/release", body)
+
+    assert code == 400
+    assert "say why static:builder-3 is safe again" in answer["error"]["message"]
+    assert daemon.events == []
+
+
+async def test_a_seed_is_kept_under_an_id_of_our_making(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
+    """With the key and the time until which it may be taken; the key is a public one, whole."""
+    body = json.dumps({"key": KEY, "seconds": 60}).encode()
+
+    code, answer = await ask(request, place, "POST", "/v1/seeds", body)
+
+    (event,) = daemon.events
+    assert code == 200
+    assert isinstance(event, SeedAdded)
+    assert (event.seed.id, event.seed.key, event.seed.holder) == (answer["seed"], KEY, None)
+    assert 50 < event.seed.expires - time.time() <= 60
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"key": "ssh-ed25519", "seconds": 60},
+        {"key": f"{KEY[:-8]}", "seconds": 60},
+        {"key": "-----BEGIN OPENSSH PRIVATE KEY-----", "seconds": 60},
+        {"key": KEY, "seconds": 0},
+        {"key": KEY, "seconds": "NaN"},
+        {"key": KEY, "seconds": "inf"},
+        {"key": KEY, "seconds": 31 * 86400},
+        {"key": KEY},
+        {"seconds": 60},
+        [],
+    ],
+)
+async def test_a_seed_that_makes_no_sense_is_refused(daemon: FakeDaemon, place: Path, ask: Ask, asked: object) -> None:
+    """Nothing is kept of it, a private key handed in by mistake least of all."""
+    code, answer = await ask(request, place, "POST", "/v1/seeds", json.dumps(asked).encode())
+
+    assert code == 400
+    assert "PRIVATE" not in answer["error"]["message"]
+    assert daemon.events == []
 
 
 async def test_an_agent_that_is_not_quarantined_is_not_released(

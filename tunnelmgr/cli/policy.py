@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.text import Text
@@ -132,21 +132,28 @@ def _filter(agent: str | None, repository: str | None, *, refused: bool, since: 
 
 def _entries(file: Path, *, follow: bool) -> Iterator[Entry]:
     """Yield the entries of a file, and with `follow` those that are added, also after it was rotated."""
-    lines = file.open(encoding="utf-8", errors="replace")
+    while True:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in _lines(lines, file, follow=follow):
+                entry = _parsed(line)
+                if entry is not None:
+                    yield entry
+        if not follow:
+            return
+
+
+def _lines(lines: TextIO, file: Path, *, follow: bool) -> Iterator[str]:
+    """Yield whole lines until the end, or with `follow` until another file has taken this one's place."""
     rest = ""
     while True:
         rest += lines.readline()
         if rest.endswith("\n"):
-            entry, rest = _parsed(rest), ""
-            if entry is not None:
-                yield entry
-        elif not follow:
+            yield rest
+            rest = ""
+        elif not follow or (file.exists() and file.stat().st_ino != os.fstat(lines.fileno()).st_ino):
             return
         else:
             time.sleep(0.2)
-            if file.exists() and file.stat().st_ino != os.fstat(lines.fileno()).st_ino:
-                lines.close()
-                lines, rest = file.open(encoding="utf-8", errors="replace"), ""
 
 
 def _parsed(line: str) -> Entry | None:

@@ -20,6 +20,8 @@ PHASE_STYLES = {
 }
 _MARKS = {"up": "●", "connecting": "◐", "draining": "◑", "awaiting-identity": "○", "down": "○", "quarantined": "✖"}
 
+_EVENTS = {None: "", True: ", events heard", False: ", events NOT heard"}
+
 
 def problems(facts: Json, agents: list[Json]) -> list[str]:
     """Return what is wrong, in words; empty when all is as it should be."""
@@ -37,6 +39,11 @@ def problems(facts: Json, agents: list[Json]) -> list[str]:
         f"source {source['name']}: {source['error'] or 'no answer yet'}"
         for source in facts["sources"]
         if not source["ok"]
+    ]
+    found += [
+        f"source {source['name']}: its event queue fails, polling goes on: {source['events']['error']}"
+        for source in facts["sources"]
+        if source["events"] and not source["events"]["ok"]
     ]
     for agent in agents:
         if agent["present"] and agent["phase"] != "up":
@@ -56,10 +63,14 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     )
     phases = ", ".join(f"{number} {phase}" for phase, number in facts["phases"].items() if number)
     sheet.add_row("agents", f"{facts['agents']}" + (f": {phases}" if phases else ""))
+    trusted = ", ".join(f"{number} by {method}" for method, number in sorted(facts["trust"].items()))
+    if trusted:
+        sheet.add_row("trust", trusted)
     for source in facts["sources"]:
+        heard = source["events"]["ok"] if source["events"] else None
         when = f", answered {age(source['last_success'])} ago" if source["last_success"] else ""
-        line = Text(f"{source['name']}, {count(source['agents'], 'agent')}{when}")
-        sheet.add_row("source", _marked(line, ok=source["ok"]))
+        line = Text(f"{source['name']}, {count(source['agents'], 'agent')}{when}{_EVENTS[heard]}")
+        sheet.add_row("source", _marked(line, ok=source["ok"] and heard is not False))
     registry = facts["registry"]
     where = {True: "on loopback only", False: "beyond loopback", None: "where, cannot be told from here"}
     said = f"answers, listens {where[registry['loopback_only']]}" if registry["reachable"] else "does not answer"
@@ -146,7 +157,11 @@ def agent(facts: Json) -> RenderableType:
         sheet.add_row("next try", f"in {until(facts['retry_at'])}, after {tries}")
     sheet.add_row("group", f"{facts['group']}, from source {facts['source']}")
     sheet.add_row("address", f"{facts['address']} port {facts['port']}")
-    sheet.add_row("trust", f"{facts['trust'] or 'no evidence yet'}  {' '.join(facts['fingerprints'])}")
+    method = facts["trust"] or "no evidence yet"
+    evidence = f" ({facts['evidence']})" if facts["evidence"] else ""
+    sheet.add_row("trust", Text(f"{method}{evidence}  {' '.join(facts['fingerprints'])}"))
+    if facts["login_key"]:
+        sheet.add_row("our key", facts["login_key"])
     for forward in facts["forwards"]:
         held = ", ".join(forward["held"]) or "not held"
         sheet.add_row("forward", f"{forward['name']}: {held} → {forward['target']}")

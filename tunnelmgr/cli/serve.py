@@ -1,7 +1,9 @@
 """`run` and `demo`: commands that last."""
 
 import asyncio
+import ctypes
 import os
+import resource
 import sys
 from typing import Annotated
 
@@ -9,6 +11,8 @@ import typer
 
 from tunnelmgr.cli.common import ConfigOption, chosen_file, command
 from tunnelmgr.cli.logs import LogFormat, configure
+
+_PR_SET_DUMPABLE = 4
 
 
 def register(app: typer.Typer) -> None:
@@ -34,10 +38,20 @@ def run(
     from tunnelmgr.daemon.daemon import run as run_daemon  # noqa: PLC0415 - spares every other command its imports
 
     os.umask(0o077)
+    keep_out_of_core_files()
     try:
         asyncio.run(run_daemon(file))
     except asyncio.CancelledError:
         raise typer.Exit(1) from None
+
+
+def keep_out_of_core_files() -> None:
+    """Let no crash write our memory, and the keys in it, to disk, nor another process of this user look into it.
+
+    prctl(2), PR_SET_DUMPABLE; and core(5), because a core_pattern that is a pipe disregards the limit.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 @command
