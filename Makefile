@@ -3,10 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
-PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl
+PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
+	wget busybox dash shellcheck podman buildah docker.io
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast install lock bench clean
+.PHONY: help demo test lint acceptance fast differential install lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,9 @@ fast: install ## Run the tests that need neither root nor other programs
 acceptance: install ## Run the tests with the real sshd, registry, skopeo and cloud API
 	$(RUN)/python -m pytest -m acceptance $(ARGS)
 
+differential: install ## Compare the gate with the real registry, request by request; CASES=100000
+	CASES=$(or $(CASES),100000) $(RUN)/python -m pytest -q -rP tests/differential
+
 bench: install ## Print the benchmarks' figures
 	$(RUN)/python benchmarks/plan.py
 
@@ -49,7 +53,8 @@ $(VENV)/.installed: requirements-dev.lock pyproject.toml
 # Installed when a program is missing and this user may; the demo says plainly what it cannot show without them.
 .PHONY: .packages
 .packages:
-	@missing=; for program in docker-registry skopeo umoci sshd ssh ip nft sysctl curl; do \
+	@missing=; for program in docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
+		podman buildah dockerd; do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 		if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || [ -n "$(SUDO)" ]; }; then \

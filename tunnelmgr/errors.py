@@ -76,6 +76,19 @@ class ProbeTimeoutError(ConnectionLostError):
         super().__init__(f"the listener on the agent did not answer the probe within {seconds:g} s")
 
 
+class AbusiveAgentError(TunnelError):
+    """The agent floods the connection with messages that carry nothing."""
+
+    code = "abusive"
+    retry = Pace.SLOW
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the agent sends messages that carry nothing, faster than they may be worked off, and its own probe could "
+            "not come through: somebody has tampered with its sshd; look at the machine, or end it"
+        )
+
+
 class ListenRefusedError(TunnelError):
     """The agent's sshd would not listen where it must: the port is taken there, or the key may not listen on it."""
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from click.testing import Result
 
 from tests.control.fake_daemon import FakeDaemon, record, up, world
 from tunnelmgr import __version__
-from tunnelmgr.cli import app
+from tunnelmgr.cli import app, look
 from tunnelmgr.control.views import RegistryFacts
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested
@@ -242,6 +243,28 @@ def test_list_without_agents_says_so(run: Run, socket: Path) -> None:
     """In words for people, as an empty array for scripts."""
     assert run("list", "--phase", "draining", "--socket", socket).stdout.strip() == "no agents"
     assert json.loads(run("list", "--phase", "draining", "--json", "--socket", socket).stdout) == []
+
+
+@pytest.mark.parametrize("options", [("--json",), ()])
+def test_watch_prints_each_change_until_it_is_interrupted(
+    run: Run, socket: Path, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """For a pipe: one line of JSON or one table a change, nothing where nothing changed; Ctrl-C is no error."""
+    seconds = iter([None, world((record("builder-9"), up())), None])
+
+    def second(_seconds: float) -> None:
+        try:
+            daemon.world = next(seconds) or daemon.world
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(look, "time", SimpleNamespace(sleep=second))
+    result = run("list", "--watch", "--phase", "up", *options, "--socket", socket)
+
+    assert result.exit_code == 0
+    assert result.stdout.count("static:builder-1") == result.stdout.count("static:builder-9") == 1
+    if options:
+        assert [json.loads(line)[0]["name"] for line in result.stdout.splitlines()] == ["builder-1", "builder-9"]
 
 
 def test_show_tells_the_story_in_order(run: Run, socket: Path) -> None:

@@ -524,7 +524,7 @@ def test_word_about_an_unknown_agent_changes_nothing(story: Story) -> None:
         TunnelDialled(unknown.id, 1, "10.0.0.1:22"),
         TunnelEnded(unknown.id, 1, None),
         RetryRequested(unknown.id),
-        ReleaseRequested(unknown.id),
+        ReleaseRequested(unknown.id, "none"),
     )
 
     assert story.world == before
@@ -955,7 +955,7 @@ def test_a_release_of_an_agent_that_is_free_changes_nothing(story: Story) -> Non
     story.believed(agent)
     before = story.world
 
-    story.hear(ReleaseRequested(agent.id))
+    story.hear(ReleaseRequested(agent.id, "none"))
 
     assert story.world is before
 

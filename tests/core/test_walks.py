@@ -274,7 +274,7 @@ class Walk:
         id_ = self.dice.choice(AGENTS)
         was = self.world.records.get(id_)
 
-        self.hear(ReleaseRequested(id_))
+        self.hear(ReleaseRequested(id_, "looked at"))
 
         assert was is None or was.quarantine is None or self.world.records[id_].trust is None
 

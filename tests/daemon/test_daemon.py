@@ -45,13 +45,14 @@ class Process:
 
     async def phase(self, phase: str, name: str = "builder-1") -> dict[str, Any]:
         """Wait until an agent is in a phase, and return it."""
-        async with asyncio.timeout(10):
-            while True:
-                agent = (await self.agents()).get(name)
-                if agent is not None and agent["phase"] == phase:
-                    return agent
-                assert self.child.returncode is None, self.said.decode()
-                await asyncio.sleep(0.02)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + 20
+        while clock() < deadline and self.child.returncode is None:
+            agent = (await self.agents()).get(name)
+            if agent is not None and agent["phase"] == phase:
+                return agent
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"{name} is not {phase}:\n{self.said.decode()}")
 
     async def end(self, within: float = 10) -> int:
         """Wait for its end and return its exit status."""

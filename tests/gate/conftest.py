@@ -210,6 +210,11 @@ class Registry:
     """A running docker-registry, spoken to directly."""
 
     endpoint: Endpoint
+    folder: Path
+
+    def access_log(self) -> str:
+        """Return one line for each request that it has served."""
+        return (self.folder / "access.log").read_text()
 
     def ask(self, method: str, target: str, body: bytes = b"", kind: str = "") -> tuple[int, dict[str, str], bytes]:
         """Send a request past the gate."""
@@ -298,7 +303,7 @@ def running_registry(folder: Path, *, read_only: bool = False) -> Iterator[Regis
     ):
         try:
             _wait_for(endpoint, process)
-            yield Registry(endpoint)
+            yield Registry(endpoint, folder)
         finally:
             process.terminate()
 

@@ -4,7 +4,7 @@ import itertools
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnelmgr.core.registry import classify
@@ -379,6 +379,7 @@ def read_body(shape: BodyShape, wire: bytes, cuts: list[int]) -> tuple[bytes, by
     return body, rest, reader.done
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.binary(min_size=1, max_size=60), st.binary(max_size=20), st.lists(st.integers(0, 80), max_size=6))
 def test_a_counted_body_ends_where_it_says_however_it_is_cut(body: bytes, after: bytes, cuts: list[int]) -> None:
     """What follows is left for the next request."""
@@ -388,6 +389,7 @@ def test_a_counted_body_ends_where_it_says_however_it_is_cut(body: bytes, after:
     assert read_body(BodyShape(Coding.COUNTED, len(body)), wire, cuts) == (body, after, True)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.lists(st.binary(min_size=1, max_size=20), max_size=4),
     st.sampled_from([b"", b";ext=1"]),
@@ -436,6 +438,7 @@ _TOKENS = [*("GET ", "PUT ", "/v2/ ", "HTTP/1.1", "\r\n", "Host", "Content-Lengt
 _TOKENS += [*(":", " ", "\t", "a", "3", "Connection", "close", "Expect: 100-continue", "\xff", "@", ",", "Host: a\r\n")]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.sampled_from(_TOKENS), max_size=14).map("".join), st.sampled_from(["GET", "PUT"]))
 def test_an_accepted_head_reads_as_another_parser_reads_it(text: str, method: str) -> None:
     """h11, written by others, accepts whatever passes here, and finds the same fields in it."""
@@ -480,6 +483,7 @@ def heads_in(pieces: list[bytes]) -> tuple[list[RequestHead], bool]:
     return heads, False
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.one_of(st.just(head_of()), _STREAMS), max_size=3).map(b"".join), st.data())
 def test_heads_read_the_same_however_the_bytes_are_cut(stream: bytes, data: st.DataObject) -> None:
     """The same requests, and an error in the same place, for every split; nothing but our own errors."""

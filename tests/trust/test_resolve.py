@@ -1,7 +1,6 @@
 """Whose word is taken, in which order, and what is said where nobody's is."""
 
 import asyncio
-import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,13 +9,9 @@ from structlog.testing import capture_logs
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, Rules
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.demo.cloud import host_key_console
-from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
+from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError
 from tunnelmgr.trust import resolve
-from tunnelmgr.trust.console import AT_ONCE, ConsoleKeys
-from tunnelmgr.trust.pinned import PinnedKeys
 from tunnelmgr.trust.resolve import Resolver
-from tunnelmgr.trust.tofu import FirstKey
 
 AGENT = Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", ("10.0.0.1",))
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
@@ -163,66 +158,3 @@ async def test_a_contradiction_ends_the_search() -> None:
 
     assert report == EvidenceContradicted(AGENT.id, "1", "another machine")
     assert words[Method.TOFU].asked == []
-
-
-# --- the methods ---
-
-
-async def test_the_console_method_reads_the_block() -> None:
-    """Through whatever serves the console."""
-    keys = ConsoleKeys(lambda agent: host_key_console([KEY]) if agent == AGENT else "")
-
-    assert await keys.trust_for(AGENT) == HostTrust(Method.CONSOLE, (KEY,))
-
-
-@pytest.mark.parametrize("text", ["", "still booting"])
-async def test_a_console_without_a_block_is_no_evidence_yet(text: str) -> None:
-    """It says what is lacking."""
-    with pytest.raises(HostKeyUnknownError, match="no host key block yet"):
-        await ConsoleKeys(lambda _: text).trust_for(AGENT)
-
-
-async def test_few_consoles_are_read_at_once() -> None:
-    """The call has the lowest quota of all."""
-    reading: list[Agent] = []
-    go_on = threading.Event()
-
-    def read(agent: Agent) -> str:
-        reading.append(agent)
-        go_on.wait(5)
-        return host_key_console([KEY])
-
-    keys = ConsoleKeys(read)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        for number in range(20):
-            tasks.create_task(keys.trust_for(AGENT), name=f"search {number}")
-        while len(reading) < AT_ONCE:  # noqa: ASYNC110 - threads tell no event of the loop
-            await asyncio.sleep(0.001)
-        at_first = len(reading)
-        go_on.set()
-
-    assert at_first == AT_ONCE
-    assert len(reading) == 20
-
-
-async def test_the_pinned_method_knows_the_file() -> None:
-    """And only that."""
-    keys = PinnedKeys({AGENT.id: KEY})
-
-    assert await keys.trust_for(AGENT) == HostTrust(Method.PINNED, (KEY,))
-    with pytest.raises(HostKeyUnknownError, match="the file has no host_key for it"):
-        await PinnedKeys({}).trust_for(AGENT)
-
-
-async def test_the_first_key_seen_is_that_of_the_agent_itself() -> None:
-    """An agent that cannot be reached has shown none."""
-
-    async def scan(_: Agent) -> str:
-        return KEY
-
-    async def unreachable(agent: Agent) -> str:
-        raise UnreachableError(agent.address, "refused")
-
-    assert await FirstKey(scan).trust_for(AGENT) == HostTrust(Method.TOFU, (KEY,))
-    with pytest.raises(HostKeyUnknownError, match=r"cannot reach 10\.0\.0\.1:22: refused"):
-        await FirstKey(unreachable).trust_for(AGENT)

@@ -8,8 +8,8 @@ from tests.tunnel.ssh_server import until
 from tunnelmgr.core.events import Event, TunnelBound, TunnelProbed
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.probe import PATH, Prover
 from tunnelmgr.tunnel.keys import Login
+from tunnelmgr.tunnel.probe import PATH, Prover
 from tunnelmgr.tunnel.worker import Settings
 
 
@@ -77,4 +77,4 @@ class Desk:
 
     async def up(self, probes: int = 1) -> None:
         """Wait until so many probes have come back."""
-        await until(lambda: len(self.of(TunnelProbed)) >= probes)
+        await until(lambda: len(self.of(TunnelProbed)) >= probes, deadline=20)

@@ -4,9 +4,10 @@ Its remote forwards are real listeners and its connections real ones; what it is
 """
 
 import asyncio
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import asyncssh
@@ -207,10 +208,12 @@ async def tcp_at_work(
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port on which nothing listens, from below those that the kernel gives to outgoing connections."""
+    while True:
+        port = random.randint(12_000, 32_000)  # noqa: S311 - no secret
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def forward(*hosts: str, protocol: str = "registry") -> Forward:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import asyncssh
 import pytest
 
-from tests.tunnel.ssh_server import Sshd, free_port, until
+from tests.tunnel.ssh_server import Sshd, free_port, sshd_at_work, until
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.tunnel.channel import READ_AHEAD, ForwardedChannel
-from tunnelmgr.tunnel.line import SEND_AHEAD
 from tunnelmgr.tunnel.keys import Login
+from tunnelmgr.tunnel.line import SEND_AHEAD
 from tunnelmgr.tunnel.ssh import SshConnection, dial
 
 HUGE = 1 << 31
@@ -249,3 +249,37 @@ async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
         sshd.connection._transport.resume_reading()
         connection.abort()
         await connection._conn.wait_closed()
+
+
+async def test_a_key_exchange_that_never_ends_fills_no_memory(sshd: Sshd, login: Login) -> None:
+    """What is written meanwhile waits inside asyncssh, where no window and no socket bounds it; so writers wait."""
+    async with pair(sshd, login, window=HUGE) as both, asyncio.timeout(20):
+        sshd.connection._send_kexinit()
+        sshd.connection._transport.pause_reading()
+        conn = both.connection._conn
+        await until(lambda: not conn._kex_complete)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(write_for_ever(both), 0.5)
+
+        held = sum(len(part) for _, parts in conn._deferred_packets for part in parts)
+        sshd.connection._transport.resume_reading()
+        assert held <= 2 * len(PIECE)
+
+
+async def test_key_exchanges_that_end_lose_nothing(
+    key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login
+) -> None:
+    """OpenSSH makes one each gigabyte or hour; here it is each mebibyte, in the middle of transfers both ways."""
+    size = 8 << 20
+    async with (
+        sshd_at_work(Sshd(host_key, key), rekey_bytes=1 << 20) as sshd,
+        pair(sshd, login) as both,
+        asyncio.timeout(20),
+        asyncio.TaskGroup() as tasks,
+    ):
+        tasks.create_task(write_pieces(both.ours, size // len(PIECE)))
+        both.writer.write(bytes(size))
+        both.writer.write_eof()
+        reading = tasks.create_task(read_all(both.ours))
+        assert len(await both.reader.readexactly(size)) == size
+        assert len(await reading) == size

@@ -100,6 +100,18 @@ async def test_a_lost_line_holds_nobody() -> None:
         line.connection_lost(None)
 
 
+async def test_a_line_that_is_lost_within_a_key_exchange_holds_nobody() -> None:
+    """The exchange will never end, and so must the wait for it not depend on it."""
+    protocol = Recording()
+    protocol._kex_complete = False  # type: ignore[attr-defined]
+    line = Line(protocol)
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
+        waiting = tasks.create_task(line.writable())
+        await line_turn()
+        assert not waiting.done()
+        line.connection_lost(None)
+
+
 async def test_the_protocol_is_made_once_and_for_the_address_that_answers() -> None:
     """An address that refuses leaves no half-made connection of asyncssh's behind."""
     made: list[Recording] = []

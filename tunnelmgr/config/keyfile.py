@@ -10,7 +10,8 @@ from tunnelmgr.core.trust import fingerprint
 def examine_key_file(path: Path) -> str | None:  # noqa: PLR0911 - one return a finding
     """Return what is wrong with a private key file, None if it is safe to use.
 
-    As ssh(1) does, a key that others can read is refused; so are symlinks and foreign owners.
+    As ssh(1) does, a key that others can read is refused; so are symlinks and foreign owners. A systemd credential
+    belongs to root, and lets the service's user in by an access list, which shows as the group's right to read.
     """
     try:
         facts = path.lstat()
@@ -22,11 +23,17 @@ def examine_key_file(path: Path) -> str | None:  # noqa: PLR0911 - one return a 
         return f"{path} is not a file"
     if facts.st_uid not in {os.geteuid(), 0}:
         return f"{path} belongs to uid {facts.st_uid}; `chown` it to the daemon's user"
-    if facts.st_mode & 0o077:
+    spared = stat.S_IRGRP if facts.st_uid == facts.st_gid == 0 and _is_credential(path) else 0
+    if facts.st_mode & 0o077 & ~spared:
         return f"{path} can be read by others (mode {facts.st_mode & 0o777:04o}); run `chmod 600 {path}`"
     if not os.access(path, os.R_OK):
         return f"cannot read {path}: permission denied for uid {os.geteuid()}"
     return None
+
+
+def _is_credential(path: Path) -> bool:
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return bool(folder) and path.parent == Path(str(folder))
 
 
 def public_key_in(file: Path) -> str:

@@ -33,7 +33,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedAdded
 from tunnelmgr.core.policy import Verdict
 from tunnelmgr.core.seed import Seed
-from tunnelmgr.core.trust import fingerprint
+from tunnelmgr.core.trust import public_key
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import World
 from tunnelmgr.errors import ConfigError, ControlError
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from tunnelmgr.control.views import Counters
 
 log = structlog.get_logger(__name__)
+
+SEED_LIFE = 30 * 86400.0
+"""The most seconds that a seed may wait for its machine."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -184,13 +187,21 @@ class ControlServer:
         body = await request.json() if request.can_read_body else {}
         if not isinstance(body, dict):
             raise ValueError("not an object")  # noqa: TRY004 - as any other body that cannot be read
-        self._operations.report(ReleaseRequested(id_, str(body.get("reason", ""))))
+        reason = str(body.get("reason", "")).strip()
+        if not reason:
+            raise web.HTTPBadRequest(text=f"say why {id_} is safe again; the reason is kept in its story")
+        self._operations.report(ReleaseRequested(id_, reason))
         return web.json_response({"agent": id_, "released": True})
 
     async def _seed(self, request: web.Request) -> web.Response:
         asked = await request.json()
         key, seconds = str(asked["key"]), float(asked["seconds"])
-        fingerprint(key)  # raises ValueError for what is no key
+        try:
+            key = public_key(*key.split(maxsplit=1))
+        except (TypeError, ValueError) as odd:
+            raise web.HTTPBadRequest(text=f"this is no public host key: {odd}") from odd
+        if not 0 < seconds <= SEED_LIFE:
+            raise web.HTTPBadRequest(text=f"a seed must be taken within {SEED_LIFE / 86400:g} days")
         seed = Seed(secrets.token_hex(8), key, time.time() + seconds)
         self._operations.report(SeedAdded(seed))
         return web.json_response({"seed": seed.id, "expires": timestamp(seed.expires)})

@@ -1,5 +1,6 @@
 """The world as JSON: the shapes that `status`, `list`, `show` and the socket's API share."""
 
+from collections import Counter as Tally
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -113,6 +114,7 @@ def status_view(world: World, facts: DaemonFacts) -> Json:
         "up": phases.count(Phase.UP),
         "quarantined": phases.count(Phase.QUARANTINED),
         "phases": {phase.value: phases.count(phase) for phase in Phase},
+        "trust": dict(Tally(record.trust.method.value for record in present if record.trust)),
         "sources": [
             {
                 "name": view.name,

@@ -93,6 +93,13 @@ class FeedHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class FeedClosed:
+    """A source's event feed is no longer listened to."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class SeedAdded:
     """A host key was made for a machine that is to be launched."""
 
@@ -177,7 +184,7 @@ class ReleaseRequested:
     """A person ends a quarantine; what was believed of the agent's key is forgotten with it."""
 
     agent: AgentId
-    reason: str = ""
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +205,7 @@ Event = (
     | DiscoveryFailed
     | AgentEnded
     | FeedHeard
+    | FeedClosed
     | SeedAdded
     | EvidenceFound
     | EvidenceContradicted

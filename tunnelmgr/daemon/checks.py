@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from tunnelmgr.config import Config, Source
+from tunnelmgr.control.client import ControlClient
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.evidence import ConsoleReader, KeyFile
 from tunnelmgr.daemon.watches import build
-from tunnelmgr.errors import ConfigError, DiscoveryError
+from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError
 from tunnelmgr.gate.inspect import answer_of, listening, loopback_only
-from tunnelmgr.tunnel.keys import load_login
+from tunnelmgr.tunnel.keys import load_key, load_login
 
+MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr")})
+"""What StateDirectory= and RuntimeDirectory= make at the first start (systemd.exec(5))."""
 Result = Literal["ok", "failed", "note"]
 
 
@@ -47,6 +50,7 @@ async def check(config: Config) -> list[Finding]:
         if forward.protocol == "registry":
             findings += await _registry(str(forward.target), forward.target)
     findings += [Finding("groups", "ok", _groups(config))]
+    findings += await asyncio.to_thread(_rotation, config)
     for source_config in config.source:
         source = build(source_config)
         try:
@@ -78,6 +82,20 @@ def _keys(config: Config) -> list[Finding]:
     return found
 
 
+def _rotation(config: Config) -> list[Finding]:
+    """Tell which agents took the next key when they were last dialled, if a daemon runs that knows."""
+    if config.ssh.next_key is None:
+        return []
+    try:
+        wanted = load_key(config.ssh.next_key).get_fingerprint()
+        agents = [agent for agent in ControlClient(config.controller.socket).agents() if agent["present"]]
+    except (ConfigError, ControlError):
+        return []
+    lacking = sorted(agent["agent"] for agent in agents if agent["login_key"] != wanted)
+    message = f"{len(agents) - len(lacking)} of {len(agents)} agents accept the next key"
+    return [Finding("key rotation", "note", message + (f"; not yet: {', '.join(lacking)}" if lacking else ""))]
+
+
 def _state_file(config: Config) -> Path:
     return Path(config.controller.state.removeprefix("sqlite:///"))
 
@@ -85,6 +103,8 @@ def _state_file(config: Config) -> Path:
 def _place(name: str, file: Path) -> Finding:
     """Tell whether a file can be made where it should be."""
     folder = file.parent
+    if not folder.exists() and folder in MADE_BY_UNIT:
+        return Finding(name, "note", f"{folder} is not there yet; the systemd unit makes it")
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK | os.X_OK):

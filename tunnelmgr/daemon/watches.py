@@ -9,7 +9,7 @@ from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tunnelmgr.config import Source, SourceConfig, source_type
-from tunnelmgr.core.events import Event
+from tunnelmgr.core.events import Event, FeedClosed
 from tunnelmgr.discovery.ec2_events import EventFeed, Queue
 from tunnelmgr.discovery.polling import Poller
 from tunnelmgr.errors import ConfigError
@@ -31,6 +31,7 @@ class Watch:
     source: Source
     tasks: tuple[asyncio.Task[None], ...]
     bell: Job
+    has_feed: bool
 
 
 @dataclass(slots=True)
@@ -50,6 +51,8 @@ class Watches:
                 for task in watch.tasks:
                     task.cancel()
                 watch.bell.remove()
+                if watch.has_feed:
+                    self.report(FeedClosed(name))
                 del self._watched[name]
         for name, config in wanted.items():
             if name not in self._watched:
@@ -77,7 +80,7 @@ class Watches:
         if queue is not None:
             feed = EventFeed(config.name, queue, self.report, poller.bell.set)
             tasks.append(self.tasks.create_task(feed.run(), name=f"events {config.name}"))
-        return Watch(source, tuple(tasks), job)
+        return Watch(source, tuple(tasks), job, has_feed=queue is not None)
 
 
 def build(config: SourceConfig) -> Source:

@@ -1,6 +1,7 @@
 """The demo: one builder, three agents, a cloud and a thief, told step by step with real parts."""
 
 import os
+import signal
 import tempfile
 import time
 from contextlib import ExitStack
@@ -57,6 +58,8 @@ _IMAGE = "docker://localhost:5000/team/app:1"
 def tell(*, keep: bool) -> int:
     """Run the demo and return its exit status: 0 only if every step happened."""
     narrator = Narrator()
+    # What is asked to stop cleans up as at Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="tunnelmgr-demo-") as folder:
         Path(folder).chmod(0o755)  # the agents' own users pass through it
         try:

@@ -63,11 +63,16 @@ class EventFeed:
         while True:
             try:
                 await self._read_once()
-                failures = 0
             except AwsError as failed:
                 self._note(explain(failed))
-                await asyncio.sleep(RETRY[min(failures, len(RETRY) - 1)])
-                failures += 1
+            except Exception as broken:  # a bulkhead: a queue is a plug-in's, and polling must go on without it
+                log.exception("event queue broke", source=self.source)
+                self._note(f"{broken!r}; the log has the trace")
+            else:
+                failures = 0
+                continue
+            await asyncio.sleep(RETRY[min(failures, len(RETRY) - 1)])
+            failures += 1
 
     async def _read_once(self) -> None:
         messages = await in_thread(self.queue.receive)

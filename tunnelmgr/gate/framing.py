@@ -22,7 +22,7 @@ MAX_HEAD: Final = 32 * 1024
 MAX_REQUEST_LINE: Final = 8 * 1024
 MAX_FIELDS: Final = 100
 
-_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_PLAIN: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]*) HTTP/1\.1")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -110,11 +110,10 @@ class HeadBuffer:
         Raises the buffer's error at the first byte that no head may hold, without waiting for the rest.
         """
         # Only new bytes are scanned, so that a head sent byte by byte costs no more than one sent whole.
-        start = max(0, self._scanned - 3)
-        end = self._bytes.find(b"\r\n\r\n", start, MAX_HEAD)
+        end = self._bytes.find(b"\r\n\r\n", max(0, self._scanned - 3), MAX_HEAD)
         stop = MAX_HEAD if end < 0 else end + 4
-        # One byte back is enough here; the lookbehind sees what stands before it.
-        if _CONTROL.search(self._bytes, max(0, self._scanned - 1), stop):
+        halved = self._bytes[self._scanned - 1 : self._scanned] == b"\r"
+        if not _is_clean(self._bytes[self._scanned - halved : stop]):
             raise self._error("the head holds a bare CR or LF, or a control character")
         if end >= 0:
             head = bytes(self._bytes[:stop])
@@ -132,6 +131,14 @@ class HeadBuffer:
         self._bytes.clear()
         self._scanned = 0
         return rest
+
+
+def _is_clean(part: bytearray) -> bool:
+    """Whether a part of a head has no control but tabs and whole CR LF, or ends in a CR that waits for its LF."""
+    controls = part.translate(None, _PLAIN)
+    if part.endswith(b"\r"):
+        del controls[-1:]
+    return controls == b"\r\n" * part.count(b"\r\n")
 
 
 def parse_request_head(raw: bytes) -> RequestHead:

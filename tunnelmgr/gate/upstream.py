@@ -78,7 +78,7 @@ class Upstream(asyncio.Protocol):
 
     async def drained(self) -> None:
         """Wait while too much is unsent; raises ConnectionError."""
-        if not self._writing:
+        while not (self._writing or self._lost):
             self._writable = asyncio.get_running_loop().create_future()
             await self._writable
         self._check_writable()

@@ -50,6 +50,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         """Queue what arrived, and hold the agent back when enough waits."""
         self._arrived.append(data)
         self._waiting += len(data)
+        self._line.carried(len(data))
         if self._waiting >= READ_AHEAD and self._ssh is not None:
             self._ssh.pause_reading()
         self._readable.set()
@@ -100,6 +101,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
             raise ConnectionResetError("the channel is closed")
         try:
             self._ssh.write(bytes(data))
+            self._line.carried(len(data))
         except OSError as closed:
             raise ConnectionResetError("the channel is closed") from closed
         # Waits as long as the agent does not read; a dead one is found by the probe, which ends the connection.

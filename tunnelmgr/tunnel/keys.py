@@ -21,9 +21,9 @@ def load_key(file: Path) -> asyncssh.SSHKey:
     """Read a private key; raises ConfigError naming the file."""
     try:
         return asyncssh.read_private_key(file)
-    except asyncssh.KeyEncryptionError as locked:
-        raise ConfigError([f"ssh.key: {file} has a passphrase; the daemon needs one without"]) from locked
-    except (asyncssh.KeyImportError, OSError) as odd:
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, OSError) as odd:
+        if "passphrase" in str(odd).lower():
+            raise ConfigError([f"ssh.key: {file} has a passphrase; the daemon needs one without"]) from odd
         raise ConfigError([f"ssh.key: {file} is no private key in OpenSSH's form: {odd}"]) from odd
 
 
@@ -77,10 +77,12 @@ def identity_print(identity: Identity) -> str:
         return identity[0].get_fingerprint()
     if isinstance(identity, asyncssh.SSHKey):
         return identity.get_fingerprint()
-    line = " ".join((identity.algorithm.decode("ascii"), base64.b64encode(identity.public_data).decode("ascii")))
-    if identity.has_cert:
-        return asyncssh.import_certificate(line).key.get_fingerprint()
-    return asyncssh.import_public_key(line).get_fingerprint()
+    # Not by its `algorithm`: that is the signature's once it has signed.
+    blob = identity.public_data
+    kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
+    line = kind + b" " + base64.b64encode(blob)
+    key = asyncssh.import_certificate(line).key if identity.has_cert else asyncssh.import_public_key(line)
+    return key.get_fingerprint()
 
 
 def load_login(config: SshConfig) -> Login:

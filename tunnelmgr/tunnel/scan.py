@@ -10,6 +10,7 @@ import asyncssh
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.tunnel.line import Dialer
+from tunnelmgr.tunnel.plain import plain
 from tunnelmgr.tunnel.ssh import HOST_KEY_ALGORITHMS, SAFE
 
 _CERTIFIED = (
@@ -56,7 +57,7 @@ async def _shown(agent: Agent, algorithms: Sequence[str], patience: float) -> by
     except TimeoutError as late:
         raise UnreachableError(where, f"no answer within {patience:g} s") from late
     except (asyncssh.Error, OSError) as failed:
-        raise UnreachableError(where, str(failed) or type(failed).__name__) from failed
+        raise UnreachableError(where, plain(str(failed)) or type(failed).__name__) from failed
     if dialer.blob is None:
         raise UnreachableError(where, "it showed no host key")
     return dialer.blob

@@ -5,6 +5,8 @@ Rules, each with the reason measured:
   home directory, and None accepts anybody.
 - Exactly our own key is offered: without `client_keys`, asyncssh offers whatever lies in ~/.ssh or in an agent.
 - No compression: a server that offers only zlib is obeyed by default, and it can send a bomb.
+- Key exchanges are elliptic ones: a server chooses when and how often, and one with 8192 bits takes the loop 0.1 s.
+- What an agent wrote goes through `plain` before it is part of an error.
 - Every type of host key is asked for, the expected ones first, so that a stranger shows the key it has and is known
   for a stranger.
 """
@@ -26,6 +28,7 @@ from tunnelmgr.errors import (
 from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.keys import Identity, Login, identity_print
 from tunnelmgr.tunnel.line import Dialer, Line
+from tunnelmgr.tunnel.plain import plain
 
 HOST_KEY_ALGORITHMS = (
     "ssh-ed25519",
@@ -36,6 +39,8 @@ HOST_KEY_ALGORITHMS = (
     "rsa-sha2-256",
 )
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
+KEY_EXCHANGES = "-gss-*,curve448-*,diffie-hellman-*,rsa*"
+"""What is taken away from asyncssh's list; the others there are X25519, ECDH, and ML-KEM with one of these."""
 SAFE: Final[Mapping[str, Any]] = MappingProxyType(
     {
         "config": None,
@@ -49,6 +54,7 @@ SAFE: Final[Mapping[str, Any]] = MappingProxyType(
         "disable_trivial_auth": True,
         "compression_algs": ["none"],
         "encryption_algs": list(CIPHERS),
+        "kex_algs": KEY_EXCHANGES,
     }
 )
 """What holds for every connection, whatever it is for."""
@@ -93,6 +99,11 @@ class SshConnection:
         return self._peer.reason
 
     @property
+    def overdrawn(self) -> bool:
+        """Tell whether the agent sends more than can be worked off without harm to others, and is being slowed."""
+        return self._line.overdrawn
+
+    @property
     def exposed(self) -> bool:
         """Tell whether the agent's sshd has said that it listens beyond loopback."""
         return self._peer.exposed
@@ -121,7 +132,9 @@ class SshConnection:
         except asyncssh.ChannelListenError:
             inner = None
         except (asyncssh.Error, OSError) as failed:
-            raise ConnectionLostError(f"the connection ended while binding {endpoint}: {failed}") from failed
+            raise ConnectionLostError(
+                f"the connection ended while binding {endpoint}: {plain(str(failed))}"
+            ) from failed
         if self.lost.is_set():
             raise ConnectionLostError(f"the connection was lost: {self.loss}")
         return None if inner is None else Listener(endpoint, inner)
@@ -134,9 +147,11 @@ class SshConnection:
         try:
             reader, writer = await self._conn.open_connection(endpoint.host, endpoint.port)
         except asyncssh.ChannelOpenError as refused:
-            raise ConnectionRefusedError(refused.reason) from refused
+            if self.lost.is_set():  # asyncssh says the same of a channel that is refused and of one that is lost
+                raise ConnectionLostError(f"the connection was lost: {self.loss}") from refused
+            raise ConnectionRefusedError(plain(refused.reason)) from refused
         except (asyncssh.Error, OSError) as failed:
-            raise ConnectionLostError(str(failed)) from failed
+            raise ConnectionLostError(plain(str(failed))) from failed
         try:
             writer.write(request)
             answer = b""
@@ -145,7 +160,7 @@ class SshConnection:
             if limit and not answer:
                 raise ConnectionLostError(f"{endpoint} on the agent closed the connection without an answer")
         except (asyncssh.Error, OSError) as failed:
-            raise ConnectionLostError(str(failed)) from failed
+            raise ConnectionLostError(plain(str(failed))) from failed
         else:
             return answer
         finally:
@@ -198,16 +213,20 @@ class Peer(asyncssh.SSHClient):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end and its reason."""
-        self.reason = str(exc) if exc else "the agent closed the connection"
+        self.reason = plain(str(exc)) if exc else "the agent closed the connection"
         self.lost.set()
 
 
 async def dial(spec: TunnelSpec, login: Login) -> SshConnection:
     """Connect to an agent, prove its key, and log in.
 
-    Raises UnreachableError, HostKeyMismatchError, AuthenticationError or ConnectionLostError.
+    Raises UnreachableError, HostKeyMismatchError, AuthenticationError, LoginKeyError or ConnectionLostError.
     """
-    offers = await login.identities()
+    async with login.identities() as offers:
+        return await _dial(spec, login, offers)
+
+
+async def _dial(spec: TunnelSpec, login: Login, offers: list[Identity]) -> SshConnection:
     peer, dialer = Peer(offers), Dialer(spec.addresses, login.connect_timeout)
     keys = [asyncssh.import_public_key(key) for key in spec.trust.keys]
     where = f"{spec.addresses[0]} port {spec.port}"
@@ -237,7 +256,7 @@ async def dial(spec: TunnelSpec, login: Login) -> SshConnection:
     except TimeoutError as late:
         raise UnreachableError(where, f"no answer within {login.connect_timeout:g} s") from late
     except (asyncssh.Error, OSError) as failed:
-        raise UnreachableError(where, str(failed) or type(failed).__name__) from failed
+        raise UnreachableError(where, plain(str(failed)) or type(failed).__name__) from failed
     if dialer.line is None:
         raise AssertionError("a connection without a line")
     return SshConnection(conn, dialer.line, peer, dialer.reached)

@@ -10,6 +10,7 @@ import structlog
 from tunnelmgr.core.events import Event, TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.errors import (
+    AbusiveAgentError,
     ConnectionLostError,
     ExposedListenerError,
     ListenRefusedError,
@@ -93,13 +94,17 @@ class Worker:
                 await self._probe_on(connection, sessions)
                 await self._finish(connection)
             except TunnelError as ended:  # kept out of the group, which would wrap it
-                outcome = ended
+                outcome = AbusiveAgentError() if self._smothered(ended, connection) else ended
             finally:
                 self._open_for_channels = False
                 for session in self._sessions:
                     session.cancel()
         if outcome is not None:
             raise outcome
+
+    def _smothered(self, ended: TunnelError, connection: SshConnection) -> bool:
+        """Tell whether the probe's answer is late because the agent put too much before it."""
+        return isinstance(ended, ProbeTimeoutError) and connection.overdrawn
 
     # --- binding ---
 

@@ -12,6 +12,7 @@ from tunnelmgr.core.events import (
     EvidenceAbsent,
     EvidenceContradicted,
     EvidenceFound,
+    FeedClosed,
     FeedHeard,
     MemoryExpired,
     Reconfigured,
@@ -39,7 +40,9 @@ def evolve(world: World, event: Event, now: float) -> World:  # noqa: C901, PLR0
         case AgentEnded():
             return agents.agent_ended(world, event, now)
         case FeedHeard():
-            return agents.feed_heard(world, event)
+            return agents.feed_heard(world, event.source, ok=event.error is None, error=event.error)
+        case FeedClosed(source):
+            return agents.feed_heard(world, source, ok=None, error=None)
         case EvidenceFound():
             return evidence.found(world, event, now)
         case EvidenceAbsent():

@@ -9,7 +9,7 @@ Rules:
 from dataclasses import replace
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, FeedHeard, Rules
+from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, Rules
 from tunnelmgr.core.evolve.common import keys_assigned, respecified, rested
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.world import Record, SourceView, World
@@ -126,13 +126,12 @@ def agent_ended(world: World, event: AgentEnded, now: float) -> World:
     return rested(keys_assigned(world.with_record(over), now), {event.agent}, now)
 
 
-def feed_heard(world: World, event: FeedHeard) -> World:
-    """Note how a source's event feed does."""
-    known = world.sources.get(event.source)
+def feed_heard(world: World, source: str, *, ok: bool | None, error: str | None) -> World:
+    """Note how a source's event feed does; `ok` is None where there is none any more."""
+    known = world.sources.get(source)
     if known is None:
         return world
-    view = replace(known, feed_ok=event.error is None, feed_error=event.error)
-    return replace(world, sources={**world.sources, event.source: view})
+    return replace(world, sources={**world.sources, source: replace(known, feed_ok=ok, feed_error=error)})
 
 
 def _left(record: Record, why: str, now: float) -> Record:

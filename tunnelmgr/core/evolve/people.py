@@ -23,7 +23,7 @@ def release(world: World, agent: AgentId, reason: str, now: float) -> World:
         return world
     # What was believed of the key led here; evidence is asked for anew.
     free = respecified(replace(record, quarantine=None, trust=None, proved=None), world.rules)
-    world = world.with_record(free.told(now, "released", reason or "by an operator"))
+    world = world.with_record(free.told(now, "released", reason))
     return rested(keys_assigned(world, now), {agent}, now)
 
 

@@ -1,0 +1,142 @@
+"""The controller's side in a process of its own, so that its memory and its time are its own.
+
+It reads its orders as one line of JSON, runs a worker for each agent with the real gate and relay, prints every event
+as a line of JSON, and at each further line of input what it holds.
+"""
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import asyncssh
+
+from tunnelmgr.cli.logs import LogFormat, configure
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.events import Event, TunnelBound, TunnelEnded, TunnelProbed
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.reconcile import OpenTunnel
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
+from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.relay import relay
+from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.tunnel import allowance
+from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.keys import Login
+from tunnelmgr.tunnel.probe import Prover
+from tunnelmgr.tunnel.supervisor import Supervisor
+from tunnelmgr.tunnel.worker import Settings
+
+Order = dict[str, Any]
+
+
+class Side:
+    """What the daemon would put together, without discovery and store."""
+
+    def __init__(self, order: Order, tasks: asyncio.TaskGroup) -> None:
+        self.prover = Prover()
+        policy = GroupPolicy.build("ci")
+        self.gate = Gate(
+            policy=lambda _group: policy,
+            proof=lambda nonce, caller: self.prover.proof(nonce, caller.agent, caller.listener),
+        )
+        key = asyncssh.import_private_key(order["key"])
+        self.settings = Settings(
+            login=Login("tunnel", key, order["connect_timeout"]),
+            probe_interval=1.0,
+            max_channels=order["max_channels"],
+            drain=1.0,
+            handshakes=asyncio.Semaphore(32),
+            prover=self.prover,
+            serve=self.serve,
+            report=report,
+        )
+        for agent in order["agents"]:
+            settings = replace(self.settings, probe_interval=agent["probe_interval"])
+            Supervisor(tasks, settings).open(OpenTunnel(AgentId(agent["id"]), 1, spec(agent, order)))
+
+    async def serve(self, channel: ForwardedChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint) -> None:
+        """Serve a channel as the daemon does."""
+        if forward.protocol == "tcp":
+            await relay(channel, forward.target, Traffic())
+            return
+        caller = Caller(spec.agent, spec.name, spec.group, "test", str(endpoint))
+        await self.gate.serve(channel, caller, forward.target, Traffic())
+
+
+def spec(agent: Order, order: Order) -> TunnelSpec:
+    """Return an agent's tunnel."""
+    listen = (Endpoint("127.0.0.1", agent["listen"]),)
+    return TunnelSpec(
+        agent=AgentId(agent["id"]),
+        incarnation="1",
+        name=agent["id"],
+        group="ci",
+        addresses=("127.0.0.1",),
+        port=agent["port"],
+        forwards=(Forward("registry", listen, Endpoint("127.0.0.1", order["target"]), agent["protocol"]),),
+        trust=HostTrust(Method.PINNED, (agent["host_key"],)),
+    )
+
+
+def report(event: Event) -> None:
+    """Print an event."""
+    match event:
+        case TunnelBound():
+            say({"event": "bound", "agent": event.agent})
+        case TunnelProbed():
+            say({"event": "probed", "agent": event.agent, "took": event.took, "at": time.monotonic()})
+        case TunnelEnded(failure=failure):
+            told = {"code": failure.code, "message": failure.message} if failure else {"code": "", "message": ""}
+            say({"event": "ended", "agent": event.agent, "at": time.monotonic()} | told)
+        case _:
+            pass
+
+
+def holds() -> Order:
+    """Return what this process holds."""
+    gc.collect()
+    kept = [each for each in gc.get_objects() if isinstance(each, asyncssh.SSHTCPChannel)]
+    return {
+        "channels": len(kept),
+        "sockets": sum(os.readlink(f"/proc/self/fd/{name}").startswith("socket:") for name in descriptors()),
+        "tasks": len(asyncio.all_tasks()),
+        "cpu": time.process_time(),
+    }
+
+
+def descriptors() -> list[str]:
+    """Return the descriptors that can be looked at."""
+    return [name for name in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{name}")]  # noqa: PTH208, PTH114
+
+
+def say(answer: Order) -> None:
+    """Print one line."""
+    print(json.dumps(answer), flush=True)  # noqa: T201 - the way back to the test
+
+
+async def main() -> None:
+    """Run until standard input ends."""
+    configure(LogFormat.JSON, "error")
+    loop = asyncio.get_running_loop()
+    read: Callable[[], str] = sys.stdin.readline
+    order = json.loads(await loop.run_in_executor(None, read))
+    if not order["allowance"]:
+        allowance.SHARE = 1e6
+    allowance.BURST = float(os.environ.get("B", "0.5")); allowance.SHARE=float(os.environ.get("S","0.1"))
+    async with asyncio.TaskGroup() as tasks:
+        Side(order, tasks)
+        while await loop.run_in_executor(None, read):
+            say({"event": "holds"} | holds())
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

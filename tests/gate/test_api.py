@@ -1,0 +1,130 @@
+"""The whole API through the gate to the real registry, and what issue after issue says may not pass."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.gate.conftest import MANIFEST_TYPE, digest_of, running_registry
+from tests.gate.test_framing import MALFORMED
+from tunnelmgr.gate.session import Gate
+
+if TYPE_CHECKING:
+    from tests.gate.conftest import Conversation, Registry, Talk
+
+Grants = Callable[..., Gate]
+BLOB = digest_of(b"layer of api/app")
+ACCEPT = f"Accept: {MANIFEST_TYPE}"
+KIND = f"Content-Type: {MANIFEST_TYPE}"
+
+# Name, method, target, header lines, body, status; {app} is api/app, {up} where the last upload goes on.
+# The numbers are those of the OCI distribution spec's table of endpoints.
+ENDPOINTS = [
+    ("end-1", "GET", "/v2/", (), b"", 200),
+    ("end-1 by HEAD", "HEAD", "/v2/", (), b"", 200),
+    ("end-2", "GET", "{app}/blobs/{blob}", (), b"", 200),
+    ("end-2 by HEAD", "HEAD", "{app}/blobs/{blob}", (), b"", 200),
+    ("end-2 in part", "GET", "{app}/blobs/{blob}", ("Range: bytes=0-4",), b"", 206),
+    ("end-2 in part by HEAD", "HEAD", "{app}/blobs/{blob}", ("Range: bytes=0-4",), b"", 206),
+    ("end-2 that is known", "GET", "{app}/blobs/{blob}", ('If-None-Match: "{blob}"',), b"", 304),
+    ("end-3", "GET", "{app}/manifests/v1", (ACCEPT,), b"", 200),
+    ("end-3 by HEAD", "HEAD", "{app}/manifests/v1", (ACCEPT,), b"", 200),
+    ("end-3 that is missing", "GET", "{app}/manifests/nothing", (ACCEPT,), b"", 404),
+    ("end-4a", "POST", "{app}/blobs/uploads/", (), b"", 202),
+    ("end-5", "PATCH", "{up}", ("Content-Range: 0-2",), b"abc", 202),
+    ("end-13", "GET", "{up}", (), b"", 204),
+    ("end-13 by HEAD", "HEAD", "{up}", (), b"", 204),
+    ("end-6", "PUT", "{up}&digest={abc}", (), b"", 201),
+    ("end-4a with an algorithm", "POST", "{app}/blobs/uploads/?digest-algorithm=sha512", (), b"", 202),
+    ("end-14", "DELETE", "{up}", (), b"", 204),
+    ("end-4b, which this registry takes for end-4a", "POST", "{app}/blobs/uploads/?digest={abc}", (), b"abc", 202),
+    ("end-6 in one piece", "PUT", "{up}&digest={abc}", (), b"abc", 201),
+    ("end-11", "POST", "/v2/api/other/blobs/uploads/?mount={blob}&from=api/app", (), b"", 201),
+    ("end-7", "PUT", "{app}/manifests/v2", (KIND,), b"MANIFEST", 201),
+    ("end-8a", "GET", "{app}/tags/list", (), b"", 200),
+    ("end-8b", "GET", "{app}/tags/list?n=1&last=v1", (), b"", 200),
+    ("end-12a, which this registry lacks", "GET", "{app}/referrers/{blob}", (), b"", 404),
+    ("end-12b, which this registry lacks", "GET", "{app}/referrers/{blob}?artifactType=a/b", (), b"", 404),
+    ("the catalog", "GET", "/v2/_catalog?n=5", (), b"", 200),
+    ("an empty form", "POST", "{app}/blobs/uploads/", ("Content-Type: application/x-www-form-urlencoded",), b"", 202),
+    ("end-9 by tag, which this registry lacks", "DELETE", "{app}/manifests/v2", (), b"", 400),
+    ("end-9", "DELETE", "{app}/manifests/{manifest}", (), b"", 202),
+    ("end-10", "DELETE", "{app}/blobs/{abc}", (), b"", 202),
+    ("the base without its slash, which nobody asks for", "GET", "/v2", (), b"", 403),
+]
+
+
+async def test_every_endpoint_works_through_the_gate(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """One after another on one channel, each with the status that the registry itself gives."""
+    digest = registry.push_image("api/app", "v1", b"layer of api/app")
+    manifest = registry.manifest("api/app", b"another layer")
+    gate = gate_for(push=("api/**",), delete=("api/**",))
+    known = {"app": "/v2/api/app", "blob": BLOB, "abc": digest_of(b"abc"), "manifest": digest, "up": ""}
+    seen = []
+
+    async with talk(gate, registry.endpoint) as agent:
+        for name, method, target, lines, body, _ in ENDPOINTS:
+            told = [line.format(**known) for line in lines]
+            sent = body if body != b"MANIFEST" else manifest
+            answer = await agent.ask(method, target.format(**known), *told, body=sent)
+            seen.append((name, answer.status))
+            if "/blobs/uploads/" in answer.headers.get("location", ""):
+                known["up"] = answer.headers["location"].removeprefix("http://localhost:5000")
+
+    assert seen == [(name, status) for name, *_, status in ENDPOINTS]
+
+
+@pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_a_request_with_two_readings_is_answered_400_and_nothing_of_it_reaches_the_registry(
+    talk: "Talk", gate_for: Grants, registry: "Registry", raw: bytes
+) -> None:
+    """Whatever the grants: 400, the channel closed, and what follows in the same bytes is not read."""
+    before = registry.access_log()
+
+    async with talk(gate_for(push=("**",), delete=("**",)), registry.endpoint) as agent:
+        agent.channel.send(raw + b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n")
+        refused = await agent.answer()
+        agent.channel.end()
+        await agent.finished()
+
+    assert refused.status == 400
+    assert refused.headers["connection"] == "close"
+    assert not agent.channel.outgoing
+    assert registry.access_log() == before
+
+
+STRIPPED = (
+    *("Authorization: Basic eDp5", "Cookie: a=b", "Forwarded: host=evil", "X-Forwarded-Host: evil", "Via: 1.1 x"),
+    *("X-Forwarded-Proto: https", "X-Forwarded-For: 1.2.3.4", "X-HTTP-Method-Override: DELETE", "X-Real-IP: 1.2.3.4"),
+    *("X-Original-URL: /v2/secret/app/tags/list", "X-Rewrite-URL: /v2/secret/app/tags/list", "Connection: range"),
+)
+
+
+@pytest.mark.parametrize("line", STRIPPED)
+async def test_a_field_that_could_change_the_meaning_changes_nothing(
+    talk: "Talk", gate_for: Grants, registry: "Registry", line: str
+) -> None:
+    """The registry answers as it does without it."""
+    async with talk(gate_for(push=("work/**",)), registry.endpoint) as agent:
+        begun = await agent.ask("POST", "/v2/work/app/blobs/uploads/", line)
+        listed = await agent.ask("GET", "/v2/team/app/tags/list", line)
+
+    assert begun.headers["location"].startswith("http://localhost:5000/v2/work/app/blobs/uploads/")
+    assert json.loads(listed.body) == {"name": "team/app", "tags": ["v1"]}
+
+
+async def statuses(agent: "Conversation") -> list[int]:
+    """Try to write, then read."""
+    begun = await agent.ask("POST", "/v2/team/app/blobs/uploads/")
+    return [begun.status, (await agent.ask("GET", "/v2/team/app/tags/list")).status]
+
+
+async def test_what_a_read_only_registry_says_is_passed_on(talk: "Talk", gate_for: Grants, tmp_path: Path) -> None:
+    """Trap 25: 405 on a push, and the channel goes on."""
+    with running_registry(tmp_path) as writable:
+        writable.push_image("team/app", "v1", b"layer")
+    with running_registry(tmp_path, read_only=True) as registry:
+        async with talk(gate_for(push=("**",)), registry.endpoint) as agent:
+            assert await statuses(agent) == [405, 200]

@@ -1,0 +1,81 @@
+"""`label`: a tag tells the fingerprint, and the agent itself shows the key."""
+
+import base64
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trust.keygen import Keygen
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.trust import HostTrust, Method, fingerprint
+from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
+from tunnelmgr.trust.labels import NAMES, LabelKeys, as_label
+
+HETZNER_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+"""docs.hetzner.cloud, "Labels": at most 63 characters, the first and the last a letter or digit."""
+
+
+def labelled(*labels: tuple[str, str]) -> Agent:
+    """Return an agent with these labels."""
+    return Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", ("10.0.0.1",), labels=labels)
+
+
+async def judged(agent: Agent, shown: str | Exception) -> HostTrust:
+    """Let the agent show a key, and return what is believed of it."""
+
+    async def scan(_: Agent) -> str:
+        if isinstance(shown, Exception):
+            raise shown
+        return shown
+
+    return await LabelKeys(scan).trust_for(agent)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_key_with_the_labels_fingerprint_is_believed(keygen: Keygen, name: str) -> None:
+    """In ssh-keygen's form or in the one that Hetzner's labels can hold."""
+    key = keygen.key("a")
+
+    for value in (fingerprint(key), as_label(fingerprint(key)), fingerprint(key).removeprefix("SHA256:")):
+        assert await judged(labelled(("role", "ci"), (name, value)), key) == HostTrust(Method.LABEL, (key,))
+
+
+async def test_another_key_is_a_mismatch_that_names_both(keygen: Keygen) -> None:
+    """A person has to look."""
+    key, other = keygen.key("a"), keygen.key("b")
+
+    with pytest.raises(HostKeyMismatchError) as refused:
+        await judged(labelled((NAMES[0], fingerprint(key))), other)
+
+    assert fingerprint(key) in str(refused.value)
+    assert fingerprint(other) in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["", "SHA256:", "*", "sha256..0", "MD5:aa:bb"])
+async def test_a_label_that_is_no_fingerprint_proves_nothing(keygen: Keygen, value: str) -> None:
+    """Least of all everything."""
+    with pytest.raises(HostKeyMismatchError):
+        await judged(labelled((NAMES[0], value)), keygen.key("a"))
+
+
+async def test_an_agent_without_the_label_is_not_asked() -> None:
+    """It is told which label it lacks."""
+    with pytest.raises(HostKeyUnknownError, match="no label tunnelmgr:host-key or tunnelmgr-host-key"):
+        await judged(labelled(("role", "ci")), AssertionError("asked"))
+
+
+async def test_an_agent_that_cannot_be_reached_has_shown_nothing() -> None:
+    """It may come yet."""
+    with pytest.raises(HostKeyUnknownError, match="cannot reach"):
+        await judged(labelled((NAMES[0], "SHA256:abc")), UnreachableError("10.0.0.1 port 22", "refused"))
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_every_fingerprint_fits_into_a_label_and_stays_itself(digest: bytes) -> None:
+    """Whatever it ends in, and whichever of its forms it is made from."""
+    plain = "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+    assert HETZNER_VALUE.fullmatch(as_label(plain))
+    assert as_label(as_label(plain)) == as_label(plain)

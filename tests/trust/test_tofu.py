@@ -1,0 +1,25 @@
+"""`tofu`: the first key that is seen."""
+
+import pytest
+
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.errors import HostKeyUnknownError, UnreachableError
+from tunnelmgr.trust.tofu import FirstKey
+
+AGENT = Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", ("10.0.0.1",))
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+
+
+async def test_the_first_key_seen_is_that_of_the_agent_itself() -> None:
+    """An agent that cannot be reached has shown none."""
+
+    async def scan(_: Agent) -> str:
+        return KEY
+
+    async def unreachable(agent: Agent) -> str:
+        raise UnreachableError(agent.address, "refused")
+
+    assert await FirstKey(scan).trust_for(AGENT) == HostTrust(Method.TOFU, (KEY,))
+    with pytest.raises(HostKeyUnknownError, match=r"cannot reach 10\.0\.0\.1:22: refused"):
+        await FirstKey(unreachable).trust_for(AGENT)
