@@ -178,6 +178,12 @@ class MalformedRequestError(GateError):
     retry = Pace.NEVER
 
 
+class GateClosedError(GateError):
+    """Nothing may pass right now; the message says what has to be mended."""
+
+    code = "gate-closed"
+
+
 class RegistryUnavailableError(GateError):
     """The registry did not answer, or not with HTTP."""
 

@@ -5,6 +5,7 @@ It prints `{"port": …, "host_key": …}` first, and for each order one line wh
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,6 +22,16 @@ WHOLE = (1 << 32) - 1
 """The largest window there is."""
 REQUEST = b"GET /v2/team/image/blobs/sha256:" + b"0" * 64 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 Order = dict[str, Any]
+_PATH = String("/run/docker.sock") + String("")
+_ABOUT = {
+    "session": b"",
+    "auth-agent@openssh.com": b"",
+    "x11": String("127.0.0.1") + UInt32(6000),
+    "forwarded-streamlocal@openssh.com": _PATH,
+    "direct-streamlocal@openssh.com": _PATH + UInt32(0),
+    "tun@openssh.com": UInt32(1) + UInt32(0),
+}
+"""What the types of channel other than TCP's say of themselves when they are opened (RFC 4254, OpenSSH's PROTOCOL)."""
 
 
 class Attacker:
@@ -55,10 +66,13 @@ class Attacker:
             await asyncio.sleep(0.002)
         return self._conn._transport is not None
 
-    async def _flood(self, count: int, send: Callable[[int], None]) -> int:
+    async def _flood(self, count: int, send: Callable[[int], None], unanswered: int | None = None) -> int:
+        """Send so many, as fast as they are taken, or with at most so many unanswered; returns how many went."""
         for sent in range(count):
             if sent % 64 == 0:
                 await asyncio.sleep(0)
+                if unanswered is not None:
+                    await self._answers(sent - unanswered)
                 if not await self._room():
                     return sent
             send(sent)
@@ -77,20 +91,21 @@ class Attacker:
         return {"sent": sent, "answered": await self._answers(sent)}
 
     async def deaf_requests(self, order: Order) -> Order:
-        """Send them, and read none of the answers."""
+        """Send them, and read none of the answers, until the connection is ended."""
         self._conn._transport.pause_reading()
-        return await self.requests(order)
+        packet = (String(b"nonsense@example.com"), Boolean(True))
+        return {"sent": await self._flood(order["count"], lambda _: self._conn.send_packet(GLOBAL_REQUEST, *packet))}
 
     async def opens(self, order: Order) -> Order:
         """Open channels of one type, as a rule to the listener that the controller has asked for."""
         to = String(order.get("host", "127.0.0.1")) + UInt32(order["port"]) + String("127.0.0.1") + UInt32(1)
-        about = to if order["type"] == "forwarded-tcpip" else b""
+        about = _ABOUT.get(order["type"], to)
         head = String(order["type"])
 
         def send(number: int) -> None:
             self._conn.send_packet(OPEN, head, UInt32(1_000_000 + number), UInt32(1 << 20), UInt32(1 << 15), about)
 
-        sent = await self._flood(order["count"], send)
+        sent = await self._flood(order["count"], send, order.get("unanswered"))
         return {"sent": sent, "answered": await self._answers(sent), "accepted": len(self._accepted)}
 
     async def debugs(self, order: Order) -> Order:
@@ -132,6 +147,8 @@ class Attacker:
 async def main() -> None:
     """Serve until standard input ends."""
     loop = asyncio.get_running_loop()
+    # A real agent has a machine of its own: what its attack costs itself must not be taken from the controller here.
+    os.nice(int(sys.argv[1]))
     accepts = asyncssh.import_public_key(await loop.run_in_executor(None, sys.stdin.readline))
     async with sshd_at_work(Sshd(generate(), accepts)) as sshd:
         say({"port": sshd.port, "host_key": sshd.host_key})

@@ -130,7 +130,6 @@ async def main() -> None:
     order = json.loads(await loop.run_in_executor(None, read))
     if not order["allowance"]:
         allowance.SHARE = 1e6
-    allowance.BURST = float(os.environ.get("B", "0.5")); allowance.SHARE=float(os.environ.get("S","0.1"))
     async with asyncio.TaskGroup() as tasks:
         Side(order, tasks)
         while await loop.run_in_executor(None, read):

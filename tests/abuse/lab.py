@@ -120,12 +120,13 @@ def _memory(pid: int, field_: str) -> int:
 
 
 @asynccontextmanager
-async def child(module: str) -> AsyncIterator[Child]:
+async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
     """Run one of the processes; it ends with its standard input, or is killed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         f"tests.abuse.{module}",
+        *arguments,
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -149,8 +150,8 @@ class Stage:
     key: asyncssh.SSHKey = field(default_factory=generate)
 
     async def agent(self, id_: str, **how: Any) -> Agent:  # noqa: ANN401 - the fields of Agent
-        """Start an agent that behaves so far."""
-        made = await self.tasks(child("agent_side"))
+        """Start an agent that behaves so far; the one that is called bad runs in the background."""
+        made = await self.tasks(child("agent_side", "19" if id_ == "bad" else "0"))
         assert made.process.stdin is not None
         made.process.stdin.write(public(self.key).encode() + b"\n")
         await until(lambda: made.said, 20)

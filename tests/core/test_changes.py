@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.core.changes import Changes, Memory, changes, restored
-from tunnelmgr.core.events import MemoryExpired, SeedAdded, TunnelProbed
+from tunnelmgr.core.changes import Changes, Memory, changes, moments, restored
+from tunnelmgr.core.events import AgentEnded, MemoryExpired, SeedAdded, TunnelProbed
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import Quarantine, World
+from tunnelmgr.core.world import STORY_LENGTH, Quarantine, World
 
 if TYPE_CHECKING:
     from tests.core.conftest import Story
@@ -126,3 +126,36 @@ def test_a_quarantine_outlives_a_restart(story: Story) -> None:
 
     assert world.status(agent.id).phase is Phase.QUARANTINED
     assert world.status(agent.id).error == "host-key-mismatch"
+
+
+# --- what was added to the stories ---
+
+
+def test_each_moment_is_told_once_and_in_order(story: Story) -> None:
+    """Whoever writes an audit hears of a new agent wholly, and then of what is new."""
+    agent = story.agent()
+    before = story.world
+
+    story.believed(agent)
+    first = moments(before, story.world)
+    middle = story.world
+    story.hear(AgentEnded("cloud", agent.id, "over"))
+
+    assert [moment.step for _, moment in first] == ["seen", "evidence"]
+    assert [(record.agent.id, moment.step) for record, moment in moments(middle, story.world)] == [(agent.id, "left")]
+    assert moments(story.world, story.world) == ()
+
+
+def test_a_story_that_has_moved_on_wholly_is_told_from_its_beginning(story: Story) -> None:
+    """Between two looks at it, more may happen than it keeps."""
+    agent = story.agent()
+    story.listed(agent)
+    before = story.world
+    record = story.record(agent)
+    for number in range(STORY_LENGTH + 1):
+        record = record.told(story.now, "step", str(number))
+
+    told = moments(before, story.world.with_record(record))
+
+    assert len(told) == STORY_LENGTH
+    assert moments(before.with_record(replace(story.record(agent), story=())), before)[0][1].step == "seen"

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -278,7 +277,7 @@ async def test_failures_in_a_row_are_tried_more_slowly(monkeypatch: pytest.Monke
 
     async with at_work(Odd(*fails[:4], [], *fails[4:])):
         async with asyncio.timeout(DEADLINE):
-            while len([wait for wait in waits if wait > 100]) < 6:  # noqa: ASYNC110
+            while len([wait for wait in waits if wait > 100]) < 6:
                 await real(0.01)
 
     assert [wait for wait in waits if wait > 100] == [101.0, 102.0, 105.0, 105.0, 101.0, 102.0]
@@ -303,7 +302,7 @@ async def test_nothing_to_delete_asks_nothing(cloud: Cloud) -> None:
     assert cloud.calls("DeleteMessageBatch") == before
 
 
-def test_a_queue_is_asked_in_the_region_that_its_url_names(tmp_path: Path) -> None:
+def test_a_queue_is_asked_in_the_region_that_its_url_names() -> None:
     """Which need not be the first one that is watched."""
     config = {"name": "cloud", "type": "ec2", "regions": ["eu-west-1", "us-east-1"]}
     url = "https://sqs.us-east-1.amazonaws.com/123456789012/tunnelmgr"

@@ -379,3 +379,36 @@ async def test_every_request_is_logged_and_recorded(talk: "Talk", gate_for: Gran
     ]
     assert records[1].bytes_to_agent > 0
     assert records[1].bytes_from_agent > 0
+
+
+async def test_a_client_that_tries_https_first_is_told_and_not_audited(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """A TLS greeting is no request: it is answered so that the client goes on in plain HTTP, and leaves no record."""
+    records: list[RequestRecord] = []
+    gate = gate_for()
+    gate.on_request = records.append
+
+    async with talk(gate, registry.endpoint) as agent:
+        agent.channel.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")
+        told = await agent.answer("GET")
+
+    assert told.status == 400
+    assert b"plain HTTP" in told.body
+    assert records == []
+
+
+async def test_a_closed_gate_refuses_what_the_policy_allows_and_still_answers_the_probe(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """Without its audit log a controller that needs it lets nothing pass, says why, and keeps its tunnels."""
+    gate = gate_for()
+    gate.closed = lambda: "the audit log cannot be written"
+
+    async with talk(gate, registry.endpoint) as agent:
+        refused = await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)
+        probed = await agent.ask("GET", "/.well-known/tunnelmgr")
+
+    assert refused.status == 503
+    assert b"the audit log cannot be written" in refused.body
+    assert probed.status == 200

@@ -86,6 +86,8 @@ def revoke(
     """Take a certificate, a host key or the authority back; `tunnelmgr reload` makes it count."""
     if [serial is not None, key is not None, everything].count(True) != 1:
         raise typer.BadParameter("name exactly one of --serial, --key and --authority")
+    if not _public(folder / name).exists():
+        raise ControlError(f"there is no authority {name} in {folder}")
     try:
         entry = f"serial:{serial}" if serial is not None else _print_of(key or _public(folder / name))
         with _revoked(folder / name).open("a", encoding="utf-8") as out:

@@ -41,6 +41,7 @@ class ControllerConfig(Section):
     metrics_public: bool = False
     metrics: Target | None = None
     audit: AbsolutePath | None = None
+    audit_required: bool = False
     drain: Annotated[Duration, Field(le=86400)] = 30.0
 
     @field_validator("metrics")

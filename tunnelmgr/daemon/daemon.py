@@ -17,7 +17,7 @@ from tunnelmgr.control.audit import AuditLog
 from tunnelmgr.control.metrics import MetricsServer
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.control.systemd import notify, watchdog_interval
-from tunnelmgr.control.views import AuditFacts, DaemonFacts, RegistryFacts
+from tunnelmgr.control.views import AuditFacts, DaemonFacts
 from tunnelmgr.controller import Clock, Controller
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import restored
@@ -30,10 +30,10 @@ from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.auditing import Auditor
 from tunnelmgr.daemon.evidence import Looks, methods_of
+from tunnelmgr.daemon.registry import RegistryWatch
 from tunnelmgr.daemon.watches import Watches
 from tunnelmgr.errors import ConfigError, ControlError, TunnelmgrError
 from tunnelmgr.gate.caller import Caller, RequestRecord
-from tunnelmgr.gate.inspect import answer_of, loopback_only
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
@@ -68,7 +68,6 @@ class Daemon:
     started: float = field(default_factory=time.monotonic)
     traffic: dict[AgentId, Traffic] = field(default_factory=dict)
     policies: dict[str, GroupPolicy] = field(default_factory=dict)
-    registry: RegistryFacts = field(default_factory=lambda: RegistryFacts(reachable=False, loopback_only=None))
     prover: Prover = field(default_factory=Prover)
     handshakes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HANDSHAKES))
     channels: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -82,6 +81,7 @@ class Daemon:
     supervisor: Supervisor = field(init=False)
     controller: Controller = field(init=False)
     watches: Watches = field(init=False)
+    registry: RegistryWatch = field(init=False)
     resolver: Resolver = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,13 +92,14 @@ class Daemon:
         self.scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
         self.audit = AuditLog(self.begun.audit, self.begun.name, self.clock)
         self.auditor = Auditor(self.audit, lambda: self.world)
-        self.gate = Gate(policy=self._policy, proof=self._proof, on_request=self._witness_request)
+        self.gate = Gate(policy=self._policy, proof=self._proof, on_request=self._witness_request, closed=self._closed)
         self.metrics = MetricsServer(self)
         self.supervisor = Supervisor(self.tasks, self._settings(self.config))
         world = restored(self.store.load(), self.clock())
         self.controller = Controller(
             world, self.store, self.supervisor, self._seek, self.clock, witness=self.auditor.moment
         )
+        self.registry = RegistryWatch(self._forwards)
         self.watches = Watches(self.tasks, self.scheduler, self.report)
 
     # --- what the control socket asks for ---
@@ -112,7 +113,9 @@ class Daemon:
         """Return what there is to say of this process."""
         uptime = time.monotonic() - self.started
         audit = AuditFacts(self.audit.error, self.audit.lost)
-        return DaemonFacts(self.begun.name, __version__, uptime, self.registry, self.controller.store_error, audit)
+        return DaemonFacts(
+            self.begun.name, __version__, uptime, self.registry.facts, self.controller.store_error, audit
+        )
 
     def report(self, event: Event) -> None:
         """Hand an event to the controller."""
@@ -180,17 +183,14 @@ class Daemon:
             raise ControlError(f"controller.metrics: cannot listen on {at}: {taken.strerror}") from taken
 
     def _start_bells(self) -> list[asyncio.Task[None]]:
-        look = asyncio.Event()
-        look.set()
-
         async def ring() -> None:
-            look.set()
+            self.registry.bell.set()
 
         self.scheduler.add_job(ring, "interval", seconds=REGISTRY_CHECK)
         self.scheduler.add_job(self._forget, "interval", hours=1)
         self.scheduler.add_job(self._sign_of_life, "interval", seconds=watchdog_interval() or 10.0)
         self.scheduler.start()
-        return [self.tasks.create_task(self._look_at_registry(look), name="registry check")]
+        return [self.tasks.create_task(self.registry.run(), name="registry check")]
 
     def _heed_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -228,25 +228,6 @@ class Daemon:
         """Tell systemd that the loop turns; an APScheduler job runs in it."""
         notify("WATCHDOG=1", f"STATUS={self._summary()}")
 
-    async def _look_at_registry(self, look: asyncio.Event) -> None:
-        """Keep `registry` true; each look has its own deadline."""
-        while True:
-            await look.wait()
-            look.clear()
-            facts = [await self._registry_facts(target) for target in self._registries()]
-            bad = next((fact for fact in facts if not fact.reachable or fact.loopback_only is False), None)
-            now = bad or (facts[0] if facts else RegistryFacts(reachable=False, loopback_only=None))
-            if now != self.registry:
-                log.info("registry", reachable=now.reachable, loopback_only=now.loopback_only, error=now.error)
-            self.registry = now
-
-    async def _registry_facts(self, target: Endpoint) -> RegistryFacts:
-        error = await answer_of(target)
-        return RegistryFacts(error is None, await asyncio.to_thread(loopback_only, target), error)
-
-    def _registries(self) -> list[Endpoint]:
-        return [forward.target for forward in self.config.forwards() if forward.protocol == "registry"]
-
     # --- joints ---
 
     def _follow(self, config: Config) -> None:
@@ -256,6 +237,9 @@ class Daemon:
         methods = {source.config.name: methods_of(source, config, looks) for source in self.watches.sources()}
         self.resolver = Resolver(methods, config.rules())
         self.report(Reconfigured(config.rules()))
+
+    def _forwards(self) -> tuple[Forward, ...]:
+        return self.config.forwards()
 
     def _settings(self, config: Config) -> Settings:
         return Settings(
@@ -287,6 +271,12 @@ class Daemon:
     def _policy(self, group: str) -> GroupPolicy:
         """Return a group's policy; a group that the configuration does not know may do nothing."""
         return self.policies.get(group) or GroupPolicy.build(group, pull=())
+
+    def _closed(self) -> str | None:
+        """Return why the gate lets nothing pass; only where the configuration wants no action without an audit."""
+        if not self.config.controller.audit_required or self.audit.healthy:
+            return None
+        return "the audit log cannot be written; mend controller.audit on the registry's machine"
 
     def _proof(self, nonce: str, caller: Caller) -> str:
         return self.prover.proof(nonce, caller.agent, caller.listener)

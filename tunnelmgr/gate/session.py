@@ -10,6 +10,7 @@
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import Final
@@ -20,7 +21,7 @@ from tunnelmgr.core.policy import GroupPolicy, decide, may_see
 from tunnelmgr.core.ports import Channel
 from tunnelmgr.core.registry import Action, classify
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.errors import GateError, MalformedRequestError
+from tunnelmgr.errors import GateClosedError, GateError, MalformedRequestError
 from tunnelmgr.gate.answers import Answer, refusal
 from tunnelmgr.gate.caller import Caller, RequestRecord
 from tunnelmgr.gate.catalog import visible_catalog
@@ -35,6 +36,8 @@ from tunnelmgr.gate.uploads import Uploads
 
 DRAINED: Final = 1024 * 1024
 """Bytes of a refused body that are read and thrown away, so that the agent gets to read its answer."""
+TLS_HANDSHAKE: Final = b"\x16\x03"
+"""How every TLS connection begins (RFC 8446, section 5.1)."""
 _NONCE: Final = re.compile(rb"[0-9A-Fa-f]{1,128}")
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -43,24 +46,21 @@ Proof = Callable[[str, Caller], str]
 """From a nonce and its caller to a text that only this controller can make."""
 
 
+@dataclass(slots=True, kw_only=True)
 class Gate:
-    """Serves channels of forwards with protocol `registry`."""
+    """Serves channels of forwards with protocol `registry`.
 
-    def __init__(
-        self,
-        *,
-        policy: Callable[[str], GroupPolicy],
-        proof: Proof,
-        on_request: Callable[[RequestRecord], None] | None = None,
-        limits: Limits | None = None,
-        uploads: Uploads | None = None,
-    ) -> None:
-        self.policy = policy
-        self.proof = proof
-        self.on_request = on_request
-        self.limits = limits or Limits()
-        self.uploads = uploads if uploads is not None else Uploads()
-        self.writing = Claims()
+    `policy` gives a group's policy, `proof` answers the probe, `on_request` is told of every request. `closed` says why
+    nothing may pass right now, None when all is well.
+    """
+
+    policy: Callable[[str], GroupPolicy]
+    proof: Proof
+    on_request: Callable[[RequestRecord], None] | None = None
+    closed: Callable[[], str | None] = lambda: None
+    limits: Limits = field(default_factory=Limits)
+    uploads: Uploads = field(default_factory=Uploads)
+    writing: Claims = field(default_factory=Claims)
 
     async def serve(self, channel: Channel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
         """Serve one channel until it ends; raises nothing but CancelledError."""
@@ -111,8 +111,18 @@ class Session:
                 data = await self._agent.read()
         except TimeoutError:
             return False
+        if data.startswith(TLS_HANDSHAKE):
+            await self._decline_tls()
+            return False
         self._inbox.feed(data)
         return bool(data)
+
+    async def _decline_tls(self) -> None:
+        """Tell a client that tries HTTPS first, as they do, to go on without; it has asked for nothing yet."""
+        message = "this is plain HTTP; the tunnel around it is encrypted"
+        progress = Progress()
+        await self._tell(refusal(HTTPStatus.BAD_REQUEST, "UNSUPPORTED", message, close=True), None, progress)
+        await self._drain()
 
     async def _serve_request(self) -> bool:
         """Serve one request; returns whether another may follow."""
@@ -175,10 +185,12 @@ class Session:
         entry.judge(verdict)
         if not verdict.allowed:
             return refusal(HTTPStatus.FORBIDDEN, "DENIED", verdict.reason, close=close)
+        if request.action is Action.WELL_KNOWN:
+            return Answer(HTTPStatus.OK, self._identity(head), close)
+        if (why := self._gate.closed()) is not None:
+            raise GateClosedError(why)
         exchange = self._exchange(progress)
         match request.action:
-            case Action.WELL_KNOWN:
-                return Answer(HTTPStatus.OK, self._identity(head), close)
             case Action.CATALOG:
                 return await visible_catalog(
                     request, partial(exchange.fetch, head), partial(may_see, policy=policy), close=close

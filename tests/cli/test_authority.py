@@ -1,0 +1,160 @@
+"""`authority`: what it makes is what sshd shows, what the daemon reads, and what ssh-keygen understands."""
+
+import base64
+import json
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.cli.conftest import Run
+from tunnelmgr.cli import app
+from tunnelmgr.config import AuthorityConfig, load
+from tunnelmgr.core.trust import fingerprint
+from tunnelmgr.trust.certificate import Authority, is_revoked, parse, refusal
+
+
+@pytest.fixture
+def folder(run: Run, tmp_path: Path) -> Path:
+    """Make an authority `images`, and a host key."""
+    folder = tmp_path / "authorities"
+    assert run("authority", "create", "images", "--folder", folder).exit_code == 0
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "root@host", "-f", tmp_path / "host"]
+    subprocess.run(argv, check=True, timeout=10)
+    return folder
+
+
+def believed(folder: Path) -> Authority:
+    """Return the authority as the daemon reads it."""
+    entry = AuthorityConfig(name="images", file=str(folder / "images.pub"), revoked=str(folder / "images.revoked"))
+    return Authority(entry.name, entry.key(), entry.taken_back(), entry.max_validity)
+
+
+def test_a_new_authoritys_key_is_its_owners_alone_and_its_table_loads(run: Run, config: Path, tmp_path: Path) -> None:
+    """What is printed goes into the file as it is."""
+    folder = tmp_path / "authorities"
+
+    made = json.loads(run("authority", "create", "images", "--folder", folder, "--json").stdout)
+
+    config.write_text(config.read_text().replace('["tofu"]', '["authority"]') + made["config"])
+    loaded = load(config)
+    assert stat.S_IMODE((folder / "images").stat().st_mode) == 0o600
+    assert loaded.authority[0].name == "images"
+    assert loaded.authority[0].key() == " ".join((folder / "images.pub").read_text().split()[:2])
+    assert loaded.authority[0].taken_back() == frozenset()
+
+
+def test_an_authority_is_never_replaced(run: Run, folder: Path) -> None:
+    """Every certificate that it has signed would be worth nothing."""
+    before = (folder / "images").read_bytes()
+
+    again = run("authority", "create", "images", "--folder", folder)
+
+    assert again.exit_code == 1
+    assert "an authority is never replaced" in again.stderr
+    assert (folder / "images").read_bytes() == before
+
+
+def test_a_certificate_says_what_the_daemon_wants(run: Run, folder: Path, tmp_path: Path) -> None:
+    """For the id, for a day, and by an authority that it knows."""
+    line = run("authority", "sign", "images", tmp_path / "host.pub", "--id", "ec2:i-1", "--folder", folder).stdout
+    (tmp_path / "host-cert.pub").write_text(line)
+    certificate = parse(base64.b64decode(line.split()[1]))
+
+    shown = subprocess.run(
+        ["ssh-keygen", "-L", "-f", tmp_path / "host-cert.pub"], capture_output=True, text=True, check=True, timeout=10
+    )
+    assert "ec2:i-1" in shown.stdout
+    assert certificate.principals == ("ec2:i-1",)
+    assert certificate.key == " ".join((tmp_path / "host.pub").read_text().split()[:2])
+    assert refusal(certificate, believed(folder), time.time()) is None
+    assert not is_revoked(certificate, believed(folder))
+
+
+def test_a_host_key_may_come_by_stdin(folder: Path, tmp_path: Path) -> None:
+    """From a build that has it in hand."""
+    words = ["authority", "sign", "images", "-", "--id", "ec2:i-1", "--folder", str(folder)]
+    public = (tmp_path / "host.pub").read_text()
+
+    signed = CliRunner().invoke(app, words, input=public)
+
+    assert parse(base64.b64decode(signed.stdout.split()[1])).key == " ".join(public.split()[:2])
+
+
+def test_what_is_no_host_key_is_not_signed(run: Run, folder: Path, tmp_path: Path) -> None:
+    """Nor a file that is not there."""
+    (tmp_path / "noise").write_text("noise")
+
+    for file, why in (("noise", "this is no public host key"), ("gone", "No such file")):
+        refused = run("authority", "sign", "images", tmp_path / file, "--id", "ec2:i-1", "--folder", folder)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert why in refused.stderr
+
+
+def test_two_certificates_have_two_serials(run: Run, folder: Path, tmp_path: Path) -> None:
+    """So that each can be taken back alone."""
+    serials = []
+    for _ in range(2):
+        words = ("authority", "sign", "images", tmp_path / "host.pub", "--id", "ec2:i-1", "--folder", folder, "--json")
+        serials.append(json.loads(run(*words).stdout)["serial"])
+
+    assert serials[0] < serials[1]
+
+
+@pytest.mark.parametrize("what", ["serial", "key", "authority"])
+def test_what_is_revoked_counts_as_revoked(run: Run, folder: Path, tmp_path: Path, what: str) -> None:
+    """A certificate, a host key whatever signed it, or all that the authority has signed."""
+    words = ("authority", "sign", "images", tmp_path / "host.pub", "--id", "ec2:i-1", "--folder", folder, "--json")
+    signed = json.loads(run(*words).stdout)
+    certificate = parse(base64.b64decode(signed["certificate"].split()[1]))
+    option = {
+        "serial": ("--serial", signed["serial"]),
+        "key": ("--key", tmp_path / "host.pub"),
+        "authority": ("--authority",),
+    }[what]
+
+    revoked = run("authority", "revoke", "images", *option, "--folder", folder)
+
+    assert revoked.exit_code == 0
+    assert "run `tunnelmgr reload`" in revoked.stdout
+    assert is_revoked(certificate, believed(folder))
+
+
+def test_revoking_adds_to_what_was_revoked(run: Run, folder: Path, tmp_path: Path) -> None:
+    """Nothing is ever taken from the list by it."""
+    for option in (("--serial", 1), ("--serial", 2), ("--key", tmp_path / "host.pub")):
+        assert run("authority", "revoke", "images", *option, "--folder", folder).exit_code == 0
+
+    public = " ".join((tmp_path / "host.pub").read_text().split()[:2])
+    assert believed(folder).revoked == {"serial:1", "serial:2", fingerprint(public)}
+
+
+@pytest.mark.parametrize("options", [(), ("--serial", "1", "--authority")])
+def test_exactly_one_thing_is_revoked_at_a_time(run: Run, folder: Path, options: tuple[str, ...]) -> None:
+    """Otherwise one of them would be forgotten."""
+    refused = run("authority", "revoke", "images", *options, "--folder", folder)
+
+    assert refused.exit_code == 2
+    assert believed(folder).revoked == frozenset()
+
+
+def test_revoking_what_is_no_key_is_an_error(run: Run, folder: Path, tmp_path: Path) -> None:
+    """And leaves the list as it was."""
+    (tmp_path / "noise").write_text("noise")
+
+    assert run("authority", "revoke", "images", "--key", tmp_path / "noise", "--folder", folder).exit_code == 2
+    assert run("authority", "revoke", "images", "--key", tmp_path / "gone", "--folder", folder).exit_code == 1
+    assert believed(folder).revoked == frozenset()
+
+
+def test_revoking_for_an_authority_that_does_not_exist_makes_none(run: Run, tmp_path: Path) -> None:
+    """A slip of the pen must not look like a revocation."""
+    (tmp_path / "authorities").mkdir()
+
+    refused = run("authority", "revoke", "imagse", "--serial", 1, "--folder", tmp_path / "authorities")
+
+    assert refused.exit_code == 1
+    assert list((tmp_path / "authorities").iterdir()) == []

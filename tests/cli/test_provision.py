@@ -1,0 +1,140 @@
+"""`provision`: user-data with a fresh host key, a label that names the seed, and the private half nowhere else."""
+
+import base64
+import json
+from pathlib import Path
+
+import asyncssh
+import pytest
+import yaml
+
+from tests.cli.conftest import Run
+from tests.control.fake_daemon import FakeDaemon
+from tunnelmgr.core.events import SeedAdded
+from tunnelmgr.tunnel.keys import load_key, public_line
+
+pytestmark = pytest.mark.usefixtures("socket")
+
+
+def only_seed(daemon: FakeDaemon) -> SeedAdded:
+    """Return the one seed that the daemon was given."""
+    (event,) = daemon.events
+    assert isinstance(event, SeedAdded)
+    return event
+
+
+def provisioned(run: Run, config: Path, *options: str) -> dict[str, str]:
+    """Provision, and return what was printed."""
+    done = run("-c", config, "provision", "--json", *options)
+    assert done.exit_code == 0, done.stderr
+    answer: dict[str, str] = json.loads(done.stdout)
+    return answer
+
+
+def test_the_user_data_is_yaml_that_gives_the_machine_this_key_and_no_other(
+    run: Run, config: Path, daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    """The types match, the halves belong together, and the daemon has the public one."""
+    made = provisioned(run, config)
+
+    assert made["user_data"].startswith("#cloud-config\n")
+    data = yaml.safe_load(made["user_data"])
+    (tmp_path / "private").write_text(data["ssh_keys"]["ed25519_private"])
+    assert load_key(tmp_path / "private").get_algorithm() == "ssh-ed25519"
+    assert public_line(tmp_path / "private") == made["public_key"]
+    assert data["ssh_keys"]["ed25519_public"].split()[:2] == made["public_key"].split()
+    assert set(data["ssh_keys"]) == {"ed25519_private", "ed25519_public"}
+    assert data["ssh_genkeytypes"] == ["ed25519"]
+    assert data["ssh_deletekeys"] is True
+    assert only_seed(daemon).seed.key == made["public_key"]
+
+
+def test_the_user_data_makes_the_tunnels_user_too(run: Run, config: Path, tmp_path: Path) -> None:
+    """With the controller's own key; one document makes a whole agent."""
+    data = yaml.safe_load(provisioned(run, config)["user_data"])
+
+    (user,) = [entry for entry in data["users"] if entry != "default"]
+    assert user["name"] == "tunnel"
+    assert public_line(tmp_path / "id_ed25519") in user["ssh_authorized_keys"][0]
+    assert {file["path"] for file in data["write_files"]} >= {"/etc/ssh/sshd_config.d/10-tunnelmgr.conf"}
+
+
+def test_the_user_data_fits_ec2(run: Run, config: Path) -> None:
+    """16 KB before base64: EC2 user guide, "User data"."""
+    assert len(provisioned(run, config)["user_data"]) < 16 * 1024
+
+
+def test_the_key_alone_can_be_had(run: Run, config: Path) -> None:
+    """For images that have the user already."""
+    data = yaml.safe_load(provisioned(run, config, "--key-only")["user_data"])
+
+    assert set(data) == {"ssh_deletekeys", "ssh_genkeytypes", "ssh_keys"}
+
+
+@pytest.mark.parametrize(("cloud", "name"), [("ec2", "tunnelmgr:seed"), ("hetzner", "tunnelmgr-seed")])
+def test_the_label_names_the_seed_in_the_clouds_form(
+    run: Run, config: Path, daemon: FakeDaemon, cloud: str, name: str
+) -> None:
+    """The id is of the daemon's making."""
+    made = provisioned(run, config, "--cloud", cloud)
+
+    assert made["label"] == f"{name}={only_seed(daemon).seed.id}"
+
+
+def test_each_launch_has_a_key_of_its_own(run: Run, config: Path, daemon: FakeDaemon) -> None:
+    """Two machines with one key could not be told apart."""
+    first, second = provisioned(run, config), provisioned(run, config)
+
+    assert first["public_key"] != second["public_key"]
+    assert len({event.seed.id for event in daemon.events if isinstance(event, SeedAdded)}) == 2
+
+
+def test_for_people_the_user_data_is_stdout_and_the_label_is_not(run: Run, config: Path) -> None:
+    """So that it can be piped into a launch."""
+    done = run("-c", config, "provision")
+
+    assert yaml.safe_load(done.stdout)["ssh_keys"]
+    assert done.stderr.startswith("label the machine tunnelmgr:seed=")
+
+
+def test_the_private_half_is_in_the_user_data_and_nowhere_else(
+    run: Run, config: Path, daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    """Not with the daemon, and in no file; nor is it on stderr or on the command line, which has no place for it."""
+    done = run("-c", config, "provision")
+    private = yaml.safe_load(done.stdout)["ssh_keys"]["ed25519_private"]
+    secret = _secret_of(private)
+
+    files = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert "PRIVATE" not in done.stderr
+    assert all(word not in repr(daemon.events) for word in private.splitlines()[1:-1])
+    assert not any(secret in content or private.splitlines()[2].encode() in content for content in files)
+
+
+def test_without_a_daemon_nothing_is_made(run: Run, config: Path) -> None:
+    """A key that nobody knows would prove nobody."""
+    config.write_text(config.read_text().replace("control.sock", "nobody.sock"))
+
+    done = run("-c", config, "provision")
+
+    assert done.exit_code == 3
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("options", [("--hours", "0"), ("--hours", "721"), ("--cloud", "azure")])
+def test_what_makes_no_sense_is_a_usage_error(
+    run: Run, config: Path, daemon: FakeDaemon, options: tuple[str, ...]
+) -> None:
+    """Before anything is made."""
+    assert run("-c", config, "provision", *options).exit_code == 2
+    assert daemon.events == []
+
+
+def _secret_of(private: str) -> bytes:
+    """Return the 32 bytes of an Ed25519 key's secret half."""
+    key = asyncssh.import_private_key(private)
+    pem = key.export_private_key("pkcs8-der")
+    assert isinstance(pem, bytes)
+    secret = pem[-32:]
+    assert secret in base64.b64decode("".join(private.splitlines()[1:-1]))
+    return secret

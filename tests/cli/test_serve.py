@@ -1,0 +1,54 @@
+"""`run`: what holds for the process before anything else happens in it."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_LOOK = """
+import ctypes, resource
+from tunnelmgr.cli.serve import keep_out_of_core_files
+keep_out_of_core_files()
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))
+"""
+"""3 is PR_GET_DUMPABLE."""
+
+
+def test_a_process_that_holds_keys_leaves_no_core_file() -> None:
+    """Neither to a file nor to a pipe, and no debugger of the same user may look into it."""
+    shown = subprocess.run([sys.executable, "-c", _LOOK], capture_output=True, text=True, check=True, timeout=20)
+
+    assert shown.stdout == "0 (0, 0)\n"
+
+
+@pytest.mark.usefixtures("_cores_allowed")
+def test_the_daemon_itself_leaves_none(config: Path) -> None:
+    """Where cores are allowed without limit, and the daemon is ended by what would make one."""
+    argv = [sys.executable, "-m", "tunnelmgr", "run", "-c", str(config), "--log-format", "json"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=config.parent) as daemon:
+        assert daemon.stderr is not None
+        try:
+            assert any('"event": "running"' in line for line in daemon.stderr)
+            limits = Path(f"/proc/{daemon.pid}/limits").read_text()
+        finally:
+            os.kill(daemon.pid, signal.SIGABRT)
+        _, status = os.waitpid(daemon.pid, 0)
+        daemon.returncode = os.waitstatus_to_exitcode(status)
+
+    assert next(line for line in limits.splitlines() if line.startswith("Max core")).split()[4:6] == ["0", "0"]
+    assert os.WTERMSIG(status) == signal.SIGABRT
+    assert not os.WCOREDUMP(status)
+
+
+@pytest.fixture
+def _cores_allowed() -> Iterator[None]:
+    """Allow our children cores of any size, where we may."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, before)
