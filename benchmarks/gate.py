@@ -32,7 +32,7 @@ import structlog
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.core.ports import Channel
+from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
@@ -132,6 +132,17 @@ class Accepted(Upstream):
         super().__init__()
         self._serve = serve
         self._tasks = tasks
+        self._seen = b""
+
+    async def wanted(self) -> bool:
+        """Wait for the next request."""
+        self._seen = await super().read()
+        return bool(self._seen)
+
+    async def read(self) -> bytes:
+        """Return what has arrived."""
+        seen, self._seen = self._seen, b""
+        return seen or await super().read()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve."""
@@ -148,7 +159,7 @@ class Serve:
         self._caller = Caller(AgentId("static:bench"), "bench", "ci", "bench", "127.0.0.1:5000")
         self._registry = registry
 
-    async def __call__(self, channel: Channel) -> None:
+    async def __call__(self, channel: AgentChannel) -> None:
         """Serve it to its end."""
         if self._gate is None:
             await relay(channel, self._registry, Traffic())

@@ -67,6 +67,10 @@ class Wire:
         self._left = [raw]
         self.got = bytearray()
 
+    async def wanted(self) -> bool:
+        """Tell whether anything is left."""
+        return bool(self._left)
+
     async def read(self) -> bytes:
         """Return what was sent, then the end."""
         return self._left.pop() if self._left else b""

@@ -41,10 +41,26 @@ class MemoryChannel:
         self.gone = False
         self.changed = asyncio.Condition()
         self.largest_write = 0
+        self.draining = asyncio.Event()
+        self.seen: list[bytes | ConnectionError] = []
+
+    async def wanted(self) -> bool:
+        """Wait for what the agent sends, or for the tunnel's end."""
+        if not self.seen:
+            async with asyncio.TaskGroup() as waits:
+                sent = waits.create_task(self.incoming.get(), name="sent")
+                draining = waits.create_task(self.draining.wait(), name="draining")
+                await asyncio.wait((sent, draining), return_when=asyncio.FIRST_COMPLETED)
+                draining.cancel()
+                if not sent.done():
+                    sent.cancel()
+                    return False
+            self.seen.append(sent.result())
+        return self.seen[0] != b""
 
     async def read(self) -> bytes:
         """Return what the agent sent."""
-        arrived = await self.incoming.get()
+        arrived = self.seen.pop() if self.seen else await self.incoming.get()
         if isinstance(arrived, ConnectionError):
             raise arrived
         if not arrived:

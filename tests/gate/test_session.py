@@ -412,3 +412,15 @@ async def test_a_closed_gate_refuses_what_the_policy_allows_and_still_answers_th
     assert refused.status == 503
     assert b"the audit log cannot be written" in refused.body
     assert probed.status == 200
+
+
+async def test_a_draining_tunnel_ends_an_idle_channel_at_once(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """A client that keeps its connection for later does not hold up a stop; what it asked before was answered."""
+    async with talk(gate_for(), registry.endpoint) as agent:
+        pulled = await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)
+        agent.channel.draining.set()
+        await agent.finished()
+
+    assert pulled.status == 200

@@ -36,6 +36,14 @@ class Channel(Protocol):
         ...
 
 
+class AgentChannel(Channel, Protocol):
+    """A channel as its tunnel hands it over, which knows when the tunnel is about to end."""
+
+    async def wanted(self) -> bool:
+        """Wait until there is something to read; False once the agent's side has ended, or the tunnel drains."""
+        ...
+
+
 class HostKeySource(Protocol):
     """One way to learn which host keys an agent has."""
 

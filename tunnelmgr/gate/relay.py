@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from tunnelmgr.core.ports import Channel
+from tunnelmgr.core.ports import AgentChannel, Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
@@ -13,7 +13,7 @@ from tunnelmgr.gate.upstream import Upstream
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-async def relay(channel: Channel, target: Endpoint, traffic: Traffic) -> None:
+async def relay(channel: AgentChannel, target: Endpoint, traffic: Traffic) -> None:
     """Carry one channel to `target` until both directions have ended or either side is lost.
 
     Waits without a deadline: a raw stream may be idle as long as it likes, and ends with its tunnel.

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from tunnelmgr.core.policy import GroupPolicy, decide, may_see
-from tunnelmgr.core.ports import Channel
+from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.registry import Action, classify
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateClosedError, GateError, MalformedRequestError
@@ -62,7 +62,7 @@ class Gate:
     uploads: Uploads = field(default_factory=Uploads)
     writing: Claims = field(default_factory=Claims)
 
-    async def serve(self, channel: Channel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
+    async def serve(self, channel: AgentChannel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
         """Serve one channel until it ends; raises nothing but CancelledError."""
         traffic.channels += 1
         session = Session(self, MeteredChannel(channel, traffic), caller, target)
@@ -108,6 +108,8 @@ class Session:
             return True
         try:
             async with asyncio.timeout(self._gate.limits.idle):
+                if not await self._agent.wanted():
+                    return False
                 data = await self._agent.read()
         except TimeoutError:
             return False

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from tunnelmgr.core.ports import Channel
+from tunnelmgr.core.ports import AgentChannel
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Channels open now, and bytes since the tunnel came up."""
+    """AgentChannels open now, and bytes since the tunnel came up."""
 
     channels: int = 0
     to_agent: int = 0
@@ -19,11 +19,15 @@ class MeteredChannel:
 
     __slots__ = ("_channel", "_traffic", "from_agent", "to_agent")
 
-    def __init__(self, channel: Channel, traffic: Traffic) -> None:
+    def __init__(self, channel: AgentChannel, traffic: Traffic) -> None:
         self._channel = channel
         self._traffic = traffic
         self.to_agent = 0
         self.from_agent = 0
+
+    async def wanted(self) -> bool:
+        """Wait for something to read."""
+        return await self._channel.wanted()
 
     async def read(self) -> bytes:
         """Read from the agent."""

@@ -32,6 +32,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         self._waiting = 0
         self._ended = False
         self._lost = False
+        self._draining = False
         self._readable = asyncio.Event()
         self._window = asyncio.Event()
         self._window.set()
@@ -109,6 +110,19 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         await self._line.writable()
         if self._lost:
             raise ConnectionResetError("the channel is closed")
+
+    async def wanted(self) -> bool:
+        """Wait until there is something to read; False at the end of the agent's side, or once the tunnel drains."""
+        # Waits as long as the agent is silent; the gate has the deadline.
+        while not (self._arrived or self._ended or self._lost or self._draining):
+            self._readable.clear()
+            await self._readable.wait()
+        return bool(self._arrived)
+
+    def drain(self) -> None:
+        """Let whoever waits for the next request go; one that is under way is not disturbed."""
+        self._draining = True
+        self._readable.set()
 
     def write_eof(self) -> None:
         """Send the end of our side."""

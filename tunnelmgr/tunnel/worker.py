@@ -60,7 +60,7 @@ class Worker:
         self._report = settings.report
         self._asked_to_drain = asyncio.Event()
         self._listeners: dict[Endpoint, Listener] = {}
-        self._sessions: dict[asyncio.Task[None], None] = {}  # oldest first
+        self._sessions: dict[asyncio.Task[None], ForwardedChannel] = {}  # oldest first
         self._channels = 0
         self._declined = 0
         self._probing = 0
@@ -126,7 +126,7 @@ class Worker:
                 return
             serving = self._serve_one(channel, forward, endpoint)
             session = sessions.create_task(serving, name=f"channel {self.spec.agent} {endpoint}")
-            self._sessions[session] = None
+            self._sessions[session] = channel
             session.add_done_callback(self._sessions.pop)
 
         async with _deadline(self._settings.probe_timeout):
@@ -272,6 +272,8 @@ class Worker:
         self._open_for_channels = False
         for listener in self._listeners.values():
             listener.close()
+        for channel in self._sessions.values():
+            channel.drain()
         if self._sessions:
             await asyncio.wait(self._sessions, timeout=self._settings.drain)
         await connection.close(GOODBYE)
