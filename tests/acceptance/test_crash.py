@@ -52,6 +52,20 @@ def test_a_graceful_stop_lets_a_pull_end(field: "Field") -> None:
     assert not agent.listeners(5000)
 
 
+def test_a_client_that_only_keeps_its_connection_holds_up_no_stop(field: "Field") -> None:
+    """An idle connection is ended as soon as the drain begins, long before its deadline of 10 s."""
+    agent = field.boot("builder")
+    field.up(agent)
+    talk = 'exec 3<>/dev/tcp/127.0.0.1/5000; printf "GET /v2/ HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n" >&3; cat <&3'
+    idle = agent.popen(["bash", "-c", talk])
+    until(lambda: field.controller.agent("builder")["channels"] == 1, "the connection stands")
+
+    status = field.controller.stop(patience=7)
+
+    until(lambda: idle.poll() is not None, "the client sees the end")
+    assert status == 0
+
+
 def test_kill_nine_in_mid_pull_costs_that_pull_only(field: "Field") -> None:
     """After kill -9 the next start reads the state, takes the port back, and serves the same layer whole."""
     agent = field.boot("builder")

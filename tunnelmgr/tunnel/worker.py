@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -63,6 +63,7 @@ class Worker:
         self._sessions: dict[asyncio.Task[None], ForwardedChannel] = {}  # oldest first
         self._channels = 0
         self._declined = 0
+        self._channel_gone = asyncio.Event()
         self._probing = 0
         self._open_for_channels = False
 
@@ -184,6 +185,7 @@ class Worker:
 
     def _channel_ended(self) -> None:
         self._channels -= 1
+        self._channel_gone.set()
 
     def _shed(self) -> None:
         """End the newest sessions beyond the limit."""
@@ -274,8 +276,12 @@ class Worker:
             listener.close()
         for channel in self._sessions.values():
             channel.drain()
-        if self._sessions:
-            await asyncio.wait(self._sessions, timeout=self._settings.drain)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain):
+                # A session is over once all is written; a channel, once the agent's sshd has passed it on.
+                while self._channels and not connection.lost.is_set():
+                    self._channel_gone.clear()
+                    await self._channel_gone.wait()
         await connection.close(GOODBYE)
 
 
