@@ -7,7 +7,7 @@ PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 
 	wget busybox dash shellcheck podman buildah docker.io
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential install lock bench clean
+.PHONY: help demo test lint acceptance fast differential abuse-full install lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,13 @@ acceptance: install ## Run the tests with the real sshd, registry, skopeo and cl
 differential: install ## Compare the gate with the real registry, request by request; CASES=100000
 	CASES=$(or $(CASES),100000) $(RUN)/python -m pytest -q -rP tests/differential
 
+abuse-full: install ## Let a hostile agent do its worst at full size: a million opens, 100,000 requests
+	OPENS=1000000 REQUESTS=100000 PROBE_INTERVAL=15 $(RUN)/python -m pytest tests/abuse --timeout=0 -rP
+
 bench: install ## Print the benchmarks' figures
 	$(RUN)/python benchmarks/plan.py
+	$(RUN)/python benchmarks/gate.py
+	$(RUN)/python benchmarks/time_to_ready.py
 
 lock: ## Pin every dependency again, with hashes
 	uv pip compile pyproject.toml -q --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements.lock

@@ -280,6 +280,21 @@ def test_a_broken_source_does_not_shift_the_places_of_those_after_it(problems: C
     assert "source[2].name: x is taken by source[1]" in told
 
 
+def test_two_sources_cannot_share_a_queue(problems: Callable[[str], list[str]]) -> None:
+    """Each message reaches one reader only."""
+    source = """
+        [[source]]
+        name = "{0}"
+        type = "ec2"
+        regions = ["eu-west-1"]
+        events_queue = "https://sqs.eu-west-1.amazonaws.com/1/{1}"
+        """
+
+    told = problems(source.format("a", "one") + source.format("b", "two") + source.format("c", "one"))
+
+    assert told == ["source[2].events_queue: source[0] has it already, and it serves one source only"]
+
+
 def test_trust_that_cannot_reach_the_groups_minimum_is_a_mistake(problems: Callable[[str], list[str]]) -> None:
     """None of its agents would ever be dialled."""
     told = problems("""

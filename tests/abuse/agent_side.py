@@ -5,9 +5,11 @@ It prints `{"port": …, "host_key": …}` first, and for each order one line wh
 
 import asyncio
 import json
+import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import asyncssh
@@ -43,6 +45,7 @@ class Attacker:
         self._answered = 0
         self._took = conn.process_packet
         self._conn.process_packet = self._count
+        self._conn._channels = _Channels(self._conn._channels)
 
     def _count(self, kind: int, number: int, packet: Any) -> Any:  # noqa: ANN401 - asyncssh's form
         """Count the answers; asyncssh knows nothing of what was asked, and would end the connection."""
@@ -52,7 +55,7 @@ class Attacker:
         if kind not in {OPEN_CONFIRMATION, OPEN_FAILURE}:
             return self._took(kind, number, packet)
         channel = packet.get_uint32()
-        if channel in self._conn._channels:
+        if dict.__contains__(self._conn._channels, channel):
             packet._idx -= 4
             return self._took(kind, number, packet)
         self._answered += 1
@@ -111,7 +114,10 @@ class Attacker:
     async def debugs(self, order: Order) -> Order:
         """Send debug messages that would clear a terminal and name things."""
         text = "\x1b]0;owned\x07\x1b[2J\x00\u202e overridden by server " + "x" * order["size"]
-        return {"sent": await self._flood(order["count"], lambda _: self._conn.send_debug(text))}
+        sent = await self._flood(order["count"], lambda _: self._conn.send_debug(text))
+        # A request behind them is answered once they are all worked off.
+        await self.requests({"count": 1})
+        return {"sent": sent}
 
     async def rekeys(self, order: Order) -> Order:
         """Begin a key exchange as soon as the one before has ended."""
@@ -144,11 +150,28 @@ class Attacker:
         return {}
 
 
+class _Channels(dict[int, Any]):
+    """Those of asyncssh, and for every other number one that takes what comes."""
+
+    def __missing__(self, number: int) -> "_Sink":
+        return _Sink()
+
+
+class _Sink:
+    def log_received_packet(self, *_packet: object) -> None:
+        pass
+
+    def process_packet(self, *_packet: object) -> bool:
+        return True
+
+
 async def main() -> None:
     """Serve until standard input ends."""
     loop = asyncio.get_running_loop()
+    logging.disable()
     # A real agent has a machine of its own: what its attack costs itself must not be taken from the controller here.
-    os.nice(int(sys.argv[1]))
+    with suppress(PermissionError):
+        os.nice(int(sys.argv[1]))
     accepts = asyncssh.import_public_key(await loop.run_in_executor(None, sys.stdin.readline))
     async with sshd_at_work(Sshd(generate(), accepts)) as sshd:
         say({"port": sshd.port, "host_key": sshd.host_key})

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -106,15 +107,9 @@ def holds() -> Order:
     kept = [each for each in gc.get_objects() if isinstance(each, asyncssh.SSHTCPChannel)]
     return {
         "channels": len(kept),
-        "sockets": sum(os.readlink(f"/proc/self/fd/{name}").startswith("socket:") for name in descriptors()),
         "tasks": len(asyncio.all_tasks()),
         "cpu": time.process_time(),
     }
-
-
-def descriptors() -> list[str]:
-    """Return the descriptors that can be looked at."""
-    return [name for name in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{name}")]  # noqa: PTH208, PTH114
 
 
 def say(answer: Order) -> None:
@@ -125,6 +120,8 @@ def say(answer: Order) -> None:
 async def main() -> None:
     """Run until standard input ends."""
     configure(LogFormat.JSON, "error")
+    with suppress(PermissionError):
+        os.nice(-10)  # what else this machine does is not what is measured
     loop = asyncio.get_running_loop()
     read: Callable[[], str] = sys.stdin.readline
     order = json.loads(await loop.run_in_executor(None, read))

@@ -1,6 +1,7 @@
 """The stage of the abuse tests: agents and the controller's side as processes, and what is read off them.
 
-`make abuse-full` sets the sizes to those that are promised; continuous integration takes smaller ones.
+`OPENS`, `REQUESTS` and `PROBE_INTERVAL` in the environment set the sizes; unset, they are those of continuous
+integration. `make abuse-full` takes those that are promised.
 """
 
 import asyncio
@@ -119,6 +120,11 @@ def _memory(pid: int, field_: str) -> int:
     raise AssertionError(f"no {field_}")
 
 
+def tell(words: str) -> None:
+    """Print a figure, for `pytest -rP`."""
+    print(words)  # noqa: T201 - it is what the test is run for
+
+
 @asynccontextmanager
 async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
     """Run one of the processes; it ends with its standard input, or is killed."""
@@ -151,7 +157,7 @@ class Stage:
 
     async def agent(self, id_: str, **how: Any) -> Agent:  # noqa: ANN401 - the fields of Agent
         """Start an agent that behaves so far; the one that is called bad runs in the background."""
-        made = await self.tasks(child("agent_side", "19" if id_ == "bad" else "0"))
+        made = await self.tasks(child("agent_side", "19" if id_ == "bad" else "-10"))
         assert made.process.stdin is not None
         made.process.stdin.write(public(self.key).encode() + b"\n")
         await until(lambda: made.said, 20)
@@ -187,7 +193,8 @@ async def staged() -> AsyncIterator[Stage]:
 
 async def give_blob(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Be the registry: answer whatever is asked with a blob of 400 MiB."""
-    await reader.readuntil(b"\r\n\r\n")
+    if not await reader.read(4096):  # a probe of a raw forward only connects
+        return
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % PULLED)
     for _ in range(PULLED // MIB):
         writer.write(bytes(MIB))

@@ -1,5 +1,6 @@
 """A field to test on: a lab with a registry and a controller, and agents added as a test needs them."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,10 +95,22 @@ class CloudField(Field):
     ) -> tuple[LabAgent, str]:
         """Boot an agent and list it as an instance; returns it with its agent id."""
         agent = self.boot(name, ip)
-        instance = self.cloud.launch(agent.ip, {"Name": name, "role": role})
+        instance = self.listed(agent, role=role).removeprefix("ec2:")
         if console:
             self.cloud.console(instance, host_key_console([agent.host_key]))
         return agent, f"ec2:{instance}"
+
+    def listed(self, agent: LabAgent, role: str = "builders", **tags: str) -> str:
+        """List an agent that is booted as an instance, with more tags if given, and return its agent id."""
+        return f"ec2:{self.cloud.launch(agent.ip, {'Name': agent.name, 'role': role, **tags})}"
+
+    def believe(self, *trust: str, poll: str = "500ms", queue: str | None = None, more: str = "") -> None:
+        """Configure one EC2 source with these trust methods; `more` goes above it."""
+        text = f'{GROUPS}{more}\n[[source]]\nname = "ec2"\ntype = "ec2"\ngroup = "builders"\n'
+        text += f'regions = ["eu-west-1"]\ntrust = {json.dumps(trust)}\npoll = "{poll}"\n'
+        text += f'endpoint_url = "{self.cloud.endpoint}"\n'
+        text += f'events_queue = "{queue}"\n' if queue else ""
+        self.controller.configure(text, probe_interval="1s")
 
     def configure(self, probe_interval: str = "2s", trust: str = "console") -> None:
         """Configure one EC2 source a group."""

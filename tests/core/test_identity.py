@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from tunnelmgr.core.agent import Agent
 
 
-def believing(story: Story, *methods: Method, authorities: frozenset[str] = frozenset()) -> None:
+def believing(story: Story, *methods: Method, authorities: tuple[str, ...] = ()) -> None:
     """Let the cloud's agents be proved by these methods."""
-    story.rules = replace(story.rules, trust={"cloud": methods}, authorities=authorities)
+    story.rules = replace(story.rules, trust={"cloud": methods}, authorities={"cloud": frozenset(authorities)})
     story.hear(Reconfigured(story.rules))
 
 
@@ -324,14 +324,16 @@ def test_a_feed_that_is_closed_is_shown_no_more(story: Story) -> None:
 def test_a_change_of_authorities_has_every_certificate_looked_at_again(story: Story) -> None:
     """What was taken back must not stand on a tunnel until that ends by itself."""
     agent, pinned = story.agent(), story.agent("pinned", source="file")
-    story.rules = replace(story.rules, trust={"cloud": (Method.AUTHORITY,), "file": (Method.PINNED,)})
+    believes = {"cloud": frozenset({"ca"}), "file": frozenset({"ca"})}
+    methods = {"cloud": (Method.AUTHORITY,), "file": (Method.PINNED,)}
+    story.rules = replace(story.rules, trust=methods, authorities=believes)
     story.hear(Reconfigured(story.rules))
     story.listed(pinned, source="file")
     story.hear(EvidenceFound(pinned.id, "1", story.trust(2, Method.PINNED)))
     proved(story, agent, Method.AUTHORITY)
     story.act()
 
-    story.hear(Reconfigured(replace(story.rules, authorities=frozenset({"ca revoked serial:7"}))))
+    story.hear(Reconfigured(replace(story.rules, authorities=dict.fromkeys(believes, frozenset({"ca but not 7"})))))
 
     (closing,) = story.act()
     assert isinstance(closing, CloseTunnel)
@@ -340,14 +342,24 @@ def test_a_change_of_authorities_has_every_certificate_looked_at_again(story: St
     assert story.record(pinned).trust == story.trust(2, Method.PINNED)
 
 
-def test_a_reload_without_a_change_of_authorities_disturbs_nobody(story: Story) -> None:
-    """Only what changed counts."""
+@pytest.mark.parametrize(
+    "authorities",
+    [
+        {"cloud": frozenset({"ca"})},
+        {"cloud": frozenset({"ca", "next"})},
+        {"cloud": frozenset({"ca"}), "file": frozenset({"other"})},
+    ],
+)
+def test_an_authority_that_is_added_or_anothers_disturbs_nobody(
+    story: Story, authorities: dict[str, frozenset[str]]
+) -> None:
+    """No certificate that was good can be bad by it, so no transfer is broken off to see."""
     agent = story.agent()
-    believing(story, Method.AUTHORITY, authorities=frozenset({"ca"}))
+    believing(story, Method.AUTHORITY, authorities=("ca",))
     proved(story, agent, Method.AUTHORITY)
     story.act()
 
-    story.hear(Reconfigured(replace(story.rules)))
+    story.hear(Reconfigured(replace(story.rules, authorities=authorities)))
 
     assert story.act() == ()
 

@@ -1,16 +1,20 @@
 """Sources come and go with the configuration; one that has not changed is left alone."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tests.tunnel.ssh_server import until
 from tunnelmgr.config import SourceConfig
-from tunnelmgr.core.events import AgentsDiscovered, Event
+from tunnelmgr.core.events import AgentsDiscovered, Event, FeedClosed, FeedHeard, Snapshot
 from tunnelmgr.core.trust import Method
+from tunnelmgr.daemon import watches as watches_module
 from tunnelmgr.daemon.watches import Watches, build
 from tunnelmgr.discovery.static import StaticAgent, StaticConfig, StaticSource
 from tunnelmgr.errors import ConfigError
@@ -83,6 +87,44 @@ async def test_a_source_that_is_gone_is_asked_no_more() -> None:
         # Longer than its interval.
         with pytest.raises(TimeoutError):
             await until(lambda: len(events) > count, deadline=0.3)
+
+
+@dataclass
+class Listening:
+    """A source with a queue of events that stays silent."""
+
+    config: SourceConfig
+
+    def discover(self) -> Snapshot:
+        """Find nobody."""
+        return Snapshot(frozenset())
+
+    def queue(self) -> "Listening":
+        """Be the queue."""
+        return self
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Have nothing, at once."""
+        time.sleep(0.01)
+        return []
+
+    def delete(self, receipts: list[str]) -> None:
+        """Delete nothing."""
+
+
+async def test_a_queue_that_is_listened_to_no_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its last failure would be shown for ever."""
+    monkeypatch.setattr(
+        watches_module, "build", lambda config: Listening(config) if config.name == "cloud" else build(config)
+    )
+    cloud = SourceConfig(name="cloud", type="ec2", trust=[Method.CONSOLE])
+    async with watching() as (watches, events, _):
+        watches.follow([cloud, office()])
+        await until(lambda: FeedHeard("cloud", None) in events)
+
+        watches.follow([])
+
+        assert [event for event in events if isinstance(event, FeedClosed)] == [FeedClosed("cloud")]
 
 
 async def test_stopping_before_the_scheduler_runs_is_no_matter() -> None:

@@ -28,7 +28,14 @@ def configure(form: LogFormat, level: str) -> None:
             structlog.processors.JSONRenderer(),
         ]
     else:
-        rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)]
+        rendering = [
+            # Plain: the pretty form shows the values of local variables, and those are no matter of the log's.
+            structlog.processors.format_exc_info,
+            _disarm,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), pad_event_to=24, exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, *rendering],
@@ -46,3 +53,14 @@ def configure(form: LogFormat, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
     # A bell that is late is coalesced into the next one.
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
+
+
+def _disarm(
+    _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Leave nothing in a text that steers a terminal, whoever wrote it; JSON escapes such characters by itself."""
+    return {_printable(key): _printable(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)

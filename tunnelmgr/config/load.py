@@ -114,6 +114,13 @@ def _cross_check(config: Config, sources: dict[int, SourceConfig], problems: lis
             for name in source.authorities or ()
             if name not in known
         ]
+    first: dict[tuple[str, str], int] = {}
+    for at, source in sources.items():
+        problems += [
+            f"source[{at}].{key}: source[{first[key, value]}] has it already, and it serves one source only"
+            for key, value in source.alone().items()
+            if first.setdefault((key, value), at) != at
+        ]
     minimum = config.rules().minimum
     for at, source in sources.items():
         for group in sorted(source.groups()):

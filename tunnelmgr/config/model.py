@@ -160,11 +160,18 @@ class Config(Section):
         mentioned = {group for source in self.source for group in source.groups()}
         return {**{group: GroupConfig(name=group).policy() for group in mentioned}, **named}
 
+    def believed(self, source: SourceConfig) -> list[AuthorityConfig]:
+        """Return the authorities that a source believes: those that it names, or all."""
+        return [entry for entry in self.authority if source.authorities is None or entry.name in source.authorities]
+
     def rules(self) -> Rules:
         """Return what the core decides by."""
         return Rules(
             forwards=self.forwards(),
             trust={source.name: tuple(source.trust) for source in self.source},
             minimum={group.name: group.minimum_trust for group in self.group},
-            authorities=frozenset(f"{entry.key()} {sorted(entry.taken_back())}" for entry in self.authority),
+            authorities={
+                source.name: frozenset(f"{entry.key()} {sorted(entry.taken_back())}" for entry in self.believed(source))
+                for source in self.source
+            },
         )

@@ -23,6 +23,10 @@ class SourceConfig(Section):
         """Return the groups that agents of this source may belong to."""
         return {self.group}
 
+    def alone(self) -> dict[str, str]:
+        """Return the keys whose value no other source may have too."""
+        return {}
+
 
 class Source(Protocol):
     """One configured place to discover agents. `discover` blocks, and raises DiscoveryError without any answer."""

@@ -38,18 +38,23 @@ class Rules:
     """The part of the configuration that decisions rest on.
 
     `trust` gives each source's methods in order; `minimum` each group's weakest acceptable one. `authorities` stands
-    for the certificate authorities and what they have revoked: where it changes, certificates are looked at again.
+    for the certificate authorities that each source believes, each with what it has revoked: where one of them is no
+    longer there as it was, the certificates of that source's agents are looked at again.
     """
 
     forwards: tuple[Forward, ...] = ()
     trust: Mapping[str, tuple[Method, ...]] = field(default_factory=dict)
     minimum: Mapping[str, Method] = field(default_factory=dict)
-    authorities: frozenset[str] = frozenset()
+    authorities: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def accepts(self, agent: Agent, method: Method) -> bool:
         """Tell whether evidence had by `method` may be believed for `agent`."""
         minimum = self.minimum.get(agent.group, Method.TOFU)
         return method in self.trust.get(agent.source, ()) and method.reaches(minimum)
+
+    def believes_less(self, source: str, before: "Rules") -> bool:
+        """Tell whether a certificate of a source's agent that was good under the rules `before` may be no more."""
+        return not before.authorities.get(source, frozenset()) <= self.authorities.get(source, frozenset())
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,7 @@ def methods_of(source: Source, config: Config, looks: Looks) -> Mapping[Method, 
 
 
 def authorities(source: SourceConfig, config: Config) -> list[Authority]:
-    """Return the authorities that a source believes: those that it names, or all."""
+    """Return the authorities that a source believes."""
     return [
-        Authority(entry.name, entry.key(), entry.taken_back(), entry.max_validity)
-        for entry in config.authority
-        if source.authorities is None or entry.name in source.authorities
+        Authority(entry.name, entry.key(), entry.taken_back(), entry.max_validity) for entry in config.believed(source)
     ]

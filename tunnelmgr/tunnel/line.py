@@ -99,9 +99,9 @@ class Line(asyncio.Protocol):
     def _pass_on(self) -> None:
         """Pass on one piece, and see when the next one's turn is."""
         self._next = None
-        piece = bytes(self._backlog[: self._piece])
-        del self._backlog[: len(piece)]
-        if piece:
+        if self._backlog and not self._answers_wait:
+            piece = bytes(self._backlog[: self._piece])
+            del self._backlog[: len(piece)]
             # The thread's own time: another process on a busy machine is not the agent's to pay for.
             began = time.thread_time()
             self.protocol.data_received(piece)
@@ -126,9 +126,11 @@ class Line(asyncio.Protocol):
     def _rest(self) -> float:
         rest = self._allowance.rest(self._loop.time())
         self.overdrawn = rest > 0
-        if self._transport is not None and self._transport.get_write_buffer_size() > ANSWERS_AHEAD:
-            return max(rest, RECHECK)
-        return rest
+        return max(rest, RECHECK) if self._answers_wait else rest
+
+    @property
+    def _answers_wait(self) -> bool:
+        return self._transport is not None and self._transport.get_write_buffer_size() > ANSWERS_AHEAD
 
     def _forget(self) -> None:
         """Drop what waits: there is nobody left to have it."""

@@ -13,3 +13,8 @@ def plain(text: str, limit: int = LIMIT) -> str:
     words = " ".join(text[: 4 * limit].split())
     cut = words if len(words) <= limit else words[: limit - 1] + "…"
     return "".join(char if char.isprintable() else "?" for char in cut)
+
+
+def said(error: BaseException) -> str:
+    """Return what a foreign error says, made fit for people's eyes; its type where it says nothing."""
+    return plain(str(error)) or type(error).__name__

@@ -10,8 +10,8 @@ import asyncssh
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.tunnel.line import Dialer
-from tunnelmgr.tunnel.plain import plain
-from tunnelmgr.tunnel.ssh import HOST_KEY_ALGORITHMS, SAFE
+from tunnelmgr.tunnel.plain import said
+from tunnelmgr.tunnel.ssh import FAULTS, HOST_KEY_ALGORITHMS, SAFE
 
 _CERTIFIED = (
     "ssh-ed25519-cert-v01@openssh.com",
@@ -56,8 +56,8 @@ async def _shown(agent: Agent, algorithms: Sequence[str], patience: float) -> by
         raise
     except TimeoutError as late:
         raise UnreachableError(where, f"no answer within {patience:g} s") from late
-    except (asyncssh.Error, OSError) as failed:
-        raise UnreachableError(where, plain(str(failed)) or type(failed).__name__) from failed
+    except FAULTS as failed:
+        raise UnreachableError(where, said(failed)) from failed
     if dialer.blob is None:
         raise UnreachableError(where, "it showed no host key")
     return dialer.blob

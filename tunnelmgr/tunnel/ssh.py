@@ -28,7 +28,7 @@ from tunnelmgr.errors import (
 from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.keys import Identity, Login, identity_print
 from tunnelmgr.tunnel.line import Dialer, Line
-from tunnelmgr.tunnel.plain import plain
+from tunnelmgr.tunnel.plain import plain, said
 
 HOST_KEY_ALGORITHMS = (
     "ssh-ed25519",
@@ -58,6 +58,17 @@ SAFE: Final[Mapping[str, Any]] = MappingProxyType(
     }
 )
 """What holds for every connection, whatever it is for."""
+FAULTS = (
+    asyncssh.Error,
+    OSError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+"""What asyncssh raises: its own errors, and whatever its parser trips over in what a server sends."""
 EXPOSED = "overridden by server GatewayPorts"
 """What sshd says in a debug message when it listens on every address in spite of the request (channels.c)."""
 
@@ -131,10 +142,8 @@ class SshConnection:
             inner = await self._conn.create_server(accept, endpoint.host, endpoint.port)
         except asyncssh.ChannelListenError:
             inner = None
-        except (asyncssh.Error, OSError) as failed:
-            raise ConnectionLostError(
-                f"the connection ended while binding {endpoint}: {plain(str(failed))}"
-            ) from failed
+        except FAULTS as failed:
+            raise ConnectionLostError(f"the connection ended while binding {endpoint}: {said(failed)}") from failed
         if self.lost.is_set():
             raise ConnectionLostError(f"the connection was lost: {self.loss}")
         return None if inner is None else Listener(endpoint, inner)
@@ -150,8 +159,8 @@ class SshConnection:
             if self.lost.is_set():  # asyncssh says the same of a channel that is refused and of one that is lost
                 raise ConnectionLostError(f"the connection was lost: {self.loss}") from refused
             raise ConnectionRefusedError(plain(refused.reason)) from refused
-        except (asyncssh.Error, OSError) as failed:
-            raise ConnectionLostError(plain(str(failed))) from failed
+        except FAULTS as failed:
+            raise ConnectionLostError(said(failed)) from failed
         try:
             writer.write(request)
             answer = b""
@@ -159,8 +168,8 @@ class SshConnection:
                 answer += more
             if limit and not answer:
                 raise ConnectionLostError(f"{endpoint} on the agent closed the connection without an answer")
-        except (asyncssh.Error, OSError) as failed:
-            raise ConnectionLostError(plain(str(failed))) from failed
+        except FAULTS as failed:
+            raise ConnectionLostError(said(failed)) from failed
         else:
             return answer
         finally:
@@ -213,7 +222,7 @@ class Peer(asyncssh.SSHClient):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end and its reason."""
-        self.reason = plain(str(exc)) if exc else "the agent closed the connection"
+        self.reason = said(exc) if exc else "the agent closed the connection"
         self.lost.set()
 
 
@@ -255,8 +264,8 @@ async def _dial(spec: TunnelSpec, login: Login, offers: list[Identity]) -> SshCo
         raise AuthenticationError(login.user, dialer.reached) from refused
     except TimeoutError as late:
         raise UnreachableError(where, f"no answer within {login.connect_timeout:g} s") from late
-    except (asyncssh.Error, OSError) as failed:
-        raise UnreachableError(where, plain(str(failed)) or type(failed).__name__) from failed
+    except FAULTS as failed:
+        raise UnreachableError(where, said(failed)) from failed
     if dialer.line is None:
         raise AssertionError("a connection without a line")
     return SshConnection(conn, dialer.line, peer, dialer.reached)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, Rules
 from tunnelmgr.core.evolve.common import keys_assigned, respecified, rested
-from tunnelmgr.core.trust import Method
+from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import Record, SourceView, World
 
 MISSES_TO_LEAVE = 2
@@ -22,8 +22,7 @@ def reconfigured(world: World, rules: Rules, now: float) -> World:
     records = {}
     for id_, record in world.records.items():
         trust = record.trust
-        recertify = rules.authorities != world.rules.authorities and trust and trust.method is Method.AUTHORITY
-        if trust and (recertify or not rules.accepts(record.agent, trust.method)):
+        if trust and not _stands(trust, record.agent, rules, world.rules):
             trust = None
         present = record.present and record.agent.source in rules.trust
         if record.present and not present:
@@ -52,6 +51,12 @@ def discovery_failed(world: World, event: DiscoveryFailed) -> World:
     if known is None:
         return world
     return replace(world, sources={**world.sources, event.source: replace(known, ok=False, error=event.error)})
+
+
+def _stands(trust: HostTrust, agent: Agent, rules: Rules, before: Rules) -> bool:
+    """Tell whether evidence that was believed under the rules `before` is believed under the new ones."""
+    certified = trust.method is Method.AUTHORITY
+    return rules.accepts(agent, trust.method) and not (certified and rules.believes_less(agent.source, before))
 
 
 def _listed(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId, Record]:

@@ -42,10 +42,19 @@ class Cloud(Service):
         return super().start(self.environment | dict(environment or {}))
 
     def launch(
-        self, ip: str, tags: Mapping[str, str] | None = None, *, region: str = REGION, public: bool = False
+        self,
+        ip: str,
+        tags: Mapping[str, str] | None = None,
+        *,
+        region: str = REGION,
+        public: bool = False,
+        console: str | None = None,
     ) -> str:
-        """Run an instance with this private address and return its id; it is `running` at once."""
-        return str(self.command("launch", region, ip, dict(tags or {}), public=public))
+        """Run an instance with this private address and return its id; it is `running` at once.
+
+        With `console`, that is its console output from the beginning.
+        """
+        return str(self.command("launch", region, ip, dict(tags or {}), public=public, console=console))
 
     def console(self, instance: str, text: str) -> None:
         """Set the whole console output; before this the API answers without any."""

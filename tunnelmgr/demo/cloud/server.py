@@ -39,7 +39,7 @@ class LabCloud:
         self._calls: Counter[str] = Counter()
         self._commands: Mapping[str, Callable[..., object]] = {
             "health": lambda: True,
-            "launch": self._fleet.launch,
+            "launch": self._launch,
             "terminate": self._fleet.terminate,
             "forget": self._fleet.forget,
             "state": self._fleet.set_state,
@@ -78,6 +78,12 @@ class LabCloud:
     def _obey(self, command: str, body: bytes) -> tuple[int, bytes]:
         with self._lock:
             return obey(self._commands, command, body)
+
+    def _launch(self, region: str, ip: str, tags: Mapping[str, str], *, public: bool, console: str | None) -> str:
+        instance = self._fleet.launch(region, ip, tags, public=public)
+        if console is not None:
+            self._consoles[instance] = console
+        return instance
 
     def _set_page_size(self, size: int) -> None:
         self._page_size = size

@@ -1,0 +1,226 @@
+"""The loop's time as a currency, and the line that deals it out."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from tests.abuse.lab import tell
+from tests.tunnel.ssh_server import Sshd, generate, sshd_at_work, tcp_at_work, until
+from tunnelmgr.errors import UnreachableError
+from tunnelmgr.tunnel import line as lines
+from tunnelmgr.tunnel.allowance import BURST, SHARE, Allowance
+from tunnelmgr.tunnel.keys import Login
+from tunnelmgr.tunnel.line import LARGEST, SMALLEST, Dialer, Line
+from tunnelmgr.tunnel.scan import shown_key
+from tunnelmgr.tunnel.ssh import dial
+
+# --- the account ---
+
+
+def test_what_is_saved_up_may_be_spent_at_once() -> None:
+    """An agent that has been quiet is not slowed."""
+    account = Allowance(now=100.0)
+
+    account.spend(BURST * 0.99)
+
+    assert account.rest(now=100.0) == 0
+
+
+def test_beyond_that_a_connection_rests_until_its_share_has_paid() -> None:
+    """A tenth of the time at work is nine tenths at rest, however long it goes on."""
+    account, now, worked = Allowance(now=0.0), 0.0, 0.0
+    for _ in range(10_000):
+        account.spend(0.001)
+        worked += 0.001
+        now += 0.001
+        now += account.rest(now)
+
+    assert worked == pytest.approx(BURST + SHARE * now, rel=0.01)
+
+
+def test_bytes_in_channels_earn_more_than_they_cost() -> None:
+    """A pull or a push of any length never rests: 32 KiB take 0.3 ms at the most."""
+    account = Allowance(now=0.0)
+    for _ in range(10_000):
+        account.spend(0.0003)
+        account.earn(32 * 1024)
+        assert account.rest(now=0.0) == 0
+
+
+def test_bytes_cannot_be_saved_up_for_a_flood() -> None:
+    """A gigabyte pulled buys no more than the burst that everybody has."""
+    account = Allowance(now=0.0)
+    account.earn(1 << 30)
+    account.rest(now=86400.0)
+
+    account.spend(BURST + 1.0)
+
+    assert account.rest(now=86400.0) == pytest.approx(1.0 / SHARE)
+
+
+# --- the line ---
+
+
+class Slow(asyncio.Protocol):
+    """Stands in asyncssh's place, and takes its time for every byte."""
+
+    def __init__(self, turns: int) -> None:
+        self.turns = turns
+        self.pieces: list[int] = []
+        self.lost = False
+
+    def data_received(self, data: bytes) -> None:
+        """Note the piece, and work."""
+        self.pieces.append(len(data))
+        for _ in range(len(data) * self.turns):
+            pass
+
+    def eof_received(self) -> None:
+        """Take note of nothing."""
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Note the end."""
+        self.lost = True
+
+
+async def received(turns: int, total: int) -> Slow:
+    """Let a line receive so much for a protocol that is slow."""
+
+    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(total))
+        await writer.drain()
+
+    made = Slow(turns)
+    async with tcp_at_work(talk) as endpoint:
+        await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
+        await until(lambda: sum(made.pieces) == total and made.lost, 30)
+    return made
+
+
+async def test_cheap_bytes_come_in_large_pieces() -> None:
+    """Bulk data is passed on as fast as ever."""
+    made = await received(turns=0, total=4 << 20)
+
+    assert max(made.pieces) == LARGEST
+    assert len(made.pieces) < 300
+
+
+async def test_dear_bytes_come_in_small_pieces() -> None:
+    """Thousands of messages in one read are many turns of the loop, and the last of them comes through too."""
+    made = await received(turns=500, total=24 << 10)
+
+    assert max(made.pieces) <= 2 * SMALLEST
+    assert sum(made.pieces) == 24 << 10
+
+
+async def test_a_line_that_is_lost_forgets_what_waits() -> None:
+    """Nothing is passed to a protocol that has been told of the end."""
+
+    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(64 << 10))
+        await asyncio.Event().wait()
+
+    made = Slow(turns=500)
+    async with tcp_at_work(talk) as endpoint:
+        dialer = Dialer(["127.0.0.1"])
+        transport, _ = await dialer.create_connection(lambda: made, "", endpoint.port)
+        await until(lambda: made.pieces)
+        transport.abort()
+        await until(lambda: made.lost)
+        held = dialer.line
+        assert held is not None
+        assert not held._backlog
+        assert held._next is None
+
+
+async def test_nothing_is_read_while_answers_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks and does not read the answers is not read; who reads them again is."""
+    monkeypatch.setattr(lines, "ANSWERS_AHEAD", 64 * 1024)
+    reading = asyncio.Event()
+
+    class Answering(asyncio.Protocol):
+        transport: asyncio.Transport
+        asked = 0
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.asked += len(data)
+            self.transport.write(data * 100)
+
+    async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(1 << 20))
+        await reading.wait()
+        while await reader.read(1 << 20):
+            pass
+
+    made = Answering()
+    async with tcp_at_work(ask) as endpoint:
+        dialer = Dialer(["127.0.0.1"])
+        transport, _ = await dialer.create_connection(lambda: made, "", endpoint.port)
+        await until(lambda: transport.get_write_buffer_size() > 64 * 1024)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_all_asked(made), 0.3)
+        assert transport.get_write_buffer_size() <= 64 * 1024 + 100 * LARGEST
+
+        reading.set()
+        await asyncio.wait_for(_all_asked(made), 30)
+        transport.abort()
+
+
+async def _all_asked(made: object) -> None:
+    await until(lambda: made.asked == 1 << 20, 60)  # type: ignore[attr-defined]
+
+
+async def test_the_line_is_overdrawn_only_while_it_rests() -> None:
+    """The worker tells by it an agent that floods from one that is dead."""
+    line = Line(asyncio.Protocol())
+    assert not line.overdrawn
+    line._allowance.spend(BURST + 0.005)
+    line._rest()
+    assert line.overdrawn
+    await until(lambda: not (line._rest() or line.overdrawn), 2)
+
+
+# --- the handshake ---
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-slow", b"hello, ", b""], ids=["version", "banner", "silence"])
+async def test_a_byte_at_a_time_costs_one_timeout(said: bytes) -> None:
+    """The deadline is for the whole way in; a byte now and then does not move it."""
+
+    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(10_000):
+            for byte in said:
+                if writer.is_closing():
+                    return
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)
+
+    clock = asyncio.get_running_loop().time
+    key, sshd = generate(), Sshd(generate(), generate())
+    async with tcp_at_work(drip) as endpoint:
+        begun = clock()
+        with pytest.raises(UnreachableError):
+            await dial(sshd.spec(port=endpoint.port), Login("tunnel", key, 0.5))
+        with pytest.raises(UnreachableError):
+            await shown_key(replace(sshd.agent(), port=endpoint.port), 0.5)
+
+    tell(f"one byte in 20 ms ({said!r}): given up twice in {clock() - begun:.2f} s at 0.5 s each")
+    assert clock() - begun < 2
+
+
+async def test_key_exchanges_that_take_long_are_not_offered() -> None:
+    """A server that has only those of 2,048 to 8,192 bits is not reached; it could ask for one again and again."""
+    key = generate()
+    for name in ("diffie-hellman-group18-sha512", "diffie-hellman-group-exchange-sha256", "curve448-sha512"):
+        async with sshd_at_work(Sshd(generate(), key), kex_algs=[name]) as sshd:
+            with pytest.raises(UnreachableError, match="No matching key exchange"):
+                await dial(sshd.spec(), Login("tunnel", key, 5.0))
+    for name in ("curve25519-sha256", "ecdh-sha2-nistp256", "ecdh-sha2-nistp521"):
+        async with sshd_at_work(Sshd(generate(), key), kex_algs=[name]) as sshd:
+            (await dial(sshd.spec(), Login("tunnel", key, 5.0))).abort()

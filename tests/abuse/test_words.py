@@ -1,0 +1,234 @@
+"""What an agent says never steers a terminal, and is never long: in errors, in logs, in what a person is shown."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import asyncssh
+import pytest
+import structlog
+
+from tests.abuse.lab import tell
+from tests.tunnel.ssh_server import Sshd, free_port, generate, sshd_at_work, tcp_at_work, until
+from tunnelmgr.cli.logs import LogFormat, configure
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import TunnelError, UnreachableError
+from tunnelmgr.tunnel.keys import Login
+from tunnelmgr.tunnel.plain import LIMIT, plain, said
+from tunnelmgr.tunnel.scan import shown_key
+from tunnelmgr.tunnel.ssh import dial
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\r\n\x00\x9b31m\u202egnp.exe " + "x" * 20_000
+"""It names the window, clears the screen, goes back, ends a string, colours, turns the writing, and does not end."""
+
+
+def fit(text: str) -> bool:
+    """Tell whether a text may be shown as it is."""
+    return text.isprintable() and len(text) <= LIMIT + 100
+
+
+@pytest.fixture(scope="module")
+def key() -> asyncssh.SSHKey:
+    """Make the controller's key."""
+    return generate()
+
+
+@pytest.fixture
+def login(key: asyncssh.SSHKey) -> Login:
+    """Log in as the controller does."""
+    return Login("tunnel", key, 5.0)
+
+
+@pytest.fixture
+def _logs() -> Iterator[None]:
+    """Leave the logs as they were."""
+    yield
+    structlog.reset_defaults()
+
+
+# --- the pure part ---
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Connection reset by peer", "Connection reset by peer"),
+        ("Größe: 4 µs", "Größe: 4 µs"),
+        ("two\r\nlines\tand  more", "two lines and more"),
+        ("\x1b[2Jgone\x07", "?[2Jgone?"),
+        ("\x9b31mred \x00", "?31mred ?"),
+        ("\u202egnp.exe\u200b\u2066", "?gnp.exe??"),
+        ("", ""),
+        (" \n ", ""),
+    ],
+)
+def test_a_text_is_one_line_of_what_can_be_printed(said: str, shown: str) -> None:
+    """What is harmless stays as it is."""
+    assert plain(said) == shown
+
+
+def test_a_long_text_is_cut_and_says_so() -> None:
+    """Its length is the limit, with the mark of what is left out."""
+    assert plain("x" * 10_000_000) == "x" * (LIMIT - 1) + "…"
+    assert plain("x" * LIMIT) == "x" * LIMIT
+    assert plain("abcdef", limit=4) == "abc…"
+
+
+def test_an_error_that_says_nothing_is_told_by_its_type() -> None:
+    """A reason is never empty."""
+    assert said(AttributeError()) == "AttributeError"
+    assert said(ConnectionError("\x1bgone")) == "?gone"
+
+
+# --- whatever way it comes ---
+
+
+async def test_a_disconnect_message_is_cleaned(key: asyncssh.SSHKey, login: Login) -> None:
+    """It becomes the reason of the loss, in the world, in the log and on the screen."""
+    async with sshd_at_work(Sshd(generate(), key)) as sshd:
+        connection = await dial(sshd.spec(), login)
+        sshd.connection.disconnect(asyncssh.DISC_SERVICE_NOT_AVAILABLE, EVIL)
+        await until(connection.lost.is_set)
+
+    assert "gnp.exe" in connection.loss
+    assert fit(connection.loss)
+
+
+async def test_the_reason_of_a_refused_channel_is_cleaned(key: asyncssh.SSHKey, login: Login) -> None:
+    """It is part of what the worker tells of its probe."""
+
+    class Evil(asyncssh.SSHServer):
+        def public_key_auth_supported(self) -> bool:
+            return True
+
+        def validate_public_key(self, _username: str, _key: asyncssh.SSHKey) -> bool:
+            return True
+
+        def connection_requested(self, _host: str, _port: int, _from: str, _from_port: int) -> bool:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, EVIL)
+
+    host_key = generate()
+    acceptor = await asyncssh.create_server(Evil, "127.0.0.1", 0, server_host_keys=[host_key], config=None)
+    connection = await dial(Sshd(host_key, key, port=acceptor.get_port()).spec(), login)
+    try:
+        with pytest.raises(ConnectionRefusedError) as refused:
+            await connection.exchange(Endpoint("127.0.0.1", free_port()), b"", 0)
+    finally:
+        connection.abort()
+        acceptor.close()
+        await acceptor.wait_closed()
+
+    assert fit(str(refused.value))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        (EVIL[:200].replace("\n", "") + "\n").encode() * 5000,
+        b"x" * 1_000_000,
+        b"SSH-1.5-" + EVIL.encode()[:100] + b"\r\n",
+        b"SSH-2.0-\x1b[2J\xff\r\n",
+        b"SSH-2.0-x\r\n" + b"\xff\xff\xff\xff" * 10_000,
+        b"SSH-2.0-x\r\n" + b"\x00\x00\x00\x0c\x0b" + bytes(11),
+        b"SSH-2.0-x\r\n" + bytes(64),
+    ],
+    ids=["many lines", "one line", "old version", "odd version", "huge packet", "empty packet", "no packet"],
+)
+async def test_a_flood_before_the_handshake_is_one_short_error(login: Login, said: bytes) -> None:
+    """Lines before the version are allowed, and read past; their number and length are bounded."""
+
+    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        await writer.drain()
+        await asyncio.Event().wait()
+
+    sshd = Sshd(generate(), generate())
+    async with tcp_at_work(talk) as endpoint:
+        with pytest.raises(UnreachableError) as failed:
+            await dial(sshd.spec(port=endpoint.port), replace(login, connect_timeout=1.0))
+        with pytest.raises(UnreachableError) as looked:
+            await shown_key(replace(sshd.agent(), port=endpoint.port), 1.0)
+
+    assert fit(str(failed.value))
+    assert fit(str(looked.value))
+
+
+async def test_the_names_of_algorithms_are_cleaned(login: Login) -> None:
+    """A server whose offer does not fit is told with its offer."""
+    names = ",".join(["\x1b[2J", "x" * 5000, "none"]).encode()
+    lists = b"".join(len(names).to_bytes(4, "big") + names for _ in range(10))
+    payload = bytes([20]) + bytes(16) + lists + bytes(5)
+    padding = 8 - (len(payload) + 5) % 8 + 4
+    packet = (len(payload) + padding + 1).to_bytes(4, "big") + bytes([padding]) + payload + bytes(padding)
+
+    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-x\r\n" + packet)
+        await asyncio.Event().wait()
+
+    async with tcp_at_work(talk) as endpoint:
+        with pytest.raises(UnreachableError) as failed:
+            await dial(Sshd(generate(), generate()).spec(port=endpoint.port), login)
+
+    assert "No matching key exchange" in str(failed.value)
+    assert fit(str(failed.value))
+
+
+async def test_a_flood_of_login_banners_costs_one_timeout_and_no_word(key: asyncssh.SSHKey, login: Login) -> None:
+    """They may come as long as the login may take; none of them is kept."""
+
+    class Chatty(asyncssh.SSHServer):
+        def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+            self._conn = conn
+
+        async def begin_auth(self, _username: str) -> bool:
+            for _ in range(5000):
+                self._conn.send_auth_banner(EVIL)
+                await asyncio.sleep(0)
+            await asyncio.Event().wait()
+            return True
+
+    host_key = generate()
+    acceptor = await asyncssh.create_server(Chatty, "127.0.0.1", 0, server_host_keys=[host_key], config=None)
+    clock = asyncio.get_running_loop().time
+    begun = clock()
+    try:
+        with pytest.raises(TunnelError) as failed:
+            await dial(Sshd(host_key, key, port=acceptor.get_port()).spec(), replace(login, connect_timeout=1.0))
+    finally:
+        acceptor.close()
+        await acceptor.wait_closed()
+
+    tell(f"login banners of 20 kB without end: {failed.value} after {clock() - begun:.1f} s")
+    assert clock() - begun < 3
+    assert fit(str(failed.value))
+
+
+@pytest.mark.parametrize("form", list(LogFormat))
+@pytest.mark.usefixtures("_logs")
+def test_no_log_line_carries_a_control_character(form: LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even one whose field was not cleaned: the renderer is the last to look."""
+    configure(form, "info")
+    structlog.get_logger("agent").warning("lost", reason="\x1b[2J\x07", nested=["\x1b[2J"], **{"\x1b[k": 1})
+
+    line = capsys.readouterr().err.rstrip("\n")
+    assert "lost" in line
+    assert line.isprintable()
+    if form is LogFormat.JSON:
+        assert json.loads(line)["reason"] == "\x1b[2J\x07"
+
+
+@pytest.mark.usefixtures("_logs")
+def test_a_trace_in_the_log_is_disarmed_too_and_shows_no_values(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message of a foreign error is its end; what variables held is nobody's business."""
+    secret = "hunter" + str(2)
+    configure(LogFormat.TEXT, "info")
+    try:
+        raise ConnectionError("\x1b[2J")  # noqa: TRY301 - a foreign error, as the supervisor would meet it
+    except ConnectionError:
+        structlog.get_logger("agent").exception("broken", of=len(secret))
+
+    lines = capsys.readouterr().err
+    assert "ConnectionError: ?[2J" in lines
+    assert secret not in lines
+    assert "".join(lines.splitlines()).isprintable()

@@ -1,0 +1,62 @@
+"""What people see of why an agent is trusted, and of how its source hears of changes."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.cli.test_render import lines
+from tests.control.fake_daemon import KEY, FakeDaemon, record, up, world
+from tunnelmgr.cli import render
+from tunnelmgr.control.views import agent_view, agents_view, status_view, story_view
+from tunnelmgr.core.trust import HostTrust, Method, fingerprint
+
+CERTIFIED = HostTrust(Method.AUTHORITY, (KEY,), "certificate of authority images, serial 7")
+
+
+def test_show_tells_the_method_its_evidence_and_which_key_of_ours_was_taken() -> None:
+    """So that a person can see why, and whether a rotation is through."""
+    one = record("builder-1", trust=CERTIFIED)
+    status = up(login_key="SHA256:ours")
+    view = agent_view(one, status, world((one, status)).rules.forwards, None) | {"story": story_view(one)}
+
+    printed = lines(render.agent(view))
+
+    assert any(
+        line.endswith(f"authority (certificate of authority images, serial 7)  {fingerprint(KEY)}") for line in printed
+    )
+    assert any(line.split() == ["our", "key", "SHA256:ours"] for line in printed)
+
+
+def test_status_counts_the_agents_by_method() -> None:
+    """An operator sees at a glance what the fleet rests on."""
+    agents = [record("a", trust=CERTIFIED), record("b"), record("c"), record("d", trust=None)]
+    daemon = FakeDaemon(world((agents[0], up()), *((agent, None) for agent in agents[1:])))
+    facts = status_view(daemon.world, daemon.facts())
+
+    printed = lines(render.status(facts, agents_view(daemon.world, {})))
+
+    assert facts["trust"] == {"authority": 1, "pinned": 2}
+    assert any(line.split(maxsplit=1)[:2] == ["trust", "1 by authority, 2 by pinned"] for line in printed if line)
+
+
+@pytest.mark.parametrize(
+    ("feed", "words", "wrong"),
+    [
+        ({}, "", False),
+        ({"feed_ok": True}, ", events heard", False),
+        ({"feed_ok": False, "feed_error": "AccessDenied"}, ", events NOT heard", True),
+    ],
+)
+def test_a_queue_of_events_is_shown_behind_its_source(feed: dict[str, object], words: str, wrong: bool) -> None:
+    """One that fails is a problem with its reason, though polling goes on."""
+    agent = record("builder-1")
+    calm = world((agent, up()))
+    daemon = FakeDaemon(replace(calm, sources={"office": replace(calm.sources["office"], **feed)}))
+    facts, agents = status_view(daemon.world, daemon.facts()), agents_view(daemon.world, {})
+
+    line = next(line for line in lines(render.status(facts, agents)) if line.startswith("source"))
+
+    assert line.endswith(f"ago{words}")
+    assert render.problems(facts, agents) == (
+        ["source office: its event queue fails, polling goes on: AccessDenied"] if wrong else []
+    )

@@ -1,0 +1,95 @@
+"""`check` during a rotation of our own key: which agents accept the next one already."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon.conftest import Site
+from tunnelmgr.config import load
+from tunnelmgr.control.client import ControlClient
+from tunnelmgr.daemon.checks import Finding, check
+from tunnelmgr.errors import DaemonNotRunningError
+from tunnelmgr.tunnel.keys import load_key, make_key
+
+
+def fleet(**took: str | None) -> list[dict[str, Any]]:
+    """Return agents as the daemon tells of them: the key that each took."""
+    return [{"agent": name, "present": True, "login_key": key} for name, key in took.items()]
+
+
+def noise(file: Path) -> None:
+    """Make a file that is no key."""
+    file.write_text("noise")
+
+
+@pytest.fixture
+def following(site: Site) -> str:
+    """Configure a next key, and return its fingerprint."""
+    make_key(site.folder / "next", "test")
+    file = site.write()
+    file.write_text(file.read_text().replace("[ssh]\n", f'[ssh]\nnext_key = "{site.folder}/next"\n'))
+    return load_key(site.folder / "next").get_fingerprint()
+
+
+async def rotation(
+    site: Site, monkeypatch: pytest.MonkeyPatch, answer: list[dict[str, Any]] | Exception
+) -> list[Finding]:
+    """Check with a daemon that answers so, and return what is said of the rotation."""
+
+    def agents(_: ControlClient) -> list[dict[str, Any]]:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ControlClient, "agents", agents)
+    findings = await check(load(site.file))
+    return [finding for finding in findings if finding.check == "key rotation"]
+
+
+async def test_those_that_do_not_accept_it_yet_are_named(
+    site: Site, following: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that nobody has logged in to; it is never a failure."""
+    took = fleet(a=following, b="SHA256:old", c=None)
+
+    assert await rotation(site, monkeypatch, took) == [
+        Finding("key rotation", "note", "1 of 3 agents accept the next key; not yet: b, c")
+    ]
+
+
+async def test_a_rotation_that_is_through_names_nobody(
+    site: Site, following: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has left is not counted."""
+    left = {"agent": "gone", "present": False, "login_key": None}
+
+    assert await rotation(site, monkeypatch, [*fleet(a=following), left]) == [
+        Finding("key rotation", "note", "1 of 1 agents accept the next key")
+    ]
+
+
+@pytest.mark.usefixtures("following")
+async def test_without_a_daemon_nothing_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a daemon has logged in anywhere."""
+    assert await rotation(site, monkeypatch, DaemonNotRunningError("control.sock")) == []
+
+
+async def test_without_a_next_key_nothing_is_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no rotation."""
+    site.write()
+
+    assert await rotation(site, monkeypatch, AssertionError("asked")) == []
+
+
+@pytest.mark.usefixtures("following")
+async def test_a_next_key_that_cannot_be_read_is_told_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the check of the keys."""
+    config = load(site.file)
+    noise(site.folder / "next")
+    monkeypatch.setattr(ControlClient, "agents", lambda _: [])
+
+    findings = await check(config)
+
+    assert [finding.check for finding in findings if finding.result == "failed"].count("ssh key") == 1
+    assert not [finding for finding in findings if finding.check == "key rotation"]
