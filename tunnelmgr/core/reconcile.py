@@ -5,9 +5,10 @@ closes the difference.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
-from typing import assert_never
+from operator import itemgetter
+from typing import NamedTuple, assert_never
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.trust import Method
@@ -22,8 +23,7 @@ class Manner(Enum):
     REVOKE = auto()  # abort the connection and every socket behind it, now
 
 
-@dataclass(frozen=True, slots=True)
-class CloseTunnel:
+class CloseTunnel(NamedTuple):
     """End the worker of this agent."""
 
     agent: AgentId
@@ -31,8 +31,7 @@ class CloseTunnel:
     manner: Manner
 
 
-@dataclass(frozen=True, slots=True)
-class OpenTunnel:
+class OpenTunnel(NamedTuple):
     """Start a worker, which lives once."""
 
     agent: AgentId
@@ -40,8 +39,7 @@ class OpenTunnel:
     spec: TunnelSpec
 
 
-@dataclass(frozen=True, slots=True)
-class SeekEvidence:
+class SeekEvidence(NamedTuple):
     """Ask the agent's trust sources which host keys to expect; a word weaker than `at_least` is not asked for."""
 
     agent: Agent
@@ -77,7 +75,7 @@ def plan(world: World, now: float) -> tuple[Action, ...]:
         if opening is not None:
             openings.append((record.first_seen, opening))
     # Newest first: a build is waiting for the agent that has just appeared.
-    openings.sort(key=lambda entry: entry[0], reverse=True)
+    openings.sort(key=itemgetter(0), reverse=True)
     # Closings first: an agent that moved still holds the port there.
     return (*closings, *(action for _, action in openings))
 
