@@ -99,7 +99,10 @@ def pull(port: int, target: str) -> int:
         connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\nUser-Agent: bench\r\n\r\n".encode())
         start = b""
         while b"\r\n\r\n" not in start:
-            start += connection.recv(4096)
+            more = connection.recv(4096)
+            if not more:
+                raise SystemExit("no answer")
+            start += more
         head, _, body = start.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
             raise SystemExit(f"unexpected answer: {head[:200]!r}")
@@ -231,6 +234,7 @@ def run(options: argparse.Namespace) -> list[Sample]:
         make_key(folder / "id_ed25519", "bench")
         agent = lab.agent("agent", IP, public_line(folder / "id_ed25519"), sshd_options=["MaxSessions 32"])
         lab.controller.popen([sys.executable, __file__, "--source", str(options.mib * MIB)], log=folder / "source.log")
+        until(lambda: lab.controller.listeners(SOURCE.port), "the source listens")
         targets = {"": f"{BLOB}sha256:{'0' * 64}", "registry": ""}
         chosen = {
             name: words
