@@ -19,6 +19,7 @@ from tunnelmgr.daemon.watches import build
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError
 from tunnelmgr.gate.inspect import answer_of, listening, loopback_only
 from tunnelmgr.tunnel.keys import load_key, load_login
+from tunnelmgr.tunnel.path import shortfalls
 
 MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr")})
 """What StateDirectory= and RuntimeDirectory= make at the first start (systemd.exec(5))."""
@@ -50,6 +51,7 @@ async def check(config: Config) -> list[Finding]:
         if forward.protocol == "registry":
             findings += await _registry(str(forward.target), forward.target)
     findings += [Finding("groups", "ok", _groups(config))]
+    findings += [Finding("path to agents", "note", lack) for lack in shortfalls()]
     findings += await asyncio.to_thread(_rotation, config)
     for source_config in config.source:
         source = build(source_config)

@@ -13,8 +13,11 @@ from tunnelmgr.errors import RegistryUnavailableError
 CONNECT_TIMEOUT: Final = 5.0
 HELD_UNSENT: Final = 256 * 1024
 """Bytes written and not yet taken by the kernel, above which `write` waits."""
-HELD_UNREAD: Final = 64 * 1024
-"""Bytes received and not yet read, above which the socket is no longer read; one receive more may come on top."""
+HELD_UNREAD: Final = 256 * 1024
+"""Bytes received and not yet read, above which the socket is no longer read; one receive more may come on top.
+
+As much as asyncio receives at once: with less, every full receive would pause the socket and resume it.
+"""
 
 
 class Upstream(asyncio.Protocol):

@@ -11,8 +11,11 @@ from collections.abc import Callable
 
 import asyncssh
 
+from tunnelmgr.tunnel.fastpath import await_window, send_bulk
 from tunnelmgr.tunnel.line import Line
 
+PIECE = 32 * 1024
+"""Bytes handed to asyncssh at a time, where it makes the packets; what the window has no room for it holds."""
 READ_AHEAD = 256 * 1024
 """Bytes that may wait to be read before the agent's side is held back."""
 
@@ -98,18 +101,35 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data` once the window and the socket have room for it."""
+        unsent = memoryview(data)
+        while True:
+            sent = self._send(unsent)
+            self._line.carried(sent)
+            unsent = unsent[sent:]
+            # Waits as long as the agent does not read; a dead one is found by the probe, which ends the connection.
+            await self._window.wait()
+            await self._line.writable()
+            if self._lost:
+                raise ConnectionResetError("the channel is closed")
+            if not unsent:
+                return
+            await asyncio.sleep(0)  # other channels have their turn between two batches
+
+    def _send(self, unsent: memoryview) -> int:
+        """Send some of it, or have the next attempt wait; returns how much was sent."""
         if self._lost or self._ssh is None or self._ssh.is_closing():
             raise ConnectionResetError("the channel is closed")
+        if sent := send_bulk(self._ssh, unsent):
+            return sent
+        if unsent and await_window(self._ssh):
+            self._window.clear()
+            return 0
+        piece = bytes(unsent[:PIECE])
         try:
-            self._ssh.write(bytes(data))
-            self._line.carried(len(data))
+            self._ssh.write(piece)
         except OSError as closed:
             raise ConnectionResetError("the channel is closed") from closed
-        # Waits as long as the agent does not read; a dead one is found by the probe, which ends the connection.
-        await self._window.wait()
-        await self._line.writable()
-        if self._lost:
-            raise ConnectionResetError("the channel is closed")
+        return len(piece)
 
     async def wanted(self) -> bool:
         """Wait until there is something to read; False at the end of the agent's side, or once the tunnel drains."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.tunnel.allowance import Allowance
+from tunnelmgr.tunnel.path import tune
 
 SEND_AHEAD = 1024 * 1024
 """Bytes that may wait for the socket before writers are held, for all channels of a connection together."""
@@ -166,8 +167,7 @@ class Dialer:
             except OSError as failed:
                 refused = UnreachableError(f"{address} port {port}", _reason(failed))
                 continue
-            held: socket.socket = transport.get_extra_info("socket")
-            held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tune(transport.get_extra_info("socket"))
             self.line, self.reached = line, address
             return transport, line.protocol
         raise refused

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import asyncssh
+import structlog
 
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.errors import (
@@ -29,6 +30,8 @@ from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.keys import Identity, Login, identity_print
 from tunnelmgr.tunnel.line import Dialer, Line
 from tunnelmgr.tunnel.plain import plain, said
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 HOST_KEY_ALGORITHMS = (
     "ssh-ed25519",
@@ -69,6 +72,10 @@ FAULTS = (
     ValueError,
 )
 """What asyncssh raises: its own errors, and whatever its parser trips over in what a server sends."""
+NOTHING: Final = ":"
+"""A command that does nothing, in any shell."""
+QUICKEN: Final = 5.0
+"""Seconds that the request for it may take."""
 EXPOSED = "overridden by server GatewayPorts"
 """What sshd says in a debug message when it listens on every address in spite of the request (channels.c)."""
 
@@ -175,6 +182,21 @@ class SshConnection:
         finally:
             writer.channel.abort()
 
+    async def quicken(self) -> None:
+        """Have the agent's sshd answer without Nagle's delay, which it turns off only once a session asks to run.
+
+        What is asked for does nothing, and is not waited for; a user with nologin or a forced command runs not even
+        that. It need not succeed: sshd that takes no sessions leaves the tunnel as it is, slower by a delayed ACK.
+        """
+        errand = Errand()
+        try:
+            async with asyncio.timeout(QUICKEN):
+                await self._conn.create_session(lambda: errand, NOTHING, encoding=None)
+        except (asyncssh.Error, OSError) as refused:  # a TimeoutError is one of the latter
+            log.debug("no session on the agent", address=self.address, reason=said(refused))
+        finally:
+            errand.end()
+
     def abort(self) -> None:
         """Drop the connection and all in it, now."""
         self._conn.abort()
@@ -191,6 +213,22 @@ class SshConnection:
 
 class ChannelRefused(Exception):  # noqa: N818 - an answer, not a fault
     """A new channel is declined; the message says why."""
+
+
+class Errand(asyncssh.SSHClientSession[bytes]):
+    """A session that wants nothing of the agent; what it prints is dropped."""
+
+    def __init__(self) -> None:
+        self._channel: asyncssh.SSHClientChannel[bytes] | None = None
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        """Keep the channel, to close it."""
+        self._channel = chan
+
+    def end(self) -> None:
+        """Close the channel, also one whose answer was not awaited."""
+        if self._channel is not None:
+            self._channel.abort()
 
 
 class Peer(asyncssh.SSHClient):

@@ -90,6 +90,7 @@ class Worker:
         """Keep the tunnel until it is lost or drained; on the way out no session survives."""
         outcome: TunnelError | None = None
         async with asyncio.TaskGroup() as sessions:
+            quickening = sessions.create_task(connection.quicken(), name=f"quicken {self.spec.agent}")
             try:
                 await self._bind_all(connection, sessions)
                 await self._probe_on(connection, sessions)
@@ -98,6 +99,7 @@ class Worker:
                 outcome = AbusiveAgentError() if self._smothered(ended, connection) else ended
             finally:
                 self._open_for_channels = False
+                quickening.cancel()
                 for session in self._sessions:
                     session.cancel()
         if outcome is not None:

@@ -1,0 +1,60 @@
+"""What a socket to an agent asks of the kernel, and what is said where it gives less."""
+
+import socket
+
+import pytest
+
+from tunnelmgr.tunnel import path
+from tunnelmgr.tunnel.path import CONGESTION_CONTROL, SEND_BUFFER, shortfalls, tune
+
+
+def congestion_control(connected: socket.socket) -> bytes:
+    """Return what the socket uses."""
+    return connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+def test_a_tuned_socket_has_what_the_kernel_grants() -> None:
+    """What is not reported as lacking is set."""
+    lacking = " ".join(shortfalls())
+
+    with socket.socket() as tuned:
+        tune(tuned)
+
+        assert tuned.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        granted = tuned.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2 >= SEND_BUFFER
+        assert granted == ("wmem_max" not in lacking)
+        assert (congestion_control(tuned) == CONGESTION_CONTROL.encode()) == ("tcp_bbr" not in lacking)
+
+
+def test_a_buffer_that_is_granted_in_part_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be smaller than what the kernel grows by itself, and grow no more."""
+    monkeypatch.setattr(path, "_granted_buffer", lambda: 212992)
+
+    with socket.socket() as tuned, socket.socket() as other:
+        tune(tuned)
+
+        assert tuned.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == other.getsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF
+        )
+
+
+def test_a_congestion_control_that_the_kernel_lacks_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket keeps the one it has."""
+    monkeypatch.setattr(path, "CONGESTION_CONTROL", "nosuch")
+
+    with socket.socket() as tuned:
+        before = congestion_control(tuned)
+        tune(tuned)
+
+        assert congestion_control(tuned) == before
+
+
+def test_each_shortfall_names_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person can copy it."""
+    monkeypatch.setattr(path, "_granted_buffer", lambda: 212992)
+    monkeypatch.setattr(path, "CONGESTION_CONTROL", "nosuch")
+
+    buffer, congestion = shortfalls()
+    assert "208 KiB" in buffer
+    assert f"sysctl -w net.core.wmem_max={SEND_BUFFER}" in buffer
+    assert "modprobe tcp_bbr" in congestion
