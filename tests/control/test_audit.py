@@ -174,13 +174,33 @@ def test_when_too_much_waits_the_rest_is_lost_and_counted(file: Path, monkeypatc
 
     assert log.lost == 2
     assert not log.healthy
+    assert log._sequence == 5  # what is lost leaves a gap in the numbers
 
 
-def test_the_file_is_for_its_owner_and_group(log: AuditLog, file: Path) -> None:
-    """Others cannot read who pulled what."""
+def test_a_file_that_can_be_written_again_is_found_without_an_entry(
+    log: AuditLog, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate that is closed for want of an audit opens by itself once the disk is mended."""
+    monkeypatch.setattr("tunnelmgr.control.audit.TRY_AGAIN", 0.01)
+    file.unlink()
+    file.mkdir()
+    log.note("lost")
+    until(lambda: not log.healthy, "the fault shows")
+
+    file.rmdir()
+
+    until(lambda: log.healthy, "it heals")
+
+
+def test_the_file_is_for_its_owner_and_group(file: Path) -> None:
+    """Others cannot read who pulled what, and the group can, though the daemon's umask is strict."""
+    before = os.umask(0o077)
+    log = AuditLog(file, "registry-1", lambda: NOW)
+    log.start()
     log.note("one")
     log.close()
+    os.umask(before)
 
-    assert file.stat().st_mode & 0o007 == 0
+    assert file.stat().st_mode & 0o777 == 0o640
     assert file.stat().st_uid == os.geteuid()
     assert resource.getrlimit(resource.RLIMIT_FSIZE)  # the limit of the test above was its child's own

@@ -414,3 +414,18 @@ def test_evidence_of_no_use_is_asked_for_more_and_more_slowly(story: Story) -> N
 
     assert min(waits) > 1
     assert waits == sorted(waits) or waits[-1] > waits[0]
+
+
+def test_a_release_lets_a_weaker_word_count_where_nothing_stronger_is_asked_any_more(story: Story) -> None:
+    """Whoever changes a source to a weaker method on purpose is not stuck: releasing says that it is meant."""
+    agent = story.agent()
+    story.believed(agent)
+    believing(story, Method.TOFU)
+    stuck = story.world.records[agent.id].held_back
+
+    story.hear(ReleaseRequested(agent.id, "meant so"))
+    story.act()
+    story.hear(EvidenceFound(agent.id, agent.incarnation, story.trust(1, Method.TOFU)))
+
+    assert stuck
+    assert story.world.records[agent.id].trust == story.trust(1, Method.TOFU)

@@ -59,14 +59,14 @@ def init(
     listen = [endpoint for forward in loaded.forwards() for endpoint in forward.listen]
     public = public_lines(loaded.ssh)[0]
     line = hooks.authorized_keys_line(listen, public)
-    snippet = hooks.cloud_init(line)
+    snippet = hooks.cloud_init(line, loaded.ssh.user)
     if as_json:
         facts = {"config": str(file), "key": str(key), "made": made, "public_key": public}
         print_json({**facts, "authorized_keys": line, "cloud_init": snippet})
         return
     for path in (key, file):
         typer.echo(f"{'wrote' if str(path) in made else 'kept '}  {path}")
-    typer.echo("\n# On each agent, in ~tunnel/.ssh/authorized_keys, one line:\n")
+    typer.echo(f"\n# On each agent, in ~{loaded.ssh.user}/.ssh/authorized_keys, one line:\n")
     typer.echo(line)
     typer.echo("\n# Or as user-data, which makes the user too:\n")
     typer.echo(snippet)
@@ -107,10 +107,10 @@ def hook(
     """Print the script that an agent runs to wait for its registry, in the form that a launcher needs."""
     if kind not in hooks.KINDS:
         raise typer.BadParameter(f"{kind!r} is none of {', '.join(hooks.KINDS)}", param_hint="KIND")
-    line = None
+    line, user = None, "tunnel"
     if kind in hooks.NEED_KEY:
         loaded = load(chosen_file(context, config))
         listen = [endpoint for forward in loaded.forwards() for endpoint in forward.listen]
-        line = hooks.authorized_keys_line(listen, public_lines(loaded.ssh)[0])
-    text = hooks.render(kind, authorized_keys_line=line)
+        line, user = hooks.authorized_keys_line(listen, public_lines(loaded.ssh)[0]), loaded.ssh.user
+    text = hooks.render(kind, authorized_keys_line=line, user=user)
     print_json({"kind": kind, "script": text}) if as_json else typer.echo(text, nl=False)

@@ -48,7 +48,6 @@ def provision(
     Whoever can read a machine's user-data can read the key, on EC2 every process there: use IMDSv2 with a hop limit.
     """
     private, public = fresh_host_key("tunnelmgr-seed")
-    seed = client(context, config, socket).seed(public, hours * 3600)["seed"]
     parts = [seed_part(private, public)]
     if not key_only:
         loaded = load(chosen_file(context, config))
@@ -56,6 +55,8 @@ def provision(
         line = hooks.authorized_keys_line(listen, public_lines(loaded.ssh)[0])
         parts.insert(0, hooks.cloud_init(line, loaded.ssh.user).removeprefix("#cloud-config\n"))
     text = "#cloud-config\n" + "".join(parts)
+    # Last, so that nothing that fails here leaves a seed behind.
+    seed = client(context, config, socket).seed(public, hours * 3600)["seed"]
     label = f"{LABELS[cloud]}={seed}"
     if as_json:
         print_json({"seed": seed, "label": label, "public_key": public, "user_data": text})

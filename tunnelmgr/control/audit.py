@@ -19,6 +19,9 @@ log = structlog.get_logger(__name__)
 
 WAITING = 10_000
 """Entries that may wait to be written; what comes on top is lost, and counted."""
+TRY_AGAIN = 1.0
+"""Seconds between two looks at a file that could not be written."""
+MODE = 0o640
 _TAIL = 64 * 1024
 
 
@@ -59,10 +62,10 @@ class AuditLog:
 
     def note(self, code: str, **facts: Any) -> None:  # noqa: ANN401 - any JSON value
         """Add one entry; facts that are None are left out. Returns at once."""
+        self._sequence += 1  # a lost entry leaves a gap
         if self._entries.qsize() >= WAITING:
             self.lost += 1
             return
-        self._sequence += 1
         time = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         told = {name: value for name, value in facts.items() if value is not None}
         entry = {"time": time, "sequence": self._sequence, "code": code, "controller": self._controller, **told}
@@ -72,18 +75,28 @@ class AuditLog:
             self._entries.put(entry)
 
     def _write_all(self) -> None:
-        while (entry := self._entries.get()) is not None:
+        while (entry := self._next()) is not None:
             line = json.dumps(entry, ensure_ascii=True, separators=(",", ":")) + "\n"
             if not self._append(line.encode()):
                 self.lost += 1
+
+    def _next(self) -> dict[str, Any] | None:
+        """Return the next entry; while the file cannot be written, try it now and then until one comes."""
+        while True:
+            try:
+                return self._entries.get(timeout=TRY_AGAIN if self.error else None)
+            except queue.Empty:
+                self._append(b"")
 
     def _append(self, data: bytes) -> bool:
         """Append whole lines; opened anew each time, so that a rotated file is left alone."""
         if self._file is None:
             return False
         try:
-            place = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+            place = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
             try:
+                if os.fstat(place).st_size == 0:
+                    os.fchmod(place, MODE)  # for its group too, whatever the daemon's umask
                 written = os.write(place, data)
                 if written < len(data):
                     # Half a line must not become the beginning of the next one.

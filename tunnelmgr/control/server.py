@@ -182,7 +182,7 @@ class ControlServer:
 
     async def _release(self, request: web.Request) -> web.Response:
         id_ = self._named(request)
-        if self._operations.world.records[id_].quarantine is None:
+        if not self._operations.world.records[id_].held_back:
             raise web.HTTPConflict(text=f"{id_} is not quarantined")
         body = await request.json() if request.can_read_body else {}
         if not isinstance(body, dict):

@@ -64,6 +64,11 @@ class Record:
     quarantine: Quarantine | None = None
     story: tuple[Moment, ...] = ()
 
+    @property
+    def held_back(self) -> bool:
+        """Tell whether only a release helps: a quarantine, or proof that nothing acceptable now comes up to."""
+        return self.quarantine is not None or (self.trust is None and self.proved is not None)
+
     def told(self, at: float, step: str, detail: str) -> "Record":
         """Return the record with one more moment in its story."""
         return replace(self, story=(*self.story[1 - STORY_LENGTH :], Moment(at, step, detail)), changed=at)

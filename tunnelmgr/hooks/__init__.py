@@ -117,10 +117,10 @@ _HETZNER_HEAD: Final = f"""\
 """
 
 
-def render(kind: str, *, authorized_keys_line: str | None = None) -> str:
+def render(kind: str, *, authorized_keys_line: str | None = None, user: str = "tunnel") -> str:
     """Return the whole text of one hook.
 
-    The kinds that make the user need `authorized_keys_line`, from the function of that name. Raises ConfigError.
+    The kinds that make the user `user` need `authorized_keys_line`, from the function of that name. Raises ConfigError.
     """
     match kind:
         case "wait":
@@ -132,7 +132,7 @@ def render(kind: str, *, authorized_keys_line: str | None = None) -> str:
         case "cloud-init" | "hetzner":
             if authorized_keys_line is None:
                 raise ConfigError([f"hook {kind}: needs the controller's key; set ssh.key, or run `tunnelmgr init`"])
-            text = cloud_init(authorized_keys_line)
+            text = cloud_init(authorized_keys_line, user)
             if kind == "hetzner":
                 first, rest = text.split("\n", 1)
                 text = f"{first}\n{_HETZNER_HEAD}{rest}"

@@ -17,9 +17,9 @@ def retry(world: World, agent: AgentId, now: float) -> World:
 
 
 def release(world: World, agent: AgentId, reason: str, now: float) -> World:
-    """End a quarantine."""
+    """End a quarantine, or the wait for evidence as strong as what there was before."""
     record = world.records.get(agent)
-    if record is None or record.quarantine is None:
+    if record is None or not record.held_back:
         return world
     # What was believed of the key led here; evidence is asked for anew.
     free = respecified(replace(record, quarantine=None, trust=None, proved=None), world.rules)
