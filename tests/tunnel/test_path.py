@@ -13,6 +13,12 @@ def congestion_control(connected: socket.socket) -> bytes:
     return connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
 
 
+@pytest.fixture(autouse=True)
+def _far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the agent be 20 ms away."""
+    monkeypatch.setattr(path, "_round_trip", lambda _: 20_000)
+
+
 def test_a_tuned_socket_has_what_the_kernel_grants() -> None:
     """What is not reported as lacking is set."""
     lacking = " ".join(shortfalls())
@@ -47,6 +53,30 @@ def test_a_congestion_control_that_the_kernel_lacks_breaks_nothing(monkeypatch: 
         tune(tuned)
 
         assert congestion_control(tuned) == before
+
+
+def test_a_near_agent_keeps_the_kernels_congestion_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pacing costs more there than it gives."""
+    monkeypatch.setattr(path, "_round_trip", lambda _: 100)
+
+    with socket.socket() as tuned:
+        before = congestion_control(tuned)
+        tune(tuned)
+
+        assert congestion_control(tuned) == before
+
+
+def test_the_round_trip_is_what_the_kernel_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ss(8) shows it: on loopback more than nothing and less than a second."""
+    monkeypatch.undo()
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as connected,
+        socket.socket() as alone,
+    ):
+        assert 0 < path._round_trip(connected) < 1_000_000
+        assert path._round_trip(alone) == 0
 
 
 def test_each_shortfall_names_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
