@@ -171,9 +171,9 @@ def ssh(folder: Path, port: int, *more: str, target: Endpoint = SOURCE, program:
     return [*first, "-F", "none", "-N", *words, "-i", str(folder / "id_ed25519"), *more, "-R", forward, f"tunnel@{IP}"]
 
 
-def commands(folder: Path, host_key: str, *, uvloop: bool) -> dict[str, list[str]]:
+def commands(folder: Path, host_key: str) -> dict[str, list[str]]:
     """Return how each variant is started, one process each."""
-    ours = [sys.executable, __file__, *(["--uvloop"] if uvloop else []), "--serve"]
+    ours = [sys.executable, __file__, "--serve"]
     found = {
         "ssh": ssh(folder, PORTS["ssh"]),
         "ssh-gcm": ssh(folder, PORTS["ssh-gcm"], "-c", GCM),
@@ -238,7 +238,7 @@ def run(options: argparse.Namespace) -> list[Sample]:
         targets = {"": f"{BLOB}sha256:{'0' * 64}", "registry": ""}
         chosen = {
             name: words
-            for name, words in commands(folder, agent.host_key, uvloop=options.uvloop).items()
+            for name, words in commands(folder, agent.host_key).items()
             if not options.only or name in options.only.split(",")
         }
         if any(name.startswith("registry") for name in chosen):
@@ -316,18 +316,13 @@ def told(mine: list[Sample], pairs: list[tuple[Sample, Sample]]) -> str:
 
 def role(words: list[str]) -> int | None:
     """Be one of the processes that the run starts; None when this is the run itself."""
-    loop = asyncio.run
-    if words[:1] == ["--uvloop"]:
-        import uvloop  # noqa: PLC0415 - only where it is asked for
-
-        loop, words = uvloop.run, words[1:]
     match words:
         case ["--source", octets]:
             source(int(octets))
         case ["--load", port, target, connections]:
             print(load(int(port), target, int(connections)))
         case ["--serve", variant, folder, host_key]:
-            loop(serving(variant, Path(folder), host_key))
+            asyncio.run(serving(variant, Path(folder), host_key))
         case _:
             return None
     return 0
@@ -342,7 +337,6 @@ def main() -> int:
     parser.add_argument("--connections", default="1,4,8")
     parser.add_argument("--mib", type=int, default=384, help="that each connection pulls")
     parser.add_argument("--only", default="", help="variants, by commas")
-    parser.add_argument("--on-uvloop", dest="uvloop", action="store_true", help="run ours and asyncssh's on uvloop")
     parser.add_argument("--json", type=Path, help="write the samples there, too")
     options = parser.parse_args()
     samples = run(options)

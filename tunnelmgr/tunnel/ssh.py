@@ -192,7 +192,7 @@ class SshConnection:
         try:
             async with asyncio.timeout(QUICKEN):
                 await self._conn.create_session(lambda: errand, NOTHING, encoding=None)
-        except (asyncssh.Error, OSError) as refused:  # a TimeoutError is one of the latter
+        except FAULTS as refused:  # a TimeoutError is one of them
             log.debug("no session on the agent", address=self.address, reason=said(refused))
         finally:
             errand.end()
