@@ -83,13 +83,13 @@ def test_a_tunnel_comes_back_after_sshd_restarts(field: "Field") -> None:
 
 def test_a_stale_listener_is_named_and_outwaited(field: "Field") -> None:
     """While a dead session still holds the port, the agent is down with listen-refused; then it comes up."""
-    agent = field.boot("builder", None, "ClientAliveInterval 3", "ClientAliveCountMax 2")
+    agent = field.boot("builder")
     field.up(agent)
 
-    agent.drop()
+    agent.pause_sshd_sessions()
     lost(field, agent)
-    agent.heal()
     refused = field.controller.wait("builder", lambda facts: facts["error"] == "listen-refused", "the port is named")
+    agent.resume_sshd_sessions()
     field.controller.wait_phase("builder", "up", timeout=40)
 
     assert "127.0.0.1:5000" in refused["message"]
