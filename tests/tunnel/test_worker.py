@@ -175,6 +175,7 @@ async def test_a_second_listener_that_is_refused_is_named_and_asked_for_again(ss
         writer.close()
 
 
+@pytest.mark.usefixtures("forgiving")
 async def test_a_squatter_on_a_refused_address_is_found(sshd: Sshd, desk: Desk) -> None:
     """Clients may ask it first, so it is told by name, and forgotten when it goes."""
     both = forward(*TWO)
@@ -190,6 +191,7 @@ async def test_a_squatter_on_a_refused_address_is_found(sshd: Sshd, desk: Desk) 
             assert desk.bound.squatted == ()
 
 
+@pytest.mark.usefixtures("forgiving")
 async def test_a_squatter_that_takes_no_connection_costs_no_tunnel(sshd: Sshd, desk: Desk) -> None:
     """It holds the port and answers nobody: a squatter all the same, and no reason to end what works."""
     both = forward(*TWO)
