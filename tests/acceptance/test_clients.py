@@ -220,6 +220,37 @@ def test_python_dxf_pushes_and_pulls(field: "Field", builder: LabAgent) -> None:
     assert "403" in refused.stderr
 
 
+ORAS = """
+import sys
+from oras.client import OrasClient
+
+client = OrasClient(hostname="localhost:5000", insecure=True)
+verb, target, place = sys.argv[1:]
+if verb == "push":
+    print(client.push(target=target, files=[place], disable_path_validation=True).status_code)
+else:
+    print(client.pull(target=target, outdir=place)[0])
+"""
+"""What a build does with the Python SDK of ORAS."""
+
+
+def test_oras_pushes_and_pulls_an_artifact(field: "Field", builder: LabAgent) -> None:
+    """What is no image goes the same way; refused, this client tries again for minutes, so that is not shown."""
+    content = os.urandom(200_000)
+    file, back = field.folder / "artifact.bin", field.folder / "back"
+    file.write_bytes(content)
+
+    def run(*words: str) -> CompletedProcess[str]:
+        return builder.run([sys.executable, "-c", ORAS, *words], env={"HOME": str(field.folder)}, timeout=60)
+
+    pushed = run("push", "localhost:5000/team/artifact:1", str(file))
+    pulled = run("pull", "localhost:5000/team/artifact:1", str(back))
+
+    assert pushed.stdout.split()[-1:] == ["201"], pushed.stderr
+    assert pulled.returncode == 0, pulled.stderr
+    assert next(path for path in back.rglob("*") if path.is_file()).read_bytes() == content
+
+
 class Curl:
     """curl on an agent."""
 
