@@ -121,10 +121,13 @@ async def test_it_comes_up_serves_the_agent_and_drains_on_sigterm(site: Site) ->
 async def test_a_stop_lets_an_open_channel_end(site: Site) -> None:
     """What is under way is finished, and nothing new begins."""
     async with daemon(site) as process:
-        await process.phase("up")
+        before = (await process.phase("up"))["bytes_from_agent"]
         reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
-        writer.write(b"GET /v2/ HTTP/1.1\r\nHost: localhost:5000\r\n")
-        await process.phase("up")
+        begun = b"GET /v2/ HTTP/1.1\r\nHost: localhost:5000\r\nPadding: " + 4000 * b"x" + b"\r\n"
+        writer.write(begun)
+        async with asyncio.timeout(10):
+            while (await process.ask(process.client.agents))[0]["bytes_from_agent"] < before + len(begun):
+                pass
 
         process.child.send_signal(signal.SIGTERM)
         await until(lambda: site.sshd.cancelled)
@@ -137,9 +140,13 @@ async def test_a_stop_lets_an_open_channel_end(site: Site) -> None:
 async def test_a_second_signal_stops_at_once(site: Site) -> None:
     """An open channel holds the first; nobody waits for it at the second."""
     async with daemon(site) as process:
-        await process.phase("up")
+        before = (await process.phase("up"))["bytes_from_agent"]
         _, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
-        writer.write(b"GET /v2/ HTTP/1.1\r\n")
+        begun = b"GET /v2/" + 4000 * b"x"  # far more than a probe sends
+        writer.write(begun)
+        async with asyncio.timeout(10):
+            while (await process.ask(process.client.agents))[0]["bytes_from_agent"] < before + len(begun):
+                pass
         process.child.send_signal(signal.SIGTERM)
         await until(lambda: site.sshd.cancelled)
         assert process.child.returncode is None

@@ -24,11 +24,11 @@ class RegistryWatch:
     bell: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        """Look now and at each ring, until cancelled; each look has its own deadline."""
+        """Look at each ring, until cancelled; each look has its own deadline."""
         while True:
-            await self.look()
             await self.bell.wait()
             self.bell.clear()
+            await self.look()
 
     async def look(self) -> None:
         """Bring `facts` up to date, and log what has changed."""
