@@ -114,7 +114,7 @@ async def test_dear_bytes_come_in_small_pieces() -> None:
     assert sum(made.pieces) == 24 << 10
 
 
-async def test_a_line_that_is_lost_forgets_what_waits() -> None:
+async def test_a_line_that_is_lost_passes_nothing_on() -> None:
     """Nothing is passed to a protocol that has been told of the end."""
 
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,15 +123,13 @@ async def test_a_line_that_is_lost_forgets_what_waits() -> None:
 
     made = Slow(turns=500)
     async with tcp_at_work(talk) as endpoint:
-        dialer = Dialer(["127.0.0.1"])
-        transport, _ = await dialer.create_connection(lambda: made, "", endpoint.port)
+        transport, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
         await until(lambda: made.pieces)
         transport.abort()
         await until(lambda: made.lost)
-        held = dialer.line
-        assert held is not None
-        assert not held._backlog
-        assert held._next is None
+        passed_on = len(made.pieces)
+        await asyncio.sleep(0.05)
+        assert len(made.pieces) == passed_on
 
 
 async def test_nothing_is_read_while_answers_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,13 +174,27 @@ async def _all_asked(made: object) -> None:
 
 
 async def test_the_line_is_overdrawn_only_while_it_rests() -> None:
-    """The worker tells by it an agent that floods from one that is dead."""
-    line = Line(asyncio.Protocol())
-    assert not line.overdrawn
-    line._allowance.spend(BURST + 0.005)
-    line._rest()
-    assert line.overdrawn
-    await until(lambda: not (line._rest() or line.overdrawn), 2)
+    """The worker tells by it an agent that floods from one that is dead; after its rest it is read again."""
+    made = Slow(turns=0)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"once more")
+        await asyncio.Event().wait()
+
+    async with tcp_at_work(talk) as endpoint:
+        line, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
+        assert isinstance(line, Line)
+        assert not line.overdrawn
+        line._allowance.spend(BURST + 0.005)
+        line._look()
+        assert line.overdrawn
+        line.write(b"x")
+        await asyncio.sleep(0.01)
+        assert made.pieces == []
+        await until(lambda: made.pieces, 2)
+        assert not line.overdrawn
+        line.abort()
 
 
 # --- the handshake ---

@@ -10,6 +10,7 @@ import pytest
 from tunnelmgr.demo.lab import Lab
 from tunnelmgr.demo.processes import until
 from tunnelmgr.tunnel.keys import make_key, public_line
+from tunnelmgr.tunnel.packets import ADJUST_SIZE
 
 pytestmark = pytest.mark.acceptance
 
@@ -25,12 +26,25 @@ from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.tunnel import fastpath
+from tunnelmgr.tunnel import line, pump
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.ssh import dial
 
 folder, address, host_key, size, ours = sys.argv[1:]
 content = random.Random(7).randbytes(int(size))
+past_asyncssh = {"sent": 0, "heard": 0}
+account, heard = pump.account, line.heard
+
+def accounted(channel, count):
+    past_asyncssh["sent"] += count
+    account(channel, count)
+
+def hearing(protocol, data):
+    taken = heard(protocol, data)
+    past_asyncssh["heard"] += taken
+    return taken
+
+pump.account, line.heard = accounted, hearing
 
 async def answer(reader, writer):
     writer.write(content)
@@ -46,8 +60,13 @@ async def main():
     connection._conn._rekey_bytes = int(ours)
     await connection.quicken()
     async with asyncio.TaskGroup() as tasks:
+        async def serve(channel):
+            await relay(channel, Endpoint("127.0.0.1", 7000), Traffic())
+            print(past_asyncssh["sent"], past_asyncssh["heard"], flush=True)
+
         def opened(channel):
-            tasks.create_task(relay(channel, Endpoint("127.0.0.1", 7000), Traffic()), name="channel")
+            tasks.create_task(serve(channel), name="channel")
+
         await connection.listen(Endpoint("127.0.0.1", 5000), lambda: None, opened, lambda: None)
         await connection.lost.wait()
 
@@ -85,8 +104,13 @@ def test_every_byte_arrives_through_a_real_sshd(tmp_path: Path, theirs: str, our
 
         log = agent.log()
         exchanges = log.count("SSH2_MSG_NEWKEYS received")
+        until(lambda: (tmp_path / "controller.log").read_text().count("\n") == 3, "all three have ended")
+        sent, heard = map(int, (tmp_path / "controller.log").read_text().split()[-2:])
 
     expected = hashlib.sha256(random.Random(7).randbytes(SIZE)).hexdigest()  # noqa: S311 - known bytes
     assert digests == [expected] * 3
     assert "Starting session: command" in log  # what has sshd set TCP_NODELAY
     assert exchanges == 1 if (theirs, ours) == ("default", 1 << 30) else exchanges > 5
+    # All of it is sealed by us, but for what asyncssh sends to begin a key exchange; so are the adjusts read.
+    assert 3 * SIZE - exchanges * 3 * 32768 <= sent <= 3 * SIZE
+    assert heard > 100 * ADJUST_SIZE

@@ -18,6 +18,7 @@ import pytest
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.ports import Source
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.session import Gate
@@ -77,6 +78,24 @@ class MemoryChannel:
         async with self.changed:
             self.outgoing += data
             self.changed.notify_all()
+
+    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+        """Give the agent what comes from a source, in pieces of 64 KiB."""
+        room, left = memoryview(bytearray(65536)), limit
+        readable = asyncio.Event()
+        source.heed(readable.set)
+        try:
+            while left and (count := source.receive_into((room[: min(left, 65536)],))) != 0:
+                if count is None:
+                    readable.clear()
+                    await readable.wait()
+                    continue
+                await self.write(bytes(room[:count]))
+                left -= count
+                carried(count)
+        finally:
+            source.heed(None)
+        return limit - left
 
     def write_eof(self) -> None:
         """Remember that nothing more follows."""

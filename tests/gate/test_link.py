@@ -1,15 +1,18 @@
 """A channel's connection to the registry, by itself."""
 
 import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.gate.conftest import MemoryChannel
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.link import RegistryLink
 
 if TYPE_CHECKING:
-    from tests.gate.conftest import Scripted, ScriptedRegistry
+    from tests.gate.conftest import Script, Scripted, ScriptedRegistry
 
 GET = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
@@ -86,3 +89,75 @@ async def test_an_answer_that_comes_as_the_body_ends_stops_the_clock(scripted: "
 
     assert head.status == 200
     assert complaints == []
+
+
+def breaking_off(head: bytes, *, reset: bool = False) -> "Script":
+    """Return a registry that answers with `head` and goes in the middle of the body."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        await writer.drain()
+        await reader.readexactly(1)
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    return script
+
+
+LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe"
+
+
+@pytest.mark.parametrize(("reset", "words"), [(False, "broke off"), (True, "hung up")])
+async def test_a_registry_that_goes_within_a_body_is_at_fault(
+    scripted: "Scripted", channel: MemoryChannel, reset: bool, words: str
+) -> None:
+    """The agent has a part of it, and is not told that it was all."""
+    async with scripted(breaking_off(LONG, reset=reset)) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        await link.ask("GET", GET)
+        await link.send(b"x")
+        with pytest.raises(RegistryUnavailableError, match=words):
+            await link.pour(channel, 1000, lambda _: None)
+        link.abort()
+
+
+async def test_a_registry_that_goes_within_a_chunk_is_at_fault(scripted: "Scripted") -> None:
+    """As above, for a body that tells its length as it goes."""
+    async with scripted(breaking_off(CHUNKED)) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        head = await link.ask("GET", GET)
+        await link.send(b"x")
+        with pytest.raises(RegistryUnavailableError, match="broke off"):
+            _ = [pieces async for pieces in link.body(head)]
+        link.abort()
+
+
+async def test_an_agent_that_goes_within_a_body_is_no_fault_of_the_registrys(scripted: "Scripted") -> None:
+    """Nobody is told that the registry is away."""
+    async with scripted(breaking_off(LONG + b"part")) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        await link.ask("GET", GET)
+        assert link.arrived(1000) == b"part"
+        with pytest.raises(ConnectionResetError):
+            await link.pour(GoneChannel(), 996, lambda _: None)
+        link.abort()
+
+
+class GoneChannel(MemoryChannel):
+    """A channel whose agent has gone."""
+
+    async def pour(self, *_: object) -> int:
+        """Fail, as a channel does."""
+        raise ConnectionResetError("the channel is closed")
+
+
+async def test_an_empty_body_is_over_at_once(scripted: "Scripted") -> None:
+    """Nothing is waited for."""
+    async with scripted(breaking_off(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        head = await link.ask("GET", GET)
+        assert [pieces async for pieces in link.body(head)] == []
+        link.abort()

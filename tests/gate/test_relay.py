@@ -129,6 +129,7 @@ async def test_writing_to_a_lost_target_is_an_error(scripted: "Scripted") -> Non
         upstream.write_eof()
         with pytest.raises(ConnectionError):
             await upstream.read()
+        upstream.abort()
 
 
 async def test_a_connection_that_we_closed_reads_as_ended(scripted: "Scripted") -> None:

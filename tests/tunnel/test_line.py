@@ -1,13 +1,15 @@
 """The TCP connection under an SSH connection: back-pressure, and addresses in order."""
 
 import asyncio
+import socket
+import struct
 from contextlib import suppress
 
 import pytest
 
 from tests.tunnel.ssh_server import free_port, tcp_at_work, until
 from tunnelmgr.errors import UnreachableError
-from tunnelmgr.tunnel.line import SEND_AHEAD, Dialer, Line
+from tunnelmgr.tunnel.line import SEND_AHEAD, Dialer, Line, spare
 
 
 class Recording(asyncio.Protocol):
@@ -53,6 +55,70 @@ async def test_everything_is_passed_on_in_order() -> None:
     assert dialer.reached == "127.0.0.1"
 
 
+async def test_a_reset_is_passed_on_with_its_reason() -> None:
+    """Whether it is found by reading or by writing, and once."""
+
+    async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    for write in (b"", b"x"):
+        async with tcp_at_work(reset) as endpoint:
+            line, protocol = await dialled(endpoint.port)
+            await asyncio.sleep(0.01)
+            if write:
+                line.write(write)
+            await until(lambda heard=protocol.calls: len(heard) > 1)
+            line.abort()
+            line.write(b"into nothing")
+            await line_turn()
+        (lost,) = protocol.calls[1:]
+        assert isinstance(lost, tuple)
+        assert isinstance(lost[1], ConnectionError)
+        assert line.is_closing()
+
+
+async def test_what_is_written_in_one_turn_goes_out_together() -> None:
+    """It sends an IGNORE before each message, and each with a call of its own."""
+    arrived: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        arrived.append(await reader.read(100))
+
+    async with tcp_at_work(listen) as endpoint:
+        line, _ = await dialled(endpoint.port)
+        for word in (b"one ", b"two ", b"three"):
+            line.write(word)
+        await until(lambda: arrived)
+        line.abort()
+
+    assert arrived == [b"one two three"]
+
+
+async def test_an_abort_still_sends_what_was_put_off() -> None:
+    """The SSH side says why it goes, and goes."""
+    arrived: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        arrived.append(await reader.read())
+
+    async with tcp_at_work(listen) as endpoint:
+        line, protocol = await dialled(endpoint.port)
+        line.write(b"goodbye")
+        line.abort()
+        await until(lambda: arrived)
+
+    assert arrived == [b"goodbye"]
+    assert protocol.calls == ["made", ("lost", None)]
+
+
+async def dialled(port: int) -> tuple[Line, Recording]:
+    """Return a line, and what is above it."""
+    line, protocol = await Dialer(["127.0.0.1"]).create_connection(Recording, "", port)
+    assert isinstance(line, Line)
+    assert isinstance(protocol, Recording)
+    return line, protocol
+
+
 async def test_a_writer_is_held_while_the_socket_takes_nothing() -> None:
     """It waits at the bound, and goes on when the other side reads."""
     reading = asyncio.Event()
@@ -64,23 +130,18 @@ async def test_a_writer_is_held_while_the_socket_takes_nothing() -> None:
                 pass
 
     async with tcp_at_work(read_late) as endpoint:
-        dialer = Dialer(["127.0.0.1"])
-        _, protocol = await dialer.create_connection(Recording, "", endpoint.port)
-        assert isinstance(protocol, Recording)
-        line, transport = dialer.line, protocol.transport
-        assert line is not None
-        assert transport is not None
-
-        while line._room.is_set():
-            transport.write(bytes(1 << 16))
+        line, protocol = await dialled(endpoint.port)
+        while line.get_write_buffer_size() <= SEND_AHEAD:
+            line.write(bytes(1 << 16))
             await line_turn()
-        assert SEND_AHEAD < transport.get_write_buffer_size() <= SEND_AHEAD + (1 << 16)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(line.writable(), 0.05)
+        assert not line.idle()
 
         reading.set()
         await asyncio.wait_for(line.writable(), 5)
-        transport.abort()
+        await until(line.idle)
+        line.abort()
         await until(lambda: ("lost", None) in protocol.calls)
 
 
@@ -90,26 +151,53 @@ async def line_turn() -> None:
 
 
 async def test_a_lost_line_holds_nobody() -> None:
-    """Whoever waits is let go and finds its channel closed."""
-    line = Line(Recording())
-    line.pause_writing()
-    async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
-        waiting = tasks.create_task(line.writable())
-        await line_turn()
-        assert not waiting.done()
-        line.connection_lost(None)
+    """Whoever waits is let go and finds its channel closed, also within a key exchange that will never end."""
+
+    async def stay(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        await asyncio.Event().wait()
+
+    async with tcp_at_work(stay) as endpoint:
+        full, _ = await dialled(endpoint.port)
+        exchanging, protocol = await dialled(endpoint.port)
+        full.write(bytes(64 << 20))
+        protocol._kex_complete = False  # type: ignore[attr-defined]
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
+            waiting = [tasks.create_task(line.writable()) for line in (full, exchanging)]
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in waiting)
+            full.abort()
+            exchanging.abort()
 
 
-async def test_a_line_that_is_lost_within_a_key_exchange_holds_nobody() -> None:
-    """The exchange will never end, and so must the wait for it not depend on it."""
-    protocol = Recording()
-    protocol._kex_complete = False  # type: ignore[attr-defined]
-    line = Line(protocol)
-    async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
-        waiting = tasks.create_task(line.writable())
-        await line_turn()
-        assert not waiting.done()
-        line.connection_lost(None)
+async def test_a_batch_is_used_again_once_its_last_byte_is_sent() -> None:
+    """And not before: what the kernel has not taken is still in it."""
+    reading = asyncio.Event()
+    got = bytearray()
+
+    async def read_late(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reading.wait()
+        while data := await reader.read(1 << 20):
+            got.extend(data)
+
+    sent = bytearray()
+    async with tcp_at_work(read_late) as endpoint:
+        line, _ = await dialled(endpoint.port)
+        while line.idle():
+            batch = spare()
+            batch.buffer[:] = bytes([len(sent) % 251]) * len(batch.buffer)
+            line.send_batch(batch, len(batch.buffer))
+            sent += batch.buffer
+        other = spare()
+        assert other is not batch
+        other.buffer[:] = bytes(len(other.buffer))
+        reading.set()
+        await until(line.idle)
+        assert spare() in {batch, other}
+        await until(lambda: len(got) == len(sent))
+        line.abort()
+
+    assert got == sent
 
 
 async def test_the_protocol_is_made_once_and_for_the_address_that_answers() -> None:

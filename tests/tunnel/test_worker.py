@@ -210,7 +210,7 @@ async def test_an_exposed_listener_is_cancelled_at_once_and_ends_the_tunnel(sshd
     async with alive(sshd.spec(one), desk.settings()) as life:
         with pytest.raises(ExposedListenerError, match="GatewayPorts no"):
             await life.end()
-        assert sshd.cancelled == [one.listen[0]]
+        await until(lambda: sshd.cancelled == [one.listen[0]])
         await until(lambda: not listens(one.listen[0]))
 
     assert desk.of(TunnelBound) == desk.of(TunnelProbed) == []
@@ -405,6 +405,7 @@ async def test_cancelling_a_worker_revokes_at_once(sshd: Sshd, desk: Desk) -> No
     assert desk.serving == 0
 
 
+@pytest.mark.usefixtures("forgiving")
 async def test_an_unexpected_fault_in_a_session_ends_the_worker_and_its_connection(sshd: Sshd, desk: Desk) -> None:
     """The gate is a bulkhead, so this is a fault of ours; it must not leave a tunnel half alive."""
     one = forward()

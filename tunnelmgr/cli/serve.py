@@ -36,11 +36,13 @@ def run(
     file = chosen_file(context, config)
     configure(log_format or (LogFormat.TEXT if sys.stderr.isatty() else LogFormat.JSON), log_level)
     from tunnelmgr.daemon.daemon import run as run_daemon  # noqa: PLC0415 - spares every other command its imports
+    from tunnelmgr.daemon.loop import loop_factory  # noqa: PLC0415 - as above
 
     os.umask(0o077)
     keep_out_of_core_files()
     try:
-        asyncio.run(run_daemon(file))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(run_daemon(file))
     except asyncio.CancelledError:
         raise typer.Exit(1) from None
 

@@ -1,9 +1,25 @@
 """Every protocol by which the layers meet; each is implemented by exactly one folder above."""
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.trust import HostTrust
+
+
+class Source(Protocol):
+    """A socket that is read straight into somebody else's buffers."""
+
+    def heed(self, reader: Callable[[], None] | None) -> None:
+        """Call `reader` at each turn of the loop in which there is something to read, until it is replaced."""
+        ...
+
+    def receive_into(self, buffers: Sequence[memoryview]) -> int | None:
+        """Fill the buffers from the front; returns how many bytes, 0 at the end, None where nothing is there now.
+
+        Raises ConnectionError.
+        """
+        ...
 
 
 class Channel(Protocol):
@@ -20,6 +36,14 @@ class Channel(Protocol):
         """Send `data`, waiting while more than a bounded amount is unsent.
 
         Raises ConnectionError when the channel is closed.
+        """
+        ...
+
+    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+        """Send what comes from `source`, up to `limit` bytes, and call `carried` with the size of each piece sent.
+
+        Returns how many bytes they were: fewer than `limit` where the source ended. Raises ConnectionError when the
+        source breaks or the channel is closed. Nobody else may read the source meanwhile.
         """
         ...
 

@@ -5,6 +5,7 @@ the body is nobody's: the answer is passed on and the channel ends.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -29,8 +30,6 @@ _ANY_MANIFEST: Final = (
     "*/*"
 )
 MAX_PAGE: Final = 1024 * 1024
-_JOINED: Final = 64 * 1024
-"""A first piece of at most so many bytes leaves together with its head, in one write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,25 +191,34 @@ class Exchange:
         return data
 
     async def _pass_body(self, first: bytes, answer: ResponseHead, limit: asyncio.Timeout) -> None:
-        unsent = first
-        chunked = answer.body.coding in {Coding.CHUNKED, Coding.UNTIL_CLOSE}
         clock = asyncio.get_running_loop().time
         extended = clock()
+
+        def carried(_: int) -> None:
+            """Move the deadline, now and then only: each move leaves a dead timer in the loop."""
+            nonlocal extended
+            if (now := clock()) - extended > self._limits.answer / 10:
+                limit.reschedule(now + self._limits.answer)
+                extended = now
+
+        if answer.body.coding in {Coding.NONE, Coding.COUNTED}:
+            await self._pass_counted(first, answer, carried)
+        else:
+            await self._pass_chunks(first, answer, carried)
+
+    async def _pass_counted(self, first: bytes, answer: ResponseHead, carried: Callable[[int], None]) -> None:
+        """Send what has arrived of the body along with its head, and pour the rest."""
+        arrived = self._link.arrived(answer.body.length)
+        await self._agent.write(first + arrived)
+        if left := answer.body.length - len(arrived):
+            await self._link.pour(self._agent, left, carried)
+        self._link.finish(answer)
+
+    async def _pass_chunks(self, first: bytes, answer: ResponseHead, carried: Callable[[int], None]) -> None:
+        unsent = first
         async with aclosing(self._link.body(answer)) as feeds:
             async for pieces in feeds:
-                wired = encode_pieces(pieces, chunked=chunked)
-                if unsent and len(wired) <= _JOINED:
-                    await self._agent.write(unsent + wired)
-                else:
-                    if unsent:
-                        await self._agent.write(unsent)
-                    await self._agent.write(wired)
+                await self._agent.write(unsent + encode_pieces(pieces, chunked=True))
                 unsent = b""
-                # Each move of the deadline leaves a dead timer in the loop, so it is moved now and then only.
-                if (now := clock()) - extended > self._limits.answer / 10:
-                    limit.reschedule(now + self._limits.answer)
-                    extended = now
-        if chunked:
-            unsent += LAST_CHUNK
-        if unsent:
-            await self._agent.write(unsent)
+                carried(0)
+        await self._agent.write(unsent + LAST_CHUNK)

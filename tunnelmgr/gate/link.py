@@ -6,9 +6,10 @@
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Final
 
+from tunnelmgr.core.ports import Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.bodies import Piece, body_reader
@@ -92,6 +93,29 @@ class RegistryLink:
         except TimeoutError as late:
             raise RegistryUnavailableError(f"the registry at {self._target} did not answer in time") from late
 
+    def arrived(self, count: int) -> bytes:
+        """Return what has arrived of a body of `count` bytes."""
+        data = self._inbox.take_rest()
+        self._inbox.feed(data[count:])
+        return data[:count]
+
+    async def pour(self, agent: Channel, count: int, carried: Callable[[int], None]) -> None:
+        """Carry `count` bytes more of a body to the agent, past our own memory; the caller sets the deadlines."""
+        upstream = self._connection()
+        try:
+            poured = await agent.pour(upstream, count, carried)
+        except ConnectionError as lost:
+            if not upstream.failed:
+                raise  # the agent is gone, which is no fault of the registry
+            raise RegistryUnavailableError(f"the registry at {self._target} hung up") from lost
+        if poured < count:
+            raise RegistryUnavailableError(f"the registry at {self._target} broke off its answer")
+
+    def finish(self, answer: ResponseHead) -> None:
+        """Drop the connection after an answer that was the last on it."""
+        if self._last or not answer.keep_alive:
+            self.abort()
+
     async def body(self, answer: ResponseHead) -> AsyncGenerator[Sequence[Piece], None]:
         """Yield the answer's body as it comes, without its coding; the caller sets the deadlines."""
         reader = body_reader(answer.body, RegistryUnavailableError)
@@ -107,8 +131,7 @@ class RegistryLink:
                 if reader.ends_with_stream:
                     break
                 raise RegistryUnavailableError(f"the registry at {self._target} broke off its answer")
-        if self._last or not answer.keep_alive:
-            self.abort()
+        self.finish(answer)
 
     async def _ask_once(self, method: str, wire: bytes) -> ResponseHead:
         await self.send(wire)

@@ -1,6 +1,7 @@
 """The raw relay, for forwards of protocol `tcp`: bytes both ways, half-closes kept, nothing looked at."""
 
 import asyncio
+import sys
 
 import structlog
 
@@ -37,8 +38,8 @@ async def _carry(agent: Channel, target: Endpoint) -> None:
     whole = False
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_pump(agent, upstream), name="relay to target")
-            tasks.create_task(_pump(upstream, agent), name="relay to agent")
+            tasks.create_task(_to_target(agent, upstream), name="relay to target")
+            tasks.create_task(_to_agent(agent, upstream), name="relay to agent")
         whole = True
     except* ConnectionError:
         # One side was reset: so is the other, as it would be without us.
@@ -51,7 +52,12 @@ async def _carry(agent: Channel, target: Endpoint) -> None:
             upstream.abort()
 
 
-async def _pump(source: Channel, sink: Channel) -> None:
-    while data := await source.read():
-        await sink.write(data)
-    sink.write_eof()
+async def _to_target(agent: Channel, upstream: Upstream) -> None:
+    while data := await agent.read():
+        await upstream.write(data)
+    upstream.write_eof()
+
+
+async def _to_agent(agent: Channel, upstream: Upstream) -> None:
+    await agent.pour(upstream, sys.maxsize, lambda _: None)
+    agent.write_eof()

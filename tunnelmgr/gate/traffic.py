@@ -1,8 +1,9 @@
 """What went through a forward: counters that status and metrics read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from tunnelmgr.core.ports import AgentChannel
+from tunnelmgr.core.ports import AgentChannel, Source
 
 
 @dataclass(slots=True)
@@ -41,6 +42,16 @@ class MeteredChannel:
         await self._channel.write(data)
         self.to_agent += len(data)
         self._traffic.to_agent += len(data)
+
+    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+        """Pour to the agent, and count each piece as it goes."""
+
+        def counted(count: int) -> None:
+            self.to_agent += count
+            self._traffic.to_agent += count
+            carried(count)
+
+        return await self._channel.pour(source, limit, counted)
 
     def write_eof(self) -> None:
         """End our direction."""

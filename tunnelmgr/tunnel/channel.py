@@ -11,13 +11,18 @@ from collections.abc import Callable
 
 import asyncssh
 
-from tunnelmgr.tunnel.fastpath import await_window, send_bulk
+from tunnelmgr.core.ports import Source
+from tunnelmgr.tunnel.fastpath import window
 from tunnelmgr.tunnel.line import Line
+from tunnelmgr.tunnel.packets import BATCH, LARGEST
+from tunnelmgr.tunnel.pump import Outflow, Pump
 
 PIECE = 32 * 1024
-"""Bytes handed to asyncssh at a time, where it makes the packets; what the window has no room for it holds."""
+"""Bytes handed to asyncssh at a time; what the agent's window has no room for it holds."""
 READ_AHEAD = 256 * 1024
 """Bytes that may wait to be read before the agent's side is held back."""
+OPENING = 8
+"""The part of the agent's window that has to be open before bulk data goes on, so that it goes on in whole batches."""
 
 
 class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
@@ -39,12 +44,16 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         self._readable = asyncio.Event()
         self._window = asyncio.Event()
         self._window.set()
+        self._pump: Pump | None = None
+        self._least_window = 1
 
     # --- what asyncssh calls ---
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
-        """Keep the channel."""
+        """Keep the channel, and have asyncssh hold no more than one piece for it."""
         self._ssh = chan
+        self._least_window = max(1, min(BATCH * LARGEST, window(chan) // OPENING))
+        chan.set_write_buffer_limits(0)
 
     def session_started(self) -> None:
         """Begin to serve."""
@@ -70,6 +79,8 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         self._lost = True
         self._readable.set()
         self._window.set()
+        if self._pump is not None:
+            self._pump.fail(ConnectionResetError("the channel is closed"))
         self._on_end()
 
     def pause_writing(self) -> None:
@@ -79,6 +90,8 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
     def resume_writing(self) -> None:
         """Let the writer go on."""
         self._window.set()
+        if self._pump is not None:
+            self._pump.step()
 
     # --- what the gate calls ---
 
@@ -103,33 +116,40 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         """Send `data` once the window and the socket have room for it."""
         unsent = memoryview(data)
         while True:
-            sent = self._send(unsent)
-            self._line.carried(sent)
-            unsent = unsent[sent:]
+            self._hand_over(bytes(unsent[:PIECE]))
+            unsent = unsent[PIECE:]
             # Waits as long as the agent does not read; a dead one is found by the probe, which ends the connection.
             await self._window.wait()
             await self._line.writable()
-            if self._lost:
-                raise ConnectionResetError("the channel is closed")
             if not unsent:
                 return
-            await asyncio.sleep(0)  # other channels have their turn between two batches
 
-    def _send(self, unsent: memoryview) -> int:
-        """Send some of it, or have the next attempt wait; returns how much was sent."""
-        if self._lost or self._ssh is None or self._ssh.is_closing():
-            raise ConnectionResetError("the channel is closed")
-        if sent := send_bulk(self._ssh, unsent):
-            return sent
-        if unsent and await_window(self._ssh):
-            self._window.clear()
-            return 0
-        piece = bytes(unsent[:PIECE])
+    def _hand_over(self, piece: bytes) -> None:
         try:
-            self._ssh.write(piece)
+            self._open().write(piece)
         except OSError as closed:
             raise ConnectionResetError("the channel is closed") from closed
-        return len(piece)
+        self._line.carried(len(piece))
+
+    def _open(self) -> asyncssh.SSHTCPChannel[bytes]:
+        if self._lost or self._ssh is None or self._ssh.is_closing():
+            raise ConnectionResetError("the channel is closed")
+        return self._ssh
+
+    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+        """Send what comes from `source`, as `Channel.pour` says."""
+
+        def both(count: int) -> None:
+            self._line.carried(count)
+            carried(count)
+
+        self._pump = Pump(source, Outflow(self._open(), self._line, self._least_window), limit, both)
+        try:
+            self._pump.step()
+            return await self._pump.done
+        finally:
+            self._pump.stop()
+            self._pump = None
 
     async def wanted(self) -> bool:
         """Wait until there is something to read; False at the end of the agent's side, or once the tunnel drains."""

@@ -1,4 +1,4 @@
-"""The TCP connection under an SSH connection, with the back-pressure that asyncssh does not pass on.
+"""The TCP connection under an SSH connection: asyncssh's transport, with the back-pressure that asyncssh lacks.
 
 - asyncssh ignores `pause_writing` from its transport, and puts aside without bound what is written while keys are
   exchanged, which the other side may begin and never end. So whoever writes waits on the line instead.
@@ -6,139 +6,205 @@
   turn of the loop, so that the other tunnels have theirs in between, and no more than its `Allowance`. What waits is
   left in the socket, and so with the agent.
 - asyncssh answers requests whether or not the answers are read: while too many wait, nothing more is read.
+- asyncssh sends each message, and an IGNORE before it, with a call of their own: what it writes in one turn of the loop
+  goes out together.
 """
 
 import asyncio
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from tunnelmgr.errors import UnreachableError
+from tunnelmgr.stream import Stream, connect
 from tunnelmgr.tunnel.allowance import Allowance
+from tunnelmgr.tunnel.fastpath import exchanges_keys, heard
+from tunnelmgr.tunnel.packets import Batch
 from tunnelmgr.tunnel.path import tune
 
-SEND_AHEAD = 1024 * 1024
+SEND_AHEAD: Final = 512 * 1024
 """Bytes that may wait for the socket before writers are held, for all channels of a connection together."""
-ANSWERS_AHEAD = 16 * 1024 * 1024
+ANSWERS_AHEAD: Final = 16 * 1024 * 1024
 """Bytes that may wait for the socket before nothing more is read; channels alone do not come near it."""
 SMALLEST, LARGEST = 512, 32 * 1024
 """Bytes of a piece."""
 QUICK, SLOW = 0.0003, 0.001
 """Seconds that a piece should take: one that is quicker makes the next larger, one that is slower smaller."""
-RECHECK = 0.05
+RECHECK: Final = 0.05
 """Seconds between two looks whether the agent reads its answers."""
-EXCHANGE_LOOK = 0.01
+EXCHANGE_LOOK: Final = 0.01
 """Seconds between two looks whether a key exchange is over: asyncssh tells nobody."""
+SPARE: Final = 4
+"""Batches that are kept for the next use."""
 
 
-class Line(asyncio.Protocol):
-    """Stands between the socket and asyncssh's protocol and passes everything on, at a pace that all can bear."""
+class _Bench(threading.local):
+    """What the lines of a thread share."""
 
-    def __init__(self, protocol: asyncio.Protocol) -> None:
-        self.protocol = protocol
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+
+_bench: Final = _Bench()
+
+
+class Line(asyncio.Transport):
+    """Stands between the socket and asyncssh, whose protocol `make` returns, at a pace that all can bear."""
+
+    def __init__(self, make: Callable[[], asyncio.Protocol], connected: socket.socket) -> None:
+        super().__init__(
+            {"socket": connected, "sockname": connected.getsockname(), "peername": connected.getpeername()}
+        )
         self._loop = asyncio.get_running_loop()
+        self._stream = Stream(connected, self._end, self._let_go)
         self._allowance = Allowance(self._loop.time())
-        self._transport: asyncio.Transport | None = None
-        self._backlog = bytearray()
         self._piece = SMALLEST
-        self._next: asyncio.Handle | None = None
+        self._resting: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Handle | None = None
+        self._held: Batch | None = None
+        self._ended = False
         self.overdrawn = False
-        self._room = asyncio.Event()
-        self._room.set()
-        self._lost = False
+        self.protocol = make()
+        self.protocol.connection_made(self)
+        self._stream.heed(self._read)
+
+    # --- for those who write ---
 
     async def writable(self) -> None:
         """Wait until enough of what was written is on its way; a lost line never blocks."""
-        await self._room.wait()
-        while self._exchanging_keys:  # ended by the probe where the other side never ends it
-            await asyncio.sleep(EXCHANGE_LOOK)
-            await self._room.wait()
+        while not self._ended:
+            if self._stream.unsent > SEND_AHEAD:
+                await self._stream.drained()
+            elif self.exchanging_keys:  # ended by the probe where the other side never ends it
+                await asyncio.sleep(EXCHANGE_LOOK)
+            else:
+                return
 
     @property
-    def _exchanging_keys(self) -> bool:
-        return not self._lost and not getattr(self.protocol, "_kex_complete", True)
+    def exchanging_keys(self) -> bool:
+        """Tell whether what is written now would wait inside asyncssh, without a bound."""
+        return not self._ended and exchanges_keys(self.protocol)
+
+    def idle(self) -> bool:
+        """Send what was put off, and tell whether the kernel has taken everything."""
+        if self._stream.unsent:
+            self._stream.flush()
+        return not self._stream.unsent
+
+    def when_idle(self, ready: Callable[[], None]) -> None:
+        """Call `ready` once the kernel has taken everything, each who waits in turn; never, once the line is lost."""
+        self._stream.when_drained(ready)
+
+    def send_batch(self, batch: Batch, end: int) -> None:
+        """Send a batch's packets, on an idle line; the batch is the line's from then on."""
+        self._held = batch
+        self._stream.send(batch.buffer[:end])
 
     def carried(self, octets: int) -> None:
         """Credit the agent with bytes that a channel carried."""
         self._allowance.earn(octets)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Bound what may wait in the transport."""
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
-            transport.set_write_buffer_limits(high=SEND_AHEAD)
-        self.protocol.connection_made(transport)
+    # --- for asyncssh ---
 
-    def data_received(self, data: bytes) -> None:
-        """Pass on what arrived, piece by piece."""
-        self._backlog += data
-        if self._next is None:
-            self._pass_on()
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send with all else that is written in this turn of the loop."""
+        self._stream.put_off(data)
+        if self._flushing is None:
+            self._flushing = self._loop.call_soon(self._flush)
 
-    def eof_received(self) -> bool | None:
-        """Pass on the end; it comes after all else, since nothing is read while a piece waits."""
-        return self.protocol.eof_received()
+    def get_write_buffer_size(self) -> int:
+        """Return the bytes that wait for the socket."""
+        return self._stream.unsent
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Let waiting writers go; they find their channels closed."""
-        self._lost = True
-        self._forget()
-        self._room.set()
-        self.protocol.connection_lost(exc)
+    def is_closing(self) -> bool:
+        """Tell whether the connection is over."""
+        return self._ended
 
-    def pause_writing(self) -> None:
-        """Hold the writers."""
-        self._room.clear()
+    def abort(self) -> None:
+        """End now; what was put off is still sent, as far as the kernel takes it at once, and the rest is dropped."""
+        self._stream.flush()
+        self._end(None)
 
-    def resume_writing(self) -> None:
-        """Let the writers go on."""
-        self._room.set()
+    close = abort
 
-    # --- pieces ---
+    # --- how ---
 
-    def _pass_on(self) -> None:
+    def _let_go(self) -> None:
+        """Keep the last batch for the next use: all of it is sent."""
+        if self._held is not None:
+            keep(self._held)
+            self._held = None
+
+    def _flush(self) -> None:
+        self._flushing = None
+        self._stream.flush()
+
+    def _read(self) -> None:
         """Pass on one piece, and see when the next one's turn is."""
-        self._next = None
-        if self._backlog and not self._answers_wait:
-            piece = bytes(self._backlog[: self._piece])
-            del self._backlog[: len(piece)]
-            # The thread's own time: another process on a busy machine is not the agent's to pay for.
-            began = time.thread_time()
-            self.protocol.data_received(piece)
-            self._settle(time.thread_time() - began)
-        if self._transport is None or self._transport.is_closing():
-            self._forget()
+        try:
+            piece = self._stream.receive(self._piece)
+        except ConnectionError as lost:
+            self._end(lost)
             return
-        rest = self._rest()
-        if not self._backlog and not rest:
-            self._transport.resume_reading()
+        if piece == b"":
+            self.protocol.eof_received()
+            self._end(None)
+        if not piece:
             return
-        self._transport.pause_reading()
-        self._next = self._loop.call_later(rest, self._pass_on) if rest else self._loop.call_soon(self._pass_on)
+        # The thread's own time: another process on a busy machine is not the agent's to pay for.
+        began = time.thread_time()
+        if rest := piece[heard(self.protocol, piece) :]:
+            self.protocol.data_received(rest)
+        self._settle(time.thread_time() - began)
 
     def _settle(self, took: float) -> None:
+        """Pay for a piece, and read no more before there is credit."""
         self._allowance.spend(took)
         if took < QUICK:
             self._piece = min(LARGEST, self._piece * 2)
         elif took > SLOW:
             self._piece = max(SMALLEST, int(self._piece * SLOW / took))
+        self._look()
 
-    def _rest(self) -> float:
+    def _look(self) -> None:
+        self._resting = None
         rest = self._allowance.rest(self._loop.time())
         self.overdrawn = rest > 0
-        return max(rest, RECHECK) if self._answers_wait else rest
+        if self._stream.unsent > ANSWERS_AHEAD:
+            rest = max(rest, RECHECK)
+        if self._ended:
+            return
+        if rest:
+            self._stream.heed(None)
+            self._resting = self._loop.call_later(rest, self._look)
+        else:
+            self._stream.heed(self._read)
 
-    @property
-    def _answers_wait(self) -> bool:
-        return self._transport is not None and self._transport.get_write_buffer_size() > ANSWERS_AHEAD
+    def _end(self, lost: OSError | None) -> None:
+        """Let everybody go: writers find their channels closed."""
+        if self._ended:
+            return
+        self._ended = True
+        self._stream.abort()
+        for timer in (self._resting, self._flushing):
+            if timer is not None:
+                timer.cancel()
+        self._held = None
+        self._loop.call_soon(self.protocol.connection_lost, lost)
 
-    def _forget(self) -> None:
-        """Drop what waits: there is nobody left to have it."""
-        self._backlog.clear()
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+
+def spare() -> Batch:
+    """Return an empty batch."""
+    return _bench.batches.pop() if _bench.batches else Batch()
+
+
+def keep(batch: Batch) -> None:
+    """Take back a batch that nobody needs any more."""
+    if len(_bench.batches) < SPARE:
+        _bench.batches.append(batch)
 
 
 class Dialer:
@@ -158,18 +224,17 @@ class Dialer:
         Raises UnreachableError with the last address's reason. The caller sets the deadline for all of it; each
         address has its share, so that one that swallows packets leaves time for the next.
         """
-        loop = asyncio.get_running_loop()
         refused = UnreachableError("the agent", "it has no address")
         for address in self._addresses:
             try:
                 async with asyncio.timeout(self._patience / len(self._addresses)):
-                    transport, line = await loop.create_connection(lambda: Line(factory()), address, port)
+                    connected = await connect(address, port)
             except OSError as failed:
                 refused = UnreachableError(f"{address} port {port}", _reason(failed))
                 continue
-            tune(transport.get_extra_info("socket"))
-            self.line, self.reached = line, address
-            return transport, line.protocol
+            tune(connected)
+            self.line, self.reached = Line(factory, connected), address
+            return self.line, self.line.protocol
         raise refused
 
 

@@ -1,0 +1,264 @@
+"""A TCP socket on the event loop, read straight into its reader's buffers and written without copies.
+
+asyncio's transports hand over each receive as an object of its own, and read ahead; for bulk data both cost more than
+the data itself. Here nothing is read before somebody asks, so that what waits does so in the kernel, and with the
+sender; and what the kernel does not take at once is kept, not copied.
+
+The loop may be asyncio's or uvloop's: only `add_reader`, `add_writer` and `sock_connect` are used.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import Final
+
+AT_ONCE: Final = 64
+"""Buffers handed to the kernel with one call; it takes up to 1024 (`sendmsg(2)`, IOV_MAX)."""
+
+
+class Stream:
+    """A connected socket.
+
+    `on_lost` is called at a later turn of the loop once nothing more can be written, since the connection broke. What
+    has arrived can still be read, and whoever reads is told of the end by what it calls. `on_drained` is called each
+    time that the last unsent byte has gone.
+    """
+
+    def __init__(
+        self,
+        connected: socket.socket,
+        on_lost: Callable[[ConnectionError], None] = lambda _: None,
+        on_drained: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_lost = on_lost
+        self._on_drained = on_drained
+        self._reader: Callable[[], None] | None = None
+        self._queue: deque[memoryview] = deque()
+        self._turns: deque[Callable[[], None]] = deque()
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._watching = False
+        self._last: Callable[[], None] | None = None
+        self.unsent = 0
+        """Bytes that the kernel has not taken yet."""
+        self.closed = False
+        self.failure: ConnectionError | None = None
+        """Why nothing more can be written, or read."""
+        self.socket = connected
+        connected.setblocking(False)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    # --- reading ---
+
+    def heed(self, reader: Callable[[], None] | None) -> None:
+        """Call `reader` at each turn of the loop in which there is something to read, until it is replaced."""
+        if reader == self._reader or self.closed:
+            return
+        self._reader = reader
+        if reader is None:
+            self._loop.remove_reader(self.socket.fileno())
+        else:
+            self._loop.add_reader(self.socket.fileno(), reader)
+
+    @property
+    def silent(self) -> bool:
+        """Whether the connection stands and nothing waits to be read."""
+        if self.closed or self.failure:
+            return False
+        try:
+            self.socket.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def receive(self, limit: int) -> bytes | None:
+        """Return up to `limit` bytes, `b""` at the end, None where nothing is there now; raises ConnectionError."""
+        try:
+            return self.socket.recv(limit)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as lost:
+            raise self._broken(lost) from lost
+
+    def receive_into(self, buffers: Sequence[memoryview]) -> int | None:
+        """Fill the buffers from the front; returns how many bytes, 0 at the end, None where nothing is there now.
+
+        Raises ConnectionError.
+        """
+        try:
+            return self.socket.recvmsg_into(buffers)[0]
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as lost:
+            raise self._broken(lost) from lost
+
+    # --- writing ---
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Send now; what the kernel does not take is kept as it is, so it must not change before `unsent` is 0."""
+        self.put_off(data)
+        if not self._watching:
+            self.flush()
+
+    def put_off(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep for the next `flush`."""
+        if data and not (self.closed or self.failure):
+            self._queue.append(memoryview(data))
+            self.unsent += len(data)
+
+    def flush(self) -> None:
+        """Send what is kept, as much as the kernel takes; the rest goes out as soon as it takes more."""
+        self._push()
+        if (self._queue or self._turns) and not self._watching:
+            self._watching = True
+            self._loop.add_writer(self.socket.fileno(), self._on_writable)
+
+    def when_drained(self, ready: Callable[[], None]) -> None:
+        """Call `ready` once, when nothing is unsent; those who wait have their turns in order, one a turn of the loop.
+
+        Only for a stream that has something unsent; never called once it is closed or broken.
+        """
+        self._turns.append(ready)
+
+    async def drained(self) -> None:
+        """Wait until nothing is unsent, or the connection is over."""
+        if not self.unsent:
+            return
+        drained: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.add(drained)
+        self.when_drained(partial(_settle, drained))
+        try:
+            await drained
+        finally:
+            self._waiting.discard(drained)
+
+    # --- ending ---
+
+    def end(self) -> None:
+        """End our direction once everything is sent."""
+        self._afterwards(self._shut)
+
+    def close(self) -> None:
+        """Close once everything is sent."""
+        self.heed(None)
+        self._afterwards(self.abort)
+
+    def abort(self) -> None:
+        """Close at once, and drop what is unsent."""
+        if self.closed:
+            return
+        self.heed(None)
+        self.closed = True
+        self._drop_unsent()
+        self.socket.close()
+
+    # --- how ---
+
+    def _on_writable(self) -> None:
+        self._push()
+        if self._turns and not self._queue:
+            self._turns.popleft()()
+        # Watched on while somebody waits: the next one has its turn at the loop's next.
+        if self._watching and not (self._queue or self._turns):
+            self._watching = False
+            self._loop.remove_writer(self.socket.fileno())
+
+    def _push(self) -> None:
+        queue = self._queue
+        try:
+            while queue:
+                if len(queue) == 1:
+                    self._took(self.socket.send(queue[0]))
+                else:
+                    self._took(self.socket.sendmsg(list(islice(queue, AT_ONCE))))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as lost:
+            self._loop.call_soon(self._on_lost, self._broken(lost))
+            self._drop_unsent()
+            return
+        self._on_drained()
+        if self._last is not None and not self.closed:
+            self._last()
+
+    def _broken(self, error: OSError) -> ConnectionError:
+        """Return it as what it is for a stream, also where the kernel's has another class (ETIMEDOUT, EHOSTUNREACH)."""
+        lost = error if isinstance(error, ConnectionError) else ConnectionError(error.errno, error.strerror)
+        self.failure = lost
+        return lost
+
+    def _drop_unsent(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._loop.remove_writer(self.socket.fileno())
+        self._queue.clear()
+        self._turns.clear()
+        self.unsent = 0
+        for drained in self._waiting:
+            _settle(drained)
+
+    def _took(self, count: int) -> None:
+        queue = self._queue
+        self.unsent -= count
+        while count:
+            first = queue[0]
+            if count < len(first):
+                queue[0] = first[count:]
+                return
+            count -= len(first)
+            queue.popleft()
+
+    def _afterwards(self, last: Callable[[], None]) -> None:
+        if self._queue:
+            self._last = last
+        elif not self.closed:
+            last()
+
+    def _shut(self) -> None:
+        self._last = None
+        with suppress(OSError):  # the other side may be gone, which a read will tell
+            self.socket.shutdown(socket.SHUT_WR)
+
+
+async def connect(host: str, port: int) -> socket.socket:
+    """Connect to a literal address, or to the first of a name's that answers.
+
+    Raises OSError with the last one's reason. The caller sets the deadline.
+    """
+    loop = asyncio.get_running_loop()
+    refused: OSError | None = None
+    for family, address in await _resolved(host, port):
+        connecting = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connecting.setblocking(False)
+            await loop.sock_connect(connecting, address)
+        except OSError as failed:
+            connecting.close()
+            refused = failed
+        except BaseException:
+            connecting.close()
+            raise
+        else:
+            return connecting
+    raise refused or OSError(f"{host} has no address")
+
+
+async def _resolved(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [(family, address) for family, _, _, _, address in found]
+    return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]  # noqa: PLR2004 - the version of IP
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
