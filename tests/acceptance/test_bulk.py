@@ -10,12 +10,13 @@ import pytest
 from tunnelmgr.demo.lab import Lab
 from tunnelmgr.demo.processes import until
 from tunnelmgr.tunnel.keys import make_key, public_line
-from tunnelmgr.tunnel.packets import ADJUST_SIZE
 
 pytestmark = pytest.mark.acceptance
 
 IP = "10.77.0.11"
 SIZE = 48 * 1024 * 1024
+ADJUST = 36
+"""Bytes of a window adjust, from its length to its tag."""
 
 # In the controller's network: a source of known bytes, and a tunnel whose channels are relayed to it.
 CONTROLLER = """
@@ -26,25 +27,25 @@ from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.tunnel import line, pump
+from tunnelmgr.tunnel import fastpath, pump
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.ssh import dial
 
 folder, address, host_key, size, ours = sys.argv[1:]
 content = random.Random(7).randbytes(int(size))
 past_asyncssh = {"sent": 0, "heard": 0}
-account, heard = pump.account, line.heard
+account, work_off = pump.account, fastpath._work_off
 
 def accounted(channel, count):
     past_asyncssh["sent"] += count
     account(channel, count)
 
-def hearing(protocol, data):
-    taken = heard(protocol, data)
+def hearing(connection, wire):
+    taken = work_off(connection, wire)
     past_asyncssh["heard"] += taken
     return taken
 
-pump.account, line.heard = accounted, hearing
+pump.account, fastpath._work_off = accounted, hearing
 
 async def answer(reader, writer):
     writer.write(content)
@@ -113,4 +114,4 @@ def test_every_byte_arrives_through_a_real_sshd(tmp_path: Path, theirs: str, our
     assert exchanges == 1 if (theirs, ours) == ("default", 1 << 30) else exchanges > 5
     # All of it is sealed by us, but for what asyncssh sends to begin a key exchange; so are the adjusts read.
     assert 3 * SIZE - exchanges * 3 * 32768 <= sent <= 3 * SIZE
-    assert heard > 100 * ADJUST_SIZE
+    assert heard > 100 * ADJUST

@@ -6,17 +6,22 @@ These are the contract tests: a release of asyncssh is proved once they and `tes
 import asyncio
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 
 import asyncssh
 import pytest
 from asyncssh.crypto.cipher import GCMCipher
 from asyncssh.encryption import GCMEncryption
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.tunnel.both_ends import CONTENT, KIB, Both, opened
 from tests.tunnel.ssh_server import until
 from tunnelmgr.tunnel import fastpath
-from tunnelmgr.tunnel.fastpath import PROVED, account, await_window, exchanges_keys, heard, outlet, window
-from tunnelmgr.tunnel.packets import ADJUST_SIZE, LARGEST, Batch
+from tunnelmgr.tunnel.fastpath import PROVED, account, await_window, exchanges_keys, hear, outlet, window
+from tunnelmgr.tunnel.packets import LARGEST, Batch
 
 AT_ODDS = [
     ("conn", "_kex_complete", False),
@@ -38,7 +43,6 @@ DEAF = [
     ("_auth_final", False),
     ("_kex", object()),
     ("_kex_complete", False),
-    ("_inpbuf", b"the beginning of a packet"),
     ("_recv_handler", lambda: False),
     ("_decompressor", object()),
     ("_recv_encryption", None),
@@ -149,7 +153,9 @@ async def test_in_a_release_that_is_not_proved_nothing_goes_past_asyncssh(monkey
     async with opened() as both:
         monkeypatch.setattr(fastpath, "_USABLE", False)
         assert outlet(both.chan) is None
-        assert heard(both.conn, sealed_adjust(both, 1)) == 0
+        with asyncsshs_own(both) as own:
+            assert hear(both.conn, sealed_adjust(both, 1)) == b""
+        assert len(own) == 1
 
 
 # --- hearing ---
@@ -168,74 +174,198 @@ def sealed(both: Both, *payloads: bytes) -> bytes:
     return wire
 
 
+def adjust(both: Both, room: int, channel: int | None = None) -> bytes:
+    """Return a window adjust for our channel."""
+    return struct.pack(">BII", 93, both.chan._recv_chan if channel is None else channel, room)
+
+
+def data(both: Both, content: bytes, channel: int | None = None) -> bytes:
+    """Return data for our channel."""
+    number = both.chan._recv_chan if channel is None else channel
+    return struct.pack(">BII", 94, number, len(content)) + content
+
+
 def sealed_adjust(both: Both, room: int, channel: int | None = None) -> bytes:
     """Return a window adjust under the seal that comes next from the agent."""
-    return sealed(both, struct.pack(">BII", 93, both.chan._recv_chan if channel is None else channel, room))
+    return sealed(both, adjust(both, room, channel))
 
 
-async def test_a_window_adjust_leaves_the_connection_as_asyncssh_itself_would() -> None:
-    """Counter, sequence number and window move by the same steps."""
+IGNORE = struct.pack(">BI", 2, 0)
+
+
+@contextmanager
+def asyncsshs_own(both: Both, *, swallow: bool = True) -> Iterator[list[bytes]]:
+    """Write down what is left to asyncssh, and keep it from asyncssh if it is to be swallowed."""
+    own: list[bytes] = []
+    receive = both.conn.data_received
+
+    def received(wire: bytes) -> None:
+        own.append(wire)
+        if not swallow:
+            receive(wire)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(both.conn, "data_received", received)
+        yield own
+
+
+def heard_state(both: Both) -> tuple[int, int, int, int]:
+    """Return what moves when a packet is heard."""
+    cipher = both.conn._recv_encryption._cipher
+    counter = int.from_bytes(cipher._iv[4:], "big")
+    return counter, both.conn._recv_seq, both.chan._send_window, both.chan._recv_window
+
+
+@pytest.mark.parametrize("kind", ["adjust", "data"])
+async def test_what_is_heard_leaves_the_connection_as_asyncssh_itself_would(kind: str) -> None:
+    """Counter, sequence number and windows move by the same steps, and the data arrives."""
     async with opened() as both:
 
-        def state() -> tuple[int, int, int]:
-            cipher = both.conn._recv_encryption._cipher
-            return int.from_bytes(cipher._iv[4:], "big"), both.conn._recv_seq, both.chan._send_window
+        def said() -> bytes:
+            return sealed(both, adjust(both, 1000) if kind == "adjust" else data(both, b"x" * 1000))
 
         def moved(before: tuple[int, ...]) -> list[int]:
-            return [now - then for now, then in zip(state(), before, strict=True)]
+            return [now - then for now, then in zip(heard_state(both), before, strict=True)]
 
-        before = state()
-        both.conn.data_received(sealed_adjust(both, 1000))
+        before = heard_state(both)
+        both.conn.data_received(said())
         by_asyncssh = moved(before)
-        before = state()
-        assert heard(both.conn, sealed_adjust(both, 1000)) == ADJUST_SIZE
+        before = heard_state(both)
+        with asyncsshs_own(both) as own:
+            assert hear(both.conn, said()) == b""
         by_us = moved(before)
 
-    assert by_us == by_asyncssh == [1, 1, 1000]
+        assert own == []
+        assert by_us == by_asyncssh
+        assert by_us[:2] == [1, 1]
+        if kind == "data":
+            assert [await both.ours.read(), await both.ours.read()] == [b"x" * 1000] * 2
 
 
-async def test_what_follows_an_adjust_reaches_asyncssh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adjust and the agent's data in one piece: each is worked off by whom it is for, in order."""
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["adjust", "data", "ignore", "long"]), min_size=1, max_size=12),
+    cuts=st.lists(st.integers(0, 1 << 20), max_size=8),
+)
+def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list[int]) -> None:
+    """Packets for us and for asyncssh, in pieces of any size: each is worked off once, by whom it is for."""
+
+    async def run() -> None:
+        async with opened() as both:
+            contents = [os.urandom(30_000 if kind == "long" else 100) for kind in kinds if kind in {"data", "long"}]
+            coming = iter(contents)
+            payloads = [
+                adjust(both, 10) if kind == "adjust" else IGNORE if kind == "ignore" else data(both, next(coming))
+                for kind in kinds
+            ]
+            before, wire, tail = heard_state(both), sealed(both, *payloads), b""
+            places = sorted({cut % len(wire) for cut in cuts} | {0, len(wire)})
+            with asyncsshs_own(both, swallow=False) as own:
+                for start, end in pairwise(places):
+                    tail = hear(both.conn, tail + wire[start:end])
+
+            counter, sequence, window_, _ = heard_state(both)
+            assert tail == b""
+            assert len(own) == kinds.count("ignore")
+            assert (counter - before[0], sequence - before[1]) == (len(kinds), len(kinds))
+            assert window_ - before[2] == 10 * kinds.count("adjust")
+            got = b""
+            while len(got) < sum(map(len, contents)):
+                got += await both.ours.read()
+            assert got == b"".join(contents)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("within", [3, 20, 40])
+async def test_a_packet_that_asyncssh_has_begun_is_its_own_to_the_end(within: int) -> None:
+    """After a key exchange it may hold the beginning of one; from the next packet on we hear again."""
     async with opened() as both:
-        before = window(both.chan)
-        number = both.chan._recv_chan
-        wire = sealed(both, struct.pack(">BII", 93, number, 1000), struct.pack(">BII4s", 94, number, 4, b"data"))
-        monkeypatch.setattr(both.connection._line._stream, "receive", lambda _: wire)
+        wire = sealed(both, data(both, b"x" * 100), adjust(both, 10))
+        first = len(sealed(both, data(both, b"x" * 100)))
+        before, tail = heard_state(both), b""
+        both.conn.data_received(wire[:within])
+        with asyncsshs_own(both, swallow=False) as own:
+            for place in range(within, len(wire), 7):
+                tail = hear(both.conn, tail + wire[place : place + 7])
 
-        both.connection._line._read()
-
-        assert window(both.chan) == before + 1000
-        assert await both.ours.read() == b"data"
+        assert tail == b""
+        assert b"".join(own) == wire[within:first]
+        assert heard_state(both)[1:3] == (before[1] + 2, before[2] + 10)
+        assert await both.ours.read() == b"x" * 100
 
 
 @pytest.mark.parametrize(("attribute", "value"), DEAF)
 async def test_what_arrives_in_any_other_state_is_left_to_asyncssh(attribute: str, value: object) -> None:
     """Nothing is read and nothing is changed."""
     async with opened() as both:
-        wire = sealed_adjust(both, 1)
-        before = both.conn._recv_seq, both.chan._send_window
+        wire, before = sealed_adjust(both, 1), heard_state(both)[1:]
 
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
             patch.setattr(both.conn, attribute, value)
-            assert heard(both.conn, wire) == 0
+            assert hear(both.conn, wire) == b""
 
-        assert (both.conn._recv_seq, both.chan._send_window) == before
-        assert heard(both.conn, wire) == len(wire)
+        assert own == [wire]
+        assert heard_state(both)[1:] == before
 
 
-async def test_an_adjust_of_a_channel_that_is_not_open_is_left_to_asyncssh() -> None:
+@pytest.mark.parametrize(
+    ("whose", "attribute", "value"),
+    [
+        ("adjust", "_recv_state", "closed"),
+        ("data", "_recv_state", "eof"),
+        ("data", "_recv_window", 3),
+        ("data", "_encoding", "utf-8"),
+    ],
+)
+async def test_what_a_channel_does_not_take_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
     """It knows what to say to that."""
     async with opened() as both:
-        assert heard(both.conn, sealed_adjust(both, 1, channel=99)) == 0
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(both.chan, "_recv_state", "closed")
-            assert heard(both.conn, sealed_adjust(both, 1)) == 0
+        wire = sealed(both, adjust(both, 1) if whose == "adjust" else data(both, b"data"))
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
+            patch.setattr(both.chan, attribute, value)
+            assert hear(both.conn, wire) == b""
+        assert own == [wire]
 
 
-async def test_something_else_than_asyncssh_is_not_heard_for() -> None:
+async def test_what_is_for_no_channel_or_of_another_key_is_left_to_asyncssh() -> None:
+    """Whole packets, one by one; and one longer than any of ours with all that follows."""
+    async with opened() as both:
+        for wire in (
+            sealed(both, adjust(both, 1, channel=99)),
+            sealed(both, data(both, b"data", channel=99)),
+            sealed(both, data(both, b"")),
+            b"\0\0\0\x10" + bytes(32),
+        ):
+            with asyncsshs_own(both) as own:
+                assert hear(both.conn, wire) == b""
+            assert own == [wire]
+        with asyncsshs_own(both) as own:
+            assert hear(both.conn, b"\xff" * 10) == b""
+        assert own == [b"\xff" * 10]
+
+
+async def test_nothing_is_heard_once_the_connection_is_over() -> None:
+    """A packet may end it, and what follows is nobody's."""
+    async with opened() as both:
+        wire = sealed(both, adjust(both, 1))
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
+            patch.setattr(both.conn, "_transport", None)
+            assert hear(both.conn, wire) == b""
+        assert own == []
+
+
+async def test_something_else_than_asyncssh_hears_everything() -> None:
     """The line also carries other protocols, in tests."""
-    assert heard(asyncio.Protocol(), bytes(36)) == 0
-    assert not exchanges_keys(asyncio.Protocol())
+    heard: list[bytes] = []
+
+    class Other(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            heard.append(data)
+
+    assert hear(Other(), bytes(36)) == b""
+    assert heard == [bytes(36)]
+    assert not exchanges_keys(Other())
 
 
 # --- waiting ---

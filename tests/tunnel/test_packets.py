@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnelmgr.tunnel.packets import (
-    ADJUST_SIZE,
     BATCH,
     LARGEST,
     Batch,
+    Opener,
     Seal,
+    channel_data,
     lengths,
-    opened_adjusts,
     packets,
+    whole_packet,
+    window_adjust,
 )
 
 KEY, NONCE = os.urandom(16), os.urandom(12)
@@ -98,16 +100,26 @@ def test_room_is_whole_packets_or_a_part_of_one() -> None:
     assert [len(place) for place in batch.room(1 << 40)] == [LARGEST] * BATCH
 
 
-# --- window adjusts ---
+def test_filling_takes_what_there_is_room_for() -> None:
+    """In the order of the packets, and no more than a batch."""
+    batch, encryption = Batch(), other_end()
+    assert batch.fill(memoryview(CONTENT + b"more")) == BATCH * LARGEST
+    assert batch.fill(memoryview(CONTENT[: LARGEST + 5])) == LARGEST + 5
+
+    end = batch.seal(Seal(KEY, NONCE), 1, LARGEST + 5)
+    assert b"".join(payload[9:] for payload in opened(bytes(batch.buffer[:end]), encryption)) == CONTENT[: LARGEST + 5]
 
 
-def sealed(encryption: GCMEncryption, *payloads: bytes, padding: int | None = None) -> bytes:
+# --- opening ---
+
+
+def sealed(encryption: GCMEncryption, *payloads: bytes) -> bytes:
     """Return packets as asyncssh or sshd makes them."""
     wire = b""
     for payload in payloads:
-        pad = -(1 + len(payload)) % 16 if padding is None else padding
-        pad += 16 if pad < 4 else 0
-        packet = bytes([pad]) + payload + os.urandom(pad)
+        padding = -(1 + len(payload)) % 16
+        padding += 16 if padding < 4 else 0
+        packet = bytes([padding]) + payload + os.urandom(padding)
         body, tag = encryption.encrypt_packet(0, len(packet).to_bytes(4, "big"), packet)
         wire += body + tag
     return wire
@@ -118,50 +130,74 @@ def adjust(channel: int, room: int) -> bytes:
     return struct.pack(">BII", 93, channel, room)
 
 
-def test_adjusts_in_a_row_are_read() -> None:
-    """Each with its channel and its bytes."""
-    said = [(0, 1), (7, 98304), (0xFFFFFFFF, 0xFFFFFFFF)]
-    wire = sealed(other_end(), *(adjust(*one) for one in said))
+def brought(channel: int, data: bytes) -> bytes:
+    """Return data of a channel (RFC 4254, section 5.2)."""
+    return struct.pack(">BII", 94, channel, len(data)) + data
 
-    assert len(wire) == len(said) * ADJUST_SIZE
-    assert list(opened_adjusts(Seal(KEY, NONCE), wire)) == said
+
+@given(payloads=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=8))
+def test_what_asyncssh_seals_opens_packet_by_packet(payloads: list[bytes]) -> None:
+    """Each under the nonce that comes next, and only once the one before is accepted."""
+    wire, opener = memoryview(sealed(other_end(), *payloads)), Opener(Seal(KEY, NONCE))
+    found = []
+    while wire:
+        size = whole_packet(wire)
+        plain = opener.open(wire[:size])
+        assert plain is not None
+        assert opener.open(wire[:size]) == plain
+        found.append(plain[1 : -plain[0]])
+        opener.accept()
+        assert opener.open(wire[:size]) is None
+        wire = wire[size:]
+
+    assert found == payloads
+    assert opener.seal.nonce == Seal(KEY, NONCE).after(len(payloads))
+
+
+def test_a_packet_that_was_touched_does_not_open() -> None:
+    """Whichever of its bytes it was: length, content or tag."""
+    wire = sealed(other_end(), adjust(1, 2))
+    for place in (0, 5, len(wire) - 1):
+        touched = bytearray(wire)
+        touched[place] ^= 1
+        assert Opener(Seal(KEY, NONCE)).open(memoryview(touched)) is None
+
+
+def test_the_size_of_a_packet_is_known_with_its_length() -> None:
+    """Before that it is 0, which is no packet's size."""
+    wire = memoryview(sealed(other_end(), adjust(1, 2)))
+    assert [whole_packet(wire[:count]) for count in range(4)] == [0, 0, 0, 0]
+    assert whole_packet(wire[:4]) == whole_packet(wire) == len(wire)
+
+
+def plain(payload: bytes, padding: int) -> bytes:
+    """Return a packet as it is when opened."""
+    return bytes([padding]) + payload + bytes(padding)
+
+
+def test_adjusts_and_data_are_told_apart() -> None:
+    """Each by its message and its exact size."""
+    said = plain(adjust(7, 98304), 6)
+    came = plain(brought(3, b"data"), 6)
+
+    assert (window_adjust(said), channel_data(said)) == ((7, 98304), None)
+    assert (window_adjust(came), channel_data(came)) == (None, (3, b"data"))
+    assert channel_data(plain(brought(0xFFFFFFFF, bytes(LARGEST)), 6)) == (0xFFFFFFFF, bytes(LARGEST))
+    assert channel_data(plain(brought(1, b""), 6)) == (1, b"")
 
 
 @pytest.mark.parametrize(
-    "after",
+    "odd",
     [
         pytest.param(b"", id="nothing"),
-        pytest.param(b"\0\0\0\x10 and then too little", id="a part of one"),
-        pytest.param(b"\0\0\0\x10" + bytes(32), id="one of another key"),
-        pytest.param(b"\xff" * 100, id="a length of something else"),
+        pytest.param(plain(struct.pack(">BI", 2, 0), 10), id="ignore, as long as an adjust"),
+        pytest.param(plain(adjust(1, 2) + b"x", 5), id="an adjust with more in it"),
+        pytest.param(plain(brought(1, b"data") + b"x", 5), id="data with more behind"),
+        pytest.param(plain(struct.pack(">BII", 94, 1, 9) + b"data", 6), id="less data than told"),
+        pytest.param(plain(brought(1, b"data"), 3), id="too little padding"),
+        pytest.param(bytes([200]) + brought(1, b"data"), id="more padding than packet"),
     ],
 )
-def test_what_follows_is_left(after: bytes) -> None:
-    """Reading ends there, and what was read before stands."""
-    wire = sealed(other_end(), adjust(1, 2)) + after
-
-    assert list(opened_adjusts(Seal(KEY, NONCE), wire)) == [(1, 2)]
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        pytest.param(struct.pack(">BI", 2, 0), id="ignore"),
-        pytest.param(struct.pack(">BII", 94, 1, 0), id="empty data"),
-        pytest.param(struct.pack(">BIII", 93, 1, 2, 3)[:11], id="a longer adjust"),
-    ],
-)
-def test_another_message_of_the_same_size_is_left(payload: bytes) -> None:
+def test_whatever_is_not_exactly_one_is_neither(odd: bytes) -> None:
     """It is for asyncssh to see, byte for byte."""
-    encryption = other_end()
-    wire = sealed(encryption, adjust(1, 2), payload, adjust(1, 3))
-
-    assert list(opened_adjusts(Seal(KEY, NONCE), wire)) == [(1, 2)]
-
-
-def test_a_counter_about_to_wrap_is_no_matter() -> None:
-    """RFC 5647, section 7.1."""
-    nonce = NONCE[:4] + b"\xff" * 8
-    wire = sealed(other_end(nonce=nonce), adjust(1, 2), adjust(3, 4))
-
-    assert list(opened_adjusts(Seal(KEY, nonce), wire)) == [(1, 2), (3, 4)]
+    assert (window_adjust(odd), channel_data(odd)) == (None, None)

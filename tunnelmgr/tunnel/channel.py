@@ -15,7 +15,7 @@ from tunnelmgr.core.ports import Source
 from tunnelmgr.tunnel.fastpath import window
 from tunnelmgr.tunnel.line import Line
 from tunnelmgr.tunnel.packets import BATCH, LARGEST
-from tunnelmgr.tunnel.pump import Outflow, Pump
+from tunnelmgr.tunnel.pump import Outflow, Pump, send
 
 PIECE = 32 * 1024
 """Bytes handed to asyncssh at a time; what the agent's window has no room for it holds."""
@@ -116,20 +116,31 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         """Send `data` once the window and the socket have room for it."""
         unsent = memoryview(data)
         while True:
-            self._hand_over(bytes(unsent[:PIECE]))
-            unsent = unsent[PIECE:]
+            unsent = unsent[self._send(unsent) :]
             # Waits as long as the agent does not read; a dead one is found by the probe, which ends the connection.
             await self._window.wait()
             await self._line.writable()
             if not unsent:
                 return
 
-    def _hand_over(self, piece: bytes) -> None:
-        try:
-            self._open().write(piece)
-        except OSError as closed:
-            raise ConnectionResetError("the channel is closed") from closed
-        self._line.carried(len(piece))
+    def _send(self, unsent: memoryview) -> int:
+        """Send some of it, or have the next attempt wait; returns how many bytes were sent."""
+        channel = self._open()
+        count = send(self._outflow(), unsent)
+        if count is None:
+            piece = bytes(unsent[:PIECE])
+            try:
+                channel.write(piece)
+            except OSError as closed:
+                raise ConnectionResetError("the channel is closed") from closed
+            count = len(piece)
+        elif not count:
+            self._window.clear()
+        self._line.carried(count)
+        return count
+
+    def _outflow(self) -> Outflow:
+        return Outflow(self._open(), self._line, self._least_window)
 
     def _open(self) -> asyncssh.SSHTCPChannel[bytes]:
         if self._lost or self._ssh is None or self._ssh.is_closing():
@@ -143,7 +154,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
             self._line.carried(count)
             carried(count)
 
-        self._pump = Pump(source, Outflow(self._open(), self._line, self._least_window), limit, both)
+        self._pump = Pump(source, self._outflow(), limit, both)
         try:
             self._pump.step()
             return await self._pump.done

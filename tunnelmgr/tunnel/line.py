@@ -21,7 +21,7 @@ from typing import Final
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.stream import Stream, connect
 from tunnelmgr.tunnel.allowance import Allowance
-from tunnelmgr.tunnel.fastpath import exchanges_keys, heard
+from tunnelmgr.tunnel.fastpath import exchanges_keys, hear
 from tunnelmgr.tunnel.packets import Batch
 from tunnelmgr.tunnel.path import tune
 
@@ -29,7 +29,7 @@ SEND_AHEAD: Final = 512 * 1024
 """Bytes that may wait for the socket before writers are held, for all channels of a connection together."""
 ANSWERS_AHEAD: Final = 16 * 1024 * 1024
 """Bytes that may wait for the socket before nothing more is read; channels alone do not come near it."""
-SMALLEST, LARGEST = 512, 32 * 1024
+SMALLEST, LARGEST = 512, 256 * 1024
 """Bytes of a piece."""
 QUICK, SLOW = 0.0003, 0.001
 """Seconds that a piece should take: one that is quicker makes the next larger, one that is slower smaller."""
@@ -65,6 +65,7 @@ class Line(asyncio.Transport):
         self._resting: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Handle | None = None
         self._held: Batch | None = None
+        self._tail = b""
         self._ended = False
         self.overdrawn = False
         self.protocol = make()
@@ -156,8 +157,7 @@ class Line(asyncio.Transport):
             return
         # The thread's own time: another process on a busy machine is not the agent's to pay for.
         began = time.thread_time()
-        if rest := piece[heard(self.protocol, piece) :]:
-            self.protocol.data_received(rest)
+        self._tail = hear(self.protocol, self._tail + piece)
         self._settle(time.thread_time() - began)
 
     def _settle(self, took: float) -> None:

@@ -5,7 +5,7 @@ encrypted, padding makes the rest whole blocks, and each packet has its own nonc
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -24,15 +24,14 @@ TAG: Final = 16
 
 WINDOW_ADJUST: Final = 93
 """SSH_MSG_CHANNEL_WINDOW_ADJUST (RFC 4254, section 5.2)."""
-ADJUST_SIZE: Final = 36
-"""Bytes of a window adjust, from its length to its tag."""
 
 _HEAD: Final = struct.Struct(">IBBII")
 """Packet length, padding length, message, channel, data length."""
 _ADJUST_PADDING: Final = 6
 _ADJUST: Final = struct.Struct(f">BBII{_ADJUST_PADDING}x")
 """Padding length, message, channel, bytes to add, padding."""
-_ADJUST_LENGTH: Final = _ADJUST.size.to_bytes(4)
+_DATA: Final = struct.Struct(">BBII")
+"""Padding length, message, channel, data length."""
 _WITHIN: Final = _HEAD.size - LENGTH
 """Bytes of that which are sealed along with the data."""
 _COUNTER: Final = (1 << 64) - 1
@@ -65,6 +64,17 @@ class Batch:
         # Cut once for whole packets, of which nearly all are: each view costs as much as sealing a kilobyte.
         self._whole = [(place, place[:LENGTH], place[LENGTH:-TAG], place[LENGTH:]) for place in places]
 
+    def fill(self, data: memoryview) -> int:
+        """Put as much of `data` into the room as it takes; returns how many bytes."""
+        count = 0
+        for place in self._room:
+            piece = data[count : count + LARGEST]
+            place[: len(piece)] = piece
+            count += len(piece)
+            if count == len(data):
+                break
+        return count
+
     def room(self, limit: int) -> Sequence[memoryview]:
         """Return where up to `limit` bytes go, packet by packet; of several, each is a whole one."""
         if limit < LARGEST:
@@ -91,28 +101,52 @@ class Batch:
         return end + TAG
 
 
-def opened_adjusts(seal: Seal, data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the channel and the bytes to add of each window adjust at the front of `data`.
+class Opener:
+    """Opens the packets of one direction, the next one first; nothing moves on before `accept` says so."""
 
-    Ends at the first packet that is none, or not whole, or not sealed with this seal.
-    """
-    if not data.startswith(_ADJUST_LENGTH):
-        return
-    opener = AESGCM(seal.key)
-    fixed, counter = seal.nonce[:4], int.from_bytes(seal.nonce[4:])
-    for start in range(0, len(data) - ADJUST_SIZE + 1, ADJUST_SIZE):
-        if not data.startswith(_ADJUST_LENGTH, start):
-            return
-        nonce = fixed + (counter & _COUNTER).to_bytes(8)
+    def __init__(self, seal: Seal) -> None:
+        self._key = AESGCM(seal.key)
+        self._seal = seal
+        self.accepted = 0
+
+    @property
+    def seal(self) -> Seal:
+        """The seal of the next packet."""
+        return Seal(self._seal.key, self._seal.after(self.accepted))
+
+    def open(self, wire: memoryview) -> bytes | None:
+        """Return what one whole packet holds, its padding length first; None where it was not sealed for this place."""
         try:
-            plain = opener.decrypt(nonce, data[start + LENGTH : start + ADJUST_SIZE], _ADJUST_LENGTH)
+            return self._key.decrypt(self._seal.after(self.accepted), wire[LENGTH:], wire[:LENGTH])
         except InvalidTag:
-            return
-        padding, message, channel, room = _ADJUST.unpack(plain)
-        if message != WINDOW_ADJUST or padding != _ADJUST_PADDING:
-            return
-        yield channel, room
-        counter += 1
+            return None
+
+    def accept(self) -> None:
+        """Go on to the next packet."""
+        self.accepted += 1
+
+
+def whole_packet(wire: memoryview) -> int:
+    """Return how many bytes the packet at the front takes, from its length to its tag; 0 where that is not told yet."""
+    return LENGTH + int.from_bytes(wire[:LENGTH]) + TAG if len(wire) >= LENGTH else 0
+
+
+def window_adjust(plain: bytes) -> tuple[int, int] | None:
+    """Return the channel and the bytes to add that a packet tells, None where it is nothing but a window adjust."""
+    if len(plain) != _ADJUST.size:
+        return None
+    padding, message, channel, room = _ADJUST.unpack(plain)
+    return (channel, room) if message == WINDOW_ADJUST and padding == _ADJUST_PADDING else None
+
+
+def channel_data(plain: bytes) -> tuple[int, bytes] | None:
+    """Return the channel and the data that a packet brings, None where it is nothing but data of a channel."""
+    if len(plain) < _DATA.size or plain[1] != DATA:
+        return None
+    padding, _, channel, size = _DATA.unpack_from(plain)
+    if padding < _LEAST_PADDING or _DATA.size + size + padding != len(plain):
+        return None
+    return channel, plain[_DATA.size : _DATA.size + size]
 
 
 def packets(count: int) -> int:

@@ -26,6 +26,25 @@ class Outflow:
     least_window: int
 
 
+def send(outflow: Outflow, data: memoryview) -> int | None:
+    """Send as much of `data` as one batch and the agent's window take, with all else of this turn of the loop.
+
+    Returns how many bytes: 0 while the window is closed, None where it is for asyncssh to send them.
+    """
+    way = outlet(outflow.channel)
+    if way is None:
+        return None
+    if not way.window:
+        await_window(outflow.channel)
+        return 0
+    batch = spare()
+    count = batch.fill(data[: way.window])
+    account(outflow.channel, count)
+    outflow.line.write(bytes(batch.buffer[: batch.seal(way.seal, way.channel, count)]))
+    keep(batch)
+    return count
+
+
 class Pump:
     """Carries up to `limit` bytes, and calls `carried` with the size of each batch.
 
