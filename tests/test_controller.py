@@ -315,3 +315,38 @@ def test_the_clock_tells_the_time_and_never_jumps(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(time, "time", lambda: 0.0)
 
     assert first == pytest.approx(clock(), abs=5)
+
+
+async def test_probes_of_standing_tunnels_wait_for_company_and_anything_else_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each turn looks at every agent, so that a thousand probes a quarter of a minute would be a thousand looks."""
+    turns: list[int] = []
+    take = Controller._take
+
+    def counted(self: Controller, events: list[Event]) -> None:
+        turns.append(len(events))
+        take(self, events)
+
+    monkeypatch.setattr(Controller, "_take", counted)
+    monkeypatch.setattr(loop, "LULL", 60.0)
+    async with running() as house:
+        await house.bring_up(A)
+        turns.clear()
+        for took in (0.1, 0.2, 0.3):
+            house.tell(TunnelProbed(A.id, 1, took))
+            await asyncio.sleep(0.01)
+        assert turns == []
+
+        house.tell(TunnelEnded(A.id, 1, Failure("lost", Pace.SOON, "gone")))
+        await house.until(lambda: house.controller.world.status(A.id).phase is not Phase.UP)
+        assert turns[0] == 4
+
+
+async def test_a_lull_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else need happen for a probe to be seen."""
+    async with running() as house:
+        await house.bring_up(A)
+        monkeypatch.setattr(loop, "LULL", 0.05)
+        house.tell(TunnelProbed(A.id, 1, 0.25))
+        await house.until(lambda: house.controller.world.status(A.id).probe_ms == 250.0)

@@ -7,6 +7,7 @@ trusted for the first time before that is written.
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
@@ -14,14 +15,17 @@ import structlog
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.changes import Changes, changes, moments
-from tunnelmgr.core.events import Event
+from tunnelmgr.core.events import Event, TunnelProbed
 from tunnelmgr.core.evolve import evolve
 from tunnelmgr.core.reconcile import Action, CloseTunnel, OpenTunnel, SeekEvidence, begin, next_due, plan
+from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import Moment, Record, World
 from tunnelmgr.errors import StoreError
 
 log = structlog.get_logger(__name__)
 
+LULL = 1.0
+"""Seconds that probes of standing tunnels wait for company."""
 STORE_RETRY = 5.0
 """Seconds between tries while the state cannot be written."""
 
@@ -71,12 +75,17 @@ class Controller:
     clock: Callable[[], float]
     witness: Callable[[Record, Moment], None] = lambda _record, _moment: None
     store_error: str | None = None
-    _inbox: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    _inbox: list[Event] = field(default_factory=list)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _urgent: asyncio.Event = field(default_factory=asyncio.Event)
     _written: World = field(default_factory=World)
 
     def report(self, event: Event) -> None:
         """Tell the loop what happened; it is taken up in order."""
-        self._inbox.put_nowait(event)
+        self._inbox.append(event)
+        self._news.set()
+        if not self._is_routine(event):
+            self._urgent.set()
 
     async def run(self) -> None:
         """Reconcile until a drain is complete."""
@@ -87,15 +96,23 @@ class Controller:
 
     async def _events(self) -> list[Event]:
         """Wait for something to do and return all that has happened until then."""
-        events: list[Event] = []
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._patience()):
-                events.append(await self._inbox.get())
-        except TimeoutError:
-            pass
-        while not self._inbox.empty():
-            events.append(self._inbox.get_nowait())
+                await self._news.wait()
+                # Alone they can wait a little for each other: each turn looks at every agent.
+                async with asyncio.timeout(LULL):
+                    await self._urgent.wait()
+        events, self._inbox = self._inbox, []
+        self._news.clear()
+        self._urgent.clear()
         return events
+
+    def _is_routine(self, event: Event) -> bool:
+        """Tell whether an event is one more probe of a tunnel that is up, and so changes nothing but its figures."""
+        if not isinstance(event, TunnelProbed):
+            return False
+        status = self.world.tunnels.get(event.agent)
+        return status is not None and status.phase is Phase.UP
 
     def _patience(self) -> float | None:
         """Return the seconds until something is due without an event; None if nothing is."""

@@ -30,6 +30,7 @@ from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.tunnel import allowance
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.entry import Entry
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
@@ -54,14 +55,14 @@ class Side:
             probe_interval=1.0,
             max_channels=order["max_channels"],
             drain=1.0,
-            handshakes=asyncio.Semaphore(32),
+            entry=Entry(),
             prover=self.prover,
             serve=self.serve,
             report=report,
         )
         for agent in order["agents"]:
             settings = replace(self.settings, probe_interval=agent["probe_interval"])
-            Supervisor(tasks, settings).open(OpenTunnel(AgentId(agent["id"]), 1, spec(agent, order)))
+            Supervisor(tasks, settings).open(OpenTunnel(AgentId(agent["id"]), 1, spec(agent, order), 0.0))
 
     async def serve(self, channel: ForwardedChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint) -> None:
         """Serve a channel as the daemon does."""

@@ -113,7 +113,7 @@ async def test_the_reason_of_a_refused_channel_is_cleaned(key: asyncssh.SSHKey, 
     connection = await dial(Sshd(host_key, key, port=acceptor.get_port()).spec(), login)
     try:
         with pytest.raises(ConnectionRefusedError) as refused:
-            await connection.exchange(Endpoint("127.0.0.1", free_port()), b"", 0)
+            await connection.connect(Endpoint("127.0.0.1", free_port()))
     finally:
         connection.abort()
         acceptor.close()

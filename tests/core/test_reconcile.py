@@ -30,7 +30,7 @@ def test_an_agent_with_evidence_is_dialled(story: Story) -> None:
     story.believed(agent)
     spec = desired(story.world)[agent.id]
 
-    assert story.act() == (OpenTunnel(agent.id, 1, spec),)
+    assert story.act() == (OpenTunnel(agent.id, 1, spec, story.world.records[agent.id].first_seen),)
     assert story.status(agent).phase is Phase.CONNECTING
 
 
@@ -123,7 +123,9 @@ def test_the_tunnel_of_the_same_machine_is_drained_where_it_should_be_another(st
     assert story.status(agent).phase is Phase.DRAINING
     assert story.act() == ()
     story.ended(agent, None)
-    assert story.act() == (OpenTunnel(agent.id, 2, desired(story.world)[agent.id]),)
+    assert story.act() == (
+        OpenTunnel(agent.id, 2, desired(story.world)[agent.id], story.world.records[agent.id].first_seen),
+    )
 
 
 def test_a_drain_turns_into_a_revocation_where_the_agent_ends_meanwhile(story: Story) -> None:

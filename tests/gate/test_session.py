@@ -424,3 +424,14 @@ async def test_a_draining_tunnel_ends_an_idle_channel_at_once(
         await agent.finished()
 
     assert pulled.status == 200
+
+
+async def test_a_channel_that_is_kept_for_probes_is_not_counted(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """What people see is how many of their clients are connected."""
+    async with talk(gate_for(), registry.endpoint) as client, talk(gate_for(), registry.endpoint) as probe:
+        for _ in range(2):
+            assert (await probe.ask("GET", "/.well-known/tunnelmgr", "Tunnelmgr-Nonce: 0123")).status == 200
+            assert (await client.ask("GET", "/.well-known/tunnelmgr")).status == 200
+            assert (probe.traffic.channels, client.traffic.channels) == (0, 1)

@@ -8,6 +8,7 @@ from tests.tunnel.ssh_server import until
 from tunnelmgr.core.events import Event, TunnelBound, TunnelProbed
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.entry import Entry
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import PATH, Prover
 from tunnelmgr.tunnel.worker import Settings
@@ -24,6 +25,9 @@ class Desk:
     cancelled: int = 0
     silent: bool = False
     breaks: bool = False
+    hangs_up: bool = False
+    opened: int = 0
+    proofs: int = 0
 
     def settings(self, **changes: object) -> Settings:
         """Return settings that are quick."""
@@ -32,7 +36,7 @@ class Desk:
             probe_interval=0.1,
             max_channels=128,
             drain=5.0,
-            handshakes=asyncio.Semaphore(32),
+            entry=Entry(),
             prover=self.prover,
             serve=self.serve,
             report=self.events.append,
@@ -42,6 +46,7 @@ class Desk:
     async def serve(self, channel: ForwardedChannel, spec: TunnelSpec, _forward: Forward, endpoint: Endpoint) -> None:
         """Answer a probe with its proof, and echo everything else."""
         self.serving += 1
+        self.opened += 1
         try:
             await self._serve(channel, spec, endpoint)
         except asyncio.CancelledError:
@@ -57,9 +62,12 @@ class Desk:
                     if self.silent:
                         await asyncio.Event().wait()
                     nonce = data.partition(b"Nonce: ")[2].partition(b"\r\n")[0].decode()
-                    proof = self.prover.proof(nonce, spec.agent, str(endpoint))
-                    await channel.write(f'HTTP/1.1 200 OK\r\n\r\n{{"proof": "{proof}"}}'.encode())
-                    return
+                    body = f'{{"proof": "{self.prover.proof(nonce, spec.agent, str(endpoint))}"}}'
+                    await channel.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+                    self.proofs += 1
+                    if self.hangs_up:
+                        return
+                    continue
                 if self.breaks:
                     raise RuntimeError("a fault of ours")
                 await channel.write(data)

@@ -154,7 +154,7 @@ async def test_in_a_release_that_is_not_proved_nothing_goes_past_asyncssh(monkey
         monkeypatch.setattr(fastpath, "_USABLE", False)
         assert outlet(both.chan) is None
         with asyncsshs_own(both) as own:
-            assert hear(both.conn, sealed_adjust(both, 1)) == b""
+            assert heard(both, sealed_adjust(both, 1)) == b""
         assert len(own) == 1
 
 
@@ -209,6 +209,11 @@ def asyncsshs_own(both: Both, *, swallow: bool = True) -> Iterator[list[bytes]]:
         yield own
 
 
+def heard(both: Both, wire: bytes) -> bytes:
+    """Have it heard; returns what is left of it."""
+    return wire[hear(both.conn, memoryview(wire)) :]
+
+
 def heard_state(both: Both) -> tuple[int, int, int, int]:
     """Return what moves when a packet is heard."""
     cipher = both.conn._recv_encryption._cipher
@@ -232,7 +237,7 @@ async def test_what_is_heard_leaves_the_connection_as_asyncssh_itself_would(kind
         by_asyncssh = moved(before)
         before = heard_state(both)
         with asyncsshs_own(both) as own:
-            assert hear(both.conn, said()) == b""
+            assert heard(both, said()) == b""
         by_us = moved(before)
 
         assert own == []
@@ -242,9 +247,68 @@ async def test_what_is_heard_leaves_the_connection_as_asyncssh_itself_would(kind
             assert [await both.ours.read(), await both.ours.read()] == [b"x" * 1000] * 2
 
 
+KEEPALIVE = b"\0\0\0\x15keepalive@openssh.com\1"
+
+
+async def test_a_keepalive_is_answered_as_asyncssh_itself_would() -> None:
+    """With a failure, which is an answer too; both directions move by the same steps, but for asyncssh's IGNORE."""
+    async with opened() as both:
+
+        def said() -> bytes:
+            return sealed(both, struct.pack(">BI", 98, both.chan._recv_chan) + KEEPALIVE)
+
+        def state() -> tuple[int, ...]:
+            cipher = both.conn._send_encryption._cipher
+            counter = int.from_bytes(cipher._iv[4:], "big")
+            return *heard_state(both), counter, both.conn._send_seq, both.conn._rekey_bytes_sent
+
+        def moved(before: tuple[int, ...]) -> list[int]:
+            return [now - then for now, then in zip(state(), before, strict=True)]
+
+        agents = both.writer.channel  # that waits for both answers
+        agents._request_waiters += [asyncio.get_running_loop().create_future() for _ in range(2)]
+        before = state()
+        both.conn.data_received(said())
+        by_asyncssh = moved(before)
+        before = state()
+        with asyncsshs_own(both) as own:
+            assert heard(both, said()) == b""
+        by_us = moved(before)
+        both.chan.write(b"and the connection stands")
+        assert await both.reader.readexactly(25) == b"and the connection stands"
+
+        assert own == []
+        assert by_us == [
+            *by_asyncssh[:4],
+            *(step - more for step, more in zip(by_asyncssh[4:], (1, 1, 16), strict=True)),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("whose", "attribute", "value"),
+    [
+        ("chan", "_request_queue", [("earlier", None, True)]),
+        ("chan", "_send_state", "closed"),
+        ("chan", "_recv_state", "closed"),
+        ("conn", "_rekey_bytes", 0),
+        ("conn", "_compressor", object()),
+    ],
+)
+async def test_a_keepalive_that_cannot_be_answered_now_is_left_to_asyncssh(
+    whose: str, attribute: str, value: object
+) -> None:
+    """It knows when to answer, and what."""
+    async with opened() as both:
+        wire = sealed(both, struct.pack(">BI", 98, both.chan._recv_chan) + KEEPALIVE)
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
+            patch.setattr(getattr(both, whose), attribute, value)
+            assert heard(both, wire) == b""
+        assert own == [wire]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    kinds=st.lists(st.sampled_from(["adjust", "data", "ignore", "long"]), min_size=1, max_size=12),
+    kinds=st.lists(st.sampled_from(["adjust", "data", "ignore", "long"]), min_size=1, max_size=8),
     cuts=st.lists(st.integers(0, 1 << 20), max_size=8),
 )
 def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list[int]) -> None:
@@ -262,7 +326,7 @@ def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list
             places = sorted({cut % len(wire) for cut in cuts} | {0, len(wire)})
             with asyncsshs_own(both, swallow=False) as own:
                 for start, end in pairwise(places):
-                    tail = hear(both.conn, tail + wire[start:end])
+                    tail = heard(both, tail + wire[start:end])
 
             counter, sequence, window_, _ = heard_state(both)
             assert tail == b""
@@ -287,7 +351,7 @@ async def test_a_packet_that_asyncssh_has_begun_is_its_own_to_the_end(within: in
         both.conn.data_received(wire[:within])
         with asyncsshs_own(both, swallow=False) as own:
             for place in range(within, len(wire), 7):
-                tail = hear(both.conn, tail + wire[place : place + 7])
+                tail = heard(both, tail + wire[place : place + 7])
 
         assert tail == b""
         assert b"".join(own) == wire[within:first]
@@ -303,7 +367,7 @@ async def test_what_arrives_in_any_other_state_is_left_to_asyncssh(attribute: st
 
         with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
             patch.setattr(both.conn, attribute, value)
-            assert hear(both.conn, wire) == b""
+            assert heard(both, wire) == b""
 
         assert own == [wire]
         assert heard_state(both)[1:] == before
@@ -324,7 +388,7 @@ async def test_what_a_channel_does_not_take_is_left_to_asyncssh(whose: str, attr
         wire = sealed(both, adjust(both, 1) if whose == "adjust" else data(both, b"data"))
         with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
             patch.setattr(both.chan, attribute, value)
-            assert hear(both.conn, wire) == b""
+            assert heard(both, wire) == b""
         assert own == [wire]
 
 
@@ -338,10 +402,10 @@ async def test_what_is_for_no_channel_or_of_another_key_is_left_to_asyncssh() ->
             b"\0\0\0\x10" + bytes(32),
         ):
             with asyncsshs_own(both) as own:
-                assert hear(both.conn, wire) == b""
+                assert heard(both, wire) == b""
             assert own == [wire]
         with asyncsshs_own(both) as own:
-            assert hear(both.conn, b"\xff" * 10) == b""
+            assert heard(both, b"\xff" * 10) == b""
         assert own == [b"\xff" * 10]
 
 
@@ -351,20 +415,20 @@ async def test_nothing_is_heard_once_the_connection_is_over() -> None:
         wire = sealed(both, adjust(both, 1))
         with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
             patch.setattr(both.conn, "_transport", None)
-            assert hear(both.conn, wire) == b""
+            assert heard(both, wire) == b""
         assert own == []
 
 
 async def test_something_else_than_asyncssh_hears_everything() -> None:
     """The line also carries other protocols, in tests."""
-    heard: list[bytes] = []
+    told: list[bytes] = []
 
     class Other(asyncio.Protocol):
         def data_received(self, data: bytes) -> None:
-            heard.append(data)
+            told.append(data)
 
-    assert hear(Other(), bytes(36)) == b""
-    assert heard == [bytes(36)]
+    assert hear(Other(), memoryview(bytes(36))) == 36
+    assert told == [bytes(36)]
     assert not exchanges_keys(Other())
 
 

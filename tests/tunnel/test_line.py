@@ -131,9 +131,9 @@ async def test_a_writer_is_held_while_the_socket_takes_nothing() -> None:
 
     async with tcp_at_work(read_late) as endpoint:
         line, protocol = await dialled(endpoint.port)
-        while line.get_write_buffer_size() <= SEND_AHEAD:
-            line.write(bytes(1 << 16))
-            await line_turn()
+        line.write(bytes(64 << 20))
+        await line_turn()
+        assert line.get_write_buffer_size() > SEND_AHEAD
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(line.writable(), 0.05)
         assert not line.idle()

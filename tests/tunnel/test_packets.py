@@ -6,6 +6,7 @@ import struct
 import pytest
 from asyncssh.crypto.cipher import GCMCipher
 from asyncssh.encryption import GCMEncryption
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,13 +17,17 @@ from tunnelmgr.tunnel.packets import (
     Opener,
     Seal,
     channel_data,
+    keepalive,
     lengths,
     packets,
+    sealed_adjust,
+    sealed_failure,
     whole_packet,
     window_adjust,
 )
 
 KEY, NONCE = os.urandom(16), os.urandom(12)
+SEAL = Seal(AESGCM(KEY), NONCE)
 CONTENT = os.urandom(BATCH * LARGEST)
 
 
@@ -63,14 +68,14 @@ def test_what_is_sealed_opens_as_the_same_data_in_order(count: int) -> None:
     batch, encryption = Batch(), other_end()
     filled(batch, CONTENT[:count])
 
-    end = batch.seal(Seal(KEY, NONCE), 7, count)
+    end = batch.seal(SEAL, 7, count)
 
     payloads = opened(bytes(batch.buffer[:end]), encryption)
     heads = [struct.unpack(">BII", payload[:9]) for payload in payloads]
     assert [head[:2] for head in heads] == [(94, 7)] * packets(count)
     assert [head[2] for head in heads] == [len(payload) - 9 for payload in payloads]
     assert b"".join(payload[9:] for payload in payloads) == CONTENT[:count]
-    assert encryption._cipher._iv == Seal(KEY, NONCE).after(packets(count))
+    assert encryption._cipher._iv == SEAL.after(packets(count))
     assert lengths(count) == end - packets(count) * (4 + 16)
 
 
@@ -78,17 +83,17 @@ def test_what_is_sealed_opens_as_the_same_data_in_order(count: int) -> None:
 def test_a_batch_is_used_again_and_again(size: int) -> None:
     """What was sealed there before leaves no trace in what is sealed next; with either length of key."""
     key, batch = os.urandom(size), Batch()
-    encryption, seal = other_end(key), Seal(key, NONCE)
+    encryption, seal = other_end(key), Seal(AESGCM(key), NONCE)
     for count in (BATCH * LARGEST, 5, LARGEST + 1, BATCH * LARGEST):
         filled(batch, CONTENT[:count])
         end = batch.seal(seal, 1, count)
-        seal = Seal(key, seal.after(packets(count)))
+        seal = Seal(seal.cipher, seal.after(packets(count)))
         assert b"".join(payload[9:] for payload in opened(bytes(batch.buffer[:end]), encryption)) == CONTENT[:count]
 
 
 def test_the_nonces_counter_wraps_and_leaves_its_fixed_part() -> None:
     """RFC 5647, section 7.1: the invocation counter has 64 bits, the fixed field stays."""
-    assert Seal(KEY, b"fix!" + b"\xff" * 8).after(2) == b"fix!" + b"\0" * 7 + b"\1"
+    assert Seal(AESGCM(KEY), b"fix!" + b"\xff" * 8).after(2) == b"fix!" + b"\0" * 7 + b"\1"
 
 
 def test_room_is_whole_packets_or_a_part_of_one() -> None:
@@ -106,7 +111,7 @@ def test_filling_takes_what_there_is_room_for() -> None:
     assert batch.fill(memoryview(CONTENT + b"more")) == BATCH * LARGEST
     assert batch.fill(memoryview(CONTENT[: LARGEST + 5])) == LARGEST + 5
 
-    end = batch.seal(Seal(KEY, NONCE), 1, LARGEST + 5)
+    end = batch.seal(SEAL, 1, LARGEST + 5)
     assert b"".join(payload[9:] for payload in opened(bytes(batch.buffer[:end]), encryption)) == CONTENT[: LARGEST + 5]
 
 
@@ -138,7 +143,7 @@ def brought(channel: int, data: bytes) -> bytes:
 @given(payloads=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=8))
 def test_what_asyncssh_seals_opens_packet_by_packet(payloads: list[bytes]) -> None:
     """Each under the nonce that comes next, and only once the one before is accepted."""
-    wire, opener = memoryview(sealed(other_end(), *payloads)), Opener(Seal(KEY, NONCE))
+    wire, opener = memoryview(sealed(other_end(), *payloads)), Opener(SEAL)
     found = []
     while wire:
         size = whole_packet(wire)
@@ -151,7 +156,7 @@ def test_what_asyncssh_seals_opens_packet_by_packet(payloads: list[bytes]) -> No
         wire = wire[size:]
 
     assert found == payloads
-    assert opener.seal.nonce == Seal(KEY, NONCE).after(len(payloads))
+    assert opener.seal.nonce == SEAL.after(len(payloads))
 
 
 def test_a_packet_that_was_touched_does_not_open() -> None:
@@ -160,7 +165,7 @@ def test_a_packet_that_was_touched_does_not_open() -> None:
     for place in (0, 5, len(wire) - 1):
         touched = bytearray(wire)
         touched[place] ^= 1
-        assert Opener(Seal(KEY, NONCE)).open(memoryview(touched)) is None
+        assert Opener(SEAL).open(memoryview(touched)) is None
 
 
 def test_the_size_of_a_packet_is_known_with_its_length() -> None:
@@ -184,6 +189,27 @@ def test_adjusts_and_data_are_told_apart() -> None:
     assert (window_adjust(came), channel_data(came)) == (None, (3, b"data"))
     assert channel_data(plain(brought(0xFFFFFFFF, bytes(LARGEST)), 6)) == (0xFFFFFFFF, bytes(LARGEST))
     assert channel_data(plain(brought(1, b""), 6)) == (1, b"")
+
+
+def test_a_keepalive_is_known_and_its_answer_is_a_failure() -> None:
+    """As OpenSSH's sshd asks on a channel, and as asyncssh would answer."""
+    asked = struct.pack(">BI", 98, 7) + b"\0\0\0\x15keepalive@openssh.com"
+    failure = sealed_failure(SEAL, 9)
+
+    assert keepalive(plain(asked + b"\1", 5)) == 7
+    assert keepalive(plain(asked + b"\0", 5)) is None
+    assert keepalive(plain(asked + b"\1x", 4)) is None
+    assert keepalive(plain(asked + b"\1", 3)) is None
+    assert keepalive(plain(b"\x62\0\0\0\7" + b"\0\0\0\4exit\1", 5)) is None
+    assert opened(failure, other_end()) == [struct.pack(">BI", 100, 9)]
+
+
+def test_an_adjust_of_ours_is_an_adjust() -> None:
+    """Asyncssh opens it, and so do we."""
+    wire = sealed_adjust(SEAL, 7, 98304)
+
+    assert opened(wire, other_end()) == [adjust(7, 98304)]
+    assert window_adjust(Opener(SEAL).open(memoryview(wire)) or b"") == (7, 98304)
 
 
 @pytest.mark.parametrize(

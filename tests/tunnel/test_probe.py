@@ -16,22 +16,27 @@ LISTENER = Endpoint("127.0.0.1", 5000)
 
 @dataclass
 class Answering:
-    """A wire whose other end says what the test wants; `gate` answers as ours would, for some agent and listener."""
+    """A stream whose other end says what the test wants; `gate` answers as ours would, for some agent and listener."""
 
     answer: bytes = b""
     gate: tuple[Prover, AgentId, str] | None = None
     requests: list[bytes] = field(default_factory=list)
-    limits: list[int] = field(default_factory=list)
+    pieces: int = 1
+    coming: list[bytes] = field(default_factory=list)
 
-    async def exchange(self, endpoint: Endpoint, request: bytes, limit: int) -> bytes:
-        """Take the request and answer."""
-        assert endpoint == LISTENER
-        self.requests.append(request)
-        self.limits.append(limit)
-        if self.gate is None:
-            return self.answer
-        prover, agent, listener = self.gate
-        return answered(proof=prover.proof(self.nonce, agent, listener))
+    async def write(self, data: bytes) -> None:
+        """Take the request, and have the answer come in so many pieces."""
+        self.requests.append(data)
+        answer = self.answer
+        if self.gate is not None:
+            prover, agent, listener = self.gate
+            answer = answered(proof=prover.proof(self.nonce, agent, listener))
+        size = max(1, -(-len(answer) // self.pieces))
+        self.coming += [answer[start : start + size] for start in range(0, len(answer), size)]
+
+    async def read(self) -> bytes:
+        """Return the next piece, and the end after the last one."""
+        return self.coming.pop(0) if self.coming else b""
 
     @property
     def nonce(self) -> str:
@@ -42,19 +47,28 @@ class Answering:
 
 def answered(**body: object) -> bytes:
     """Return an answer with a JSON object as its body."""
-    return b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(body).encode()
+    content = json.dumps(body).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content
 
 
-async def test_our_own_gate_passes() -> None:
-    """The request is one plain GET of the well-known path, named to the listener, and the answer is bounded."""
+@pytest.mark.parametrize("pieces", [1, 3, 1000])
+async def test_our_own_gate_passes(pieces: int) -> None:
+    """The request is one plain GET of the well-known path, named to the listener; the answer may come as it likes."""
     prover = Prover()
-    wire = Answering(gate=(prover, AGENT, str(LISTENER)))
+    wire = Answering(gate=(prover, AGENT, str(LISTENER)), pieces=pieces)
 
     await prover.probe(wire, AGENT, LISTENER)
 
     assert wire.requests[0].startswith(f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1:5000\r\n".encode())
     assert wire.requests[0].endswith(b"\r\n\r\n")
-    assert wire.limits == [ANSWER_LIMIT]
+    assert b"close" not in wire.requests[0].lower()
+    assert wire.coming == []
+
+
+async def test_a_stream_that_ends_without_an_answer_is_no_impostor() -> None:
+    """One that was kept may have been closed meanwhile; another one will tell."""
+    with pytest.raises(ConnectionResetError):
+        await Prover().probe(Answering(b""), AGENT, LISTENER)
 
 
 async def test_every_probe_has_a_nonce_of_its_own() -> None:
@@ -101,7 +115,6 @@ async def test_the_proof_of_another_process_is_an_impostor() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        b"",
         b"\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n{}",
@@ -116,6 +129,8 @@ async def test_the_proof_of_another_process_is_an_impostor() -> None:
         b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * (ANSWER_LIMIT - 19),
         b"HTTP/1.1 200 OK\r\n\r\n" + b"9" * (ANSWER_LIMIT - 19),
         b'HTTP/1.1 200 OK\r\n\r\n{"proof": "' + b"a" * ANSWER_LIMIT + b'"}',
+        b'HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n{"proof": ""}',
+        b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{"proof": ""}',
     ],
     ids=lambda answer: answer[-24:].decode("latin-1"),
 )

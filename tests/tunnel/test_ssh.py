@@ -397,54 +397,49 @@ async def test_channels_for_ports_that_were_not_asked_for_are_refused(sshd: Sshd
         assert not connection.lost.is_set()
 
 
-async def test_an_exchange_returns_what_comes_back_up_to_a_limit(sshd: Sshd, login: Login) -> None:
-    """A long answer is cut, so that an agent cannot fill our memory with one."""
+async def test_a_stream_from_the_agent_goes_both_ways(sshd: Sshd, login: Login) -> None:
+    """It ends as any other channel, and leaves nothing behind."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(await reader.readexactly(4) + b"x" * 100_000)
+        writer.write(await reader.readexactly(4) + b"pong")
         await writer.drain()
 
     async with tcp_at_work(answer) as endpoint, dialled(sshd.spec(), login) as connection:
-        assert await connection.exchange(endpoint, b"ping", 10) == b"pingxxxxxx"
-        assert len(await connection.exchange(endpoint, b"ping", 1 << 20)) == 100_004
+        stream = await connection.connect(endpoint)
+        await stream.write(b"ping")
+        got = b""
+        while more := await stream.read():
+            got += more
+        stream.abort()
         await until(lambda: not connection._conn._channels)
 
+    assert got == b"pingpong"
 
-async def test_an_exchange_that_the_agent_declines_is_a_refusal(sshd: Sshd, login: Login) -> None:
+
+async def test_a_stream_that_the_agent_declines_is_a_refusal(sshd: Sshd, login: Login) -> None:
     """It is told apart from a lost connection."""
     async with dialled(sshd.spec(), login) as connection:
         with pytest.raises(ConnectionRefusedError):
-            await connection.exchange(Endpoint("127.0.0.1", free_port()), b"", 0)
+            await connection.connect(Endpoint("127.0.0.1", free_port()))
 
 
-async def test_an_exchange_without_an_answer_is_a_loss(sshd: Sshd, login: Login) -> None:
-    """Something took the connection and closed it."""
+async def test_a_connection_lost_while_a_stream_is_opened_is_our_error(sshd: Sshd, login: Login) -> None:
+    """None of asyncssh's own gets through, and whoever asked to be told of the loss is told."""
+    told = asyncio.Event()
+    async with dialled(sshd.spec(), login) as connection, asyncio.TaskGroup() as tasks:
+        connection.when_lost(told.set)
+        sshd.answers.clear()
 
-    async def hang_up(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        pass
-
-    async with tcp_at_work(hang_up) as endpoint, dialled(sshd.spec(), login) as connection:
-        with pytest.raises(ConnectionLostError):
-            await connection.exchange(endpoint, b"ping", 10)
-
-
-async def test_a_connection_lost_within_an_exchange_is_our_error(sshd: Sshd, login: Login) -> None:
-    """None of asyncssh's own gets through."""
-    reached = asyncio.Event()
-
-    async def stay(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        reached.set()
-        await asyncio.Event().wait()
-
-    async with tcp_at_work(stay) as endpoint, dialled(sshd.spec(), login) as connection, asyncio.TaskGroup() as tasks:
-
-        async def exchange() -> None:
+        async def connect() -> None:
             with pytest.raises(ConnectionLostError):
-                await connection.exchange(endpoint, b"ping", 10)
+                await connection.connect(Endpoint("127.0.0.1", 5000))
 
-        tasks.create_task(exchange())
-        await reached.wait()
+        tasks.create_task(connect())
+        await asyncio.sleep(0.02)
         sshd.cut()
+        await asyncio.wait_for(told.wait(), 5)
+        with pytest.raises(ConnectionLostError):
+            await connection.connect(Endpoint("127.0.0.1", 5000))
 
 
 # --- the end ---

@@ -17,7 +17,7 @@ from tunnelmgr.tunnel.supervisor import Supervisor
 
 def opening(spec: TunnelSpec, life: int = 1) -> OpenTunnel:
     """Return the action that opens a tunnel."""
-    return OpenTunnel(spec.agent, life, spec)
+    return OpenTunnel(spec.agent, life, spec, 0.0)
 
 
 def closing(spec: TunnelSpec, manner: Manner, life: int = 1) -> CloseTunnel:

@@ -2,16 +2,21 @@
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, fields
 
 import asyncssh
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.tunnel.desk import Desk
 from tests.tunnel.ssh_server import Sshd, forward, generate, public, tcp_at_work, until
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
+from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.errors import (
     ConnectionLostError,
@@ -21,8 +26,9 @@ from tunnelmgr.errors import (
     ListenRefusedError,
     ProbeTimeoutError,
 )
-from tunnelmgr.tunnel import allowance
-from tunnelmgr.tunnel.worker import Settings, Worker
+from tunnelmgr.tunnel import allowance, worker
+from tunnelmgr.tunnel.entry import AT_ONCE, Entry
+from tunnelmgr.tunnel.worker import Settings, Worker, next_beat
 
 TWO = ("127.0.0.1", "127.0.0.2")
 """Stands for the two families of loopback, of which a test machine may lack one."""
@@ -57,7 +63,7 @@ class Life:
 @asynccontextmanager
 async def alive(spec: TunnelSpec, settings: Settings) -> AsyncIterator[Life]:
     """Let a worker live for as long as the block at most."""
-    life = Life(Worker(spec, 1, settings))
+    life = Life(Worker(OpenTunnel(spec.agent, 1, spec, 0.0), settings))
     async with asyncio.TaskGroup() as tasks:
         life.task = tasks.create_task(life.live(), name="worker")
         try:
@@ -126,14 +132,25 @@ async def test_probes_go_on_at_every_interval(sshd: Sshd, desk: Desk) -> None:
 
 async def test_dials_wait_for_their_turn(sshd: Sshd, desk: Desk) -> None:
     """A fleet that comes back together is let in by so many at once; a tunnel that stands takes no place."""
-    turn = asyncio.Semaphore(1)
-    await turn.acquire()
-    async with alive(sshd.spec(forward()), desk.settings(handshakes=turn)):
+    entry = Entry()
+    turns = [await entry.turn(0.0) for _ in range(AT_ONCE)]
+    entry._busy = True
+    async with alive(sshd.spec(forward()), desk.settings(entry=entry)):
         await asyncio.sleep(0)
         assert sshd.connections == []
-        turn.release()
+        turns.pop().end()
         await desk.up()
-        assert not turn.locked()
+        assert entry._inside == AT_ONCE - 1
+
+
+async def test_a_dial_that_fails_gives_its_place_back(sshd: Sshd, desk: Desk) -> None:
+    """As does one that is cancelled."""
+    entry = Entry()
+    async with alive(sshd.spec(forward(), keys=[public(generate())]), desk.settings(entry=entry)) as life:
+        with pytest.raises(HostKeyMismatchError):
+            await life.end()
+
+    assert entry._inside == 0
 
 
 async def test_a_stranger_ends_the_worker_before_anything_is_told(sshd: Sshd, desk: Desk) -> None:
@@ -251,6 +268,61 @@ async def test_a_listener_that_is_exposed_later_ends_the_tunnel_too(sshd: Sshd, 
 
 
 # --- probes ---
+
+
+async def test_probes_share_a_stream_and_open_a_new_one_now_and_then(
+    sshd: Sshd, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening costs more than asking; but only a new one shows that the listener still takes connections."""
+    monkeypatch.setattr(worker, "REOPENED", 4)
+    async with alive(sshd.spec(forward()), desk.settings(probe_interval=0.02)):
+        await desk.up(probes=4)
+        assert desk.opened == 1
+        await desk.up(probes=9)
+        assert desk.opened == 3
+        await until(lambda: desk.serving == 1)
+
+
+async def test_a_stream_that_ended_between_two_probes_costs_no_tunnel(sshd: Sshd, desk: Desk) -> None:
+    """The gate ends what was idle for long; the next probe opens its own."""
+    desk.hangs_up = True
+    async with alive(sshd.spec(forward()), desk.settings(probe_interval=0.02)):
+        await desk.up(probes=5)
+        assert desk.opened >= 5
+
+
+async def test_the_stream_for_probes_does_not_hold_up_a_drain(sshd: Sshd, desk: Desk) -> None:
+    """It is ours, and has nothing to finish."""
+    async with alive(sshd.spec(forward()), desk.settings(drain=60.0)) as life, asyncio.timeout(5):
+        await desk.up()
+        assert desk.serving == 1
+        assert life.worker.drain()
+        await life.end()
+    assert desk.serving == 0
+
+
+@given(
+    agents=st.lists(st.text(min_size=1), min_size=1, max_size=5),
+    now=st.floats(0, 1e6),
+    interval=st.sampled_from([0.05, 1.0, 15.0, 60.0]),
+)
+def test_each_agent_has_its_own_beat_and_is_probed_once_an_interval(
+    agents: list[str], now: float, interval: float
+) -> None:
+    """At most an interval away, and exactly an interval apart."""
+    for agent in agents:
+        first = next_beat(AgentId(agent), now, interval)
+        second = next_beat(AgentId(agent), first + interval / 1000, interval)
+        assert now < first <= now + interval * 1.000001
+        assert second - first == pytest.approx(interval, abs=1e-3)
+
+
+def test_a_fleet_that_came_at_once_is_spread_over_the_interval() -> None:
+    """A thousand agents have thirty beats in fifteen seconds, and no beat has many more than its share."""
+    beats = Counter(next_beat(AgentId(f"ec2:i-{number:017x}"), 100.0, 15.0) for number in range(1000))
+
+    assert len(beats) == 30
+    assert max(beats.values()) < 3 * 1000 / 30
 
 
 async def test_somebody_else_on_our_own_address_is_an_impostor(sshd: Sshd, desk: Desk) -> None:
@@ -452,13 +524,13 @@ async def test_no_more_channels_are_open_than_allowed(sshd: Sshd, desk: Desk, mo
         assert {type(each) for each in opened if isinstance(each, BaseException)} == {asyncssh.ChannelOpenError}
         # A probe has a place of its own: one channel may have come by it, and is ended again.
         assert len(accepted) >= 15
-        assert desk.serving <= 17
+        assert desk.serving <= 18
         await desk.up(len(desk.of(TunnelProbed)) + 2)
-        await until(lambda: desk.serving <= 16)
+        await until(lambda: desk.serving <= 17)  # one is kept for probes
 
         for _, writer in accepted:
             writer.close()
-        await until(lambda: life.worker._channels == 0)
+        await until(lambda: life.worker._channels == 1)
         _, writer = await ping(one.listen[0])
         writer.close()
 
@@ -474,4 +546,4 @@ async def test_channels_that_end_make_room(sshd: Sshd, desk: Desk) -> None:
                 writer.transport.abort()
             else:
                 writer.close()
-            await until(lambda: life.worker._channels == 0)
+            await until(lambda: life.worker._channels == 1)

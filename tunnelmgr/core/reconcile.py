@@ -32,11 +32,12 @@ class CloseTunnel(NamedTuple):
 
 
 class OpenTunnel(NamedTuple):
-    """Start a worker, which lives once."""
+    """Start a worker, which lives once; of an agent that was first seen at `seen`."""
 
     agent: AgentId
     life: int
     spec: TunnelSpec
+    seen: float
 
 
 class SeekEvidence(NamedTuple):
@@ -104,7 +105,7 @@ def _opening(world: World, record: Record, want: TunnelSpec | None, now: float) 
     if status is not None and (status.working or (status.retry_at is not None and status.retry_at > now)):
         return None
     if want is not None:
-        return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want)
+        return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want, record.first_seen)
     free = record.present and record.quarantine is None and not record.agent.rebuilding
     if free and record.trust is None and not world.draining:
         return SeekEvidence(record.agent, record.proved.method if record.proved else None)
@@ -120,7 +121,7 @@ def begin(world: World, actions: Iterable[Action], now: float) -> World:
                 tunnels[agent] = replace(tunnels[agent], phase=Phase.DRAINING, since=now)
             case CloseTunnel(agent):
                 tunnels[agent] = replace(tunnels[agent], revoked=True)
-            case OpenTunnel(agent, life, spec):
+            case OpenTunnel(agent, life, spec, _):
                 before = tunnels.get(agent)
                 tunnels[agent] = TunnelStatus(
                     phase=Phase.CONNECTING,

@@ -30,6 +30,7 @@ from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.auditing import Auditor
 from tunnelmgr.daemon.evidence import Looks, methods_of
+from tunnelmgr.daemon.garbage import collect, spare_the_old
 from tunnelmgr.daemon.registry import RegistryWatch
 from tunnelmgr.daemon.watches import Watches
 from tunnelmgr.errors import ConfigError, ControlError, TunnelmgrError
@@ -40,6 +41,7 @@ from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.store.connect import Store, open_store
 from tunnelmgr.trust.resolve import Resolver
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.entry import Entry
 from tunnelmgr.tunnel.keys import load_login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.scan import shown_certificate, shown_key
@@ -48,8 +50,6 @@ from tunnelmgr.tunnel.worker import Settings
 
 log = structlog.get_logger(__name__)
 
-HANDSHAKES = 32
-"""Dials at once: each costs CPU here, and a fleet that comes back together must not starve the tunnels that stand."""
 MEMORY = 7 * 86400.0
 """Seconds for which an agent that left is remembered, with its quarantine."""
 REGISTRY_CHECK = 10.0
@@ -69,7 +69,7 @@ class Daemon:
     traffic: dict[AgentId, Traffic] = field(default_factory=dict)
     policies: dict[str, GroupPolicy] = field(default_factory=dict)
     prover: Prover = field(default_factory=Prover)
-    handshakes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HANDSHAKES))
+    entry: Entry = field(default_factory=Entry)
     channels: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     searches: set[asyncio.Task[None]] = field(default_factory=set)
     begun: ControllerConfig = field(init=False)
@@ -161,6 +161,7 @@ class Daemon:
             if self.begun.metrics is not None:
                 await self._start_metrics(self.begun.metrics)
             self._follow(self.config)
+            spare_the_old()
             background = self._start_bells()
             self._heed_signals()
             notify("READY=1", f"STATUS={self._summary()}")
@@ -224,6 +225,7 @@ class Daemon:
         self.report(MemoryExpired(self.clock() - MEMORY))
         for id_ in [id_ for id_ in self.traffic if id_ not in self.world.records]:
             del self.traffic[id_]
+        collect()
 
     async def _sign_of_life(self) -> None:
         """Tell systemd that the loop turns; an APScheduler job runs in it."""
@@ -248,7 +250,7 @@ class Daemon:
             probe_interval=config.ssh.probe_interval,
             max_channels=config.ssh.max_channels,
             drain=config.controller.drain,
-            handshakes=self.handshakes,
+            entry=self.entry,
             prover=self.prover,
             serve=self._serve,
             report=self.report,

@@ -19,7 +19,6 @@ async def relay(channel: AgentChannel, target: Endpoint, traffic: Traffic) -> No
 
     Waits without a deadline: a raw stream may be idle as long as it likes, and ends with its tunnel.
     """
-    traffic.channels += 1
     agent = MeteredChannel(channel, traffic)
     try:
         await _carry(agent, target)
@@ -30,7 +29,7 @@ async def relay(channel: AgentChannel, target: Endpoint, traffic: Traffic) -> No
         agent.abort()
         raise
     finally:
-        traffic.channels -= 1
+        agent.uncount()
 
 
 async def _carry(agent: Channel, target: Endpoint) -> None:

@@ -64,8 +64,8 @@ class Gate:
 
     async def serve(self, channel: AgentChannel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
         """Serve one channel until it ends; raises nothing but CancelledError."""
-        traffic.channels += 1
-        session = Session(self, MeteredChannel(channel, traffic), caller, target)
+        agent = MeteredChannel(channel, traffic)
+        session = Session(self, agent, caller, target)
         try:
             await session.run()
         except ConnectionError:
@@ -78,7 +78,7 @@ class Gate:
         finally:
             session.link.abort()
             channel.close()
-            traffic.channels -= 1
+            agent.uncount()
 
 
 class Session:
@@ -220,6 +220,7 @@ class Session:
             case []:
                 return told
             case [nonce] if _NONCE.fullmatch(nonce):
+                self._agent.uncount()  # a probe's: the controller keeps it open from one to the next
                 return told | {"proof": self._gate.proof(nonce.decode("ascii"), caller)}
         raise MalformedRequestError("a nonce is up to 128 hexadecimal digits")
 

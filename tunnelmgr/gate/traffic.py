@@ -8,7 +8,7 @@ from tunnelmgr.core.ports import AgentChannel, Source
 
 @dataclass(slots=True)
 class Traffic:
-    """AgentChannels open now, and bytes since the tunnel came up."""
+    """Channels of the agent's clients that are open now, and bytes since the tunnel came up."""
 
     channels: int = 0
     to_agent: int = 0
@@ -16,15 +16,23 @@ class Traffic:
 
 
 class MeteredChannel:
-    """A channel that counts its bytes, for itself and into a shared `Traffic`."""
+    """A channel that counts itself and its bytes into a shared `Traffic`, and its bytes for itself too."""
 
-    __slots__ = ("_channel", "_traffic", "from_agent", "to_agent")
+    __slots__ = ("_channel", "_counted", "_traffic", "from_agent", "to_agent")
 
     def __init__(self, channel: AgentChannel, traffic: Traffic) -> None:
         self._channel = channel
         self._traffic = traffic
         self.to_agent = 0
         self.from_agent = 0
+        self._counted = True
+        traffic.channels += 1
+
+    def uncount(self) -> None:
+        """Count no longer as an open channel: it has ended, or is none of the agent's clients."""
+        if self._counted:
+            self._counted = False
+            self._traffic.channels -= 1
 
     async def wanted(self) -> bool:
         """Wait for something to read."""

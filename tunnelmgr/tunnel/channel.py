@@ -2,7 +2,7 @@
 
 asyncssh hands over what arrives by callbacks and buffers what is written without bound: a peer that grants a huge
 window and does not read makes the process grow. So a writer waits here for two things, the channel's window and the
-socket below (`Line`), and what arrives is held back once `READ_AHEAD` bytes are waiting.
+socket below (`Line`), and the agent may send no more than its `Window` beyond what was read.
 """
 
 import asyncio
@@ -12,15 +12,16 @@ from collections.abc import Callable
 import asyncssh
 
 from tunnelmgr.core.ports import Source
-from tunnelmgr.tunnel.fastpath import window
+from tunnelmgr.tunnel.fastpath import manage_window, widen, window
 from tunnelmgr.tunnel.line import Line
 from tunnelmgr.tunnel.packets import BATCH, LARGEST
 from tunnelmgr.tunnel.pump import Outflow, Pump, send
+from tunnelmgr.tunnel.window import Window
 
 PIECE = 32 * 1024
 """Bytes handed to asyncssh at a time; what the agent's window has no room for it holds."""
 READ_AHEAD = 256 * 1024
-"""Bytes that may wait to be read before the agent's side is held back."""
+"""Bytes that may wait to be read before the agent is held back, where asyncssh keeps the window."""
 OPENING = 8
 """The part of the agent's window that has to be open before bulk data goes on, so that it goes on in whole batches."""
 
@@ -44,6 +45,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         self._readable = asyncio.Event()
         self._window = asyncio.Event()
         self._window.set()
+        self._theirs: Window | None = None
         self._pump: Pump | None = None
         self._least_window = 1
 
@@ -53,6 +55,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         """Keep the channel, and have asyncssh hold no more than one piece for it."""
         self._ssh = chan
         self._least_window = max(1, min(BATCH * LARGEST, window(chan) // OPENING))
+        self._theirs = Window() if manage_window(chan) else None
         chan.set_write_buffer_limits(0)
 
     def session_started(self) -> None:
@@ -64,7 +67,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         self._arrived.append(data)
         self._waiting += len(data)
         self._line.carried(len(data))
-        if self._waiting >= READ_AHEAD and self._ssh is not None:
+        if self._theirs is None and self._waiting >= READ_AHEAD and self._ssh is not None:
             self._ssh.pause_reading()
         self._readable.set()
 
@@ -108,9 +111,16 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
             await self._readable.wait()
         data = self._arrived.popleft()
         self._waiting -= len(data)
-        if self._waiting < READ_AHEAD and self._ssh is not None and not self._lost:
-            self._ssh.resume_reading()
+        if self._ssh is not None and not self._lost:
+            self._let_more_come(self._ssh, len(data))
         return data
+
+    def _let_more_come(self, channel: asyncssh.SSHTCPChannel[bytes], octets: int) -> None:
+        if self._theirs is None:
+            if self._waiting < READ_AHEAD:
+                channel.resume_reading()
+        elif room := self._theirs.read(octets):
+            widen(channel, room)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data` once the window and the socket have room for it."""

@@ -2,7 +2,8 @@
 
 asyncssh makes each packet with a dozen small objects and a new AES key schedule, puts an IGNORE before it, and sends
 both with two system calls; a window adjust of forty bytes costs it as much as a packet of 32 KiB. So data to the agent
-is sealed in batches (`packets`), and the agent's data and window adjusts are opened here, as asyncssh would do it.
+is sealed in batches (`packets`), and the agent's data, window adjusts and keepalives are worked off here, as asyncssh
+would do it.
 
 Correctness never rests on it:
 - It is used only while the connection's state is exactly one that is known here; else `outlet` is None, and `hear`
@@ -15,7 +16,10 @@ Correctness never rests on it:
 
 import asyncio
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import asyncssh
 from asyncssh.connection import SSHClientConnection
@@ -27,11 +31,15 @@ from tunnelmgr.tunnel.packets import (
     LARGEST,
     LENGTH,
     TAG,
+    WINDOW_ADJUST,
     Opener,
     Seal,
     channel_data,
+    keepalive,
     lengths,
     packets,
+    sealed_adjust,
+    sealed_failure,
     whole_packet,
     window_adjust,
 )
@@ -42,7 +50,9 @@ PROVED: Final = frozenset({"2.24.1"})
 LONGEST: Final = 40 * 1024
 """Bytes of the longest packet that is looked at here; only asyncssh reads longer ones."""
 
-_TAKES_ADJUSTS: Final = frozenset({"open", "eof_pending", "eof"})
+_ciphers: Final[WeakKeyDictionary[GCMCipher, AESGCM]] = WeakKeyDictionary()
+_HEARS_REQUESTS: Final = frozenset({"open", "eof_pending", "eof"})
+"""States of a channel whose other side may still say something about it (RFC 4254, section 5.3)."""
 _USABLE: Final = asyncssh.__version__ in PROVED and hasattr(AESGCM, "encrypt_into")
 
 
@@ -69,8 +79,7 @@ def outlet(chan: asyncssh.SSHTCPChannel[bytes]) -> Outlet | None:
         or _rekeys(conn)
     ):
         return None
-    cipher = conn._send_encryption._cipher
-    return Outlet(Seal(cipher._key, cipher._iv), inner._send_chan, inner._send_window)
+    return Outlet(_seal(conn._send_encryption._cipher), inner._send_chan, inner._send_window)
 
 
 def window(chan: asyncssh.SSHTCPChannel[bytes]) -> int:
@@ -85,25 +94,28 @@ def account(chan: asyncssh.SSHTCPChannel[bytes], count: int) -> None:
     Called before they are sealed: whatever fails after this, no nonce is used twice (RFC 5647, section 7.1).
     """
     inner: Any = chan
-    conn: Any = inner._conn
-    cipher = conn._send_encryption._cipher
-    number = packets(count)
-    cipher._iv = Seal(cipher._key, cipher._iv).after(number)
-    conn._send_seq = (conn._send_seq + number) & 0xFFFFFFFF
-    conn._rekey_bytes_sent += lengths(count)
+    _count_sent(inner._conn, packets(count), lengths(count))
     inner._send_window -= count
 
 
-def hear(protocol: asyncio.Protocol, wire: bytes) -> bytes:
-    """Work off what has arrived: data and window adjusts of open channels here, all else in asyncssh.
+def _count_sent(conn: Any, number: int, octets: int) -> None:  # noqa: ANN401 - private parts have no types that hold
+    cipher = conn._send_encryption._cipher
+    cipher._iv = _seal(cipher).after(number)
+    conn._send_seq = (conn._send_seq + number) & 0xFFFFFFFF
+    conn._rekey_bytes_sent += octets
 
-    Returns the beginning of a packet that is not whole yet, which belongs before what arrives next.
+
+def hear(protocol: asyncio.Protocol, wire: memoryview) -> int:
+    """Work off what has arrived: data, window adjusts and keepalives of open channels here, all else in asyncssh.
+
+    Returns how many bytes are worked off; the rest is the beginning of a packet that is not whole yet, and belongs
+    before what arrives next.
     """
     conn: Any = protocol
     if not _USABLE or type(protocol) is not SSHClientConnection:
-        protocol.data_received(wire)
-        return b""
-    left = memoryview(wire)
+        protocol.data_received(bytes(wire))
+        return len(wire)
+    left = wire
     while left and conn._transport is not None:
         if not (_hears_sealed(conn) and _between_packets(conn)):
             count = _wanted(conn, len(left))
@@ -113,46 +125,86 @@ def hear(protocol: asyncio.Protocol, wire: bytes) -> bytes:
             if count > LONGEST:
                 count = len(left)
             elif not count or count > len(left):
-                return bytes(left)
+                return len(wire) - len(left)
         protocol.data_received(bytes(left[:count]))
         left = left[count:]
-    return b""
+    return len(wire)
 
 
 def _work_off(conn: Any, wire: memoryview) -> int:  # noqa: ANN401 - private parts have no types that hold
-    """Work off the data and window adjusts at the front of `wire`; returns how many bytes they take."""
+    """Work off the packets at the front of `wire` that are known here; returns how many bytes they take."""
     cipher = conn._recv_encryption._cipher
-    opener = Opener(Seal(cipher._key, cipher._iv))
-    done, widened = 0, {}
+    opener = Opener(_seal(cipher))
+    done = 0
+    widened: dict[int, Any] = {}
     while done < len(wire) and 0 < (size := whole_packet(wire[done:])) <= min(len(wire) - done, LONGEST):
         plain = opener.open(wire[done : done + size])
-        adjust = window_adjust(plain or b"")
-        arrived = None if adjust else channel_data(plain or b"")
-        if adjust is not None and (chan := _taking_adjusts(conn, adjust[0])) is not None:
-            chan._send_window += adjust[1]
-            widened[adjust[0]] = chan
-        elif arrived is None or (chan := _taking_data(conn, *arrived)) is None:
+        effect = None if plain is None else _effect(conn, plain, widened)
+        if effect is None:
             break
         opener.accept()
         done += size
         cipher._iv = opener.seal.nonce
         conn._recv_seq = (conn._recv_seq + 1) & 0xFFFFFFFF
-        if arrived is not None:
-            chan._accept_data(arrived[1])
+        effect()
     for chan in widened.values():
         chan._flush_send_buf()
     return done
 
 
-def _taking_adjusts(conn: Any, number: int) -> Any:  # noqa: ANN401 - as above
-    chan = conn._channels.get(number)
-    return chan if chan is not None and chan._recv_state in _TAKES_ADJUSTS else None
+def _effect(conn: Any, plain: bytes, widened: dict[int, Any]) -> Callable[[], None] | None:  # noqa: ANN401 - as above
+    """Return what a packet does, None where only asyncssh knows; channels whose window it opens go into `widened`."""
+    if (adjust := window_adjust(plain)) is not None:
+        chan = conn._channels.get(adjust[0])
+        if chan is None or chan._recv_state not in _HEARS_REQUESTS:
+            return None
+        return partial(_widen, chan, adjust[1], widened)
+    if (arrived := channel_data(plain)) is not None:
+        chan, data = conn._channels.get(arrived[0]), arrived[1]
+        takes = chan is not None and chan._recv_state == "open" and 0 < len(data) <= chan._recv_window
+        return partial(chan._accept_data, data) if takes and chan._encoding is None else None
+    if (asked := keepalive(plain)) is not None:
+        chan = conn._channels.get(asked)
+        idle = chan is not None and chan._recv_state in _HEARS_REQUESTS and not chan._request_queue
+        if idle and chan._send_state == "open" and _sends_sealed(conn) and not _rekeys(conn):
+            return partial(_decline, conn, chan)
+    return None
 
 
-def _taking_data(conn: Any, number: int, data: bytes) -> Any:  # noqa: ANN401 - as above
-    chan = conn._channels.get(number)
-    takes = chan is not None and chan._recv_state == "open" and 0 < len(data) <= chan._recv_window
-    return chan if takes and chan._encoding is None else None
+def _widen(chan: Any, room: int, widened: dict[int, Any]) -> None:  # noqa: ANN401 - as above
+    chan._send_window += room
+    widened[chan._recv_chan] = chan
+
+
+def _decline(conn: Any, chan: Any) -> None:  # noqa: ANN401 - as above
+    """Answer a keepalive as asyncssh does: a failure is an answer too."""
+    _send_one(conn, sealed_failure(_seal(conn._send_encryption._cipher), chan._send_chan))
+
+
+def _send_one(conn: Any, wire: bytes) -> None:  # noqa: ANN401 - as above
+    _count_sent(conn, 1, len(wire) - LENGTH - TAG)
+    conn._send(wire)
+
+
+def manage_window(chan: asyncssh.SSHTCPChannel[bytes]) -> bool:
+    """Have asyncssh leave the agent's window on this channel to us; returns whether it does."""
+    inner: Any = chan
+    if _USABLE:
+        inner._init_recv_window = 0  # asyncssh opens it when it is less than half of this
+    return _USABLE
+
+
+def widen(chan: asyncssh.SSHTCPChannel[bytes], room: int) -> None:
+    """Let the agent send `room` bytes more."""
+    inner: Any = chan
+    conn: Any = inner._conn
+    if conn is None or inner._recv_state != "open" or inner._send_chan is None:
+        return
+    inner._recv_window += room
+    if inner._send_state == "open" and _sends_sealed(conn) and not _rekeys(conn):
+        _send_one(conn, sealed_adjust(_seal(conn._send_encryption._cipher), inner._send_chan, room))
+    else:
+        inner.send_packet(WINDOW_ADJUST, room.to_bytes(4))
 
 
 def await_window(chan: asyncssh.SSHTCPChannel[bytes]) -> None:
@@ -167,6 +219,14 @@ def await_window(chan: asyncssh.SSHTCPChannel[bytes]) -> None:
 def exchanges_keys(protocol: object) -> bool:
     """Tell whether a key exchange is under way; asyncssh tells nobody, and puts aside what is written meanwhile."""
     return not getattr(protocol, "_kex_complete", True)
+
+
+def _seal(cipher: GCMCipher) -> Seal:
+    """Return a direction's seal; asyncssh makes the key's schedule anew for each packet, here it is made once."""
+    ready = _ciphers.get(cipher)
+    if ready is None:
+        ready = _ciphers[cipher] = AESGCM(cipher._key)
+    return Seal(ready, cipher._iv)
 
 
 def _sends_sealed(conn: Any) -> bool:  # noqa: ANN401 - private parts have no types that hold
@@ -211,7 +271,7 @@ def _wanted(conn: Any, available: int) -> int:  # noqa: ANN401 - as above
         whole = LENGTH + conn._pktlen + TAG - conn._recv_blocksize
     else:
         return available
-    return max(1, min(available, whole - len(conn._inpbuf)))
+    return max(1, min(available, int(whole) - len(conn._inpbuf)))
 
 
 def _rekeys(conn: Any) -> bool:  # noqa: ANN401 - as above

@@ -21,7 +21,7 @@ from typing import Final
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.stream import Stream, connect
 from tunnelmgr.tunnel.allowance import Allowance
-from tunnelmgr.tunnel.fastpath import exchanges_keys, hear
+from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear
 from tunnelmgr.tunnel.packets import Batch
 from tunnelmgr.tunnel.path import tune
 
@@ -42,9 +42,13 @@ SPARE: Final = 4
 
 
 class _Bench(threading.local):
-    """What the lines of a thread share."""
+    """What the lines of a thread share: where a piece is received and worked off, without a pause; spare batches.
+
+    One place for all: a piece of its own for each, and what it is cut into, would scatter the process's memory.
+    """
 
     def __init__(self) -> None:
+        self.room = memoryview(bytearray(LONGEST + LARGEST))
         self.batches: list[Batch] = []
 
 
@@ -145,19 +149,22 @@ class Line(asyncio.Transport):
 
     def _read(self) -> None:
         """Pass on one piece, and see when the next one's turn is."""
+        held = len(self._tail)
         try:
-            piece = self._stream.receive(self._piece)
+            count = self._stream.receive_into((_bench.room[held : held + self._piece],))
         except ConnectionError as lost:
             self._end(lost)
             return
-        if piece == b"":
+        if count == 0:
             self.protocol.eof_received()
             self._end(None)
-        if not piece:
+        if not count:
             return
+        arrived = _bench.room[: held + count]
+        arrived[:held] = self._tail
         # The thread's own time: another process on a busy machine is not the agent's to pay for.
         began = time.thread_time()
-        self._tail = hear(self.protocol, self._tail + piece)
+        self._tail = bytes(arrived[hear(self.protocol, arrived) :])
         self._settle(time.thread_time() - began)
 
     def _settle(self, took: float) -> None:

@@ -4,6 +4,7 @@ The form of a packet is that of RFC 4253, section 6, with RFC 5647, section 7: t
 encrypted, padding makes the rest whole blocks, and each packet has its own nonce, counted up from the key exchange's.
 """
 
+import os
 import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -24,6 +25,8 @@ TAG: Final = 16
 
 WINDOW_ADJUST: Final = 93
 """SSH_MSG_CHANNEL_WINDOW_ADJUST (RFC 4254, section 5.2)."""
+CHANNEL_REQUEST, CHANNEL_FAILURE = 98, 100
+"""SSH_MSG_CHANNEL_REQUEST and SSH_MSG_CHANNEL_FAILURE (RFC 4254, section 5.4)."""
 
 _HEAD: Final = struct.Struct(">IBBII")
 """Packet length, padding length, message, channel, data length."""
@@ -32,6 +35,12 @@ _ADJUST: Final = struct.Struct(f">BBII{_ADJUST_PADDING}x")
 """Padding length, message, channel, bytes to add, padding."""
 _DATA: Final = struct.Struct(">BBII")
 """Padding length, message, channel, data length."""
+_REQUEST: Final = struct.Struct(">BBI")
+"""Padding length, message, channel."""
+_ASKED: Final = b"\0\0\0\x15keepalive@openssh.com\1"
+"""The request's name, and that an answer is wanted."""
+_MESSAGE: Final = struct.Struct(">BI")
+"""Message, channel."""
 _WITHIN: Final = _HEAD.size - LENGTH
 """Bytes of that which are sealed along with the data."""
 _COUNTER: Final = (1 << 64) - 1
@@ -40,9 +49,9 @@ _LEAST_PADDING: Final = 4
 
 
 class Seal(NamedTuple):
-    """The key of one direction, and the nonce of its next packet: a fixed part and a counter."""
+    """The cipher of one direction, and the nonce of its next packet: a fixed part and a counter."""
 
-    key: bytes
+    cipher: AESGCM
     nonce: bytes
 
     def after(self, packets: int) -> bytes:
@@ -83,7 +92,7 @@ class Batch:
 
     def seal(self, seal: Seal, channel: int, count: int) -> int:
         """Make packets of the first `count` bytes in the room; returns where they end in `buffer`."""
-        sealer = AESGCM(seal.key)
+        sealer = seal.cipher
         whole, rest = divmod(count, LARGEST)
         for number in range(whole):
             place, length, plain, sealed = self._whole[number]
@@ -105,19 +114,18 @@ class Opener:
     """Opens the packets of one direction, the next one first; nothing moves on before `accept` says so."""
 
     def __init__(self, seal: Seal) -> None:
-        self._key = AESGCM(seal.key)
         self._seal = seal
         self.accepted = 0
 
     @property
     def seal(self) -> Seal:
         """The seal of the next packet."""
-        return Seal(self._seal.key, self._seal.after(self.accepted))
+        return Seal(self._seal.cipher, self._seal.after(self.accepted))
 
     def open(self, wire: memoryview) -> bytes | None:
         """Return what one whole packet holds, its padding length first; None where it was not sealed for this place."""
         try:
-            return self._key.decrypt(self._seal.after(self.accepted), wire[LENGTH:], wire[:LENGTH])
+            return self._seal.cipher.decrypt(self._seal.after(self.accepted), wire[LENGTH:], wire[:LENGTH])
         except InvalidTag:
             return None
 
@@ -147,6 +155,34 @@ def channel_data(plain: bytes) -> tuple[int, bytes] | None:
     if padding < _LEAST_PADDING or _DATA.size + size + padding != len(plain):
         return None
     return channel, plain[_DATA.size : _DATA.size + size]
+
+
+def keepalive(plain: bytes) -> int | None:
+    """Return the channel on which sshd asks whether we are there (`sshd_config(5)`, ClientAliveInterval), else None."""
+    if not plain[1 : 2 + LENGTH + len(_ASKED)].endswith(_ASKED):
+        return None
+    padding, message, channel = _REQUEST.unpack_from(plain)
+    exact = padding >= _LEAST_PADDING and _REQUEST.size + len(_ASKED) + padding == len(plain)
+    return channel if message == CHANNEL_REQUEST and exact else None
+
+
+def sealed_failure(seal: Seal, channel: int) -> bytes:
+    """Return the packet that says no to a request of a channel (RFC 4254, section 5.4)."""
+    return _sealed(seal, _MESSAGE.pack(CHANNEL_FAILURE, channel))
+
+
+def sealed_adjust(seal: Seal, channel: int, room: int) -> bytes:
+    """Return the packet that opens a channel's window further (RFC 4254, section 5.2)."""
+    return _sealed(seal, _MESSAGE.pack(WINDOW_ADJUST, channel) + room.to_bytes(4))
+
+
+def _sealed(seal: Seal, payload: bytes) -> bytes:
+    padding = -(1 + len(payload)) % _BLOCK
+    if padding < _LEAST_PADDING:
+        padding += _BLOCK
+    plain = bytes((padding,)) + payload + os.urandom(padding)
+    length = len(plain).to_bytes(LENGTH)
+    return length + seal.cipher.encrypt(seal.nonce, plain, length)
 
 
 def packets(count: int) -> int:

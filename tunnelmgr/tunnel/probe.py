@@ -3,11 +3,14 @@
 The answer to a nonce is an HMAC over it, the agent and the listen address, under a secret of this process. A
 squatter on the agent cannot compute it, and one that passes the request on to another of our listeners returns the
 proof of that one.
+
+The stream through the listener is kept from probe to probe: that spares both sides the opening and closing of two
+channels, which cost four times as much as the question itself.
 """
 
-import hashlib
 import hmac
 import json
+import re
 import secrets
 from typing import Protocol
 
@@ -17,13 +20,18 @@ from tunnelmgr.errors import ImpostorListenerError
 
 PATH = "/.well-known/tunnelmgr"
 ANSWER_LIMIT = 16 * 1024
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})(?:\r\n|$)", re.IGNORECASE)
 
 
 class Wire(Protocol):
-    """What a probe needs of a connection."""
+    """A stream through a listener of the agent's."""
 
-    async def exchange(self, endpoint: Endpoint, request: bytes, limit: int) -> bytes:
-        """Connect from the agent to `endpoint`, send, and return what comes back."""
+    async def write(self, data: bytes) -> None:
+        """Send; raises ConnectionError."""
+        ...
+
+    async def read(self) -> bytes:
+        """Return what has arrived, `b""` at the end; raises ConnectionError."""
         ...
 
 
@@ -35,23 +43,39 @@ class Prover:
 
     def proof(self, nonce: str, agent: AgentId, listener: str) -> str:
         """Return the proof that a request with `nonce` came in through `listener` on `agent`."""
-        return hmac.new(self._secret, f"{nonce}\n{agent}\n{listener}".encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self._secret, f"{nonce}\n{agent}\n{listener}".encode(), "sha256").hex()
 
     async def probe(self, wire: Wire, agent: AgentId, listener: Endpoint) -> None:
-        """Send one request through a listener.
+        """Ask once, through a stream that may be used again.
 
-        Raises ImpostorListenerError where the answer is not ours, and what `exchange` raises. The caller sets the
-        deadline.
+        Raises ImpostorListenerError where the answer is not ours, and ConnectionError where the stream ends without
+        one. The caller sets the deadline.
         """
         nonce = secrets.token_hex(16)
-        request = f"GET {PATH} HTTP/1.1\r\nHost: {listener}\r\nTunnelmgr-Nonce: {nonce}\r\nConnection: close\r\n\r\n"
-        answer = await wire.exchange(listener, request.encode(), ANSWER_LIMIT)
-        if not hmac.compare_digest(_proof_in(answer), self.proof(nonce, agent, str(listener))):
+        request = f"GET {PATH} HTTP/1.1\r\nHost: {listener}\r\nTunnelmgr-Nonce: {nonce}\r\n\r\n"
+        await wire.write(request.encode())
+        proof = _proof_in(await _answer(wire))
+        if not hmac.compare_digest(proof, self.proof(nonce, agent, str(listener))):
             raise ImpostorListenerError(str(listener))
 
 
-def _proof_in(answer: bytes) -> str:
-    _, _, body = answer.partition(b"\r\n\r\n")
+async def _answer(wire: Wire) -> bytes:
+    """Return the body of the answer: as much as its head says, or what came until the end or the limit."""
+    answer = b""
+    while len(answer) < ANSWER_LIMIT:
+        head, end, body = answer.partition(b"\r\n\r\n")
+        if end and (told := _LENGTH.search(head)) and len(body) >= int(told[1]):
+            return body
+        more = await wire.read()
+        if not more:
+            break
+        answer += more
+    if not answer:
+        raise ConnectionResetError("the stream ended without an answer")
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+def _proof_in(body: bytes) -> str:
     try:
         proof = json.loads(body).get("proof", "")
     except (ValueError, AttributeError, RecursionError):

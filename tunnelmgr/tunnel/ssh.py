@@ -30,6 +30,7 @@ from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.keys import Identity, Login, identity_print
 from tunnelmgr.tunnel.line import Dialer, Line
 from tunnelmgr.tunnel.plain import plain, said
+from tunnelmgr.tunnel.window import FIRST
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -111,6 +112,10 @@ class SshConnection:
         """Set once the connection is gone."""
         return self._peer.lost
 
+    def when_lost(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once the connection is gone."""
+        self._peer.tell = tell
+
     @property
     def loss(self) -> str:
         """Why it is gone."""
@@ -146,7 +151,7 @@ class SshConnection:
             return ForwardedChannel(self._line, on_open, on_end)
 
         try:
-            inner = await self._conn.create_server(accept, endpoint.host, endpoint.port)
+            inner = await self._conn.create_server(accept, endpoint.host, endpoint.port, window=FIRST)
         except asyncssh.ChannelListenError:
             inner = None
         except FAULTS as failed:
@@ -155,32 +160,21 @@ class SshConnection:
             raise ConnectionLostError(f"the connection was lost: {self.loss}")
         return None if inner is None else Listener(endpoint, inner)
 
-    async def exchange(self, endpoint: Endpoint, request: bytes, limit: int) -> bytes:
-        """Connect from the agent to `endpoint` there, send `request` and return at most `limit` bytes until the end.
+    async def connect(self, endpoint: Endpoint) -> ForwardedChannel:
+        """Connect from the agent to `endpoint` there, and return the stream.
 
         Raises ConnectionRefusedError where the agent cannot or may not connect, and ConnectionLostError.
         """
+        stream = ForwardedChannel(self._line, lambda _: None, lambda: None)
         try:
-            reader, writer = await self._conn.open_connection(endpoint.host, endpoint.port)
+            await self._conn.create_connection(lambda: stream, endpoint.host, endpoint.port, window=FIRST)
         except asyncssh.ChannelOpenError as refused:
             if self.lost.is_set():  # asyncssh says the same of a channel that is refused and of one that is lost
                 raise ConnectionLostError(f"the connection was lost: {self.loss}") from refused
             raise ConnectionRefusedError(plain(refused.reason)) from refused
         except FAULTS as failed:
             raise ConnectionLostError(said(failed)) from failed
-        try:
-            writer.write(request)
-            answer = b""
-            while len(answer) < limit and (more := await reader.read(limit - len(answer))):
-                answer += more
-            if limit and not answer:
-                raise ConnectionLostError(f"{endpoint} on the agent closed the connection without an answer")
-        except FAULTS as failed:
-            raise ConnectionLostError(said(failed)) from failed
-        else:
-            return answer
-        finally:
-            writer.channel.abort()
+        return stream
 
     async def quicken(self) -> None:
         """Have the agent's sshd answer without Nagle's delay, which it turns off only once a session asks to run.
@@ -238,6 +232,7 @@ class Peer(asyncssh.SSHClient):
         self._offers = offers
         self._offered = 0
         self.lost = asyncio.Event()
+        self.tell: Callable[[], None] = lambda: None
         self.reason = ""
         self.exposed = False
 
@@ -262,6 +257,7 @@ class Peer(asyncssh.SSHClient):
         """Note the end and its reason."""
         self.reason = said(exc) if exc else "the agent closed the connection"
         self.lost.set()
+        self.tell()
 
 
 async def dial(spec: TunnelSpec, login: Login) -> SshConnection:

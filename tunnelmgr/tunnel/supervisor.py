@@ -26,7 +26,7 @@ class Supervisor:
         """Start a worker."""
         if action.agent in self._lives:
             raise AssertionError(f"{action.agent} has a worker already")
-        worker = Worker(action.spec, action.life, self.settings)
+        worker = Worker(action, self.settings)
         task = self.tasks.create_task(_guarded(worker), name=f"tunnel {action.agent}")
         self._lives[action.agent] = (worker, task)
         # A task that is cancelled before its first step runs nothing of its own, so its end is told from outside.

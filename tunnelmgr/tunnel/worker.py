@@ -4,10 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import floor
+from zlib import crc32
 
 import structlog
 
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, TunnelBound, TunnelDialled, TunnelProbed
+from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.errors import (
     AbusiveAgentError,
@@ -18,6 +22,7 @@ from tunnelmgr.errors import (
     TunnelError,
 )
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.entry import Entry, Turn
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.ssh import ChannelRefused, Listener, SshConnection, dial
@@ -26,6 +31,10 @@ log = structlog.get_logger(__name__)
 
 GOODBYE = 2.0
 """Seconds that an orderly close may take."""
+BEAT = 0.5
+"""Seconds between two moments at which probes begin."""
+REOPENED = 20
+"""Probes through one stream; the next one is opened anew, which shows that the listener still takes connections."""
 
 Serve = Callable[[ForwardedChannel, TunnelSpec, Forward, Endpoint], Awaitable[None]]
 """Carries one channel to its target; must not raise."""
@@ -39,7 +48,7 @@ class Settings:
     probe_interval: float
     max_channels: int
     drain: float
-    handshakes: asyncio.Semaphore
+    entry: Entry
     prover: Prover
     serve: Serve
     report: Callable[[Event], None]
@@ -50,15 +59,27 @@ class Settings:
         return min(10.0, max(1.0, self.probe_interval))
 
 
+@dataclass(frozen=True, slots=True)
+class KeptStream:
+    """A stream through a listener, and how many probes it has carried."""
+
+    stream: ForwardedChannel
+    asked: int = 1
+
+
 class Worker:
     """Lives once. `drain` ends it gently, cancelling `run` ends it at once."""
 
-    def __init__(self, spec: TunnelSpec, life: int, settings: Settings) -> None:
-        self.spec = spec
-        self.life = life
+    def __init__(self, opening: OpenTunnel, settings: Settings) -> None:
+        self.spec = opening.spec
+        self.life = opening.life
+        self._seen = opening.seen
         self._settings = settings
         self._report = settings.report
-        self._asked_to_drain = asyncio.Event()
+        self._asked_to_drain = False
+        self._news = asyncio.Event()
+        self._turn = Turn()
+        self._kept: dict[Endpoint, KeptStream] = {}
         self._listeners: dict[Endpoint, Listener] = {}
         self._sessions: dict[asyncio.Task[None], ForwardedChannel] = {}  # oldest first
         self._channels = 0
@@ -73,18 +94,23 @@ class Worker:
         Returns False, and does nothing, where the tunnel does not stand yet and so has nothing to wait for.
         """
         if self._open_for_channels:
-            self._asked_to_drain.set()
-        return self._asked_to_drain.is_set()
+            self._asked_to_drain = True
+            self._news.set()
+        return self._asked_to_drain
 
     async def run(self) -> None:
         """Live; return when drained, raise TunnelError when the tunnel failed or was lost."""
-        async with self._settings.handshakes:
-            connection = await dial(self.spec, self._settings.login)
+        self._turn = await self._settings.entry.turn(self._seen)
         try:
-            self._report(TunnelDialled(self.spec.agent, self.life, connection.address, connection.login_key))
-            await self._hold(connection)
+            connection = await dial(self.spec, self._settings.login)
+            try:
+                connection.when_lost(self._news.set)
+                self._report(TunnelDialled(self.spec.agent, self.life, connection.address, connection.login_key))
+                await self._hold(connection)
+            finally:
+                connection.abort()
         finally:
-            connection.abort()
+            self._turn.end()
 
     async def _hold(self, connection: SshConnection) -> None:
         """Keep the tunnel until it is lost or drained; on the way out no session survives."""
@@ -158,7 +184,7 @@ class Worker:
         """
         try:
             async with _deadline(self._settings.probe_timeout):
-                await connection.exchange(endpoint, b"", 0)
+                (await connection.connect(endpoint)).abort()
         except ConnectionRefusedError:
             return False
         except ProbeTimeoutError:
@@ -178,9 +204,9 @@ class Worker:
     def _admit(self) -> None:
         if not self._open_for_channels:
             raise ChannelRefused("the tunnel is not open")
-        # A probe has a place of its own: an agent that uses all its channels does not lose its tunnel by it. Which
-        # channel is the probe's cannot be seen here, so one that took its place is ended again.
-        if self._channels >= self._settings.max_channels + self._probing:
+        # Probes have places of their own: an agent that uses all its channels does not lose its tunnel by it. Which
+        # channel is a probe's cannot be seen here, so one that took its place is ended again.
+        if self._channels >= self._places + self._probing:
             self._declined += 1
             raise ChannelRefused(f"more than {self._settings.max_channels} channels")
         self._channels += 1
@@ -189,9 +215,14 @@ class Worker:
         self._channels -= 1
         self._channel_gone.set()
 
+    @property
+    def _places(self) -> int:
+        """How many channels there may be: the agent's, and one for each stream that is kept for probes."""
+        return self._settings.max_channels + len(self._kept)
+
     def _shed(self) -> None:
         """End the newest sessions beyond the limit."""
-        for session in list(self._sessions)[self._settings.max_channels :]:
+        for session in list(self._sessions)[self._places :]:
             session.cancel()
 
     def _tell_declined(self) -> None:
@@ -214,8 +245,9 @@ class Worker:
 
     async def _probe_on(self, connection: SshConnection, sessions: asyncio.TaskGroup) -> None:
         """Probe at every interval until the tunnel is lost (raises) or asked to drain (returns)."""
-        while not self._asked_to_drain.is_set():
+        while not self._asked_to_drain:
             await self._probe(connection)
+            self._turn.end()  # up, or as good as
             self._tell_declined()
             if await self._interrupted(connection):
                 return
@@ -241,34 +273,49 @@ class Worker:
         endpoint, declined = forward.listen[0], self._declined
         try:
             if forward.protocol == "registry":
-                await self._settings.prover.probe(connection, self.spec.agent, endpoint)
+                await self._ask(connection, endpoint)
             else:
                 # A raw target cannot prove itself; that the agent's sshd answers is all there is to know.
-                await connection.exchange(endpoint, b"", 0)
+                (await connection.connect(endpoint)).abort()
         except ConnectionRefusedError as refused:
             raise ConnectionLostError(
                 f"the agent's sshd will not connect to its own listener {endpoint} ({refused}): "
                 f'its authorized_keys needs permitopen="{endpoint}"'
             ) from refused
-        except ConnectionLostError:
+        except ConnectionError as ended:
             if connection.lost.is_set() or self._declined == declined:
-                raise
+                raise ConnectionLostError(f"{endpoint} on the agent closed the connection without an answer") from ended
             return False
         return True
 
+    async def _ask(self, connection: SshConnection, endpoint: Endpoint) -> None:
+        """Ask through the stream that is kept, or through a new one where it has ended or was used often enough."""
+        prover, agent = self._settings.prover, self.spec.agent
+        kept = self._kept.pop(endpoint, None)
+        if kept is not None and kept.asked < REOPENED:
+            with suppress(ConnectionError):
+                await prover.probe(kept.stream, agent, endpoint)
+                self._kept[endpoint] = KeptStream(kept.stream, kept.asked + 1)
+                return
+        if kept is not None:
+            kept.stream.abort()
+        fresh = await connection.connect(endpoint)
+        try:
+            await prover.probe(fresh, agent, endpoint)
+        except BaseException:
+            fresh.abort()
+            raise
+        self._kept[endpoint] = KeptStream(fresh)
+
     async def _interrupted(self, connection: SshConnection) -> bool:
-        """Wait one interval; return True when asked to drain, raise when the connection is lost."""
-        async with asyncio.TaskGroup() as waits:
-            lost = waits.create_task(connection.lost.wait(), name="lost")
-            drain = waits.create_task(self._asked_to_drain.wait(), name="drain")
-            await asyncio.wait(
-                (lost, drain), timeout=self._settings.probe_interval, return_when=asyncio.FIRST_COMPLETED
-            )
-            lost.cancel()
-            drain.cancel()
+        """Wait for the next probe's beat; return True when asked to drain, raise when the connection is lost."""
+        with suppress(TimeoutError):
+            now = asyncio.get_running_loop().time()
+            async with asyncio.timeout_at(next_beat(self.spec.agent, now, self._settings.probe_interval)):
+                await self._news.wait()
         if connection.lost.is_set():
             raise ConnectionLostError(f"the connection was lost: {connection.loss}")
-        return self._asked_to_drain.is_set()
+        return self._asked_to_drain
 
     # --- ending ---
 
@@ -276,6 +323,8 @@ class Worker:
         self._open_for_channels = False
         for listener in self._listeners.values():
             listener.close()
+        while self._kept:
+            self._kept.popitem()[1].stream.abort()
         for channel in self._sessions.values():
             channel.drain()
         with suppress(TimeoutError):
@@ -285,6 +334,17 @@ class Worker:
                     self._channel_gone.clear()
                     await self._channel_gone.wait()
         await connection.close(GOODBYE)
+
+
+def next_beat(agent: AgentId, now: float, interval: float) -> float:
+    """Return when an agent is probed next, at most an interval from `now`.
+
+    Probes begin on common beats: those that begin together find the code and the kernel warm, and cost half. Which beat
+    is an agent's own follows from its id, so that a fleet that came at once is spread over all of them.
+    """
+    beats = max(1, round(interval / BEAT))
+    own = crc32(agent.encode()) % beats * interval / beats
+    return own + interval * (floor((now - own) / interval) + 1)
 
 
 @asynccontextmanager

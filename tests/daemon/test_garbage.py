@@ -1,0 +1,47 @@
+"""Old objects are looked at when we say so, and not in the middle of a pull."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from tunnelmgr.daemon.garbage import collect, spare_the_old
+
+
+@pytest.fixture(autouse=True)
+def _thresholds() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+
+
+class Knot:
+    """Something that holds itself."""
+
+    def __init__(self) -> None:
+        self.self = self
+
+
+def test_a_full_collection_happens_only_when_it_is_asked_for() -> None:
+    """Cycles that grew old stay until then, and go then."""
+    spare_the_old()
+    full = gc.get_stats()[2]["collections"]
+    knot = weakref.ref(old := Knot())
+    gc.collect(1)
+    del old
+    for _ in range(100):
+        _ = [[] for _ in range(10_000)]
+    assert gc.get_stats()[2]["collections"] == full
+    assert knot() is not None
+
+    collect()
+    assert knot() is None
+
+
+def test_young_cycles_go_as_ever() -> None:
+    """A flood of them does not pile up."""
+    spare_the_old()
+    knots = [weakref.ref(Knot()) for _ in range(100_000)]
+
+    assert sum(knot() is not None for knot in knots) < 60_000
