@@ -42,9 +42,9 @@ bench: install ## Print the benchmarks' figures
 	$(RUN)/python benchmarks/gate.py
 	$(RUN)/python benchmarks/time_to_ready.py
 
-lock: ## Pin every dependency again, with hashes
-	uv pip compile pyproject.toml -q --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements.lock
-	uv pip compile pyproject.toml -q --all-extras --group dev --generate-hashes --no-emit-index-url --no-header \
+lock: ## Pin every dependency again, with hashes (and extras, which pip else takes from the newest release)
+	uv pip compile pyproject.toml -q --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate -o requirements.lock
+	uv pip compile pyproject.toml -q --all-extras --group dev --generate-hashes --no-strip-extras --no-emit-index-url --no-header \
 		--no-annotate -o requirements-dev.lock
 
 install: $(VENV)/.installed .packages
