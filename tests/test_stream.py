@@ -264,6 +264,15 @@ async def test_an_abort_drops_what_is_unsent_and_hears_nothing_more(ends: Ends) 
     assert ends.losses == []
 
 
+async def test_a_reset_takes_back_what_the_kernel_has_not_sent(ends: Ends) -> None:
+    """The other side learns of it at once, and gets no more than it had."""
+    ends.fill()
+    ends.stream.abort(reset=True)
+    await asyncio.sleep(0.01)
+    with pytest.raises(ConnectionResetError):
+        await ends.take(1 << 40)
+
+
 # --- connecting ---
 
 

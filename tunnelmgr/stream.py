@@ -10,6 +10,7 @@ The loop may be asyncio's or uvloop's: only `add_reader`, `add_writer` and `sock
 import asyncio
 import ipaddress
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
+"""A linger of no time: a close is a reset (`socket(7)`, SO_LINGER)."""
 AT_ONCE: Final = 64
 """Buffers handed to the kernel with one call; it takes up to 1024 (`sendmsg(2)`, IOV_MAX)."""
 
@@ -150,10 +153,12 @@ class Stream:
         self.heed(None)
         self._afterwards(self.abort)
 
-    def abort(self) -> None:
-        """Close at once, and drop what is unsent."""
+    def abort(self, *, reset: bool = False) -> None:
+        """Close at once, and drop what is unsent; with `reset`, also what the kernel has taken and not sent."""
         if self.closed:
             return
+        if reset:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         self.heed(None)
         self.closed = True
         self._drop_unsent()

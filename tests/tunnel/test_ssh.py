@@ -445,6 +445,19 @@ async def test_a_connection_lost_while_a_stream_is_opened_is_our_error(sshd: Ssh
 # --- the end ---
 
 
+async def test_an_abort_takes_back_what_is_under_way(sshd: Sshd, login: Login) -> None:
+    """A revoked agent gets nothing more, not even what the kernel has taken for it; its side sees a reset."""
+    async with dialled(sshd.spec(), login) as connection:
+        agents = sshd.connection
+        agents._transport.pause_reading()
+        connection._line.write(bytes(64 << 20))
+        await asyncio.sleep(0.01)
+        connection.abort()
+        agents._transport.resume_reading()
+        await until(lambda: agents._transport is None)
+        await connection.lost.wait()
+
+
 async def test_a_lost_connection_says_why(sshd: Sshd, login: Login) -> None:
     """The reason is what the other side said, or that it closed."""
     async with dialled(sshd.spec(), login) as connection:

@@ -71,6 +71,7 @@ class Line(asyncio.Transport):
         self._held: Batch | None = None
         self._tail = b""
         self._ended = False
+        self._revoked = False
         self.overdrawn = False
         self.protocol = make()
         self.protocol.connection_made(self)
@@ -108,6 +109,10 @@ class Line(asyncio.Transport):
         self._held = batch
         self._stream.send(batch.buffer[:end])
 
+    def revoke(self) -> None:
+        """Let nothing more out, not even what the kernel holds, once the connection is aborted."""
+        self._revoked = True
+
     def carried(self, octets: int) -> None:
         """Credit the agent with bytes that a channel carried."""
         self._allowance.earn(octets)
@@ -130,7 +135,8 @@ class Line(asyncio.Transport):
 
     def abort(self) -> None:
         """End now; what was put off is still sent, as far as the kernel takes it at once, and the rest is dropped."""
-        self._stream.flush()
+        if not self._revoked:
+            self._stream.flush()
         self._end(None)
 
     close = abort
@@ -195,7 +201,7 @@ class Line(asyncio.Transport):
         if self._ended:
             return
         self._ended = True
-        self._stream.abort()
+        self._stream.abort(reset=self._revoked)
         for timer in (self._resting, self._flushing):
             if timer is not None:
                 timer.cancel()

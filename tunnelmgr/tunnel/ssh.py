@@ -192,7 +192,8 @@ class SshConnection:
             errand.end()
 
     def abort(self) -> None:
-        """Drop the connection and all in it, now."""
+        """Drop the connection and all in it, now: what the agent has not got by then it does not get."""
+        self._line.revoke()
         self._conn.abort()
 
     async def close(self, patience: float) -> None:
