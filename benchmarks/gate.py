@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,15 @@ import structlog
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.core.ports import AgentChannel
+from tunnelmgr.core.ports import AgentChannel, Source
 from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.daemon.loop import loop_factory
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.gate.upstream import Upstream
+from tunnelmgr.tunnel.packets import BATCH, LARGEST
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 BARS = {"manifests": 0.70, "blobs": 0.95}
@@ -128,10 +130,8 @@ def seed(endpoint: Endpoint, blob_mib: int) -> dict[str, str]:
 class Accepted(Upstream):
     """A connection of the load, which stands for an agent's channel."""
 
-    def __init__(self, serve: "Serve", tasks: asyncio.TaskGroup) -> None:
-        super().__init__()
-        self._serve = serve
-        self._tasks = tasks
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__(connected)
         self._seen = b""
 
     async def wanted(self) -> bool:
@@ -144,10 +144,31 @@ class Accepted(Upstream):
         seen, self._seen = self._seen, b""
         return seen or await super().read()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve."""
-        super().connection_made(transport)
-        self._tasks.create_task(self._serve(self), name="channel")
+    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+        """Send what comes from `source`, a batch at a time, as a tunnel does."""
+        room, left = memoryview(bytearray(BATCH * LARGEST)), limit
+        while left:
+            count = source.receive_into((room[:left],))
+            if count is None:
+                await something(source)
+                continue
+            if not count:
+                break
+            left -= count
+            carried(count)
+            self.send(room[:count])
+            await self.drained()
+        return limit - left
+
+
+async def something(source: Source) -> None:
+    """Wait until there is something to read."""
+    readable = asyncio.Event()
+    source.heed(readable.set)
+    try:
+        await readable.wait()
+    finally:
+        source.heed(None)
 
 
 class Serve:
@@ -167,11 +188,18 @@ class Serve:
             await self._gate.serve(channel, self._caller, self._registry, Traffic())
 
 
-async def listen(path: str, registry: Endpoint, tasks: asyncio.TaskGroup) -> int:
-    """Open the listener of one path and return its port."""
+def listen(path: str, registry: Endpoint, tasks: asyncio.TaskGroup) -> tuple[int, asyncio.Task[None]]:
+    """Open the listener of one path and return its port, and the task that accepts."""
     serve = Serve(path, registry)
-    server = await asyncio.get_running_loop().create_server(lambda: Accepted(serve, tasks), "127.0.0.1", 0)
-    return int(server.sockets[0].getsockname()[1])
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    listener.setblocking(False)
+
+    async def accept() -> None:
+        while True:
+            connected, _ = await asyncio.get_running_loop().sock_accept(listener)
+            tasks.create_task(serve(Accepted(connected)), name="channel")
+
+    return int(listener.getsockname()[1]), tasks.create_task(accept(), name=f"accept {path}")
 
 
 # --- the load, in a process of its own ---
@@ -237,18 +265,20 @@ async def measure(registry: Endpoint, targets: dict[str, str], rounds: int, seco
     """Measure both paths in turn; each round begins with the other one."""
     figures: Figures = {what: {"gate": [], "raw": [], "gate cpu": [], "raw cpu": []} for what in targets}
     async with asyncio.TaskGroup() as tasks:
-        ports = {path: await listen(path, registry, tasks) for path in ("gate", "raw")}
+        listeners = {path: listen(path, registry, tasks) for path in ("gate", "raw")}
         for number in range(-1, rounds):
             for what, target in targets.items():
                 for path in ("gate", "raw") if number % 2 else ("raw", "gate"):
                     many = CONNECTIONS if what == "manifests" else 1
                     used = time.process_time()
-                    requests, received, took = await loaded(ports[path], target, seconds, many)
+                    requests, received, took = await loaded(listeners[path][0], target, seconds, many)
                     used = time.process_time() - used
                     if number >= 0:  # the round before is to warm up
                         amount = requests if what == "manifests" else received / 1e6
                         figures[what][path].append(amount / took)
                         figures[what][f"{path} cpu"].append(used / amount * 1e6)
+        for _, accepting in listeners.values():
+            accepting.cancel()
     return figures
 
 
@@ -291,7 +321,8 @@ def main() -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))  # as the daemon does
     with tempfile.TemporaryDirectory() as folder, running_registry(Path(folder)) as registry:
         targets = seed(registry, options.blob_mib)
-        figures = asyncio.run(measure(registry, targets, options.rounds, options.seconds))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:  # as the daemon does
+            figures = runner.run(measure(registry, targets, options.rounds, options.seconds))
     told = summary(figures)
     if options.json:
         options.json.write_text(json.dumps(told, indent=2) + "\n")

@@ -337,6 +337,24 @@ def test_a_trust_method_that_does_not_exist_is_a_mistake(problems: Callable[[str
     assert told.startswith("source[0].trust")
 
 
+def test_no_chacha_unless_it_is_configured(write: Callable[[str], Path]) -> None:
+    """And then in the order that is written."""
+    usual = load(write('[ssh]\nkey = "KEYFILE"\n')).ssh.ciphers
+    assert usual[:2] == ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
+    assert not any("chacha" in name for name in usual)
+
+    chosen = write('[ssh]\nkey = "KEYFILE"\nciphers = ["chacha20-poly1305@openssh.com", "aes256-gcm@openssh.com"]')
+    assert load(chosen).ssh.ciphers == ["chacha20-poly1305@openssh.com", "aes256-gcm@openssh.com"]
+
+
+@pytest.mark.parametrize("ciphers", ['["3des-cbc"]', "[]", '"aes128-ctr"', "[1]"])
+def test_a_cipher_that_is_not_offered_is_a_mistake(problems: Callable[[str], list[str]], ciphers: str) -> None:
+    """A weak one cannot come back by a typo, and an empty list is none."""
+    (told,) = problems(f'[ssh]\nkey = "KEYFILE"\nciphers = {ciphers}')
+
+    assert told.startswith("ssh.ciphers")
+
+
 def test_a_plug_in_that_cannot_be_loaded_is_told_in_its_place(
     problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,6 +481,7 @@ KEYS = [
     "key",
     "probe_interval",
     "max_channels",
+    "ciphers",
     "listen",
     "target",
 ]

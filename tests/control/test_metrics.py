@@ -126,6 +126,18 @@ async def test_requests_are_counted_by_what_became_of_them() -> None:
     assert (await scrape(server))["tunnelmgr_requests_total", pulls] == 3
 
 
+async def test_loop_lag_is_a_histogram() -> None:
+    """With a bucket at the 20 ms that a bulk pull may cost somebody else."""
+    server = MetricsServer(FakeDaemon())
+    for seconds in (0.0, 0.015, 0.3):
+        server.lagged(seconds)
+    samples = await scrape(server)
+
+    assert samples["tunnelmgr_loop_lag_seconds_count", labels()] == 3
+    assert samples["tunnelmgr_loop_lag_seconds_bucket", labels(le="0.02")] == 2
+    assert samples["tunnelmgr_loop_lag_seconds_sum", labels()] == pytest.approx(0.315)
+
+
 async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
     """The daemon names the setting; nothing is left open."""
     first, second = MetricsServer(FakeDaemon()), MetricsServer(FakeDaemon())

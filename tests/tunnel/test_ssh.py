@@ -11,6 +11,7 @@ import asyncssh
 import pytest
 
 from tests.tunnel.ssh_server import Sshd, free_port, generate, public, sshd_at_work, tcp_at_work, until
+from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.errors import (
     AuthenticationError,
@@ -21,7 +22,7 @@ from tunnelmgr.errors import (
 from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.scan import shown_key
-from tunnelmgr.tunnel.ssh import CIPHERS, ChannelRefused, SshConnection, dial, host_key_algorithms
+from tunnelmgr.tunnel.ssh import ChannelRefused, SshConnection, dial, host_key_algorithms
 
 
 @asynccontextmanager
@@ -198,6 +199,17 @@ async def test_compression_and_weak_ciphers_are_not_negotiated(
             await shown_key(sshd.agent(), 5)
 
     assert sshd.logins_begun == 0
+
+
+async def test_a_cipher_that_is_configured_is_offered(
+    key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login
+) -> None:
+    """For agents that have only ChaCha20; a look at the key needs it too."""
+    chacha = ("chacha20-poly1305@openssh.com",)
+    async with sshd_at_work(Sshd(host_key, key), encryption_algs=list(chacha)) as sshd:
+        assert await shown_key(sshd.agent(), 5, chacha) == sshd.host_key
+        async with dialled(sshd.spec(), replace(login, ciphers=chacha)) as connection:
+            assert connection._conn.get_extra_info("send_cipher") == chacha[0]
 
 
 async def test_what_is_negotiated_is_uncompressed_and_of_our_list(sshd: Sshd, login: Login) -> None:

@@ -3,6 +3,7 @@
 from tunnelmgr.config.keyfile import examine_key_file
 from tunnelmgr.config.load import config_file, load
 from tunnelmgr.config.model import (
+    CIPHERS,
     DEFAULT_FILE,
     DEFAULT_SOCKET,
     AuthorityConfig,
@@ -16,6 +17,7 @@ from tunnelmgr.config.sources import Source, SourceConfig, SourceType, source_ty
 from tunnelmgr.config.values import Duration, ExistingFile, Name, Section, TrustOrder
 
 __all__ = [
+    "CIPHERS",
     "DEFAULT_FILE",
     "DEFAULT_SOCKET",
     "AuthorityConfig",

@@ -3,7 +3,7 @@
 import socket
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -30,6 +30,23 @@ from tunnelmgr.core.tunnel import Endpoint, Forward
 DEFAULT_FILE = Path("/etc/tunnelmgr/tunnelmgr.toml")
 DEFAULT_KEY = Path("/etc/tunnelmgr/id_ed25519")
 DEFAULT_SOCKET = "/run/tunnelmgr/tunnelmgr.sock"
+Cipher = Literal[
+    "aes128-gcm@openssh.com",
+    "aes256-gcm@openssh.com",
+    "chacha20-poly1305@openssh.com",
+    "aes128-ctr",
+    "aes192-ctr",
+    "aes256-ctr",
+]
+"""What may be configured; nothing weaker is known here."""
+CIPHERS: Final[tuple[Cipher, ...]] = (
+    "aes128-gcm@openssh.com",
+    "aes256-gcm@openssh.com",
+    "aes128-ctr",
+    "aes192-ctr",
+    "aes256-ctr",
+)
+"""The ciphers that are offered unless others are configured, best first."""
 
 
 class ControllerConfig(Section):
@@ -63,6 +80,7 @@ class SshConfig(Section):
     connect_timeout: Annotated[Duration, Field(gt=0, le=120)] = 10.0
     probe_interval: Annotated[Duration, Field(ge=0.1, le=3600)] = 15.0
     max_channels: Annotated[int, Field(ge=1, le=4096)] = 128
+    ciphers: Annotated[list[Cipher], Field(min_length=1)] = list(CIPHERS)
 
     @model_validator(mode="before")
     @classmethod

@@ -7,13 +7,17 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tunnelmgr.control.server import Operations
 from tunnelmgr.control.views import status_of
 from tunnelmgr.core.tunnel import Endpoint, Phase
+
+
+LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds. A bulk pull by one agent may cost another 20 ms; systemd's watchdog ends what hangs for good."""
 
 
 class WorldCollector(Collector):
@@ -81,7 +85,7 @@ class WorldCollector(Collector):
 
 
 class MetricsServer:
-    """Serves `/metrics`, and counts the gate's requests."""
+    """Serves `/metrics`, counts the gate's requests, and keeps how late the loop is."""
 
     def __init__(self, operations: Operations) -> None:
         self._registry = CollectorRegistry()
@@ -92,11 +96,21 @@ class MetricsServer:
             ["group", "action", "verdict", "status"],
             registry=self._registry,
         )
+        self._lag = Histogram(
+            "tunnelmgr_loop_lag_seconds",
+            "How late the event loop was",
+            registry=self._registry,
+            buckets=LAG_BUCKETS,
+        )
         self._runner: web.AppRunner | None = None
 
     def count(self, group: str, action: str, verdict: str, status: int) -> None:
         """Count one request."""
         self._requests.labels(group, action, verdict, str(status)).inc()
+
+    def lagged(self, seconds: float) -> None:
+        """Note that a timer of the event loop's was so late."""
+        self._lag.observe(seconds)
 
     async def start(self, at: Endpoint) -> None:
         """Listen; raises OSError where the address is taken."""

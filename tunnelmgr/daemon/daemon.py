@@ -31,6 +31,7 @@ from tunnelmgr.core.world import World
 from tunnelmgr.daemon.auditing import Auditor
 from tunnelmgr.daemon.evidence import Looks, methods_of
 from tunnelmgr.daemon.garbage import collect, spare_the_old
+from tunnelmgr.daemon.lag import watch_lag
 from tunnelmgr.daemon.registry import RegistryWatch
 from tunnelmgr.daemon.watches import Watches
 from tunnelmgr.errors import ConfigError, ControlError, TunnelmgrError
@@ -192,7 +193,10 @@ class Daemon:
         self.scheduler.add_job(self._forget, "interval", hours=1)
         self.scheduler.add_job(self._sign_of_life, "interval", seconds=watchdog_interval() or 10.0)
         self.scheduler.start()
-        return [self.tasks.create_task(self.registry.run(), name="registry check")]
+        return [
+            self.tasks.create_task(self.registry.run(), name="registry check"),
+            self.tasks.create_task(watch_lag(self.metrics.lagged), name="loop lag"),
+        ]
 
     def _heed_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -295,10 +299,10 @@ class Daemon:
         search.add_done_callback(self.searches.discard)
 
     async def _key(self, agent: Agent) -> str:
-        return await shown_key(agent, self.config.ssh.connect_timeout)
+        return await shown_key(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers)
 
     async def _certificate(self, agent: Agent) -> bytes:
-        return await shown_certificate(agent, self.config.ssh.connect_timeout)
+        return await shown_certificate(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers)
 
     def _seed(self, id_: str) -> Seed | None:
         seed = self.world.seeds.get(id_)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncssh
 
-from tunnelmgr.config import SshConfig, examine_key_file
+from tunnelmgr.config import CIPHERS, SshConfig, examine_key_file
 from tunnelmgr.errors import ConfigError, LoginKeyError
 
 Identity = asyncssh.SSHKey | asyncssh.SSHKeyPair | tuple[asyncssh.SSHKey, asyncssh.SSHCertificate]
@@ -29,7 +29,7 @@ def load_key(file: Path) -> asyncssh.SSHKey:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How the controller logs in: as whom, with what, and the seconds that it waits for an agent.
+    """How the controller logs in: as whom, with what, under which ciphers, and the seconds that it waits for an agent.
 
     `next_key` is the one to rotate to: it is offered first, so that the key that an agent takes tells whether it is
     ready. `certificate` goes with `key`. With `agent`, the keys of that ssh-agent are used.
@@ -41,6 +41,7 @@ class Login:
     certificate: asyncssh.SSHCertificate | None = None
     next_key: asyncssh.SSHKey | None = None
     agent: Path | None = None
+    ciphers: tuple[str, ...] = CIPHERS
 
     @asynccontextmanager
     async def identities(self) -> AsyncIterator[list[Identity]]:
@@ -98,7 +99,7 @@ def load_login(config: SshConfig) -> Login:
             problems.append(f"ssh.certificate: {config.certificate} is no certificate: {odd}")
     if problems:
         raise ConfigError(problems)
-    return Login(config.user, key, config.connect_timeout, certificate, next_key, config.agent)
+    return Login(config.user, key, config.connect_timeout, certificate, next_key, config.agent, tuple(config.ciphers))
 
 
 def _read(file: Path | None, name: str, problems: list[str]) -> asyncssh.SSHKey | None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import asyncssh
 
+from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.tunnel.line import Dialer
@@ -23,22 +24,22 @@ _CERTIFIED = (
 )
 
 
-async def shown_key(agent: Agent, patience: float) -> str:
+async def shown_key(agent: Agent, patience: float, ciphers: Sequence[str] = CIPHERS) -> str:
     """Return the plain host key that the agent shows, as `type base64`; raises UnreachableError."""
-    blob = await _shown(agent, HOST_KEY_ALGORITHMS, patience)
+    blob = await _shown(agent, HOST_KEY_ALGORITHMS, patience, ciphers)
     size = int.from_bytes(blob[:4], "big")
     return f"{blob[4 : 4 + size].decode('ascii')} {base64.b64encode(blob).decode()}"
 
 
-async def shown_certificate(agent: Agent, patience: float) -> bytes:
+async def shown_certificate(agent: Agent, patience: float, ciphers: Sequence[str] = CIPHERS) -> bytes:
     """Return the blob of the host certificate that the agent shows, or of its plain key where it has none.
 
     The authority's signature in a certificate is checked; what it says is not. Raises UnreachableError.
     """
-    return await _shown(agent, (*_CERTIFIED, *HOST_KEY_ALGORITHMS), patience)
+    return await _shown(agent, (*_CERTIFIED, *HOST_KEY_ALGORITHMS), patience, ciphers)
 
 
-async def _shown(agent: Agent, algorithms: Sequence[str], patience: float) -> bytes:
+async def _shown(agent: Agent, algorithms: Sequence[str], patience: float, ciphers: Sequence[str]) -> bytes:
     where = f"{agent.addresses[0]} port {agent.port}" if agent.addresses else "the agent"
     dialer = _LookingDialer(agent.addresses, patience)
     try:
@@ -50,7 +51,9 @@ async def _shown(agent: Agent, algorithms: Sequence[str], patience: float) -> by
                 config=None,
                 server_host_key_algs=list(algorithms),
                 # No key at all: without this, asyncssh reads those in ~/.ssh, and fails where one is odd.
-                options=asyncssh.SSHClientConnectionOptions(client_keys=None, **SAFE),
+                options=asyncssh.SSHClientConnectionOptions(
+                    client_keys=None, **{**SAFE, "encryption_algs": list(ciphers)}
+                ),
             )
     except TunnelError:
         raise

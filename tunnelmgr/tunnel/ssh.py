@@ -19,6 +19,7 @@ from typing import Any, Final
 import asyncssh
 import structlog
 
+from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.errors import (
     AuthenticationError,
@@ -42,7 +43,6 @@ HOST_KEY_ALGORITHMS = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
-CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 KEY_EXCHANGES = "-gss-*,curve448-*,diffie-hellman-*,rsa*"
 """What is taken away from asyncssh's list; the others there are X25519, ECDH, and ML-KEM with one of these."""
 SAFE: Final[Mapping[str, Any]] = MappingProxyType(
@@ -287,7 +287,7 @@ async def _dial(spec: TunnelSpec, login: Login, offers: list[Identity]) -> SshCo
                 host_key_alias=spec.agent,
                 server_host_key_algs=host_key_algorithms(spec.trust.keys),
                 login_timeout=login.connect_timeout,
-                **SAFE,
+                **{**SAFE, "encryption_algs": list(login.ciphers)},
             )
     except asyncssh.HostKeyNotVerifiable as refused:
         raise HostKeyMismatchError(
