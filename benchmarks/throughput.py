@@ -1,73 +1,85 @@
 """What one tunnel carries: MB/s and controller CPU a GiB, beside `ssh -R`, autossh and asyncssh's own forwarder.
 
-Every variant holds its own port of one agent with a real sshd, between network namespaces; all pull the same bytes from
-one source, in turn, round by round, so that whatever else the machine does hits all alike. Each figure is the median of
-the rounds with its extremes; ratios are to `ssh -R` with its default cipher, in the same round. Needs root.
+Every one of them holds its own port of one agent with a real sshd, between network namespaces; all pull the same bytes
+in turn, round by round, so that whatever else the machine does hits all alike. Each figure is the median of the rounds
+with its extremes; ratios are to `ssh -R` with its default cipher, in the same round and over the same line. The source
+is a program that sends random bytes from memory, or docker-registry. Needs root.
 
-    python benchmarks/throughput.py [--rounds 5] [--connections 1,4,8] [--mib 384] [--only ours,ssh] [--json FILE]
+    python benchmarks/throughput.py [--rounds 3] [--only near,registry,far,lossy] [--json FILE]
 """
 
 import argparse
-import asyncio
-import json
 import os
-import platform
-import shutil
 import socket
-import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import asyncssh
+from figures import Bar, Spread, interleaved, publish, table
+from lines import Line, draw
+from peers import KINDS, Bench, Tunnel, have, machine
 
-from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
+from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.demo.lab import Lab
 from tunnelmgr.demo.processes import until
-from tunnelmgr.gate.caller import Caller
-from tunnelmgr.gate.relay import relay
-from tunnelmgr.gate.session import Gate
-from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.keys import Login, make_key, public_line
-from tunnelmgr.tunnel.ssh import SAFE, dial
+from tunnelmgr.tunnel.keys import make_key, public_line
 
 MIB = 1024 * 1024
 IP = "10.77.0.11"
 SOURCE, REGISTRY = Endpoint("127.0.0.1", 7000), Endpoint("127.0.0.1", 5000)
-GCM = "aes128-gcm@openssh.com"
-BASE = "ssh"
-PORTS = {"ssh": 6001, "ssh-gcm": 6002, "autossh": 6003, "asyncssh": 6004, "asyncssh-gcm": 6005, "ours": 6006}
-PORTS |= {"ours-gate": 6007, "registry-raw": 6008, "registry-gate": 6009, "registry-ssh": 6010}
-BLOB = "/v2/bench/app/blobs/"
+MOST = 512
+"""MiB that the source has."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison: over which line, from where, who, and how many MiB on each of so many connections."""
+
+    name: str
+    line: Line
+    kinds: Sequence[str]
+    mib: dict[int, int]
+    source: Endpoint = SOURCE
+
+    @property
+    def base(self) -> str:
+        """What the others are compared with."""
+        return "ssh"
+
+
+NEAR = [kind for kind in KINDS if kind != "ours-gate"]
+FAR = ["ssh", "ssh-gcm", "asyncssh-gcm", "ours"]
+PARTS = [
+    Part("near", Line(0), NEAR, {1: 512, 4: 128, 8: 96}),
+    Part("registry", Line(0), ["ssh", "ssh-gcm", "ours", "ours-gate"], {1: 384, 8: 64}, REGISTRY),
+    Part("far", Line(20), FAR, {1: 96, 4: 64}),
+    Part("far", Line(80), FAR, {1: 48, 4: 32}),
+    Part("lossy", Line(20, 1000), ["ssh", "ssh-gcm", "ours"], {1: 12, 4: 6}),
+]
 
 
 # --- the source: a file sent by the kernel, which costs next to nothing ---
 
 
-def source(octets: int) -> None:
-    """Answer every request with as many bytes; serves until it is ended."""
+def source() -> None:
+    """Answer every request with as many MiB as it names; serves until it is ended."""
     content = os.memfd_create("content")
-    os.truncate(content, octets)
-    os.pwrite(content, os.urandom(octets), 0)
+    os.pwrite(content, os.urandom(MOST * MIB), 0)
     with socket.create_server((SOURCE.host, SOURCE.port), backlog=64) as server:
         while True:
             connection, _ = server.accept()
-            threading.Thread(target=send_out, args=(connection, content, octets), daemon=True, name="send").start()
+            threading.Thread(target=send_out, args=(connection, content), daemon=True, name="send").start()
 
 
-def send_out(connection: socket.socket, content: int, octets: int) -> None:
+def send_out(connection: socket.socket, content: int) -> None:
     """Answer the requests of one connection."""
     with connection:
-        while connection.recv(65536):
+        while request := connection.recv(65536):
+            octets = int(request.split()[1].rpartition(b"/")[2]) * MIB
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % octets)
             sent = 0
             while sent < octets:
@@ -116,150 +128,86 @@ def pull(port: int, target: str) -> int:
         return octets
 
 
-# --- the controller's side ---
-
-
-def spec(host_key: str) -> TunnelSpec:
-    """Return the tunnel to the agent."""
-    trust = HostTrust(Method.PINNED, (host_key,))
-    return TunnelSpec(AgentId("static:bench"), "1", "bench", "ci", (IP,), 22, (), trust)
-
-
-async def serve_ours(folder: Path, host_key: str, forwards: dict[int, tuple[str, Endpoint]]) -> None:
-    """Hold a tunnel of ours; each port goes raw or through the gate."""
-    policy = GroupPolicy.build("ci", pull=["**"])
-    gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
-    caller = Caller(AgentId("static:bench"), "bench", "ci", "bench", "127.0.0.1:5000")
-    connection = await dial(spec(host_key), Login("tunnel", asyncssh.read_private_key(folder / "id_ed25519"), 5.0))
-    await connection.quicken()
-
-    async def serve(channel: ForwardedChannel, how: str, target: Endpoint) -> None:
-        try:
-            if how == "raw":
-                await relay(channel, target, Traffic())
-            else:
-                await gate.serve(channel, caller, target, Traffic())
-        finally:
-            channel.close()
-
-    async with asyncio.TaskGroup() as tasks:
-        for port, (how, target) in forwards.items():
-
-            def opened(channel: ForwardedChannel, how: str = how, target: Endpoint = target) -> None:
-                tasks.create_task(serve(channel, how, target), name="channel")
-
-            await connection.listen(Endpoint("127.0.0.1", port), lambda: None, opened, lambda: None)
-        await connection.lost.wait()
-
-
-async def serve_asyncssh(folder: Path, port: int, ciphers: list[str]) -> None:
-    """Hold asyncssh's own forwarder."""
-    options: dict[str, Any] = {**SAFE, "encryption_algs": ciphers} if ciphers else {"config": None}
-    async with asyncssh.connect(
-        IP, username="tunnel", known_hosts=None, client_keys=[str(folder / "id_ed25519")], **options
-    ) as connection:
-        await connection.forward_remote_port("127.0.0.1", port, SOURCE.host, SOURCE.port)
-        await connection.wait_closed()
-
-
-def ssh(folder: Path, port: int, *more: str, target: Endpoint = SOURCE, program: str = "ssh") -> list[str]:
-    """Return the command of one `ssh -R`."""
-    options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ExitOnForwardFailure=yes", "LogLevel=ERROR"]
-    words = [word for option in options for word in ("-o", option)]
-    forward = f"127.0.0.1:{port}:{target}"
-    first = [program, "-M", "0"] if program == "autossh" else [program]
-    return [*first, "-F", "none", "-N", *words, "-i", str(folder / "id_ed25519"), *more, "-R", forward, f"tunnel@{IP}"]
-
-
-def commands(folder: Path, host_key: str) -> dict[str, list[str]]:
-    """Return how each variant is started, one process each."""
-    ours = [sys.executable, __file__, "--serve"]
-    found = {
-        "ssh": ssh(folder, PORTS["ssh"]),
-        "ssh-gcm": ssh(folder, PORTS["ssh-gcm"], "-c", GCM),
-        "asyncssh": [*ours, "asyncssh", str(folder), host_key],
-        "asyncssh-gcm": [*ours, "asyncssh-gcm", str(folder), host_key],
-        "ours": [*ours, "ours", str(folder), host_key],
-        "ours-gate": [*ours, "ours-gate", str(folder), host_key],
-        "registry-ssh": ssh(folder, PORTS["registry-ssh"], target=REGISTRY),
-        "registry-raw": [*ours, "registry-raw", str(folder), host_key],
-        "registry-gate": [*ours, "registry-gate", str(folder), host_key],
-    }
-    if shutil.which("autossh"):
-        found["autossh"] = ssh(folder, PORTS["autossh"], program="autossh")
-    return found
-
-
-def serving(variant: str, folder: Path, host_key: str) -> Awaitable[None]:
-    """Return one of ours at work."""
-    port = PORTS[variant]
-    if variant.startswith("asyncssh"):
-        return serve_asyncssh(folder, port, [GCM] if variant.endswith("gcm") else [])
-    target = REGISTRY if variant.startswith("registry") else SOURCE
-    return serve_ours(folder, host_key, {port: ("gate" if variant.endswith("gate") else "raw", target)})
-
-
 # --- the run ---
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sample:
     """One measurement."""
 
-    variant: str
+    part: str
+    line: str
+    kind: str
     connections: int
     number: int
     mb_per_s: float
     cpu_s_per_gib: float
 
 
-def cpu_of(group: int) -> float:
-    """Return the CPU seconds that the processes of a group have used."""
-    used = 0.0
-    for place in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = place.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group:
-            used += sum(map(int, fields[11:15]))
-    return used / os.sysconf("SC_CLK_TCK")
+class Measured:
+    """One part: its tunnels, and what they carried."""
+
+    def __init__(self, part: Part, bench: Bench, address: str, targets: dict[int, str]) -> None:
+        self._part = part
+        self._agent = bench.agent
+        self._targets = targets
+        self._tunnels: dict[str, Tunnel] = {
+            kind: bench.hold(kind, address, part.source) for kind in part.kinds if have(kind)
+        }
+        self.samples: list[Sample] = []
+
+    def run(self, rounds: int) -> list[Sample]:
+        """Measure, after a round to warm up where the line is short."""
+        warm = 0 if self._part.line.rtt_ms else 1
+        for connections in self._part.mib:
+            interleaved(
+                list(self._tunnels), rounds + warm, lambda kind, number, many=connections: self._one(kind, number, many)
+            )
+        return [sample for sample in self.samples if sample.number >= warm]
+
+    def _one(self, kind: str, number: int, connections: int) -> None:
+        tunnel, mib = self._tunnels[kind], self._part.mib[connections]
+        before = tunnel.cpu
+        words = [sys.executable, __file__, "--load", str(tunnel.port), self._targets[mib], str(connections)]
+        speed = float(self._agent.run(words, timeout=180, check=True).stdout)
+        spent = (tunnel.cpu - before) / (connections * mib / 1024)
+        self.samples.append(
+            Sample(self._part.name, str(self._part.line), kind, connections, number, speed / 1e6, spent)
+        )
 
 
-def run(options: argparse.Namespace) -> list[Sample]:
-    """Measure every variant in turn."""
+def run(parts: Sequence[Part], rounds: int) -> list[Sample]:
+    """Measure every part in turn."""
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as place, Lab(Path(place)) as lab:
         folder = Path(place)
         make_key(folder / "id_ed25519", "bench")
-        agent = lab.agent("agent", IP, public_line(folder / "id_ed25519"), sshd_options=["MaxSessions 32"])
-        lab.controller.popen([sys.executable, __file__, "--source", str(options.mib * MIB)], log=folder / "source.log")
+        options = ["MaxSessions 32", "ClientAliveInterval 15"]
+        agent = lab.agent("agent", IP, public_line(folder / "id_ed25519"), sshd_options=options)
+        lab.controller.popen([sys.executable, __file__, "--source"], log=folder / "source.log")
         until(lambda: lab.controller.listeners(SOURCE.port), "the source listens")
-        targets = {"": f"{BLOB}sha256:{'0' * 64}", "registry": ""}
-        chosen = {
-            name: words
-            for name, words in commands(folder, agent.host_key).items()
-            if not options.only or name in options.only.split(",")
-        }
-        if any(name.startswith("registry") for name in chosen):
-            registry = lab.registry(lab.controller, folder / "registry")
-            targets["registry"] = BLOB + push(lab, registry.url, options.mib * MIB)
-        groups: dict[str, int] = {}
-        for name, words in chosen.items():
-            groups[name] = lab.controller.popen(words, log=folder / f"{name}.log").pid
-            until(lambda name=name: agent.listeners(PORTS[name]), f"{name} listens", timeout=15)
-        for number in range(-1, options.rounds):
-            for connections in map(int, options.connections.split(",")):
-                for name in list(chosen)[:: 1 if number % 2 else -1]:
-                    before = cpu_of(groups[name])
-                    target = targets[name.partition("-")[0] if name.startswith("registry") else ""]
-                    words = [sys.executable, __file__, "--load", str(PORTS[name]), target, str(connections)]
-                    speed = float(agent.run(words, timeout=120, check=True).stdout)
-                    gib = connections * options.mib / 1024
-                    if number >= 0:  # the round before is to warm up
-                        spent = (cpu_of(groups[name]) - before) / gib
-                        samples.append(Sample(name, connections, number, speed / 1e6, spent))
+        registry = lab.registry(lab.controller, folder / "registry")
+        bench = Bench(lab.controller, agent, folder)
+        for part in parts:
+            address = draw(part.line, lab.controller, agent, folder)
+            sizes = set(part.mib.values())
+            if part.source == REGISTRY:
+                targets = {mib: push(lab, registry.url, mib * MIB) for mib in sizes}
+            else:
+                targets = {mib: f"/{mib}" for mib in sizes}
+            samples += Measured(part, bench, address, targets).run(rounds)
+            told = ", ".join(f"{kind} {seen.median:.0f}" for kind, seen in speeds(samples, part).items())
+            print(f"  {part.name}, {part.line}, MB/s with one connection: {told}", file=sys.stderr)
     return samples
+
+
+def speeds(samples: Sequence[Sample], part: Part) -> dict[str, Spread]:
+    """Return what one connection carried."""
+    found: dict[str, list[float]] = {}
+    for one in samples:
+        if (one.part, one.line, one.connections) == (part.name, str(part.line), 1):
+            found.setdefault(one.kind, []).append(one.mb_per_s)
+    return {kind: Spread.of(values) for kind, values in found.items()}
 
 
 PUSH = """
@@ -274,55 +222,94 @@ def ask(method, target, body=b""):
     return answer.getheader("Location", "").partition(sys.argv[1])[2]
 digest = "sha256:" + hashlib.sha256(content).hexdigest()
 ask("PUT", ask("POST", "/v2/bench/app/blobs/uploads/") + "&digest=" + digest, content)
-print(digest)
+print("/v2/bench/app/blobs/" + digest)
 """
 
 
 def push(lab: Lab, url: str, octets: int) -> str:
-    """Push a blob from beside the registry; returns its digest."""
+    """Push a blob from beside the registry; returns what to ask for."""
     words = [sys.executable, "-c", PUSH, url.removeprefix("http://"), str(octets)]
-    return lab.controller.run(words, timeout=60, check=True).stdout.strip()
+    return lab.controller.run(words, timeout=120, check=True).stdout.strip()
 
 
-def table(samples: list[Sample]) -> str:
-    """Return the table, a line for each variant and number of connections."""
-    lines = [
-        "| connections | variant | MB/s | ratio (min to max) | CPU s/GiB | CPU ratio |",
-        "|---|---|---|---|---|---|",
-    ]
-    found = {(sample.variant, sample.connections, sample.number): sample for sample in samples}
-    for connections in sorted({sample.connections for sample in samples}):
-        for variant in dict.fromkeys(sample.variant for sample in samples):
-            mine = [sample for sample in samples if (sample.variant, sample.connections) == (variant, connections)]
-            base = "registry-ssh" if variant.startswith("registry") else BASE
-            pairs = [
-                (sample, found[base, connections, sample.number])
-                for sample in mine
-                if (base, connections, sample.number) in found
+# --- the figures ---
+
+
+class Found:
+    """The samples, by who, where, and with how many connections."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = {(one.part, one.line, one.connections, one.kind, one.number): one for one in samples}
+        self.groups = list(dict.fromkeys((one.part, one.line, one.connections, one.kind) for one in samples))
+
+    def of(self, part: str, line: str, connections: int, kind: str) -> list[Sample]:
+        """Return those of one group."""
+        return [one for key, one in self._samples.items() if key[:4] == (part, line, connections, kind)]
+
+    def ratios(self, group: tuple[str, str, int, str], base: str, what: str = "mb_per_s") -> list[float]:
+        """Return what a group has of another one's, round by round."""
+        pairs = [(one, self._samples.get((*group[:3], base, one.number))) for one in self.of(*group)]
+        return [getattr(one, what) / getattr(other, what) for one, other in pairs if other and getattr(other, what)]
+
+    def median(self, group: tuple[str, str, int, str], base: str, what: str = "mb_per_s") -> float | None:
+        """Return the median of the ratios, None where they were not measured."""
+        ratios = self.ratios(group, base, what)
+        return Spread.of(ratios).median if ratios else None
+
+
+def rows(found: Found) -> list[list[str]]:
+    """Return the table's lines."""
+    lines = []
+    for group in found.groups:
+        part, line, connections, kind = group
+        mine = found.of(*group)
+        lines.append(
+            [
+                f"{line}{', registry' if part == 'registry' else ''}",
+                str(connections),
+                kind,
+                Spread.of(one.mb_per_s for one in mine).told(".0f" if mine[0].mb_per_s > 10 else ".1f"),
+                Spread.of(found.ratios(group, "ssh")).told(),
+                Spread.of(one.cpu_s_per_gib for one in mine).told(),
+                f"{found.median(group, 'ssh', 'cpu_s_per_gib') or 0:.2f}",
             ]
-            lines.append(f"| {connections} | {variant} | {told(mine, pairs)} |")
-    return "\n".join(lines)
+        )
+    return lines
 
 
-def told(mine: list[Sample], pairs: list[tuple[Sample, Sample]]) -> str:
-    """Return the figures of one line."""
-    median = statistics.median
-    ratios = [one.mb_per_s / other.mb_per_s for one, other in pairs] or [0.0]
-    costs = [one.cpu_s_per_gib / other.cpu_s_per_gib for one, other in pairs if other.cpu_s_per_gib] or [0.0]
-    speed, spent = median(one.mb_per_s for one in mine), median(one.cpu_s_per_gib for one in mine)
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    return f"{speed:.0f} | {median(ratios):.2f} ({spread}) | {spent:.2f} | {median(costs):.2f}"
+AIMS = [
+    ("one connection to ssh -R", ("near", "0 ms", 1, "ours"), "ssh", "mb_per_s", 2.0),
+    ("one connection to ssh -R with AES-GCM", ("near", "0 ms", 1, "ours"), "ssh-gcm", "mb_per_s", 1.3),
+    ("eight connections to ssh -R", ("near", "0 ms", 8, "ours"), "ssh", "mb_per_s", 1.8),
+    ("eight connections to ssh -R with AES-GCM", ("near", "0 ms", 8, "ours"), "ssh-gcm", "mb_per_s", 1.2),
+    ("CPU a GiB to ssh -R", ("near", "0 ms", 1, "ours"), "ssh", "cpu_s_per_gib", 0.45),
+    ("gate to raw, from the registry", ("registry", "0 ms", 1, "ours-gate"), "ours", "mb_per_s", 0.95),
+    ("20 ms, one connection", ("far", "20 ms", 1, "ours"), "ssh", "mb_per_s", 1.7),
+    ("20 ms, four connections", ("far", "20 ms", 4, "ours"), "ssh", "mb_per_s", 1.9),
+    ("80 ms, one connection", ("far", "80 ms", 1, "ours"), "ssh", "mb_per_s", 1.7),
+    ("80 ms, four connections", ("far", "80 ms", 4, "ours"), "ssh", "mb_per_s", 1.9),
+    ("0.1 % lost at 20 ms, one connection", ("lossy", "20 ms, 0.1 % lost", 1, "ours"), "ssh", "mb_per_s", 8.0),
+    ("0.1 % lost at 20 ms, four connections", ("lossy", "20 ms, 0.1 % lost", 4, "ours"), "ssh", "mb_per_s", 8.0),
+]
+
+
+def bars(found: Found) -> list[Bar]:
+    """Return what is aimed at, as far as it was measured."""
+    met = []
+    for what, group, base, field, limit in AIMS:
+        value = found.median(group, base, field)
+        if value is not None:
+            met.append(Bar(what, value, limit, least=field == "mb_per_s"))
+    return met
 
 
 def role(words: list[str]) -> int | None:
     """Be one of the processes that the run starts; None when this is the run itself."""
     match words:
-        case ["--source", octets]:
-            source(int(octets))
+        case ["--source"]:
+            source()
         case ["--load", port, target, connections]:
             print(load(int(port), target, int(connections)))
-        case ["--serve", variant, folder, host_key]:
-            asyncio.run(serving(variant, Path(folder), host_key))
         case _:
             return None
     return 0
@@ -333,19 +320,14 @@ def main() -> int:
     if (done := role(sys.argv[1:])) is not None:
         return done
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--connections", default="1,4,8")
-    parser.add_argument("--mib", type=int, default=384, help="that each connection pulls")
-    parser.add_argument("--only", default="", help="variants, by commas")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="near,registry,far,lossy", help="parts, by commas")
     parser.add_argument("--json", type=Path, help="write the samples there, too")
     options = parser.parse_args()
-    samples = run(options)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
-    )
-    print(table(samples))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(sample) for sample in samples], indent=1) + "\n")
+    samples = run([part for part in PARTS if part.name in options.only.split(",")], options.rounds)
+    found = Found(samples)
+    heads = ["line", "connections", "who", "MB/s", "to ssh -R", "CPU s/GiB", "CPU to ssh -R"]
+    publish("throughput", machine(), table(heads, rows(found)), bars(found), samples, options.json)
     return 0
 
 

@@ -157,7 +157,7 @@ class Docker:
 def docker_on(agent: LabAgent) -> Iterator[Docker]:
     """Run dockerd in an agent's network, where localhost:5000 is the tunnel; nothing is configured for the registry."""
     # Only its network: the agent's own view of /sys has no cgroups.
-    machine = Machine(agent.processes, exec_prefix=("nsenter", f"--net=/run/netns/{agent._namespace.name}"))
+    machine = Machine(agent.processes, exec_prefix=("nsenter", f"--net=/run/netns/{agent.netns}"))
     options = ["--iptables=false", "--ip6tables=false", "--bridge=none", "--userland-proxy=false"]
     options += ["--storage-driver=vfs", "--max-concurrent-downloads=20", "--max-concurrent-uploads=20"]
     with tempfile.TemporaryDirectory(prefix="dockerd-") as place:  # short, for the sockets in it

@@ -17,22 +17,24 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.acceptance
 
 BLOB_KIB = 8192
+IN_FLIGHT = 8 * BLOB_KIB
+"""More than sockets and windows hold on the way, so that its end is still with the controller."""
 
 
-def push_big_layer(field: "Field", agent: "LabAgent") -> str:
+def push_big_layer(field: "Field", agent: "LabAgent", kib: int = BLOB_KIB) -> str:
     """Push an image with one large layer and return that layer's digest."""
-    layout = make_image(field.folder / "big", layers=1, kib_per_layer=BLOB_KIB)
+    layout = make_image(field.folder / "big", layers=1, kib_per_layer=kib)
     pushed = skopeo_copy(agent, layout, "docker://localhost:5000/team/big:1")
     assert pushed.returncode == 0, pushed.stderr
     blobs = (field.folder / "big" / "layout" / "blobs" / "sha256").iterdir()
     return f"sha256:{max(blobs, key=lambda blob: blob.stat().st_size).name}"
 
 
-def pull_slowly(field: "Field", agent: "LabAgent", digest: str) -> Process:
-    """Begin to pull a layer at 2 MiB/s and return once bytes flow."""
+def pull_slowly(field: "Field", agent: "LabAgent", digest: str, rate: str = "2M") -> Process:
+    """Begin to pull a layer at so much a second and return once bytes flow."""
     url = f"http://localhost:5000/v2/team/big/blobs/{digest}"
     target = field.folder / "slow"
-    pull = agent.popen(["curl", "-fsS", "--limit-rate", "2M", "-o", str(target), url], log=field.folder / "curl.log")
+    pull = agent.popen(["curl", "-fsS", "--limit-rate", rate, "-o", str(target), url], log=field.folder / "curl.log")
     until(lambda: target.exists() and target.stat().st_size > 100_000, "the pull flows")
     return pull
 
@@ -70,11 +72,11 @@ def test_kill_nine_in_mid_pull_costs_that_pull_only(field: "Field") -> None:
     """After kill -9 the next start reads the state, takes the port back, and serves the same layer whole."""
     agent = field.boot("builder")
     field.up(agent)
-    digest = push_big_layer(field, agent)
-    pull = pull_slowly(field, agent, digest)
+    digest = push_big_layer(field, agent, IN_FLIGHT)
+    pull = pull_slowly(field, agent, digest, "8M")
 
     field.controller.kill()
-    until(lambda: pull.poll() is not None, "curl ends")
+    until(lambda: pull.poll() is not None, "curl ends", timeout=30)
     field.controller.start()
     field.controller.wait_phase("builder", "up", timeout=30)
 

@@ -15,7 +15,6 @@ from tunnelmgr.control.server import Operations
 from tunnelmgr.control.views import status_of
 from tunnelmgr.core.tunnel import Endpoint, Phase
 
-
 LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds. A bulk pull by one agent may cost another 20 ms; systemd's watchdog ends what hangs for good."""
 

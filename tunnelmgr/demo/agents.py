@@ -79,6 +79,11 @@ class LabAgent(Machine):
         self._machine: Process | None = None
         self._sshd: Process | None = None
 
+    @property
+    def netns(self) -> str:
+        """The name of its network namespace."""
+        return self._namespace.name
+
     def boot(self, options: AgentOptions) -> None:
         """Start the machine and its sshd; return when sshd listens."""
         self.host_key = _write_etc(self._folder / "etc", options)
