@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
-	wget busybox dash shellcheck podman buildah docker.io
+	wget busybox dash shellcheck podman buildah docker.io autossh
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
 .PHONY: help demo test lint acceptance fast differential abuse-full install lock bench clean
@@ -59,7 +59,7 @@ $(VENV)/.installed: requirements-dev.lock pyproject.toml
 .PHONY: .packages
 .packages:
 	@missing=; for program in docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
-		podman buildah dockerd; do \
+		podman buildah dockerd autossh; do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 		if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || [ -n "$(SUDO)" ]; }; then \

@@ -56,14 +56,27 @@ def test_a_congestion_control_that_the_kernel_lacks_breaks_nothing(monkeypatch: 
 
 
 def test_a_near_agent_keeps_the_kernels_congestion_control(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pacing costs more there than it gives."""
+    """Whatever it is, if it does not pace."""
     monkeypatch.setattr(path, "_round_trip", lambda _: 100)
 
     with socket.socket() as tuned:
-        before = congestion_control(tuned)
+        tuned.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         tune(tuned)
 
-        assert congestion_control(tuned) == before
+        assert congestion_control(tuned) == b"reno"
+
+
+def test_a_near_agent_is_not_paced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pacing is the kernel's default: it costs more there than it gives."""
+    monkeypatch.setattr(path, "_round_trip", lambda _: 100)
+    monkeypatch.setattr(path, "CONGESTION_CONTROL", "cubic")
+    monkeypatch.setattr(path, "UNPACED", "reno")
+
+    with socket.socket() as tuned:
+        tuned.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        tune(tuned)
+
+        assert congestion_control(tuned) == b"reno"
 
 
 def test_the_round_trip_is_what_the_kernel_measured(monkeypatch: pytest.MonkeyPatch) -> None:

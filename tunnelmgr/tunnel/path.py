@@ -3,7 +3,8 @@
 - A send buffer as large as delay times bandwidth: with the kernel's own, four streams at 20 ms get half. It is asked
   for only where it is granted whole, for a buffer that was set no longer grows by itself.
 - BBR (`tcp(7)`, TCP_CONGESTION): it does not take every lost packet for a jam, as CUBIC does. Its pacing costs CPU,
-  a fifth of what a tunnel takes, so it is asked for only where the round trip is long enough for losses to matter.
+  a fifth of what a tunnel takes, so it is asked for only where the round trip is long enough for losses to matter, and
+  put off where the path is short and BBR the kernel's default.
 """
 
 import socket
@@ -15,6 +16,7 @@ from typing import Final
 SEND_BUFFER: Final = 4 * 1024 * 1024
 """Bytes on their way to one agent that the kernel may hold."""
 CONGESTION_CONTROL: Final = "bbr"
+UNPACED: Final = "cubic"
 NEAR: Final = 1000
 """Microseconds of round trip below which a lost packet is made good before it matters."""
 _RTT = struct.Struct("=68xI")
@@ -26,10 +28,10 @@ def tune(connected: socket.socket) -> None:
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if _granted_buffer() >= SEND_BUFFER:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    if _round_trip(connected) < NEAR:
-        return
-    with suppress(OSError):
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_CONTROL.encode())
+    if _round_trip(connected) >= NEAR:
+        _control(connected, CONGESTION_CONTROL)
+    elif connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).startswith(CONGESTION_CONTROL.encode()):
+        _control(connected, UNPACED)
 
 
 def shortfalls() -> Iterator[str]:
@@ -44,6 +46,11 @@ def shortfalls() -> Iterator[str]:
             f"{CONGESTION_CONTROL} cannot be used, so a lossy path carries a fraction of what it could: "
             'modprobe tcp_bbr; sysctl -w net.ipv4.tcp_allowed_congestion_control="reno cubic bbr"'
         )
+
+
+def _control(connected: socket.socket, name: str) -> None:
+    with suppress(OSError):  # not there, or not for us
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
 
 
 def _round_trip(connected: socket.socket) -> int:

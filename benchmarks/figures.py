@@ -1,0 +1,93 @@
+"""Figures: medians with their extremes, and ratios between two that were measured in the same round."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the extremes."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        """Return it; at least one value."""
+        found = list(values)
+        return cls(statistics.median(found), min(found), max(found))
+
+    def told(self, form: str = ".2f") -> str:
+        """Return it as text."""
+        return f"{self.median:{form}} ({self.least:{form}} to {self.most:{form}})"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What is aimed at: `value` is to be at least or at most the limit."""
+
+    what: str
+    value: float
+    limit: float
+    least: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether it is reached."""
+        return self.value >= self.limit if self.least else self.value <= self.limit
+
+    def __str__(self) -> str:
+        """Return a line for the terminal."""
+        sign = "≥" if self.least else "≤"
+        return f"{'met   ' if self.met else 'MISSED'}  {self.what}: {self.value:.3g} (bar {sign} {self.limit:g})"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that so many of them do not exceed."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table that reads well in a terminal and in Markdown."""
+    lines = [list(heads), *map(list, rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(heads))]
+    told = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    return "\n".join([told[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *told[1:]])
+
+
+def publish(  # noqa: PLR0913, PLR0917 - these are the parts of a report
+    name: str,
+    machine: str,
+    text: str,
+    bars: Sequence[Bar],
+    data: object,
+    file: Path | None,
+) -> int:
+    """Print what was found, write it as JSON where that is wanted; returns how many bars are missed."""
+    print(f"{name}: {machine}\n\n{text}\n")
+    for bar in bars:
+        print(bar)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        kept = {
+            "name": name,
+            "machine": machine,
+            "bars": [asdict(bar) | {"met": bar.met} for bar in bars],
+            "data": data,
+        }
+        file.write_text(json.dumps(kept, indent=1, default=asdict) + "\n")
+    return sum(not bar.met for bar in bars)
+
+
+def interleaved(names: Sequence[str], rounds: int, measure: Callable[[str, int], None]) -> None:
+    """Measure each in turn, round by round; every other round begins at the other end."""
+    for number in range(rounds):
+        for name in names if number % 2 else reversed(names):
+            measure(name, number)
