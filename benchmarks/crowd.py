@@ -90,7 +90,7 @@ def source_of(members: Sequence[Member]) -> str:
 
 def listening(agent: LabAgent) -> int:
     """Return on how many of them somebody listens on the registry's port."""
-    with agent.connect("127.0.0.1", CENSUS, timeout=10) as connection:
+    with agent.connect("127.0.0.1", CENSUS, timeout=30) as connection:
         return int(connection.recv(64))
 
 

@@ -76,7 +76,12 @@ class Bench:
 def ssh_command(kind: str, key: Path, forward: str, where: str, *more: str) -> list[str]:
     """Return the command of one `ssh -R`, alone, with AES-GCM, or under autossh."""
     options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ExitOnForwardFailure=yes"]
-    options += ["LogLevel=ERROR", f"ServerAliveInterval={KEEPALIVE}", "ServerAliveCountMax=1", "IdentitiesOnly=yes"]
+    options += [
+        *([] if "-v" in more else ["LogLevel=ERROR"]),
+        f"ServerAliveInterval={KEEPALIVE}",
+        "ServerAliveCountMax=1",
+        "IdentitiesOnly=yes",
+    ]
     words = [word for option in options for word in ("-o", option)]
     first = ["autossh", "-M", "0"] if kind == "autossh" else ["ssh"]
     cipher = ["-c", GCM] if kind.endswith("gcm") else []

@@ -1,0 +1,215 @@
+"""Agents that appear all at once: when the first tunnel is up, half of them, and all.
+
+Beside ours stand as many `ssh -R`, and asyncssh's own forwarder with all of them in one process, over the same agents,
+each of which has OpenSSH's own sshd on the same cores. What the handshakes cost is the machine's CPU while they last:
+that much CPU over the cores is the least that all of them can take. Ours counts from the moment at which the controller
+knows of them, and a tunnel is up once a probe has come through it; a peer's is when it says that the forward stands.
+Needs root.
+
+    python benchmarks/storm.py [--agents 500] [--rounds 2] [--json FILE]
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import selectors
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+
+import asyncssh
+from crowd import Member, gather, listening, source_of
+from figures import Bar, Spread, interleaved, publish, table
+from peers import cpu_of, machine, ssh_command
+
+from tunnelmgr.demo.agents import LabAgent
+from tunnelmgr.demo.controller import LabController
+from tunnelmgr.demo.lab import Lab
+from tunnelmgr.demo.processes import until
+
+FORWARD = "127.0.0.1:5000:127.0.0.1:5000"
+KINDS = ("ssh", "asyncssh", "ours")
+PATIENCE = 120.0
+UP = b"remote forward success"
+"""What ssh says with -v, and asyncssh's forwarder below too."""
+
+
+@dataclass(frozen=True)
+class Storm:
+    """One storm, in seconds; `own_cpu` is the controller's side, `machine_cpu` all that the machine did meanwhile."""
+
+    who: str
+    number: int
+    first: float
+    half: float
+    all: float
+    own_cpu: float
+    machine_cpu: float
+
+    @property
+    def floor(self) -> float:
+        """The least that all of them can take, with every core busy."""
+        return self.machine_cpu / (os.cpu_count() or 1)
+
+
+class Site:
+    """The agents, and how each kind is let loose on them."""
+
+    def __init__(self, lab: Lab, folder: Path, agents: int) -> None:
+        self.controller = LabController(lab.controller, folder / "controller")
+        self._registry = lab.registry(lab.controller, folder / "registry")
+        self._lab = lab
+        self._agent: LabAgent = lab.agent("crowd", "10.77.0.11", self.controller.authorized_keys)
+        self.crowd: list[Member] = gather(self._agent, agents, folder / "crowd")
+        self.storms: list[Storm] = []
+
+    def run(self, who: str, number: int) -> None:
+        """Let one storm come and go."""
+        storm = self._ours(number) if who == "ours" else self._peer(who, number)
+        self.storms.append(storm)
+        print(f"  {storm}", file=sys.stderr)
+        until(lambda: not listening(self._agent), "all of them are gone", timeout=60, pause=1.0)
+
+    def _ours(self, number: int) -> Storm:
+        controller = self.controller
+        controller.log_file.unlink(missing_ok=True)
+        controller.configure(source_of([]), probe_interval="15s")
+        controller.start()
+        controller.configure(source_of(self.crowd), probe_interval="15s")
+        group = os.getpgid(controller.pid)
+        own, whole, began = cpu_of(group), busy(), time.time()
+        controller.client.reload()
+        ready = lambda: controller.client.status()["up"] == len(self.crowd)  # noqa: E731
+        until(ready, "all are up", timeout=PATIENCE, pause=0.2)
+        own, whole = cpu_of(group) - own, busy() - whole
+        phases = [line for line in map(json.loads, controller.log().splitlines()) if line.get("event") == "phase"]
+        known = min(map(_moment, phases))
+        ups = [_moment(line) for line in phases if line["phase"] == "up"]
+        print(f"  ours had read of them after {known - began:.3f} s", file=sys.stderr)
+        controller.kill()
+        for file in controller.folder.glob("state.db*"):
+            file.unlink()
+        return _storm("ours", number, [moment - known for moment in ups], own, whole)
+
+    def _peer(self, who: str, number: int) -> Storm:
+        """Start it, and note when it says of each agent that the forward stands."""
+        key, where = self.controller.folder / "id_ed25519", self._lab.controller
+        places = [(member.address, str(member.port)) for member in self.crowd]
+        if who == "ssh":
+            commands = [ssh_command("ssh", key, FORWARD, f"tunnel@{host}", "-v", "-p", port) for host, port in places]
+        else:
+            commands = [[sys.executable, __file__, "--forward", str(key), *map(":".join, places)]]
+        whole, began, said, ups = busy(), time.time(), selectors.DefaultSelector(), []
+        started = []
+        for words in commands:
+            started.append(where.popen(words, stdout=PIPE if who != "ssh" else DEVNULL, stderr=PIPE))
+            stream = started[-1].stderr if who == "ssh" else started[-1].stdout
+            os.set_blocking(stream.fileno(), False)
+            said.register(stream, selectors.EVENT_READ)
+            ups += _heard(said, 0)
+        while len(ups) < len(self.crowd):
+            if time.time() > began + PATIENCE:
+                raise SystemExit(f"{who}: only {len(ups)} of {len(self.crowd)} came up in {PATIENCE:g} s")
+            ups += _heard(said, 1)
+        own, whole = sum(cpu_of(one.pid) for one in started[:: len(started) // 20 or 1]), busy() - whole
+        own *= len(started) / len(started[:: len(started) // 20 or 1])
+        for one in started:
+            one.end()
+        return _storm(who, number, [moment - began for moment in ups], own, whole)
+
+
+def _heard(said: selectors.BaseSelector, patience: float) -> list[float]:
+    """Return the time for each forward that was told of just now."""
+    found: list[float] = []
+    for key, _ in said.select(patience):
+        text = os.read(key.fd, 1 << 16)
+        if not text:
+            said.unregister(key.fileobj)
+        found += [time.time()] * text.count(UP)
+    return found
+
+
+def _storm(who: str, number: int, ups: Sequence[float], own: float, whole: float) -> Storm:
+    ranked = sorted(ups)
+    return Storm(who, number, ranked[0], ranked[len(ranked) // 2], ranked[-1], own, whole)
+
+
+def _moment(line: dict[str, str]) -> float:
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
+
+
+def busy() -> float:
+    """Return the CPU seconds that the machine has spent on anything (`proc_stat(5)`: all but idle and iowait)."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    return (sum(map(int, fields)) - int(fields[3]) - int(fields[4])) / os.sysconf("SC_CLK_TCK")
+
+
+async def forward(key: str, places: Sequence[str]) -> None:
+    """Hold a forward to each place, all dialled at once."""
+
+    async def hold(place: str) -> None:
+        host, _, port = place.rpartition(":")
+        options = {"config": None, "known_hosts": None, "login_timeout": 120}
+        async with asyncssh.connect(host, int(port), username="tunnel", client_keys=[key], **options) as connection:
+            await connection.forward_remote_port("127.0.0.1", 5000, "127.0.0.1", 5000)
+            print(UP.decode(), flush=True)
+            await connection.wait_closed()
+
+    await asyncio.gather(*map(hold, places))
+
+
+def rows(storms: Sequence[Storm]) -> list[list[str]]:
+    """Return the table's lines."""
+    lines = []
+    for who in KINDS:
+        mine = [storm for storm in storms if storm.who == who]
+        base = {storm.number: storm.all for storm in storms if storm.who == "ssh"}
+        lines.append(
+            [
+                who,
+                Spread.of(storm.first for storm in mine).told(),
+                Spread.of(storm.half for storm in mine).told(".1f"),
+                Spread.of(storm.all for storm in mine).told(".1f"),
+                Spread.of(storm.all / base[storm.number] for storm in mine).told(),
+                Spread.of(storm.floor for storm in mine).told(".1f"),
+            ]
+        )
+    return lines
+
+
+def main() -> int:
+    """Run the benchmark, or a part of it."""
+    if sys.argv[1:2] == ["--forward"]:
+        asyncio.run(forward(sys.argv[2], sys.argv[3:]))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agents", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
+        site = Site(lab, Path(place), options.agents)
+        interleaved(KINDS, options.rounds, site.run)
+    own = [storm for storm in site.storms if storm.who == "ours"]
+    bars = [
+        Bar("seconds to the first", Spread.of(storm.first for storm in own).median, 0.2, least=False),
+        Bar(
+            "time for all, to what their handshakes cost",
+            min(storm.all / storm.floor for storm in own),
+            1.15,
+            least=False,
+        ),
+    ]
+    heads = ["who", "first, s", "half, s", "all, s", "all, to ssh -R", "machine's CPU over its cores, s"]
+    publish("storm", machine(), table(heads, rows(site.storms)), bars, site.storms, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
