@@ -40,6 +40,10 @@ abuse-full: install ## Let a hostile agent do its worst at full size: a million 
 bench: install ## Print the benchmarks' figures
 	$(RUN)/python benchmarks/plan.py
 	$(RUN)/python benchmarks/gate.py
+	$(RUN)/python benchmarks/throughput.py
+	$(RUN)/python benchmarks/scale.py
+	$(RUN)/python benchmarks/storm.py
+	$(RUN)/python benchmarks/reconnect.py
 	$(RUN)/python benchmarks/time_to_ready.py
 
 lock: ## Pin every dependency again, with hashes (and extras, which pip else takes from the newest release)
