@@ -29,6 +29,8 @@ from tunnelmgr.demo.processes import until
 INTERVAL = 5
 """Seconds between two probes, and between two keepalives of ssh."""
 PATIENCE = 60.0
+STOOD = 11.0
+"""Seconds for which the tunnels stand before: one that is lost sooner is retried with growing pauses."""
 PORT = 5000
 
 
@@ -117,7 +119,7 @@ def run(options: argparse.Namespace) -> list[Outage]:
                 for _ in range(count):
                     for _, one in everyone:
                         until(lambda one=one: answers(one), f"{one.name} is up", timeout=PATIENCE, pause=0.1)
-                    time.sleep(2)  # not all at the same point of their intervals
+                    time.sleep(STOOD)
                     found = list(pool.map(lambda pair, happens=happens: outage(pair[1], happens), everyone))
                     outages += [Outage(who, what, took) for (who, _), took in zip(everyone, found, strict=True)]
                     print(
