@@ -55,8 +55,8 @@ class Settings:
 
     @property
     def probe_timeout(self) -> float:
-        """Return how long a probe may take; a silent drop is found within two intervals."""
-        return min(10.0, max(1.0, self.probe_interval))
+        """Return how long a probe may take; a silent drop is found, and mended, within two intervals."""
+        return min(10.0, max(1.0, 0.8 * self.probe_interval))
 
 
 @dataclass(frozen=True, slots=True)
