@@ -7,7 +7,7 @@ PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 
 	wget busybox dash shellcheck podman buildah docker.io autossh
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential abuse-full install lock bench clean
+.PHONY: help demo test lint acceptance fast differential abuse-full newest install lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ differential: install ## Compare the gate with the real registry, request by req
 
 abuse-full: install ## Let a hostile agent do its worst at full size: a million opens, 100,000 requests
 	OPENS=1000000 REQUESTS=100000 PROBE_INTERVAL=15 $(RUN)/python -m pytest tests/abuse --timeout=0 -rP
+
+newest: install ## Try the tunnel with asyncssh's newest release, before it is added to fastpath.PROVED
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
+	PROVING=1 .venv-newest/bin/python -m pytest -q tests/tunnel
 
 bench: install ## Print the benchmarks' figures
 	$(RUN)/python benchmarks/plan.py

@@ -1,6 +1,7 @@
 """What the tunnel's tests stand on: keys, and an agent's sshd on loopback."""
 
 import gc
+import os
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,7 +11,11 @@ import pytest
 
 from tests.tunnel.desk import Desk
 from tests.tunnel.ssh_server import Sshd, generate, sshd_at_work
+from tunnelmgr.tunnel import fastpath
 from tunnelmgr.tunnel.keys import Login
+
+if "PROVING" in os.environ:  # `make newest`: with a release that nobody has proved yet
+    fastpath._USABLE = True
 
 
 @pytest.fixture(autouse=True)
