@@ -44,19 +44,20 @@ newest: install ## Try the tunnel with asyncssh's newest release, before it is a
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
 	PROVING=1 .venv-newest/bin/python -m pytest -q tests/tunnel
 
-bench: install ## Print the benchmarks' figures
+bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
+	$(RUN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	$(RUN)/python benchmarks/plan.py
-	$(RUN)/python benchmarks/gate.py
-	$(RUN)/python benchmarks/throughput.py
-	$(RUN)/python benchmarks/scale.py
-	$(RUN)/python benchmarks/storm.py
-	$(RUN)/python benchmarks/reconnect.py
-	$(RUN)/python benchmarks/time_to_ready.py
+	$(RUN)/python benchmarks/gate.py --rounds 5 --json build/bench/gate.json || true
+	for name in throughput scale storm reconnect fairness; do \
+		$(RUN)/python benchmarks/$$name.py --json build/bench/$$name.json || exit 1; done
+	$(RUN)/python benchmarks/plots.py build/bench docs/performance
 
 lock: ## Pin every dependency again, with hashes (and extras, which pip else takes from the newest release)
 	uv pip compile pyproject.toml -q --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate -o requirements.lock
 	uv pip compile pyproject.toml -q --all-extras --group dev --generate-hashes --no-strip-extras --no-emit-index-url --no-header \
 		--no-annotate -o requirements-dev.lock
+	uv pip compile pyproject.toml -q --group bench -c requirements-dev.lock --generate-hashes --no-strip-extras \
+		--no-emit-index-url --no-header --no-annotate -o requirements-bench.lock
 
 install: $(VENV)/.installed .packages
 

@@ -325,6 +325,7 @@ def main() -> int:
             figures = runner.run(measure(registry, targets, options.rounds, options.seconds))
     told = summary(figures)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(told, indent=2) + "\n")
     return 0 if show(told) else 1
 

@@ -1,0 +1,168 @@
+"""What a bulk pull by one agent costs another: its small requests, and the probes of its tunnel.
+
+One agent pulls a large blob on so many connections, again and again, while another asks for a small manifest ten times
+a second, and the controller probes its tunnel. Rounds with and without the bulk pull take turns; so does `ssh -R`, a
+process for each agent, without a gate. With the agents' `sshd`s and the registry on the same cores, a part of what is
+added is theirs: that of `ssh -R` tells how much. Needs root.
+
+    python benchmarks/fairness.py [--rounds 3] [--seconds 8] [--connections 4] [--json FILE]
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from figures import Bar, percentile, publish, table
+from peers import machine, ssh_command
+from throughput import MIB, push
+
+from tunnelmgr.demo.agents import LabAgent
+from tunnelmgr.demo.controller import LabController
+from tunnelmgr.demo.images import make_image, skopeo_copy
+from tunnelmgr.demo.lab import Lab
+from tunnelmgr.demo.processes import Process, until
+
+PORTS = {"ours": 5000, "ssh": 5001}
+PAUSE = 0.1
+MANIFEST = "/v2/team/app/manifests/1"
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Milliseconds of one round."""
+
+    who: str
+    bulk: bool
+    what: str
+    milliseconds: tuple[float, ...]
+
+
+def asks(agent: LabAgent, port: int, seconds: float) -> tuple[float, ...]:
+    """Ask for the manifest again and again on one connection; returns how long each took."""
+    wire = f"GET {MANIFEST} HTTP/1.1\r\nHost: localhost:5000\r\nUser-Agent: bench\r\n".encode()
+    wire += b"Accept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
+    found = []
+    with agent.connect("127.0.0.1", port, timeout=10) as connection:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            began = time.perf_counter()
+            connection.sendall(wire)
+            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise SystemExit(f"unexpected answer: {head[:200]!r}")
+            left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]) - len(body)
+            while left > 0:
+                left -= len(connection.recv(left))
+            found.append((time.perf_counter() - began) * 1000)
+            time.sleep(PAUSE)
+    return tuple(found)
+
+
+class Site:
+    """Two agents, each with a tunnel of ours and one of `ssh -R`."""
+
+    def __init__(self, lab: Lab, folder: Path, options: argparse.Namespace) -> None:
+        self._options = options
+        self._lab = lab
+        self._controller = LabController(lab.controller, folder / "controller")
+        self._registry = lab.registry(lab.controller, folder / "registry")
+        self._blob = push(lab, self._registry.url, 256 * MIB)
+        layout = make_image(folder / "image", layers=1)
+        skopeo_copy(lab.controller, layout, "docker://localhost:5000/team/app:1").check_returncode()
+        line = self._controller.authorized_keys.replace('5000"', '*"')
+        self._small, self._large = (
+            lab.agent(name, ip, line) for name, ip in (("small", "10.77.0.11"), ("large", "10.77.0.12"))
+        )
+        key = self._controller.folder / "id_ed25519"
+        for agent in (self._small, self._large):
+            words = ssh_command("ssh", key, f"127.0.0.1:{PORTS['ssh']}:127.0.0.1:5000", f"tunnel@{agent.ip}")
+            lab.controller.popen(words, log=folder / f"ssh-{agent.name}.log")
+            until(lambda agent=agent: agent.listeners(PORTS["ssh"]), "ssh listens")
+        source = '[[source]]\nname = "lab"\ntype = "static"\ntrust = ["pinned"]\n' + "".join(
+            f'[[source.agent]]\nname = "{one.name}"\naddress = "{one.ip}"\nhost_key = "{one.host_key}"\n'
+            for one in (self._small, self._large)
+        )
+        self._controller.configure(source, probe_interval="200ms")
+        self._controller.start()
+        for agent in (self._small, self._large):
+            self._controller.wait_phase(agent.name, "up")
+        self.waits: list[Waits] = []
+
+    def round(self, who: str, *, bulk: bool) -> None:
+        """Ask for a while."""
+        load = self._pull(who) if bulk else None
+        try:
+            time.sleep(0.5)
+            probes: set[tuple[str, float]] = set()
+            found: list[float] = []
+            deadline = time.monotonic() + self._options.seconds
+            while time.monotonic() < deadline:
+                found += asks(self._small, PORTS[who], 0.5)
+                if who == "ours":
+                    seen = self._controller.agent(self._small.name)
+                    probes.add((seen["probed_at"], seen["probe_ms"]))
+        finally:
+            if load is not None:
+                load.end()
+        self.waits.append(Waits(who, bulk, "manifest", tuple(found)))
+        if probes:
+            self.waits.append(Waits(who, bulk, "probe", tuple(took for _, took in probes)))
+
+    def _pull(self, who: str) -> Process:
+        script = f"while :; do curl -fsS -o /dev/null http://127.0.0.1:{PORTS[who]}{self._blob} || sleep 1; done"
+        return self._large.popen(["sh", "-c", " & ".join([f"({script})"] * self._options.connections) + " & wait"])
+
+
+def rows(waits: Sequence[Waits]) -> list[list[str]]:
+    """Return the table's lines."""
+    lines = []
+    for who, what in dict.fromkeys((one.who, one.what) for one in waits):
+        cells = [who, what]
+        for bulk in (False, True):
+            mine = [
+                took for one in waits if (one.who, one.what, one.bulk) == (who, what, bulk) for took in one.milliseconds
+            ]
+            cells += [str(len(mine)), f"{percentile(mine, 0.5):.1f}", f"{percentile(mine, 0.99):.1f}"]
+        lines.append(cells)
+    return lines
+
+
+def added(waits: Sequence[Waits], what: str) -> float:
+    """Return the milliseconds that the bulk pull adds to our p99."""
+    quiet, loaded = (
+        [took for one in waits if (one.who, one.what, one.bulk) == ("ours", what, bulk) for took in one.milliseconds]
+        for bulk in (False, True)
+    )
+    return percentile(loaded, 0.99) - percentile(quiet, 0.99)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each round")
+    parser.add_argument("--connections", type=int, default=min(4, 2 * (os.cpu_count() or 1)), help="of the bulk pull")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
+        site = Site(lab, Path(place), options)
+        for number in range(options.rounds):
+            for who in ("ours", "ssh") if number % 2 else ("ssh", "ours"):
+                for bulk in (False, True):
+                    site.round(who, bulk=bulk)
+    bars = [
+        Bar("added to the p99 of a manifest request, ms", added(site.waits, "manifest"), 20, least=False),
+        Bar("added to the p99 of a probe, ms", added(site.waits, "probe"), 20, least=False),
+    ]
+    heads = ["who", "what", "alone: times", "p50, ms", "p99, ms", "beside a bulk pull: times", "p50, ms", "p99, ms"]
+    publish("fairness", machine(), table(heads, rows(site.waits)), bars, site.waits, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
