@@ -88,9 +88,10 @@ def source_of(members: Sequence[Member]) -> str:
     return head + "".join(member.toml for member in members)
 
 
-def listening(agent: LabAgent) -> int:
-    """Return on how many of them somebody listens on the registry's port."""
+def listening(agent: LabAgent, among: int) -> int:
+    """Return on how many of the first so many somebody listens on the registry's port."""
     with agent.connect("127.0.0.1", CENSUS, timeout=30) as connection:
+        connection.sendall(b"%d" % among)
         return int(connection.recv(64))
 
 
@@ -134,7 +135,7 @@ def serve(count: int, first_port: int, folder: Path) -> None:
         for key, _ in waiting.select():
             accepted, _ = key.fileobj.accept()  # type: ignore[union-attr]
             if key.data is None:
-                accepted.sendall(b"%d" % census(libc, insides))
+                accepted.sendall(b"%d" % census(libc, insides[: int(accepted.recv(64))]))
                 accepted.close()
                 libc.setns(outside, CLONE_NEWNET)
                 continue

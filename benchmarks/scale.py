@@ -85,11 +85,11 @@ def pairs(where: Machine, agent: LabAgent, key: Path, crowd: Sequence[Member], s
             forward, place = "127.0.0.1:5000:127.0.0.1:5000", f"tunnel@{member.address}"
             words = ssh_command("autossh", key, forward, place, "-p", str(member.port))
             started.append(where.popen(words, env={"AUTOSSH_GATETIME": "0"}))
-        until(lambda: listening(agent) == len(started), "all of them listen", timeout=30, pause=0.1)
+        until(lambda: listening(agent, len(crowd)) == len(started), "all of them listen", timeout=30, pause=0.5)
     found = cost("autossh and ssh", len(crowd), [one.pid for one in started], seconds)
     for one in started:
         one.end()
-    until(lambda: not listening(agent), "all of them are gone", timeout=30, pause=0.1)
+    until(lambda: not listening(agent, len(crowd)), "all of them are gone", timeout=60, pause=0.5)
     return found
 
 
@@ -97,10 +97,10 @@ def forwarder(where: Machine, agent: LabAgent, key: Path, crowd: Sequence[Member
     """Hold all of them with asyncssh's own forwarder, in one process."""
     places = [f"{member.address}:{member.port}" for member in crowd]
     process = where.popen([sys.executable, __file__, "--forward", str(key), *places])
-    until(lambda: listening(agent) == len(crowd), "all of them listen", timeout=60, pause=0.1)
+    until(lambda: listening(agent, len(crowd)) == len(crowd), "all of them listen", timeout=60, pause=0.5)
     found = cost("asyncssh", len(crowd), [process.pid], seconds)
     process.end()
-    until(lambda: not listening(agent), "all of them are gone", timeout=30, pause=0.1)
+    until(lambda: not listening(agent, len(crowd)), "all of them are gone", timeout=60, pause=0.5)
     return found
 
 

@@ -74,7 +74,7 @@ class Site:
         storm = self._ours(number) if who == "ours" else self._peer(who, number)
         self.storms.append(storm)
         print(f"  {storm}", file=sys.stderr)
-        until(lambda: not listening(self._agent), "all of them are gone", timeout=60, pause=1.0)
+        until(lambda: not listening(self._agent, len(self.crowd)), "all of them are gone", timeout=60, pause=1.0)
 
     def _ours(self, number: int) -> Storm:
         controller = self.controller

@@ -49,11 +49,11 @@ class Part:
 
 NEAR = [kind for kind in KINDS if kind != "ours-gate"]
 PARTS = [
-    Part("near", Line(0), NEAR, {1: 512, 4: 128, 8: 96}),
+    Part("near", Line(0), NEAR, {1: 384, 4: 96, 8: 64}),
     Part("registry", Line(0), ["ssh", "ssh-gcm", "ours", "ours-gate"], {1: 384, 8: 64}, source=REGISTRY),
     # Long enough that what counts is how it goes on, and not how TCP begins.
-    Part("far", Line(20), ["ssh", "ssh-gcm", "asyncssh-gcm", "ours"], {1: 192, 4: 96}),
-    Part("far", Line(80), ["ssh", "ours"], {1: 96, 4: 64}),
+    Part("far", Line(20), ["ssh", "ssh-gcm", "asyncssh-gcm", "ours"], {1: 192, 4: 96}, rounds=2),
+    Part("far", Line(80), ["ssh", "ours"], {1: 96, 4: 64}, rounds=2),
     Part("lossy", Line(20, 1000), ["ssh", "ours"], {1: 32, 4: 8}, rounds=2),
 ]
 
