@@ -4,7 +4,7 @@ An agent is a network namespace that has nothing but a loopback. A connection to
 sshd started inside with that connection (`sshd -i`), so that the listener on 127.0.0.1:5000 is the agent's own. That
 takes a few milliseconds an agent, and no process until it is dialled.
 
-    python benchmarks/crowd.py COUNT FIRST_PORT FOLDER     # in a network namespace, as root; serves until it is ended
+    python benchmarks/crowd.py COUNT FOLDER     # in a network namespace, as root; serves until it is ended
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import asyncssh
 
-from tunnelmgr.demo.agents import LabAgent
+from tunnelmgr.demo.agents import SSH_PORT, LabAgent
 from tunnelmgr.demo.processes import until
 
 FIRST_PORT = 20_000
@@ -49,12 +49,17 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 @dataclass(frozen=True)
 class Member:
-    """One agent of the crowd, as the controller's file names it."""
+    """One agent, as the controller's file names it."""
 
     name: str
     address: str
     port: int
     host_key: str
+
+    @classmethod
+    def of(cls, agent: LabAgent) -> "Member":
+        """Return an agent of the lab's that is none of a crowd."""
+        return cls(agent.name, agent.ip, SSH_PORT, agent.host_key)
 
     @property
     def toml(self) -> str:
@@ -73,7 +78,7 @@ def gather(agent: LabAgent, count: int, folder: Path) -> list[Member]:
         key.write_private_key(folder / str(number))
         (folder / str(number)).chmod(0o600)
     (folder / "sshd_config").write_text(SETTINGS)
-    words = [sys.executable, __file__, str(count), str(FIRST_PORT), str(folder)]
+    words = [sys.executable, __file__, str(count), str(folder)]
     agent.popen(words, log=folder / "crowd.log")
     until(lambda: "ready" in (folder / "crowd.log").read_text(), "the crowd is there", timeout=60 + count / 20)
     return [
@@ -115,7 +120,7 @@ def census(libc: ctypes.CDLL, insides: Sequence[int]) -> int:
     return found
 
 
-def serve(count: int, first_port: int, folder: Path) -> None:
+def serve(count: int, folder: Path) -> None:
     """Accept for all of them, and start an sshd for each connection."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (4 * count + 100, 4 * count + 100))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
@@ -127,7 +132,7 @@ def serve(count: int, first_port: int, folder: Path) -> None:
         inside = loopback(libc)
         insides.append(inside)
         libc.setns(outside, CLONE_NEWNET)
-        listener = socket.create_server(("", first_port + number), backlog=16)
+        listener = socket.create_server(("", FIRST_PORT + number), backlog=16)
         waiting.register(listener, selectors.EVENT_READ, (inside, folder / str(number)))
     waiting.register(socket.create_server(("127.0.0.1", CENSUS)), selectors.EVENT_READ, None)
     print("ready", flush=True)
@@ -150,4 +155,4 @@ def serve(count: int, first_port: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    serve(int(sys.argv[1]), Path(sys.argv[2]))

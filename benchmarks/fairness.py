@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crowd import Member, source_of
 from figures import Bar, percentile, publish, table
 from peers import machine, ssh_command
-from throughput import MIB, push
+from pulls import MIB, fetch, request
+from throughput import push
 
 from tunnelmgr.demo.agents import LabAgent
 from tunnelmgr.demo.controller import LabController
@@ -29,7 +31,7 @@ from tunnelmgr.demo.processes import Process, until
 
 PORTS = {"ours": 5000, "ssh": 5001}
 PAUSE = 0.1
-MANIFEST = "/v2/team/app/manifests/1"
+MANIFEST, ACCEPT = "/v2/team/app/manifests/1", "application/vnd.oci.image.manifest.v1+json"
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,12 @@ class Waits:
 
 def asks(agent: LabAgent, port: int, seconds: float) -> tuple[float, ...]:
     """Ask for the manifest again and again on one connection; returns how long each took."""
-    wire = f"GET {MANIFEST} HTTP/1.1\r\nHost: localhost:5000\r\nUser-Agent: bench\r\n".encode()
-    wire += b"Accept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
-    found = []
+    wire, room, found = request(MANIFEST, ACCEPT), memoryview(bytearray(MIB)), []
     with agent.connect("127.0.0.1", port, timeout=10) as connection:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             began = time.perf_counter()
-            connection.sendall(wire)
-            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise SystemExit(f"unexpected answer: {head[:200]!r}")
-            left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]) - len(body)
-            while left > 0:
-                left -= len(connection.recv(left))
+            fetch(connection, wire, room)
             found.append((time.perf_counter() - began) * 1000)
             time.sleep(PAUSE)
     return tuple(found)
@@ -68,10 +62,9 @@ class Site:
 
     def __init__(self, lab: Lab, folder: Path, options: argparse.Namespace) -> None:
         self._options = options
-        self._lab = lab
         self._controller = LabController(lab.controller, folder / "controller")
-        self._registry = lab.registry(lab.controller, folder / "registry")
-        self._blob = push(lab, self._registry.url, 256 * MIB)
+        registry = lab.registry(lab.controller, folder / "registry")
+        self._blob = push(lab, registry.url, 256 * MIB)
         layout = make_image(folder / "image", layers=1)
         skopeo_copy(lab.controller, layout, "docker://localhost:5000/team/app:1").check_returncode()
         line = self._controller.authorized_keys.replace('5000"', '*"')
@@ -83,10 +76,7 @@ class Site:
             words = ssh_command("ssh", key, f"127.0.0.1:{PORTS['ssh']}:127.0.0.1:5000", f"tunnel@{agent.ip}")
             lab.controller.popen(words, log=folder / f"ssh-{agent.name}.log")
             until(lambda agent=agent: agent.listeners(PORTS["ssh"]), "ssh listens")
-        source = '[[source]]\nname = "lab"\ntype = "static"\ntrust = ["pinned"]\n' + "".join(
-            f'[[source.agent]]\nname = "{one.name}"\naddress = "{one.ip}"\nhost_key = "{one.host_key}"\n'
-            for one in (self._small, self._large)
-        )
+        source = source_of([Member.of(agent) for agent in (self._small, self._large)])
         self._controller.configure(source, probe_interval="200ms")
         self._controller.start()
         for agent in (self._small, self._large):
@@ -111,11 +101,16 @@ class Site:
                 load.end()
         self.waits.append(Waits(who, bulk, "manifest", tuple(found)))
         if probes:
-            self.waits.append(Waits(who, bulk, "probe", tuple(took for _, took in probes)))
+            self.waits.append(Waits(who, bulk, "probe", tuple(one for _, one in probes)))
 
     def _pull(self, who: str) -> Process:
         script = f"while :; do curl -fsS -o /dev/null http://127.0.0.1:{PORTS[who]}{self._blob} || sleep 1; done"
         return self._large.popen(["sh", "-c", " & ".join([f"({script})"] * self._options.connections) + " & wait"])
+
+
+def took(waits: Sequence[Waits], who: str, what: str, *, bulk: bool) -> list[float]:
+    """Return all milliseconds of one kind."""
+    return [one for wait in waits if (wait.who, wait.what, wait.bulk) == (who, what, bulk) for one in wait.milliseconds]
 
 
 def rows(waits: Sequence[Waits]) -> list[list[str]]:
@@ -124,9 +119,7 @@ def rows(waits: Sequence[Waits]) -> list[list[str]]:
     for who, what in dict.fromkeys((one.who, one.what) for one in waits):
         cells = [who, what]
         for bulk in (False, True):
-            mine = [
-                took for one in waits if (one.who, one.what, one.bulk) == (who, what, bulk) for took in one.milliseconds
-            ]
+            mine = took(waits, who, what, bulk=bulk)
             cells += [str(len(mine)), f"{percentile(mine, 0.5):.1f}", f"{percentile(mine, 0.99):.1f}"]
         lines.append(cells)
     return lines
@@ -134,11 +127,8 @@ def rows(waits: Sequence[Waits]) -> list[list[str]]:
 
 def added(waits: Sequence[Waits], what: str) -> float:
     """Return the milliseconds that the bulk pull adds to our p99."""
-    quiet, loaded = (
-        [took for one in waits if (one.who, one.what, one.bulk) == ("ours", what, bulk) for took in one.milliseconds]
-        for bulk in (False, True)
-    )
-    return percentile(loaded, 0.99) - percentile(quiet, 0.99)
+    quiet, loaded = (percentile(took(waits, "ours", what, bulk=bulk), 0.99) for bulk in (False, True))
+    return loaded - quiet
 
 
 def main() -> int:

@@ -69,8 +69,8 @@ def publish(  # noqa: PLR0913, PLR0917 - these are the parts of a report
     bars: Sequence[Bar],
     data: object,
     file: Path | None,
-) -> int:
-    """Print what was found, write it as JSON where that is wanted; returns how many bars are missed."""
+) -> None:
+    """Print what was found, and write it as JSON where that is wanted."""
     print(f"{name}: {machine}\n\n{text}\n")
     for bar in bars:
         print(bar)
@@ -83,7 +83,6 @@ def publish(  # noqa: PLR0913, PLR0917 - these are the parts of a report
             "data": data,
         }
         file.write_text(json.dumps(kept, indent=1, default=asdict) + "\n")
-    return sum(not bar.met for bar in bars)
 
 
 def interleaved(names: Sequence[str], rounds: int, measure: Callable[[str, int], None]) -> None:

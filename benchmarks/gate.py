@@ -5,7 +5,7 @@ process; a second process loads them in turn, round by round, so that whatever e
 Each figure is the median of the rounds with its extremes; the ratio, gate to raw, is the median of the rounds' own.
 `CPU each` is what this process spent, for a request or a MB.
 
-    python benchmarks/gate.py [--rounds 9] [--seconds 1.0] [--blob-mib 256] [--json FILE]
+    python benchmarks/gate.py [--rounds 5] [--seconds 1.0] [--blob-mib 256] [--json FILE]
 """
 
 import argparse
@@ -17,7 +17,6 @@ import logging
 import operator
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,9 +25,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import structlog
+from figures import Bar, Spread, publish, table
+from peers import machine
+from pulls import MIB, fetch, request
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
@@ -46,7 +47,6 @@ MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 BARS = {"manifests": 0.70, "blobs": 0.95}
 UNITS = {"manifests": "requests/s", "blobs": "MB/s"}
 CONNECTIONS = 4
-MIB = 1024 * 1024
 
 
 # --- the registry ---
@@ -223,24 +223,12 @@ def load(port: int, target: str, seconds: float, connections: int) -> tuple[int,
 
 def pull(port: int, target: str, deadline: float) -> tuple[int, int]:
     """Pull on one connection until the deadline, at least once."""
-    request = f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\nUser-Agent: bench\r\nAccept: {MANIFEST_TYPE}\r\n\r\n"
-    wire, buffer, room = request.encode(), bytearray(MIB), memoryview(bytearray(MIB))
+    wire, room = request(target, MANIFEST_TYPE), memoryview(bytearray(MIB))
     requests = received = 0
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while not requests or time.perf_counter() < deadline:
-            connection.sendall(wire)
-            count = connection.recv_into(buffer)
-            head, _, body = bytes(buffer[:count]).partition(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise SystemExit(f"unexpected answer: {head[:200]!r}")
-            left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]) - len(body)
-            while left:
-                count = connection.recv_into(room[: min(left, MIB)])
-                if not count:
-                    raise SystemExit("an answer was broken off")
-                left -= count
-                received += count
+            received += fetch(connection, wire, room)
             requests += 1
     return requests, received
 
@@ -282,29 +270,21 @@ async def measure(registry: Endpoint, targets: dict[str, str], rounds: int, seco
     return figures
 
 
-def summary(figures: Figures) -> dict[str, dict[str, Any]]:
-    """Return medians and extremes, and the median of the rounds' ratios: a busy machine slows both of a round."""
-    told: dict[str, dict[str, Any]] = {}
-    for what, series in figures.items():
-        told[what] = {
-            name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
-            for name, values in series.items()
-        }
-        told[what]["ratio"] = statistics.median(map(operator.truediv, series["gate"], series["raw"]))
-        told[what]["bar"] = BARS[what]
-    return told
+def rows(figures: Figures) -> list[list[str]]:
+    """Return the table's lines."""
+    return [
+        [what, path, UNITS[what], Spread.of(series[path]).told(".0f"), Spread.of(series[f"{path} cpu"]).told(".0f")]
+        for what, series in figures.items()
+        for path in ("gate", "raw")
+    ]
 
 
-def show(told: dict[str, dict[str, Any]]) -> bool:
-    """Print the figures; returns whether every bar is met."""
-    for what, figures in told.items():
-        unit = UNITS[what]
-        for path in ("gate", "raw"):
-            speed, cpu = figures[path], figures[f"{path} cpu"]
-            spread = f"({speed['min']:.0f} to {speed['max']:.0f})"
-            print(f"{what:10} {path:5} {speed['median']:8.0f} {unit:11} {spread:18} {cpu['median']:6.0f} µs CPU each")
-        print(f"{what:10} ratio {figures['ratio']:8.1%} of raw; the bar is {figures['bar']:.0%}")
-    return all(figures["ratio"] >= figures["bar"] for figures in told.values())
+def bars(figures: Figures) -> list[Bar]:
+    """Return the medians of the rounds' ratios: a busy machine slows both of a round."""
+    return [
+        Bar(f"{what}, gate to raw", Spread.of(map(operator.truediv, series["gate"], series["raw"])).median, BARS[what])
+        for what, series in figures.items()
+    ]
 
 
 def main() -> int:
@@ -313,7 +293,7 @@ def main() -> int:
         print(json.dumps(load(int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), int(sys.argv[5]))))
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of load in each measurement")
     parser.add_argument("--blob-mib", type=int, default=256)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
@@ -323,11 +303,9 @@ def main() -> int:
         targets = seed(registry, options.blob_mib)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:  # as the daemon does
             figures = runner.run(measure(registry, targets, options.rounds, options.seconds))
-    told = summary(figures)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
-    return 0 if show(told) else 1
+    heads = ["what", "path", "in", "speed", "µs CPU for each"]
+    publish("gate", machine(), table(heads, rows(figures)), bars(figures), figures, options.json)
+    return 0
 
 
 if __name__ == "__main__":

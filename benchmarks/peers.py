@@ -1,6 +1,7 @@
 """What is compared: our tunnel, `ssh -R`, autossh and asyncssh's own forwarder, each a process beside the registry.
 
 python benchmarks/peers.py --serve HOW ADDRESS PORT TARGET FOLDER HOST_KEY    # one of those that are Python
+python benchmarks/peers.py --forward KEY HOST:PORT…    # many at once
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ GCM = "aes128-gcm@openssh.com"
 KEEPALIVE = 15
 """Seconds between two signs of life, for those that have them; ours probes as often."""
 KINDS = ("ssh", "ssh-gcm", "autossh", "asyncssh", "asyncssh-gcm", "ours", "ours-gate")
+SSH = ("ssh", "ssh-gcm", "autossh")
+UP = "remote forward success"
+"""What ssh says with -v; `forward_all` says it too."""
 _ports = itertools.count(6001)
 
 
@@ -63,7 +67,7 @@ class Bench:
     def hold(self, kind: str, address: str, target: Endpoint) -> Tunnel:
         """Start one, from a port of the agent's own; returns once the agent listens there."""
         port = next(_ports)
-        if "ssh" in kind.split("-", maxsplit=1)[0] and not kind.startswith("asyncssh"):
+        if kind in SSH:
             words = ssh_command(kind, self.folder / "id_ed25519", f"127.0.0.1:{port}:{target}", f"tunnel@{address}")
         else:
             place = [address, str(port), str(target), str(self.folder), self.agent.host_key]
@@ -134,6 +138,25 @@ async def serve_asyncssh(how: str, address: str, key: Path, listen: Endpoint, ta
         await connection.wait_closed()
 
 
+async def forward_all(key: str, places: list[str]) -> None:
+    """Hold asyncssh's own forwarder for the registry to each place, all dialled at once; prints `UP` for each."""
+
+    async def hold(place: str) -> None:
+        host, _, port = place.rpartition(":")
+        options = {"config": None, "known_hosts": None, "login_timeout": 120, "keepalive_interval": KEEPALIVE}
+        async with asyncssh.connect(host, int(port), username="tunnel", client_keys=[key], **options) as connection:
+            await connection.forward_remote_port("127.0.0.1", 5000, "127.0.0.1", 5000)
+            print(UP, flush=True)
+            await connection.wait_closed()
+
+    await asyncio.gather(*map(hold, places))
+
+
+def forward_command(key: Path, places: Iterable[str]) -> list[str]:
+    """Return the command of a process that does that."""
+    return [sys.executable, __file__, "--forward", str(key), *places]
+
+
 def serving(words: list[str]) -> Awaitable[None]:
     """Return one of them at work."""
     how, address, port, target, folder, host_key = words
@@ -149,27 +172,22 @@ def serving(words: list[str]) -> Awaitable[None]:
 # --- what they cost ---
 
 
-def processes_of(group: int) -> list[Path]:
-    """Return the places in /proc of a process group's members."""
-    found = []
+def processes_of(group: int) -> dict[Path, list[str]]:
+    """Return the places in /proc of a process group's members, with the fields of stat from its third (`proc(5)`)."""
+    found = {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
             fields = (place / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[2]) == group:
-            found.append(place)
+            found[place] = fields
     return found
 
 
 def cpu_of(group: int) -> float:
     """Return the CPU seconds that the processes of a group have used, with children that have ended."""
-    ticks = 0
-    for place in processes_of(group):
-        try:
-            ticks += sum(map(int, (place / "stat").read_text().rpartition(")")[2].split()[11:15]))
-        except OSError:
-            continue
+    ticks = sum(int(field) for fields in processes_of(group).values() for field in fields[11:15])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -205,5 +223,8 @@ def machine() -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--forward":
+        asyncio.run(forward_all(sys.argv[2], sys.argv[3:]))
+        sys.exit()
     with asyncio.Runner(loop_factory=loop_factory() if sys.argv[2].startswith("ours") else None) as runner:
         runner.run(serving(sys.argv[2:]))

@@ -9,7 +9,6 @@ clock stops when a request through the agent's own port is answered. Needs root.
 """
 
 import argparse
-import http.client
 import sys
 import tempfile
 import time
@@ -18,8 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from crowd import Member, source_of
 from figures import Bar, percentile, publish, table
 from peers import have, machine, ssh_command
+from pulls import request
 
 from tunnelmgr.demo.agents import LabAgent
 from tunnelmgr.demo.controller import LabController
@@ -48,30 +49,16 @@ def answers(agent: LabAgent) -> bool:
     try:
         with agent.connect("127.0.0.1", PORT, timeout=1) as connected:
             connected.settimeout(1)
-            connected.sendall(b"GET /v2/ HTTP/1.1\r\nHost: localhost:5000\r\nUser-Agent: bench\r\n\r\n")
+            connected.sendall(request("/v2/"))
             return connected.recv(12) == b"HTTP/1.1 200"
-    except (OSError, http.client.HTTPException):
+    except OSError:
         return False
 
 
-def reset(agent: LabAgent) -> None:
-    """Have both sides' connection reset."""
+def vanish(agent: LabAgent) -> None:
+    """End the connection on the agent, and lose all that would tell of it."""
+    agent.cut_connections()
     agent.reset_connections()
-
-
-def cut(agent: LabAgent) -> None:
-    """Lose every packet of the connection that stands, and of no other; its end on the agent goes."""
-    shown = agent.run(["ss", "-Htn", "state", "established", "sport = :22"], check=True).stdout
-    rules = [f"add rule inet lab in tcp sport {line.split()[3].rpartition(':')[2]} drop" for line in shown.splitlines()]
-    rules += [rule.replace("in tcp sport", "out tcp dport") for rule in rules]
-    chains = [f"add chain inet lab {way} {{ type filter hook {way}put priority 0; }}" for way in ("in", "out")]
-    agent.run(["nft", "; ".join(["add table inet lab", *chains, *rules])], check=True)
-    agent.reset_connections()  # the packet that would tell of it is lost
-
-
-def heal(agent: LabAgent) -> None:
-    """Undo a cut."""
-    agent.heal()
 
 
 def outage(agent: LabAgent, happens: Callable[[LabAgent], None]) -> float:
@@ -85,52 +72,59 @@ def outage(agent: LabAgent, happens: Callable[[LabAgent], None]) -> float:
     return time.monotonic() - began
 
 
-def run(options: argparse.Namespace) -> list[Outage]:
-    """Let it all happen."""
-    outages: list[Outage] = []
-    with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
-        controller = LabController(lab.controller, Path(place) / "controller")
-        registry = lab.registry(lab.controller, Path(place) / "registry")
-        key = controller.folder / "id_ed25519"
-        agents: dict[str, list[LabAgent]] = {}
-        for row, who in enumerate(["ours", *(["autossh"] if have("autossh") else [])]):
-            agents[who] = [
-                lab.agent(
-                    f"{who}{number}",
-                    f"10.77.0.{20 + 20 * row + number}",
-                    controller.authorized_keys,
-                    sshd_options=["ClientAliveInterval 5", "ClientAliveCountMax 2"],
+class Site:
+    """Agents with tunnels of either kind."""
+
+    def __init__(self, lab: Lab, folder: Path, count: int) -> None:
+        self._lab = lab
+        self._controller = LabController(lab.controller, folder / "controller")
+        lab.registry(lab.controller, folder / "registry")
+        self._everyone: list[tuple[str, LabAgent]] = []
+        self._hold_ours(self._boot("ours", 20, count))
+        if have("autossh"):
+            self._hold_autossh(self._boot("autossh", 40, count))
+        self.outages: list[Outage] = []
+
+    def happen(self, what: str, happens: Callable[[LabAgent], None]) -> None:
+        """Let it happen to all of them at once, after they have stood for a while, and undo it."""
+        for _, one in self._everyone:
+            until(lambda one=one: answers(one), f"{one.name} is up", timeout=PATIENCE, pause=0.1)
+        time.sleep(STOOD)
+        with ThreadPoolExecutor(len(self._everyone)) as pool:
+            found = [
+                Outage(who, what, took)
+                for (who, _), took in zip(
+                    self._everyone, pool.map(lambda pair: outage(pair[1], happens), self._everyone), strict=True
                 )
-                for number in range(options.agents)
             ]
-        source = '[[source]]\nname = "lab"\ntype = "static"\ntrust = ["pinned"]\n' + "".join(
-            f'[[source.agent]]\nname = "{one.name}"\naddress = "{one.ip}"\nhost_key = "{one.host_key}"\n'
-            for one in agents["ours"]
-        )
-        controller.configure(source, probe_interval=f"{INTERVAL}s")
-        controller.start()
-        for one in agents.get("autossh", []):
+        print(f"  {what}: {', '.join(f'{one.who} {one.seconds:.2f}' for one in found)}", file=sys.stderr)
+        self.outages += found
+        for _, one in self._everyone:
+            one.heal()
+
+    def _boot(self, who: str, first: int, count: int) -> list[LabAgent]:
+        booted = [
+            self._lab.agent(
+                f"{who}{number}",
+                f"10.77.0.{first + number}",
+                self._controller.authorized_keys,
+                sshd_options=["ClientAliveInterval 5", "ClientAliveCountMax 2"],
+            )
+            for number in range(count)
+        ]
+        self._everyone += [(who, one) for one in booted]
+        return booted
+
+    def _hold_ours(self, agents: Sequence[LabAgent]) -> None:
+        self._controller.configure(source_of([Member.of(one) for one in agents]), probe_interval=f"{INTERVAL}s")
+        self._controller.start()
+
+    def _hold_autossh(self, agents: Sequence[LabAgent]) -> None:
+        key = self._controller.folder / "id_ed25519"
+        for one in agents:
             live = ["-o", f"ServerAliveInterval={INTERVAL}"]  # the first of two counts
             words = ssh_command("autossh", key, f"127.0.0.1:{PORT}:127.0.0.1:5000", f"tunnel@{one.ip}", *live)
-            lab.controller.popen(words, env={"AUTOSSH_GATETIME": "0"})
-        everyone = [(who, one) for who, some in agents.items() for one in some]
-        with ThreadPoolExecutor(len(everyone)) as pool:
-            for what, happens, count in (("reset", reset, options.resets), ("silent loss", cut, options.cuts)):
-                for _ in range(count):
-                    for _, one in everyone:
-                        until(lambda one=one: answers(one), f"{one.name} is up", timeout=PATIENCE, pause=0.1)
-                    time.sleep(STOOD)
-                    found = list(pool.map(lambda pair, happens=happens: outage(pair[1], happens), everyone))
-                    outages += [Outage(who, what, took) for (who, _), took in zip(everyone, found, strict=True)]
-                    print(
-                        f"  {what}: {[(who, round(took, 2)) for (who, _), took in zip(everyone, found, strict=True)]}",
-                        file=sys.stderr,
-                    )
-                    for _, one in everyone:
-                        heal(one)
-        controller.kill()
-        registry.stop()
-    return outages
+            self._lab.controller.popen(words, env={"AUTOSSH_GATETIME": "0"})
 
 
 def rows(outages: Sequence[Outage]) -> list[list[str]]:
@@ -151,7 +145,13 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
-    outages = run(options)
+    with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
+        site = Site(lab, Path(place), options.agents)
+        for _ in range(options.resets):
+            site.happen("reset", LabAgent.reset_connections)
+        for _ in range(options.cuts):
+            site.happen("silent loss", vanish)
+    outages = site.outages
     own = {
         what: [one.seconds for one in outages if (one.who, one.what) == ("ours", what)]
         for what in ("reset", "silent loss")

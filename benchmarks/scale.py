@@ -8,7 +8,6 @@ measured at a number that fits, and what 1,000 would take is that times the rest
 """
 
 import argparse
-import asyncio
 import os
 import sys
 import tempfile
@@ -17,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import asyncssh
 from crowd import Member, gather, listening, source_of
 from figures import Bar, publish, table
-from peers import KEEPALIVE, cpu_of, have, machine, memory_of, ssh_command
+from peers import KEEPALIVE, cpu_of, forward_command, have, machine, memory_of, ssh_command
 
 from tunnelmgr.demo.agents import LabAgent
 from tunnelmgr.demo.controller import LabController
@@ -95,31 +93,12 @@ def pairs(where: Machine, agent: LabAgent, key: Path, crowd: Sequence[Member], s
 
 def forwarder(where: Machine, agent: LabAgent, key: Path, crowd: Sequence[Member], seconds: float) -> Cost:
     """Hold all of them with asyncssh's own forwarder, in one process."""
-    places = [f"{member.address}:{member.port}" for member in crowd]
-    process = where.popen([sys.executable, __file__, "--forward", str(key), *places])
+    process = where.popen(forward_command(key, (f"{member.address}:{member.port}" for member in crowd)))
     until(lambda: listening(agent, len(crowd)) == len(crowd), "all of them listen", timeout=60, pause=0.5)
     found = cost("asyncssh", len(crowd), [process.pid], seconds)
     process.end()
     until(lambda: not listening(agent, len(crowd)), "all of them are gone", timeout=60, pause=0.5)
     return found
-
-
-async def forward(key: str, places: Sequence[str]) -> None:
-    """Hold a forward to each place."""
-    held = []
-    for place in places:
-        host, _, port = place.rpartition(":")
-        connection = await asyncssh.connect(
-            host,
-            int(port),
-            config=None,
-            username="tunnel",
-            known_hosts=None,
-            client_keys=[key],
-            keepalive_interval=KEEPALIVE,
-        )
-        held.append((connection, await connection.forward_remote_port("127.0.0.1", 5000, "127.0.0.1", 5000)))
-    await asyncio.gather(*(connection.wait_closed() for connection, _ in held))
 
 
 def run(steps: Sequence[int], peers: int, seconds: float) -> list[Cost]:
@@ -177,10 +156,7 @@ def bars(costs: Sequence[Cost]) -> list[Bar]:
 
 
 def main() -> int:
-    """Run the benchmark, or a part of it."""
-    if sys.argv[1:2] == ["--forward"]:
-        asyncio.run(forward(sys.argv[2], sys.argv[3:]))
-        return 0
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", default="100,500,1000,2000")
     parser.add_argument("--peers", type=int, default=100)

@@ -10,7 +10,6 @@ Needs root.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import selectors
@@ -23,10 +22,9 @@ from datetime import datetime
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
-import asyncssh
 from crowd import Member, gather, listening, source_of
 from figures import Bar, Spread, interleaved, publish, table
-from peers import cpu_of, machine, ssh_command
+from peers import UP, forward_command, machine, ssh_command
 
 from tunnelmgr.demo.agents import LabAgent
 from tunnelmgr.demo.controller import LabController
@@ -36,20 +34,17 @@ from tunnelmgr.demo.processes import until
 FORWARD = "127.0.0.1:5000:127.0.0.1:5000"
 KINDS = ("ssh", "asyncssh", "ours")
 PATIENCE = 120.0
-UP = b"remote forward success"
-"""What ssh says with -v, and asyncssh's forwarder below too."""
 
 
 @dataclass(frozen=True)
 class Storm:
-    """One storm, in seconds; `own_cpu` is the controller's side, `machine_cpu` all that the machine did meanwhile."""
+    """One storm, in seconds; `machine_cpu` is all that the machine did meanwhile."""
 
     who: str
     number: int
     first: float
     half: float
     all: float
-    own_cpu: float
     machine_cpu: float
 
     @property
@@ -63,7 +58,7 @@ class Site:
 
     def __init__(self, lab: Lab, folder: Path, agents: int) -> None:
         self.controller = LabController(lab.controller, folder / "controller")
-        self._registry = lab.registry(lab.controller, folder / "registry")
+        lab.registry(lab.controller, folder / "registry")
         self._lab = lab
         self._agent: LabAgent = lab.agent("crowd", "10.77.0.11", self.controller.authorized_keys)
         self.crowd: list[Member] = gather(self._agent, agents, folder / "crowd")
@@ -82,12 +77,11 @@ class Site:
         controller.configure(source_of([]), probe_interval="15s")
         controller.start()
         controller.configure(source_of(self.crowd), probe_interval="15s")
-        group = os.getpgid(controller.pid)
-        own, whole, began = cpu_of(group), busy(), time.time()
+        whole, began = busy(), time.time()
         controller.client.reload()
-        ready = lambda: controller.client.status()["up"] == len(self.crowd)  # noqa: E731
-        until(ready, "all are up", timeout=PATIENCE, pause=0.2)
-        own, whole = cpu_of(group) - own, busy() - whole
+        all_up = lambda: controller.client.status()["up"] == len(self.crowd)  # noqa: E731
+        until(all_up, "all are up", timeout=PATIENCE, pause=0.2)
+        whole = busy() - whole
         phases = [line for line in map(json.loads, controller.log().splitlines()) if line.get("event") == "phase"]
         known = min(map(_moment, phases))
         ups = [_moment(line) for line in phases if line["phase"] == "up"]
@@ -95,7 +89,7 @@ class Site:
         controller.kill()
         for file in controller.folder.glob("state.db*"):
             file.unlink()
-        return _storm("ours", number, [moment - known for moment in ups], own, whole)
+        return _storm("ours", number, [moment - known for moment in ups], whole)
 
     def _peer(self, who: str, number: int) -> Storm:
         """Start it, and note when it says of each agent that the forward stands."""
@@ -104,7 +98,7 @@ class Site:
         if who == "ssh":
             commands = [ssh_command("ssh", key, FORWARD, f"tunnel@{host}", "-v", "-p", port) for host, port in places]
         else:
-            commands = [[sys.executable, __file__, "--forward", str(key), *map(":".join, places)]]
+            commands = [forward_command(key, map(":".join, places))]
         whole, began, said, ups = busy(), time.time(), selectors.DefaultSelector(), []
         started = []
         for words in commands:
@@ -117,11 +111,10 @@ class Site:
             if time.time() > began + PATIENCE:
                 raise SystemExit(f"{who}: only {len(ups)} of {len(self.crowd)} came up in {PATIENCE:g} s")
             ups += _heard(said, 1)
-        own, whole = sum(cpu_of(one.pid) for one in started[:: len(started) // 20 or 1]), busy() - whole
-        own *= len(started) / len(started[:: len(started) // 20 or 1])
+        whole = busy() - whole
         for one in started:
             one.end()
-        return _storm(who, number, [moment - began for moment in ups], own, whole)
+        return _storm(who, number, [moment - began for moment in ups], whole)
 
 
 def _heard(said: selectors.BaseSelector, patience: float) -> list[float]:
@@ -131,13 +124,13 @@ def _heard(said: selectors.BaseSelector, patience: float) -> list[float]:
         text = os.read(key.fd, 1 << 16)
         if not text:
             said.unregister(key.fileobj)
-        found += [time.time()] * text.count(UP)
+        found += [time.time()] * text.count(UP.encode())
     return found
 
 
-def _storm(who: str, number: int, ups: Sequence[float], own: float, whole: float) -> Storm:
+def _storm(who: str, number: int, ups: Sequence[float], whole: float) -> Storm:
     ranked = sorted(ups)
-    return Storm(who, number, ranked[0], ranked[len(ranked) // 2], ranked[-1], own, whole)
+    return Storm(who, number, ranked[0], ranked[len(ranked) // 2], ranked[-1], whole)
 
 
 def _moment(line: dict[str, str]) -> float:
@@ -148,20 +141,6 @@ def busy() -> float:
     """Return the CPU seconds that the machine has spent on anything (`proc_stat(5)`: all but idle and iowait)."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
     return (sum(map(int, fields)) - int(fields[3]) - int(fields[4])) / os.sysconf("SC_CLK_TCK")
-
-
-async def forward(key: str, places: Sequence[str]) -> None:
-    """Hold a forward to each place, all dialled at once."""
-
-    async def hold(place: str) -> None:
-        host, _, port = place.rpartition(":")
-        options = {"config": None, "known_hosts": None, "login_timeout": 120}
-        async with asyncssh.connect(host, int(port), username="tunnel", client_keys=[key], **options) as connection:
-            await connection.forward_remote_port("127.0.0.1", 5000, "127.0.0.1", 5000)
-            print(UP.decode(), flush=True)
-            await connection.wait_closed()
-
-    await asyncio.gather(*map(hold, places))
 
 
 def rows(storms: Sequence[Storm]) -> list[list[str]]:
@@ -184,10 +163,7 @@ def rows(storms: Sequence[Storm]) -> list[list[str]]:
 
 
 def main() -> int:
-    """Run the benchmark, or a part of it."""
-    if sys.argv[1:2] == ["--forward"]:
-        asyncio.run(forward(sys.argv[2], sys.argv[3:]))
-        return 0
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=2)

@@ -22,13 +22,13 @@ from pathlib import Path
 from figures import Bar, Spread, interleaved, publish, table
 from lines import Line, draw, take_cubic
 from peers import KINDS, Bench, Tunnel, have, machine
+from pulls import MIB, fetch, request
 
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.demo.lab import Lab
 from tunnelmgr.demo.processes import until
 from tunnelmgr.tunnel.keys import make_key, public_line
 
-MIB = 1024 * 1024
 IP = "10.77.0.11"
 SOURCE, REGISTRY = Endpoint("127.0.0.1", 7000), Endpoint("127.0.0.1", 5000)
 MOST = 512
@@ -102,26 +102,9 @@ def load(port: int, target: str, connections: int) -> float:
 
 
 def pull(port: int, target: str) -> int:
-    """Pull once, without looking at the body."""
+    """Pull once."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\nUser-Agent: bench\r\n\r\n".encode())
-        start = b""
-        while b"\r\n\r\n" not in start:
-            more = connection.recv(4096)
-            if not more:
-                raise SystemExit("no answer")
-            start += more
-        head, _, body = start.partition(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise SystemExit(f"unexpected answer: {head[:200]!r}")
-        octets = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        left, room = octets - len(body), memoryview(bytearray(MIB))
-        while left:
-            count = connection.recv_into(room[: min(left, MIB)])
-            if not count:
-                raise SystemExit("an answer was broken off")
-            left -= count
-        return octets
+        return fetch(connection, request(target), memoryview(bytearray(MIB)))
 
 
 # --- the run ---

@@ -151,8 +151,15 @@ class LabAgent(Machine):
         """Answer every packet to this port of the agent with a TCP reset until `heal`."""
         self._firewall(f"add rule inet lab in tcp dport {port} reject with tcp reset")
 
+    def cut_connections(self, port: int = SSH_PORT) -> None:
+        """Silently lose every packet of the connections that stand to this port, and of no other, until `heal`."""
+        shown = self.run(["ss", "-Htn", "state", "established", f"sport = :{port}"], check=True).stdout
+        peers = [line.split()[3].rpartition(":")[2] for line in shown.splitlines()]
+        ways = (f"in tcp dport {port} tcp sport", f"out tcp sport {port} tcp dport")
+        self._firewall("; ".join(f"add rule inet lab {way} {peer} drop" for peer in peers for way in ways))
+
     def heal(self) -> None:
-        """Undo `drop` and `reject`."""
+        """Undo `drop`, `reject` and `cut_connections`."""
         self.run(["nft", "add table inet lab; delete table inet lab"], check=True)
 
     def reset_connections(self, port: int = SSH_PORT) -> None:
