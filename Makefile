@@ -37,18 +37,15 @@ differential: install ## Compare the gate with the real registry, request by req
 abuse-full: install ## Let a hostile agent do its worst at full size: a million opens, 100,000 requests
 	OPENS=1000000 REQUESTS=100000 PROBE_INTERVAL=15 $(RUN)/python -m pytest tests/abuse --timeout=0 -rP
 
-newest: install ## Try the tunnel with asyncssh's newest release, before it is added to fastpath.PROVED
-	$(PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+newest: ## Try the tunnel with asyncssh's newest release, before it is added to fastpath.PROVED
+	$(MAKE) VENV=.venv-newest install
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
 	PROVING=1 .venv-newest/bin/python -m pytest -q tests/tunnel
 
 bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
 	$(RUN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	$(RUN)/python benchmarks/plan.py
-	$(RUN)/python benchmarks/gate.py --rounds 5 --json build/bench/gate.json || true
-	for name in throughput scale storm reconnect fairness; do \
+	for name in gate throughput scale storm reconnect fairness; do \
 		$(RUN)/python benchmarks/$$name.py --json build/bench/$$name.json || exit 1; done
 	$(RUN)/python benchmarks/plots.py build/bench docs/performance
 
@@ -81,4 +78,4 @@ $(VENV)/.installed: requirements-dev.lock pyproject.toml
 		else echo "missing:$$missing; install the packages: $(PACKAGES)"; fi; fi
 
 clean: ## Remove what these targets made
-	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-newest build .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
