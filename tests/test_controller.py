@@ -33,6 +33,7 @@ from tunnelmgr.core.world import World
 from tunnelmgr.errors import Pace, StoreError
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "B" * 43
 RULES = Rules(trust={"cloud": (Method.CONSOLE,)})
 
 
@@ -88,6 +89,10 @@ class House:
             while not condition():  # noqa: ASYNC110 - any condition of the fakes, with a deadline
                 await asyncio.sleep(0.001)
 
+    def steps(self, kind: str) -> list[str]:
+        """Return what was done of one kind."""
+        return [step for step in self.done if step.startswith(kind)]
+
     async def until_done(self, step: str) -> None:
         """Wait until this was done."""
         await self.until(lambda: step in self.done)
@@ -127,7 +132,7 @@ async def test_an_agent_is_sought_written_down_and_dialled_in_that_order() -> No
         house.tell(EvidenceFound(A.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
         await house.until_done("open a 1")
 
-        assert house.done == ["write", "seek a", "write", "open a 1"]
+        assert house.done == ["seek a", "write", "write", "open a 1"]
         assert house.written == {A.id}
 
 
@@ -137,9 +142,44 @@ async def test_closings_come_before_the_writing_and_openings_after_it() -> None:
         await house.bring_up(A)
 
         house.tell(AgentsDiscovered("cloud", Snapshot(frozenset({B}), gone=frozenset({A.id}))))
-        await house.until_done("seek b")
+        await house.until_done("write")
+        house.tell(EvidenceFound(B.id, "1", HostTrust(Method.CONSOLE, (OTHER_KEY,))))
+        await house.until_done("open b 1")
 
-        assert house.done == ["close cloud:a REVOKE", "write", "seek b"]
+        assert house.done == ["close cloud:a REVOKE", "seek b", "write", "write", "open b 1"]
+
+
+async def test_of_many_a_few_are_begun_at_a_time_and_none_is_left() -> None:
+    """The first tunnel of a fleet does not wait for the last agent to be planned for; all that end, end at once."""
+    fleet = [agent(f"a{number}") for number in range(10 * loop.FEW)]
+    async with running() as house:
+        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset(fleet))))
+        await house.until_done("write")
+        assert len(house.steps("seek")) == loop.FEW
+        await house.until(lambda: len(house.steps("seek")) == len(fleet))
+
+        house.done.clear()
+        for number, one in enumerate(fleet):
+            house.tell(EvidenceFound(one.id, "1", HostTrust(Method.CONSOLE, (f"{KEY[:-4]}{number:04}",))))
+        await house.until_done("write")
+        await house.until(lambda: len(house.steps("open")) == loop.FEW)
+        await house.until(lambda: len(house.steps("open")) == len(fleet))
+
+        house.done.clear()
+        house.tell(AgentsDiscovered("cloud", Snapshot(frozenset(), gone=frozenset(one.id for one in fleet))))
+        await house.until_done("write")
+        assert len(house.steps("close")) == len(fleet)
+
+
+async def test_of_very_many_a_part_is_begun_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fleet of thousands is not planned for thousands of times."""
+    monkeypatch.setattr(loop, "PART", 0.5)
+    fleet = [agent(f"a{number}") for number in range(10 * loop.FEW)]
+    async with running() as house:
+        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset(fleet))))
+        await house.until_done("write")
+
+        assert len(house.steps("seek")) == len(fleet) / 2
 
 
 async def test_events_that_are_there_together_are_taken_in_together() -> None:

@@ -1,7 +1,8 @@
 """The one loop that owns all state: take what happened, evolve the world, plan, act, write down what changed.
 
 Closings come before the writing, so that a slow disk delays no revocation; openings after it, so that no key is
-trusted for the first time before that is written.
+trusted for the first time before that is written. Openings and searches are begun a few at a time: of a fleet that
+comes at once, the first tunnel does not wait until the last agent is planned for, logged and written down.
 """
 
 import asyncio
@@ -24,6 +25,10 @@ from tunnelmgr.errors import StoreError
 
 log = structlog.get_logger(__name__)
 
+FEW, PART = 8, 1 / 32
+"""Tunnels opened and keys asked for in one turn of the loop: so many, or such a part of those that are due."""
+BREATHER = 0.02
+"""Seconds that the next few wait, so that those already begun go on meanwhile."""
 LULL = 1.0
 """Seconds that probes of standing tunnels wait for company."""
 STORE_RETRY = 5.0
@@ -75,6 +80,7 @@ class Controller:
     clock: Callable[[], float]
     witness: Callable[[Record, Moment], None] = lambda _record, _moment: None
     store_error: str | None = None
+    _behind: bool = False
     _inbox: list[Event] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _urgent: asyncio.Event = field(default_factory=asyncio.Event)
@@ -116,6 +122,8 @@ class Controller:
 
     def _patience(self) -> float | None:
         """Return the seconds until something is due without an event; None if nothing is."""
+        if self._behind:
+            return BREATHER
         due = next_due(self.world)
         waits = [] if due is None else [max(0.0, due - self.clock())]
         if self.store_error is not None:
@@ -137,17 +145,25 @@ class Controller:
 
     async def _reconcile(self) -> None:
         now = self.clock()
-        actions = plan(self.world, now)
+        actions = self._due(now)
         before = self.world
         self.world = begin(before, actions, now)
         _log_phases(before, self.world)
         for action in actions:
-            if isinstance(action, CloseTunnel):
+            if not isinstance(action, OpenTunnel):
                 self._perform(action)
         await self._write()
         for action in actions:
-            if not isinstance(action, CloseTunnel):
+            if isinstance(action, OpenTunnel):
                 self._perform(action)
+
+    def _due(self, now: float) -> tuple[Action, ...]:
+        """Return what is to be done in this turn: all closings, and the first few of the rest."""
+        actions = plan(self.world, now)
+        closings = sum(isinstance(action, CloseTunnel) for action in actions)
+        few = max(FEW, int((len(actions) - closings) * PART))
+        self._behind = closings + few < len(actions)
+        return actions[: closings + few]
 
     def _perform(self, action: Action) -> None:
         match action:

@@ -39,6 +39,28 @@ class Recording(asyncio.Protocol):
         self.calls.append(("lost", exc))
 
 
+class Conversing(asyncio.Protocol):
+    """Answers whatever comes, and notes whether it was acknowledged at once."""
+
+    def __init__(self) -> None:
+        self.quick: list[int] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002 - asyncio's form
+        """Look, and answer."""
+        connected = self._transport.get_extra_info("socket")
+        self.quick.append(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK))
+        self._transport.write(b"said")
+
+    def eof_received(self) -> bool:
+        """Let it end."""
+        return False
+
+
 async def test_everything_is_passed_on_in_order() -> None:
     """What is above hears what it would hear without us."""
 
@@ -53,6 +75,32 @@ async def test_everything_is_passed_on_in_order() -> None:
 
     assert protocol.calls == ["made", b"hello", "eof", ("lost", None)]
     assert dialer.reached == "127.0.0.1"
+
+
+async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quickened() -> None:
+    """A kernel in conversation puts its ACKs off, and Nagle's algorithm at the other end puts its data off until then.
+
+    TCP_QUICKACK reads as 1 while the kernel is not in conversation (`tcp(7)`).
+    """
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b"say")
+            await reader.readexactly(len(b"said"))
+
+    async with tcp_at_work(talk) as endpoint:
+        dialer = Dialer(["127.0.0.1"])
+        _, protocol = await dialer.create_connection(Conversing, "", endpoint.port)
+        assert isinstance(protocol, Conversing)
+        await until(lambda: len(protocol.quick) > 20)
+        assert set(protocol.quick[10:]) == {1}
+
+        assert dialer.line is not None
+        dialer.line.quickened()
+        protocol.quick.clear()
+        await until(lambda: len(protocol.quick) > 20)
+        assert 0 in protocol.quick
+        dialer.line.abort()
 
 
 async def test_a_reset_is_passed_on_with_its_reason() -> None:

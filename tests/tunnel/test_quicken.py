@@ -25,17 +25,19 @@ async def test_one_command_that_does_nothing_is_asked_for_and_its_session_closed
         assert asked[0].term_type is None
         assert not asked[0].env
         await until(lambda: not connection._conn._channels)
+        assert connection._line._quickened
         assert not connection.lost.is_set()
         connection.abort()
         await connection._conn.wait_closed()
 
 
 async def test_an_agent_that_takes_no_sessions_keeps_its_tunnel(sshd: Sshd, login: Login) -> None:
-    """A refusal is no matter."""
+    """A refusal is no matter; all that it sends is acknowledged at once, then."""
     connection = await dial(sshd.spec(), login)
 
     await connection.quicken()
 
+    assert not connection._line._quickened
     assert not connection.lost.is_set()
     connection.abort()
     await connection._conn.wait_closed()

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
-AT_ONCE: Final = 4
+AT_ONCE: Final = 2
 """Dials that are always let in, however busy the loop is."""
 MOST: Final = 32
 """Dials at once at most."""

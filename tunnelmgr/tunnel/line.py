@@ -23,7 +23,7 @@ from tunnelmgr.stream import Stream, connect
 from tunnelmgr.tunnel.allowance import Allowance
 from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear
 from tunnelmgr.tunnel.packets import Batch
-from tunnelmgr.tunnel.path import tune
+from tunnelmgr.tunnel.path import acknowledge, tune
 
 SEND_AHEAD: Final = 512 * 1024
 """Bytes that may wait for the socket before writers are held, for all channels of a connection together."""
@@ -72,6 +72,7 @@ class Line(asyncio.Transport):
         self._tail = b""
         self._ended = False
         self._revoked = False
+        self._quickened = False
         self.overdrawn = False
         self.protocol = make()
         self.protocol.connection_made(self)
@@ -112,6 +113,10 @@ class Line(asyncio.Transport):
     def revoke(self) -> None:
         """Let nothing more out, not even what the kernel holds, once the connection is aborted."""
         self._revoked = True
+
+    def quickened(self) -> None:
+        """Take note that the other side no longer holds back what is small until we acknowledge what came before."""
+        self._quickened = True
 
     def carried(self, octets: int) -> None:
         """Credit the agent with bytes that a channel carried."""
@@ -158,6 +163,8 @@ class Line(asyncio.Transport):
         held = len(self._tail)
         try:
             count = self._stream.receive_into((_bench.room[held : held + self._piece],))
+            if not self._quickened:
+                acknowledge(self._stream.socket)
         except ConnectionError as lost:
             self._end(lost)
             return

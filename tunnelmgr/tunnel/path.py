@@ -5,6 +5,8 @@
 - BBR (`tcp(7)`, TCP_CONGESTION): it does not take every lost packet for a jam, as CUBIC does. Its pacing costs CPU,
   a fifth of what a tunnel takes, so it is asked for only where the round trip is long enough for losses to matter, and
   put off where the path is short and BBR the kernel's default.
+- Acknowledgements at once, as long as the agent's sshd holds back by Nagle's algorithm what is small (RFC 9293, section
+  3.7.4): with the kernel's delayed ones, each of its answers to a new tunnel waits for 40 ms.
 """
 
 import socket
@@ -32,6 +34,11 @@ def tune(connected: socket.socket) -> None:
         _control(connected, CONGESTION_CONTROL)
     elif connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).startswith(CONGESTION_CONTROL.encode()):
         _control(connected, UNPACED)
+
+
+def acknowledge(connected: socket.socket) -> None:
+    """Acknowledge what was received, now; the kernel is soon patient again (`tcp(7)`, TCP_QUICKACK)."""
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def shortfalls() -> Iterator[str]:

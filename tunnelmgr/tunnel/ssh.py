@@ -180,12 +180,13 @@ class SshConnection:
         """Have the agent's sshd answer without Nagle's delay, which it turns off only once a session asks to run.
 
         What is asked for does nothing, and is not waited for; a user with nologin or a forced command runs not even
-        that. It need not succeed: sshd that takes no sessions leaves the tunnel as it is, slower by a delayed ACK.
+        that. It need not succeed: with an sshd that takes no sessions, all that it sends is acknowledged at once.
         """
         errand = Errand()
         try:
             async with asyncio.timeout(QUICKEN):
                 await self._conn.create_session(lambda: errand, NOTHING, encoding=None)
+            self._line.quickened()
         except FAULTS as refused:  # a TimeoutError is one of them
             log.debug("no session on the agent", address=self.address, reason=said(refused))
         finally:
