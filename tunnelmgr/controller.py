@@ -25,9 +25,9 @@ from tunnelmgr.errors import StoreError
 
 log = structlog.get_logger(__name__)
 
-FEW, PART = 8, 1 / 32
+FEW, PART = 16, 1 / 32
 """Tunnels opened and keys asked for in one turn of the loop: so many, or such a part of those that are due."""
-BREATHER = 0.02
+BREATHER = 0.1
 """Seconds that the next few wait, so that those already begun go on meanwhile."""
 LULL = 1.0
 """Seconds that probes of standing tunnels wait for company."""
