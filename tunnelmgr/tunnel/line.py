@@ -24,6 +24,7 @@ from tunnelmgr.tunnel.allowance import Allowance
 from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear
 from tunnelmgr.tunnel.packets import Batch
 from tunnelmgr.tunnel.path import acknowledge, tune
+from tunnelmgr.tunnel.robin import robin_of
 
 SEND_AHEAD: Final = 512 * 1024
 """Bytes that may wait for the socket before writers are held, for all channels of a connection together."""
@@ -74,6 +75,9 @@ class Line(asyncio.Transport):
         self._revoked = False
         self._quickened = False
         self.overdrawn = False
+        self.robin: Final = robin_of(self._loop)
+        self.pumps = 0
+        """How many carry bulk data on this line; what its agent says meanwhile is of these."""
         self.protocol = make()
         self.protocol.connection_made(self)
         self._stream.heed(self._read)
@@ -173,6 +177,8 @@ class Line(asyncio.Transport):
             self._end(None)
         if not count:
             return
+        if not self.pumps:
+            self.robin.company()
         arrived = _bench.room[: held + count]
         arrived[:held] = self._tail
         # The thread's own time: another process on a busy machine is not the agent's to pay for.

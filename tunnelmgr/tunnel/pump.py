@@ -59,11 +59,18 @@ class Pump:
         self._least_window = outflow.least_window
         self._left = self._limit = limit
         self._carried = carried
+        self._queued = False
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self._loop.create_future()
+        self._line.pumps += 1
 
     def step(self) -> None:
         """Carry a batch if that can be done now, and have this called again once the next one can be carried."""
+        if not self._queued:
+            self._queued = not self._line.robin.go(self._go)
+
+    def _go(self) -> None:
+        self._queued = False
         if self.done.done():
             return
         try:
@@ -78,7 +85,8 @@ class Pump:
             self.done.set_exception(broken)
 
     def stop(self) -> None:
-        """Carry nothing more."""
+        """Carry nothing more; called once."""
+        self._line.pumps -= 1
         self._source.heed(None)
         self.done.cancel()
 
