@@ -43,8 +43,8 @@ async def test_a_few_are_let_in_at_once_and_the_rest_one_by_one() -> None:
         assert len(crowd.turns) == AT_ONCE
 
         for left in range(3):
-            crowd.turns[float(left)].end()
-            crowd.turns[float(left)].end()
+            crowd.turns[crowd.order[left]].end()
+            crowd.turns[crowd.order[left]].end()
             await until(lambda left=left: len(crowd.turns) == AT_ONCE + left + 1)
     assert crowd.entry._inside == AT_ONCE
 
@@ -105,12 +105,11 @@ async def test_a_busy_loop_lets_in_no_more_than_must_be(monkeypatch: pytest.Monk
         coming = [tasks.create_task(crowd.come(float(number)), name=f"{number}") for number in range(AT_ONCE + 5)]
         await asyncio.sleep(5 * entries.PACE)
         assert len(crowd.turns) == AT_ONCE
-        crowd.entry._inside += 2  # as if two more had been let in before
+        crowd.entry._inside += 1  # as if one more had been let in before
         crowd.turns[0.0].end()
-        crowd.turns[1.0].end()
         await asyncio.sleep(0)
         assert len(crowd.turns) == AT_ONCE
-        crowd.turns[2.0].end()
+        crowd.turns[1.0].end()
         await until(lambda: len(crowd.turns) == AT_ONCE + 1)
         for task in coming:
             task.cancel()
