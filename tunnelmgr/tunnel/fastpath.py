@@ -34,12 +34,14 @@ from tunnelmgr.tunnel.packets import (
     WINDOW_ADJUST,
     Opener,
     Seal,
+    adjust,
     channel_data,
+    failure,
     keepalive,
     lengths,
+    nonce_after,
     packets,
-    sealed_adjust,
-    sealed_failure,
+    sealed,
     whole_packet,
     window_adjust,
 )
@@ -100,7 +102,7 @@ def account(chan: asyncssh.SSHTCPChannel[bytes], count: int) -> None:
 
 def _count_sent(conn: Any, number: int, octets: int) -> None:  # noqa: ANN401 - private parts have no types that hold
     cipher = conn._send_encryption._cipher
-    cipher._iv = _seal(cipher).after(number)
+    cipher._iv = nonce_after(cipher._iv, number)
     conn._send_seq = (conn._send_seq + number) & 0xFFFFFFFF
     conn._rekey_bytes_sent += octets
 
@@ -144,7 +146,7 @@ def _work_off(conn: Any, wire: memoryview) -> int:  # noqa: ANN401 - private par
             break
         opener.accept()
         done += size
-        cipher._iv = opener.seal.nonce
+        cipher._iv = opener.nonce
         conn._recv_seq = (conn._recv_seq + 1) & 0xFFFFFFFF
         effect()
     for chan in widened.values():
@@ -154,11 +156,11 @@ def _work_off(conn: Any, wire: memoryview) -> int:  # noqa: ANN401 - private par
 
 def _effect(conn: Any, plain: bytes, widened: dict[int, Any]) -> Callable[[], None] | None:  # noqa: ANN401 - as above
     """Return what a packet does, None where only asyncssh knows; channels whose window it opens go into `widened`."""
-    if (adjust := window_adjust(plain)) is not None:
-        chan = conn._channels.get(adjust[0])
+    if (opening := window_adjust(plain)) is not None:
+        chan = conn._channels.get(opening[0])
         if chan is None or chan._recv_state not in _HEARS_REQUESTS:
             return None
-        return partial(_widen, chan, adjust[1], widened)
+        return partial(_widen, chan, opening[1], widened)
     if (arrived := channel_data(plain)) is not None:
         chan, data = conn._channels.get(arrived[0]), arrived[1]
         takes = chan is not None and chan._recv_state == "open" and 0 < len(data) <= chan._recv_window
@@ -178,10 +180,11 @@ def _widen(chan: Any, room: int, widened: dict[int, Any]) -> None:  # noqa: ANN4
 
 def _decline(conn: Any, chan: Any) -> None:  # noqa: ANN401 - as above
     """Answer a keepalive as asyncssh does: a failure is an answer too."""
-    _send_one(conn, sealed_failure(_seal(conn._send_encryption._cipher), chan._send_chan))
+    _send_one(conn, failure(chan._send_chan))
 
 
-def _send_one(conn: Any, wire: bytes) -> None:  # noqa: ANN401 - as above
+def _send_one(conn: Any, message: bytes) -> None:  # noqa: ANN401 - as above
+    wire = sealed(_seal(conn._send_encryption._cipher), message)
     _count_sent(conn, 1, len(wire) - LENGTH - TAG)
     conn._send(wire)
 
@@ -202,7 +205,7 @@ def widen(chan: asyncssh.SSHTCPChannel[bytes], room: int) -> None:
         return
     inner._recv_window += room
     if inner._send_state == "open" and _sends_sealed(conn) and not _rekeys(conn):
-        _send_one(conn, sealed_adjust(_seal(conn._send_encryption._cipher), inner._send_chan, room))
+        _send_one(conn, adjust(inner._send_chan, room))
     else:
         inner.send_packet(WINDOW_ADJUST, room.to_bytes(4))
 

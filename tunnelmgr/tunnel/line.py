@@ -74,6 +74,7 @@ class Line(asyncio.Transport):
         self._ended = False
         self._revoked = False
         self._quickened = False
+        self._hearing = False
         self.overdrawn = False
         self.robin: Final = robin_of(self._loop)
         self.pumps = 0
@@ -129,9 +130,9 @@ class Line(asyncio.Transport):
     # --- for asyncssh ---
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send with all else that is written in this turn of the loop."""
+        """Send with all else that is written in this turn of the loop, or in answer to the piece in hand."""
         self._stream.put_off(data)
-        if self._flushing is None:
+        if self._flushing is None and not self._hearing:
             self._flushing = self._loop.call_soon(self._flush)
 
     def get_write_buffer_size(self) -> int:
@@ -183,7 +184,13 @@ class Line(asyncio.Transport):
         arrived[:held] = self._tail
         # The thread's own time: another process on a busy machine is not the agent's to pay for.
         began = time.thread_time()
-        self._tail = bytes(arrived[hear(self.protocol, arrived) :])
+        self._hearing = True
+        try:
+            self._tail = bytes(arrived[hear(self.protocol, arrived) :])
+        finally:
+            self._hearing = False
+            if self._stream.unsent:
+                self._stream.flush()
         self._settle(time.thread_time() - began)
 
     def _settle(self, took: float) -> None:

@@ -54,10 +54,11 @@ class Seal(NamedTuple):
     cipher: AESGCM
     nonce: bytes
 
-    def after(self, packets: int) -> bytes:
-        """Return the nonce of the packet that comes after so many (RFC 5647, section 7.1)."""
-        counter = int.from_bytes(self.nonce[4:]) + packets
-        return self.nonce[:4] + (counter & _COUNTER).to_bytes(8)
+
+def nonce_after(nonce: bytes, packets: int) -> bytes:
+    """Return the nonce of the packet that comes so many later (RFC 5647, section 7.1)."""
+    counter = int.from_bytes(nonce[4:]) + packets
+    return nonce[:4] + (counter & _COUNTER).to_bytes(8)
 
 
 class Batch:
@@ -97,9 +98,9 @@ class Batch:
         for number in range(whole):
             place, length, plain, sealed = self._whole[number]
             _HEAD.pack_into(place, 0, _WHOLE, _WHOLE_PADDING, DATA, channel, LARGEST)
-            sealer.encrypt_into(seal.after(number), plain, length, sealed)
+            sealer.encrypt_into(nonce_after(seal.nonce, number), plain, length, sealed)
         end = whole * _STRIDE
-        return end + self._seal_rest(sealer, seal.after(whole), channel, rest, end) if rest else end
+        return end + self._seal_rest(sealer, nonce_after(seal.nonce, whole), channel, rest, end) if rest else end
 
     def _seal_rest(self, sealer: AESGCM, nonce: bytes, channel: int, size: int, start: int) -> int:
         """Make a packet that is not whole; returns how long it is."""
@@ -114,24 +115,20 @@ class Opener:
     """Opens the packets of one direction, the next one first; nothing moves on before `accept` says so."""
 
     def __init__(self, seal: Seal) -> None:
-        self._seal = seal
-        self.accepted = 0
-
-    @property
-    def seal(self) -> Seal:
-        """The seal of the next packet."""
-        return Seal(self._seal.cipher, self._seal.after(self.accepted))
+        self._cipher = seal.cipher
+        self.nonce = seal.nonce
+        """The nonce of the next packet."""
 
     def open(self, wire: memoryview) -> bytes | None:
         """Return what one whole packet holds, its padding length first; None where it was not sealed for this place."""
         try:
-            return self._seal.cipher.decrypt(self._seal.after(self.accepted), wire[LENGTH:], wire[:LENGTH])
+            return self._cipher.decrypt(self.nonce, wire[LENGTH:], wire[:LENGTH])
         except InvalidTag:
             return None
 
     def accept(self) -> None:
         """Go on to the next packet."""
-        self.accepted += 1
+        self.nonce = nonce_after(self.nonce, 1)
 
 
 def whole_packet(wire: memoryview) -> int:
@@ -166,17 +163,18 @@ def keepalive(plain: bytes) -> int | None:
     return channel if message == CHANNEL_REQUEST and exact else None
 
 
-def sealed_failure(seal: Seal, channel: int) -> bytes:
-    """Return the packet that says no to a request of a channel (RFC 4254, section 5.4)."""
-    return _sealed(seal, _MESSAGE.pack(CHANNEL_FAILURE, channel))
+def failure(channel: int) -> bytes:
+    """Return the message that says no to a request of a channel (RFC 4254, section 5.4)."""
+    return _MESSAGE.pack(CHANNEL_FAILURE, channel)
 
 
-def sealed_adjust(seal: Seal, channel: int, room: int) -> bytes:
-    """Return the packet that opens a channel's window further (RFC 4254, section 5.2)."""
-    return _sealed(seal, _MESSAGE.pack(WINDOW_ADJUST, channel) + room.to_bytes(4))
+def adjust(channel: int, room: int) -> bytes:
+    """Return the message that opens a channel's window further (RFC 4254, section 5.2)."""
+    return _MESSAGE.pack(WINDOW_ADJUST, channel) + room.to_bytes(4)
 
 
-def _sealed(seal: Seal, payload: bytes) -> bytes:
+def sealed(seal: Seal, payload: bytes) -> bytes:
+    """Return the packet of one small message."""
     padding = -(1 + len(payload)) % _BLOCK
     if padding < _LEAST_PADDING:
         padding += _BLOCK
