@@ -103,6 +103,26 @@ async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quic
         dialer.line.abort()
 
 
+async def test_an_answer_goes_out_with_what_it_answers() -> None:
+    """Without another turn of the loop; what is written at any other time waits for one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        line = Line(Conversing, socket.create_connection(server.getsockname()))
+        other, _ = server.accept()
+    line._stream.heed(None)
+    with other:
+        other.sendall(b"say")
+        await until(lambda: not line._stream.silent)
+        line._read()
+        assert line.get_write_buffer_size() == 0
+        assert other.recv(100) == b"said"
+
+        assert isinstance(line.protocol, Conversing)
+        line.protocol.data_received(b"said later")
+        assert line.get_write_buffer_size() == len(b"said")
+        await until(lambda: line.get_write_buffer_size() == 0)
+        line.abort()
+
+
 async def test_a_reset_is_passed_on_with_its_reason() -> None:
     """Whether it is found by reading or by writing, and once."""
 
