@@ -10,8 +10,9 @@ from tests.tunnel.ssh_server import Sshd, generate, sshd_at_work, tcp_at_work, u
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.tunnel import line as lines
 from tunnelmgr.tunnel.allowance import BURST, SHARE, Allowance
+from tunnelmgr.tunnel.dialer import Dialer
 from tunnelmgr.tunnel.keys import Login
-from tunnelmgr.tunnel.line import LARGEST, SMALLEST, Dialer, Line
+from tunnelmgr.tunnel.line import LARGEST, SMALLEST, Line
 from tunnelmgr.tunnel.scan import shown_key
 from tunnelmgr.tunnel.ssh import dial
 

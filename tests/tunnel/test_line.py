@@ -9,7 +9,8 @@ import pytest
 
 from tests.tunnel.ssh_server import free_port, tcp_at_work, until
 from tunnelmgr.errors import UnreachableError
-from tunnelmgr.tunnel.line import SEND_AHEAD, Dialer, Line, spare
+from tunnelmgr.tunnel.dialer import Dialer
+from tunnelmgr.tunnel.line import AT_ONCE, SEND_AHEAD, Line, spare
 
 
 class Recording(asyncio.Protocol):
@@ -120,6 +121,38 @@ async def test_an_answer_goes_out_with_what_it_answers() -> None:
         line.protocol.data_received(b"said later")
         assert line.get_write_buffer_size() == len(b"said")
         await until(lambda: line.get_write_buffer_size() == 0)
+        line.abort()
+
+
+async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> None:
+    """What comes meanwhile waits for four batches at most, and for none once they stop."""
+
+    def heard() -> int:
+        assert isinstance(line.protocol, Recording)
+        return len(line.protocol.calls)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        line = Line(Recording, socket.create_connection(server.getsockname()))
+        other, _ = server.accept()
+    line._stream.heed(None)
+    with other:
+        other.sendall(b"adjust")
+        await until(lambda: not line._stream.silent)
+        for _ in range(AT_ONCE - 1):
+            line.send_batch(spare(), 8)
+            line._read()
+        assert heard() == 1
+        line.send_batch(spare(), 8)
+        line._read()
+        assert heard() == 2
+
+        other.sendall(b"adjust")
+        await until(lambda: not line._stream.silent)
+        line.send_batch(spare(), 8)
+        line._read()
+        assert heard() == 2
+        line._read()
+        assert heard() == 3
         line.abort()
 
 

@@ -11,19 +11,17 @@
 """
 
 import asyncio
-import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
-from tunnelmgr.errors import UnreachableError
-from tunnelmgr.stream import Stream, connect
+from tunnelmgr.stream import Stream
 from tunnelmgr.tunnel.allowance import Allowance
 from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear
 from tunnelmgr.tunnel.packets import Batch
-from tunnelmgr.tunnel.path import acknowledge, tune
+from tunnelmgr.tunnel.path import acknowledge
 from tunnelmgr.tunnel.robin import robin_of
 
 SEND_AHEAD: Final = 512 * 1024
@@ -40,6 +38,8 @@ EXCHANGE_LOOK: Final = 0.01
 """Seconds between two looks whether a key exchange is over: asyncssh tells nobody."""
 SPARE: Final = 4
 """Batches that are kept for the next use."""
+AT_ONCE: Final = 4
+"""Batches that may go out before what the agent says meanwhile is read."""
 
 
 class _Bench(threading.local):
@@ -75,6 +75,7 @@ class Line(asyncio.Transport):
         self._revoked = False
         self._quickened = False
         self._hearing = False
+        self._batches = self._seen = 0
         self.overdrawn = False
         self.robin: Final = robin_of(self._loop)
         self.pumps = 0
@@ -113,6 +114,7 @@ class Line(asyncio.Transport):
     def send_batch(self, batch: Batch, end: int) -> None:
         """Send a batch's packets, on an idle line; the batch is the line's from then on."""
         self._held = batch
+        self._batches += 1
         self._stream.send(batch.buffer[:end])
 
     def revoke(self) -> None:
@@ -165,6 +167,8 @@ class Line(asyncio.Transport):
 
     def _read(self) -> None:
         """Pass on one piece, and see when the next one's turn is."""
+        if self._puts_off():
+            return
         held = len(self._tail)
         try:
             count = self._stream.receive_into((_bench.room[held : held + self._piece],))
@@ -192,6 +196,18 @@ class Line(asyncio.Transport):
             if self._stream.unsent:
                 self._stream.flush()
         self._settle(time.thread_time() - began)
+
+    def _puts_off(self) -> bool:
+        """Leave what has arrived for a later turn of the loop, as long as batches go out: it is window adjusts then.
+
+        Each costs as much to take in alone as many do together. Where no batch has gone out since the last look, the
+        agent's window may be what lacks.
+        """
+        if self._seen < self._batches < AT_ONCE:
+            self._seen = self._batches
+            return True
+        self._batches = self._seen = 0
+        return False
 
     def _settle(self, took: float) -> None:
         """Pay for a piece, and read no more before there is credit."""
@@ -238,43 +254,3 @@ def keep(batch: Batch) -> None:
     """Take back a batch that nobody needs any more."""
     if len(_bench.batches) < SPARE:
         _bench.batches.append(batch)
-
-
-class Dialer:
-    """Opens the line to the first address that answers; handed to asyncssh as its `tunnel`, whose form it has."""
-
-    def __init__(self, addresses: Sequence[str], patience: float = 10.0) -> None:
-        self._addresses = addresses
-        self._patience = patience
-        self.line: Line | None = None
-        self.reached = ""
-
-    async def create_connection(
-        self, factory: Callable[[], asyncio.Protocol], _host: str, port: int
-    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-        """Connect, trying each address in order of preference.
-
-        Raises UnreachableError with the last address's reason. The caller sets the deadline for all of it; each
-        address has its share, so that one that swallows packets leaves time for the next.
-        """
-        refused = UnreachableError("the agent", "it has no address")
-        for address in self._addresses:
-            try:
-                async with asyncio.timeout(self._patience / len(self._addresses)):
-                    connected = await connect(address, port)
-            except OSError as failed:
-                refused = UnreachableError(f"{address} port {port}", _reason(failed))
-                continue
-            tune(connected)
-            self.line, self.reached = Line(factory, connected), address
-            return self.line, self.line.protocol
-        raise refused
-
-
-def _reason(failed: OSError) -> str:
-    """Say it in the system's words: asyncio puts its own in their place, with the address once more."""
-    if isinstance(failed, TimeoutError):
-        return "no answer in time"
-    if failed.errno and not isinstance(failed, socket.gaierror):
-        return os.strerror(failed.errno)
-    return failed.strerror or str(failed)

@@ -28,8 +28,9 @@ from tunnelmgr.errors import (
     UnreachableError,
 )
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.dialer import Dialer
 from tunnelmgr.tunnel.keys import Identity, Login, identity_print
-from tunnelmgr.tunnel.line import Dialer, Line
+from tunnelmgr.tunnel.line import Line
 from tunnelmgr.tunnel.plain import plain, said
 from tunnelmgr.tunnel.window import FIRST
 
