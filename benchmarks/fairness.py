@@ -1,9 +1,9 @@
 """What a bulk pull by one agent costs another: its small requests, and the probes of its tunnel.
 
-One agent pulls a large blob on so many connections, again and again, while another asks for a small manifest ten times
-a second, and the controller probes its tunnel. Rounds with and without the bulk pull take turns; so does `ssh -R`, a
-process for each agent, without a gate. With the agents' `sshd`s and the registry on the same cores, a part of what is
-added is theirs: that of `ssh -R` tells how much. Needs root.
+One agent pulls a large blob on so many connections, again and again, while another asks for a small manifest thirty
+times a second, and the controller probes the tunnels of a small crowd, each once a second. Rounds with and without the
+bulk pull take turns; so does `ssh -R`, a process for each agent, without a gate. With the agents' `sshd`s and the
+registry on the same cores, a part of what is added is theirs: that of `ssh -R` tells how much. Needs root.
 
     python benchmarks/fairness.py [--rounds 3] [--seconds 8] [--connections 4] [--json FILE]
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crowd import Member, source_of
+from crowd import Member, gather, source_of
 from figures import Bar, percentile, publish, table
 from peers import machine, ssh_command
 from pulls import MIB, fetch, request
@@ -30,7 +30,9 @@ from tunnelmgr.demo.lab import Lab
 from tunnelmgr.demo.processes import Process, until
 
 PORTS = {"ours": 5000, "ssh": 5001}
-PAUSE = 0.1
+PAUSE = 0.03
+CROWD = 16
+"""Agents that do nothing but answer probes."""
 MANIFEST, ACCEPT = "/v2/team/app/manifests/1", "application/vnd.oci.image.manifest.v1+json"
 
 
@@ -76,11 +78,12 @@ class Site:
             words = ssh_command("ssh", key, f"127.0.0.1:{PORTS['ssh']}:127.0.0.1:5000", f"tunnel@{agent.ip}")
             lab.controller.popen(words, log=folder / f"ssh-{agent.name}.log")
             until(lambda agent=agent: agent.listeners(PORTS["ssh"]), "ssh listens")
-        source = source_of([Member.of(agent) for agent in (self._small, self._large)])
-        self._controller.configure(source, probe_interval="200ms")
+        crowd = gather(lab.agent("crowd", "10.77.0.13", line), CROWD, folder / "crowd")
+        members = [*map(Member.of, (self._small, self._large)), *crowd]
+        self._controller.configure(source_of(members), probe_interval="1s")
         self._controller.start()
-        for agent in (self._small, self._large):
-            self._controller.wait_phase(agent.name, "up")
+        for member in members:
+            self._controller.wait_phase(member.name, "up")
         self.waits: list[Waits] = []
 
     def round(self, who: str, *, bulk: bool) -> None:
@@ -88,20 +91,24 @@ class Site:
         load = self._pull(who) if bulk else None
         try:
             time.sleep(0.5)
-            probes: set[tuple[str, float]] = set()
+            probes: set[tuple[str, str, float]] = set()
             found: list[float] = []
             deadline = time.monotonic() + self._options.seconds
             while time.monotonic() < deadline:
                 found += asks(self._small, PORTS[who], 0.5)
                 if who == "ours":
-                    seen = self._controller.agent(self._small.name)
-                    probes.add((seen["probed_at"], seen["probe_ms"]))
+                    seen = self._controller.client.agents()
+                    probes |= {
+                        (agent["agent"], agent["probed_at"], agent["probe_ms"])
+                        for agent in seen
+                        if agent["name"] != self._large.name
+                    }
         finally:
             if load is not None:
                 load.end()
         self.waits.append(Waits(who, bulk, "manifest", tuple(found)))
         if probes:
-            self.waits.append(Waits(who, bulk, "probe", tuple(one for _, one in probes)))
+            self.waits.append(Waits(who, bulk, "probe", tuple(took for _, _, took in probes)))
 
     def _pull(self, who: str) -> Process:
         script = f"while :; do curl -fsS -o /dev/null http://127.0.0.1:{PORTS[who]}{self._blob} || sleep 1; done"
