@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.registry import probe_request
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.exchange import Limits
 from tunnelmgr.gate.session import Gate
@@ -64,6 +65,38 @@ async def test_the_gate_says_who_the_agent_is_without_a_registry(talk: "Talk") -
     assert json.loads(told.body) == known
     assert json.loads(proved.body) == known | {"proof": "0aF9builder-1"}
     assert (asked.status, asked.body) == (200, b"")
+
+
+async def test_a_probe_gets_its_proof_and_is_no_request_of_the_agents(talk: "Talk", caller: "Caller") -> None:
+    """Whatever is not exactly the controller's question is a request like any other, and gets the same answer."""
+    gate = impatient()
+    records: list[RequestRecord] = []
+    gate.on_request = records.append
+    question = probe_request(caller.listener, "0aF9")
+    async with talk(gate, NOBODY) as agent:
+        agent.channel.send(question)
+        probed = await agent.answer()
+        assert agent.traffic.channels == 0
+        assert not records
+
+        agent.channel.send(question.replace(b"Host", b"host"))
+        likened = await agent.answer()
+        agent.channel.send(probe_request(caller.listener, "xyz"))
+        odd = await agent.answer()
+        agent.channel.end()
+
+    assert json.loads(probed.body)["proof"] == "0aF9builder-1"
+    assert (probed.status, probed.headers, probed.body) == (likened.status, likened.headers, likened.body)
+    assert odd.status == 400
+    assert [(record.action, record.status) for record in records] == [("well-known", 200), ("well-known", 400)]
+
+
+async def test_a_probe_whose_answer_is_not_taken_ends_its_channel(talk: "Talk", caller: "Caller") -> None:
+    """Nothing is kept for an agent that does not read."""
+    async with talk(impatient(answer=0.01), NOBODY) as agent:
+        agent.channel.stalled = True
+        agent.channel.send(probe_request(caller.listener, "0aF9"))
+        await agent.finished()
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 
 from tests.tunnel.ssh_server import until
 from tunnelmgr.core.events import Event, TunnelBound, TunnelProbed
+from tunnelmgr.core.registry import WELL_KNOWN_PATH
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.entry import Entry
 from tunnelmgr.tunnel.keys import Login
-from tunnelmgr.tunnel.probe import PATH, Prover
+from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.worker import Settings
 
 
@@ -58,7 +59,7 @@ class Desk:
     async def _serve(self, channel: ForwardedChannel, spec: TunnelSpec, endpoint: Endpoint) -> None:
         with suppress(ConnectionError):
             while data := await channel.read():
-                if data.startswith(f"GET {PATH} ".encode()):
+                if data.startswith(f"GET {WELL_KNOWN_PATH} ".encode()):
                     if self.silent:
                         await asyncio.Event().wait()
                     nonce = data.partition(b"Nonce: ")[2].partition(b"\r\n")[0].decode()

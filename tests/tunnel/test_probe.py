@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.registry import WELL_KNOWN_PATH
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ImpostorListenerError
-from tunnelmgr.tunnel.probe import ANSWER_LIMIT, PATH, Prover
+from tunnelmgr.tunnel.probe import ANSWER_LIMIT, Prover
 
 AGENT = AgentId("static:builder-1")
 LISTENER = Endpoint("127.0.0.1", 5000)
@@ -59,7 +60,7 @@ async def test_our_own_gate_passes(pieces: int) -> None:
 
     await prover.probe(wire, AGENT, LISTENER)
 
-    assert wire.requests[0].startswith(f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1:5000\r\n".encode())
+    assert wire.requests[0].startswith(f"GET {WELL_KNOWN_PATH} HTTP/1.1\r\nHost: 127.0.0.1:5000\r\n".encode())
     assert wire.requests[0].endswith(b"\r\n\r\n")
     assert b"close" not in wire.requests[0].lower()
     assert wire.coming == []

@@ -130,6 +130,11 @@ _METHODS: Mapping[Route, Mapping[str, tuple[Action, Body]]] = MappingProxyType(
 )
 
 
+def probe_request(listener: str, nonce: str) -> bytes:
+    """Return the request by which a tunnel is probed, sent through `listener`, a literal address with its port."""
+    return f"GET {WELL_KNOWN_PATH} HTTP/1.1\r\nHost: {listener}\r\nTunnelmgr-Nonce: {nonce}\r\n\r\n".encode()
+
+
 def is_name(text: str) -> bool:
     """Whether `text` may name a repository (OCI distribution spec, "Pulling manifests", and the rules above)."""
     return 0 < len(text) <= MAX_NAME and all(

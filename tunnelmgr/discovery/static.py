@@ -64,10 +64,11 @@ class StaticSource:
 
     def __init__(self, config: StaticConfig) -> None:
         self.config = config
+        self._snapshot = Snapshot(frozenset(self._agent(entry) for entry in config.agent), absence_is_proof=True)
 
     def discover(self) -> Snapshot:
-        """Return the file's agents."""
-        return Snapshot(frozenset(self._agent(entry) for entry in self.config.agent), absence_is_proof=True)
+        """Return the file's agents; a reload makes a new source."""
+        return self._snapshot
 
     def _agent(self, entry: StaticAgent) -> Agent:
         return Agent(

@@ -5,6 +5,8 @@
 - Cancellation is revocation: both sides are aborted at once.
 - The policy is asked for anew for every request, so a reload applies to channels that are open.
 - Requests are served one at a time; what an agent pipelines waits unread.
+- The controller's own probe is known by its exact bytes, and is neither judged nor recorded: who asks gets told who it
+  is, whatever the policy, and a fleet's probes are most of what an idle controller does.
 """
 
 import asyncio
@@ -19,7 +21,7 @@ import structlog
 
 from tunnelmgr.core.policy import GroupPolicy, decide, may_see
 from tunnelmgr.core.ports import AgentChannel
-from tunnelmgr.core.registry import Action, classify
+from tunnelmgr.core.registry import Action, classify, probe_request
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateClosedError, GateError, MalformedRequestError
 from tunnelmgr.gate.answers import Answer, refusal
@@ -95,6 +97,7 @@ class Session:
         self._pushing = Pushing(gate.uploads, gate.writing, caller.agent, target)
         self._log = log.bind(agent=caller.agent, group=caller.group)
         self._recorded = (0, 0)
+        self._question = probe_request(caller.listener, "").removesuffix(b"\r\n\r\n")
 
     async def run(self) -> None:
         """Serve requests until one of them is the last."""
@@ -145,6 +148,10 @@ class Session:
             raw = await self._read_head()
             if raw is None:
                 progress.keep_alive = False
+                return
+            if raw.startswith(self._question) and (nonce := _NONCE.fullmatch(raw, len(self._question), len(raw) - 4)):
+                proof = self._proof(nonce[0].decode("ascii"))
+                progress.keep_alive = await self._send(Answer(HTTPStatus.OK, proof, close=False))
                 return
             head = parse_request_head(raw)
             entry.method = head.method
@@ -202,6 +209,10 @@ class Session:
         await exchange.pass_back(head, await exchange.ask(head, request))
         return None
 
+    def _proof(self, nonce: str) -> dict[str, object]:
+        self._agent.uncount()  # the controller's own: it keeps the channel open from one probe to the next
+        return self._told() | {"proof": self._gate.proof(nonce, self._caller)}
+
     def _exchange(self, progress: Progress) -> Exchange:
         return Exchange(
             agent=self._agent,
@@ -213,16 +224,17 @@ class Session:
         )
 
     def _identity(self, head: RequestHead) -> dict[str, object]:
-        caller = self._caller
-        told: dict[str, object] = {"agent": caller.agent, "group": caller.group, "controller": caller.controller}
         nonces = [value for name, value in head.fields if name == b"tunnelmgr-nonce"]
         match nonces:
             case []:
-                return told
+                return self._told()
             case [nonce] if _NONCE.fullmatch(nonce):
-                self._agent.uncount()  # a probe's: the controller keeps it open from one to the next
-                return told | {"proof": self._gate.proof(nonce.decode("ascii"), caller)}
+                return self._proof(nonce.decode("ascii"))
         raise MalformedRequestError("a nonce is up to 128 hexadecimal digits")
+
+    def _told(self) -> dict[str, object]:
+        caller = self._caller
+        return {"agent": caller.agent, "group": caller.group, "controller": caller.controller}
 
     def _failure(self, failed: GateError, head: RequestHead | None, entry: Entry) -> Answer:
         """Turn an error into the answer that tells it; the registry's part of it is over."""
@@ -241,14 +253,18 @@ class Session:
 
     async def _tell(self, answer: Answer, head: RequestHead | None, progress: Progress) -> None:
         progress.status = answer.status
-        progress.keep_alive = not answer.close
+        sent = await self._send(answer, without_body=head is not None and head.method == "HEAD")
+        progress.keep_alive = sent and not answer.close
+        progress.unread = sent and answer.close
+
+    async def _send(self, answer: Answer, *, without_body: bool = False) -> bool:
+        """Send an answer of ours; returns False where the agent did not take it in time."""
         try:
             async with asyncio.timeout(self._gate.limits.answer):
-                await self._agent.write(answer.encode(without_body=head is not None and head.method == "HEAD"))
+                await self._agent.write(answer.encode(without_body=without_body))
         except TimeoutError:
-            progress.keep_alive = False
-        else:
-            progress.unread = answer.close
+            return False
+        return True
 
     async def _drain(self) -> None:
         """Read what the agent still sends, so that its own side does not reset before it has read the answer."""

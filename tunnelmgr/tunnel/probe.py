@@ -15,10 +15,10 @@ import secrets
 from typing import Protocol
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.registry import probe_request
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ImpostorListenerError
 
-PATH = "/.well-known/tunnelmgr"
 ANSWER_LIMIT = 16 * 1024
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})(?:\r\n|$)", re.IGNORECASE)
 
@@ -52,8 +52,7 @@ class Prover:
         one. The caller sets the deadline.
         """
         nonce = secrets.token_hex(16)
-        request = f"GET {PATH} HTTP/1.1\r\nHost: {listener}\r\nTunnelmgr-Nonce: {nonce}\r\n\r\n"
-        await wire.write(request.encode())
+        await wire.write(probe_request(str(listener), nonce))
         proof = _proof_in(await _answer(wire))
         if not hmac.compare_digest(proof, self.proof(nonce, agent, str(listener))):
             raise ImpostorListenerError(str(listener))

@@ -309,10 +309,14 @@ class Worker:
 
     async def _interrupted(self, connection: SshConnection) -> bool:
         """Wait for the next probe's beat; return True when asked to drain, raise when the connection is lost."""
-        with suppress(TimeoutError):
-            now = asyncio.get_running_loop().time()
-            async with asyncio.timeout_at(next_beat(self.spec.agent, now, self._settings.probe_interval)):
-                await self._news.wait()
+        clock = asyncio.get_running_loop()
+        # A bell, not a deadline, which would end each wait by two exceptions: waiting is what a fleet does most.
+        bell = clock.call_at(next_beat(self.spec.agent, clock.time(), self._settings.probe_interval), self._news.set)
+        try:
+            await self._news.wait()
+        finally:
+            bell.cancel()
+            self._news.clear()
         if connection.lost.is_set():
             raise ConnectionLostError(f"the connection was lost: {connection.loss}")
         return self._asked_to_drain
