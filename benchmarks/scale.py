@@ -166,7 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", default="100,500,1000,2000")
     parser.add_argument("--peers", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=24.0, help="of measuring, at each step")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of measuring, at each step")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     costs = run([int(step) for step in options.steps.split(",")], options.peers, options.seconds)
