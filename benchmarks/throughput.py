@@ -52,8 +52,8 @@ PARTS = [
     Part("near", Line(0), NEAR, {1: 384, 4: 96, 8: 64}),
     Part("registry", Line(0), ["ssh", "ssh-gcm", "ours", "ours-gate"], {1: 384, 8: 64}, source=REGISTRY),
     # Long enough that what counts is how it goes on, and not how TCP begins.
-    Part("far", Line(20), ["ssh", "ssh-gcm", "asyncssh-gcm", "ours"], {1: 96, 4: 64}, rounds=2),
-    Part("far", Line(80), ["ssh", "ours"], {1: 64, 4: 48}, rounds=2),
+    Part("far", Line(20), ["ssh", "ssh-gcm", "asyncssh-gcm", "ours"], {1: 192, 4: 96}, rounds=2),
+    Part("far", Line(80), ["ssh", "ours"], {1: 96, 4: 64}, rounds=2),
     Part("lossy", Line(20, 1000), ["ssh", "ours"], {1: 16, 4: 6}, rounds=2),
 ]
 
