@@ -5,8 +5,8 @@
 - Cancellation is revocation: both sides are aborted at once.
 - The policy is asked for anew for every request, so a reload applies to channels that are open.
 - Requests are served one at a time; what an agent pipelines waits unread.
-- The controller's own probe is known by its exact bytes, and is neither judged nor recorded: who asks gets told who it
-  is, whatever the policy, and a fleet's probes are most of what an idle controller does.
+- The controller's own probe is known by its exact bytes, which saves reading it: probes are most of what an idle
+  controller does.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import structlog
 
 from tunnelmgr.core.policy import GroupPolicy, decide, may_see
 from tunnelmgr.core.ports import AgentChannel
-from tunnelmgr.core.registry import Action, classify, probe_request
+from tunnelmgr.core.registry import WELL_KNOWN_PATH, Action, classify, probe_request
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateClosedError, GateError, MalformedRequestError
 from tunnelmgr.gate.answers import Answer, refusal
@@ -40,6 +40,8 @@ DRAINED: Final = 1024 * 1024
 """Bytes of a refused body that are read and thrown away, so that the agent gets to read its answer."""
 TLS_HANDSHAKE: Final = b"\x16\x03"
 """How every TLS connection begins (RFC 8446, section 5.1)."""
+_HEAD_END: Final = b"\r\n\r\n"
+_PROBE: Final = classify("GET", WELL_KNOWN_PATH)
 _NONCE: Final = re.compile(rb"[0-9A-Fa-f]{1,128}")
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -97,7 +99,7 @@ class Session:
         self._pushing = Pushing(gate.uploads, gate.writing, caller.agent, target)
         self._log = log.bind(agent=caller.agent, group=caller.group)
         self._recorded = (0, 0)
-        self._question = probe_request(caller.listener, "").removesuffix(b"\r\n\r\n")
+        self._question = probe_request(caller.listener, "").removesuffix(_HEAD_END)
 
     async def run(self) -> None:
         """Serve requests until one of them is the last."""
@@ -144,18 +146,18 @@ class Session:
     async def _attempt(self, entry: Entry, progress: Progress) -> None:
         """Answer the next request, whatever it is and whatever comes of it."""
         head: RequestHead | None = None
+        answer: Answer | None
         try:
             raw = await self._read_head()
             if raw is None:
                 progress.keep_alive = False
                 return
-            if raw.startswith(self._question) and (nonce := _NONCE.fullmatch(raw, len(self._question), len(raw) - 4)):
-                proof = self._proof(nonce[0].decode("ascii"))
-                progress.keep_alive = await self._send(Answer(HTTPStatus.OK, proof, close=False))
-                return
-            head = parse_request_head(raw)
-            entry.method = head.method
-            answer = await self._answer(head, entry, progress)
+            if (nonce := self._probe_nonce(raw)) is not None:
+                answer = self._answer_probe(nonce, entry)
+            else:
+                head = parse_request_head(raw)
+                entry.method = head.method
+                answer = await self._answer(head, entry, progress)
         except GateError as failed:
             answer = self._failure(failed, head, entry)
         if answer is not None and progress.status:
@@ -209,6 +211,18 @@ class Session:
         await exchange.pass_back(head, await exchange.ask(head, request))
         return None
 
+    def _probe_nonce(self, raw: bytes) -> str | None:
+        """Return the nonce of the controller's probe, None where this is another request, or is written otherwise."""
+        if not raw.startswith(self._question):
+            return None
+        nonce = _NONCE.fullmatch(raw, len(self._question), len(raw) - len(_HEAD_END))
+        return None if nonce is None else nonce[0].decode("ascii")
+
+    def _answer_probe(self, nonce: str, entry: Entry) -> Answer:
+        entry.method, entry.request = _PROBE.method, _PROBE
+        entry.judge(decide(_PROBE, self._gate.policy(self._caller.group)))  # allowed to all
+        return Answer(HTTPStatus.OK, self._proof(nonce), close=False)
+
     def _proof(self, nonce: str) -> dict[str, object]:
         self._agent.uncount()  # the controller's own: it keeps the channel open from one probe to the next
         return self._told() | {"proof": self._gate.proof(nonce, self._caller)}
@@ -253,18 +267,14 @@ class Session:
 
     async def _tell(self, answer: Answer, head: RequestHead | None, progress: Progress) -> None:
         progress.status = answer.status
-        sent = await self._send(answer, without_body=head is not None and head.method == "HEAD")
-        progress.keep_alive = sent and not answer.close
-        progress.unread = sent and answer.close
-
-    async def _send(self, answer: Answer, *, without_body: bool = False) -> bool:
-        """Send an answer of ours; returns False where the agent did not take it in time."""
+        progress.keep_alive = not answer.close
         try:
             async with asyncio.timeout(self._gate.limits.answer):
-                await self._agent.write(answer.encode(without_body=without_body))
+                await self._agent.write(answer.encode(without_body=head is not None and head.method == "HEAD"))
         except TimeoutError:
-            return False
-        return True
+            progress.keep_alive = False
+        else:
+            progress.unread = answer.close
 
     async def _drain(self) -> None:
         """Read what the agent still sends, so that its own side does not reset before it has read the answer."""
