@@ -3,14 +3,15 @@
 import asyncio
 import socket
 import struct
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from tests.tunnel.ssh_server import free_port, tcp_at_work, until
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.tunnel.dialer import Dialer
-from tunnelmgr.tunnel.line import AT_ONCE, SEND_AHEAD, Line, spare
+from tunnelmgr.tunnel.line import PUT_OFF, SEND_AHEAD, Line, spare
 
 
 class Recording(asyncio.Protocol):
@@ -62,6 +63,24 @@ class Conversing(asyncio.Protocol):
         return False
 
 
+@contextmanager
+def unread(make: Callable[[], asyncio.Protocol]) -> Iterator[tuple[Line, socket.socket]]:
+    """Return a line that reads only when the test has it read, and the socket at its other end."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        line = Line(make, socket.create_connection(server.getsockname()))
+        other, _ = server.accept()
+    line._stream.heed(None)
+    with other:
+        yield line, other
+    line.abort()
+
+
+async def arrive(line: Line, other: socket.socket, data: bytes) -> None:
+    """Send from the other end, and wait until it can be read."""
+    other.sendall(data)
+    await until(lambda: not line._stream.silent)
+
+
 async def test_everything_is_passed_on_in_order() -> None:
     """What is above hears what it would hear without us."""
 
@@ -106,13 +125,8 @@ async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quic
 
 async def test_an_answer_goes_out_with_what_it_answers() -> None:
     """Without another turn of the loop; what is written at any other time waits for one."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        line = Line(Conversing, socket.create_connection(server.getsockname()))
-        other, _ = server.accept()
-    line._stream.heed(None)
-    with other:
-        other.sendall(b"say")
-        await until(lambda: not line._stream.silent)
+    with unread(Conversing) as (line, other):
+        await arrive(line, other, b"say")
         line._read()
         assert line.get_write_buffer_size() == 0
         assert other.recv(100) == b"said"
@@ -121,7 +135,6 @@ async def test_an_answer_goes_out_with_what_it_answers() -> None:
         line.protocol.data_received(b"said later")
         assert line.get_write_buffer_size() == len(b"said")
         await until(lambda: line.get_write_buffer_size() == 0)
-        line.abort()
 
 
 async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> None:
@@ -131,14 +144,9 @@ async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> 
         assert isinstance(line.protocol, Recording)
         return len(line.protocol.calls)
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        line = Line(Recording, socket.create_connection(server.getsockname()))
-        other, _ = server.accept()
-    line._stream.heed(None)
-    with other:
-        other.sendall(b"adjust")
-        await until(lambda: not line._stream.silent)
-        for _ in range(AT_ONCE - 1):
+    with unread(Recording) as (line, other):
+        await arrive(line, other, b"adjust")
+        for _ in range(PUT_OFF - 1):
             line.send_batch(spare(), 8)
             line._read()
         assert heard() == 1
@@ -146,14 +154,12 @@ async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> 
         line._read()
         assert heard() == 2
 
-        other.sendall(b"adjust")
-        await until(lambda: not line._stream.silent)
+        await arrive(line, other, b"adjust")
         line.send_batch(spare(), 8)
         line._read()
         assert heard() == 2
         line._read()
         assert heard() == 3
-        line.abort()
 
 
 async def test_a_reset_is_passed_on_with_its_reason() -> None:

@@ -65,7 +65,7 @@ async def test_company_is_over_after_a_while(monkeypatch: pytest.MonkeyPatch) ->
     robin.company()
     assert [robin.go(turns.step(name)) for name in "ab"] == [True, False]
     await until(lambda: len(turns.went) == 2)
-    await asyncio.sleep(0.02)
+    await until(lambda: asyncio.get_running_loop().time() > robin._company)
 
     assert [robin.go(turns.step(name)) for name in "cd"] == [True, True]
     assert await turns.all_gone(4) == ["a", "b", "c", "d"]

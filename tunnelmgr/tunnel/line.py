@@ -38,7 +38,7 @@ EXCHANGE_LOOK: Final = 0.01
 """Seconds between two looks whether a key exchange is over: asyncssh tells nobody."""
 SPARE: Final = 4
 """Batches that are kept for the next use."""
-AT_ONCE: Final = 4
+PUT_OFF: Final = 4
 """Batches that may go out before what the agent says meanwhile is read."""
 
 
@@ -172,11 +172,11 @@ class Line(asyncio.Transport):
         held = len(self._tail)
         try:
             count = self._stream.receive_into((_bench.room[held : held + self._piece],))
-            if not self._quickened:
-                acknowledge(self._stream.socket)
         except ConnectionError as lost:
             self._end(lost)
             return
+        if not self._quickened:
+            acknowledge(self._stream.socket)
         if count == 0:
             self.protocol.eof_received()
             self._end(None)
@@ -203,7 +203,7 @@ class Line(asyncio.Transport):
         Each costs as much to take in alone as many do together. Where no batch has gone out since the last look, the
         agent's window may be what lacks.
         """
-        if self._seen < self._batches < AT_ONCE:
+        if self._seen < self._batches < PUT_OFF:
             self._seen = self._batches
             return True
         self._batches = self._seen = 0
