@@ -29,6 +29,7 @@ from tunnelmgr.demo.processes import Process, until
 SETTLE = 5.0
 """Seconds after the last one is up, before the CPU is measured."""
 PARTS = 3
+"""Parts of the time of measuring; of their CPU the median counts."""
 BATCH = 10
 """Peers that are started at once; an sshd that is dialled by more drops some."""
 

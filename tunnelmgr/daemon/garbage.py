@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 YOUNG: Final = 2_000
 """Objects made and not yet gone before the young ones are looked at."""
 ROUNDS: Final = 5
-"""Such looks before the middle-aged are looked at too, which then takes the loop 20 ms at most."""
+"""Such looks before the middle-aged are looked at too, which then takes the loop about 20 ms."""
 NEVER: Final = 1_000_000_000
 
 
