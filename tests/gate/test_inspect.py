@@ -136,8 +136,12 @@ def test_tables_that_cannot_be_read_tell_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("host", "verdict"), [("127.0.0.1", True), ("0.0.0.0", False)])  # noqa: S104
 def test_a_real_listener_is_seen_where_it_is(host: str, verdict: bool) -> None:
-    """By the kernel of this machine."""
-    with socket.create_server((host, 0)) as server:
+    """By the kernel of this machine, which has a connection that stood before."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        socket.create_connection(other.getsockname()),
+        socket.create_server((host, 0)) as server,
+    ):
         port = server.getsockname()[1]
 
         assert listening(port) == (host,)

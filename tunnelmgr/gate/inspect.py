@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -38,18 +39,22 @@ async def answer_of(target: Endpoint) -> str | None:
 
 
 def listening(port: int, proc: Path = Path("/proc/net")) -> tuple[str, ...]:
-    """Return the local addresses on which something listens on `port`, from proc_net(5); empty where unreadable."""
+    """Return the local addresses on which something listens on `port`, empty where that is unreadable.
+
+    From /proc/net/tcp, which has those that listen before all others (Linux, Documentation/networking/proc_net_tcp).
+    The others, one for each tunnel and more, are not read.
+    """
     found = set[str]()
     for name in ("tcp", "tcp6"):
-        try:
-            lines = (proc / name).read_text(encoding="ascii").splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            local, state = line.split()[1], line.split()[3]
-            address, _, number = local.partition(":")
-            if state == _LISTENING and int(number, 16) == port:
-                found.add(str(_address(address)))
+        with suppress(OSError), (proc / name).open(encoding="ascii") as lines:
+            next(lines, "")  # the heads
+            for line in lines:
+                local, state = line.split()[1], line.split()[3]
+                if state != _LISTENING:
+                    break
+                address, _, number = local.partition(":")
+                if int(number, 16) == port:
+                    found.add(str(_address(address)))
     return tuple(sorted(found))
 
 
