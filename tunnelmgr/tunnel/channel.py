@@ -22,8 +22,11 @@ PIECE = 32 * 1024
 """Bytes handed to asyncssh at a time; what the agent's window has no room for it holds."""
 READ_AHEAD = 256 * 1024
 """Bytes that may wait to be read before the agent is held back, where asyncssh keeps the window."""
-OPENING = 8
-"""The part of the agent's window that has to be open before bulk data goes on, so that it goes on in whole batches."""
+OPENING = 32
+"""The part of the agent's window that has to be open before bulk data goes on: of sshd's, two full packets.
+
+With less, data would go in crumbs; what is waited for in vain, a long line carries less by.
+"""
 
 
 class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
