@@ -20,7 +20,7 @@ from pathlib import Path
 from crowd import Member, gather, source_of
 from figures import Bar, percentile, publish, table
 from peers import machine, ssh_command
-from pulls import MIB, fetch, request
+from pulls import MANIFESTS, MIB, fetch, request
 from throughput import push
 
 from tunnelmgr.demo.agents import LabAgent
@@ -33,7 +33,7 @@ PORTS = {"ours": 5000, "ssh": 5001}
 PAUSE = 0.03
 CROWD = 16
 """Agents that do nothing but answer probes."""
-MANIFEST, ACCEPT = "/v2/team/app/manifests/1", "application/vnd.oci.image.manifest.v1+json"
+MANIFEST = "/v2/team/app/manifests/1"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Waits:
 
 def asks(agent: LabAgent, port: int, seconds: float) -> tuple[float, ...]:
     """Ask for the manifest again and again on one connection; returns how long each took."""
-    wire, room, found = request(MANIFEST, ACCEPT), memoryview(bytearray(MIB)), []
+    wire, room, found = request(MANIFEST, MANIFESTS), memoryview(bytearray(MIB)), []
     with agent.connect("127.0.0.1", port, timeout=10) as connection:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -20,7 +20,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from pathlib import Path
 import structlog
 from figures import Bar, Spread, publish, table
 from peers import machine
-from pulls import MIB, fetch, request
+from pulls import MIB, again_and_again
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
@@ -202,40 +201,12 @@ def listen(path: str, registry: Endpoint, tasks: asyncio.TaskGroup) -> tuple[int
     return int(listener.getsockname()[1]), tasks.create_task(accept(), name=f"accept {path}")
 
 
-# --- the load, in a process of its own ---
-
-
-def load(port: int, target: str, seconds: float, connections: int) -> tuple[int, int, float]:
-    """Pull `target` again and again on each of some connections; returns requests, bytes and seconds."""
-    totals: list[tuple[int, int]] = []
-    began = time.perf_counter()
-    deadline = began + seconds
-    threads = [
-        threading.Thread(target=lambda: totals.append(pull(port, target, deadline)), name=f"load {number}")
-        for number in range(connections)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(total[0] for total in totals), sum(total[1] for total in totals), time.perf_counter() - began
-
-
-def pull(port: int, target: str, deadline: float) -> tuple[int, int]:
-    """Pull on one connection until the deadline, at least once."""
-    wire, room = request(target, MANIFEST_TYPE), memoryview(bytearray(MIB))
-    requests = received = 0
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while not requests or time.perf_counter() < deadline:
-            received += fetch(connection, wire, room)
-            requests += 1
-    return requests, received
+# --- the load ---
 
 
 async def loaded(port: int, target: str, seconds: float, connections: int) -> tuple[int, int, float]:
     """Run the load in another process."""
-    command = [sys.executable, __file__, "--load", str(port), target, str(seconds), str(connections)]
+    command = again_and_again(port, target, seconds, connections)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     if process.returncode:
@@ -288,10 +259,7 @@ def bars(figures: Figures) -> list[Bar]:
 
 
 def main() -> int:
-    """Run the benchmark, or the load for it."""
-    if sys.argv[1:2] == ["--load"]:
-        print(json.dumps(load(int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), int(sys.argv[5]))))
-        return 0
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of load in each measurement")

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
+from figures import percentile
 from matplotlib import pyplot as plt
 
 COLOURS = {"ours": "#1b6ca8", "ours-gate": "#69a9d4", "ssh": "#8c8c8c", "ssh-gcm": "#b5b5b5", "autossh": "#6e5a7e"}
@@ -62,12 +63,47 @@ def reconnect(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
     axes.set_yscale("log")
 
 
-PLOTS: dict[str, Callable[[Rows, Any], None]] = {
+def gate(rows: Any, axes: Any) -> None:  # noqa: ANN401 - as above
+    """Draw what is left of the raw relay's speed."""
+    groups = {what: {"ours-gate": ratios(series["gate"], series["raw"])} for what, series in rows.items()}
+    grouped(axes, groups, "through the gate, as a share of raw")
+    axes.axhline(1, color="#444444", linewidth=0.6)
+
+
+def manifests(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
+    """Draw requests a second as a multiple of `ssh -R`'s."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    base = {(row["connections"], row["number"]): row["per_second"] for row in rows if row["kind"] == "ssh"}
+    for row in rows:
+        ratio = row["per_second"] / base[row["connections"], row["number"]]
+        groups.setdefault(f"{row['connections']} conn.", {}).setdefault(row["kind"], []).append(ratio)
+    grouped(axes, groups, "requests a second, as a multiple of ssh -R")
+    axes.axhline(1, color="#444444", linewidth=0.6)
+
+
+def fairness(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
+    """Draw the slowest hundredth of the waits, without and with the bulk pull."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        place = f"{row['what']}\n{'beside a bulk pull' if row['bulk'] else 'alone'}"
+        groups.setdefault(place, {}).setdefault(row["who"], []).append(percentile(row["milliseconds"], 0.99))
+    grouped(axes, groups, "p99 of the waits, ms")
+
+
+PLOTS: dict[str, Callable[[Any, Any], None]] = {
+    "gate": gate,
+    "manifests": manifests,
     "throughput": throughput,
     "scale": scale,
     "storm": storm,
     "reconnect": reconnect,
+    "fairness": fairness,
 }
+
+
+def ratios(own: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Return one's figures as shares of another's, round by round."""
+    return [one / other for one, other in zip(own, base, strict=True)]
 
 
 def grouped(axes: Any, groups: dict[str, dict[str, list[float]]], what: str) -> None:  # noqa: ANN401 - as above

@@ -1,9 +1,18 @@
-"""Pulls as a client does them that looks at no body: what a load is made of."""
+"""Pulls as a client does them that looks at no body: what a load is made of.
 
+python benchmarks/pulls.py PORT TARGET SECONDS CONNECTIONS    # again and again; prints requests, bytes and seconds
+"""
+
+import json
 import socket
+import sys
+import threading
+import time
 
 MIB = 1024 * 1024
 END = b"\r\n\r\n"
+MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+"""The kinds of manifests that a client takes."""
 
 
 def request(target: str, accept: str = "*/*") -> bytes:
@@ -35,3 +44,42 @@ def fetch(connection: socket.socket, wire: bytes, room: memoryview) -> int:
             raise SystemExit("an answer was broken off")
         left -= count
     return octets
+
+
+def again_and_again(port: int, target: str, seconds: float, connections: int) -> list[str]:
+    """Return the command of a process that pulls `target` again and again on each of some connections."""
+    return [sys.executable, __file__, str(port), target, str(seconds), str(connections)]
+
+
+def load(port: int, target: str, seconds: float, connections: int) -> tuple[int, int, float]:
+    """Do so; returns requests, bytes and seconds."""
+    totals: list[tuple[int, int]] = []
+    began = time.perf_counter()
+    deadline = began + seconds
+    threads = [
+        threading.Thread(target=lambda: totals.append(pull(port, target, deadline)), name=f"load {number}")
+        for number in range(connections)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(totals) < connections:
+        raise SystemExit("a pull failed")
+    return sum(total[0] for total in totals), sum(total[1] for total in totals), time.perf_counter() - began
+
+
+def pull(port: int, target: str, deadline: float) -> tuple[int, int]:
+    """Pull on one connection until the deadline, at least once."""
+    wire, room = request(target, MANIFESTS), memoryview(bytearray(MIB))
+    requests = received = 0
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while not requests or time.perf_counter() < deadline:
+            received += fetch(connection, wire, room)
+            requests += 1
+    return requests, received
+
+
+if __name__ == "__main__":
+    print(json.dumps(load(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))))

@@ -1,0 +1,102 @@
+"""How many small requests a second a tunnel carries: `ssh -R`, autossh, asyncssh's own forwarder, ours raw and gated.
+
+Each holds its own port of one agent with a real sshd, between network namespaces, and leads to the same registry, which
+answers with a manifest of a few hundred bytes. The agent asks on connections that it keeps, the next request as soon as
+the last is answered; all take turns, round by round. Ratios are to `ssh -R` in the same round. Needs root.
+
+    python benchmarks/manifests.py [--rounds 3] [--seconds 1.5] [--json FILE]
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairness import MANIFEST
+from figures import Spread, interleaved, publish, table
+from peers import KINDS, Bench, have, machine
+from pulls import again_and_again
+
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.demo.images import make_image, skopeo_copy
+from tunnelmgr.demo.lab import Lab
+from tunnelmgr.tunnel.keys import make_key, public_line
+
+IP, REGISTRY = "10.77.0.11", Endpoint("127.0.0.1", 5000)
+CONNECTIONS = (1, 4)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement; CPU in microseconds a request."""
+
+    kind: str
+    connections: int
+    number: int
+    per_second: float
+    cpu_us: float
+
+
+def run(rounds: int, seconds: float) -> list[Sample]:
+    """Measure all in turn, after a round to warm up."""
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
+        folder = Path(place)
+        make_key(folder / "id_ed25519", "bench")
+        agent = lab.agent("agent", IP, public_line(folder / "id_ed25519"))
+        lab.registry(lab.controller, folder / "registry")
+        layout = make_image(folder / "image", layers=1)
+        skopeo_copy(lab.controller, layout, "docker://localhost:5000/team/app:1").check_returncode()
+        bench = Bench(lab.controller, agent, folder)
+        tunnels = {kind: bench.hold(kind, IP, REGISTRY) for kind in KINDS if have(kind)}
+
+        def measure(kind: str, number: int, connections: int) -> None:
+            tunnel = tunnels[kind]
+            before = tunnel.cpu
+            words = again_and_again(tunnel.port, MANIFEST, seconds, connections)
+            requests, _, took = json.loads(agent.run(words, timeout=60, check=True).stdout)
+            spent = (tunnel.cpu - before) / requests * 1e6
+            samples.append(Sample(kind, connections, number, requests / took, spent))
+
+        for connections in CONNECTIONS:
+            interleaved(list(tunnels), rounds + 1, lambda kind, number, many=connections: measure(kind, number, many))
+    return [sample for sample in samples if sample.number]
+
+
+def rows(samples: Sequence[Sample]) -> list[list[str]]:
+    """Return the table's lines."""
+    base = {(one.connections, one.number): one for one in samples if one.kind == "ssh"}
+    lines = []
+    for connections, kind in dict.fromkeys((one.connections, one.kind) for one in samples):
+        mine = [one for one in samples if (one.connections, one.kind) == (connections, kind)]
+        ratios = [one.per_second / base[connections, one.number].per_second for one in mine]
+        lines.append(
+            [
+                str(connections),
+                kind,
+                Spread.of(one.per_second for one in mine).told(".0f"),
+                Spread.of(ratios).told(),
+                Spread.of(one.cpu_us for one in mine).told(".0f"),
+            ]
+        )
+    return lines
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of load in each measurement")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    options = parser.parse_args()
+    samples = run(options.rounds, options.seconds)
+    heads = ["connections", "who", "requests/s", "to ssh -R", "µs CPU for each"]
+    publish("manifests", machine(), table(heads, rows(samples)), [], samples, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
