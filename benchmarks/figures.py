@@ -1,7 +1,9 @@
 """Figures: medians with their extremes, and ratios between two that were measured in the same round."""
 
+import itertools
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,8 +87,14 @@ def publish(  # noqa: PLR0913, PLR0917 - these are the parts of a report
         file.write_text(json.dumps(kept, indent=1, default=asdict) + "\n")
 
 
-def interleaved(names: Sequence[str], rounds: int, measure: Callable[[str, int], None]) -> None:
-    """Measure each in turn, round by round; every other round begins at the other end."""
-    for number in range(rounds):
+def interleaved(names: Sequence[str], rounds: int, measure: Callable[[str, int], None], seconds: float = 0.0) -> None:
+    """Measure each in turn, round by round: so many rounds, and more until so many seconds are over.
+
+    Every other round begins at the other end.
+    """
+    deadline = time.monotonic() + seconds
+    for number in itertools.count():
+        if number >= rounds and time.monotonic() >= deadline:
+            return
         for name in names if number % 2 else reversed(names):
             measure(name, number)

@@ -6,6 +6,7 @@ python benchmarks/peers.py --forward KEY HOST:PORT…    # many at once
 
 import asyncio
 import itertools
+import logging
 import os
 import platform
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+import structlog
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
@@ -226,5 +228,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "--forward":
         asyncio.run(forward_all(sys.argv[2], sys.argv[3:]))
         sys.exit()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))  # as the daemon does
     with asyncio.Runner(loop_factory=loop_factory() if sys.argv[2].startswith("ours") else None) as runner:
         runner.run(serving(sys.argv[2:]))
