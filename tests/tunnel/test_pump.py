@@ -6,6 +6,8 @@ import struct
 from itertools import pairwise
 
 import pytest
+from asyncssh.constants import MSG_CHANNEL_WINDOW_ADJUST
+from asyncssh.packet import UInt32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,16 +33,18 @@ from tunnelmgr.tunnel.pump import Pump
     ),
     window=st.one_of(st.integers(1024, 3 * MIB), st.sampled_from([LARGEST, BATCH * LARGEST])),
     packet=st.one_of(st.integers(512, 64 * KIB), st.sampled_from([LARGEST - 1, LARGEST])),
+    others=st.sampled_from([0, 1, 7, 1000]),
 )
 def test_any_bytes_arrive_whole_whatever_windows_and_packets_the_agent_asks_for(
-    sizes: list[int], window: int, packet: int
+    sizes: list[int], window: int, packet: int, others: int
 ) -> None:
-    """Come in any pieces, they are read in order, each once, up to the end."""
+    """Come in any pieces, they are read in order, each once, up to the end, however many others share the line."""
     offsets = [sum(sizes[:number]) % MIB for number in range(len(sizes))]
     pieces = [CONTENT[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
 
     async def run() -> bytes:
         async with opened(window, packet) as both:
+            both.connection._line.pumps += others
             return await both.carried(*pieces)
 
     assert asyncio.run(run()) == b"".join(pieces)
@@ -174,6 +178,35 @@ async def test_an_agent_that_does_not_read_holds_the_source_with_nothing_queued(
 
             both.reader.channel.resume_reading()
             assert await both.reader.read() == CONTENT
+
+
+@pytest.mark.parametrize(("others", "packets"), [(0, 2), (1, 4), (3, 8), (30, 8)])
+async def test_bulk_data_goes_on_with_two_packets_alone_and_with_eight_in_company(others: int, packets: int) -> None:
+    """Of the window of 2 MiB that OpenSSH's sshd gives: alone, none of it is left waiting; together, no crumbs."""
+    async with opened(window=2 * MIB) as both:
+        both.connection._line.pumps += others
+        both.reader.channel.pause_reading()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(both.tap.send(CONTENT), name="source")
+            pouring = tasks.create_task(both.pour(), name="pour")
+            await until(lambda: both.chan._send_window < packets * LARGEST)
+            sent = sum(both.bulk)
+            await opens(both, packets * LARGEST - 1)
+            assert sum(both.bulk) == sent
+            await opens(both, packets * LARGEST)
+            assert sum(both.bulk) > sent
+            both.reader.channel.resume_reading()
+            assert await both.reader.read() == CONTENT
+            assert await pouring == len(CONTENT)
+
+
+async def opens(both: Both, window: int) -> None:
+    """Have the agent's window opened to so many bytes, and let our end see to it."""
+    room = window - both.chan._send_window
+    both.writer.channel.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(room))
+    both.writer.channel._recv_window += room
+    await until(lambda: both.chan._send_window != window - room)
+    await asyncio.sleep(0.01)
 
 
 async def test_a_huge_window_that_is_not_read_holds_no_more_than_a_batch() -> None:

@@ -14,7 +14,6 @@ import asyncssh
 from tunnelmgr.core.ports import Source
 from tunnelmgr.tunnel.fastpath import manage_window, widen, window
 from tunnelmgr.tunnel.line import Line
-from tunnelmgr.tunnel.packets import BATCH, LARGEST
 from tunnelmgr.tunnel.pump import Outflow, Pump, send
 from tunnelmgr.tunnel.window import Window
 
@@ -22,11 +21,6 @@ PIECE = 32 * 1024
 """Bytes handed to asyncssh at a time; what the agent's window has no room for it holds."""
 READ_AHEAD = 256 * 1024
 """Bytes that may wait to be read before the agent is held back, where asyncssh keeps the window."""
-OPENING = 32
-"""The part of the agent's window that has to be open before bulk data goes on: of sshd's, two full packets.
-
-With less, data would go in crumbs; what is waited for in vain, a long line carries less by.
-"""
 
 
 class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
@@ -50,14 +44,14 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         self._window.set()
         self._theirs: Window | None = None
         self._pump: Pump | None = None
-        self._least_window = 1
+        self._widest = 0
 
     # --- what asyncssh calls ---
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
         """Keep the channel, and have asyncssh hold no more than one piece for it."""
         self._ssh = chan
-        self._least_window = max(1, min(BATCH * LARGEST, window(chan) // OPENING))
+        self._widest = window(chan)
         self._theirs = Window() if manage_window(chan) else None
         chan.set_write_buffer_limits(0)
 
@@ -153,7 +147,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         return count
 
     def _outflow(self) -> Outflow:
-        return Outflow(self._open(), self._line, self._least_window)
+        return Outflow(self._open(), self._line, self._widest)
 
     def _open(self) -> asyncssh.SSHTCPChannel[bytes]:
         if self._lost or self._ssh is None or self._ssh.is_closing():

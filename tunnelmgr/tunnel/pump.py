@@ -14,16 +14,19 @@ import asyncssh
 from tunnelmgr.core.ports import Source
 from tunnelmgr.tunnel.fastpath import Outlet, account, await_window, outlet
 from tunnelmgr.tunnel.line import EXCHANGE_LOOK, Line, keep, spare
-from tunnelmgr.tunnel.packets import LARGEST
+from tunnelmgr.tunnel.packets import BATCH, LARGEST
+
+ALONE, SHARED = 32, 8
+"""The part of the agent's window that has to be open before bulk data goes on: of sshd's, two or eight full packets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outflow:
-    """Where data goes: a channel, the line under it, and the least window with which a batch is begun."""
+    """Where data goes: a channel, the line under it, and the agent's window when the channel was opened, in bytes."""
 
     channel: asyncssh.SSHTCPChannel[bytes]
     line: Line
-    least_window: int
+    widest: int
 
 
 def send(outflow: Outflow, data: memoryview) -> int | None:
@@ -56,7 +59,7 @@ class Pump:
         self._source = source
         self._channel = outflow.channel
         self._line = outflow.line
-        self._least_window = outflow.least_window
+        self._widest = outflow.widest
         self._left = self._limit = limit
         self._carried = carried
         self._queued = False
@@ -100,11 +103,19 @@ class Pump:
         way = outlet(self._channel)
         if way is None:
             self._slowly()
-        elif way.window >= self._least_window:
+        elif way.window >= self._enough():
             self._carry(way)
         else:
             self._source.heed(None)
             await_window(self._channel)
+
+    def _enough(self) -> int:
+        """Return the window with which a batch is begun: what is waited for in vain, a long line carries less by.
+
+        Several pumps keep a line busy together, so that each waits for more: in crumbs, what they have under way would
+        fill the socket's buffer, and stand until a third of it is free.
+        """
+        return max(1, min(BATCH * LARGEST, self._widest // SHARED, self._widest // ALONE * self._line.pumps))
 
     def _carry(self, way: Outlet) -> None:
         batch = spare()
