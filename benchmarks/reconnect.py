@@ -5,7 +5,7 @@ and again. After a reset both sides know. After a silent loss the agent's side i
 told, as when a machine was restored or a NAT has forgotten; only signs of life tell, every 5 seconds with either. The
 clock stops when a request through the agent's own port is answered. Needs root.
 
-    python benchmarks/reconnect.py [--agents 4] [--resets 5] [--cuts 2] [--json FILE]
+    python benchmarks/reconnect.py [--agents 7] [--resets 3] [--cuts 2] [--json FILE]
 """
 
 import argparse
@@ -140,8 +140,8 @@ def rows(outages: Sequence[Outage]) -> list[list[str]]:
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--agents", type=int, default=4, help="of each kind")
-    parser.add_argument("--resets", type=int, default=5)
+    parser.add_argument("--agents", type=int, default=7, help="of each kind")
+    parser.add_argument("--resets", type=int, default=3)
     parser.add_argument("--cuts", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()

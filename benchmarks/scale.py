@@ -4,7 +4,7 @@ The crowd's agents have OpenSSH's own sshd and a probe every 15 s. Beside them s
 under autossh for each with a keepalive every 15 s, and asyncssh's own forwarder, all of them in one process; both are
 measured at a number that fits, and what 1,000 would take is that times the rest. Needs root.
 
-    python benchmarks/scale.py [--steps 100,500,1000,2000] [--peers 100] [--seconds 15] [--json FILE]
+    python benchmarks/scale.py [--steps 100,500,1000,2000] [--peers 100] [--seconds 12] [--json FILE]
 """
 
 import argparse
@@ -167,7 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", default="100,500,1000,2000")
     parser.add_argument("--peers", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of measuring, at each step")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of measuring, at each step")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     costs = run([int(step) for step in options.steps.split(",")], options.peers, options.seconds)

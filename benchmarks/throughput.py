@@ -53,13 +53,13 @@ class Part:
 
 
 PARTS = [
-    Part("near", Line(0), [kind for kind in KINDS if kind != "ours-gate"], {1: 384}, seconds=36),
-    Part("near", Line(0), ["ssh", "ssh-gcm", "autossh", "asyncssh-gcm", "ours"], {4: 96, 8: 64}, seconds=27),
-    Part("registry", Line(0), ["ssh", "ssh-gcm", "ours", "ours-gate"], {1: 384, 8: 64}, seconds=18, source=REGISTRY),
+    Part("near", Line(0), [kind for kind in KINDS if kind != "ours-gate"], {1: 384}, seconds=28),
+    Part("near", Line(0), ["ssh", "ssh-gcm", "autossh", "asyncssh-gcm", "ours"], {4: 96, 8: 64}, seconds=20),
+    Part("registry", Line(0), ["ssh", "ssh-gcm", "ours", "ours-gate"], {1: 384, 8: 64}, seconds=14, source=REGISTRY),
     # Long enough that what counts is how it goes on, and not how TCP begins.
-    Part("far", Line(20), ["ssh", "ssh-gcm", "asyncssh-gcm", "ours"], {1: 192, 4: 96}, rounds=2),
-    Part("far", Line(80), ["ssh", "ours"], {1: 96, 4: 64}, rounds=2),
-    Part("lossy", Line(20, 1000), ["ssh", "ours"], {1: 32, 4: 8}),
+    Part("far", Line(20), ["ssh", "asyncssh-gcm", "ours"], {1: 160, 4: 80}, rounds=2),
+    Part("far", Line(80), ["ssh", "ours"], {1: 80, 4: 64}, rounds=2),
+    Part("lossy", Line(20, 1000), ["ssh", "ours"], {1: 16, 4: 4}),
 ]
 
 
