@@ -5,7 +5,7 @@ times a second, and the controller probes the tunnels of a small crowd, each onc
 bulk pull take turns; so does `ssh -R`, a process for each agent, without a gate. With the agents' `sshd`s and the
 registry on the same cores, a part of what is added is theirs: that of `ssh -R` tells how much. Needs root.
 
-    python benchmarks/fairness.py [--rounds 2] [--seconds 8] [--connections 4] [--json FILE]
+    python benchmarks/fairness.py [--rounds 2] [--seconds 7] [--connections 4] [--json FILE]
 """
 
 import argparse
@@ -142,7 +142,7 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each round")
+    parser.add_argument("--seconds", type=float, default=7.0, help="of each round")
     parser.add_argument("--connections", type=int, default=min(4, 2 * (os.cpu_count() or 1)), help="of the bulk pull")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()

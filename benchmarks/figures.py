@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
+
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def publish(  # noqa: PLR0913, PLR0917 - these are the parts of a report
         file.write_text(json.dumps(kept, indent=1, default=asdict) + "\n")
 
 
-def interleaved(names: Sequence[str], rounds: int, measure: Callable[[str, int], None], seconds: float = 0.0) -> None:
-    """Measure each in turn, round by round: so many rounds, and more until so many seconds are over.
+def interleaved(ones: Sequence[One], rounds: int, measure: Callable[[One, int], None], seconds: float = 0.0) -> None:
+    """Measure each one in turn, round by round: so many rounds, and more until so many seconds are over.
 
     Every other round begins at the other end.
     """
@@ -96,5 +99,5 @@ def interleaved(names: Sequence[str], rounds: int, measure: Callable[[str, int],
     for number in itertools.count():
         if number >= rounds and time.monotonic() >= deadline:
             return
-        for name in names if number % 2 else reversed(names):
-            measure(name, number)
+        for one in ones if number % 2 else reversed(ones):
+            measure(one, number)

@@ -4,7 +4,7 @@ Each holds its own port of one agent with a real sshd, between network namespace
 answers with a manifest of a few hundred bytes. The agent asks on connections that it keeps, the next request as soon as
 the last is answered; all take turns, round by round. Ratios are to `ssh -R` in the same round. Needs root.
 
-    python benchmarks/manifests.py [--rounds 3] [--seconds 1.5] [--json FILE]
+    python benchmarks/manifests.py [--rounds 3] [--seconds 0.8] [--json FILE]
 """
 
 import argparse
@@ -53,7 +53,8 @@ def run(rounds: int, seconds: float) -> list[Sample]:
         bench = Bench(lab.controller, agent, folder)
         tunnels = {kind: bench.hold(kind, IP, REGISTRY) for kind in KINDS if have(kind)}
 
-        def measure(kind: str, number: int, connections: int) -> None:
+        def measure(pair: tuple[int, str], number: int) -> None:
+            connections, kind = pair
             tunnel = tunnels[kind]
             before = tunnel.cpu
             words = again_and_again(tunnel.port, MANIFEST, seconds, connections)
@@ -61,8 +62,7 @@ def run(rounds: int, seconds: float) -> list[Sample]:
             spent = (tunnel.cpu - before) / requests * 1e6
             samples.append(Sample(kind, connections, number, requests / took, spent))
 
-        for connections in CONNECTIONS:
-            interleaved(list(tunnels), rounds + 1, lambda kind, number, many=connections: measure(kind, number, many))
+        interleaved([(connections, kind) for connections in CONNECTIONS for kind in tunnels], rounds + 1, measure)
     return [sample for sample in samples if sample.number]
 
 
@@ -89,7 +89,7 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of load in each measurement")
+    parser.add_argument("--seconds", type=float, default=0.8, help="of load in each measurement")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     samples = run(options.rounds, options.seconds)

@@ -39,8 +39,8 @@ MOST = 512
 class Part:
     """One comparison: over which line, from where, who, and how many MiB on each of so many connections.
 
-    Of each there are so many rounds, and more until so many seconds are over: what takes no longer than the machine's
-    other whims wants many.
+    All of it takes turns, for so many rounds, and more until so many seconds are over: what is shorter than the
+    machine's other whims wants many, far apart.
     """
 
     name: str
@@ -53,9 +53,8 @@ class Part:
 
 
 PARTS = [
-    Part("near", Line(0), [kind for kind in KINDS if kind != "ours-gate"], {1: 384}, seconds=28),
-    Part("near", Line(0), ["ssh", "ssh-gcm", "autossh", "asyncssh-gcm", "ours"], {4: 96, 8: 64}, seconds=20),
-    Part("registry", Line(0), ["ssh", "ssh-gcm", "ours", "ours-gate"], {1: 384, 8: 64}, seconds=14, source=REGISTRY),
+    Part("near", Line(0), [kind for kind in KINDS if kind != "ours-gate"], {1: 320, 4: 80, 8: 48}, seconds=85),
+    Part("registry", Line(0), ["ssh", "ssh-gcm", "ours", "ours-gate"], {1: 256, 8: 48}, seconds=30, source=REGISTRY),
     # Long enough that what counts is how it goes on, and not how TCP begins.
     Part("far", Line(20), ["ssh", "asyncssh-gcm", "ours"], {1: 160, 4: 80}, rounds=2),
     Part("far", Line(80), ["ssh", "ours"], {1: 80, 4: 64}, rounds=2),
@@ -144,16 +143,12 @@ class Measured:
         """Measure, after a round to warm up where the line is short."""
         least, seconds = (rounds, 0.0) if rounds else (self._part.rounds, self._part.seconds)
         warm = 0 if self._part.line.rtt_ms else 1
-        for connections in self._part.mib:
-            interleaved(
-                list(self._tunnels),
-                least + warm,
-                lambda kind, number, many=connections: self._one(kind, number, many),
-                seconds,
-            )
-        return [sample for sample in self.samples if sample.number >= warm]
+        pairs = [(connections, kind) for connections in self._part.mib for kind in self._tunnels]
+        interleaved(pairs, least + warm, self._one, seconds)
+        return sorted((sample for sample in self.samples if sample.number >= warm), key=lambda one: one.connections)
 
-    def _one(self, kind: str, number: int, connections: int) -> None:
+    def _one(self, pair: tuple[int, str], number: int) -> None:
+        connections, kind = pair
         tunnel, mib = self._tunnels[kind], self._part.mib[connections]
         before = tunnel.cpu
         words = [sys.executable, __file__, "--load", str(tunnel.port), self._targets[mib], str(connections)]
