@@ -122,7 +122,8 @@ def grouped(axes: Any, groups: dict[str, dict[str, list[float]]], what: str) -> 
         axes.bar(places, heights, width * 0.92, yerr=spread, **style)
     axes.set_xticks(range(len(groups)), list(groups), fontsize=7)
     axes.set_ylabel(what, fontsize=8)
-    axes.legend(fontsize=7, frameon=False, ncols=2)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.legend(fontsize=7, frameon=False, ncols=len(kinds), loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def bars(axes: Any, labels: Sequence[str], heights: Sequence[float], kinds: Sequence[str], what: str) -> None:  # noqa: ANN401
