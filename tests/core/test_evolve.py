@@ -566,6 +566,19 @@ def test_what_contradicts_the_evidence_quarantines(story: Story) -> None:
     assert story.status(agent).message == "its certificate is for another agent"
 
 
+def test_a_quarantine_keeps_its_first_reason(story: Story) -> None:
+    """What a person is to look into is what came first; a search that was under way may find more of it."""
+    agent = story.agent()
+    story.listed(agent)
+    story.act()
+    story.hear(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
+
+    story.hear(EvidenceContradicted(agent.id, "1", "its certificate is for a third one"))
+
+    assert story.status(agent).message == "its certificate is for another agent"
+    assert story.steps(agent).count("quarantined") == 1
+
+
 def test_a_contradiction_of_an_earlier_incarnation_only_ends_the_search(story: Story) -> None:
     """The machine was rebuilt meanwhile."""
     agent = story.agent()

@@ -408,6 +408,11 @@ def test_a_chunked_body_reads_the_same_however_it_is_cut(
     assert read_body(BodyShape(Coding.CHUNKED), wire, cuts) == (b"".join(chunks), after, True)
 
 
+def test_chunks_may_come_after_their_head() -> None:
+    """Then nothing has arrived with it."""
+    assert read_body(BodyShape(Coding.CHUNKED), b"3\r\nabc\r\n0\r\n\r\n", [0]) == (b"abc", b"", True)
+
+
 @pytest.mark.parametrize("wire", [b"x\r\n", b"-1\r\n", b"3\r\nabcd\r\n", b"3 \x00\r\nabc\r\n"])
 def test_a_broken_chunk_is_an_error(wire: bytes) -> None:
     """Nobody guesses where it ends."""
