@@ -174,8 +174,8 @@ async def _all_asked(made: object) -> None:
     await until(lambda: made.asked == 1 << 20, 60)  # type: ignore[attr-defined]
 
 
-async def test_the_line_is_overdrawn_only_while_it_rests() -> None:
-    """The worker tells by it an agent that floods from one that is dead; after its rest it is read again."""
+async def test_the_line_is_overdrawn_while_it_rests_and_a_moment_longer() -> None:
+    """The worker tells by it an agent that floods, also in its turn between two rests, from one that is dead."""
     made = Slow(turns=0)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -194,7 +194,8 @@ async def test_the_line_is_overdrawn_only_while_it_rests() -> None:
         await asyncio.sleep(0.01)
         assert made.pieces == []
         await until(lambda: made.pieces, 2)
-        assert not line.overdrawn
+        assert line.overdrawn
+        await until(lambda: not line.overdrawn, 2)
         line.abort()
 
 

@@ -34,6 +34,8 @@ QUICK, SLOW = 0.0003, 0.001
 """Seconds that a piece should take: one that is quicker makes the next larger, one that is slower smaller."""
 RECHECK: Final = 0.05
 """Seconds between two looks whether the agent reads its answers."""
+LATELY: Final = 0.25
+"""Seconds after a rest for which the agent counts as one that floods."""
 EXCHANGE_LOOK: Final = 0.01
 """Seconds between two looks whether a key exchange is over: asyncssh tells nobody."""
 SPARE: Final = 4
@@ -76,7 +78,7 @@ class Line(asyncio.Transport):
         self._quickened = False
         self._hearing = False
         self._batches = self._seen = 0
-        self.overdrawn = False
+        self._rested = float("-inf")
         self.robin: Final = robin_of(self._loop)
         self.pumps = 0
         """How many carry bulk data on this line; what its agent says meanwhile is of these."""
@@ -124,6 +126,11 @@ class Line(asyncio.Transport):
     def quickened(self) -> None:
         """Take note that the other side no longer holds back what is small until we acknowledge what came before."""
         self._quickened = True
+
+    @property
+    def overdrawn(self) -> bool:
+        """Whether the agent is being slowed, or was a moment ago: a flood has its turns between the rests."""
+        return self._loop.time() < self._rested + LATELY
 
     def carried(self, octets: int) -> None:
         """Credit the agent with bytes that a channel carried."""
@@ -220,8 +227,10 @@ class Line(asyncio.Transport):
 
     def _look(self) -> None:
         self._resting = None
-        rest = self._allowance.rest(self._loop.time())
-        self.overdrawn = rest > 0
+        now = self._loop.time()
+        rest = self._allowance.rest(now)
+        if rest:
+            self._rested = now + rest
         if self._stream.unsent > ANSWERS_AHEAD:
             rest = max(rest, RECHECK)
         if self._ended:
