@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from content import push, push_manifest
 from crowd import Member, gather, source_of
 from figures import Bar, percentile, publish, table
 from peers import machine, ssh_command
 from pulls import MANIFESTS, MIB, fetch, request
-from throughput import push
 
 from tunnelmgr.demo.agents import LabAgent
 from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.images import make_image, skopeo_copy
 from tunnelmgr.demo.lab import Lab
 from tunnelmgr.demo.processes import Process, until
 
@@ -33,7 +32,6 @@ PORTS = {"ours": 5000, "ssh": 5001}
 PAUSE = 0.03
 CROWD = 16
 """Agents that do nothing but answer probes."""
-MANIFEST = "/v2/team/app/manifests/1"
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,9 @@ class Waits:
     milliseconds: tuple[float, ...]
 
 
-def asks(agent: LabAgent, port: int, seconds: float) -> tuple[float, ...]:
-    """Ask for the manifest again and again on one connection; returns how long each took."""
-    wire, room, found = request(MANIFEST, MANIFESTS), memoryview(bytearray(MIB)), []
+def asks(agent: LabAgent, port: int, manifest: str, seconds: float) -> tuple[float, ...]:
+    """Ask for a manifest again and again on one connection; returns how long each took."""
+    wire, room, found = request(manifest, MANIFESTS), memoryview(bytearray(MIB)), []
     with agent.connect("127.0.0.1", port, timeout=10) as connection:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -67,8 +65,7 @@ class Site:
         self._controller = LabController(lab.controller, folder / "controller")
         registry = lab.registry(lab.controller, folder / "registry")
         self._blob = push(lab, registry.url, 256 * MIB)
-        layout = make_image(folder / "image", layers=1)
-        skopeo_copy(lab.controller, layout, "docker://localhost:5000/team/app:1").check_returncode()
+        self._manifest = push_manifest(lab, folder)
         line = self._controller.authorized_keys.replace('5000"', '*"')
         self._small, self._large = (
             lab.agent(name, ip, line) for name, ip in (("small", "10.77.0.11"), ("large", "10.77.0.12"))
@@ -95,7 +92,7 @@ class Site:
             found: list[float] = []
             deadline = time.monotonic() + self._options.seconds
             while time.monotonic() < deadline:
-                found += asks(self._small, PORTS[who], 0.5)
+                found += asks(self._small, PORTS[who], self._manifest, 0.5)
                 if who == "ours":
                     seen = self._controller.client.agents()
                     probes |= {

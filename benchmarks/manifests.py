@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairness import MANIFEST
+from content import push_manifest
 from figures import Spread, interleaved, publish, table
 from peers import KINDS, Bench, have, machine
 from pulls import again_and_again
 
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.demo.images import make_image, skopeo_copy
 from tunnelmgr.demo.lab import Lab
 from tunnelmgr.tunnel.keys import make_key, public_line
 
@@ -48,8 +47,7 @@ def run(rounds: int, seconds: float) -> list[Sample]:
         make_key(folder / "id_ed25519", "bench")
         agent = lab.agent("agent", IP, public_line(folder / "id_ed25519"))
         lab.registry(lab.controller, folder / "registry")
-        layout = make_image(folder / "image", layers=1)
-        skopeo_copy(lab.controller, layout, "docker://localhost:5000/team/app:1").check_returncode()
+        manifest = push_manifest(lab, folder)
         bench = Bench(lab.controller, agent, folder)
         tunnels = {kind: bench.hold(kind, IP, REGISTRY) for kind in KINDS if have(kind)}
 
@@ -57,7 +55,7 @@ def run(rounds: int, seconds: float) -> list[Sample]:
             connections, kind = pair
             tunnel = tunnels[kind]
             before = tunnel.cpu
-            words = again_and_again(tunnel.port, MANIFEST, seconds, connections)
+            words = again_and_again(tunnel.port, manifest, seconds, connections)
             requests, _, took = json.loads(agent.run(words, timeout=60, check=True).stdout)
             spent = (tunnel.cpu - before) / requests * 1e6
             samples.append(Sample(kind, connections, number, requests / took, spent))

@@ -4,6 +4,7 @@ python benchmarks/plots.py FOLDER_OF_JSON FOLDER_OF_PLOTS     # needs matplotlib
 """
 
 import json
+import operator
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -24,13 +25,12 @@ Rows = list[dict[str, Any]]
 
 def throughput(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - matplotlib has no types
     """Draw MB/s as a multiple of `ssh -R`'s, group by group."""
-    groups: dict[str, dict[str, list[float]]] = {}
-    base = {(r["part"], r["line"], r["connections"], r["number"]): r["mb_per_s"] for r in rows if r["kind"] == "ssh"}
-    for row in rows:
-        place = "registry" if row["part"] == "registry" else row["line"].replace(", ", "\n")
-        ratio = row["mb_per_s"] / base[row["part"], row["line"], row["connections"], row["number"]]
-        groups.setdefault(f"{place}\n{row['connections']} conn.", {}).setdefault(row["kind"], []).append(ratio)
-    grouped(axes, groups, "MB/s, as a multiple of ssh -R (log)")
+
+    def place(row: dict[str, Any]) -> str:
+        line = "registry" if row["part"] == "registry" else row["line"].replace(", ", "\n")
+        return f"{line}\n{row['connections']} conn."
+
+    grouped(axes, multiples(rows, "mb_per_s", place), "MB/s, as a multiple of ssh -R (log)")
     axes.set_yscale("log", base=2)
     axes.axhline(1, color="#444444", linewidth=0.6)
 
@@ -65,18 +65,16 @@ def reconnect(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
 
 def gate(rows: Any, axes: Any) -> None:  # noqa: ANN401 - as above
     """Draw what is left of the raw relay's speed."""
-    groups = {what: {"ours-gate": ratios(series["gate"], series["raw"])} for what, series in rows.items()}
+    groups = {
+        what: {"ours-gate": list(map(operator.truediv, series["gate"], series["raw"]))} for what, series in rows.items()
+    }
     grouped(axes, groups, "through the gate, as a share of raw")
     axes.axhline(1, color="#444444", linewidth=0.6)
 
 
 def manifests(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
     """Draw requests a second as a multiple of `ssh -R`'s."""
-    groups: dict[str, dict[str, list[float]]] = {}
-    base = {(row["connections"], row["number"]): row["per_second"] for row in rows if row["kind"] == "ssh"}
-    for row in rows:
-        ratio = row["per_second"] / base[row["connections"], row["number"]]
-        groups.setdefault(f"{row['connections']} conn.", {}).setdefault(row["kind"], []).append(ratio)
+    groups = multiples(rows, "per_second", lambda row: f"{row['connections']} conn.")
     grouped(axes, groups, "requests a second, as a multiple of ssh -R")
     axes.axhline(1, color="#444444", linewidth=0.6)
 
@@ -101,9 +99,14 @@ PLOTS: dict[str, Callable[[Any, Any], None]] = {
 }
 
 
-def ratios(own: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Return one's figures as shares of another's, round by round."""
-    return [one / other for one, other in zip(own, base, strict=True)]
+def multiples(rows: Rows, what: str, place: Callable[[dict[str, Any]], str]) -> dict[str, dict[str, list[float]]]:
+    """Return figures as multiples of `ssh -R`'s at the same place in the same round, by place and kind."""
+    base = {(place(row), row["number"]): row[what] for row in rows if row["kind"] == "ssh"}
+    groups: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        ratio = row[what] / base[place(row), row["number"]]
+        groups.setdefault(place(row), {}).setdefault(row["kind"], []).append(ratio)
+    return groups
 
 
 def grouped(axes: Any, groups: dict[str, dict[str, list[float]]], what: str) -> None:  # noqa: ANN401 - as above

@@ -9,20 +9,21 @@ is a program that sends random bytes from memory, or docker-registry. Needs root
 """
 
 import argparse
+import json
 import os
 import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from content import push
 from figures import Bar, Spread, interleaved, publish, table
 from lines import Line, draw, take_cubic
 from peers import KINDS, Bench, Tunnel, have, machine
-from pulls import MIB, fetch, request
+from pulls import MIB, again_and_again
 
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.demo.lab import Lab
@@ -86,31 +87,6 @@ def send_out(connection: socket.socket, content: int) -> None:
                 sent += os.sendfile(connection.fileno(), content, sent, octets - sent)
 
 
-# --- the load, on the agent ---
-
-
-def load(port: int, target: str, connections: int) -> float:
-    """Pull `target` once on each connection; returns the bytes a second of all together."""
-    totals: list[int] = []
-    began = time.perf_counter()
-    pulls = [
-        threading.Thread(target=lambda: totals.append(pull(port, target)), name="pull") for _ in range(connections)
-    ]
-    for one in pulls:
-        one.start()
-    for one in pulls:
-        one.join()
-    if len(totals) < connections:
-        raise SystemExit("a pull failed")
-    return sum(totals) / (time.perf_counter() - began)
-
-
-def pull(port: int, target: str) -> int:
-    """Pull once."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        return fetch(connection, request(target), memoryview(bytearray(MIB)))
-
-
 # --- the run ---
 
 
@@ -151,12 +127,11 @@ class Measured:
         connections, kind = pair
         tunnel, mib = self._tunnels[kind], self._part.mib[connections]
         before = tunnel.cpu
-        words = [sys.executable, __file__, "--load", str(tunnel.port), self._targets[mib], str(connections)]
-        speed = float(self._agent.run(words, timeout=180, check=True).stdout)
+        words = again_and_again(tunnel.port, self._targets[mib], 0, connections)  # once, that is
+        _, received, took = json.loads(self._agent.run(words, timeout=180, check=True).stdout)
         spent = (tunnel.cpu - before) / (connections * mib / 1024)
-        self.samples.append(
-            Sample(self._part.name, str(self._part.line), kind, connections, number, speed / 1e6, spent)
-        )
+        speed = received / took / 1e6
+        self.samples.append(Sample(self._part.name, str(self._part.line), kind, connections, number, speed, spent))
 
 
 def run(parts: Sequence[Part], rounds: int | None) -> list[Sample]:
@@ -193,28 +168,6 @@ def speeds(samples: Sequence[Sample], part: Part) -> dict[str, Spread]:
         if (one.part, one.line, one.connections) == (part.name, str(part.line), 1):
             found.setdefault(one.kind, []).append(one.mb_per_s)
     return {kind: Spread.of(values) for kind, values in found.items()}
-
-
-PUSH = """
-import hashlib, http.client, os, sys
-content = os.urandom(int(sys.argv[2]))
-def ask(method, target, body=b""):
-    connection = http.client.HTTPConnection(sys.argv[1], timeout=60)
-    connection.request(method, target, body)
-    answer = connection.getresponse()
-    answer.read()
-    assert answer.status < 400, answer.status
-    return answer.getheader("Location", "").partition(sys.argv[1])[2]
-digest = "sha256:" + hashlib.sha256(content).hexdigest()
-ask("PUT", ask("POST", "/v2/bench/app/blobs/uploads/") + "&digest=" + digest, content)
-print("/v2/bench/app/blobs/" + digest)
-"""
-
-
-def push(lab: Lab, url: str, octets: int) -> str:
-    """Push a blob from beside the registry; returns what to ask for."""
-    words = [sys.executable, "-c", PUSH, url.removeprefix("http://"), str(octets)]
-    return lab.controller.run(words, timeout=120, check=True).stdout.strip()
 
 
 # --- the figures ---
@@ -288,22 +241,11 @@ def bars(found: Found) -> list[Bar]:
     return met
 
 
-def role(words: list[str]) -> int | None:
-    """Be one of the processes that the run starts; None when this is the run itself."""
-    match words:
-        case ["--source"]:
-            source()
-        case ["--load", port, target, connections]:
-            print(load(int(port), target, int(connections)))
-        case _:
-            return None
-    return 0
-
-
 def main() -> int:
-    """Run the benchmark, or a part of it."""
-    if (done := role(sys.argv[1:])) is not None:
-        return done
+    """Run the benchmark, or a part of it; or be the source that it starts."""
+    if sys.argv[1:] == ["--source"]:
+        source()
+        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="for all parts; else two and more, as time allows")
     parser.add_argument("--only", default="near,registry,far,lossy", help="parts, by commas")
