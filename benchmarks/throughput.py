@@ -59,7 +59,7 @@ PARTS = [
     # Long enough that what counts is how it goes on, and not how TCP begins.
     Part("far", Line(20), ["ssh", "asyncssh-gcm", "ours"], {1: 160, 4: 80}, rounds=2),
     Part("far", Line(80), ["ssh", "ours"], {1: 80, 4: 64}, rounds=2),
-    Part("lossy", Line(20, 1000), ["ssh", "ours"], {1: 16, 4: 4}),
+    Part("lossy", Line(20, 1000), ["ssh", "ours"], {1: 16, 4: 8}),
 ]
 
 
