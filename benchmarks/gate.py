@@ -35,6 +35,7 @@ from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.ports import AgentChannel, Source
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.loop import loop_factory
+from tunnelmgr.fair_queue import Share, fair_queue
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
@@ -132,6 +133,9 @@ class Accepted(Upstream):
     def __init__(self, connected: socket.socket) -> None:
         super().__init__(connected)
         self._seen = b""
+        share = Share(fair_queue(asyncio.get_running_loop()))
+        self.scheduled = share.scheduled
+        self.checkpoint = share.checkpoint
 
     async def wanted(self) -> bool:
         """Wait for the next request."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import asyncssh
 
+from tunnelmgr import fair_queue
 from tunnelmgr.cli.logs import LogFormat, configure
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, TunnelBound, TunnelEnded, TunnelProbed
@@ -28,7 +29,6 @@ from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.tunnel import allowance
 from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.entry import Entry
 from tunnelmgr.tunnel.keys import Login
@@ -126,8 +126,8 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     read: Callable[[], str] = sys.stdin.readline
     order = json.loads(await loop.run_in_executor(None, read))
-    if not order["allowance"]:
-        allowance.SHARE = 1e6
+    if not order["no_op_budget"]:
+        fair_queue.NO_OP_SHARE = 1e6
     async with asyncio.TaskGroup() as tasks:
         Side(order, tasks)
         while await loop.run_in_executor(None, read):

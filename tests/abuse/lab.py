@@ -167,7 +167,7 @@ class Stage:
         """Start the controller's side and wait until every tunnel is up."""
         target = await self.tasks(tcp_at_work(give_blob))
         made = await self.tasks(child("controller_side"))
-        order = {"max_channels": 128, "connect_timeout": 10.0, "allowance": True} | how
+        order = {"max_channels": 128, "connect_timeout": 10.0, "no_op_budget": True} | how
         told = [
             {name: getattr(agent, name) for name in ("id", "port", "host_key", "listen", "protocol", "probe_interval")}
             for agent in agents

@@ -100,11 +100,11 @@ async def _let_go(bad: Agent, controller: Controller) -> None:
 
 
 async def test_rejected_opens_leave_no_channel_behind() -> None:
-    """With the allowance lifted, so that all of them are really worked off: neither a channel nor memory stays."""
+    """With the budget lifted, so that all of them are really processed: neither a channel nor memory stays."""
     async with staged() as stage:
         # One probe and no more: an agent that opens without end takes the probe's own place, and so loses its tunnel.
         bad = await stage.agent("bad", probe_interval=3600.0)
-        controller = await stage.controller(bad, max_channels=1, allowance=False)
+        controller = await stage.controller(bad, max_channels=1, no_op_budget=False)
         await bad.do("opens", type="forwarded-tcpip", count=2000, unanswered=512)
         before, begun = controller.resident, await controller.holds()
 
@@ -126,7 +126,7 @@ async def test_requests_whose_answers_are_not_read_fill_no_memory() -> None:
     """The answers wait in our own process, so the agent that does not take them is not read any further."""
     async with staged() as stage:
         bad = await stage.agent("bad", probe_interval=1.0)
-        controller = await stage.controller(bad, allowance=False)
+        controller = await stage.controller(bad, no_op_budget=False)
         controller.forget_peak()
         before = controller.peak
 
@@ -173,7 +173,7 @@ async def test_a_long_debug_message_neither_grows_nor_speaks() -> None:
     """Debug messages as large as a packet may be, with control characters: read past, and never written."""
     async with staged() as stage:
         bad = await stage.agent("bad", probe_interval=10.0)
-        controller = await stage.controller(bad, allowance=False)
+        controller = await stage.controller(bad, no_op_budget=False)
         before = controller.resident
 
         did = await bad.do("debugs", count=REQUESTS // 10, size=30_000)

@@ -1,4 +1,4 @@
-"""The loop's time as a currency, and the line that deals it out."""
+"""The line that gives asyncssh no more than the fair queue and the no-op budget allow."""
 
 import asyncio
 from dataclasses import replace
@@ -8,57 +8,14 @@ import pytest
 from tests.abuse.lab import tell
 from tests.tunnel.ssh_server import Sshd, generate, sshd_at_work, tcp_at_work, until
 from tunnelmgr.errors import UnreachableError
+from tunnelmgr.fair_queue import NO_OP_BURST
 from tunnelmgr.tunnel import line as lines
-from tunnelmgr.tunnel.allowance import BURST, SHARE, Allowance
 from tunnelmgr.tunnel.dialer import Dialer
+from tunnelmgr.tunnel.fastpath import UNSEEN
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.line import LARGEST, SMALLEST, Line
 from tunnelmgr.tunnel.scan import shown_key
 from tunnelmgr.tunnel.ssh import dial
-
-# --- the account ---
-
-
-def test_what_is_saved_up_may_be_spent_at_once() -> None:
-    """An agent that has been quiet is not slowed."""
-    account = Allowance(now=100.0)
-
-    account.spend(BURST * 0.99)
-
-    assert account.rest(now=100.0) == 0
-
-
-def test_beyond_that_a_connection_rests_until_its_share_has_paid() -> None:
-    """A tenth of the time at work is nine tenths at rest, however long it goes on."""
-    account, now, worked = Allowance(now=0.0), 0.0, 0.0
-    for _ in range(10_000):
-        account.spend(0.001)
-        worked += 0.001
-        now += 0.001
-        now += account.rest(now)
-
-    assert worked == pytest.approx(BURST + SHARE * now, rel=0.01)
-
-
-def test_bytes_in_channels_earn_more_than_they_cost() -> None:
-    """A pull or a push of any length never rests: 32 KiB take 0.3 ms at the most."""
-    account = Allowance(now=0.0)
-    for _ in range(10_000):
-        account.spend(0.0003)
-        account.earn(32 * 1024)
-        assert account.rest(now=0.0) == 0
-
-
-def test_bytes_cannot_be_saved_up_for_a_flood() -> None:
-    """A gigabyte pulled buys no more than the burst that everybody has."""
-    account = Allowance(now=0.0)
-    account.earn(1 << 30)
-    account.rest(now=86400.0)
-
-    account.spend(BURST + 1.0)
-
-    assert account.rest(now=86400.0) == pytest.approx(1.0 / SHARE)
-
 
 # --- the line ---
 
@@ -85,8 +42,8 @@ class Slow(asyncio.Protocol):
         self.lost = True
 
 
-async def received(turns: int, total: int) -> Slow:
-    """Let a line receive so much for a protocol that is slow."""
+async def received(turns: int, total: int) -> tuple[Slow, Line]:
+    """Let a line receive so much for a protocol that is slow; return both."""
 
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(bytes(total))
@@ -94,22 +51,23 @@ async def received(turns: int, total: int) -> Slow:
 
     made = Slow(turns)
     async with tcp_at_work(talk) as endpoint:
-        await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
+        line, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
+        assert isinstance(line, Line)
         await until(lambda: sum(made.pieces) == total and made.lost, 30)
-    return made
+    return made, line
 
 
-async def test_cheap_bytes_come_in_large_pieces() -> None:
-    """Bulk data is passed on as fast as ever."""
-    made = await received(turns=0, total=4 << 20)
+async def test_cheap_bytes_are_received_in_large_pieces() -> None:
+    """Bulk data costs few system calls; a protocol whose packets cannot be told apart gets little of it at a time."""
+    made, line = await received(turns=0, total=4 << 20)
 
-    assert max(made.pieces) == LARGEST
-    assert len(made.pieces) < 300
+    assert line._piece == LARGEST
+    assert max(made.pieces) == UNSEEN
 
 
 async def test_dear_bytes_come_in_small_pieces() -> None:
     """Thousands of messages in one read are many turns of the loop, and the last of them comes through too."""
-    made = await received(turns=500, total=24 << 10)
+    made, _ = await received(turns=500, total=24 << 10)
 
     assert max(made.pieces) <= 2 * SMALLEST
     assert sum(made.pieces) == 24 << 10
@@ -187,8 +145,8 @@ async def test_the_line_is_overdrawn_while_it_rests_and_a_moment_longer() -> Non
         line, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
         assert isinstance(line, Line)
         assert not line.overdrawn
-        line._allowance.spend(BURST + 0.005)
-        line._look()
+        line._no_ops.spend(NO_OP_BURST + 0.005)
+        line._go_on()
         assert line.overdrawn
         line.write(b"x")
         await asyncio.sleep(0.01)

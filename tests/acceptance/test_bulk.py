@@ -40,8 +40,8 @@ def accounted(channel, count):
     past_asyncssh["sent"] += count
     account(channel, count)
 
-def hearing(connection, wire):
-    taken = work_off(connection, wire)
+def hearing(connection, wire, out_of_time):
+    taken = work_off(connection, wire, out_of_time)
     past_asyncssh["heard"] += taken
     return taken
 

@@ -11,9 +11,10 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.differential.oracle import DENY, PULL, PUSH, Served, served_in, viola
 from tests.gate.conftest import CALLER, Registry, digest_of, running_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.fair_queue import Share, fair_queue
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
 
@@ -66,6 +68,14 @@ class Wire:
     def __init__(self, raw: bytes) -> None:
         self._left = [raw]
         self.got = bytearray()
+
+    def scheduled(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        """Have the coroutine take turns with others, as a tunnel's channel does."""
+        return Share(fair_queue(asyncio.get_running_loop())).scheduled(coroutine)
+
+    async def checkpoint(self) -> None:
+        """Let others run."""
+        await asyncio.sleep(0)
 
     async def wanted(self) -> bool:
         """Tell whether anything is left."""

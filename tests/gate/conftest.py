@@ -8,10 +8,11 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import h11
 import pytest
@@ -20,7 +21,8 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.ports import Source
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate.caller import Caller
+from tunnelmgr.fair_queue import Share, fair_queue
+from tunnelmgr.gate.caller import Caller, RequestRecord
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
 
@@ -29,10 +31,27 @@ CALLER = Caller(AgentId("static:builder-1"), "builder-1", "ci", "registry-1", "1
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
 
+class Records:
+    """A request log that keeps its records."""
+
+    def __init__(self) -> None:
+        self.all: list[RequestRecord] = []
+        self.settled: list[AgentId] = []
+
+    def record(self, request: RequestRecord) -> None:
+        """Keep one."""
+        self.all.append(request)
+
+    async def settle(self, agent: AgentId) -> None:
+        """Keep who was asked to wait."""
+        self.settled.append(agent)
+
+
 class MemoryChannel:
     """A `Channel` whose agent's side is in the test's hands."""
 
     def __init__(self) -> None:
+        self.checkpoints = 0
         self.incoming: asyncio.Queue[bytes | ConnectionError] = asyncio.Queue()
         self.outgoing = bytearray()
         self.ended = False
@@ -44,6 +63,15 @@ class MemoryChannel:
         self.largest_write = 0
         self.draining = asyncio.Event()
         self.seen: list[bytes | ConnectionError] = []
+
+    def scheduled(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        """Have the coroutine take turns with others, as a tunnel's channel does."""
+        return Share(fair_queue(asyncio.get_running_loop())).scheduled(coroutine)
+
+    async def checkpoint(self) -> None:
+        """Let others run."""
+        self.checkpoints += 1
+        await asyncio.sleep(0)
 
     async def wanted(self) -> bool:
         """Wait for what the agent sends, or for the tunnel's end."""

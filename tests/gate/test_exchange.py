@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
+from tests.gate.conftest import Records
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.registry import probe_request
 from tunnelmgr.core.tunnel import Endpoint
@@ -18,7 +19,7 @@ from tunnelmgr.gate.traffic import Traffic
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Conversation, MemoryChannel, Scripted, Talk
-    from tunnelmgr.gate.caller import Caller, RequestRecord
+    from tunnelmgr.gate.caller import Caller
 
 HOST = b"Host: localhost:5000\r\n"
 NOBODY = Endpoint("127.0.0.1", 1)
@@ -71,8 +72,8 @@ async def test_the_gate_says_who_the_agent_is_without_a_registry(talk: "Talk") -
 async def test_a_probe_gets_what_it_would_get_if_it_were_written_otherwise(talk: "Talk", caller: "Caller") -> None:
     """The same answer and the same record; known by its exact bytes, it is only not read in full."""
     gate = impatient()
-    records: list[RequestRecord] = []
-    gate.on_request = records.append
+    records = Records()
+    gate.requests = records
     question = probe_request(caller.listener, "0aF9")
     async with talk(gate, NOBODY) as agent:
         agent.channel.send(question)
@@ -88,10 +89,10 @@ async def test_a_probe_gets_what_it_would_get_if_it_were_written_otherwise(talk:
     assert json.loads(probed.body)["proof"] == "0aF9builder-1"
     assert (probed.status, probed.headers, probed.body) == (likened.status, likened.headers, likened.body)
     assert odd.status == 400
-    assert [(record.action, record.status) for record in records] == [
+    assert [(record.action, record.status) for record in records.all] == [
         ("well-known", status) for status in (200, 200, 400)
     ]
-    exact, otherwise = (replace(record, took=0.0) for record in records[:2])
+    exact, otherwise = (replace(record, took=0.0) for record in records.all[:2])
     assert exact == otherwise
 
 
@@ -445,15 +446,15 @@ async def test_a_head_may_come_in_pieces(talk: "Talk") -> None:
 
 async def test_an_agent_that_ends_in_mid_head_is_let_go(talk: "Talk") -> None:
     """There is nobody to answer, and nothing to record."""
-    records: list[RequestRecord] = []
+    records = Records()
     gate = impatient()
-    gate.on_request = records.append
+    gate.requests = records
 
     async with talk(gate, NOBODY) as agent:
         agent.channel.send(b"GET /v2/ HT")
 
     assert not agent.channel.outgoing
-    assert records == []
+    assert records.all == []
 
 
 async def test_an_answer_that_keeps_coming_is_not_cut_off(talk: "Talk", scripted: "Scripted") -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.gate.conftest import MemoryChannel
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.link import RegistryLink
+from tunnelmgr.gate.link import SLOTS, RegistryLink
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Script, Scripted, ScriptedRegistry
@@ -20,7 +20,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 
 def link_to(registry: "ScriptedRegistry") -> RegistryLink:
     """Return a link that waits as long as the test may take."""
-    return RegistryLink(registry.endpoint, head_timeout=10, idle_timeout=10)
+    return RegistryLink(registry.endpoint, asyncio.Semaphore(SLOTS), head_timeout=10, idle_timeout=10)
 
 
 async def test_sending_to_a_registry_that_hung_up_is_its_fault(scripted: "Scripted") -> None:
@@ -161,3 +161,31 @@ async def test_an_empty_body_is_over_at_once(scripted: "Scripted") -> None:
         head = await link.ask("GET", GET)
         assert [pieces async for pieces in link.body(head)] == []
         link.abort()
+
+
+async def test_an_agent_waits_for_a_slot_until_one_of_its_requests_is_answered(scripted: "Scripted") -> None:
+    """A request that finds no slot goes out once an earlier one has its answer, and fails if none has one in time."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await answer.wait()
+        writer.write(HEAD + b"ok")
+        await reader.read()
+
+    async with scripted(slow) as registry, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        slots = asyncio.Semaphore(1)
+        links = [
+            RegistryLink(registry.endpoint, slots, head_timeout=patience, idle_timeout=10) for patience in (9, 0.05)
+        ]
+        first = tasks.create_task(links[0].ask("GET", GET), name="first")
+        await asked.wait()
+        with pytest.raises(RegistryUnavailableError, match="earlier requests of this agent"):
+            await links[1].ask("GET", GET)
+
+        answer.set()
+        assert (await first).status == 200
+        assert (await links[1].ask("GET", GET)).status == 200
+        for link in links:
+            link.abort()

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from structlog.testing import capture_logs
 
+from tests.gate.conftest import Records
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.gate.session import Gate
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Conversation, Registry, Reply, Talk
-    from tunnelmgr.gate.caller import RequestRecord
 
 ACCEPT = "Accept: application/vnd.docker.distribution.manifest.v2+json"
 KIND = "Content-Type: application/vnd.docker.distribution.manifest.v2+json"
@@ -198,9 +197,9 @@ ATTACKS = {
 @pytest.mark.parametrize("raw", ATTACKS.values(), ids=ATTACKS.keys())
 async def test_two_readings_end_the_channel(talk: "Talk", gate_for: Grants, registry: "Registry", raw: bytes) -> None:
     """Traps 21 and 22: one 400 and nothing more, though the registry would have taken it."""
-    records: list[RequestRecord] = []
+    records = Records()
     gate = gate_for(push=("team/**",), deny=("secret", "secret/**"))
-    gate.on_request = records.append
+    gate.requests = records
 
     async with talk(gate, registry.endpoint) as agent:
         agent.channel.send(raw)
@@ -212,7 +211,7 @@ async def test_two_readings_end_the_channel(talk: "Talk", gate_for: Grants, regi
     assert refused.message.startswith("tunnelmgr: ")
     assert refused.headers["connection"] == "close"
     assert not agent.channel.outgoing
-    assert [record.status for record in records] == [400]
+    assert [record.status for record in records.all] == [400]
 
 
 async def test_pipelined_requests_are_each_judged(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
@@ -344,51 +343,50 @@ async def test_the_agents_wish_to_close_is_met(talk: "Talk", gate_for: Grants, r
     assert answered.headers["connection"] == "close"
 
 
-async def test_every_request_is_logged_and_recorded(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """One line and one record each, without values of headers or a state; allowed reading only at debug."""
-    records: list[RequestRecord] = []
+async def test_every_request_is_recorded(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Each request leaves one record, which holds no values of headers and no state of an upload."""
+    records = Records()
     gate = gate_for()
-    gate.on_request = records.append
+    gate.requests = records
 
-    with capture_logs() as lines:
-        async with talk(gate, registry.endpoint) as agent:
-            await agent.ask("GET", "/v2/", "Authorization: Basic hidden")
-            await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)
-            await agent.ask("PATCH", "/v2/team/app/blobs/uploads/1?_state=hidden")
+    async with talk(gate, registry.endpoint) as agent:
+        await agent.ask("GET", "/v2/", "Authorization: Basic hidden")
+        await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)
+        await agent.ask("PATCH", "/v2/team/app/blobs/uploads/1?_state=hidden")
 
-    logged = [line for line in lines if line["event"] == "request"]
-    assert [line["log_level"] for line in logged] == ["debug", "debug", "info"]
-    assert logged[1] | {"bytes": 0, "took": 0} == {
-        "agent": "static:builder-1",
-        "group": "ci",
-        "action": "pull",
-        "repository": "team/app",
-        "reference": "v1",
-        "verdict": "allowed",
-        "status": 200,
-        "bytes": 0,
-        "took": 0,
-        "event": "request",
-        "log_level": "debug",
-    }
-    assert "hidden" not in repr((lines, records))
-    assert all(0 < record.took < 1 for record in records), "a clock that counts milliseconds has none for some"
-    assert [(record.verdict, record.rule) for record in records] == [
+    assert "hidden" not in repr(records.all)
+    assert all(0 < record.took < 1 for record in records.all), "a clock that counts milliseconds has none for some"
+    assert [(record.verdict, record.rule) for record in records.all] == [
         ("allowed", "always"),
         ("allowed", "pull **"),
         ("refused", "default"),
     ]
-    assert records[1].bytes_to_agent > 0
-    assert records[1].bytes_from_agent > 0
+    assert records.all[1].bytes_to_agent > 0
+    assert records.all[1].bytes_from_agent > 0
+
+
+async def test_after_each_request_the_agent_settles_with_the_request_log(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """An agent that causes more records than may be written waits before its next request."""
+    gate = gate_for()
+    gate.requests = records = Records()
+
+    async with talk(gate, registry.endpoint) as agent:
+        await agent.ask("GET", "/v2/")
+        await agent.ask("GET", "/v2/none/such/manifests/v1")
+
+    assert records.settled == [record.caller.agent for record in records.all]
+    assert len(records.settled) == 2
 
 
 async def test_a_client_that_tries_https_first_is_told_and_not_audited(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
     """A TLS greeting is no request: it is answered so that the client goes on in plain HTTP, and leaves no record."""
-    records: list[RequestRecord] = []
+    records = Records()
     gate = gate_for()
-    gate.on_request = records.append
+    gate.requests = records
 
     async with talk(gate, registry.endpoint) as agent:
         agent.channel.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")
@@ -396,7 +394,7 @@ async def test_a_client_that_tries_https_first_is_told_and_not_audited(
 
     assert told.status == 400
     assert b"plain HTTP" in told.body
-    assert records == []
+    assert records.all == []
 
 
 async def test_a_closed_gate_refuses_what_the_policy_allows_and_still_answers_the_probe(

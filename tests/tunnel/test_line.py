@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -10,8 +11,10 @@ import pytest
 
 from tests.tunnel.ssh_server import free_port, tcp_at_work, until
 from tunnelmgr.errors import UnreachableError
+from tunnelmgr.fair_queue import SLICE, Share, fair_queue
 from tunnelmgr.tunnel.dialer import Dialer
-from tunnelmgr.tunnel.line import PUT_OFF, SEND_AHEAD, Line, spare
+from tunnelmgr.tunnel.fastpath import UNSEEN
+from tunnelmgr.tunnel.line import LARGEST, PUT_OFF, SEND_AHEAD, Line, spare
 
 
 class Recording(asyncio.Protocol):
@@ -124,10 +127,10 @@ async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quic
 
 
 async def test_an_answer_goes_out_with_what_it_answers() -> None:
-    """Without another turn of the loop; what is written at any other time waits for one."""
+    """An answer is sent at the end of the step that caused it; other data waits for the next iteration of the loop."""
     with unread(Conversing) as (line, other):
         await arrive(line, other, b"say")
-        line._read()
+        line._on_readable()
         assert line.get_write_buffer_size() == 0
         assert other.recv(100) == b"said"
 
@@ -138,7 +141,7 @@ async def test_an_answer_goes_out_with_what_it_answers() -> None:
 
 
 async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> None:
-    """What comes meanwhile waits for four batches at most, and for none once they stop."""
+    """What arrives meanwhile waits for four batches at most, and for none once they stop."""
 
     def heard() -> int:
         assert isinstance(line.protocol, Recording)
@@ -148,18 +151,86 @@ async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> 
         await arrive(line, other, b"adjust")
         for _ in range(PUT_OFF - 1):
             line.send_batch(spare(), 8)
-            line._read()
+            line._on_readable()
         assert heard() == 1
         line.send_batch(spare(), 8)
-        line._read()
+        line._on_readable()
         assert heard() == 2
 
         await arrive(line, other, b"adjust")
         line.send_batch(spare(), 8)
-        line._read()
+        line._on_readable()
         assert heard() == 2
-        line._read()
+        line._on_readable()
         assert heard() == 3
+
+
+class Costly(asyncio.Protocol):
+    """Uses up the slice for each message of `UNSEEN` bytes."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def data_received(self, data: bytes) -> None:
+        """Work for longer than a slice."""
+        self.sizes.append(len(data))
+        began = time.thread_time()
+        while time.thread_time() - began < SLICE:
+            pass
+
+
+async def test_a_piece_that_takes_too_long_goes_on_in_later_steps() -> None:
+    """A large piece of costly messages is processed bit by bit, in order and to its end, with others in between."""
+    with unread(Costly) as (line, other):
+        line._piece = LARGEST
+        await arrive(line, other, bytes(10 * UNSEEN))
+        assert isinstance(line.protocol, Costly)
+
+        line._on_readable()
+        first = list(line.protocol.sizes)
+        iterations = 0
+        while sum(line.protocol.sizes) < 10 * UNSEEN:
+            iterations += 1
+            await asyncio.sleep(0)
+
+        assert first == [UNSEEN]
+        assert line.protocol.sizes == [UNSEEN] * 10
+        assert iterations >= 9
+
+
+async def test_a_connection_whose_turn_has_not_come_is_not_polled() -> None:
+    """While a step waits in the queue, the loop does not report the same bytes in every iteration."""
+    with unread(Recording) as (line, other):
+        share = Share(fair_queue(asyncio.get_running_loop()))
+        await arrive(line, other, b"hello")
+        share.run(lambda: _use_up(2 * SLICE))
+        line._on_readable()
+        assert isinstance(line.protocol, Recording)
+        assert line.protocol.calls == ["made"]
+
+        line._on_readable()
+        assert line._stream._reader is None
+
+        await until(lambda: b"hello" in line.protocol.calls)
+        assert line._stream._reader is not None
+
+
+async def test_a_step_that_finds_its_line_ended_does_nothing() -> None:
+    """A line may end while its step waits for its turn."""
+    with unread(Recording) as (line, other):
+        await arrive(line, other, b"hello")
+        Share(fair_queue(asyncio.get_running_loop())).run(lambda: _use_up(2 * SLICE))
+        line._on_readable()
+        line.abort()
+
+        await until(lambda: len(line.protocol.calls) > 1)
+        assert line.protocol.calls == ["made", ("lost", None)]
+
+
+def _use_up(seconds: float) -> None:
+    began = time.thread_time()
+    while time.thread_time() - began < seconds:
+        pass
 
 
 async def test_a_reset_is_passed_on_with_its_reason() -> None:

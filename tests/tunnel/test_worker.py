@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.tunnel.desk import Desk
 from tests.tunnel.ssh_server import Sshd, forward, generate, public, tcp_at_work, until
+from tunnelmgr import fair_queue
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.reconcile import OpenTunnel
@@ -26,7 +27,7 @@ from tunnelmgr.errors import (
     ListenRefusedError,
     ProbeTimeoutError,
 )
-from tunnelmgr.tunnel import allowance, worker
+from tunnelmgr.tunnel import worker
 from tunnelmgr.tunnel.entry import AT_ONCE, Entry
 from tunnelmgr.tunnel.worker import Settings, Worker, next_beat
 
@@ -509,8 +510,8 @@ def patient(settings: Settings) -> Settings:
 
 async def test_no_more_channels_are_open_than_allowed(sshd: Sshd, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """5,000 opens, 500 at once, leave the tunnel up, its probes answered, and nothing behind."""
-    # What such a flood may cost is the allowance's matter, and depends on how quick this machine is.
-    monkeypatch.setattr(allowance, "BURST", 60.0)
+    # What such a flood may cost is for the no-op budget to say, and depends on how quick this machine is.
+    monkeypatch.setattr(fair_queue, "NO_OP_BURST", 60.0)
     one = forward()
     async with alive(sshd.spec(one), patient(desk.settings(max_channels=16))) as life, asyncio.timeout(60):
         await desk.up()

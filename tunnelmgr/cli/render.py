@@ -33,8 +33,10 @@ def problems(facts: Json, agents: list[Json]) -> list[str]:
         found.append("the registry listens beyond loopback: anybody who reaches this machine can pull")
     if not facts["state"]["ok"]:
         found.append(f"the state cannot be written: {facts['state']['error']}")
-    if not facts["audit"]["ok"]:
+    if facts["audit"]["error"]:
         found.append(f"the audit log cannot be written: {facts['audit']['error']}")
+    elif not facts["audit"]["ok"]:
+        found.append(f"the audit log lost entries in the last minutes, {facts['audit']['lost']} since the start")
     found += [
         f"source {source['name']}: {source['error'] or 'no answer yet'}"
         for source in facts["sources"]

@@ -1,125 +1,245 @@
 """The audit log: one JSON object a line, appended and never changed, for every authorised action and every refusal.
 
-Writing never holds up a pull: entries wait in a bounded queue for a thread of its own. What cannot be written is
-counted and shown; `healthy` lets the gate refuse instead, where the configuration asks for that.
+- Entries wait in a queue that is bounded for each agent, and a thread writes all that wait with one open and one write.
+  So the agents do not wait for the disk, and none of them can fill the queue for the others: see `room`.
+- A batch that cannot be written is kept and tried again. `healthy` is true again only once it is written, so that a
+  gate which requires the audit opens when an entry that was due is on the disk, and not when an empty write succeeds.
+- What finds no room is lost, counted and told: an entry `audit-lost` follows as soon as entries are written again.
 """
 
+import asyncio
 import json
 import os
-import queue
 import threading
+import time
+from collections import Counter, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
+from tunnelmgr.core.agent import AgentId
+
 log = structlog.get_logger(__name__)
 
-WAITING = 10_000
-"""Entries that may wait to be written; what comes on top is lost, and counted."""
-TRY_AGAIN = 1.0
-"""Seconds between two looks at a file that could not be written."""
-MODE = 0o640
+PER_AGENT: Final = 256
+"""Entries of one agent that may wait to be written."""
+BATCH: Final = 1024
+"""Entries written with one call, about 500 KiB."""
+TRY_AGAIN: Final = 1.0
+"""Seconds between two attempts to write a batch that could not be written."""
+STALLED: Final = 5.0
+"""Seconds that one write may take before the disk counts as one that cannot be written."""
+LATELY: Final = 300.0
+"""Seconds for which a lost entry is shown as a fault."""
+MODE: Final = 0o640
 _TAIL = 64 * 1024
+
+Entry = dict[str, Any]
 
 
 class AuditLog:
-    """Appends to a file, or to the ordinary log where there is none.
+    """Appends to a file, or to the ordinary log if there is none.
 
-    Sequence numbers go on from the last line of the file, so that a missing line shows.
+    Sequence numbers continue from the last line of the file; a lost entry leaves a gap, so that it shows. `sync` tells
+    whether each batch has to reach the disk itself (`fsync(2)`).
     """
 
-    def __init__(self, file: Path | None, controller: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, file: Path | None, controller: str, clock: Callable[[], float], sync: Callable[[], bool] = lambda: False
+    ) -> None:
         self._file = file
         self._controller = controller
         self._clock = clock
-        self._entries: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._sync = sync
         self._sequence = _last_sequence(file) if file else 0
-        self._thread: threading.Thread | None = None
-        self.error: str | None = None
+        self._waiting: Counter[AgentId | None] = Counter()
+        self._room: dict[AgentId | None, asyncio.Event] = {}
+        self._last_loss = float("-inf")
+        self._told = 0  # of the lost entries, how many an entry has told of
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._writer = _Writer(file, self._written) if file else None
         self.lost = 0
 
     @property
+    def error(self) -> str | None:
+        """Why entries are not being written, None if they are."""
+        if self._writer is None:
+            return None
+        return self._writer.error or ("the disk does not answer" if self._writer.stalled else None)
+
+    @property
     def healthy(self) -> bool:
-        """Tell whether entries are being written."""
-        return self.error is None and self._entries.qsize() < WAITING
+        """Whether entries are being written."""
+        return self.error is None
+
+    @property
+    def lost_recently(self) -> bool:
+        """Whether an entry was lost in the last `LATELY` seconds."""
+        return self._clock() - self._last_loss < LATELY
 
     def start(self) -> None:
-        """Begin to write; find out at once whether the file can be written."""
-        if self._file is None:
-            return
-        self._append(b"")
-        self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
-        self._thread.start()
+        """Begin to write, from the running loop; the first entry shows at once whether the file can be written."""
+        if self._writer is not None:
+            self._loop = asyncio.get_running_loop()
+            self.note("audit-started")
+            self._writer.start(sync=self._sync)
 
     def close(self, patience: float = 5.0) -> None:
         """Write what waits, for at most `patience` seconds."""
+        if self._writer is not None:
+            self._writer.close(patience)
+
+    def note(self, code: str, agent: AgentId | None = None, **facts: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Add one entry, caused by `agent` if any; facts that are None are left out. Returns at once."""
+        self._sequence += 1
+        now = self._clock()
+        stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        entry: Entry = {"time": stamp, "sequence": self._sequence, "code": code, "controller": self._controller}
+        if agent is not None:
+            entry["agent"] = agent
+        entry |= {name: value for name, value in facts.items() if value is not None}
+        if self._writer is None:
+            log.info("audit", **{name: value for name, value in entry.items() if name != "time"})
+        elif self.full(agent):
+            self.lost += 1
+            self._last_loss = now
+        else:
+            self._waiting[agent] += 1
+            self._writer.put((agent, entry))
+
+    def full(self, agent: AgentId | None) -> bool:
+        """Whether the next entry of this agent would be lost."""
+        return self._waiting[agent] >= PER_AGENT
+
+    async def room(self, agent: AgentId) -> None:
+        """Wait until an entry of this agent finds room.
+
+        Waits as long as the disk takes; the caller sets the deadline.
+        """
+        while self.full(agent):
+            await self._room.setdefault(agent, asyncio.Event()).wait()
+
+    def _written(self, batch: list[tuple[AgentId | None, Entry]]) -> None:
+        """Take note, in the writer's thread, that entries are in the file."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._make_room, Counter(agent for agent, _ in batch))
+
+    def _make_room(self, written: Counter[AgentId | None]) -> None:
+        for agent, count in written.items():
+            self._waiting[agent] -= count
+            if self._waiting[agent] <= 0:
+                del self._waiting[agent]
+            if (waiter := self._room.pop(agent, None)) is not None:
+                waiter.set()
+        if self.lost > self._told:
+            missing, self._told = self.lost - self._told, self.lost
+            self.note("audit-lost", count=missing)
+
+
+class _Writer:
+    """The thread that writes."""
+
+    def __init__(self, file: Path, written: Callable[[list[tuple[AgentId | None, Entry]]], None]) -> None:
+        self._file = file
+        self._written = written
+        self._entries: deque[tuple[AgentId | None, Entry]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._busy_since: float | None = None
+        self._thread: threading.Thread | None = None
+        self._sync: Callable[[], bool] = lambda: False
+        self.error: str | None = None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether one write has been under way for too long."""
+        began = self._busy_since
+        return began is not None and time.monotonic() - began > STALLED
+
+    def start(self, *, sync: Callable[[], bool]) -> None:
+        self._sync = sync
+        self._write(self._next_batch())
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: tuple[AgentId | None, Entry]) -> None:
+        with self._changed:
+            self._entries.append(entry)
+            self._changed.notify()
+
+    def close(self, patience: float) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         if self._thread is not None:
-            self._entries.put(None)
             self._thread.join(patience)
 
-    def note(self, code: str, **facts: Any) -> None:  # noqa: ANN401 - any JSON value
-        """Add one entry; facts that are None are left out. Returns at once."""
-        self._sequence += 1  # a lost entry leaves a gap
-        if self._entries.qsize() >= WAITING:
-            self.lost += 1
-            return
-        time = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        told = {name: value for name, value in facts.items() if value is not None}
-        entry = {"time": time, "sequence": self._sequence, "code": code, "controller": self._controller, **told}
-        if self._file is None:
-            log.info("audit", **{name: value for name, value in entry.items() if name != "time"})
-        else:
-            self._entries.put(entry)
-
-    def _write_all(self) -> None:
-        while (entry := self._next()) is not None:
-            line = json.dumps(entry, ensure_ascii=True, separators=(",", ":")) + "\n"
-            if not self._append(line.encode()):
-                self.lost += 1
-
-    def _next(self) -> dict[str, Any] | None:
-        """Return the next entry; while the file cannot be written, try it now and then until one comes."""
+    def _run(self) -> None:
         while True:
-            try:
-                return self._entries.get(timeout=TRY_AGAIN if self.error else None)
-            except queue.Empty:
-                self._append(b"")
+            with self._changed:
+                self._changed.wait_for(lambda: self._entries or self._closing)
+                if not self._entries:
+                    return
+            if not self._write(self._next_batch()):
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._closing, TRY_AGAIN):
+                        self._write(self._next_batch())  # the last attempt
+                        return
 
-    def _append(self, data: bytes) -> bool:
-        """Append whole lines; opened anew each time, so that a rotated file is left alone."""
-        if self._file is None:
-            return False
+    def _next_batch(self) -> list[tuple[AgentId | None, Entry]]:
+        """Return the entries to write next; they stay in the queue until they are written."""
+        return [self._entries[at] for at in range(min(BATCH, len(self._entries)))]
+
+    def _write(self, batch: list[tuple[AgentId | None, Entry]]) -> bool:
+        """Write a batch from the front of the queue; return whether all of it is in the file."""
+        lines = [json.dumps(entry, ensure_ascii=True, separators=(",", ":")).encode() + b"\n" for _, entry in batch]
+        self._busy_since = time.monotonic()
         try:
-            place = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
-            try:
-                if os.fstat(place).st_size == 0:
-                    os.fchmod(place, MODE)  # for its group too, whatever the daemon's umask
-                written = os.write(place, data)
-                if written < len(data):
-                    # Half a line must not become the beginning of the next one.
-                    os.ftruncate(place, os.fstat(place).st_size - written)
-                    raise OSError(28, "no space left on device")
-            finally:
-                os.close(place)
+            whole = self._append(lines)
         except OSError as failed:
-            self._failed(f"{self._file}: {failed.strerror}")
-            return False
-        if self.error is not None:
-            log.info("audit is written again", lost=self.lost)
-            self.error = None
-        return True
+            whole, error = 0, f"{self._file}: {failed.strerror or failed}"
+        else:
+            error = f"{self._file}: no space left on device" if whole < len(lines) else ""
+        finally:
+            self._busy_since = None
+        for _ in range(whole):
+            self._entries.popleft()
+        if whole:
+            self._written(batch[:whole])
+        self._judge(error)
+        return not error
 
-    def _failed(self, error: str) -> None:
-        if self.error is None:
+    def _append(self, lines: list[bytes]) -> int:
+        """Append whole lines and return how many; the file is opened each time, so that a rotated one is left alone."""
+        data = b"".join(lines)
+        place = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
+        try:
+            if os.fstat(place).st_size == 0:
+                os.fchmod(place, MODE)  # readable by its group too, whatever the daemon's umask
+            written = os.write(place, data)
+            kept = data.rfind(b"\n", 0, written) + 1
+            if kept < written:
+                # Half a line must not become the beginning of the next one.
+                os.ftruncate(place, os.fstat(place).st_size - (written - kept))
+            if self._sync():
+                os.fsync(place)
+        finally:
+            os.close(place)
+        return data.count(b"\n", 0, kept)
+
+    def _judge(self, error: str) -> None:
+        if error and self.error is None:
             log.error("audit cannot be written", error=error)
-        self.error = error
+        elif not error and self.error is not None:
+            log.info("audit is written again")
+        self.error = error or None
 
 
 def _last_sequence(file: Path) -> int:
-    """Return the sequence number of the last whole line, 0 where there is none."""
+    """Return the sequence number of the last whole line, 0 if there is none."""
     try:
         with file.open("rb") as lines:
             lines.seek(0, os.SEEK_END)

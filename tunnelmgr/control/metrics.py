@@ -76,7 +76,9 @@ class WorldCollector(Collector):
         yield GaugeMetricFamily("tunnelmgr_uptime_seconds", "Seconds since the start", value=facts.uptime_s)
         yield GaugeMetricFamily("tunnelmgr_state_ok", "1 if state can be written", value=int(facts.store_error is None))
         yield GaugeMetricFamily(
-            "tunnelmgr_audit_ok", "1 if the audit log can be written", int(facts.audit.error is None)
+            "tunnelmgr_audit_ok",
+            "1 if the audit log is written and lost nothing lately",
+            int(facts.audit.error is None and not facts.audit.lost_recently),
         )
         yield CounterMetricFamily("tunnelmgr_audit_lost", "Audit entries that could not be written", facts.audit.lost)
         reachable = int(facts.registry.reachable)

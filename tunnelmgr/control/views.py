@@ -32,10 +32,11 @@ class RegistryFacts:
 
 @dataclass(frozen=True, slots=True)
 class AuditFacts:
-    """How the audit log does: why it cannot be written, and how many entries were lost so."""
+    """How the audit log does: why it cannot be written, how many entries were lost, and whether some were just now."""
 
     error: str | None = None
     lost: int = 0
+    lost_recently: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,12 @@ def status_view(world: World, facts: DaemonFacts) -> Json:
             "loopback_only": facts.registry.loopback_only,
             "error": facts.registry.error,
         },
-        "audit": {"ok": facts.audit.error is None, "error": facts.audit.error, "lost": facts.audit.lost},
+        "audit": {
+            "ok": facts.audit.error is None and not facts.audit.lost_recently,
+            "error": facts.audit.error,
+            "lost": facts.audit.lost,
+            "lost_recently": facts.audit.lost_recently,
+        },
         "state": {"ok": facts.store_error is None, "error": facts.store_error},
     }
 

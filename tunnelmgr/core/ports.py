@@ -1,10 +1,12 @@
 """Every protocol by which the layers meet; each is implemented by exactly one folder above."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.trust import HostTrust
+
+Result = TypeVar("Result")
 
 
 class Source(Protocol):
@@ -30,6 +32,14 @@ class Channel(Protocol):
 
         Raises ConnectionError when the channel was aborted.
         """
+        ...
+
+    def scheduled(self, coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
+        """Return the coroutine such that, as a task, its steps take turns with those of other agents."""
+        ...
+
+    async def checkpoint(self) -> None:
+        """Let other agents run if this one has used up its slice; called often in loops that may not wait."""
         ...
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:

@@ -91,9 +91,9 @@ class Daemon:
         # Bells ring late rather than never, and once rather than many times.
         defaults = {"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
         self.scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
-        self.audit = AuditLog(self.begun.audit, self.begun.name, self.clock)
-        self.auditor = Auditor(self.audit, lambda: self.world)
-        self.gate = Gate(policy=self._policy, proof=self._proof, on_request=self._witness_request, closed=self._closed)
+        self.audit = AuditLog(self.begun.audit, self.begun.name, self.clock, lambda: self._audit_required)
+        self.auditor = Auditor(self.audit, lambda: self.world, self.clock)
+        self.gate = Gate(policy=self._policy, proof=self._proof, requests=self, closed=self._closed)
         self.metrics = MetricsServer(self)
         self.supervisor = Supervisor(self.tasks, self._settings(self.config))
         world = restored(self.store.load(), self.clock())
@@ -113,7 +113,7 @@ class Daemon:
     def facts(self) -> DaemonFacts:
         """Return what there is to say of this process."""
         uptime = time.monotonic() - self.started
-        audit = AuditFacts(self.audit.error, self.audit.lost)
+        audit = AuditFacts(self.audit.error, self.audit.lost, self.audit.lost_recently)
         return DaemonFacts(
             self.begun.name, __version__, uptime, self.registry.facts, self.controller.store_error, audit
         )
@@ -177,6 +177,7 @@ class Daemon:
                 task.cancel()
             await self.metrics.close()
             await control.close()
+            self.auditor.flush()
             self.audit.close()
 
     async def _start_metrics(self, at: Endpoint) -> None:
@@ -281,16 +282,29 @@ class Daemon:
 
     def _closed(self) -> str | None:
         """Return why the gate lets nothing pass; only where the configuration wants no action without an audit."""
-        if not self.config.controller.audit_required or self.audit.healthy:
+        if not self._audit_required or self.audit.healthy:
             return None
         return "the audit log cannot be written; mend controller.audit on the registry's machine"
+
+    @property
+    def _audit_required(self) -> bool:
+        return self.config.controller.audit_required
 
     def _proof(self, nonce: str, caller: Caller) -> str:
         return self.prover.proof(nonce, caller.agent, caller.listener)
 
-    def _witness_request(self, record: RequestRecord) -> None:
-        self.auditor.request(record)
-        self.metrics.count(record.caller.group, record.action, record.verdict, record.status)
+    # --- the gate's request log ---
+
+    def record(self, request: RequestRecord) -> None:
+        """Count a request, and write it down."""
+        self.metrics.count(request.caller.group, request.action, request.verdict, request.status)
+        self.auditor.record(request)
+
+    async def settle(self, agent: AgentId) -> None:
+        """Wait until the agent has paid for what it had us write."""
+        await self.auditor.settle(agent)
+
+    # --- searches ---
 
     def _seek(self, action: SeekEvidence) -> None:
         seeking = self.resolver.seek(action.agent, action.at_least, self.report)

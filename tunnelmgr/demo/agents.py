@@ -7,6 +7,7 @@ sleeps. So sshd may come and go while the machine lives, and ending that first p
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tunnelmgr.demo.namespaces import Namespace, Switch
 
 SSH_PORT = 22
+LOWEST_PRIORITY = 19  # setpriority(2)
 
 # $1 host name, $2 the agent's folder. The overlay covers all of /etc: a bind mount of a single file silently vanishes
 # as soon as the host replaces that file. Its upper layer is a tmpfs because an overlay cannot stack on another.
@@ -120,7 +122,7 @@ class LabAgent(Machine):
             processes.kill(pid)
         if self._sshd:
             self._sshd.end()
-        until(lambda: not any(self._sshd_processes()), f"sshd of {self.name} ends")
+        until(lambda: not any(self._sshd_processes()) and not self.listeners(SSH_PORT), f"sshd of {self.name} ends")
 
     def restart_sshd(self) -> None:
         """Kill sshd with all its sessions and start it again."""
@@ -134,6 +136,11 @@ class LabAgent(Machine):
     def resume_sshd_sessions(self) -> None:
         """Let frozen sessions go on."""
         self._signal_sessions(signal.SIGCONT)
+
+    def yield_cpu(self) -> None:
+        """Run its sshd and every session at the lowest priority: a real agent has a machine of its own."""
+        for pid, _ in self._sshd_processes():
+            os.setpriority(os.PRIO_PROCESS, pid, LOWEST_PRIORITY)
 
     def log(self) -> str:
         """All that sshd has logged."""

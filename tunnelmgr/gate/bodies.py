@@ -13,6 +13,8 @@ from tunnelmgr.errors import GateError
 from tunnelmgr.gate.framing import BodyShape, Coding
 
 LAST_CHUNK = b"0\r\n\r\n"
+PIECES = 32
+"""Pieces that one feed of a chunked body decodes at most: about a millisecond, however small the chunks are."""
 _CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: gate\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 Piece = bytes | memoryview
@@ -26,9 +28,11 @@ class BodyReader(Protocol):
     """What arrived after the body's end."""
     ends_with_stream: bool
     """Whether the end of the stream is the body's proper end."""
+    more: bool
+    """Whether `feed` of nothing gives more pieces: what was fed is not all decoded yet."""
 
     def feed(self, data: bytes) -> Sequence[Piece]:
-        """Return the body's bytes within `data`; not to be called once `done`."""
+        """Return the body's bytes within `data`, as far as they are decoded; not to be called once `done`."""
         ...
 
 
@@ -37,6 +41,7 @@ class CountedBody:
 
     __slots__ = ("_left", "done", "rest")
     ends_with_stream = False
+    more = False
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -58,7 +63,7 @@ class CountedBody:
 class ChunkedBody:
     """A body in chunks (RFC 9112, section 7.1); raises `error` where the coding is broken."""
 
-    __slots__ = ("_connection", "_error", "done", "rest")
+    __slots__ = ("_connection", "_error", "done", "more", "rest")
     ends_with_stream = False
 
     def __init__(self, error: type[GateError]) -> None:
@@ -69,18 +74,22 @@ class ChunkedBody:
         self._connection.next_event()
         self.done = False
         self.rest = b""
+        self.more = False
 
     def feed(self, data: bytes) -> Sequence[Piece]:
-        """Decode the chunks in `data`."""
-        if not data:
+        """Decode up to `PIECES` pieces of what was fed; a piece is a chunk, or the part of it that has arrived."""
+        if not data and not self.more:
             return ()
         pieces: list[Piece] = []
+        event: object = None
         try:
-            self._connection.receive_data(data)
-            while isinstance(event := self._connection.next_event(), h11.Data):
+            if data:
+                self._connection.receive_data(data)
+            while len(pieces) < PIECES and isinstance(event := self._connection.next_event(), h11.Data):
                 pieces.append(event.data)
         except h11.RemoteProtocolError as refused:
             raise self._error(f"the body's chunks are broken: {refused}") from refused
+        self.more = isinstance(event, h11.Data)
         if isinstance(event, h11.EndOfMessage):
             self.done = True
             self.rest = self._connection.trailing_data[0]
@@ -92,6 +101,7 @@ class BodyUntilClose:
 
     __slots__ = ("done", "rest")
     ends_with_stream = True
+    more = False
 
     def __init__(self) -> None:
         self.done = False

@@ -1,6 +1,7 @@
-"""Who speaks on a channel, and the record of what was asked there."""
+"""Who speaks on a channel, the record of what was asked there, and who takes these records."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from tunnelmgr.core.agent import AgentId
 
@@ -25,7 +26,8 @@ class RequestRecord:
     """One request and what became of it, for the audit.
 
     `verdict` is `allowed`, `refused` or `malformed`; `rule` is what decided. `status` is 0 when no answer was begun.
-    `reference` is a tag, a digest or an upload's id. `took` is in seconds.
+    `reference` is a tag, a digest or an upload's id. `took` is in seconds. `error` is the code of what went wrong
+    on the registry's side, and empty if nothing did; `reason` tells it to a person.
     """
 
     caller: Caller
@@ -39,3 +41,27 @@ class RequestRecord:
     bytes_to_agent: int
     bytes_from_agent: int
     took: float
+    error: str = ""
+    reason: str = ""
+
+
+class RequestLog(Protocol):
+    """Takes the record of every request."""
+
+    def record(self, request: RequestRecord) -> None:
+        """Take one; returns at once."""
+        ...
+
+    async def settle(self, agent: AgentId) -> None:
+        """Wait until an agent that has caused many records may cause more; bounded in time."""
+        ...
+
+
+class NoRequestLog:
+    """Takes the records and drops them."""
+
+    def record(self, request: RequestRecord) -> None:
+        """Drop it."""
+
+    async def settle(self, agent: AgentId) -> None:
+        """Return at once."""

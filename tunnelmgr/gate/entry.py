@@ -1,15 +1,11 @@
-"""The request in hand, as it becomes a record and a line in the log."""
+"""The request in hand, as it becomes a record."""
 
 from dataclasses import dataclass
-from typing import Final
-
-import structlog
 
 from tunnelmgr.core.policy import Verdict
-from tunnelmgr.core.registry import Action, RegistryRequest
+from tunnelmgr.core.registry import RegistryRequest
+from tunnelmgr.errors import GateError
 from tunnelmgr.gate.caller import Caller, RequestRecord
-
-_ROUTINE: Final = frozenset({Action.BASE, Action.WELL_KNOWN, Action.PULL, Action.CATALOG})
 
 
 @dataclass(slots=True)
@@ -20,6 +16,7 @@ class Entry:
     request: RegistryRequest | None = None
     verdict: str = "malformed"
     rule: str = "malformed"
+    failure: GateError | None = None
 
     def judge(self, verdict: Verdict) -> None:
         """Take note of what was decided."""
@@ -28,7 +25,7 @@ class Entry:
 
     def record(self, caller: Caller, *, status: int, sent: int, received: int, took: float) -> RequestRecord:
         """Return the record; `sent` and `received` are bytes to and from the agent."""
-        request = self.request
+        request, failure = self.request, self.failure
         return RequestRecord(
             caller=caller,
             method=self.method,
@@ -41,22 +38,6 @@ class Entry:
             bytes_to_agent=sent,
             bytes_from_agent=received,
             took=took,
+            error=failure.code if failure else "",
+            reason=str(failure) if failure else "",
         )
-
-
-def log_request(log: structlog.typing.FilteringBoundLogger, record: RequestRecord) -> None:
-    """Write one line: at debug for what agents may read and do all day, at info for pushes, deletes and refusals.
-
-    `log` is bound to the agent and its group, once for all the requests of a channel.
-    """
-    routine = record.verdict == "allowed" and record.action in _ROUTINE
-    (log.debug if routine else log.info)(
-        "request",
-        action=str(record.action),
-        repository=record.repository,
-        reference=record.reference,
-        verdict=record.verdict,
-        status=record.status,
-        bytes=record.bytes_to_agent + record.bytes_from_agent,
-        took=round(record.took, 4),
-    )

@@ -148,7 +148,8 @@ class Exchange:
         chunked = head.body.coding is Coding.CHUNKED
         try:
             async with asyncio.TaskGroup() as tasks:
-                sending = tasks.create_task(self._send_body(reader, wire, chunked=chunked), name="gate body")
+                body = self._agent.scheduled(self._send_body(reader, wire, chunked=chunked))
+                sending = tasks.create_task(body, name="gate body")
                 answer = await self._link.receive_head(head.method, after=sending)
                 # Not done yet, it waits for an agent or a registry that has nothing more to say.
                 stopped = sending.cancel()
@@ -173,7 +174,8 @@ class Exchange:
                     await self._link.send(wired)
                 if reader.done:
                     break
-                data = await self._receive_body()
+                await self._agent.checkpoint()
+                data = b"" if reader.more else await self._receive_body()
             if chunked:
                 await self._link.send(LAST_CHUNK)
         except RegistryUnavailableError:

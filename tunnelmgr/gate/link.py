@@ -3,6 +3,8 @@
 - A connection that the registry ended, or on which it spoke unasked, is replaced before the next request.
 - A request is sent again, once, only if it is GET or HEAD, went out on a kept connection, and no byte of an answer
   came: the registry may have closed the idle connection just then (RFC 9112, section 9.5; RFC 9110, section 9.2.2).
+- The channels of one agent share a few slots for requests that the registry has not begun to answer, so that an agent
+  with many channels does not make the others' requests wait in the registry.
 """
 
 import asyncio
@@ -16,14 +18,17 @@ from tunnelmgr.gate.bodies import Piece, body_reader
 from tunnelmgr.gate.framing import HeadBuffer, ResponseHead, parse_response_head
 from tunnelmgr.gate.upstream import Upstream
 
+SLOTS: Final = 4
+"""Requests without a body that one agent may have in the registry at once, until their answers begin."""
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 
 
 class RegistryLink:
     """The registry as one channel sees it; every failure of it is a RegistryUnavailableError."""
 
-    def __init__(self, target: Endpoint, *, head_timeout: float, idle_timeout: float) -> None:
+    def __init__(self, target: Endpoint, slots: asyncio.Semaphore, *, head_timeout: float, idle_timeout: float) -> None:
         self._target = target
+        self._slots = slots
         self._head_timeout = head_timeout
         self._idle_timeout = idle_timeout
         self._upstream: Upstream | None = None
@@ -53,7 +58,20 @@ class RegistryLink:
         self._last = True
 
     async def ask(self, method: str, wire: bytes) -> ResponseHead:
-        """Send a request without a body and return its answer's head."""
+        """Send a request without a body and return its answer's head, once the agent has a slot for it."""
+        try:
+            async with asyncio.timeout(self._head_timeout):
+                await self._slots.acquire()
+        except TimeoutError as late:
+            raise RegistryUnavailableError(
+                f"the registry at {self._target} has not answered {SLOTS} earlier requests of this agent"
+            ) from late
+        try:
+            return await self._ask(method, wire)
+        finally:
+            self._slots.release()
+
+    async def _ask(self, method: str, wire: bytes) -> ResponseHead:
         kept = await self.open()
         try:
             return await self._ask_once(method, wire)
@@ -126,6 +144,9 @@ class RegistryLink:
             if reader.done:
                 self._inbox.feed(reader.rest)
                 break
+            if reader.more:
+                data = b""
+                continue
             data = await self._receive()
             if not data:
                 if reader.ends_with_stream:

@@ -37,8 +37,8 @@ async def _carry(agent: Channel, target: Endpoint) -> None:
     whole = False
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_to_target(agent, upstream), name="relay to target")
-            tasks.create_task(_to_agent(agent, upstream), name="relay to agent")
+            tasks.create_task(agent.scheduled(_to_target(agent, upstream)), name="relay to target")
+            tasks.create_task(agent.scheduled(_to_agent(agent, upstream)), name="relay to agent")
         whole = True
     except* ConnectionError:
         # One side was reset: so is the other, as it would be without us.
@@ -54,6 +54,7 @@ async def _carry(agent: Channel, target: Endpoint) -> None:
 async def _to_target(agent: Channel, upstream: Upstream) -> None:
     while data := await agent.read():
         await upstream.write(data)
+        await agent.checkpoint()
     upstream.write_eof()
 
 

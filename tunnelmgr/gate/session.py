@@ -17,22 +17,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import Final
+from weakref import WeakValueDictionary
 
 import structlog
 
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy, decide, may_see
 from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.registry import WELL_KNOWN_PATH, Action, classify, probe_request
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateClosedError, GateError, MalformedRequestError
 from tunnelmgr.gate.answers import Answer, refusal
-from tunnelmgr.gate.caller import Caller, RequestRecord
+from tunnelmgr.gate.caller import Caller, NoRequestLog, RequestLog
 from tunnelmgr.gate.catalog import visible_catalog
 from tunnelmgr.gate.claims import Claims
-from tunnelmgr.gate.entry import Entry, log_request
+from tunnelmgr.gate.entry import Entry
 from tunnelmgr.gate.exchange import AgentStalledError, ElsewhereError, Exchange, Limits, Progress
 from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, has_form_body, parse_request_head
-from tunnelmgr.gate.link import RegistryLink
+from tunnelmgr.gate.link import SLOTS, RegistryLink
 from tunnelmgr.gate.push import Push, Pushing
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
 from tunnelmgr.gate.uploads import Uploads
@@ -55,17 +57,18 @@ Proof = Callable[[str, Caller], str]
 class Gate:
     """Serves channels of forwards with protocol `registry`.
 
-    `policy` gives a group's policy, `proof` answers the probe, `on_request` is told of every request. `closed` says why
-    nothing may pass right now, None when all is well.
+    `policy` gives a group's policy, `proof` answers the probe, `requests` takes the record of every request. `closed`
+    says why nothing may pass right now, None when all is well.
     """
 
     policy: Callable[[str], GroupPolicy]
     proof: Proof
-    on_request: Callable[[RequestRecord], None] | None = None
+    requests: RequestLog = field(default_factory=NoRequestLog)
     closed: Callable[[], str | None] = lambda: None
     limits: Limits = field(default_factory=Limits)
     uploads: Uploads = field(default_factory=Uploads)
     writing: Claims = field(default_factory=Claims)
+    slots: WeakValueDictionary[AgentId, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
 
     async def serve(self, channel: AgentChannel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
         """Serve one channel until it ends; raises nothing but CancelledError."""
@@ -91,7 +94,8 @@ class Session:
 
     def __init__(self, gate: Gate, agent: MeteredChannel, caller: Caller, target: Endpoint) -> None:
         limits = gate.limits
-        self.link = RegistryLink(target, head_timeout=limits.answer, idle_timeout=limits.answer)
+        slots = gate.slots.setdefault(caller.agent, asyncio.Semaphore(SLOTS))
+        self.link = RegistryLink(target, slots, head_timeout=limits.answer, idle_timeout=limits.answer)
         self._gate = gate
         self._agent = agent
         self._caller = caller
@@ -105,6 +109,7 @@ class Session:
     async def run(self) -> None:
         """Serve requests until one of them is the last."""
         while await self._has_request():
+            await self._agent.checkpoint()
             if not await self._serve_request():
                 break
 
@@ -141,6 +146,7 @@ class Session:
         finally:
             if progress.status or entry.request is not None:
                 self._record(entry, progress, took=time.monotonic() - began)
+        await self._gate.requests.settle(self._caller.agent)
         return progress.keep_alive
 
     async def _attempt(self, entry: Entry, progress: Progress) -> None:
@@ -261,7 +267,7 @@ class Session:
                 status = HTTPStatus.BAD_GATEWAY
             case _:
                 status = HTTPStatus.SERVICE_UNAVAILABLE
-        self._log.warning("registry failed", error=failed.code, reason=str(failed))
+        entry.failure = failed
         close = head is None or head.ends_channel
         return refusal(status, "UNAVAILABLE", str(failed), close=close)
 
@@ -297,6 +303,4 @@ class Session:
             received=self._agent.from_agent - received,
             took=took,
         )
-        log_request(self._log, record)
-        if self._gate.on_request is not None:
-            self._gate.on_request(record)
+        self._gate.requests.record(record)

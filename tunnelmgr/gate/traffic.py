@@ -1,9 +1,10 @@
 """What went through a forward: counters that status and metrics read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
-from tunnelmgr.core.ports import AgentChannel, Source
+from tunnelmgr.core.ports import AgentChannel, Result, Source
 
 
 @dataclass(slots=True)
@@ -33,6 +34,14 @@ class MeteredChannel:
         if self._counted:
             self._counted = False
             self._traffic.channels -= 1
+
+    def scheduled(self, coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
+        """Have the coroutine's steps take turns with those of other agents."""
+        return self._channel.scheduled(coroutine)
+
+    async def checkpoint(self) -> None:
+        """Let other agents run if this one has used up its slice."""
+        await self._channel.checkpoint()
 
     async def wanted(self) -> bool:
         """Wait for something to read."""

@@ -7,7 +7,8 @@ socket below (`Line`), and the agent may send no more than its `Window` beyond w
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import asyncssh
 
@@ -16,6 +17,8 @@ from tunnelmgr.tunnel.fastpath import manage_window, widen, window
 from tunnelmgr.tunnel.line import Line
 from tunnelmgr.tunnel.pump import Outflow, Pump, send
 from tunnelmgr.tunnel.window import Window
+
+Result = TypeVar("Result")
 
 PIECE = 32 * 1024
 """Bytes handed to asyncssh at a time; what the agent's window has no room for it holds."""
@@ -168,6 +171,14 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         finally:
             self._pump.stop()
             self._pump = None
+
+    async def checkpoint(self) -> None:
+        """Let others run if this iteration's time is used up; see `Channel`."""
+        await self._line.share.checkpoint()
+
+    def scheduled(self, coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
+        """Return the coroutine such that its steps take turns with those of other agents; see `Channel`."""
+        return self._line.share.scheduled(coroutine)
 
     async def wanted(self) -> bool:
         """Wait until there is something to read; False at the end of the agent's side, or once the tunnel drains."""

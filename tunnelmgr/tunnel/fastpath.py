@@ -51,6 +51,10 @@ PROVED: Final = frozenset({"2.24.1"})
 
 LONGEST: Final = 40 * 1024
 """Bytes of the longest packet that is looked at here; only asyncssh reads longer ones."""
+UNSEEN: Final = 4 * 1024
+"""Bytes that asyncssh gets at a time where packets cannot be told apart here: at most 64 messages, or 4 ms."""
+LOOK: Final = 16
+"""Packets that are processed between two looks at the time: about 0.1 ms."""
 
 _ciphers: Final[WeakKeyDictionary[GCMCipher, AESGCM]] = WeakKeyDictionary()
 _HEARS_REQUESTS: Final = frozenset({"open", "eof_pending", "eof"})
@@ -107,37 +111,40 @@ def _count_sent(conn: Any, number: int, octets: int) -> None:  # noqa: ANN401 - 
     conn._rekey_bytes_sent += octets
 
 
-def hear(protocol: asyncio.Protocol, wire: memoryview) -> int:
-    """Work off what has arrived: data, window adjusts and keepalives of open channels here, all else in asyncssh.
+def hear(protocol: asyncio.Protocol, wire: memoryview, out_of_time: Callable[[], bool]) -> tuple[int, bool]:
+    """Process what has arrived: data, window adjusts and keepalives of open channels here, all else in asyncssh.
 
-    Returns how many bytes are worked off; the rest is the beginning of a packet that is not whole yet, and belongs
-    before what arrives next.
+    Returns how many bytes were processed, and whether the rest can be processed at once: it was left because the step
+    is `out_of_time`. Else the rest is the beginning of a packet that is not whole yet. Either way it belongs before
+    what arrives next.
     """
     conn: Any = protocol
-    if not _USABLE or type(protocol) is not SSHClientConnection:
-        protocol.data_received(bytes(wire))
-        return len(wire)
+    known = _USABLE and type(protocol) is SSHClientConnection
     left = wire
-    while left and conn._transport is not None:
-        if not (_hears_sealed(conn) and _between_packets(conn)):
-            count = _wanted(conn, len(left))
+    while left and (not known or conn._transport is not None):
+        if not known:
+            count = min(len(left), UNSEEN)
+        elif not (_hears_sealed(conn) and _between_packets(conn)):
+            count = min(_wanted(conn, len(left)), UNSEEN)
         else:
-            left = left[_work_off(conn, left) :]
+            left = left[_work_off(conn, left, out_of_time) :]
             count = whole_packet(left)
             if count > LONGEST:
                 count = len(left)
             elif not count or count > len(left):
-                return len(wire) - len(left)
+                return len(wire) - len(left), False
         protocol.data_received(bytes(left[:count]))
         left = left[count:]
-    return len(wire)
+        if left and out_of_time():
+            return len(wire) - len(left), True
+    return len(wire), False
 
 
-def _work_off(conn: Any, wire: memoryview) -> int:  # noqa: ANN401 - private parts have no types that hold
-    """Work off the packets at the front of `wire` that are known here; returns how many bytes they take."""
+def _work_off(conn: Any, wire: memoryview, out_of_time: Callable[[], bool]) -> int:  # noqa: ANN401 - private parts have no types that hold
+    """Process the packets at the front of `wire` that are known here; return how many bytes they take."""
     cipher = conn._recv_encryption._cipher
     opener = Opener(_seal(cipher))
-    done = 0
+    done = count = 0
     widened: dict[int, Any] = {}
     while done < len(wire) and 0 < (size := whole_packet(wire[done:])) <= min(len(wire) - done, LONGEST):
         plain = opener.open(wire[done : done + size])
@@ -146,9 +153,12 @@ def _work_off(conn: Any, wire: memoryview) -> int:  # noqa: ANN401 - private par
             break
         opener.accept()
         done += size
+        count += 1
         cipher._iv = opener.nonce
         conn._recv_seq = (conn._recv_seq + 1) & 0xFFFFFFFF
         effect()
+        if count % LOOK == 0 and out_of_time():
+            break
     for chan in widened.values():
         chan._flush_send_buf()
     return done

@@ -2,9 +2,9 @@
 
 - asyncssh ignores `pause_writing` from its transport, and puts aside without bound what is written while keys are
   exchanged, which the other side may begin and never end. So whoever writes waits on the line instead.
-- asyncssh works off whatever it is given in one go, and a read may hold thousands of messages: it is given a piece a
-  turn of the loop, so that the other tunnels have theirs in between, and no more than its `Allowance`. What waits is
-  left in the socket, and so with the agent.
+- asyncssh processes whatever it is given in one go, and a read may hold thousands of messages: it is given a piece at a
+  time, in steps of the agent's `Share`, and no more than its `NoOpBudget` allows. What waits is left in the socket, and
+  so with the agent.
 - asyncssh answers requests whether or not the answers are read: while too many wait, nothing more is read.
 - asyncssh sends each message, and an IGNORE before it, with a call of their own: what it writes in one turn of the loop
   goes out together.
@@ -17,12 +17,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from tunnelmgr.fair_queue import NoOpBudget, Share, fair_queue
 from tunnelmgr.stream import Stream
-from tunnelmgr.tunnel.allowance import Allowance
 from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear
 from tunnelmgr.tunnel.packets import Batch
 from tunnelmgr.tunnel.path import acknowledge
-from tunnelmgr.tunnel.robin import robin_of
 
 SEND_AHEAD: Final = 512 * 1024
 """Bytes that may wait for the socket before writers are held, for all channels of a connection together."""
@@ -67,24 +66,25 @@ class Line(asyncio.Transport):
         )
         self._loop = asyncio.get_running_loop()
         self._stream = Stream(connected, self._end, self._let_go)
-        self._allowance = Allowance(self._loop.time())
+        self._no_ops = NoOpBudget(self._loop.time())
         self._piece = SMALLEST
         self._resting: asyncio.TimerHandle | None = None
-        self._flushing: asyncio.Handle | None = None
+        self._flushing = False
         self._held: Batch | None = None
         self._tail = b""
         self._ended = False
         self._revoked = False
         self._quickened = False
-        self._hearing = False
         self._batches = self._seen = 0
         self._rested = float("-inf")
-        self.robin: Final = robin_of(self._loop)
+        self._queued = False  # whether `_read` waits for its turn
+        self._more = False  # whether the tail holds what can be processed now
+        self.share: Final = Share(fair_queue(self._loop))
         self.pumps = 0
         """How many carry bulk data on this line; what its agent says meanwhile is of these."""
         self.protocol = make()
         self.protocol.connection_made(self)
-        self._stream.heed(self._read)
+        self._stream.heed(self._on_readable)
 
     # --- for those who write ---
 
@@ -134,15 +134,17 @@ class Line(asyncio.Transport):
 
     def carried(self, octets: int) -> None:
         """Credit the agent with bytes that a channel carried."""
-        self._allowance.earn(octets)
+        self._no_ops.earn(octets)
 
     # --- for asyncssh ---
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send with all else that is written in this turn of the loop, or in answer to the piece in hand."""
+        """Send with all else that is written in the running step, or else in this iteration of the loop."""
         self._stream.put_off(data)
-        if self._flushing is None and not self._hearing:
-            self._flushing = self._loop.call_soon(self._flush)
+        if not self._flushing:
+            self._flushing = True
+            if not self.share.defer(self._flush):
+                self._loop.call_soon(self._flush)
 
     def get_write_buffer_size(self) -> int:
         """Return the bytes that wait for the socket."""
@@ -169,40 +171,52 @@ class Line(asyncio.Transport):
             self._held = None
 
     def _flush(self) -> None:
-        self._flushing = None
-        self._stream.flush()
+        self._flushing = False
+        if self._stream.unsent:
+            self._stream.flush()
+
+    def _on_readable(self) -> None:
+        if self._queued:
+            self._stream.heed(None)  # else the loop would call again in each iteration until the step's turn comes
+        elif not self._puts_off():
+            self._queued = not self.share.run(self._read)
 
     def _read(self) -> None:
-        """Pass on one piece, and see when the next one's turn is."""
-        if self._puts_off():
+        """Process one piece, and see when the next one may follow."""
+        self._queued = False
+        if self._ended:
             return
-        held = len(self._tail)
         try:
-            count = self._stream.receive_into((_bench.room[held : held + self._piece],))
+            arrived = self._receive()
         except ConnectionError as lost:
             self._end(lost)
             return
-        if not self._quickened:
-            acknowledge(self._stream.socket)
-        if count == 0:
-            self.protocol.eof_received()
-            self._end(None)
-        if not count:
+        if arrived is None:
+            self._watch()
             return
-        if not self.pumps:
-            self.robin.company()
-        arrived = _bench.room[: held + count]
-        arrived[:held] = self._tail
         # The thread's own time: another process on a busy machine is not the agent's to pay for.
         began = time.thread_time()
-        self._hearing = True
-        try:
-            self._tail = bytes(arrived[hear(self.protocol, arrived) :])
-        finally:
-            self._hearing = False
-            if self._stream.unsent:
-                self._stream.flush()
-        self._settle(time.thread_time() - began)
+        count, self._more = hear(self.protocol, arrived, lambda: self.share.out_of_time)
+        self._tail = bytes(arrived[count:])
+        self._settle(count, time.thread_time() - began)
+
+    def _receive(self) -> memoryview | None:
+        """Return what there is to process, None if nothing has arrived; raises ConnectionError."""
+        held, count = len(self._tail), 0
+        if not self._more:
+            received = self._stream.receive_into((_bench.room[held : held + self._piece],))
+            if received is None:
+                return None
+            if not self._quickened:
+                acknowledge(self._stream.socket)
+            if not received:
+                self.protocol.eof_received()
+                self._end(None)
+                return None
+            count = received
+        arrived = _bench.room[: held + count]
+        arrived[:held] = self._tail
+        return arrived
 
     def _puts_off(self) -> bool:
         """Leave what has arrived for a later turn of the loop, as long as batches go out: it is window adjusts then.
@@ -216,19 +230,22 @@ class Line(asyncio.Transport):
         self._batches = self._seen = 0
         return False
 
-    def _settle(self, took: float) -> None:
-        """Pay for a piece, and read no more before there is credit."""
-        self._allowance.spend(took)
-        if took < QUICK:
+    def _settle(self, count: int, took: float) -> None:
+        """Pay for a piece, and process no more before there is credit."""
+        self._no_ops.spend(took)
+        if self._more:
+            self._piece = max(SMALLEST, min(LARGEST, count))
+        elif took < QUICK:
             self._piece = min(LARGEST, self._piece * 2)
         elif took > SLOW:
             self._piece = max(SMALLEST, int(self._piece * SLOW / took))
-        self._look()
+        self._go_on()
 
-    def _look(self) -> None:
+    def _go_on(self) -> None:
+        """Process what follows, at once or after a rest."""
         self._resting = None
         now = self._loop.time()
-        rest = self._allowance.rest(now)
+        rest = self._no_ops.rest(now)
         if rest:
             self._rested = now + rest
         if self._stream.unsent > ANSWERS_AHEAD:
@@ -237,9 +254,20 @@ class Line(asyncio.Transport):
             return
         if rest:
             self._stream.heed(None)
-            self._resting = self._loop.call_later(rest, self._look)
+            self._resting = self._loop.call_later(rest, self._go_on)
         else:
-            self._stream.heed(self._read)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Have `_read` run once there is something to process."""
+        if self._ended:
+            return
+        if self._more:
+            self._stream.heed(None)
+            self._queued = True
+            self.share.enqueue(self._read)
+        else:
+            self._stream.heed(self._on_readable)
 
     def _end(self, lost: OSError | None) -> None:
         """Let everybody go: writers find their channels closed."""
@@ -247,9 +275,8 @@ class Line(asyncio.Transport):
             return
         self._ended = True
         self._stream.abort(reset=self._revoked)
-        for timer in (self._resting, self._flushing):
-            if timer is not None:
-                timer.cancel()
+        if self._resting is not None:
+            self._resting.cancel()
         self._held = None
         self._loop.call_soon(self.protocol.connection_lost, lost)
 

@@ -70,7 +70,7 @@ class Pump:
     def step(self) -> None:
         """Carry a batch if that can be done now, and have this called again once the next one can be carried."""
         if not self._queued:
-            self._queued = not self._line.robin.go(self._go)
+            self._queued = not self._line.share.run(self._go)
 
     def _go(self) -> None:
         self._queued = False

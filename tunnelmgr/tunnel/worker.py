@@ -155,7 +155,7 @@ class Worker:
                 channel.abort()
                 return
             serving = self._serve_one(channel, forward, endpoint)
-            session = sessions.create_task(serving, name=f"channel {self.spec.agent} {endpoint}")
+            session = sessions.create_task(channel.scheduled(serving), name=f"channel {self.spec.agent} {endpoint}")
             self._sessions[session] = channel
             session.add_done_callback(self._sessions.pop)
 

@@ -1,0 +1,213 @@
+"""What one agent that floods costs another: its small requests, its entries in the audit log, and the disk.
+
+One agent runs a program that sends requests without waiting for an answer, on 4, 64 and 128 channels at once: requests
+that are refused, `/v2/`, manifests that do not exist, the well-known path, bodies in chunks of one byte, the catalog.
+Another agent asks for a small manifest thirty times a second. Rounds with and without the flood take turns. The
+flooding agent's own processes run at the lowest priority: a real one has a machine of its own. Needs root.
+
+    python benchmarks/flood.py [--seconds 10] [--kinds refused missing] [--channels 4 128] [--json FILE]
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from content import push_manifest
+from crowd import Member
+from figures import Bar, percentile, publish, table
+from flooding import KINDS
+from peers import machine
+from pulls import MANIFESTS, MIB, fetch, request
+
+from tunnelmgr.demo.agents import LabAgent
+from tunnelmgr.demo.controller import LabController
+from tunnelmgr.demo.lab import Lab
+
+PAUSE = 0.03
+CHANNELS = (4, 64, 128)
+SOON = 20.0
+"""Milliseconds under which a small request is fast enough, whatever it takes when nobody floods."""
+GROWTH = 100_000
+"""Bytes a second by which the log and the audit log may grow together."""
+CONFIGURATION = """
+[[group]]
+name = "builders"
+pull = ["**"]
+push = ["team/*"]
+
+[[source]]
+name = "office"
+type = "static"
+group = "builders"
+trust = ["pinned"]
+"""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: what flooded, the milliseconds of the other agent's requests, and what was written."""
+
+    kind: str
+    channels: int
+    milliseconds: tuple[float, ...]
+    growth: float
+    unaudited: int
+    sent: int
+
+    @property
+    def p99(self) -> float:
+        """Milliseconds."""
+        return percentile(self.milliseconds, 0.99)
+
+
+class Site:
+    """Two agents, a registry and a daemon with an audit log that must be written."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self._controller = LabController(lab.controller, folder / "controller")
+        self._audit = self._controller.folder / "audit.jsonl"
+        lab.registry(lab.controller, folder / "registry")
+        self._manifest = push_manifest(lab, folder)
+        line = self._controller.authorized_keys
+        self._good, self._bad = (
+            lab.agent(name, ip, line) for name, ip in (("good", "10.77.0.11"), ("bad", "10.77.0.12"))
+        )
+        members = [Member.of(agent).toml for agent in (self._good, self._bad)]
+        self._controller.configure(CONFIGURATION + "".join(members), probe_interval="15s")
+        head, tail = self._controller.file.read_text().split("\n[ssh]", 1)
+        must = f'audit = "{self._audit}"\naudit_required = true\n'
+        self._controller.file.write_text(f"{head}{must}\n[ssh]{tail}")
+        self._controller.start()
+        for agent in (self._good, self._bad):
+            self._controller.wait_phase(agent.name, "up")
+        self._bad.yield_cpu()
+
+    def round(self, kind: str, channels: int, seconds: float) -> Round:
+        """Ask for a manifest again and again while the other agent floods, or does nothing."""
+        load = None
+        if channels:
+            script = str(Path(__file__).with_name("flooding.py"))
+            words = ["nice", "-n", "19", sys.executable, script, "5000", kind, str(channels), str(seconds + 1)]
+            load = self._bad.popen(words, log=self._controller.folder / "flood.log")
+            time.sleep(0.5)
+        written = self._written()
+        began = time.monotonic()
+        found = asks(self._good, self._manifest, seconds)
+        growth = (self._written() - written) / (time.monotonic() - began)
+        sent = 0
+        if load is not None:
+            load.wait(60)
+            lines = (self._controller.folder / "flood.log").read_text().splitlines()
+            sent = json.loads(lines[-1])[0]
+            self._forget_flood()
+        return Round(kind, channels, found, growth, len(found) - self._audited_pulls(len(found)), sent)
+
+    def _forget_flood(self) -> None:
+        """Drop what the flooding agent's sshd still holds: it buffers 16 MiB a channel (OpenSSH's CHAN_INPUT_MAX)."""
+        self._bad.restart_sshd()
+        self._controller.wait(self._bad.name, lambda agent: agent["phase"] != "up", "the flooded tunnel ends", 30)
+        self._controller.wait_phase(self._bad.name, "up", 60)
+        self._bad.yield_cpu()
+
+    def _written(self) -> int:
+        return self._controller.log_file.stat().st_size + self._audit.stat().st_size
+
+    def _audited_pulls(self, wanted: int) -> int:
+        """Wait for the good agent's entries of this round, and count the requests that they tell of."""
+        deadline = time.monotonic() + 15
+        while True:
+            counted = 0
+            for line in self._audit.read_text().splitlines():
+                entry = json.loads(line)
+                if entry.get("agent") == "static:good" and entry["code"] == "request-allowed":
+                    counted += entry.get("count", 1)
+            if counted >= self._before + wanted or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        found, self._before = counted - self._before, counted
+        return min(wanted, found)
+
+    _before = 0
+
+    @property
+    def audit(self) -> dict[str, object]:
+        """How the daemon says that its audit log does."""
+        return dict(self._controller.client.status()["audit"])
+
+
+def asks(agent: LabAgent, manifest: str, seconds: float) -> tuple[float, ...]:
+    """Ask for a manifest again and again on one connection; return how long each took, in milliseconds."""
+    wire, room, found = request(manifest, MANIFESTS), memoryview(bytearray(MIB)), []
+    with agent.connect("127.0.0.1", 5000, timeout=30) as connection:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            began = time.perf_counter()
+            fetch(connection, wire, room)
+            found.append((time.perf_counter() - began) * 1000)
+            time.sleep(PAUSE)
+    return tuple(found)
+
+
+def rows(rounds: Sequence[Round]) -> list[list[str]]:
+    """Return the table's lines."""
+    return [
+        [
+            one.kind,
+            str(one.channels),
+            str(len(one.milliseconds)),
+            f"{percentile(one.milliseconds, 0.5):.1f}",
+            f"{one.p99:.1f}",
+            f"{max(one.milliseconds):.1f}",
+            f"{one.growth / 1000:.1f}",
+            str(one.unaudited),
+            f"{one.sent / 1e6:.1f}",
+        ]
+        for one in rounds
+    ]
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each round")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["refused", "base", "missing", "well-known"])
+    parser.add_argument("--channels", nargs="+", type=int, default=CHANNELS)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    options = parser.parse_args()
+    rounds: list[Round] = []
+    with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
+        site = Site(lab, Path(place))
+        site.round("nothing", 0, 1.0)  # to warm up
+        for kind in options.kinds:
+            rounds.append(site.round("nothing", 0, options.seconds))
+            rounds += [site.round(kind, channels, options.seconds) for channels in options.channels]
+        audit = site.audit
+    quiet = percentile([one.p99 for one in rounds if not one.channels], 0.5)
+    loud = [one for one in rounds if one.channels]
+    bars = [
+        Bar("the other agent's worst p99, ms", max(one.p99 for one in loud), max(SOON, 2 * quiet), least=False),
+        Bar("log and audit, bytes/s", max(one.growth for one in loud), GROWTH, least=False),
+        Bar("the other agent's requests without an entry", sum(one.unaudited for one in rounds), 0, least=False),
+    ]
+    heads = [
+        "flood",
+        "channels",
+        "requests",
+        "p50, ms",
+        "p99, ms",
+        "most, ms",
+        "written, kB/s",
+        "unaudited",
+        "flood, MB",
+    ]
+    publish("flood", f"{machine()}; audit {audit}", table(heads, rows(rounds)), bars, rounds, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Bodies: decoded piece by piece, and never so many pieces at once that others would have to wait."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.errors import MalformedRequestError
+from tunnelmgr.gate.bodies import PIECES, ChunkedBody
+from tunnelmgr.gate.session import Gate
+
+if TYPE_CHECKING:
+    from tests.gate.conftest import Scripted, Talk
+
+END = b"0\r\n\r\n"
+
+
+def chunked(sizes: list[int]) -> bytes:
+    """Return a body in chunks of these sizes."""
+    return b"".join(b"%x\r\n%b\r\n" % (size, b"x" * size) for size in sizes) + END
+
+
+@given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 4096))
+def test_a_chunked_body_is_decoded_whole_in_few_pieces_at_a_time(sizes: list[int], read: int) -> None:
+    """However a body is cut into chunks and reads, all of it comes out, at most `PIECES` pieces a feed."""
+    reader, wire, found = ChunkedBody(MalformedRequestError), chunked(sizes) + b"after", b""
+
+    for start in range(0, len(wire), read):
+        pieces = reader.feed(wire[start : start + read])
+        while True:
+            assert len(pieces) <= PIECES
+            found += b"".join(pieces)
+            if reader.done or not reader.more:
+                break
+            pieces = reader.feed(b"")
+        if reader.done:
+            break
+
+    assert reader.done
+    assert found == b"x" * sum(sizes)
+    assert b"after".startswith(reader.rest)
+
+
+def test_feeding_nothing_to_a_body_that_is_decoded_so_far_gives_nothing() -> None:
+    """An empty feed is no end of the body."""
+    reader = ChunkedBody(MalformedRequestError)
+    assert list(reader.feed(b"3\r\nabc")) == [b"abc"]
+
+    assert reader.feed(b"") == ()
+    assert not reader.done
+
+
+async def test_an_upload_in_tiny_chunks_lets_others_run(talk: "Talk", scripted: "Scripted") -> None:
+    """Between two feeds of an upload's chunks is a checkpoint, and the registry gets the whole body."""
+    count = 10 * PIECES
+    uploaded = asyncio.get_running_loop().create_future()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        uploaded.set_result(await reader.readuntil(b"\r\n" + END))
+        writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()
+
+    policy = GroupPolicy.build("ci", push=("**",))
+    gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
+    async with scripted(script) as registry, talk(gate, registry.endpoint) as agent:
+        agent.channel.send(
+            b"POST /v2/team/app/blobs/uploads/ HTTP/1.1\r\nHost: localhost:5000\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + chunked([1] * count)
+        )
+        answer = await agent.answer("POST")
+
+    assert answer.status == 202
+    assert (await uploaded).count(b"x") == count
+    assert agent.channel.checkpoints >= count // PIECES
+
+
+@pytest.mark.parametrize("count", [1, 5 * PIECES])
+async def test_an_answer_in_tiny_chunks_arrives_whole(talk: "Talk", scripted: "Scripted", count: int) -> None:
+    """A registry may cut its answer into chunks as it likes."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked([1] * count))
+        await reader.read()
+
+    policy = GroupPolicy.build("ci")
+    gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
+    async with scripted(script) as registry, talk(gate, registry.endpoint) as agent:
+        answer = await agent.ask("GET", "/v2/team/app/tags/list")
+
+    assert answer.body == b"x" * count

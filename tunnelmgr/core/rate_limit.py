@@ -1,0 +1,24 @@
+"""A token bucket, in the form of the generic cell rate algorithm (ITU-T I.371): one number of state."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class TokenBucket:
+    """Lets `burst` events through at once, and `rate` a second from then on. Times in seconds of any one clock."""
+
+    rate: float
+    burst: float
+    _full_at: float = float("-inf")  # when all tokens are back
+
+    def take(self, now: float) -> None:
+        """Take one token, also one that is not there yet: whoever takes it has to `wait`."""
+        self._full_at = max(self._full_at, now) + 1 / self.rate
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the tokens taken so far are paid for, 0 if they are."""
+        return max(0.0, self._full_at - now - self.burst / self.rate)
+
+    def idle(self, now: float) -> bool:
+        """Whether all tokens are there, as in a new bucket."""
+        return self._full_at <= now

@@ -1,0 +1,301 @@
+"""A fair queue for the event loop's time: one loop serves every agent, and no agent may take it from the others.
+
+Theory of operation
+-------------------
+All work that an agent causes runs in *steps*: reading a piece of its SSH connection, one step of a task that serves one
+of its channels, one batch of bulk data. Every step belongs to the agent's `Share`. A step runs at once while this
+iteration of the loop has time left and nobody with a better claim waits; otherwise it waits in the queue.
+
+- Each iteration of the loop gives `SLICE` seconds to steps; then the loop polls its sockets and timers. A step is short
+  by itself, or calls `Share.checkpoint` (in a task) or looks at `Share.out_of_time` often enough to be short.
+- A share that is behind the others runs at once even if the slice is used up, unless the iteration has taken `LIMIT`.
+- The claim is virtual time, as in Linux's Completely Fair Scheduler (Documentation/scheduler/sched-design-CFS.rst): a
+  share's virtual time grows by the CPU time that its steps use, and the share with the least goes first. A share that
+  was idle starts `CREDIT` seconds before the others, and no earlier. So a small request waits for the end of one slice,
+  however many agents flood, and an agent that is alone may have all of the loop's time.
+- Within a share, steps run in the order in which they came.
+- What is measured is the thread's CPU time (`time.thread_time`): another process on a busy machine is not the agent's
+  to pay for.
+
+Two further rules need the same measurements and live here: `NoOpBudget` caps what messages that carry no data may use
+even when nobody else wants the loop, and `scheduled` makes each step of a coroutine a step of a share.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from functools import partial
+from heapq import heappop, heappush
+from time import thread_time
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
+
+Result = TypeVar("Result")
+
+SLICE: Final = 0.0005
+"""Seconds of CPU time that one iteration of the loop gives to the agents' steps."""
+LIMIT: Final = 0.002
+"""Seconds after which nobody runs in an iteration that has begun."""
+CREDIT: Final = 0.005
+"""Seconds of virtual time by which a share that was idle goes before those that were busy."""
+NO_OP_SHARE: Final = 0.1
+"""Of the loop's time, what one agent may use for messages that carry no data."""
+NO_OP_BURST: Final = 0.1
+"""Seconds of that which can be saved up."""
+EARNED: Final = 1 / (16 * 1024 * 1024)
+"""Seconds that a byte of data earns: ten times what carrying it costs."""
+
+
+class FairQueue:
+    """Gives the loop's time to shares, the one with the least virtual time first."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, int, Share]] = []  # a heap
+        self._count = 0  # orders shares of equal virtual time by arrival
+        self._floor = 0.0  # virtual time of the last share that ran: nobody falls far behind it
+        self._used = 0.0  # CPU seconds that steps have used in this iteration
+        self._began: float | None = None  # thread time at which the running step began
+        self._deferred: list[Callable[[], object]] = []  # what follows the running step
+        self._scheduled = False  # whether `_iterate` runs in the next iteration
+
+    def run(self, share: "Share", step: Callable[[], object]) -> bool:
+        """Run a step now, or in a later iteration; return whether now."""
+        if self.may_run(share):
+            self.execute(share, step)
+            return True
+        self.enqueue(share, step)
+        return False
+
+    def enqueue(self, share: "Share", step: Callable[[], object]) -> None:
+        """Run a step in its turn, in a later iteration."""
+        share.steps.append(step)
+        self._push(share)
+        self._schedule()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the running step should end: this iteration's slice is used up."""
+        return self._used >= SLICE or (self._began is not None and self._elapsed() >= SLICE)
+
+    def may_run(self, share: "Share") -> bool:
+        """Whether a step may run now, before those that wait."""
+        if share.steps:
+            return False
+        share.virtual = max(share.virtual, self._floor - CREDIT)
+        used = self._used if self._began is None else self._elapsed()
+        if used >= (LIMIT if share.virtual < self._floor else SLICE):
+            return False
+        return not self._waiting or share.virtual < self._waiting[0][0]
+
+    def _elapsed(self) -> float:
+        return self._used + thread_time() - (self._began or 0.0)
+
+    def execute(self, share: "Share", step: Callable[[], Result]) -> Result:
+        """Run a step and charge its share."""
+        if self._began is not None:  # a step within a step is part of it
+            return step()
+        self._schedule()
+        self._floor = max(self._floor, share.virtual)
+        self._began = began = thread_time()
+        try:
+            return step()
+        finally:
+            while self._deferred:
+                self._deferred.pop()()
+            self._began = None
+            used = thread_time() - began
+            self._used += used
+            share.virtual += used
+
+    def defer(self, action: Callable[[], object]) -> bool:
+        """Run an action at the end of the step that runs now; return False, and do nothing, if none does."""
+        if self._began is None:
+            return False
+        self._deferred.append(action)
+        return True
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._iterate)
+
+    def _iterate(self) -> None:
+        """Begin an iteration's slice, and give it to those that wait."""
+        idle = not self._used and not self._waiting
+        self._used = 0.0
+        self._scheduled = False
+        if not idle:
+            self._schedule()  # first: a step that raises must not stop the queue
+        while self._waiting and self._used < SLICE:
+            _, _, share = heappop(self._waiting)
+            share.queued = False
+            try:
+                self.execute(share, share.steps.popleft())
+            finally:
+                if share.steps:
+                    self._push(share)
+
+    def _push(self, share: "Share") -> None:
+        if share.queued:
+            return
+        share.queued = True
+        share.virtual = max(share.virtual, self._floor - CREDIT)
+        self._count += 1
+        heappush(self._waiting, (share.virtual, self._count, share))
+
+
+class Share:
+    """One agent's part of the loop's time; made once for each connection."""
+
+    __slots__ = ("queue", "queued", "steps", "virtual")
+
+    def __init__(self, queue: FairQueue) -> None:
+        self.queue = queue
+        self.virtual = 0.0
+        """Seconds of CPU time used, comparable with that of other shares (see above)."""
+        self.steps: deque[Callable[[], object]] = deque()
+        """Steps that wait, in order of arrival."""
+        self.queued = False
+        """Whether the queue holds it."""
+
+    def run(self, step: Callable[[], object]) -> bool:
+        """Run a step now, or in its turn; return whether now."""
+        return self.queue.run(self, step)
+
+    def enqueue(self, step: Callable[[], object]) -> None:
+        """Run a step in its turn, in a later iteration of the loop."""
+        self.queue.enqueue(self, step)
+
+    def charge(self, seconds: float) -> None:
+        """Count CPU time that was used on the agent's behalf outside of its steps."""
+        self.virtual += seconds
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the running step should end and go on in another one."""
+        return self.queue.out_of_time
+
+    def defer(self, action: Callable[[], object]) -> bool:
+        """Run an action at the end of the step that runs now, whose ever it is; return False if none does."""
+        return self.queue.defer(action)
+
+    async def checkpoint(self) -> None:
+        """Let others run if this iteration's time is used up; for tasks whose coroutine is `scheduled`."""
+        if self.queue.out_of_time:
+            await asyncio.sleep(0)
+
+    def scheduled(self, coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
+        """Return the coroutine such that, as a task, each of its steps is a step of this share."""
+        return _Scheduled(coroutine, self)
+
+
+class _Scheduled(Coroutine[Any, Any, Result]):
+    """Stands between a task and its coroutine: a step that may not run now yields a `_Turn` instead."""
+
+    __slots__ = ("_inner", "_share", "_turn")
+
+    def __init__(self, inner: Coroutine[Any, Any, Result], share: Share) -> None:
+        self._inner = inner
+        self._share = share
+        self._turn: _Turn | None = None
+
+    def send(self, value: Any) -> Any:  # noqa: ANN401 - what tasks send and coroutines yield
+        if self._turn is not None:  # called by the queue, which measures
+            self._turn = None
+            return self._inner.send(value)
+        share = self._share
+        if share.queue.may_run(share):
+            return share.queue.execute(share, partial(self._inner.send, value))
+        self._turn = _Turn()
+        share.enqueue(self._turn.take)
+        return self._turn
+
+    def throw(self, *error: Any) -> Any:  # noqa: ANN401 - as above
+        self._turn = None
+        return self._inner.throw(*error)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Any:  # noqa: ANN401 - as above
+        return self._inner.__await__()
+
+
+class _Turn:
+    """What a task waits for until its share's turn comes; the part of a future that `asyncio.Task` uses.
+
+    A task accepts any object with `_asyncio_future_blocking` (asyncio.isfuture). A real future would wake the task in
+    the next iteration of the loop only, outside of the queue's measurement.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_wake")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asyncio_future_blocking = True
+        self._cancelled = False
+        self._wake: Callable[[_Turn], object]  # set by the task, at once
+        self._context: Context
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def add_done_callback(self, wake: Callable[["_Turn"], object], *, context: Context) -> None:
+        self._wake, self._context = wake, context
+
+    def take(self) -> None:
+        """Run the task's step, unless it was cancelled."""
+        if not self._cancelled:
+            self._context.run(self._wake, self)
+
+    def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 - as asyncio calls it
+        if self._cancelled:
+            return False
+        self._cancelled = True
+        self._loop.call_soon(partial(self._wake, self), context=self._context)
+        return True
+
+    def result(self) -> None:
+        if self._cancelled:
+            raise asyncio.CancelledError
+
+
+class NoOpBudget:
+    """What one connection may use of the loop's time for messages that carry no data, in seconds.
+
+    An SSH message of forty bytes costs as much as one of 32 KiB. A connection pays for what its messages take, and
+    earns by the bytes of data that its channels carry. Beyond that it is held to `NO_OP_SHARE`, once `NO_OP_BURST` is
+    used up. No agent that pulls or pushes comes near it.
+    """
+
+    __slots__ = ("_at", "_credit")
+
+    def __init__(self, now: float) -> None:
+        self._credit = NO_OP_BURST
+        self._at = now
+
+    def spend(self, seconds: float) -> None:
+        """Pay for messages that took so long."""
+        self._credit -= seconds
+
+    def earn(self, octets: int) -> None:
+        """Count bytes of data that a channel carried."""
+        self._credit = min(NO_OP_BURST, self._credit + octets * EARNED)
+
+    def rest(self, now: float) -> float:
+        """Return the seconds to wait before the next message, 0 while there is credit."""
+        self._credit = min(NO_OP_BURST, self._credit + (now - self._at) * NO_OP_SHARE)
+        self._at = now
+        return max(0.0, -self._credit / NO_OP_SHARE)
+
+
+_queues: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, FairQueue]] = WeakKeyDictionary()
+
+
+def fair_queue(loop: asyncio.AbstractEventLoop) -> FairQueue:
+    """Return the queue that everything on this loop shares."""
+    queue = _queues.get(loop)
+    if queue is None:
+        queue = _queues[loop] = FairQueue()
+    return queue
