@@ -286,23 +286,6 @@ async def test_a_mount_without_pull_of_its_source_becomes_an_upload(
     assert mounted.status == 201
 
 
-async def test_a_protected_tag_is_written_once(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """Overwriting it is refused with the rule; other tags are free."""
-    manifest = registry.manifest("work/stable", b"stable")
-    gate = gate_for(push=("work/**",), immutable_tags=("release-*",))
-
-    async with talk(gate, registry.endpoint) as agent:
-        first = await agent.ask("PUT", "/v2/work/stable/manifests/release-1", KIND, body=manifest)
-        free = [(await agent.ask("PUT", "/v2/work/stable/manifests/x", KIND, body=manifest)).status for _ in "12"]
-        second = await agent.ask("PUT", "/v2/work/stable/manifests/release-1", KIND, body=manifest)
-        agent.channel.end()
-
-    assert first.status == 201
-    assert free == [201, 201]
-    assert second.status == 403
-    assert "work/stable:release-1 exists and may not be overwritten (immutable_tags release-*)" in second.message
-
-
 async def test_continue_is_said_only_after_the_verdict(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
     """A refused client never sends its body."""
     manifest = registry.manifest("work/expect", b"expect")

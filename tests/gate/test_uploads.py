@@ -210,38 +210,3 @@ async def test_a_location_that_is_no_upload_of_the_repository_is_nobodys(
     assert begun.status == 202
     assert len(gate.uploads) == 0
     assert any(line["event"] == "upload location not understood" for line in lines) is warned
-
-
-async def test_of_two_agents_that_write_a_protected_tag_at_once_one_is_refused(
-    talk: "Talk", gate: Gate, scripted: "Scripted"
-) -> None:
-    """Both would find it free."""
-    looked, go_on = asyncio.Event(), asyncio.Event()
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        looked.set()
-        await go_on.wait()
-        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n")
-        await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(2)
-        writer.write(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
-        await reader.read()
-
-    target = "/v2/work/app/manifests/release-1"
-    async with (
-        scripted(script) as registry,
-        talk(gate, registry.endpoint) as first,
-        talk(gate, registry.endpoint, agent_id=OTHER) as second,
-        asyncio.TaskGroup() as tasks,
-    ):
-        pushing = tasks.create_task(first.ask("PUT", target, body=b"{}"), name="first push")
-        await looked.wait()
-        refused = await second.ask("PUT", target, body=b"{}")
-        second.channel.end()
-        go_on.set()
-        pushed = await pushing
-
-    assert pushed.status == 201
-    assert refused.status == 403
-    assert "may not be overwritten" in refused.message

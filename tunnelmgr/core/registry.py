@@ -100,6 +100,16 @@ class RegistryRequest:
         """Whether the reference is a tag, not a digest."""
         return self.route is Route.MANIFEST and ":" not in self.reference
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that a manifest is read, written or deleted by."""
+        return (self.reference,) if self.has_tag else ()
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digest that a manifest or a blob is named by, if it is."""
+        return (self.reference,) if ":" in self.reference else ()
+
 
 _READ = (Action.PULL, Body.NONE)
 _METHODS: Mapping[Route, Mapping[str, tuple[Action, Body]]] = MappingProxyType(

@@ -5,20 +5,20 @@ the body is nobody's: the answer is passed on and the channel ends.
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
 from tunnelmgr.core.ports import Channel
-from tunnelmgr.core.registry import RegistryRequest
+from tunnelmgr.core.registry import RegistryRequest, is_digest
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.answers import CONTINUE
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
 from tunnelmgr.gate.catalog import RegistryPage
-from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, ResponseHead
+from tunnelmgr.gate.framing import BodyShape, Coding, HeadBuffer, RequestHead, ResponseHead
 from tunnelmgr.gate.headers import answer_head, registry_request
 from tunnelmgr.gate.link import RegistryLink
 
@@ -30,6 +30,8 @@ _ANY_MANIFEST: Final = (
     "*/*"
 )
 MAX_PAGE: Final = 1024 * 1024
+MAX_MANIFEST: Final = 4 * 1024 * 1024
+"""Bytes of a manifest that is read before it is passed on; docker-registry takes no longer ones either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Limits:
     body: float = 60.0  # for more of a body
     answer: float = 300.0  # for the registry's head (a manifest on S3 is slow), its body's next bytes, and taking them
     drain: float = 5.0  # for the rest of a refused body
+    search: float = 30.0  # for what protected tags point to, before a delete
 
 
 class AgentStalledError(GateError):
@@ -56,6 +59,23 @@ class ElsewhereError(RegistryUnavailableError):
 
     def __init__(self) -> None:
         super().__init__("the registry redirects to another place: set storage.redirect.disable: true in its config")
+
+
+class ManifestTooLargeError(GateError):
+    """The agent sends a manifest that no registry takes."""
+
+    code = "manifest-too-large"
+
+    def __init__(self) -> None:
+        super().__init__(f"the manifest is longer than {MAX_MANIFEST} bytes, which no registry has to accept")
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedManifest:
+    """What a tag points to: the manifest's digest and its media type, each empty where the registry does not say."""
+
+    digest: str
+    media_type: bytes
 
 
 @dataclass(slots=True)
@@ -132,13 +152,41 @@ class Exchange:
             raise RegistryUnavailableError("a page of the registry did not come in time") from late
         return RegistryPage(answer.status, bytes(body), any(name == b"link" for name, _ in answer.fields))
 
-    async def tag_exists(self, head: RequestHead, request: RegistryRequest) -> bool:
-        """Ask the registry whether a manifest's tag is taken; anything but a plain 404 counts as yes."""
-        wire = f"HEAD {request.path} HTTP/1.1\r\nHost: {head.host}\r\nAccept: {_ANY_MANIFEST}\r\n\r\n"
+    async def look_up(self, head: RequestHead, repository: str, tag: str) -> TaggedManifest | None:
+        """Ask the registry what a tag points to, None if there is no such tag; raises RegistryUnavailableError."""
+        target = f"/v2/{repository}/manifests/{tag}"
+        wire = f"HEAD {target} HTTP/1.1\r\nHost: {head.host}\r\nAccept: {_ANY_MANIFEST}\r\n\r\n"
         answer = await self._link.ask("HEAD", wire.encode())
-        if not answer.keep_alive:
-            self._link.abort()
-        return answer.status != HTTPStatus.NOT_FOUND
+        self._link.finish(answer)
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return None
+        if answer.status != HTTPStatus.OK:
+            raise RegistryUnavailableError(f"the registry answered {answer.status} when asked for tag {tag}")
+        named = dict(answer.fields)
+        digest = named.get(b"docker-content-digest", b"").decode("latin-1")
+        return TaggedManifest(digest if is_digest(digest) else "", media_type(named.get(b"content-type", b"")))
+
+    async def receive_manifest(self, head: RequestHead) -> bytes:
+        """Read the whole of a request's body; raises ManifestTooLargeError, and else as `ask` does."""
+        if head.body.length > MAX_MANIFEST:
+            raise ManifestTooLargeError
+        await self._link.open()  # an agent whose registry is away is told so before it sends anything
+        if head.expects_continue:
+            await self._agent.write(CONTINUE)
+        reader = body_reader(head.body, MalformedRequestError)
+        body = bytearray()
+        while not reader.done:
+            body += b"".join(reader.feed(self._inbox.take_rest() or await self._receive_body()))
+            if len(body) > MAX_MANIFEST:
+                raise ManifestTooLargeError
+        self._inbox.feed(reader.rest)
+        return bytes(body)
+
+    async def ask_with(self, head: RequestHead, request: RegistryRequest, body: bytes) -> ResponseHead:
+        """Carry a request whose body has been read to the registry; returns and raises as `ask` does."""
+        await self._link.open()
+        wire = registry_request(replace(head, body=BodyShape(Coding.COUNTED, len(body))), request)
+        return await self._hear_while(head, self._link.send(wire + body))
 
     async def _upload(self, head: RequestHead, wire: bytes) -> ResponseHead:
         await self._link.open()
@@ -146,39 +194,40 @@ class Exchange:
             await self._agent.write(CONTINUE)
         reader = body_reader(head.body, MalformedRequestError)
         chunked = head.body.coding is Coding.CHUNKED
+        answer = await self._hear_while(head, self._send_body(reader, wire, chunked=chunked))
+        if not reader.done:
+            self._progress.keep_alive = False
+            self._progress.unread = True
+        return answer
+
+    async def _hear_while(self, head: RequestHead, sends: Coroutine[None, None, None]) -> ResponseHead:
+        """Send a request with its body while its answer is awaited already; returns the answer's head."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                sending = tasks.create_task(self._send_body(reader, wire, chunked=chunked), name="gate body")
+                sending = tasks.create_task(_until_hung_up(sends), name="gate body")
                 answer = await self._link.receive_head(head.method, after=sending)
                 # Not done yet, it waits for an agent or a registry that has nothing more to say.
                 stopped = sending.cancel()
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
-        if not reader.done:
-            self._progress.keep_alive = False
-            self._progress.unread = True
         if stopped:
             self._link.end_with_answer()
         return answer
 
     async def _send_body(self, reader: BodyReader, wire: bytes, *, chunked: bool) -> None:
-        try:
-            await self._link.send(wire)
-            data = self._inbox.take_rest()
-            while True:
-                pieces = reader.feed(data)
-                if reader.rest:
-                    self._inbox.feed(reader.rest)
-                if wired := encode_pieces(pieces, chunked=chunked):
-                    await self._link.send(wired)
-                if reader.done:
-                    break
-                data = await self._receive_body()
-            if chunked:
-                await self._link.send(LAST_CHUNK)
-        except RegistryUnavailableError:
-            # It may have answered before it hung up; who waits for the answer will know.
-            return
+        await self._link.send(wire)
+        data = self._inbox.take_rest()
+        while True:
+            pieces = reader.feed(data)
+            if reader.rest:
+                self._inbox.feed(reader.rest)
+            if wired := encode_pieces(pieces, chunked=chunked):
+                await self._link.send(wired)
+            if reader.done:
+                break
+            data = await self._receive_body()
+        if chunked:
+            await self._link.send(LAST_CHUNK)
 
     async def _receive_body(self) -> bytes:
         try:
@@ -222,3 +271,14 @@ class Exchange:
                 unsent = b""
                 carried(0)
         await self._agent.write(unsent + LAST_CHUNK)
+
+
+async def _until_hung_up(sends: Coroutine[None, None, None]) -> None:
+    """Send until the registry hangs up: it may have answered before, and who waits for the answer will know."""
+    with suppress(RegistryUnavailableError):
+        await sends
+
+
+def media_type(content_type: bytes) -> bytes:
+    """Return a Content-Type without its parameters, in lower case (RFC 9110, section 8.3.1)."""
+    return content_type.partition(b";")[0].strip().lower()

@@ -1,52 +1,55 @@
 """What writes to a repository, where more than its grant decides.
 
 - An upload goes on only for the agent whose POST began it (see `uploads`).
-- A protected tag is written once; whoever else wants to write it meanwhile is refused as if it existed.
+- A protected tag is written once. Its manifest is read whole before it is passed on, so that its digest is known: the
+  same manifest may be pushed again, since CI jobs run twice.
 - A mount that its group may not read becomes an ordinary upload (OCI distribution spec, end-11).
 """
 
+import asyncio
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
+from weakref import WeakValueDictionary
 
 import structlog
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.policy import GroupPolicy, Verdict, may_mount, protecting_rule
+from tunnelmgr.core.policy import Verdict, may_mount, protected_tags
 from tunnelmgr.core.registry import RegistryRequest, Route, classify, without_mount
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import MalformedRequestError
-from tunnelmgr.gate.answers import Answer, refusal
-from tunnelmgr.gate.claims import Claims
-from tunnelmgr.gate.entry import Entry
-from tunnelmgr.gate.exchange import Exchange
+from tunnelmgr.gate.answers import Answer
+from tunnelmgr.gate.claims import TAGGING, Claims, Key
+from tunnelmgr.gate.exchange import ManifestTooLargeError, TaggedManifest, media_type
 from tunnelmgr.gate.framing import RequestHead, ResponseHead
 from tunnelmgr.gate.headers import location_target
+from tunnelmgr.gate.permitted import Permitted
 from tunnelmgr.gate.uploads import Upload, Uploads
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _DONE: Final = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
 _GOES_ON: Final = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
+_HASHES: Final = {"sha256": hashlib.sha256, "sha512": hashlib.sha512}
+READ_AT_ONCE: Final = 4
+"""Manifests of one agent that are read into memory at the same time; further ones wait unread."""
 _NOT_BEGUN: Final = Verdict(
     allowed=False, rule="upload", reason="tunnelmgr: this agent has no such upload open: begin it again"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Push:
-    """One request that its grant allows."""
+class ManifestSlots:
+    """Bounds the manifests of each agent that are in memory at a time; an agent has no memory here once it is gone."""
 
-    head: RequestHead
-    request: RegistryRequest
-    policy: GroupPolicy
-    entry: Entry
-    exchange: Exchange
+    def __init__(self) -> None:
+        self._of: WeakValueDictionary[AgentId, asyncio.Semaphore] = WeakValueDictionary()
 
-    def refuse(self, verdict: Verdict, status: HTTPStatus, code: str) -> Answer:
-        """Take note of a refusal and return it."""
-        self.entry.judge(verdict)
-        return refusal(status, code, verdict.reason, close=self.head.ends_channel)
+    def of(self, agent: AgentId) -> asyncio.Semaphore:
+        """Return the agent's own semaphore, which its sessions keep."""
+        return self._of.setdefault(agent, asyncio.Semaphore(READ_AT_ONCE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +58,17 @@ class Pushing:
 
     uploads: Uploads
     writing: Claims
+    reading: asyncio.Semaphore
     agent: AgentId
     target: Endpoint
 
-    async def carry(self, push: Push) -> Answer | None:
+    async def carry(self, push: Permitted) -> Answer | None:
         """Carry a push out, or return why not."""
         request = push.request
         if request.route is Route.UPLOAD and not self.uploads.belongs(self._upload(request), self.agent):
             return push.refuse(_NOT_BEGUN, HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN")
-        if rule := protecting_rule(request, push.policy):
-            return await self._write_once(push, rule)
+        if rules := protected_tags(request, push.policy):
+            return await self._write_once(push, rules)
         if not may_mount(request, push.policy):
             request = without_mount(request)
         answer = await push.exchange.ask(push.head, request)
@@ -72,12 +76,40 @@ class Pushing:
         await push.exchange.pass_back(push.head, answer)
         return None
 
-    async def _write_once(self, push: Push, rule: str) -> Answer | None:
-        request, exchange = push.request, push.exchange
-        with self.writing.claim((self.target, request.repository, request.reference)) as alone:
-            if not alone or await exchange.tag_exists(push.head, request):
-                return push.refuse(_tag_is_taken(request, rule), HTTPStatus.FORBIDDEN, "DENIED")
-            await exchange.pass_back(push.head, await exchange.ask(push.head, request))
+    async def _write_once(self, push: Permitted, rules: Mapping[str, str]) -> Answer | None:
+        # No deadline: only this agent's own requests are in the way, and each of their steps has one.
+        async with self.reading:
+            try:
+                manifest = await push.exchange.receive_manifest(push.head)
+            except ManifestTooLargeError as large:
+                too_large = Verdict(allowed=False, rule="manifest size", reason=str(large))
+                return push.refuse(too_large, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "MANIFEST_INVALID")
+            with self.writing.claim(self._claimed(push.request, rules, manifest)) as granted:
+                refused = await self._refused(push, rules, manifest) if granted else _under_way(push.request, rules)
+                if refused is not None:
+                    return push.refuse(refused, body_read=True)
+                answer = await push.exchange.ask_with(push.head, push.request, manifest)
+                await push.exchange.pass_back(push.head, answer)
+        return None
+
+    def _claimed(self, request: RegistryRequest, rules: Mapping[str, str], manifest: bytes) -> dict[Key, str]:
+        """Claim each tag for this manifest, and the manifest for being tagged, which keeps it from being deleted."""
+        digest = _digest(manifest, "sha256")
+        wanted = {(self.target, request.repository, tag): digest for tag in rules}
+        return wanted | {(self.target, request.repository, named): TAGGING for named in (digest, *request.digests)}
+
+    async def _refused(self, push: Permitted, rules: Mapping[str, str], manifest: bytes) -> Verdict | None:
+        """Look at each protected tag; returns why one may not be written, None if all may."""
+        kind = media_type(dict(push.head.fields).get(b"content-type", b""))
+        for tag, rule in rules.items():
+            there = await push.exchange.look_up(push.head, push.request.repository, tag)
+            if there is not None and not _is_same(there, manifest, kind):
+                name = f"{push.request.repository}:{tag}"
+                points = (
+                    f"points to {there.digest}" if there.digest else "exists, and the registry tells no digest of it"
+                )
+                told = f"tunnelmgr: {name} {points} and may not be overwritten ({rule}); push under another tag"
+                return Verdict(allowed=False, rule=rule, reason=told)
         return None
 
     def _note_upload(self, head: RequestHead, request: RegistryRequest, answer: ResponseHead) -> None:
@@ -97,6 +129,18 @@ class Pushing:
         return Upload(self.target, request.repository, request.reference)
 
 
-def _tag_is_taken(request: RegistryRequest, rule: str) -> Verdict:
-    told = f"tunnelmgr: {request.repository}:{request.reference} exists and may not be overwritten ({rule})"
+def _digest(content: bytes, algorithm: str) -> str:
+    return f"{algorithm}:{_HASHES[algorithm](content).hexdigest()}"
+
+
+def _is_same(there: TaggedManifest, manifest: bytes, kind: bytes) -> bool:
+    """Whether a tag points to this very manifest, and as what it is pushed now: some registries keep the type apart."""
+    algorithm = there.digest.partition(":")[0]
+    return algorithm in _HASHES and there.digest == _digest(manifest, algorithm) and there.media_type == kind
+
+
+def _under_way(request: RegistryRequest, rules: Mapping[str, str]) -> Verdict:
+    tag, rule = next(iter(rules.items()))
+    name = f"{request.repository}:{tag}"
+    told = f"tunnelmgr: another push of {name}, or a delete of its manifest, is under way ({rule}); push again later"
     return Verdict(allowed=False, rule=rule, reason=told)

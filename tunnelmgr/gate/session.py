@@ -29,11 +29,13 @@ from tunnelmgr.gate.answers import Answer, refusal
 from tunnelmgr.gate.caller import Caller, RequestRecord
 from tunnelmgr.gate.catalog import visible_catalog
 from tunnelmgr.gate.claims import Claims
+from tunnelmgr.gate.deletion import Deleting
 from tunnelmgr.gate.entry import Entry, log_request
 from tunnelmgr.gate.exchange import AgentStalledError, ElsewhereError, Exchange, Limits, Progress
 from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, has_form_body, parse_request_head
 from tunnelmgr.gate.link import RegistryLink
-from tunnelmgr.gate.push import Push, Pushing
+from tunnelmgr.gate.permitted import Permitted
+from tunnelmgr.gate.push import ManifestSlots, Pushing
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
 from tunnelmgr.gate.uploads import Uploads
 
@@ -66,6 +68,7 @@ class Gate:
     limits: Limits = field(default_factory=Limits)
     uploads: Uploads = field(default_factory=Uploads)
     writing: Claims = field(default_factory=Claims)
+    reading: ManifestSlots = field(default_factory=ManifestSlots)
 
     async def serve(self, channel: AgentChannel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
         """Serve one channel until it ends; raises nothing but CancelledError."""
@@ -97,7 +100,8 @@ class Session:
         self._caller = caller
         self._target = target
         self._inbox = HeadBuffer(MalformedRequestError)
-        self._pushing = Pushing(gate.uploads, gate.writing, caller.agent, target)
+        self._pushing = Pushing(gate.uploads, gate.writing, gate.reading.of(caller.agent), caller.agent, target)
+        self._deleting = Deleting(gate.writing, target, limits.search)
         self._log = log.bind(agent=caller.agent, group=caller.group)
         self._recorded = (0, 0)
         self._question = probe_request(caller.listener, "").removesuffix(_HEAD_END)
@@ -200,14 +204,19 @@ class Session:
             return Answer(HTTPStatus.OK, self._identity(head), close)
         if (why := self._gate.closed()) is not None:
             raise GateClosedError(why)
-        exchange = self._exchange(progress)
+        return await self._carry(Permitted(head, request, policy, entry, self._exchange(progress)))
+
+    async def _carry(self, permitted: Permitted) -> Answer | None:
+        """Carry a permitted request through; returns the gate's own answer if it gives one."""
+        head, request, exchange = permitted.head, permitted.request, permitted.exchange
         match request.action:
             case Action.CATALOG:
-                return await visible_catalog(
-                    request, partial(exchange.fetch, head), partial(may_see, policy=policy), close=close
-                )
+                visible = partial(may_see, policy=permitted.policy)
+                return await visible_catalog(request, partial(exchange.fetch, head), visible, close=head.ends_channel)
             case Action.PUSH:
-                return await self._pushing.carry(Push(head, request, policy, entry, exchange))
+                return await self._pushing.carry(permitted)
+            case Action.DELETE:
+                return await self._deleting.carry(permitted)
         await exchange.pass_back(head, await exchange.ask(head, request))
         return None
 
