@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.gate.conftest import MANIFEST_TYPE, digest_of
+from tests.gate.stateful_registry import stateful_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate import deletion
 from tunnelmgr.gate.exchange import MAX_MANIFEST, Limits
 from tunnelmgr.gate.push import READ_AT_ONCE
@@ -166,6 +168,49 @@ async def test_an_empty_manifest_is_the_registrys_to_refuse(talk: "Talk", gate: 
         refused = await push(agent, "work/empty", "release-1", b"")
 
     assert (refused.status, refused.code) == (400, "MANIFEST_INVALID")
+
+
+# --- pushing by digest with tags (OCI distribution spec, "Pushing Manifests", of its development version) ---
+
+
+async def push_with_tags(agent: "Conversation", manifest: bytes, *tags: str) -> "Reply":
+    """Push a manifest by its digest, with tags."""
+    query = "&".join(f"tag={tag}" for tag in tags)
+    target = f"/v2/work/app/manifests/{digest_of(manifest)}?{query}"
+    return await agent.ask("PUT", target, KIND, body=manifest)
+
+
+async def test_a_push_by_digest_writes_all_its_tags_or_none(talk: "Talk", gate: Gate) -> None:
+    """Each protected tag is looked at; one that points to another manifest stops the whole push."""
+    with stateful_registry() as server:
+        async with talk(gate, Endpoint("127.0.0.1", server.server_port)) as agent:
+            first = await push_with_tags(agent, b"{}", "latest", "release-1")
+            again = await push_with_tags(agent, b"{}", "release-1", "release-2")
+            refused = await push_with_tags(agent, b"{ }", "latest", "release-2")
+            free = await push_with_tags(agent, b"{ }", "latest", "edge")
+
+    assert [reply.status for reply in (first, again, refused, free)] == [201, 201, 403, 201]
+    assert first.headers["oci-tag"] == "latest, release-1"
+    assert "work/app:release-2 points to" in refused.message
+    assert {tag: digest for (_, tag), digest in server.tags.items()} == {
+        "release-1": digest_of(b"{}"),
+        "release-2": digest_of(b"{}"),
+        "latest": digest_of(b"{ }"),
+        "edge": digest_of(b"{ }"),
+    }
+
+
+async def test_tags_that_the_registry_does_not_understand_are_passed_on_as_they_are(
+    talk: "Talk", gate: Gate, registry: "Registry"
+) -> None:
+    """docker-registry 2.8 stores the manifest and ignores them, as it does without the gate."""
+    manifest = registry.manifest("work/app", b"by digest")
+
+    async with talk(gate, registry.endpoint) as agent:
+        pushed = await push_with_tags(agent, manifest, "edge")
+        by_tag = await agent.ask("GET", "/v2/work/app/manifests/edge")
+
+    assert (pushed.status, by_tag.status) == (201, 404)
 
 
 # --- deleting ---

@@ -45,13 +45,13 @@ class Deleting:
             told = f"tunnelmgr: {request.repository}:{request.reference} may not be deleted ({rule})"
             return delete.refuse(Verdict(allowed=False, rule=rule, reason=told))
         if request.has_tag or not delete.policy.immutable_tags:
-            await delete.exchange.pass_back(delete.head, await delete.exchange.ask(delete.head, request))
+            await _pass_on(delete)
             return None
         with self.writing.claim({(self.target, request.repository, request.reference): DELETING}) as granted:
             refused = await self._protected(delete) if granted else _being_tagged(delete)
             if refused is not None:
                 return delete.refuse(refused)
-            await delete.exchange.pass_back(delete.head, await delete.exchange.ask(delete.head, request))
+            await _pass_on(delete)
         return None
 
     async def _protected(self, delete: Permitted) -> Verdict | None:
@@ -64,6 +64,11 @@ class Deleting:
                 f"the registry did not tell within {self.patience:g} s which tags of {delete.request.repository} point "
                 f"to {delete.request.reference}, so it was not deleted: try again, or delete it on the registry itself"
             ) from late
+
+
+async def _pass_on(delete: Permitted) -> None:
+    answer = await delete.exchange.ask(delete.head, delete.request)
+    await delete.exchange.pass_back(delete.head, delete.request, answer)
 
 
 async def _search(delete: Permitted) -> Verdict | None:

@@ -18,6 +18,7 @@ from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailab
 from tunnelmgr.gate.answers import CONTINUE
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
 from tunnelmgr.gate.catalog import RegistryPage
+from tunnelmgr.gate.follow import told_location
 from tunnelmgr.gate.framing import BodyShape, Coding, HeadBuffer, RequestHead, ResponseHead
 from tunnelmgr.gate.headers import answer_head, registry_request
 from tunnelmgr.gate.link import RegistryLink
@@ -52,13 +53,16 @@ class AgentStalledError(GateError):
     code = "agent-stalled"
 
 
-class ElsewhereError(RegistryUnavailableError):
-    """The registry answered with a redirect past the tunnel."""
+class ReadOnlyError(GateError):
+    """The registry does not know the method, and says so in words that clients cannot read."""
 
-    code = "registry-redirects"
+    code = "registry-read-only"
 
-    def __init__(self) -> None:
-        super().__init__("the registry redirects to another place: set storage.redirect.disable: true in its config")
+    def __init__(self, method: str, target: Endpoint) -> None:
+        super().__init__(
+            f"the registry at {target} does not allow {method} here: it is a read-only replica or under maintenance "
+            "(storage.maintenance.readonly), or lacks this operation"
+        )
 
 
 class ManifestTooLargeError(GateError):
@@ -122,14 +126,18 @@ class Exchange:
             return await self._link.ask(head.method, wire)
         return await self._upload(head, wire)
 
-    async def pass_back(self, head: RequestHead, answer: ResponseHead) -> None:
-        """Carry the answer to the agent; raises as `ask` does."""
+    async def pass_back(
+        self, head: RequestHead, request: RegistryRequest, answer: ResponseHead, *, location: str | None = None
+    ) -> None:
+        """Carry the answer to the agent, with `location` for the registry's if given; raises as `ask` does."""
+        if answer.status == HTTPStatus.METHOD_NOT_ALLOWED and head.method != "HEAD" and not _is_json(answer):
+            raise ReadOnlyError(head.method, self._target)
+        if location is None:
+            location = told_location(answer, request, head.host, self._target)
         if not head.keep_alive:
             self._progress.keep_alive = False
         close = not self._progress.keep_alive
-        first = answer_head(answer, host=head.host, target=self._target, close=close)
-        if first is None:
-            raise ElsewhereError
+        first = answer_head(answer, location=location, host=head.host, target=self._target, close=close)
         self._progress.status = answer.status
         try:
             async with asyncio.timeout(self._limits.answer) as limit:
@@ -277,6 +285,10 @@ async def _until_hung_up(sends: Coroutine[None, None, None]) -> None:
     """Send until the registry hangs up: it may have answered before, and who waits for the answer will know."""
     with suppress(RegistryUnavailableError):
         await sends
+
+
+def _is_json(answer: ResponseHead) -> bool:
+    return media_type(dict(answer.fields).get(b"content-type", b"")) == b"application/json"
 
 
 def media_type(content_type: bytes) -> bytes:

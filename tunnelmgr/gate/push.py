@@ -14,22 +14,18 @@ from http import HTTPStatus
 from typing import Final
 from weakref import WeakValueDictionary
 
-import structlog
-
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.locations import parse_reference, upload_place
 from tunnelmgr.core.policy import Verdict, may_mount, protected_tags
-from tunnelmgr.core.registry import RegistryRequest, Route, classify, without_mount
+from tunnelmgr.core.registry import UPLOAD_STATE, RegistryRequest, Route, at_place, without_mount
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.errors import MalformedRequestError
 from tunnelmgr.gate.answers import Answer
 from tunnelmgr.gate.claims import TAGGING, Claims, Key
 from tunnelmgr.gate.exchange import ManifestTooLargeError, TaggedManifest, media_type
+from tunnelmgr.gate.follow import StrayLocationError, location_of
 from tunnelmgr.gate.framing import RequestHead, ResponseHead
-from tunnelmgr.gate.headers import location_target
 from tunnelmgr.gate.permitted import Permitted
 from tunnelmgr.gate.uploads import Upload, Uploads
-
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _DONE: Final = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
 _GOES_ON: Final = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
@@ -65,15 +61,18 @@ class Pushing:
     async def carry(self, push: Permitted) -> Answer | None:
         """Carry a push out, or return why not."""
         request = push.request
-        if request.route is Route.UPLOAD and not self.uploads.belongs(self._upload(request), self.agent):
-            return push.refuse(_NOT_BEGUN, HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN")
-        if rules := protected_tags(request, push.policy):
+        if request.route is Route.UPLOAD:
+            place = self.uploads.find(self.agent, self._upload(request))
+            if place is None:
+                return push.refuse(_NOT_BEGUN, HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN")
+            request = at_place(request, place.path, place.query)
+        elif rules := protected_tags(request, push.policy):
             return await self._write_once(push, rules)
-        if not may_mount(request, push.policy):
+        elif not may_mount(request, push.policy):
             request = without_mount(request)
         answer = await push.exchange.ask(push.head, request)
-        self._note_upload(push.head, request, answer)
-        await push.exchange.pass_back(push.head, answer)
+        location = self._follow_upload(push.head, push.request, answer)
+        await push.exchange.pass_back(push.head, push.request, answer, location=location)
         return None
 
     async def _write_once(self, push: Permitted, rules: Mapping[str, str]) -> Answer | None:
@@ -89,7 +88,7 @@ class Pushing:
                 if refused is not None:
                     return push.refuse(refused, body_read=True)
                 answer = await push.exchange.ask_with(push.head, push.request, manifest)
-                await push.exchange.pass_back(push.head, answer)
+                await push.exchange.pass_back(push.head, push.request, answer)
         return None
 
     def _claimed(self, request: RegistryRequest, rules: Mapping[str, str], manifest: bytes) -> dict[Key, str]:
@@ -112,18 +111,32 @@ class Pushing:
                 return Verdict(allowed=False, rule=rule, reason=told)
         return None
 
-    def _note_upload(self, head: RequestHead, request: RegistryRequest, answer: ResponseHead) -> None:
-        """Know where an upload goes on before the agent does: it may use the location on another channel at once."""
-        if request.route is Route.UPLOAD and request.method in {"PUT", "DELETE"} and answer.status in _DONE:
-            self.uploads.forget(self.agent, self._upload(request))
-        elif answer.status in _GOES_ON and (target := location_target(answer, head.host, self.target)):
-            try:
-                place = classify("PATCH", target)
-            except MalformedRequestError:
-                log.warning("upload location not understood", registry=str(self.target), repository=request.repository)
-                return
-            if place.route is Route.UPLOAD and place.repository == request.repository:
-                self.uploads.keep(self.agent, self._upload(place))
+    def _follow_upload(self, head: RequestHead, request: RegistryRequest, answer: ResponseHead) -> str | None:
+        """Return where the agent goes on with its upload, None if the answer leads to no upload.
+
+        It is noted before the agent is told, which may use it on another channel at once. Raises StrayLocationError
+        where the registry goes on at a place that is no upload of the repository.
+        """
+        if request.route not in {Route.UPLOADS, Route.UPLOAD}:
+            return None
+        known = self._upload(request)
+        if request.method in {"PUT", "DELETE"} and answer.status in _DONE:
+            self.uploads.forget(self.agent, known)
+            return None
+        value = location_of(answer)
+        if value is None or HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
+            return None
+        reference = parse_reference(value)
+        place = upload_place(reference, request.repository) if reference is not None else None
+        if place is None:
+            if answer.status in _GOES_ON:
+                raise StrayLocationError(answer.status, value, request.repository)
+            return None
+        if request.route is Route.UPLOAD:
+            self.uploads.move(self.agent, known, place)
+        else:
+            known = self.uploads.begin(self.agent, self.target, request.repository, place)
+        return f"http://{head.host}/v2/{known.repository}/blobs/uploads/{known.id}?state={UPLOAD_STATE}"
 
     def _upload(self, request: RegistryRequest) -> Upload:
         return Upload(self.target, request.repository, request.reference)

@@ -31,7 +31,8 @@ from tunnelmgr.gate.catalog import visible_catalog
 from tunnelmgr.gate.claims import Claims
 from tunnelmgr.gate.deletion import Deleting
 from tunnelmgr.gate.entry import Entry, log_request
-from tunnelmgr.gate.exchange import AgentStalledError, ElsewhereError, Exchange, Limits, Progress
+from tunnelmgr.gate.exchange import AgentStalledError, Exchange, Limits, Progress, ReadOnlyError
+from tunnelmgr.gate.follow import RedirectedElsewhereError, StrayLocationError
 from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, has_form_body, parse_request_head
 from tunnelmgr.gate.link import RegistryLink
 from tunnelmgr.gate.permitted import Permitted
@@ -163,7 +164,7 @@ class Session:
                 entry.method = head.method
                 answer = await self._answer(head, entry, progress)
         except GateError as failed:
-            answer = self._failure(failed, head, entry)
+            answer = self._failure(failed, head)
         if answer is not None and progress.status:
             # The agent already reads another answer; only the end of the channel can tell it that this one broke.
             progress.keep_alive = False
@@ -217,7 +218,7 @@ class Session:
                 return await self._pushing.carry(permitted)
             case Action.DELETE:
                 return await self._deleting.carry(permitted)
-        await exchange.pass_back(head, await exchange.ask(head, request))
+        await exchange.pass_back(head, request, await exchange.ask(head, request))
         return None
 
     def _probe_nonce(self, raw: bytes) -> str | None:
@@ -259,20 +260,23 @@ class Session:
         caller = self._caller
         return {"agent": caller.agent, "group": caller.group, "controller": caller.controller}
 
-    def _failure(self, failed: GateError, head: RequestHead | None, entry: Entry) -> Answer:
+    def _failure(self, failed: GateError, head: RequestHead | None) -> Answer:
         """Turn an error into the answer that tells it; the registry's part of it is over."""
         self.link.abort()
         match failed:
-            case MalformedRequestError() | AgentStalledError():
-                code = "NAME_INVALID" if head and entry.request is None else "UNSUPPORTED"
-                return refusal(HTTPStatus.BAD_REQUEST, code, str(failed), close=True)
-            case ElsewhereError():
-                status = HTTPStatus.BAD_GATEWAY
+            case MalformedRequestError():
+                return refusal(HTTPStatus.BAD_REQUEST, failed.oci_code, str(failed), close=True)
+            case AgentStalledError():
+                return refusal(HTTPStatus.BAD_REQUEST, "UNSUPPORTED", str(failed), close=True)
+            case ReadOnlyError():
+                status, code = HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"
+            case RedirectedElsewhereError() | StrayLocationError():
+                status, code = HTTPStatus.BAD_GATEWAY, "UNAVAILABLE"
             case _:
-                status = HTTPStatus.SERVICE_UNAVAILABLE
+                status, code = HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"
         self._log.warning("registry failed", error=failed.code, reason=str(failed))
         close = head is None or head.ends_channel
-        return refusal(status, "UNAVAILABLE", str(failed), close=close)
+        return refusal(status, code, str(failed), close=close)
 
     async def _tell(self, answer: Answer, head: RequestHead | None, progress: Progress) -> None:
         progress.status = answer.status
