@@ -5,7 +5,7 @@ import pytest
 from tunnelmgr.core.registry import classify
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.follow import RedirectedElsewhereError, StrayLocationError, told_links, told_location
+from tunnelmgr.gate.follow import RedirectedElsewhereError, UnusableLocationError, told_links, told_location
 from tunnelmgr.gate.framing import parse_response_head
 
 TARGET = Endpoint("127.0.0.1", 5001)
@@ -58,7 +58,7 @@ def test_content_of_the_same_repository_is_led_back_whatever_host_is_named(path:
 )
 def test_a_location_elsewhere_is_not_passed_on(location: str) -> None:
     """The error names it and what to set right in the registry's configuration."""
-    with pytest.raises(StrayLocationError, match=r"correct http\.host and http\.prefix"):
+    with pytest.raises(UnusableLocationError, match=r"correct http\.host and http\.prefix"):
         told(201, location)
 
 

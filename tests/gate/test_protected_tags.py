@@ -1,6 +1,7 @@
 """A protected tag is written once: the same manifest may be pushed again, another may not, and it cannot be deleted."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate import deletion
-from tunnelmgr.gate.exchange import MAX_MANIFEST, Limits
+from tunnelmgr.gate.exchange import Limits
+from tunnelmgr.gate.manifest import MAX_MANIFEST, PushedManifest, TaggedManifest
 from tunnelmgr.gate.push import READ_AT_ONCE
 from tunnelmgr.gate.session import Gate
 
@@ -80,7 +82,7 @@ async def test_another_manifest_may_not_be_pushed_to_a_protected_tag(
     assert (refused.status, refused.code) == (403, "DENIED")
     assert refused.message == (
         f"tunnelmgr: work/stable:release-1 points to {digest_of(first)} and may not be overwritten "
-        "(immutable_tags release-*); push under another tag"
+        "(immutable_tags release-*); push another tag"
     )
 
 
@@ -160,6 +162,20 @@ async def test_an_agent_cannot_fill_the_memory_with_manifests(talk: "Talk", gate
 
     assert waiting
     assert answers == [201] * len(agents)
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_a_manifest_is_compared_by_the_algorithm_that_the_registry_uses(algorithm: str) -> None:
+    """A tag may have been pushed by another digest than sha256; one of an unknown algorithm is another manifest."""
+    manifest = PushedManifest(b"a/b")
+    for piece in (b"{", b"}"):
+        manifest.add(piece)
+    digest = f"{algorithm}:{hashlib.new(algorithm, b'{}').hexdigest()}"
+
+    assert manifest.is_same(TaggedManifest(digest, b"a/b"))
+    assert not manifest.is_same(TaggedManifest(digest, b"a/c"))
+    assert not manifest.is_same(TaggedManifest(f"{algorithm}:{'0' * len(digest)}", b"a/b"))
+    assert not manifest.is_same(TaggedManifest(digest.replace(algorithm, "blake3"), b"a/b"))
 
 
 async def test_an_empty_manifest_is_the_registrys_to_refuse(talk: "Talk", gate: Gate, registry: "Registry") -> None:
@@ -344,8 +360,8 @@ async def test_a_tag_that_has_gone_meanwhile_protects_nothing(talk: "Talk", gate
 @pytest.mark.parametrize(
     ("looked_up", "told"),
     [
-        (pointing_to(""), "the registry tells no sha256 digest of work/app:release-1"),
-        (pointing_to(f"sha512:{HEX}{HEX}"), "the registry tells no sha256 digest of work/app:release-1"),
+        (pointing_to(""), "the registry reports no sha256 digest of work/app:release-1"),
+        (pointing_to(f"sha512:{HEX}{HEX}"), "the registry reports no sha256 digest of work/app:release-1"),
     ],
 )
 async def test_a_delete_is_refused_if_the_registry_does_not_tell_what_a_tag_points_to(
@@ -422,7 +438,9 @@ async def test_a_push_is_refused_if_the_registry_tells_no_digest(
         refused = await push(agent, "work/app", "release-1", b"{}")
 
     assert refused.status == 403
-    assert "work/app:release-1 exists, and the registry tells no digest of it" in refused.message
+    assert (
+        "work/app:release-1 exists, with a digest that is not reported, and may not be overwritten" in refused.message
+    )
 
 
 async def test_a_search_for_protected_tags_ends_in_time(talk: "Talk", scripted: "Scripted") -> None:
@@ -435,7 +453,7 @@ async def test_a_search_for_protected_tags_ends_in_time(talk: "Talk", scripted: 
         failed = await delete(agent, "work/app", DIGEST)
 
     assert failed.status == 503
-    assert f"did not tell within 0.02 s which tags of work/app point to {DIGEST}" in failed.message
+    assert f"it was not found within 0.02 s which tags of work/app point to {DIGEST}" in failed.message
 
 
 async def test_a_look_that_ends_the_connection_is_followed_by_a_new_one(
@@ -449,6 +467,32 @@ async def test_a_look_that_ends_the_connection_is_followed_by_a_new_one(
 
     assert pushed.status == 201
     assert registry.connections == 2
+
+
+async def test_an_agent_has_one_search_for_protected_tags_at_a_time(
+    talk: "Talk", gate: Gate, scripted: "Scripted"
+) -> None:
+    """Each may be a thousand requests; another agent's search does not wait for them."""
+    held = asyncio.Event()
+    tags = Tags([b'{"tags": null}'] * 3, held=held)
+
+    async with (
+        scripted(tags) as registry,
+        talk(gate, registry.endpoint) as first,
+        talk(gate, registry.endpoint) as second,
+        talk(gate, registry.endpoint, agent_id=OTHER) as other,
+        asyncio.TaskGroup() as tasks,
+    ):
+        tasks.create_task(delete(first, "work/first", DIGEST), name="first delete")
+        await tags.begun.wait()
+        tags.begun.clear()
+        tasks.create_task(delete(second, "work/second", DIGEST), name="second delete")
+        tasks.create_task(delete(other, "work/other", DIGEST), name="delete of another agent")
+        await tags.begun.wait()
+        asked = list(tags.asked)
+        held.set()
+
+    assert asked == ["GET /v2/work/first/tags/list", "GET /v2/work/other/tags/list"]
 
 
 # --- at the same time ---

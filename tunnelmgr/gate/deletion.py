@@ -34,6 +34,7 @@ class Deleting:
     """One agent's deletes in one registry."""
 
     writing: Claims
+    searching: asyncio.Semaphore
     target: Endpoint
     patience: float
     """Seconds for the search for protected tags."""
@@ -45,30 +46,28 @@ class Deleting:
             told = f"tunnelmgr: {request.repository}:{request.reference} may not be deleted ({rule})"
             return delete.refuse(Verdict(allowed=False, rule=rule, reason=told))
         if request.has_tag or not delete.policy.immutable_tags:
-            await _pass_on(delete)
+            answer = await delete.exchange.ask(delete.head, request)
+            await delete.exchange.pass_back(delete.head, request, answer)
             return None
         with self.writing.claim({(self.target, request.repository, request.reference): DELETING}) as granted:
             refused = await self._protected(delete) if granted else _being_tagged(delete)
             if refused is not None:
                 return delete.refuse(refused)
-            await _pass_on(delete)
+            answer = await delete.exchange.ask(delete.head, request)
+        await delete.exchange.pass_back(delete.head, request, answer)
         return None
 
     async def _protected(self, delete: Permitted) -> Verdict | None:
         """Return why the digest may not be deleted, None if no protected tag points to it."""
         try:
-            async with asyncio.timeout(self.patience):
+            # One search of an agent at a time: each may be a thousand requests to the registry.
+            async with asyncio.timeout(self.patience), self.searching:
                 return await _search(delete)
         except TimeoutError as late:
             raise RegistryUnavailableError(
-                f"the registry did not tell within {self.patience:g} s which tags of {delete.request.repository} point "
-                f"to {delete.request.reference}, so it was not deleted: try again, or delete it on the registry itself"
+                f"it was not found within {self.patience:g} s which tags of {delete.request.repository} point to "
+                f"{delete.request.reference}, so it was not deleted: try again, or delete it on the registry itself"
             ) from late
-
-
-async def _pass_on(delete: Permitted) -> None:
-    answer = await delete.exchange.ask(delete.head, delete.request)
-    await delete.exchange.pass_back(delete.head, delete.request, answer)
 
 
 async def _search(delete: Permitted) -> Verdict | None:
@@ -86,7 +85,7 @@ async def _search(delete: Permitted) -> Verdict | None:
             return Verdict(allowed=False, rule=rule, reason=told)
         if there.digest.partition(":")[0] != digest.partition(":")[0]:
             return _untold(
-                delete, rule, f"the registry tells no {digest.partition(':')[0]} digest of {repository}:{tag}"
+                delete, rule, f"the registry reports no {digest.partition(':')[0]} digest of {repository}:{tag}"
             )
     return None
 

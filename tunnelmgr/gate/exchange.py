@@ -22,6 +22,13 @@ from tunnelmgr.gate.follow import told_location
 from tunnelmgr.gate.framing import BodyShape, Coding, HeadBuffer, RequestHead, ResponseHead
 from tunnelmgr.gate.headers import answer_head, registry_request
 from tunnelmgr.gate.link import RegistryLink
+from tunnelmgr.gate.manifest import (
+    MAX_MANIFEST,
+    ManifestTooLargeError,
+    PushedManifest,
+    TaggedManifest,
+    media_type,
+)
 
 # Docker's registry takes a manifest for missing unless its type is accepted, so all that it can store are named.
 _ANY_MANIFEST: Final = (
@@ -31,8 +38,6 @@ _ANY_MANIFEST: Final = (
     "*/*"
 )
 MAX_PAGE: Final = 1024 * 1024
-MAX_MANIFEST: Final = 4 * 1024 * 1024
-"""Bytes of a manifest that is read before it is passed on; docker-registry takes no longer ones either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +68,6 @@ class ReadOnlyError(GateError):
             f"the registry at {target} does not allow {method} here: it is a read-only replica or under maintenance "
             "(storage.maintenance.readonly), or lacks this operation"
         )
-
-
-class ManifestTooLargeError(GateError):
-    """The agent sends a manifest that no registry takes."""
-
-    code = "manifest-too-large"
-
-    def __init__(self) -> None:
-        super().__init__(f"the manifest is longer than {MAX_MANIFEST} bytes, which no registry has to accept")
-
-
-@dataclass(frozen=True, slots=True)
-class TaggedManifest:
-    """What a tag points to: the manifest's digest and its media type, each empty where the registry does not say."""
-
-    digest: str
-    media_type: bytes
 
 
 @dataclass(slots=True)
@@ -174,7 +162,7 @@ class Exchange:
         digest = named.get(b"docker-content-digest", b"").decode("latin-1")
         return TaggedManifest(digest if is_digest(digest) else "", media_type(named.get(b"content-type", b"")))
 
-    async def receive_manifest(self, head: RequestHead) -> bytes:
+    async def receive_manifest(self, head: RequestHead) -> PushedManifest:
         """Read the whole of a request's body; raises ManifestTooLargeError, and else as `ask` does."""
         if head.body.length > MAX_MANIFEST:
             raise ManifestTooLargeError
@@ -182,19 +170,19 @@ class Exchange:
         if head.expects_continue:
             await self._agent.write(CONTINUE)
         reader = body_reader(head.body, MalformedRequestError)
-        body = bytearray()
+        manifest = PushedManifest(media_type(dict(head.fields).get(b"content-type", b"")))
         while not reader.done:
-            body += b"".join(reader.feed(self._inbox.take_rest() or await self._receive_body()))
-            if len(body) > MAX_MANIFEST:
-                raise ManifestTooLargeError
+            for piece in reader.feed(self._inbox.take_rest() or await self._receive_body()):
+                manifest.add(piece)
         self._inbox.feed(reader.rest)
-        return bytes(body)
+        return manifest
 
-    async def ask_with(self, head: RequestHead, request: RegistryRequest, body: bytes) -> ResponseHead:
+    async def ask_with(self, head: RequestHead, request: RegistryRequest, manifest: PushedManifest) -> ResponseHead:
         """Carry a request whose body has been read to the registry; returns and raises as `ask` does."""
         await self._link.open()
-        wire = registry_request(replace(head, body=BodyShape(Coding.COUNTED, len(body))), request)
-        return await self._hear_while(head, self._link.send(wire + body))
+        shape = BodyShape(Coding.COUNTED, len(manifest.content))
+        wire = registry_request(replace(head, body=shape), request)
+        return await self._hear_while(head, self._link.send(wire + manifest.content))
 
     async def _upload(self, head: RequestHead, wire: bytes) -> ResponseHead:
         await self._link.open()
@@ -289,8 +277,3 @@ async def _until_hung_up(sends: Coroutine[None, None, None]) -> None:
 
 def _is_json(answer: ResponseHead) -> bool:
     return media_type(dict(answer.fields).get(b"content-type", b"")) == b"application/json"
-
-
-def media_type(content_type: bytes) -> bytes:
-    """Return a Content-Type without its parameters, in lower case (RFC 9110, section 8.3.1)."""
-    return content_type.partition(b";")[0].strip().lower()

@@ -35,7 +35,7 @@ class RedirectedElsewhereError(RegistryUnavailableError):
         )
 
 
-class StrayLocationError(RegistryUnavailableError):
+class UnusableLocationError(RegistryUnavailableError):
     """The registry named a place for what was pushed where the agent cannot go on."""
 
     code = "registry-location"
@@ -61,7 +61,7 @@ def leads_here(reference: Reference, host: str, target: Endpoint) -> bool:
 
 
 def told_location(answer: ResponseHead, request: RegistryRequest, host: str, target: Endpoint) -> str | None:
-    """Return the Location to tell the agent, None without one; raises RegistryUnavailableError if it leads astray."""
+    """Return the Location to tell the agent, None without one; raises RegistryUnavailableError if it is not usable."""
     value = location_of(answer)
     if value is None:
         return None
@@ -71,7 +71,7 @@ def told_location(answer: ResponseHead, request: RegistryRequest, host: str, tar
     if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
         raise RedirectedElsewhereError(value)
     if reference is None or not is_content(reference, request.repository):
-        raise StrayLocationError(answer.status, value, request.repository)
+        raise UnusableLocationError(answer.status, value, request.repository)
     return _through_gate(reference, host)
 
 

@@ -7,12 +7,10 @@
 """
 
 import asyncio
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
-from weakref import WeakValueDictionary
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.locations import parse_reference, upload_place
@@ -21,31 +19,19 @@ from tunnelmgr.core.registry import UPLOAD_STATE, RegistryRequest, Route, at_pla
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.answers import Answer
 from tunnelmgr.gate.claims import TAGGING, Claims, Key
-from tunnelmgr.gate.exchange import ManifestTooLargeError, TaggedManifest, media_type
-from tunnelmgr.gate.follow import StrayLocationError, location_of
+from tunnelmgr.gate.follow import UnusableLocationError, location_of
 from tunnelmgr.gate.framing import RequestHead, ResponseHead
+from tunnelmgr.gate.manifest import ManifestTooLargeError, PushedManifest
 from tunnelmgr.gate.permitted import Permitted
 from tunnelmgr.gate.uploads import Upload, Uploads
 
 _DONE: Final = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
 _GOES_ON: Final = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
-_HASHES: Final = {"sha256": hashlib.sha256, "sha512": hashlib.sha512}
 READ_AT_ONCE: Final = 4
 """Manifests of one agent that are read into memory at the same time; further ones wait unread."""
 _NOT_BEGUN: Final = Verdict(
     allowed=False, rule="upload", reason="tunnelmgr: this agent has no such upload open: begin it again"
 )
-
-
-class ManifestSlots:
-    """Bounds the manifests of each agent that are in memory at a time; an agent has no memory here once it is gone."""
-
-    def __init__(self) -> None:
-        self._of: WeakValueDictionary[AgentId, asyncio.Semaphore] = WeakValueDictionary()
-
-    def of(self, agent: AgentId) -> asyncio.Semaphore:
-        """Return the agent's own semaphore, which its sessions keep."""
-        return self._of.setdefault(agent, asyncio.Semaphore(READ_AT_ONCE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +74,30 @@ class Pushing:
                 if refused is not None:
                     return push.refuse(refused, body_read=True)
                 answer = await push.exchange.ask_with(push.head, push.request, manifest)
-                await push.exchange.pass_back(push.head, push.request, answer)
+            await push.exchange.pass_back(push.head, push.request, answer)
         return None
 
-    def _claimed(self, request: RegistryRequest, rules: Mapping[str, str], manifest: bytes) -> dict[Key, str]:
+    def _claimed(self, request: RegistryRequest, rules: Mapping[str, str], manifest: PushedManifest) -> dict[Key, str]:
         """Claim each tag for this manifest, and the manifest for being tagged, which keeps it from being deleted."""
-        digest = _digest(manifest, "sha256")
-        wanted = {(self.target, request.repository, tag): digest for tag in rules}
-        return wanted | {(self.target, request.repository, named): TAGGING for named in (digest, *request.digests)}
+        place = (self.target, request.repository)
+        tags = {(*place, tag): manifest.digest for tag in rules}
+        return tags | {(*place, digest): TAGGING for digest in (manifest.digest, *request.digests)}
 
-    async def _refused(self, push: Permitted, rules: Mapping[str, str], manifest: bytes) -> Verdict | None:
+    async def _refused(self, push: Permitted, rules: Mapping[str, str], manifest: PushedManifest) -> Verdict | None:
         """Look at each protected tag; returns why one may not be written, None if all may."""
-        kind = media_type(dict(push.head.fields).get(b"content-type", b""))
+        repository = push.request.repository
         for tag, rule in rules.items():
-            there = await push.exchange.look_up(push.head, push.request.repository, tag)
-            if there is not None and not _is_same(there, manifest, kind):
-                name = f"{push.request.repository}:{tag}"
-                points = (
-                    f"points to {there.digest}" if there.digest else "exists, and the registry tells no digest of it"
-                )
-                told = f"tunnelmgr: {name} {points} and may not be overwritten ({rule}); push under another tag"
+            there = await push.exchange.look_up(push.head, repository, tag)
+            if there is not None and not manifest.is_same(there):
+                found = f"points to {there.digest}" if there.digest else "exists, with a digest that is not reported,"
+                told = f"tunnelmgr: {repository}:{tag} {found} and may not be overwritten ({rule}); push another tag"
                 return Verdict(allowed=False, rule=rule, reason=told)
         return None
 
     def _follow_upload(self, head: RequestHead, request: RegistryRequest, answer: ResponseHead) -> str | None:
         """Return where the agent goes on with its upload, None if the answer leads to no upload.
 
-        It is noted before the agent is told, which may use it on another channel at once. Raises StrayLocationError
+        It is noted before the agent is told, which may use it on another channel at once. Raises UnusableLocationError
         where the registry goes on at a place that is no upload of the repository.
         """
         if request.route not in {Route.UPLOADS, Route.UPLOAD}:
@@ -130,7 +113,7 @@ class Pushing:
         place = upload_place(reference, request.repository) if reference is not None else None
         if place is None:
             if answer.status in _GOES_ON:
-                raise StrayLocationError(answer.status, value, request.repository)
+                raise UnusableLocationError(answer.status, value, request.repository)
             return None
         if request.route is Route.UPLOAD:
             self.uploads.move(self.agent, known, place)
@@ -140,16 +123,6 @@ class Pushing:
 
     def _upload(self, request: RegistryRequest) -> Upload:
         return Upload(self.target, request.repository, request.reference)
-
-
-def _digest(content: bytes, algorithm: str) -> str:
-    return f"{algorithm}:{_HASHES[algorithm](content).hexdigest()}"
-
-
-def _is_same(there: TaggedManifest, manifest: bytes, kind: bytes) -> bool:
-    """Whether a tag points to this very manifest, and as what it is pushed now: some registries keep the type apart."""
-    algorithm = there.digest.partition(":")[0]
-    return algorithm in _HASHES and there.digest == _digest(manifest, algorithm) and there.media_type == kind
 
 
 def _under_way(request: RegistryRequest, rules: Mapping[str, str]) -> Verdict:

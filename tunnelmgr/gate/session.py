@@ -32,11 +32,12 @@ from tunnelmgr.gate.claims import Claims
 from tunnelmgr.gate.deletion import Deleting
 from tunnelmgr.gate.entry import Entry, log_request
 from tunnelmgr.gate.exchange import AgentStalledError, Exchange, Limits, Progress, ReadOnlyError
-from tunnelmgr.gate.follow import RedirectedElsewhereError, StrayLocationError
+from tunnelmgr.gate.follow import RedirectedElsewhereError, UnusableLocationError
 from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, has_form_body, parse_request_head
 from tunnelmgr.gate.link import RegistryLink
+from tunnelmgr.gate.per_agent import PerAgent
 from tunnelmgr.gate.permitted import Permitted
-from tunnelmgr.gate.push import ManifestSlots, Pushing
+from tunnelmgr.gate.push import READ_AT_ONCE, Pushing
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
 from tunnelmgr.gate.uploads import Uploads
 
@@ -69,7 +70,8 @@ class Gate:
     limits: Limits = field(default_factory=Limits)
     uploads: Uploads = field(default_factory=Uploads)
     writing: Claims = field(default_factory=Claims)
-    reading: ManifestSlots = field(default_factory=ManifestSlots)
+    reading: PerAgent = field(default_factory=lambda: PerAgent(READ_AT_ONCE))
+    searching: PerAgent = field(default_factory=lambda: PerAgent(1))
 
     async def serve(self, channel: AgentChannel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
         """Serve one channel until it ends; raises nothing but CancelledError."""
@@ -102,7 +104,7 @@ class Session:
         self._target = target
         self._inbox = HeadBuffer(MalformedRequestError)
         self._pushing = Pushing(gate.uploads, gate.writing, gate.reading.of(caller.agent), caller.agent, target)
-        self._deleting = Deleting(gate.writing, target, limits.search)
+        self._deleting = Deleting(gate.writing, gate.searching.of(caller.agent), target, limits.search)
         self._log = log.bind(agent=caller.agent, group=caller.group)
         self._recorded = (0, 0)
         self._question = probe_request(caller.listener, "").removesuffix(_HEAD_END)
@@ -270,7 +272,7 @@ class Session:
                 return refusal(HTTPStatus.BAD_REQUEST, "UNSUPPORTED", str(failed), close=True)
             case ReadOnlyError():
                 status, code = HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"
-            case RedirectedElsewhereError() | StrayLocationError():
+            case RedirectedElsewhereError() | UnusableLocationError():
                 status, code = HTTPStatus.BAD_GATEWAY, "UNAVAILABLE"
             case _:
                 status, code = HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"
