@@ -61,7 +61,7 @@ class AgentStalledError(GateError):
 class ReadOnlyError(GateError):
     """The registry does not know the method, and says so in words that clients cannot read."""
 
-    code = "registry-read-only"
+    code = "replica-read-only"
 
     def __init__(self, method: str, target: Endpoint) -> None:
         super().__init__(
