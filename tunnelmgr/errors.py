@@ -172,10 +172,26 @@ class GateError(TunnelmgrError):
 
 
 class MalformedRequestError(GateError):
-    """The agent sent something that is not one plain HTTP/1.1 request."""
+    """The agent sent something that is not one plain HTTP/1.1 request.
+
+    `oci_code` is what the agent is told (OCI distribution spec, "Error Codes").
+    """
 
     code = "malformed-request"
     retry = Pace.NEVER
+    oci_code: ClassVar[str] = "UNSUPPORTED"
+
+
+class InvalidNameError(MalformedRequestError):
+    """The request's path holds no repository, tag or digest that can be read in one way only."""
+
+    oci_code = "NAME_INVALID"
+
+
+class InvalidDigestError(MalformedRequestError):
+    """A query parameter that has to be a digest is none."""
+
+    oci_code = "DIGEST_INVALID"
 
 
 class GateClosedError(GateError):

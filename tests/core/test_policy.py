@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnelmgr.core.globs import GlobSet
-from tunnelmgr.core.policy import GroupPolicy, decide, judge, may_mount, may_see, protecting_rule
+from tunnelmgr.core.policy import GroupPolicy, decide, judge, may_mount, may_see, protected_tags
 from tunnelmgr.core.registry import Action, classify
 
 DIGEST = "sha256:" + "a" * 64
@@ -78,7 +78,7 @@ def test_no_grant_is_about_anything_but_repositories(action: Action) -> None:
         ("team/app-*-x", ["team/app-1-x", "team/app--x"], ["team/app-x", "team/app-1/2-x"]),
         ("a.b", ["a.b"], ["axb"]),
         ("ab*ba", ["abba", "ab1ba"], ["aba"]),
-        ("*/app", ["team/app"], ["app", "a/b/app"]),
+        ("*/app", ["team/app"], ["app", "xapp", "a/b/app"]),
     ],
 )
 def test_globs_mean_what_the_contract_says(pattern: str, matching: list[str], other: list[str]) -> None:
@@ -154,13 +154,15 @@ def test_a_mount_needs_pull_of_its_source() -> None:
 
 
 def test_a_protected_tag_is_about_writing_a_tag() -> None:
-    """Reading it, other tags and digests are left alone."""
+    """Reading a protected tag, and writing other tags or a digest, is free."""
     policy = GroupPolicy.build("ci", push=("**",), immutable_tags=("release-*",))
 
-    assert protecting_rule(classify("PUT", "/v2/a/manifests/release-1"), policy) == "immutable_tags release-*"
-    assert protecting_rule(classify("GET", "/v2/a/manifests/release-1"), policy) is None
-    assert protecting_rule(classify("PUT", "/v2/a/manifests/latest"), policy) is None
-    assert protecting_rule(classify("PUT", f"/v2/a/manifests/{DIGEST}"), policy) is None
+    assert protected_tags(classify("PUT", "/v2/a/manifests/release-1"), policy) == {
+        "release-1": "immutable_tags release-*"
+    }
+    assert protected_tags(classify("GET", "/v2/a/manifests/release-1"), policy) == {}
+    assert protected_tags(classify("PUT", "/v2/a/manifests/latest"), policy) == {}
+    assert protected_tags(classify("PUT", f"/v2/a/manifests/{DIGEST}"), policy) == {}
 
 
 def test_a_decision_costs_little_with_a_thousand_grants() -> None:

@@ -1,12 +1,13 @@
 """Classification: every endpoint of the API has one reading, and nothing else passes."""
 
+import re
 import string
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.core.registry import Action, Body, Route, classify, is_name, without_mount
+from tunnelmgr.core.registry import MAX_PARAMETERS, Action, Body, Route, at_place, classify, is_name, without_mount
 from tunnelmgr.errors import MalformedRequestError
 
 HEX = "0123456789abcdef" * 4
@@ -151,41 +152,101 @@ def test_a_reference_that_is_none_is_refused(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "target"),
+    ("method", "target", "told"),
     [
-        ("GET", "/v2/?n=1"),
-        ("GET", "/v2/a/tags/list?n=1&n=2"),
-        ("GET", "/v2/a/tags/list?n=1&"),
-        ("GET", "/v2/a/tags/list?n"),
-        ("GET", "/v2/a/tags/list?n=x"),
-        ("GET", "/v2/a/tags/list?n=1;last=b"),
-        ("GET", "/v2/a/tags/list?%6e=1"),
-        ("GET", "/v2/a/tags/list?last=a/b"),
-        ("GET", "/v2/_catalog?last=A"),
-        ("GET", "/v2/a/manifests/v1?mount=x"),
-        ("PUT", "/v2/a/manifests/v1?digest=x"),
-        ("GET", f"/v2/a/referrers/{DIGEST}?artifactType=a+b/c"),
-        ("POST", f"/v2/a/blobs/uploads/?mount={DIGEST}&from=_b"),
-        ("POST", "/v2/a/blobs/uploads/?digest-algorithm=SHA512"),
-        ("POST", f"/v2/a/blobs/uploads/?mount={DIGEST}&from=b&from=c"),
-        ("POST", f"/v2/a/blobs/uploads/?mount={DIGEST}&digest={DIGEST}"),
-        ("PATCH", f"{UPLOAD}?_state=a%20b"),
-        ("PATCH", f"{UPLOAD}?digest={DIGEST}"),
-        ("GET", "/v2/a/tags/list?n=1?n=2"),
+        ("GET", "/v2/?n=1", "unknown query parameter 'n'; known for this request: none"),
+        ("GET", "/v2/a/tags/list?n=1&n=2", "n is given twice"),
+        ("GET", "/v2/a/tags/list?n=1&", "unknown query parameter ''; known for this request: n, last, ns"),
+        ("GET", "/v2/a/tags/list?n", "invalid value for the query parameter n: ''"),
+        ("GET", "/v2/a/tags/list?n=x", "invalid value for the query parameter n: 'x'"),
+        ("GET", "/v2/a/tags/list?n=1;last=b", "the query holds ';', which no endpoint needs"),
+        ("GET", "/v2/a/tags/list?%6e=1", "unknown query parameter '%6e'"),
+        ("GET", "/v2/a/tags/list?last=a/b", "invalid value for the query parameter last"),
+        ("GET", "/v2/_catalog?last=A", "invalid value for the query parameter last"),
+        ("GET", "/v2/a/manifests/v1?mount=x", "unknown query parameter 'mount'"),
+        ("PUT", "/v2/a/manifests/v1?digest=x", "unknown query parameter 'digest'"),
+        ("GET", f"/v2/a/referrers/{DIGEST}?artifactType=a+b/c", "query parameter artifactType"),
+        ("POST", f"/v2/a/blobs/uploads/?mount={DIGEST}&from=_b", "query parameter from: '_b'"),
+        ("POST", "/v2/a/blobs/uploads/?digest-algorithm=SHA512", "query parameter digest-algorithm: 'SHA512'"),
+        ("POST", f"/v2/a/blobs/uploads/?mount={DIGEST}&from=b&from=c", "from is given twice"),
+        ("POST", f"/v2/a/blobs/uploads/?mount={DIGEST}&digest={DIGEST}", "digest or mount, not both"),
+        ("PATCH", f"{UPLOAD}?state=a%20b", "query parameter state: 'a%20b'"),
+        ("PATCH", f"{UPLOAD}?_state=a", "unknown query parameter '_state'; known for this request: state"),
+        ("PATCH", f"{UPLOAD}?digest={DIGEST}", "unknown query parameter 'digest'"),
+        ("GET", "/v2/a/tags/list?n=1?n=2", "the query holds '?'"),
+        ("PUT", f"/v2/a/manifests/{DIGEST}?tag=.a", "query parameter tag: '.a'"),
+        ("PUT", f"/v2/a/manifests/{DIGEST}?tag=a&tag=a", "tag is given twice"),
+        ("PUT", "/v2/a/manifests/v1?tag=a", "tag is for a push by digest"),
+        ("GET", f"/v2/a/manifests/{DIGEST}?tag=a", "unknown query parameter 'tag'"),
+        ("GET", "/v2/a/manifests/v1?ns=a/b", "query parameter ns: 'a/b'"),
+        ("GET", "/v2/a/manifests/v1?ns=", "query parameter ns: ''"),
+        ("GET", "/v2/a/manifests/v1?ns=a&ns=b", "ns is given twice"),
+        ("PUT", "/v2/a/manifests/v1?ns=docker.io", "unknown query parameter 'ns'"),
     ],
 )
-def test_a_query_outside_its_endpoints_list_is_refused(method: str, target: str) -> None:
-    """Each parameter once, each with a value of its grammar."""
-    with pytest.raises(MalformedRequestError):
+def test_a_query_outside_its_endpoints_list_is_refused(method: str, target: str, told: str) -> None:
+    """Each parameter once, each with a value of its grammar; the error names the parameter that is wrong."""
+    with pytest.raises(MalformedRequestError, match=re.escape(told)) as refused:
         classify(method, target)
 
+    assert refused.value.oci_code == "UNSUPPORTED"
 
-def test_an_uploads_state_goes_on_intact() -> None:
-    """It is signed by the registry."""
-    request = classify("PUT", f"{UPLOAD}?_state=Ab-_9%3D%3D&digest=sha256%3A{HEX}")
 
-    assert dict(request.query)["_state"] == "Ab-_9=="
-    assert request.target() == f"{UPLOAD}?_state=Ab-_9%3D%3D&digest=sha256%3A{HEX}"
+def test_a_query_has_a_bounded_number_of_parameters() -> None:
+    """Each tag may cost a question to the registry."""
+    path, tags = f"/v2/a/manifests/{DIGEST}", [f"tag=v{number}" for number in range(MAX_PARAMETERS + 1)]
+
+    assert len(classify("PUT", f"{path}?{'&'.join(tags[1:])}").tags) == MAX_PARAMETERS
+    with pytest.raises(MalformedRequestError, match="32 parameters at most"):
+        classify("PUT", f"{path}?{'&'.join(tags)}")
+
+
+def test_errors_have_the_codes_of_the_oci_spec() -> None:
+    """A bad path is NAME_INVALID, a bad digest in the query DIGEST_INVALID."""
+    for target, code in (
+        ("/v2/A/tags/list", "NAME_INVALID"),
+        ("/v2/a//tags/list", "NAME_INVALID"),
+        ("/v2/a/manifests/%31", "NAME_INVALID"),
+        ("/v2/a/blobs/v1", "NAME_INVALID"),
+    ):
+        with pytest.raises(MalformedRequestError) as refused:
+            classify("GET", target)
+        assert refused.value.oci_code == code
+    for query in ("digest=x", "mount=sha256:1&from=a"):
+        with pytest.raises(MalformedRequestError, match="invalid value for the query parameter") as refused:
+            classify("POST", f"/v2/a/blobs/uploads/?{query}")
+        assert refused.value.oci_code == "DIGEST_INVALID"
+
+
+@pytest.mark.parametrize(
+    "ns", ["docker.io", "localhost:5000", "%5B%3A%3A1%5D%3A5000", "registry-1.docker.io", "GHCR.io"]
+)
+@pytest.mark.parametrize(
+    "target", ["/v2/a/manifests/v1", f"/v2/a/manifests/{DIGEST}", f"/v2/a/blobs/{DIGEST}", "/v2/a/tags/list"]
+)
+def test_the_registry_behind_a_mirror_is_accepted_and_not_passed_on(target: str, ns: str) -> None:
+    """A mirror gets `ns` from containerd and BuildKit; the registry behind the gate is asked by its own names."""
+    assert classify("GET", f"{target}?ns={ns}") == classify("GET", target)
+
+
+def test_a_push_by_digest_may_name_tags() -> None:
+    """They go on to the registry, and each counts as a tag that is written."""
+    target = f"/v2/a/manifests/{DIGEST}?tag=v1&tag=v1.0"
+
+    request = classify("PUT", target)
+
+    assert (request.tags, request.target(), request.reference) == (("v1", "v1.0"), target, DIGEST)
+
+
+def test_an_upload_goes_on_at_the_place_that_the_registry_gave_it() -> None:
+    """Its path and query stand for the agent's; only what the endpoint knows follows."""
+    request = classify("PUT", f"{UPLOAD}?state=open&digest=sha256%3A{HEX}")
+
+    placed = at_place(request, "/v2/team/app/blobs/uploads/7", "_state=Ab%3D%3D")
+
+    assert placed.target() == f"/v2/team/app/blobs/uploads/7?_state=Ab%3D%3D&digest=sha256%3A{HEX}"
+    assert at_place(request, "/x", "").target() == f"/x?digest=sha256%3A{HEX}"
+    assert at_place(classify("GET", UPLOAD), "/x", "y").target() == "/x?y"
 
 
 def test_a_mount_names_its_source() -> None:
@@ -259,7 +320,19 @@ _WORDS = st.sampled_from(
 )
 _PAIRS = st.sampled_from(
     [
-        *("n=1", "last=a", "last=a%2Fb", "_state=x%3D", f"digest={DIGEST}", f"mount={DIGEST}", "from=base/os", "x=1"),
+        *(
+            "n=1",
+            "last=a",
+            "last=a%2Fb",
+            "state=open",
+            "ns=docker.io",
+            "tag=v1",
+            "tag=v2",
+            f"digest={DIGEST}",
+            f"mount={DIGEST}",
+            "from=base/os",
+            "x=1",
+        ),
         *("artifactType=a/b%2Bc", "n", "", "n=1;last=b", "from=%2e%2e"),
     ]
 )

@@ -25,7 +25,7 @@ MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 class Things:
     """What there is in the registry that a request may name: digests, and locations of uploads as path and query."""
 
-    open_digests: Sequence[str]
+    open_digests: Sequence[str]  # of manifests and layers; those of open/own/app:v1 are a release, one is of no tag
     secret_digests: Sequence[str]
     manifest: bytes
     own_uploads: list[str] = field(default_factory=list)
@@ -67,6 +67,11 @@ class _Request:
     def digest(self) -> str:
         digest = self.pick(*self.things.open_digests, *self.things.secret_digests)
         return digest.replace(":", self.pick(":", "%3A", "%3a")) if self.chance(0.2) else digest
+
+    def mirror(self) -> None:
+        """Name the registry behind a mirror, now and then."""
+        if self.chance(0.2):
+            self.query = [f"ns={self.pick('docker.io', 'localhost:5000', '%5B::1%5D:5000', 'a/b', '')}"]
 
     def encode(self) -> bytes:
         framed = self.frame()
@@ -136,11 +141,13 @@ def _manifest(request: _Request) -> str:
     request.method = request.pick("GET", "GET", "HEAD", "DELETE")
     request.headers.append(f"Accept: {MANIFEST}")
     reference = request.pick("v1", "latest") if request.chance(0.7) else request.digest()
+    request.mirror()
     return f"/v2/{request.name(READABLE)}/manifests/{reference}"
 
 
 def _blob(request: _Request) -> str:
     request.method = request.pick("GET", "GET", "HEAD", "DELETE")
+    request.mirror()
     return f"/v2/{request.name(READABLE)}/blobs/{request.digest()}"
 
 
@@ -180,6 +187,10 @@ def _write_manifest(request: _Request) -> str:
     request.method = "PUT"
     request.body = request.things.manifest
     request.headers.append(f"Content-Type: {MANIFEST}")
+    if request.chance(0.3):
+        request.query = [
+            f"tag={tag}" for tag in request.rng.sample(["v1", "new", "v2", "v1"], request.rng.randrange(4))
+        ]
     return f"/v2/{request.name(WRITABLE)}/manifests/{request.pick('v1', 'new', request.digest())}"
 
 
@@ -232,6 +243,16 @@ def _bend_query(request: _Request) -> None:
         ),
         *(f"mount={digest}&from=open/app&from=hidden/app", f"mount={digest};from=hidden/app", "_state=abc", "&&", "="),
         *(f"%6dount={digest}&fro%6d=hidden%2Fapp", f"Mount={digest}&From=hidden/app", "ns=evil", "from=hidden%252fapp"),
+        *(
+            "ns=docker.io",
+            "tag=v1",
+            "t%61g=v1",
+            "tag=v1&tag=v1",
+            "tag=../v1",
+            "state=open",
+            "state=x",
+            f"digest={digest}",
+        ),
         *(f"mount={digest}&from=open/app%00hidden/app", f"mount={digest}&from=open/app/../../hidden/app", "digest=x"),
     )
     request.target = path + "?" + request.pick("&", "&", ";", "?").join(filter(None, (query, more)))

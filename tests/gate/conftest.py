@@ -337,8 +337,13 @@ def digest_of(content: bytes) -> str:
 
 
 @contextmanager
-def running_registry(folder: Path, *, read_only: bool = False) -> Iterator[Registry]:
-    """Run a real docker-registry on a free loopback port; `folder/access.log` tells each request that it served."""
+def running_registry(
+    folder: Path, *, read_only: bool = False, deletes: bool = True, host: str = ""
+) -> Iterator[Registry]:
+    """Run a real docker-registry on a free loopback port; `folder/access.log` tells each request that it served.
+
+    `host` is the setting `http.host`, which it names in every Location instead of the host that it was asked by.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = Endpoint("127.0.0.1", probe.getsockname()[1])
@@ -347,10 +352,10 @@ def running_registry(folder: Path, *, read_only: bool = False) -> Iterator[Regis
         "log": {"level": "error", "accesslog": {"disabled": False}},
         "storage": {
             "filesystem": {"rootdirectory": str(folder / "content")},
-            "delete": {"enabled": True},
+            "delete": {"enabled": deletes},
             "maintenance": {"uploadpurging": {"enabled": False}, "readonly": {"enabled": read_only}},
         },
-        "http": {"addr": str(endpoint)},
+        "http": {"addr": str(endpoint)} | ({"host": host} if host else {}),
     }
     config = folder / ("read-only.json" if read_only else "registry.json")
     config.write_text(json.dumps(settings))

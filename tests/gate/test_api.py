@@ -9,10 +9,11 @@ import pytest
 
 from tests.gate.conftest import MANIFEST_TYPE, digest_of, running_registry
 from tests.gate.test_framing import MALFORMED
+from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.session import Gate
 
 if TYPE_CHECKING:
-    from tests.gate.conftest import Conversation, Registry, Talk
+    from tests.gate.conftest import Registry, Talk
 
 Grants = Callable[..., Gate]
 BLOB = digest_of(b"layer of api/app")
@@ -115,16 +116,63 @@ async def test_a_field_that_could_change_the_meaning_changes_nothing(
     assert json.loads(listed.body) == {"name": "team/app", "tags": ["v1"]}
 
 
-async def statuses(agent: "Conversation") -> list[int]:
-    """Try to write, then read."""
-    begun = await agent.ask("POST", "/v2/team/app/blobs/uploads/")
-    return [begun.status, (await agent.ask("GET", "/v2/team/app/tags/list")).status]
-
-
-async def test_what_a_read_only_registry_says_is_passed_on(talk: "Talk", gate_for: Grants, tmp_path: Path) -> None:
-    """Trap 25: 405 on a push, and the channel goes on."""
+async def test_a_read_only_registry_is_told_in_the_form_that_clients_print(
+    talk: "Talk", gate_for: Grants, tmp_path: Path
+) -> None:
+    """Trap 41: the registry's own 405 is plain text, which docker cannot parse; the channel goes on."""
     with running_registry(tmp_path) as writable:
         writable.push_image("team/app", "v1", b"layer")
     with running_registry(tmp_path, read_only=True) as registry:
+        direct = registry.ask("POST", "/v2/team/app/blobs/uploads/")
         async with talk(gate_for(push=("**",)), registry.endpoint) as agent:
-            assert await statuses(agent) == [405, 200]
+            refused = await agent.ask("POST", "/v2/team/app/blobs/uploads/")
+            read = await agent.ask("GET", "/v2/team/app/tags/list")
+
+    assert (direct[0], direct[2]) == (405, b"Method not allowed\n")
+    assert (refused.status, refused.code, read.status) == (405, "UNSUPPORTED", 200)
+    assert refused.message == (
+        f"tunnelmgr: the registry at {registry.endpoint} does not allow POST here: it is a read-only replica or under "
+        "maintenance (storage.maintenance.readonly), or lacks this operation"
+    )
+
+
+async def test_what_a_registry_says_in_the_form_that_clients_print_is_passed_on(
+    talk: "Talk", gate_for: Grants, tmp_path: Path
+) -> None:
+    """A registry without deletes has its own words for it, and so has one that is asked by HEAD, which has none."""
+    with running_registry(tmp_path, deletes=False) as registry:
+        digest = registry.push_image("team/app", "v1", b"layer")
+        async with talk(gate_for(delete=("**",)), registry.endpoint) as agent:
+            refused = await agent.ask("DELETE", f"/v2/team/app/manifests/{digest}")
+
+    assert (refused.status, refused.code) == (405, "UNSUPPORTED")
+    assert not refused.message.startswith("tunnelmgr")
+
+
+async def test_a_mirror_is_asked_as_containerd_asks_it(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """With `ns` on manifests and blobs, which ends at the gate."""
+    before = len(registry.access_log())
+
+    async with talk(gate_for(), registry.endpoint) as agent:
+        replies = [
+            await agent.ask(method, f"/v2/team/app/{target}?ns=docker.io", ACCEPT)
+            for method in ("HEAD", "GET")
+            for target in ("manifests/v1", f"blobs/{digest_of(b'layer of team/app')}")
+        ]
+
+    assert [reply.status for reply in replies] == [200] * 4
+    assert "ns=" not in registry.access_log()[before:]
+
+
+async def test_a_query_that_is_refused_is_told_by_its_parameter(talk: "Talk", gate_for: Grants) -> None:
+    """Not as a name, which would send whoever reads it the wrong way."""
+    async with talk(gate_for(), Endpoint("127.0.0.1", 1)) as agent:
+        refused = await agent.ask("GET", "/v2/team/app/tags/list?n=many")
+        agent.channel.end()
+    async with talk(gate_for(), Endpoint("127.0.0.1", 1)) as agent:
+        named = await agent.ask("GET", "/v2/Team/app/tags/list")
+        agent.channel.end()
+
+    assert (refused.status, refused.code) == (400, "UNSUPPORTED")
+    assert refused.message == "tunnelmgr: invalid value for the query parameter n: 'many'"
+    assert (named.status, named.code) == (400, "NAME_INVALID")

@@ -565,27 +565,6 @@ async def test_whatever_else_goes_wrong_stays_in_the_session(talk: "Talk") -> No
     ]
 
 
-async def test_a_tags_check_that_ends_the_connection_is_followed_by_a_new_one(
-    talk: "Talk", scripted: "Scripted"
-) -> None:
-    """The manifest goes out on a connection that stands."""
-    missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\nConnection: close\r\n\r\n"
-    written = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        if head.startswith(b"PUT"):
-            await reader.readexactly(3)
-        writer.write(missing if head.startswith(b"HEAD") else written)
-        await reader.read()
-
-    async with scripted(script) as registry, talk(impatient(), registry.endpoint) as agent:
-        pushed = await agent.ask("PUT", "/v2/team/app/manifests/release-1", body=b"abc")
-
-    assert pushed.status == 201
-    assert registry.connections == 2
-
-
 async def ask_all(agent: "Conversation") -> list[int]:
     """Ask twice and return the statuses."""
     return [(await agent.ask("GET", "/v2/")).status for _ in "12"]

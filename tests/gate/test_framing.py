@@ -283,69 +283,21 @@ def test_an_answer_that_is_no_http_is_the_registrys_fault(raw: bytes) -> None:
         parse_response_head("GET", raw)
 
 
-def answer(*lines: str, host: str = "localhost:5000", close: bool = False) -> list[str] | None:
+def answer(*lines: str, location: str | None = None, close: bool = False) -> list[str]:
     """Return the lines that the agent sees of a registry's answer."""
     raw = "\r\n".join(("HTTP/1.1 202 Accepted", *lines, "", "")).encode()
-    written = answer_head(parse_response_head("POST", raw), host=host, target=TARGET, close=close)
-    return None if written is None else written.decode().split("\r\n")[1:-2]
+    head = parse_response_head("POST", raw)
+    written = answer_head(head, location=location, host="localhost:5000", target=TARGET, close=close)
+    return written.decode().split("\r\n")[1:-2]
 
 
-@pytest.mark.parametrize(
-    "location",
-    [
-        "http://localhost:5000/v2/a/blobs/uploads/1?_state=a%3D&x",
-        "https://localhost:5000/v2/a/blobs/uploads/1?_state=a%3D&x",
-        "http://127.0.0.1:5001/v2/a/blobs/uploads/1?_state=a%3D&x",
-        "HTTP://LOCALHOST:5000/v2/a/blobs/uploads/1?_state=a%3D&x",
-    ],
-)
-def test_a_location_leads_back_through_the_gate(location: str) -> None:
-    """Its path and query stay as they are."""
-    assert answer("Content-Length: 0", f"Location: {location}") == [
-        "Content-Length: 0",
-        "Location: http://localhost:5000/v2/a/blobs/uploads/1?_state=a%3D&x",
+def test_a_location_is_told_as_given_and_not_as_the_registry_wrote_it() -> None:
+    """The registry's own never gets to the agent by itself; links that lead back do."""
+    assert answer("Location: /v2/a", "Link: </v2/x>", "Link: <http://evil/>") == [
+        "Link: </v2/x>",
+        "Transfer-Encoding: chunked",
     ]
-
-
-def test_a_relative_location_stays() -> None:
-    """It already leads back."""
-    assert answer("Content-Length: 0", "Location: /v2/a/b?_state=x") == [
-        "Content-Length: 0",
-        "Location: /v2/a/b?_state=x",
-    ]
-
-
-@pytest.mark.parametrize(
-    "location", ["https://bucket.s3.amazonaws.com/x", "//other/x", "other", "http://localhost:5000.evil/x", "ftp://x/"]
-)
-def test_a_location_elsewhere_is_no_answer(location: str) -> None:
-    """Trap 24: it would lead past the tunnel."""
-    assert answer("Content-Length: 0", f"Location: {location}") is None
-
-
-def test_a_location_without_a_path_is_the_root() -> None:
-    """An origin alone names `/`."""
-    assert answer("Content-Length: 0", "Location: http://localhost:5000") == [
-        "Content-Length: 0",
-        "Location: http://localhost:5000/",
-    ]
-
-
-def test_page_links_stay_only_if_they_lead_back() -> None:
-    """A link elsewhere is left out."""
-    lines = answer(
-        "Content-Length: 0",
-        'Link: </v2/_catalog?n=1&last=a>; rel="next"',
-        'Link: <http://127.0.0.1:5001/v2/x>; rel="next"',
-        "Link: <http://evil/v2/x>",
-        "Link: odd",
-    )
-
-    assert lines == [
-        "Content-Length: 0",
-        'Link: </v2/_catalog?n=1&last=a>; rel="next"',
-        'Link: <http://localhost:5000/v2/x>; rel="next"',
-    ]
+    assert answer("Location: /v2/a", "Content-Length: 0", location="/v2/b") == ["Location: /v2/b", "Content-Length: 0"]
 
 
 def test_hop_by_hop_fields_end_at_the_gate() -> None:
@@ -360,7 +312,6 @@ def test_a_body_of_unknown_length_is_chunked_to_the_agent(lines: tuple[str, ...]
     """It has to see whether the body came whole."""
     told = answer(*lines)
 
-    assert told is not None
     assert "Transfer-Encoding: chunked" in told
     assert not any(line.startswith("Content-Length") for line in told)
 

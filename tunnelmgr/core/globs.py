@@ -5,16 +5,17 @@
 - Everything else is literal.
 
 A literal is found in a dict. A glob is kept by its literal beginning and end, so of a thousand only those are tried
-whose both ends fit.
+whose both ends fit. `glob_pattern` tries one.
 """
 
 import re
 from collections.abc import Iterable
 from typing import Final
 
+from tunnelmgr.core.glob_pattern import Pattern, compile_glob
+
 _NAME_PART: Final = re.compile(r"[a-z0-9._*-]+")
 _TAG_GLOB: Final = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
-_ENDS: Final = re.compile(r"([^*]*)\*.*?([^*]*)", re.DOTALL)
 
 
 class GlobSet:
@@ -47,17 +48,17 @@ class _BySuffix:
     __slots__ = ("_globs", "_lengths")
 
     def __init__(self) -> None:
-        self._globs: dict[str, list[tuple[re.Pattern[str], str]]] = {}
+        self._globs: dict[str, list[tuple[Pattern, str]]] = {}
         self._lengths: tuple[int, ...] = ()
 
     def add(self, suffix: str, pattern: str) -> None:
-        self._globs.setdefault(suffix, []).append((re.compile(_to_regex(pattern)), pattern))
+        self._globs.setdefault(suffix, []).append((compile_glob(pattern), pattern))
         self._lengths = tuple(sorted({len(known) for known in self._globs}, reverse=True))
 
     def find(self, text: str) -> str | None:
         for length in self._lengths:
-            for regex, pattern in self._globs.get(text[len(text) - length :], ()):
-                if regex.fullmatch(text):
+            for compiled, pattern in self._globs.get(text[len(text) - length :], ()):
+                if compiled.matches(text):
                     return pattern
         return None
 
@@ -83,19 +84,5 @@ def check_tag_glob(pattern: str) -> None:
 
 def _literal_ends(pattern: str) -> tuple[str, str]:
     """Return the text before the first and after the last star, less the slash that a `**` may take with it."""
-    matched = _ENDS.fullmatch(pattern)
-    assert matched is not None  # noqa: S101 (only patterns with a star come here)
-    return matched[1], matched[2].removeprefix("/")
-
-
-def _to_regex(pattern: str) -> str:
-    """Translate component by component; a `**` that is not last takes its slash along, so it may stand for nothing."""
-    parts = pattern.split("/")
-    out: list[str] = []
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        if part == "**":
-            out.append(".+" if last else "(?:.+/)?")
-        else:
-            out.append("[^/]*".join(map(re.escape, part.split("*"))) + ("" if last else "/"))
-    return "".join(out)
+    before, _, after = pattern.rpartition("*")
+    return pattern.partition("*")[0], after.removeprefix("/") if before.endswith("*") else after

@@ -6,11 +6,12 @@
 - The catalog is for everybody, and shows to each group what that group may pull.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
-from tunnelmgr.core.globs import GlobSet, check_name_glob, check_tag_glob
+from tunnelmgr.core.globs import GlobSet, check_name_glob
+from tunnelmgr.core.immutable_tags import ImmutableTags
 from tunnelmgr.core.registry import Action, RegistryRequest, is_name
 
 EVERYTHING = "**"
@@ -34,7 +35,7 @@ class GroupPolicy:
     push: GlobSet
     delete: GlobSet
     deny: GlobSet
-    immutable_tags: GlobSet
+    immutable_tags: ImmutableTags
 
     @classmethod
     def build(  # noqa: PLR0913 (one argument for each key of the configuration)
@@ -54,7 +55,7 @@ class GroupPolicy:
             push=_names(push),
             delete=_names(delete),
             deny=_names(deny),
-            immutable_tags=_tags(immutable_tags),
+            immutable_tags=ImmutableTags(immutable_tags),
         )
 
 
@@ -96,12 +97,12 @@ def may_mount(request: RegistryRequest, policy: GroupPolicy) -> bool:
     return bool(request.mount_from) and judge(Action.PULL, request.mount_from, policy).allowed
 
 
-def protecting_rule(request: RegistryRequest, policy: GroupPolicy) -> str | None:
-    """Name the rule under which the tag that this request would write may not exist yet, or None."""
-    if request.action is not Action.PUSH or not request.has_tag:
-        return None
-    pattern = policy.immutable_tags.find(request.reference)
-    return None if pattern is None else f"immutable_tags {pattern}"
+def protected_tags(request: RegistryRequest, policy: GroupPolicy) -> Mapping[str, str]:
+    """Return the tags that this request would write and that are written once, each with the rule that says so."""
+    if request.action is not Action.PUSH:
+        return {}
+    rules = ((tag, policy.immutable_tags.rule(tag)) for tag in request.tags)
+    return {tag: rule for tag, rule in rules if rule is not None}
 
 
 def _grant(action: Action, repository: str, policy: GroupPolicy) -> str | None:
@@ -133,11 +134,4 @@ def _names(patterns: Iterable[str]) -> GlobSet:
     kept = tuple(patterns)
     for pattern in kept:
         check_name_glob(pattern)
-    return GlobSet(kept)
-
-
-def _tags(patterns: Iterable[str]) -> GlobSet:
-    kept = tuple(patterns)
-    for pattern in kept:
-        check_tag_glob(pattern)
     return GlobSet(kept)

@@ -6,7 +6,8 @@ The rules, which leave every accepted target exactly one reading:
 - No empty component, no `.` or `..`; so no `//`, `;`, `\`, `#`.
 - A repository name follows the grammar of the OCI distribution spec ("Pulling manifests"), has at most 255 characters,
   and none of its components is a word that the API itself uses; registries match those greedily.
-- The query has only the parameters that its endpoint knows, each once, each with a value of its own grammar.
+- The query has only the parameters that its endpoint knows, each once (`tag` more often), each with a value of its own
+  grammar.
 - What goes to the registry is written anew from the parsed parts, never copied.
 
 A path of plain characters that is no endpoint of the API is no error: it gets `Action.UNKNOWN`, which no policy allows.
@@ -19,10 +20,15 @@ from enum import StrEnum
 from types import MappingProxyType
 from urllib.parse import quote, unquote_plus
 
-from tunnelmgr.errors import MalformedRequestError
+from tunnelmgr.errors import InvalidDigestError, InvalidNameError, MalformedRequestError
 
 WELL_KNOWN_PATH = "/.well-known/tunnelmgr"
 MAX_NAME = 255
+UPLOAD_STATE = "open"
+"""The value of `state` in the location of an upload; it says nothing.
+
+A location has a query all the same, since many scripts append `&digest=…` to what docker-registry gives them.
+"""
 RESERVED = frozenset({"manifests", "blobs", "tags", "referrers", "uploads"})
 
 _PATH = re.compile(r"/[A-Za-z0-9._:+=%/-]*")
@@ -33,7 +39,7 @@ _DIGEST = re.compile(
     r"|(?!sha256:|sha512:)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[A-Za-z0-9=_-]{1,256}"
 )
 _UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,255}")
-_QUERY = re.compile(r"[A-Za-z0-9._~:/=&%+-]*")
+_NOT_IN_QUERY = re.compile(r"[^A-Za-z0-9._~:/=&%+-]")
 _ENCODED_COLON = re.compile(r"%3A", re.IGNORECASE)
 
 
@@ -76,7 +82,8 @@ class Route(StrEnum):
 class RegistryRequest:
     """One request in the words of the API; `reference` is a tag, a digest or an upload's id.
 
-    `mount_from` is the repository that a cross-repository mount reads, and empty without one.
+    `mount_from` is the repository that a cross-repository mount reads, and empty without one. `carried` is the query
+    that the registry itself gave an upload's location; it goes first, as it is.
     """
 
     method: str
@@ -87,18 +94,31 @@ class RegistryRequest:
     reference: str = ""
     mount_from: str = ""
     query: tuple[tuple[str, str], ...] = ()
+    carried: str = ""
     body: Body = Body.NONE
 
     def target(self) -> str:
         """Return the origin-form to send to the registry (RFC 9112, section 3.2.1)."""
-        if not self.query:
-            return self.path
-        return self.path + "?" + "&".join(f"{key}={quote(value, safe='')}" for key, value in self.query)
+        pairs = (f"{key}={quote(value, safe='')}" for key, value in self.query)
+        query = "&".join((self.carried, *pairs) if self.carried else pairs)
+        return f"{self.path}?{query}" if query else self.path
 
     @property
     def has_tag(self) -> bool:
         """Whether the reference is a tag, not a digest."""
         return self.route is Route.MANIFEST and ":" not in self.reference
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that a manifest is read, written or deleted by; more than one for a push by digest with tags."""
+        if self.has_tag:
+            return (self.reference,)
+        return tuple(value for key, value in self.query if key == "tag")
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digest that a manifest or a blob is named by, if it is."""
+        return (self.reference,) if ":" in self.reference else ()
 
 
 _READ = (Action.PULL, Body.NONE)
@@ -160,24 +180,41 @@ def _matches(pattern: str) -> Callable[[str], bool]:
 _is_count = _matches(r"[0-9]{1,9}")
 _is_media_type = _matches(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _is_algorithm = _matches(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*")
-_is_state = _matches(r"[A-Za-z0-9_=-]{1,4096}")
+_is_open = _matches(UPLOAD_STATE)
+_is_host = _matches(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
+_UNDERSTOOD = frozenset({"ns", "state"})
+"""Parameters for the gate itself, which the registry does not get.
+
+`ns` is the registry that a client looks for behind a mirror, as containerd and BuildKit send it (OCI distribution spec,
+"Registry Proxying"). `state` stands in the locations of uploads that the gate gives.
+"""
+_REPEATED = frozenset({"tag"})
+MAX_PARAMETERS = 32
+"""Parameters of one query, and so tags of one push, for which the OCI distribution spec asks for 10 at least."""
+_MIRRORED: Mapping[str, Callable[[str], bool]] = MappingProxyType({"ns": _is_host})
+_LOCATED: Mapping[str, Callable[[str], bool]] = MappingProxyType({"state": _is_open})
 _PARAMETERS: Mapping[tuple[str, Route], Mapping[str, Callable[[str], bool]]] = MappingProxyType(
     {
-        ("GET", Route.TAGS): {"n": _is_count, "last": is_tag},
+        ("GET", Route.TAGS): {"n": _is_count, "last": is_tag, **_MIRRORED},
         ("GET", Route.CATALOG): {"n": _is_count, "last": is_name},
-        ("GET", Route.REFERRERS): {"artifactType": _is_media_type},
+        ("GET", Route.REFERRERS): {"artifactType": _is_media_type, **_MIRRORED},
+        ("GET", Route.MANIFEST): _MIRRORED,
+        ("HEAD", Route.MANIFEST): _MIRRORED,
+        ("PUT", Route.MANIFEST): {"tag": is_tag},
+        ("GET", Route.BLOB): _MIRRORED,
+        ("HEAD", Route.BLOB): _MIRRORED,
         ("POST", Route.UPLOADS): {
             "digest": is_digest,
             "digest-algorithm": _is_algorithm,
             "mount": is_digest,
             "from": is_name,
         },
-        ("GET", Route.UPLOAD): {"_state": _is_state},
-        ("HEAD", Route.UPLOAD): {"_state": _is_state},
-        ("PATCH", Route.UPLOAD): {"_state": _is_state},
-        ("PUT", Route.UPLOAD): {"_state": _is_state, "digest": is_digest},
-        ("DELETE", Route.UPLOAD): {"_state": _is_state},
+        ("GET", Route.UPLOAD): _LOCATED,
+        ("HEAD", Route.UPLOAD): _LOCATED,
+        ("PATCH", Route.UPLOAD): _LOCATED,
+        ("PUT", Route.UPLOAD): {"digest": is_digest, **_LOCATED},
+        ("DELETE", Route.UPLOAD): _LOCATED,
     }
 )
 
@@ -186,17 +223,19 @@ def classify(method: str, target: str) -> RegistryRequest:
     """Read a method and an origin-form target; raises MalformedRequestError where two readers could differ."""
     path, _, query = target.partition("?")
     _check_path(path)
-    if not _QUERY.fullmatch(query):
-        raise MalformedRequestError("the query holds a character that no endpoint needs")
+    if odd := _NOT_IN_QUERY.search(query):
+        raise MalformedRequestError(f"the query holds {odd[0]!r}, which no endpoint needs")
     located = _locate(path)
     allowed = _METHODS[located.route].get(method)
     if allowed is None:
         return RegistryRequest(method=method, action=Action.UNKNOWN, route=Route.UNKNOWN, path=located.path)
     action, body = allowed
-    parameters = _parse_query(query, _PARAMETERS.get((method, located.route), {}))
-    named = dict(parameters)
+    given = _parse_query(query, _PARAMETERS.get((method, located.route), {}))
+    named = dict(given)
     if "digest" in named and "mount" in named:
-        raise MalformedRequestError("a request either mounts a blob or uploads one")
+        raise MalformedRequestError("a request has the query parameter digest or mount, not both")
+    if "tag" in named and ":" not in located.reference:
+        raise MalformedRequestError("the query parameter tag is for a push by digest")
     return RegistryRequest(
         method=method,
         action=action,
@@ -205,9 +244,14 @@ def classify(method: str, target: str) -> RegistryRequest:
         repository=located.repository,
         reference=located.reference,
         mount_from=named.get("from", "") if "mount" in named else "",
-        query=parameters,
+        query=tuple(pair for pair in given if pair[0] not in _UNDERSTOOD),
         body=body,
     )
+
+
+def at_place(request: RegistryRequest, path: str, query: str) -> RegistryRequest:
+    """Return a request that goes on with an upload, at the place that the registry itself gave to the upload."""
+    return replace(request, path=path, carried=query)
 
 
 def without_mount(request: RegistryRequest) -> RegistryRequest:
@@ -226,17 +270,17 @@ class _Located:
 
 def _check_path(path: str) -> None:
     if not _PATH.fullmatch(path):
-        raise MalformedRequestError("the path holds a character that no endpoint needs")
+        raise InvalidNameError("the path holds a character that no endpoint needs")
     components = path.split("/")
     if "" in components[1:-1] or "." in components or ".." in components:
-        raise MalformedRequestError("the path holds an empty or a dot component")
+        raise InvalidNameError("the path holds an empty or a dot component")
 
 
 def _locate(path: str) -> _Located:
     if (fixed := _FIXED.get(path)) is not None:
         return _Located(fixed, path)
     if "%" in path.rpartition("/")[0]:
-        raise MalformedRequestError("only the colon of a digest may be percent-encoded")
+        raise InvalidNameError("only the colon of a digest may be percent-encoded")
     match path.split("/")[1:]:
         case ["v2", *name, "blobs", "uploads", ""]:
             return _in_repository(Route.UPLOADS, name, "blobs/uploads/", "")
@@ -247,7 +291,7 @@ def _locate(path: str) -> _Located:
         case ["v2", *name, "manifests" | "blobs" | "referrers" as kind, reference]:
             return _in_repository(_KINDS[kind], name, f"{kind}/", _reference(kind, reference))
     if "%" in path:
-        raise MalformedRequestError("only the colon of a digest may be percent-encoded")
+        raise InvalidNameError("only the colon of a digest may be percent-encoded")
     return _Located(Route.UNKNOWN, path)
 
 
@@ -262,7 +306,7 @@ _KINDS: Mapping[str, Route] = MappingProxyType(
 def _in_repository(route: Route, components: list[str], tail: str, reference: str) -> _Located:
     name = "/".join(components)
     if not is_name(name):
-        raise MalformedRequestError("this is no name of a repository")
+        raise InvalidNameError("this is no name of a repository")
     return _Located(route, f"/v2/{name}/{tail}{reference}", name, reference)
 
 
@@ -270,21 +314,27 @@ def _reference(kind: str, text: str) -> str:
     decoded = _ENCODED_COLON.sub(":", text, count=1)
     if is_digest(decoded) or (kind == "manifests" and is_tag(text)):
         return decoded
-    raise MalformedRequestError("this is neither a tag nor a digest" if kind == "manifests" else "this is no digest")
+    raise InvalidNameError("this is neither a tag nor a digest" if kind == "manifests" else "this is no digest")
 
 
 def _parse_query(query: str, known: Mapping[str, Callable[[str], bool]]) -> tuple[tuple[str, str], ...]:
     if not query:
         return ()
-    parsed: dict[str, str] = {}
+    parsed: dict[tuple[str, str], None] = {}
+    keys: set[str] = set()
     for pair in query.split("&"):
         key, equals, raw = pair.partition("=")
-        if not equals or key not in known:
-            raise MalformedRequestError("the query holds a parameter that this endpoint does not know")
-        if key in parsed:
-            raise MalformedRequestError(f"the query holds {key} twice")
+        if key not in known:
+            takes = ", ".join(known) or "none"
+            raise MalformedRequestError(f"unknown query parameter {key[:64]!r}; known for this request: {takes}")
         value = unquote_plus(raw)
-        if not known[key](value):
-            raise MalformedRequestError(f"the value of {key} is not one")
-        parsed[key] = value
-    return tuple(parsed.items())
+        if not equals or not known[key](value):
+            told = f"invalid value for the query parameter {key}: {raw[:64]!r}"
+            raise (InvalidDigestError if known[key] is is_digest else MalformedRequestError)(told)
+        if (key, value) in parsed or (key in keys and key not in _REPEATED):
+            raise MalformedRequestError(f"the query parameter {key} is given twice")
+        if len(parsed) >= MAX_PARAMETERS:
+            raise MalformedRequestError(f"a query has {MAX_PARAMETERS} parameters at most")
+        keys.add(key)
+        parsed[key, value] = None
+    return tuple(parsed)

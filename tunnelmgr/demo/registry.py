@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """docker-registry on one machine of the lab, or on the host when no machine is given."""
+    """docker-registry on one machine of the lab, or on the host when no machine is given.
 
-    def __init__(
+    `public_url` is the setting `http.host`, which it names in every Location instead of the host that it was asked by.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a registry can be set up with
         self,
         machine: Machine | None,
         folder: Path,
@@ -25,11 +28,13 @@ class Registry:
         port: int = 5000,
         host: str = "127.0.0.1",
         read_only: bool = False,
+        public_url: str = "",
     ) -> None:
         self._machine = machine or Machine()
         self._folder = folder
         self._address = (host, port)
         self._read_only = read_only
+        self._public_url = public_url
         self._log = folder / "registry.log"
         self._process: Process | None = None
 
@@ -80,7 +85,8 @@ class Registry:
                 "delete": {"enabled": True},
                 "maintenance": {"uploadpurging": {"enabled": False}, "readonly": {"enabled": self._read_only}},
             },
-            "http": {"addr": f"{host}:{port}", "secret": "lab"},
+            "http": {"addr": f"{host}:{port}", "secret": "lab"}
+            | ({"host": self._public_url} if self._public_url else {}),
         }
 
     def _answers(self) -> bool:

@@ -1,28 +1,47 @@
-"""Which protected tags are being written just now."""
+"""What is being written or deleted just now: nobody else may do something different to it meanwhile."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
 
 from tunnelmgr.core.tunnel import Endpoint
 
-Tag = tuple[Endpoint, str, str]
-"""A registry, a repository of it, and a tag there."""
+Key = tuple[Endpoint, str, str]
+"""A registry, a repository of it, and a tag or a digest there."""
+TAGGING: Final = "tagging"
+DELETING: Final = "deleting"
+"""What a digest is claimed for."""
+
+
+@dataclass(slots=True)
+class _Held:
+    purpose: str
+    holders: int
 
 
 class Claims:
-    """Between the look whether a tag is free and the writing of it, nobody else may do the same."""
+    """Tags and digests, each held for one purpose by one request or by several that want the same.
+
+    A look at the registry and the write that follows from it are two requests; a claim makes one step of them. A tag is
+    claimed for the digest that it is to point to, a digest for being tagged or for being deleted.
+    """
 
     def __init__(self) -> None:
-        self._held: set[Tag] = set()
+        self._held: dict[Key, _Held] = {}
 
     @contextmanager
-    def claim(self, tag: Tag) -> Iterator[bool]:
-        """Hold a tag while in here; gives False to who came second."""
-        if tag in self._held:
+    def claim(self, wanted: Mapping[Key, str]) -> Iterator[bool]:
+        """Hold every key for its purpose while in here; gives False where one is held for another purpose."""
+        if any(key in self._held and self._held[key].purpose != purpose for key, purpose in wanted.items()):
             yield False
             return
-        self._held.add(tag)
+        for key, purpose in wanted.items():
+            self._held.setdefault(key, _Held(purpose, 0)).holders += 1
         try:
             yield True
         finally:
-            self._held.discard(tag)
+            for key in wanted:
+                self._held[key].holders -= 1
+                if not self._held[key].holders:
+                    del self._held[key]

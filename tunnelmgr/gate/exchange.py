@@ -5,22 +5,30 @@ the body is nobody's: the answer is passed on and the channel ends.
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
 from tunnelmgr.core.ports import Channel
-from tunnelmgr.core.registry import RegistryRequest
+from tunnelmgr.core.registry import RegistryRequest, is_digest
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.answers import CONTINUE
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
 from tunnelmgr.gate.catalog import RegistryPage
-from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, ResponseHead
+from tunnelmgr.gate.follow import told_location
+from tunnelmgr.gate.framing import BodyShape, Coding, HeadBuffer, RequestHead, ResponseHead
 from tunnelmgr.gate.headers import answer_head, registry_request
 from tunnelmgr.gate.link import RegistryLink
+from tunnelmgr.gate.manifest import (
+    MAX_MANIFEST,
+    ManifestTooLargeError,
+    PushedManifest,
+    TaggedManifest,
+    media_type,
+)
 
 # Docker's registry takes a manifest for missing unless its type is accepted, so all that it can store are named.
 _ANY_MANIFEST: Final = (
@@ -41,6 +49,7 @@ class Limits:
     body: float = 60.0  # for more of a body
     answer: float = 300.0  # for the registry's head (a manifest on S3 is slow), its body's next bytes, and taking them
     drain: float = 5.0  # for the rest of a refused body
+    search: float = 30.0  # for what protected tags point to, before a delete
 
 
 class AgentStalledError(GateError):
@@ -49,13 +58,16 @@ class AgentStalledError(GateError):
     code = "agent-stalled"
 
 
-class ElsewhereError(RegistryUnavailableError):
-    """The registry answered with a redirect past the tunnel."""
+class ReadOnlyError(GateError):
+    """The registry does not know the method, and says so in words that clients cannot read."""
 
-    code = "registry-redirects"
+    code = "replica-read-only"
 
-    def __init__(self) -> None:
-        super().__init__("the registry redirects to another place: set storage.redirect.disable: true in its config")
+    def __init__(self, method: str, target: Endpoint) -> None:
+        super().__init__(
+            f"the registry at {target} does not allow {method} here: it is a read-only replica or under maintenance "
+            "(storage.maintenance.readonly), or lacks this operation"
+        )
 
 
 @dataclass(slots=True)
@@ -102,14 +114,18 @@ class Exchange:
             return await self._link.ask(head.method, wire)
         return await self._upload(head, wire)
 
-    async def pass_back(self, head: RequestHead, answer: ResponseHead) -> None:
-        """Carry the answer to the agent; raises as `ask` does."""
+    async def pass_back(
+        self, head: RequestHead, request: RegistryRequest, answer: ResponseHead, *, location: str | None = None
+    ) -> None:
+        """Carry the answer to the agent, with `location` for the registry's if given; raises as `ask` does."""
+        if answer.status == HTTPStatus.METHOD_NOT_ALLOWED and head.method != "HEAD" and not _is_json(answer):
+            raise ReadOnlyError(head.method, self._target)
+        if location is None:
+            location = told_location(answer, request, head.host, self._target)
         if not head.keep_alive:
             self._progress.keep_alive = False
         close = not self._progress.keep_alive
-        first = answer_head(answer, host=head.host, target=self._target, close=close)
-        if first is None:
-            raise ElsewhereError
+        first = answer_head(answer, location=location, host=head.host, target=self._target, close=close)
         self._progress.status = answer.status
         try:
             async with asyncio.timeout(self._limits.answer) as limit:
@@ -132,13 +148,43 @@ class Exchange:
             raise RegistryUnavailableError("a page of the registry did not come in time") from late
         return RegistryPage(answer.status, bytes(body), any(name == b"link" for name, _ in answer.fields))
 
-    async def tag_exists(self, head: RequestHead, request: RegistryRequest) -> bool:
-        """Ask the registry whether a manifest's tag is taken; anything but a plain 404 counts as yes."""
-        wire = f"HEAD {request.path} HTTP/1.1\r\nHost: {head.host}\r\nAccept: {_ANY_MANIFEST}\r\n\r\n"
+    async def look_up(self, head: RequestHead, repository: str, tag: str) -> TaggedManifest | None:
+        """Ask the registry what a tag points to, None if there is no such tag; raises RegistryUnavailableError."""
+        target = f"/v2/{repository}/manifests/{tag}"
+        wire = f"HEAD {target} HTTP/1.1\r\nHost: {head.host}\r\nAccept: {_ANY_MANIFEST}\r\n\r\n"
         answer = await self._link.ask("HEAD", wire.encode())
-        if not answer.keep_alive:
-            self._link.abort()
-        return answer.status != HTTPStatus.NOT_FOUND
+        self._link.finish(answer)
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return None
+        if answer.status != HTTPStatus.OK:
+            raise RegistryUnavailableError(f"the registry answered {answer.status} when asked for tag {tag}")
+        named = dict(answer.fields)
+        digest = named.get(b"docker-content-digest", b"").decode("latin-1")
+        return TaggedManifest(digest if is_digest(digest) else "", media_type(named.get(b"content-type", b"")))
+
+    async def receive_manifest(self, head: RequestHead) -> PushedManifest:
+        """Read the whole of a request's body; raises ManifestTooLargeError, and else as `ask` does."""
+        if head.body.length > MAX_MANIFEST:
+            raise ManifestTooLargeError
+        await self._link.open()  # an agent whose registry is away is told so before it sends anything
+        if head.expects_continue:
+            await self._agent.write(CONTINUE)
+        reader = body_reader(head.body, MalformedRequestError)
+        manifest = PushedManifest(media_type(dict(head.fields).get(b"content-type", b"")))
+        while not reader.done:
+            data = b"" if reader.more else self._inbox.take_rest() or await self._receive_body()
+            for piece in reader.feed(data):
+                manifest.add(piece)
+            await self._agent.checkpoint()
+        self._inbox.feed(reader.rest)
+        return manifest
+
+    async def ask_with(self, head: RequestHead, request: RegistryRequest, manifest: PushedManifest) -> ResponseHead:
+        """Carry a request whose body has been read to the registry; returns and raises as `ask` does."""
+        await self._link.open()
+        shape = BodyShape(Coding.COUNTED, len(manifest.content))
+        wire = registry_request(replace(head, body=shape), request)
+        return await self._hear_while(head, self._link.send(wire + manifest.content))
 
     async def _upload(self, head: RequestHead, wire: bytes) -> ResponseHead:
         await self._link.open()
@@ -146,41 +192,41 @@ class Exchange:
             await self._agent.write(CONTINUE)
         reader = body_reader(head.body, MalformedRequestError)
         chunked = head.body.coding is Coding.CHUNKED
+        answer = await self._hear_while(head, self._send_body(reader, wire, chunked=chunked))
+        if not reader.done:
+            self._progress.keep_alive = False
+            self._progress.unread = True
+        return answer
+
+    async def _hear_while(self, head: RequestHead, sends: Coroutine[None, None, None]) -> ResponseHead:
+        """Send a request with its body while its answer is awaited already; returns the answer's head."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                body = self._agent.scheduled(self._send_body(reader, wire, chunked=chunked))
-                sending = tasks.create_task(body, name="gate body")
+                sending = tasks.create_task(self._agent.scheduled(_until_hung_up(sends)), name="gate body")
                 answer = await self._link.receive_head(head.method, after=sending)
                 # Not done yet, it waits for an agent or a registry that has nothing more to say.
                 stopped = sending.cancel()
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
-        if not reader.done:
-            self._progress.keep_alive = False
-            self._progress.unread = True
         if stopped:
             self._link.end_with_answer()
         return answer
 
     async def _send_body(self, reader: BodyReader, wire: bytes, *, chunked: bool) -> None:
-        try:
-            await self._link.send(wire)
-            data = self._inbox.take_rest()
-            while True:
-                pieces = reader.feed(data)
-                if reader.rest:
-                    self._inbox.feed(reader.rest)
-                if wired := encode_pieces(pieces, chunked=chunked):
-                    await self._link.send(wired)
-                if reader.done:
-                    break
-                await self._agent.checkpoint()
-                data = b"" if reader.more else await self._receive_body()
-            if chunked:
-                await self._link.send(LAST_CHUNK)
-        except RegistryUnavailableError:
-            # It may have answered before it hung up; who waits for the answer will know.
-            return
+        await self._link.send(wire)
+        data = self._inbox.take_rest()
+        while True:
+            pieces = reader.feed(data)
+            if reader.rest:
+                self._inbox.feed(reader.rest)
+            if wired := encode_pieces(pieces, chunked=chunked):
+                await self._link.send(wired)
+            if reader.done:
+                break
+            await self._agent.checkpoint()
+            data = b"" if reader.more else await self._receive_body()
+        if chunked:
+            await self._link.send(LAST_CHUNK)
 
     async def _receive_body(self) -> bytes:
         try:
@@ -224,3 +270,13 @@ class Exchange:
                 unsent = b""
                 carried(0)
         await self._agent.write(unsent + LAST_CHUNK)
+
+
+async def _until_hung_up(sends: Coroutine[None, None, None]) -> None:
+    """Send until the registry hangs up: it may have answered before, and who waits for the answer will know."""
+    with suppress(RegistryUnavailableError):
+        await sends
+
+
+def _is_json(answer: ResponseHead) -> bool:
+    return media_type(dict(answer.fields).get(b"content-type", b"")) == b"application/json"

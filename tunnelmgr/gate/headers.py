@@ -2,15 +2,15 @@
 
 Towards the registry, only what the OCI distribution API and HTTP ranges and conditions need. Everything else stays
 behind by not being named: Authorization, Cookie, Forwarded and X-Forwarded-*, X-HTTP-Method-Override and their kin.
-Towards the agent, everything but hop-by-hop fields (RFC 9110, section 7.6.1); Location and Link lead back to the gate.
+Towards the agent, everything but hop-by-hop fields (RFC 9110, section 7.6.1); for Location and Link see `follow`.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Final
 
 from tunnelmgr.core.registry import Body, RegistryRequest
 from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.gate.follow import told_links
 from tunnelmgr.gate.framing import BodyShape, Coding, Field, RequestHead, ResponseHead, connection_options
 
 _TO_REGISTRY: Final = frozenset(
@@ -40,8 +40,6 @@ _HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]+)(/.*)?", re.IGNORECASE)
-_LINK: Final = re.compile(rb"<([^<>]*)>(.*)")
 
 
 def registry_request(head: RequestHead, request: RegistryRequest) -> bytes:
@@ -59,20 +57,16 @@ def registry_request(head: RequestHead, request: RegistryRequest) -> bytes:
     return b"".join(lines)
 
 
-def answer_head(answer: ResponseHead, *, host: str, target: Endpoint, close: bool) -> bytes | None:
-    """Write the answer's head for the agent, or None when it points to somewhere else than this registry."""
+def answer_head(answer: ResponseHead, *, location: str | None, host: str, target: Endpoint, close: bool) -> bytes:
+    """Write the answer's head for the agent, with the given Location instead of the registry's."""
     lines = [b"HTTP/1.1 %d %b\r\n" % (answer.status, answer.reason)]
+    if location is not None:
+        lines.append(f"Location: {location}\r\n".encode("latin-1"))
     for name, value in _passing_to_agent(answer):
-        match name:
-            case b"location":
-                moved = _to_gate(value, host, target)
-                if moved is None:
-                    return None
-                lines.append(b"Location: %b\r\n" % moved)
-            case b"link":
-                lines += _link_lines(value, host, target)
-            case _:
-                lines.append(b"%b: %b\r\n" % (name.title(), value))
+        if name == b"link":
+            lines += [f"Link: {link}\r\n".encode("latin-1") for link in told_links(value, host, target)]
+        else:
+            lines.append(b"%b: %b\r\n" % (name.title(), value))
     if answer.body.coding in {Coding.CHUNKED, Coding.UNTIL_CLOSE}:
         lines.append(b"Transfer-Encoding: chunked\r\n")
     if close:
@@ -98,39 +92,7 @@ def _length_line(body: BodyShape) -> bytes:
 
 
 def _passing_to_agent(answer: ResponseHead) -> Iterator[Field]:
-    dropped = connection_options(answer.fields) | _HOP_BY_HOP
+    dropped = connection_options(answer.fields) | _HOP_BY_HOP | {b"location"}
     if answer.body.coding in {Coding.CHUNKED, Coding.UNTIL_CLOSE}:
         dropped |= {b"content-length"}
     return (field for field in answer.fields if field[0] not in dropped)
-
-
-def location_target(answer: ResponseHead, host: str, target: Endpoint) -> str | None:
-    """Return the path and query to which an answer's Location leads, or None when it leads elsewhere or nowhere."""
-    for name, value in answer.fields:
-        if name == b"location":
-            here = _local_part(value, host, target)
-            return None if here is None else here.decode("latin-1")
-    return None
-
-
-def _to_gate(reference: bytes, host: str, target: Endpoint) -> bytes | None:
-    """Lead a URI reference back through the gate, its path and query untouched; None when it leads elsewhere."""
-    here = _local_part(reference, host, target)
-    return here if here is None or here is reference else b"http://%b%b" % (host.encode(), here)
-
-
-def _local_part(reference: bytes, host: str, target: Endpoint) -> bytes | None:
-    if reference.startswith(b"/") and not reference.startswith(b"//"):
-        return reference
-    matched = _ABSOLUTE.fullmatch(reference)
-    if matched is None or matched[1].lower() not in {host.lower().encode(), str(target).encode()}:
-        return None
-    return matched[2] or b"/"
-
-
-def _link_lines(value: bytes, host: str, target: Endpoint) -> Iterator[bytes]:
-    """Keep a page link (OCI distribution spec, "Listing Tags") that stays here; one that leads elsewhere is no use."""
-    matched = _LINK.fullmatch(value)
-    moved = _to_gate(matched[1], host, target) if matched else None
-    if matched and moved is not None:
-        yield b"Link: <%b>%b\r\n" % (moved, matched[2])

@@ -1,52 +1,37 @@
 """What writes to a repository, where more than its grant decides.
 
 - An upload goes on only for the agent whose POST began it (see `uploads`).
-- A protected tag is written once; whoever else wants to write it meanwhile is refused as if it existed.
+- A protected tag is written once. Its manifest is read whole before it is passed on, so that its digest is known: the
+  same manifest may be pushed again, since CI jobs run twice.
 - A mount that its group may not read becomes an ordinary upload (OCI distribution spec, end-11).
 """
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-import structlog
-
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.policy import GroupPolicy, Verdict, may_mount, protecting_rule
-from tunnelmgr.core.registry import RegistryRequest, Route, classify, without_mount
+from tunnelmgr.core.locations import parse_reference, upload_place
+from tunnelmgr.core.policy import Verdict, may_mount, protected_tags
+from tunnelmgr.core.registry import UPLOAD_STATE, RegistryRequest, Route, at_place, without_mount
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.errors import MalformedRequestError
-from tunnelmgr.gate.answers import Answer, refusal
-from tunnelmgr.gate.claims import Claims
-from tunnelmgr.gate.entry import Entry
-from tunnelmgr.gate.exchange import Exchange
+from tunnelmgr.gate.answers import Answer
+from tunnelmgr.gate.claims import TAGGING, Claims, Key
+from tunnelmgr.gate.follow import UnusableLocationError, location_of
 from tunnelmgr.gate.framing import RequestHead, ResponseHead
-from tunnelmgr.gate.headers import location_target
+from tunnelmgr.gate.manifest import ManifestTooLargeError, PushedManifest
+from tunnelmgr.gate.permitted import Permitted
 from tunnelmgr.gate.uploads import Upload, Uploads
-
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _DONE: Final = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
 _GOES_ON: Final = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
+READ_AT_ONCE: Final = 4
+"""Manifests of one agent that are read into memory at the same time; further ones wait unread."""
 _NOT_BEGUN: Final = Verdict(
     allowed=False, rule="upload", reason="tunnelmgr: this agent has no such upload open: begin it again"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """One request that its grant allows."""
-
-    head: RequestHead
-    request: RegistryRequest
-    policy: GroupPolicy
-    entry: Entry
-    exchange: Exchange
-
-    def refuse(self, verdict: Verdict, status: HTTPStatus, code: str) -> Answer:
-        """Take note of a refusal and return it."""
-        self.entry.judge(verdict)
-        return refusal(status, code, verdict.reason, close=self.head.ends_channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,48 +40,93 @@ class Pushing:
 
     uploads: Uploads
     writing: Claims
+    reading: asyncio.Semaphore
     agent: AgentId
     target: Endpoint
 
-    async def carry(self, push: Push) -> Answer | None:
+    async def carry(self, push: Permitted) -> Answer | None:
         """Carry a push out, or return why not."""
         request = push.request
-        if request.route is Route.UPLOAD and not self.uploads.belongs(self._upload(request), self.agent):
-            return push.refuse(_NOT_BEGUN, HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN")
-        if rule := protecting_rule(request, push.policy):
-            return await self._write_once(push, rule)
-        if not may_mount(request, push.policy):
+        if request.route is Route.UPLOAD:
+            place = self.uploads.find(self.agent, self._upload(request))
+            if place is None:
+                return push.refuse(_NOT_BEGUN, HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN")
+            request = at_place(request, place.path, place.query)
+        elif rules := protected_tags(request, push.policy):
+            return await self._write_once(push, rules)
+        elif not may_mount(request, push.policy):
             request = without_mount(request)
         answer = await push.exchange.ask(push.head, request)
-        self._note_upload(push.head, request, answer)
-        await push.exchange.pass_back(push.head, answer)
+        location = self._follow_upload(push.head, push.request, answer)
+        await push.exchange.pass_back(push.head, push.request, answer, location=location)
         return None
 
-    async def _write_once(self, push: Push, rule: str) -> Answer | None:
-        request, exchange = push.request, push.exchange
-        with self.writing.claim((self.target, request.repository, request.reference)) as alone:
-            if not alone or await exchange.tag_exists(push.head, request):
-                return push.refuse(_tag_is_taken(request, rule), HTTPStatus.FORBIDDEN, "DENIED")
-            await exchange.pass_back(push.head, await exchange.ask(push.head, request))
-        return None
-
-    def _note_upload(self, head: RequestHead, request: RegistryRequest, answer: ResponseHead) -> None:
-        """Know where an upload goes on before the agent does: it may use the location on another channel at once."""
-        if request.route is Route.UPLOAD and request.method in {"PUT", "DELETE"} and answer.status in _DONE:
-            self.uploads.forget(self.agent, self._upload(request))
-        elif answer.status in _GOES_ON and (target := location_target(answer, head.host, self.target)):
+    async def _write_once(self, push: Permitted, rules: Mapping[str, str]) -> Answer | None:
+        # No deadline: only this agent's own requests are in the way, and each of their steps has one.
+        async with self.reading:
             try:
-                place = classify("PATCH", target)
-            except MalformedRequestError:
-                log.warning("upload location not understood", registry=str(self.target), repository=request.repository)
-                return
-            if place.route is Route.UPLOAD and place.repository == request.repository:
-                self.uploads.keep(self.agent, self._upload(place))
+                manifest = await push.exchange.receive_manifest(push.head)
+            except ManifestTooLargeError as large:
+                too_large = Verdict(allowed=False, rule="manifest size", reason=str(large))
+                return push.refuse(too_large, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "MANIFEST_INVALID")
+            with self.writing.claim(self._claimed(push.request, rules, manifest)) as granted:
+                refused = await self._refused(push, rules, manifest) if granted else _under_way(push.request, rules)
+                if refused is not None:
+                    return push.refuse(refused, body_read=True)
+                answer = await push.exchange.ask_with(push.head, push.request, manifest)
+            await push.exchange.pass_back(push.head, push.request, answer)
+        return None
+
+    def _claimed(self, request: RegistryRequest, rules: Mapping[str, str], manifest: PushedManifest) -> dict[Key, str]:
+        """Claim each tag for this manifest, and the manifest for being tagged, which keeps it from being deleted."""
+        place = (self.target, request.repository)
+        tags = {(*place, tag): manifest.digest for tag in rules}
+        return tags | {(*place, digest): TAGGING for digest in (manifest.digest, *request.digests)}
+
+    async def _refused(self, push: Permitted, rules: Mapping[str, str], manifest: PushedManifest) -> Verdict | None:
+        """Look at each protected tag; returns why one may not be written, None if all may."""
+        repository = push.request.repository
+        for tag, rule in rules.items():
+            there = await push.exchange.look_up(push.head, repository, tag)
+            if there is not None and not manifest.is_same(there):
+                found = f"points to {there.digest}" if there.digest else "exists, with a digest that is not reported,"
+                told = f"tunnelmgr: {repository}:{tag} {found} and may not be overwritten ({rule}); push another tag"
+                return Verdict(allowed=False, rule=rule, reason=told)
+        return None
+
+    def _follow_upload(self, head: RequestHead, request: RegistryRequest, answer: ResponseHead) -> str | None:
+        """Return where the agent goes on with its upload, None if the answer leads to no upload.
+
+        It is noted before the agent is told, which may use it on another channel at once. Raises UnusableLocationError
+        where the registry goes on at a place that is no upload of the repository.
+        """
+        if request.route not in {Route.UPLOADS, Route.UPLOAD}:
+            return None
+        known = self._upload(request)
+        if request.method in {"PUT", "DELETE"} and answer.status in _DONE:
+            self.uploads.forget(self.agent, known)
+            return None
+        value = location_of(answer)
+        if value is None or HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
+            return None
+        reference = parse_reference(value)
+        place = upload_place(reference, request.repository) if reference is not None else None
+        if place is None:
+            if answer.status in _GOES_ON:
+                raise UnusableLocationError(answer.status, value, request.repository)
+            return None
+        if request.route is Route.UPLOAD:
+            self.uploads.move(self.agent, known, place)
+        else:
+            known = self.uploads.begin(self.agent, self.target, request.repository, place)
+        return f"http://{head.host}/v2/{known.repository}/blobs/uploads/{known.id}?state={UPLOAD_STATE}"
 
     def _upload(self, request: RegistryRequest) -> Upload:
         return Upload(self.target, request.repository, request.reference)
 
 
-def _tag_is_taken(request: RegistryRequest, rule: str) -> Verdict:
-    told = f"tunnelmgr: {request.repository}:{request.reference} exists and may not be overwritten ({rule})"
+def _under_way(request: RegistryRequest, rules: Mapping[str, str]) -> Verdict:
+    tag, rule = next(iter(rules.items()))
+    name = f"{request.repository}:{tag}"
+    told = f"tunnelmgr: another push of {name}, or a delete of its manifest, is under way ({rule}); push again later"
     return Verdict(allowed=False, rule=rule, reason=told)

@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import Final
-from weakref import WeakValueDictionary
 
 import structlog
 
-from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy, decide, may_see
 from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.registry import WELL_KNOWN_PATH, Action, classify, probe_request
@@ -31,11 +29,15 @@ from tunnelmgr.gate.answers import Answer, refusal
 from tunnelmgr.gate.caller import Caller, NoRequestLog, RequestLog
 from tunnelmgr.gate.catalog import visible_catalog
 from tunnelmgr.gate.claims import Claims
+from tunnelmgr.gate.deletion import Deleting
 from tunnelmgr.gate.entry import Entry
-from tunnelmgr.gate.exchange import AgentStalledError, ElsewhereError, Exchange, Limits, Progress
+from tunnelmgr.gate.exchange import AgentStalledError, Exchange, Limits, Progress, ReadOnlyError
+from tunnelmgr.gate.follow import RedirectedElsewhereError, UnusableLocationError
 from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, has_form_body, parse_request_head
 from tunnelmgr.gate.link import SLOTS, RegistryLink
-from tunnelmgr.gate.push import Push, Pushing
+from tunnelmgr.gate.per_agent import PerAgent
+from tunnelmgr.gate.permitted import Permitted
+from tunnelmgr.gate.push import READ_AT_ONCE, Pushing
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
 from tunnelmgr.gate.uploads import Uploads
 
@@ -68,7 +70,9 @@ class Gate:
     limits: Limits = field(default_factory=Limits)
     uploads: Uploads = field(default_factory=Uploads)
     writing: Claims = field(default_factory=Claims)
-    slots: WeakValueDictionary[AgentId, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
+    slots: PerAgent = field(default_factory=lambda: PerAgent(SLOTS))
+    reading: PerAgent = field(default_factory=lambda: PerAgent(READ_AT_ONCE))
+    searching: PerAgent = field(default_factory=lambda: PerAgent(1))
 
     async def serve(self, channel: AgentChannel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
         """Serve one channel until it ends; raises nothing but CancelledError."""
@@ -94,14 +98,16 @@ class Session:
 
     def __init__(self, gate: Gate, agent: MeteredChannel, caller: Caller, target: Endpoint) -> None:
         limits = gate.limits
-        slots = gate.slots.setdefault(caller.agent, asyncio.Semaphore(SLOTS))
-        self.link = RegistryLink(target, slots, head_timeout=limits.answer, idle_timeout=limits.answer)
+        self.link = RegistryLink(
+            target, gate.slots.of(caller.agent), head_timeout=limits.answer, idle_timeout=limits.answer
+        )
         self._gate = gate
         self._agent = agent
         self._caller = caller
         self._target = target
         self._inbox = HeadBuffer(MalformedRequestError)
-        self._pushing = Pushing(gate.uploads, gate.writing, caller.agent, target)
+        self._pushing = Pushing(gate.uploads, gate.writing, gate.reading.of(caller.agent), caller.agent, target)
+        self._deleting = Deleting(gate.writing, gate.searching.of(caller.agent), target, limits.search)
         self._log = log.bind(agent=caller.agent, group=caller.group)
         self._recorded = (0, 0)
         self._question = probe_request(caller.listener, "").removesuffix(_HEAD_END)
@@ -206,15 +212,20 @@ class Session:
             return Answer(HTTPStatus.OK, self._identity(head), close)
         if (why := self._gate.closed()) is not None:
             raise GateClosedError(why)
-        exchange = self._exchange(progress)
+        return await self._carry(Permitted(head, request, policy, entry, self._exchange(progress)))
+
+    async def _carry(self, permitted: Permitted) -> Answer | None:
+        """Carry a permitted request through; returns the gate's own answer if it gives one."""
+        head, request, exchange = permitted.head, permitted.request, permitted.exchange
         match request.action:
             case Action.CATALOG:
-                return await visible_catalog(
-                    request, partial(exchange.fetch, head), partial(may_see, policy=policy), close=close
-                )
+                visible = partial(may_see, policy=permitted.policy)
+                return await visible_catalog(request, partial(exchange.fetch, head), visible, close=head.ends_channel)
             case Action.PUSH:
-                return await self._pushing.carry(Push(head, request, policy, entry, exchange))
-        await exchange.pass_back(head, await exchange.ask(head, request))
+                return await self._pushing.carry(permitted)
+            case Action.DELETE:
+                return await self._deleting.carry(permitted)
+        await exchange.pass_back(head, request, await exchange.ask(head, request))
         return None
 
     def _probe_nonce(self, raw: bytes) -> str | None:
@@ -260,16 +271,19 @@ class Session:
         """Turn an error into the answer that tells it; the registry's part of it is over."""
         self.link.abort()
         match failed:
-            case MalformedRequestError() | AgentStalledError():
-                code = "NAME_INVALID" if head and entry.request is None else "UNSUPPORTED"
-                return refusal(HTTPStatus.BAD_REQUEST, code, str(failed), close=True)
-            case ElsewhereError():
-                status = HTTPStatus.BAD_GATEWAY
+            case MalformedRequestError():
+                return refusal(HTTPStatus.BAD_REQUEST, failed.oci_code, str(failed), close=True)
+            case AgentStalledError():
+                return refusal(HTTPStatus.BAD_REQUEST, "UNSUPPORTED", str(failed), close=True)
+            case ReadOnlyError():
+                status, code = HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"
+            case RedirectedElsewhereError() | UnusableLocationError():
+                status, code = HTTPStatus.BAD_GATEWAY, "UNAVAILABLE"
             case _:
-                status = HTTPStatus.SERVICE_UNAVAILABLE
+                status, code = HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"
         entry.failure = failed
         close = head is None or head.ends_channel
-        return refusal(status, "UNAVAILABLE", str(failed), close=close)
+        return refusal(status, code, str(failed), close=close)
 
     async def _tell(self, answer: Answer, head: RequestHead | None, progress: Progress) -> None:
         progress.status = answer.status

@@ -1,0 +1,129 @@
+"""Real clients and registries that are not set up as usual: another make, another host name, a mirror, read-only."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.acceptance.test_clients import ORAS, SETTINGS, docker_on
+from tests.gate import stateful_registry
+from tunnelmgr.demo.agents import LabAgent
+from tunnelmgr.demo.images import digest_of, make_image, skopeo_copy
+from tunnelmgr.demo.namespaces import Machine
+from tunnelmgr.demo.processes import until
+from tunnelmgr.demo.registry import Registry
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Field
+
+pytestmark = pytest.mark.acceptance
+
+APP = "localhost:5000/team/app:1"
+MIRROR = """
+[host."http://localhost:5000"]
+  capabilities = ["pull", "resolve"]
+"""
+
+
+@pytest.fixture
+def builder(field: "Field") -> LabAgent:
+    """Return an agent whose tunnel is up, and that may push to team/*."""
+    agent = field.boot("builder")
+    field.controller.configure(SETTINGS.format(ip=agent.ip, host_key=agent.host_key), probe_interval="1s")
+    field.controller.start()
+    field.controller.wait_phase("builder", "up")
+    return agent
+
+
+def push_with_oras(field: "Field", agent: LabAgent, target: str) -> list[str]:
+    """Push a file with the Python SDK of ORAS; returns the status that it prints last."""
+    file = field.folder / "artifact"
+    file.write_bytes(b"artifact")
+    words = [sys.executable, "-c", ORAS, "basic", "push", target, str(file)]
+    return agent.run(words, env={"HOME": str(field.folder)}, timeout=60).stdout.split()[-1:]
+
+
+def test_clients_push_to_a_registry_that_keeps_its_uploads_state_otherwise(field: "Field", builder: LabAgent) -> None:
+    """Pushes of skopeo and ORAS reach a stand-in for olareg, whose locations have `state=` and need it."""
+    layout = make_image(field.folder / "image", layers=3)
+    field.registry.stop()
+    server = field.lab.controller.popen([sys.executable, stateful_registry.__file__, "5000"])
+    until(lambda: field.reaches(builder), "the other registry answers")
+
+    pushed = skopeo_copy(builder, layout, f"docker://{APP}")
+    pulled = skopeo_copy(builder, f"docker://{APP}", f"oci:{field.folder / 'pulled'}:1")
+    artifact = push_with_oras(field, builder, "localhost:5000/team/artifact:1")
+    server.end()
+
+    assert (pushed.returncode, pulled.returncode) == (0, 0), pushed.stderr + pulled.stderr
+    assert digest_of(None, f"oci:{field.folder / 'pulled'}:1") == digest_of(None, layout)
+    assert artifact == ["201"]
+
+
+def test_clients_push_to_a_registry_that_names_its_public_host(field: "Field", builder: LabAgent) -> None:
+    """With `http.host` set docker-registry names that host in every Location, which the agent cannot reach."""
+    layout = make_image(field.folder / "image", layers=3)
+    field.registry.stop()
+
+    with Registry(field.lab.controller, field.folder / "named", public_url="https://registry.example"):
+        pushed = skopeo_copy(builder, layout, f"docker://{APP}")
+        with docker_on(builder) as docker:
+            pulled = docker("pull", APP)
+            docker("tag", APP, "localhost:5000/team/copy:1")
+            again = docker("push", "localhost:5000/team/copy:1")
+        artifact = push_with_oras(field, builder, "localhost:5000/team/artifact:1")
+        copied = digest_of(field.lab.controller, "docker://localhost:5000/team/copy:1")
+
+    assert pushed.returncode == 0, pushed.stderr
+    assert (pulled.returncode, again.returncode) == (0, 0), pulled.stderr + again.stderr
+    assert f"digest: {copied}" in again.stdout
+    assert artifact == ["201"]
+
+
+def test_docker_prints_why_a_read_only_registry_takes_no_push(field: "Field", builder: LabAgent) -> None:
+    """Not `error parsing HTTP 405 response body`."""
+    layout = make_image(field.folder / "image", layers=1)
+    field.registry.stop()
+    folder = field.folder / "replica"
+    with Registry(field.lab.controller, folder):
+        assert skopeo_copy(builder, layout, f"docker://{APP}").returncode == 0
+
+    with Registry(field.lab.controller, folder, read_only=True), docker_on(builder) as docker:
+        pulled = docker("pull", APP)
+        docker("tag", APP, "localhost:5000/team/copy:1")
+        pushed = docker("push", "localhost:5000/team/copy:1")
+
+    assert pulled.returncode == 0
+    assert pushed.returncode != 0
+    assert "tunnelmgr: the registry at 127.0.0.1:5000 does not allow POST here: it is a read-only" in pushed.stderr
+
+
+def test_containerd_pulls_through_the_tunnel_as_through_a_mirror(field: "Field", builder: LabAgent) -> None:
+    """It asks for docker.io's images with `ns=docker.io`, which ends at the gate."""
+    assert skopeo_copy(builder, make_image(field.folder / "image"), f"docker://{APP}").returncode == 0
+    hosts = field.folder / "hosts" / "docker.io"
+    hosts.mkdir(parents=True)
+    (hosts / "hosts.toml").write_text(MIRROR)
+    machine = Machine(builder.processes, exec_prefix=("nsenter", f"--net=/run/netns/{builder.netns}"))
+
+    with tempfile.TemporaryDirectory(prefix="containerd-") as place:  # short, for the socket in it
+        socket, log = f"{place}/containerd.sock", Path(place, "log")
+        words = ["--root", f"{place}/root", "--state", f"{place}/state", "--address", socket]
+        (Path(place) / "config.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+        daemon = machine.popen(["containerd", "--config", f"{place}/config.toml", *words], log=log)
+        ctr = ["ctr", "--address", socket]
+        try:
+            until(
+                lambda: daemon.poll() is not None or machine.run([*ctr, "version"]).returncode == 0,
+                "containerd answers",
+                timeout=30,
+            )
+            fetch = ["content", "fetch", "--hosts-dir", str(hosts.parent), "docker.io/team/app:1"]
+            fetched = machine.run([*ctr, *fetch], timeout=60)
+        finally:
+            daemon.end(patience=10)
+
+    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+    assert "ns=docker.io" not in field.registry.log()

@@ -1,0 +1,85 @@
+r"""Where a registry's answer leads: the references in its Location and Link fields, read strictly.
+
+A reference is an absolute path with an optional query, alone or after `http://` or `https://` and a host (RFC 3986,
+sections 3 and 4.2; RFC 9112, section 3.2.1). It holds characters of that grammar only, no fragment, no user name, and
+no empty or dot segment, so that no client can read it as the name of another host. `/\evil.example` is none.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl
+
+from tunnelmgr.core.registry import Route, classify
+from tunnelmgr.errors import MalformedRequestError
+
+_CHARACTER: Final = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+_REFERENCE: Final = re.compile(
+    r"(?:https?://([A-Za-z0-9._-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?))?"
+    rf"(/(?:{_CHARACTER}+(?:/{_CHARACTER}+)*/?)?)?(?:\?((?:{_CHARACTER}|[/?])*))?",
+    re.IGNORECASE,
+)
+_UPLOAD_ID: Final = re.compile(r"[A-Za-z0-9._~=:+-]+")
+_LONGEST_QUERY: Final = 4096
+"""Characters of an upload's query that are kept; docker-registry's have about 300."""
+_OURS: Final = frozenset({"digest", "digest-algorithm", "mount", "from", "tag"})
+"""Parameters that mean something to a registry and are therefore not taken from a query that nobody has judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A reference of the above form; `authority` is empty for a path alone, `query` is None without one."""
+
+    authority: str
+    path: str
+    query: str | None
+
+    @property
+    def target(self) -> str:
+        """Path and query."""
+        return self.path if self.query is None else f"{self.path}?{self.query}"
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPlace:
+    """Where a registry goes on with an upload: a path, and a query that only the registry understands."""
+
+    path: str
+    query: str
+
+
+def parse_reference(value: bytes) -> Reference | None:
+    """Read a reference, None where it has another form."""
+    matched = _REFERENCE.fullmatch(value.decode("latin-1"))
+    if matched is None or (matched[1] is None and matched[2] is None):
+        return None
+    path = matched[2] or "/"
+    if {".", ".."} & set(path.replace("%2e", ".").replace("%2E", ".").split("/")):
+        return None
+    return Reference((matched[1] or "").lower(), path, matched[3])
+
+
+def upload_place(reference: Reference, repository: str) -> UploadPlace | None:
+    """Return where an upload to the repository goes on, None where the reference is no such place.
+
+    The spec leaves the location to the registry (OCI distribution spec, "Pushing blobs"). What is asked of it here is
+    that it lies under the repository's own uploads, and that its query names no parameter of the API.
+    """
+    start, _, upload = reference.path.rpartition("/")
+    query = reference.query or ""
+    if start != f"/v2/{repository}/blobs/uploads" or not _UPLOAD_ID.fullmatch(upload):
+        return None
+    if len(query) > _LONGEST_QUERY or ";" in query:
+        return None
+    if any(name in _OURS for name, _ in parse_qsl(query, keep_blank_values=True)):
+        return None
+    return UploadPlace(reference.path, query)
+
+
+def is_content(reference: Reference, repository: str) -> bool:
+    """Whether a reference leads to a blob or a manifest of the repository."""
+    try:
+        request = classify("GET", reference.target)
+    except MalformedRequestError:
+        return False
+    return request.repository == repository and request.route in {Route.BLOB, Route.MANIFEST}

@@ -1,0 +1,35 @@
+"""One request that its grant allows, with all that is needed to carry it out or to refuse it after all."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from tunnelmgr.core.policy import GroupPolicy, Verdict
+from tunnelmgr.core.registry import RegistryRequest
+from tunnelmgr.gate.answers import Answer, refusal
+from tunnelmgr.gate.entry import Entry
+from tunnelmgr.gate.exchange import Exchange
+from tunnelmgr.gate.framing import RequestHead
+
+
+@dataclass(frozen=True, slots=True)
+class Permitted:
+    """A request that is not refused by its group's grants; what it names may still be protected."""
+
+    head: RequestHead
+    request: RegistryRequest
+    policy: GroupPolicy
+    entry: Entry
+    exchange: Exchange
+
+    def refuse(
+        self,
+        verdict: Verdict,
+        status: HTTPStatus = HTTPStatus.FORBIDDEN,
+        code: str = "DENIED",
+        *,
+        body_read: bool = False,
+    ) -> Answer:
+        """Record a refusal and return it; the channel can go on if the request's body has been read."""
+        self.entry.judge(verdict)
+        close = not self.head.keep_alive if body_read else self.head.ends_channel
+        return refusal(status, code, verdict.reason, close=close)
