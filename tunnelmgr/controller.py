@@ -18,7 +18,17 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.changes import Changes, changes, moments
 from tunnelmgr.core.events import Event, TunnelProbed
 from tunnelmgr.core.evolve import evolve
-from tunnelmgr.core.reconcile import Action, CloseTunnel, OpenTunnel, SeekEvidence, begin, next_due, plan
+from tunnelmgr.core.reconcile import (
+    Action,
+    CloseTunnel,
+    ExamineKey,
+    OpenTunnel,
+    Search,
+    SeekEvidence,
+    begin,
+    next_due,
+    plan,
+)
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import Moment, Record, World
 from tunnelmgr.errors import StoreError
@@ -76,7 +86,7 @@ class Controller:
     world: World
     store: Store
     tunnels: Tunnels
-    seek: Callable[[SeekEvidence], None]
+    seek: Callable[[Search], None]
     clock: Callable[[], float]
     witness: Callable[[Record, Moment], None] = lambda _record, _moment: None
     store_error: str | None = None
@@ -171,7 +181,7 @@ class Controller:
                 self.tunnels.open(action)
             case CloseTunnel():
                 self.tunnels.close(action)
-            case SeekEvidence():
+            case SeekEvidence() | ExamineKey():
                 self.seek(action)
             case _:
                 assert_never(action)

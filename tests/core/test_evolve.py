@@ -814,13 +814,13 @@ def test_a_failure_that_only_a_person_can_judge_quarantines(story: Story) -> Non
 
 def test_a_worker_that_fails_in_quarantine_leaves_the_reason_for_that_in_place(story: Story) -> None:
     """Nor does it leave a time to try again, at which there would be nothing to do."""
-    agent, twin = story.agent(), story.agent("twin")
+    agent = story.agent()
     story.up(agent)
-    story.believed(twin)
+    story.hear(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
 
     story.ended(agent)
 
-    assert story.status(agent).error == "host-key-shared"
+    assert story.status(agent).error == "host-key-mismatch"
     assert story.status(agent).retry_at is None
 
 

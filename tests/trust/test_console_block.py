@@ -80,6 +80,7 @@ def test_keys_outside_the_block_are_nobodys() -> None:
         (block(ED25519[:-1]), "cut off"),
         (block(ED25519[:-4]), "cut off"),
         (block(RSA.replace("ssh-rsa", "ssh-ed25519")), "of another type"),
+        (block(ED25519, RSA, OTHER), "several keys of type ssh-ed25519"),
     ],
 )
 def test_anything_else_is_no_evidence_and_says_why(text: str, why: str) -> None:

@@ -112,6 +112,16 @@ class SeedAdded:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyExamined:
+    """An agent in dispute was asked to show one of the disputed keys: `key` is what it showed, "" where nothing."""
+
+    agent: AgentId
+    incarnation: str
+    key: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceContradicted:
     """A machine was found that the agent cannot be: it shows what contradicts the evidence."""
 
@@ -140,12 +150,16 @@ class EvidenceAbsent:
 
 @dataclass(frozen=True, slots=True)
 class TunnelDialled:
-    """A worker has proved the agent's key and logged in at `address` with the key of fingerprint `login_key`."""
+    """A worker has proved the agent's key and logged in at `address` with the key of fingerprint `login_key`.
+
+    `host_key` is the key that the agent has shown in the handshake, as `type base64`.
+    """
 
     agent: AgentId
     life: int
     address: str
     login_key: str = ""
+    host_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +229,7 @@ Event = (
     | EvidenceFound
     | EvidenceContradicted
     | EvidenceAbsent
+    | KeyExamined
     | TunnelDialled
     | TunnelBound
     | TunnelProbed

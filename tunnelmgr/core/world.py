@@ -24,11 +24,17 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Why and since when an agent is refused until a person releases it."""
+    """Why and since when an agent is refused until a person releases it.
+
+    `disputed` names the keys for which a handshake may still decide between the agent and others that claim them;
+    `examined` says that the agent was asked to show one of them. See `evolve.claims`.
+    """
 
     since: float
     code: str
     message: str
+    disputed: tuple[str, ...] = ()
+    examined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,9 @@ class Record:
     """All that is remembered of one agent; it outlives the agent's presence for a while.
 
     `missed` counts the complete listings in a row that lacked it; `ended` says that its source has told its end.
-    `trust` is the evidence in force, `proved` the last that was believed of this incarnation, in force or not. `spec`
-    is the tunnel it should have, None without evidence.
+    `trust` is the evidence in force, `proved` the last that was believed of this incarnation, in force or not.
+    `possessed` are the keys that this incarnation has shown in a handshake since it was last seen to come. `spec` is
+    the tunnel it should have, None without evidence.
     """
 
     agent: Agent
@@ -60,6 +67,7 @@ class Record:
     ended: bool = False
     trust: HostTrust | None = None
     proved: HostTrust | None = None
+    possessed: tuple[str, ...] = ()
     spec: TunnelSpec | None = None
     quarantine: Quarantine | None = None
     story: tuple[Moment, ...] = ()
@@ -76,7 +84,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The state of everything; `key_holders` says which present agent each believed key belongs to."""
+    """The state of everything; `key_holders` says which present agent each claimed key is taken to belong to."""
 
     rules: Rules = field(default_factory=Rules)
     sources: Mapping[str, SourceView] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import restored
 from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
-from tunnelmgr.core.reconcile import SeekEvidence
+from tunnelmgr.core.reconcile import ExamineKey, Search
 from tunnelmgr.core.registry import Action, is_name
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
@@ -292,14 +292,18 @@ class Daemon:
         self.auditor.request(record)
         self.metrics.count(record.caller.group, record.action, record.verdict, record.status)
 
-    def _seek(self, action: SeekEvidence) -> None:
-        seeking = self.resolver.seek(action.agent, action.at_least, self.report)
+    def _seek(self, action: Search) -> None:
+        if isinstance(action, ExamineKey):
+            seeking = self.resolver.examine(action.agent, action.keys, self._key, self.report)
+        else:
+            seeking = self.resolver.seek(action.agent, action.at_least, self.report)
         search = self.tasks.create_task(seeking, name=f"evidence {action.agent.id}")
         self.searches.add(search)
         search.add_done_callback(self.searches.discard)
 
-    async def _key(self, agent: Agent) -> str:
-        return await shown_key(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers)
+    async def _key(self, agent: Agent, wanted: Sequence[str] = ()) -> str:
+        """Return the key that an agent shows; with `wanted`, one of the type of these keys."""
+        return await shown_key(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers, wanted)
 
     async def _certificate(self, agent: Agent) -> bytes:
         return await shown_certificate(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers)

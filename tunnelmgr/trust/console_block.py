@@ -18,7 +18,7 @@ def host_keys(console: str) -> tuple[str, ...]:
     """Return the keys of the block as `type base64`, sorted.
 
     Raises ValueError, saying why, where there is no evidence: no block, an unfinished one, several that differ,
-    or a line in it that is no key.
+    a line in it that is no key, or two keys of one type, of which a machine has one.
     """
     blocks = _blocks(console.splitlines())
     if not blocks:
@@ -40,13 +40,22 @@ def _blocks(lines: list[str]) -> list[tuple[str, ...]]:
         elif line.endswith(_END):
             if not inside:
                 raise ValueError("a host key block that is empty, or ends without a beginning")
-            blocks.append(tuple(sorted(set(inside))))
+            blocks.append(_distinct(inside))
             inside = None
         elif inside is not None:
             inside.append(_key(line))
     if inside is not None:
         raise ValueError("the host key block is cut off")
     return blocks
+
+
+def _distinct(keys: list[str]) -> tuple[str, ...]:
+    found = tuple(sorted(set(keys)))
+    kinds = [key.split()[0] for key in found]
+    doubled = [kind for kind in KEY_TYPES if kinds.count(kind) > 1]
+    if doubled:
+        raise ValueError(f"a host key block with several keys of type {doubled[0]}, of which a machine has one")
+    return found
 
 
 def _key(line: str) -> str:

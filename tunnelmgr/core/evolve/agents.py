@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, Rules
-from tunnelmgr.core.evolve.common import keys_assigned, respecified, rested
+from tunnelmgr.core.evolve.claims import keys_assigned
+from tunnelmgr.core.evolve.common import respecified, rested
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import Record, SourceView, World
 
@@ -100,7 +101,8 @@ def _seen(known: Record | None, agent: Agent, rules: Rules, now: float) -> Recor
         return fresh.told(now, "seen", f"at {agent.address}, group {agent.group}, by source {agent.source}")
     record = known
     if known.agent.incarnation != agent.incarnation:
-        record = replace(record, trust=None, proved=None, ended=False)
+        mark = replace(known.quarantine, disputed=()) if known.quarantine else None
+        record = replace(record, trust=None, proved=None, possessed=(), quarantine=mark, ended=False)
         record = record.told(now, "rebuilt", f"incarnation {agent.incarnation}")
     elif not known.present:
         record = record.told(now, "seen", f"again, at {agent.address}")
@@ -140,4 +142,4 @@ def feed_heard(world: World, source: str, *, ok: bool | None, error: str | None)
 
 
 def _left(record: Record, why: str, now: float) -> Record:
-    return replace(record, present=False, missed=0).told(now, "left", why)
+    return replace(record, present=False, missed=0, possessed=()).told(now, "left", why)

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.evolve.common import keys_assigned, respecified, rested
+from tunnelmgr.core.evolve.claims import keys_assigned
+from tunnelmgr.core.evolve.common import respecified, rested
 from tunnelmgr.core.world import World
 
 
@@ -22,7 +23,7 @@ def release(world: World, agent: AgentId, reason: str, now: float) -> World:
     if record is None or not record.held_back:
         return world
     # What was believed of the key led here; evidence is asked for anew.
-    free = respecified(replace(record, quarantine=None, trust=None, proved=None), world.rules)
+    free = respecified(replace(record, quarantine=None, trust=None, proved=None, possessed=()), world.rules)
     world = world.with_record(free.told(now, "released", reason))
     return rested(keys_assigned(world, now), {agent}, now)
 
