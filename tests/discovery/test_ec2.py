@@ -12,7 +12,7 @@ from botocore.config import Config as BotoConfig
 from pydantic import ValidationError
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.demo.cloud import Cloud
+from tunnelmgr.demo.cloud import Cloud, host_key_console
 from tunnelmgr.discovery import aws
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
@@ -358,6 +358,24 @@ def test_an_instance_that_has_no_latest_output_is_asked_for_that_of_its_boot(
     cloud.fault("GetConsoleOutput", [(code, 400)])
 
     assert jenkins.console_output(agent) == "as it booted"
+
+
+def test_a_console_that_may_have_lost_its_beginning_is_not_read(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """A program that scrolls the true block away could print another; EC2 keeps the last 64 KB, counted in bytes."""
+    instance = launch()
+    jenkins = source()
+    (agent,) = jenkins.discover().agents
+    forged = "[    0.000000] Linux version 6.1.0\r\n" + host_key_console(["ssh-ed25519 AAAA"])
+
+    for full in ("x" * (64_000 - len(forged)) + forged, "ö" * 31_000 + forged):
+        cloud.console(instance, full)
+        with pytest.raises(HostKeyUnknownError, match="EC2 keeps the last 64 KB only"):
+            jenkins.console_output(agent)
+
+    cloud.console(instance, "x" * (60_000 - len(forged)) + forged)
+    assert jenkins.console_output(agent).endswith(forged)
 
 
 def test_a_console_that_may_not_be_read_names_the_permission(

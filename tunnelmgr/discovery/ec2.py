@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 PAGE = 1000
 """The most that DescribeInstances returns at once; fewer calls, less throttling."""
 NO_LATEST = frozenset({"UnsupportedOperation", "InvalidParameterCombination"})
+WHOLE_CONSOLE = 60_000
+"""Bytes of console output up to which nothing can be missing from its beginning.
+
+EC2 serves only the last 64 KB (GetConsoleOutput in the EC2 API Reference), and does not say whether these are 65,536 or
+64,000 bytes. A program that scrolls the true block away and prints one leaves a full console, whatever it prints as the
+first lines of a boot; so only a console that is clearly not full is believed.
+"""
 ENDED = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
 
 
@@ -107,9 +114,9 @@ class Ec2Source:
         return SqsQueue(lambda: self._clients.sqs(region), url)
 
     def console_output(self, agent: Agent) -> str:
-        """Return what the instance has printed on its console, "" where nothing has come yet.
+        """Return all that the instance has printed on its console, "" where nothing has come yet.
 
-        Raises HostKeyUnknownError where AWS does not say.
+        Raises HostKeyUnknownError where AWS does not say, or where the beginning may be lost.
         """
         region = self._region_of.get(agent.id)
         if region is None:
@@ -126,7 +133,13 @@ class Ec2Source:
         except AwsError as failed:
             raise HostKeyUnknownError(explain(failed)) from failed
         # botocore has decoded the base64 of `Output` already.
-        return answer.get("Output") or ""
+        output = answer.get("Output") or ""
+        if (size := len(output.encode())) > WHOLE_CONSOLE:
+            raise HostKeyUnknownError(
+                f"the console has {size:,} bytes and EC2 keeps the last 64 KB only, so its beginning may be lost; "
+                "print less while booting (kernel parameter `quiet`), or let the source trust another method"
+            )
+        return output
 
     def console_permission(self, agent: Agent) -> str | None:
         """Return what is missing to read consoles, None if nothing is; asks with DryRun, which costs no output."""
