@@ -147,8 +147,9 @@ class Controller:
         self._notice(before)
 
     def _notice(self, before: World) -> None:
-        """Log changed phases and tell the witness what was added to the stories."""
+        """Log changed phases and sources, and tell the witness what was added to the stories."""
         _log_phases(before, self.world)
+        _log_missing(before, self.world)
         if before.records is not self.world.records:
             for record, moment in moments(before, self.world):
                 self.witness(record, moment)
@@ -221,6 +222,18 @@ def _log_phases(before: World, after: World) -> None:
         _log_phase(id_, old.phase.value if old else None, after)
     for id_ in before.tunnels.keys() - after.tunnels.keys():
         log.info("agent gone", agent=id_)
+
+
+def _log_missing(before: World, after: World) -> None:
+    """Log when agents begin to be missing from a source's listing, and when none is any more."""
+    if before.sources is after.sources:
+        return
+    for name, view in after.sources.items():
+        was = before.sources.get(name, view).missing
+        if view.missing and not was:
+            log.warning("listing lacks agents", source=name, missing=view.missing, error=view.error)
+        elif was and not view.missing:
+            log.info("listing lacks no agents", source=name)
 
 
 def _log_phase(id_: AgentId, was: str | None, world: World) -> None:

@@ -135,7 +135,9 @@ def test_a_quarantined_agent_shows_why() -> None:
 def test_a_source_that_fails_names_its_error() -> None:
     """And keeps the time of its last whole answer."""
     one = world((record("builder-1"), up()))
-    failing = replace(one, sources={"office": SourceView("office", ok=False, last_success=NOW, error="throttled")})
+    failing = replace(
+        one, sources={"office": SourceView("office", ok=False, last_success=NOW, error="throttled", missing=2)}
+    )
     view = status_view(failing, FakeDaemon().facts())["sources"][0]
 
     assert (
@@ -145,6 +147,7 @@ def test_a_source_that_fails_names_its_error() -> None:
             "ok": False,
             "last_success": timestamp(NOW),
             "error": "throttled",
+            "missing": 2,
             "agents": 1,
         }.items()
     )

@@ -103,8 +103,7 @@ def test_possession_ends_when_the_agent_leaves(story: Story) -> None:
     """An agent that comes back with a key that another has shown meanwhile is the one that is refused."""
     first, second = story.agent("first"), story.agent("second")
     story.up(first, OWN)
-    story.listed()
-    story.listed()
+    story.listed(gone=frozenset({first.id}))
     story.act()
     story.ended(first, None)
     story.up(second, OWN)

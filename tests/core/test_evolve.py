@@ -82,12 +82,14 @@ def test_one_listing_that_lacks_an_agent_is_not_its_end(story: Story) -> None:
 
 
 def test_two_complete_listings_in_a_row_that_lack_an_agent_are_its_end(story: Story) -> None:
-    """Somebody who is gone without a word goes too."""
-    agent = story.agent()
-    story.listed(agent)
+    """One of many that is gone without a word goes too."""
+    agent, others = story.agent(), [story.agent(f"other-{number}") for number in range(20)]
+    story.listed(agent, *others)
 
-    story.listed()
-    story.listed()
+    story.listed(*others)
+    assert story.record(agent).present
+    story.now += 1
+    story.listed(*others)
 
     assert not story.record(agent).present
 

@@ -34,6 +34,7 @@ from tunnelmgr.core.events import (
     TunnelProbed,
 )
 from tunnelmgr.core.evolve import evolve
+from tunnelmgr.core.missing import LONGEST_ABSENCE
 from tunnelmgr.core.reconcile import (
     CloseTunnel,
     ExamineKey,
@@ -404,10 +405,11 @@ class Walk:
     # --- where every walk ends ---
 
     def settle(self) -> None:
-        """List everything twice and let all work succeed."""
+        """List everything twice, long enough apart, and let all work succeed."""
         self.batching = False
         for source in SOURCES * 2:
             self.hear(AgentsDiscovered(source, self.snapshot(source)))
+            self.now += LONGEST_ABSENCE
         for _ in range(4):
             self.now += 3600.0
             self.hear()
@@ -481,6 +483,7 @@ class Walk:
         self.fleet.clear()
         for source in SOURCES * 2:
             self.hear(AgentsDiscovered(source, self.snapshot(source)))
+            self.now += LONGEST_ABSENCE
         self.succeed()
         self.hear(MemoryExpired(self.now + 1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ from botocore.config import Config as BotoConfig
 from pydantic import ValidationError
 
 from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import Snapshot
 from tunnelmgr.demo.cloud import Cloud, host_key_console
-from tunnelmgr.discovery import aws
+from tunnelmgr.discovery import aws, ec2
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
 
@@ -322,6 +324,60 @@ def test_a_role_that_may_not_be_assumed_is_named(cloud: Cloud, source: Callable[
 
     with pytest.raises(DiscoveryError, match="AccessDenied: the permission sts:AssumeRole is missing"):
         source(role=ROLE).discover()
+
+
+# --- those that a listing lacks ---
+
+
+def test_instances_that_an_empty_listing_lacks_are_found_by_their_ids(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """A filter finds them beside an unknown id; one has ended, and one has other tags."""
+    there, ended, other = launch(), launch(), launch()
+    jenkins = source()
+    agents = {agent.incarnation: agent for agent in jenkins.discover().agents}
+    cloud.empty_listings()
+    cloud.terminate(ended)
+    retagged = replace(agents[other], labels=(("role", "other"),))
+    unknown = replace(agents[there], id=AgentId("ec2:i-0123456789abcdef0"), incarnation="i-0123456789abcdef0")
+
+    assert jenkins.discover() == Snapshot(frozenset())
+    found = jenkins.look_up([agents[there], agents[ended], retagged, unknown])
+
+    assert found.agents == {agents[there]}
+    assert (found.gone, found.outside) == ({f"ec2:{ended}"}, {f"ec2:{other}"})
+    assert found.failures == ()
+    assert jenkins.console_output(agents[there]) == ""
+
+
+def test_many_instances_are_asked_for_in_several_calls(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EC2 takes a limited number of values in a filter."""
+    monkeypatch.setattr(ec2, "FILTER_VALUES", 2)
+    for _ in range(5):
+        launch()
+    jenkins = source()
+    agents = list(jenkins.discover().agents)
+    before = cloud.calls("DescribeInstances")
+
+    assert jenkins.look_up(agents).agents == set(agents)
+    assert cloud.calls("DescribeInstances") == before + 3
+
+
+def test_a_look_up_that_fails_says_so(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """What is not known is no proof."""
+    launch()
+    jenkins = source()
+    agents = list(jenkins.discover().agents)
+    cloud.fault("DescribeInstances", [("UnauthorizedOperation", 403)])
+
+    found = jenkins.look_up(agents)
+
+    assert (found.agents, found.gone, found.outside) == (frozenset(), frozenset(), frozenset())
+    assert "ec2:DescribeInstances" in found.failures[0]
 
 
 # --- the console ---

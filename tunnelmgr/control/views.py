@@ -121,6 +121,7 @@ def status_view(world: World, facts: DaemonFacts) -> Json:
                 "ok": view.ok,
                 "last_success": timestamp(view.last_success),
                 "error": view.error,
+                "missing": view.missing,
                 "events": None if view.feed_ok is None else {"ok": view.feed_ok, "error": view.feed_error},
                 "agents": sum(record.agent.source == view.name for record in present),
             }

@@ -21,7 +21,8 @@ from tunnelmgr.control.views import AuditFacts, DaemonFacts
 from tunnelmgr.controller import Clock, Controller
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import restored
-from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured
+from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured, Snapshot
+from tunnelmgr.core.missing import missing
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
 from tunnelmgr.core.reconcile import ExamineKey, Search
 from tunnelmgr.core.registry import Action, is_name
@@ -101,7 +102,7 @@ class Daemon:
             world, self.store, self.supervisor, self._seek, self.clock, witness=self.auditor.moment
         )
         self.registry = RegistryWatch(self._forwards)
-        self.watches = Watches(self.tasks, self.scheduler, self.report)
+        self.watches = Watches(self.tasks, self.scheduler, self.report, self._missing)
 
     # --- what the control socket asks for ---
 
@@ -307,6 +308,10 @@ class Daemon:
 
     async def _certificate(self, agent: Agent) -> bytes:
         return await shown_certificate(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers)
+
+    def _missing(self, source: str, listing: Snapshot) -> tuple[Agent, ...]:
+        """Return the agents that a source's listing lacks; called from the source's thread."""
+        return missing(self.world, source, listing)
 
     def _seed(self, id_: str) -> Seed | None:
         seed = self.world.seeds.get(id_)

@@ -8,6 +8,7 @@ Rules:
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 """The most that DescribeInstances returns at once; fewer calls, less throttling."""
+FILTER_VALUES = 100
+"""Ids in one filter of DescribeInstances, which refuses more than 200 values."""
 NO_LATEST = frozenset({"UnsupportedOperation", "InvalidParameterCombination"})
 WHOLE_CONSOLE = 60_000
 """Bytes of console output up to which nothing can be missing from its beginning.
@@ -104,6 +107,25 @@ class Ec2Source:
         gone = frozenset[AgentId]().union(*(answer.gone for answer in answers))
         return Snapshot(frozenset(agents.values()), gone - agents.keys(), failures)
 
+    def look_up(self, agents: Sequence[Agent]) -> Snapshot:
+        """Return what has become of agents that the listing lacks.
+
+        EC2 describes terminated instances for about an hour. They are asked for by a filter: one unknown id among
+        `InstanceIds` fails the whole call with InvalidInstanceID.NotFound.
+        """
+        wanted = {agent.id: agent for agent in agents}
+        ids = [agent.incarnation for agent in agents]
+        answers = each(lambda region: self._find(region, ids), self.config.regions)
+        there = {agent: answer.region for answer in answers for agent in answer.agents if agent.id in wanted}
+        self._region_of |= {agent.id: region for agent, region in there.items()}
+        same = frozenset(agent for agent in there if agent.labels == wanted[agent.id].labels)
+        return Snapshot(
+            same,
+            frozenset[AgentId]().union(*(answer.gone for answer in answers)),
+            outside=frozenset(agent.id for agent in there.keys() - same),
+            failures=tuple(answer.failure for answer in answers if answer.failure),
+        )
+
     def queue(self) -> SqsQueue | None:
         """Return the queue of state changes, if the configuration names one."""
         url = self.config.events_queue
@@ -151,17 +173,27 @@ class Ec2Source:
         return None
 
     def _ask(self, region: str) -> _Region:
-        """Page through one region; what came before a failure still counts."""
+        """Return what one region lists."""
         answer = _Region(region)
-        filters: list[FilterTypeDef] = [{"Name": key, "Values": values} for key, values in self.config.filters.items()]
+        self._page(answer, [{"Name": key, "Values": values} for key, values in self.config.filters.items()])
+        return answer
+
+    def _find(self, region: str, ids: Sequence[str]) -> _Region:
+        """Return what one region says of these instances."""
+        answer = _Region(region)
+        for at in range(0, len(ids), FILTER_VALUES):
+            self._page(answer, [{"Name": "instance-id", "Values": ids[at : at + FILTER_VALUES]}])
+        return answer
+
+    def _page(self, answer: _Region, filters: "list[FilterTypeDef]") -> None:
+        """Page through one region; what came before a failure still counts."""
         try:
-            pages = self._clients.ec2(region).get_paginator("describe_instances")
+            pages = self._clients.ec2(answer.region).get_paginator("describe_instances")
             for page in pages.paginate(Filters=filters, PaginationConfig={"PageSize": PAGE}):
                 for reservation in page["Reservations"]:
                     self._sort(reservation.get("Instances", []), answer)
         except AwsError as failed:
-            answer.failure = f"{region}: {explain(failed)}"
-        return answer
+            answer.failure = f"{answer.region}: {explain(failed)}"
 
     def _sort(self, instances: "Iterable[InstanceTypeDef]", answer: _Region) -> None:
         for instance in instances:
