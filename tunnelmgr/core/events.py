@@ -217,9 +217,13 @@ class DrainRequested:
 
 @dataclass(frozen=True, slots=True)
 class MemoryExpired:
-    """Agents that left before `before` may be forgotten."""
+    """Agents that left before `before` may be forgotten, and seeds that nobody has taken and that expired by `wall`.
+
+    `wall` is the time of the wall clock, by which people know when a seed expires; None where it is the event's own.
+    """
 
     before: float
+    wall: float | None = None
 
 
 Event = (

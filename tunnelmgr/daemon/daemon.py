@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Daemon:
     store: Store
     tasks: asyncio.TaskGroup
     clock: Clock = field(default_factory=Clock)
+    wall: Callable[[], float] = time.time
     started: float = field(default_factory=time.monotonic)
     traffic: dict[AgentId, Traffic] = field(default_factory=dict)
     policies: dict[str, GroupPolicy] = field(default_factory=dict)
@@ -227,7 +228,7 @@ class Daemon:
     # --- bells ---
 
     async def _forget(self) -> None:
-        self.report(MemoryExpired(self.clock() - MEMORY))
+        self.report(MemoryExpired(self.clock() - MEMORY, self.wall()))
         for id_ in [id_ for id_ in self.traffic if id_ not in self.world.records]:
             del self.traffic[id_]
         collect()
@@ -241,7 +242,7 @@ class Daemon:
     def _follow(self, config: Config) -> None:
         self.policies = config.policies()
         self.watches.follow(config.source)
-        looks = Looks(self._key, self._certificate, self._seed, self.clock)
+        looks = Looks(self._key, self._certificate, self.seed, self.wall)
         methods = {source.config.name: methods_of(source, config, looks) for source in self.watches.sources()}
         self.resolver = Resolver(methods, config.rules())
         self.report(Reconfigured(config.rules()))
@@ -313,9 +314,10 @@ class Daemon:
         """Return the agents that a source's listing lacks; called from the source's thread."""
         return missing(self.world, source, listing)
 
-    def _seed(self, id_: str) -> Seed | None:
+    def seed(self, id_: str) -> Seed | None:
+        """Return a seed that may still prove its agent; one that nobody took in time proves nobody."""
         seed = self.world.seeds.get(id_)
-        expired = seed is not None and seed.holder is None and seed.expires < self.clock()
+        expired = seed is not None and seed.holder is None and seed.expires < self.wall()
         return None if expired else seed
 
     def _summary(self) -> str:

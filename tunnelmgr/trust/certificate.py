@@ -1,7 +1,7 @@
 """Host certificates: what one says, and every reason to refuse it.
 
 asyncssh checks a certificate's signature; the rest is ours, because it accepts what OpenSSH refuses (a certificate
-without principals) and what we will not have (one that is valid for years).
+without principals, or one that is signed with SHA-1) and what we will not have (one that is valid for years).
 The form is that of OpenSSH's PROTOCOL.certkeys.
 """
 
@@ -21,12 +21,28 @@ _KEY_FIELDS = {
     "ecdsa-sha2-nistp521": 2,
     "ssh-rsa": 2,
 }
+SIGNATURE_ALGORITHMS = frozenset(
+    {
+        "ssh-ed25519",
+        "ecdsa-sha2-nistp256",
+        "ecdsa-sha2-nistp384",
+        "ecdsa-sha2-nistp521",
+        "sk-ssh-ed25519@openssh.com",
+        "sk-ecdsa-sha2-nistp256@openssh.com",
+        "rsa-sha2-512",
+        "rsa-sha2-256",
+    }
+)
+"""What an authority may sign with: CASignatureAlgorithms of ssh_config(5), to which `ssh-rsa` (SHA-1) is foreign."""
 _SUFFIX = "-cert-v01@openssh.com"
 
 
 @dataclass(frozen=True, slots=True)
 class HostCertificate:
-    """The facts of a certificate; keys as `type base64`, times in seconds since the epoch."""
+    """The facts of a certificate; keys as `type base64`, times in seconds since the epoch.
+
+    `signature` is the algorithm of the authority's signature.
+    """
 
     kind: int
     key: str
@@ -37,6 +53,7 @@ class HostCertificate:
     valid_before: int
     critical_options: tuple[str, ...]
     authority: str
+    signature: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +105,7 @@ def parse(blob: bytes) -> HostCertificate:
         valid_before,
         critical,
         plain_key(reader.string()),
+        _Reader(reader.string()).text(),
     )
 
 
@@ -97,6 +115,8 @@ def refusal(  # noqa: PLR0911 - one return a reason
     """Return why a certificate of `authority` is not good at `now`, None if it is; the principal is judged apart."""
     if certificate.kind != HOST:
         return "it is a user's certificate, not a host's"
+    if certificate.signature not in SIGNATURE_ALGORITHMS:
+        return f"its certificate is signed with {certificate.signature!r}: sign it with rsa-sha2-512 or an Ed25519 key"
     if not certificate.principals:
         return "its certificate names no principal, so it would do for any machine"
     if certificate.critical_options:

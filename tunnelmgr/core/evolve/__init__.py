@@ -64,6 +64,6 @@ def evolve(world: World, event: Event, now: float) -> World:  # noqa: C901, PLR0
             return replace(world, seeds={**world.seeds, seed.id: seed})
         case DrainRequested():
             return replace(world, draining=True)
-        case MemoryExpired(before):
-            return people.forget(world, before, now)
+        case MemoryExpired(before, wall):
+            return people.forget(world, before, now if wall is None else wall)
     assert_never(event)

@@ -28,8 +28,8 @@ def release(world: World, agent: AgentId, reason: str, now: float) -> World:
     return rested(keys_assigned(world, now), {agent}, now)
 
 
-def forget(world: World, before: float, now: float) -> World:
-    """Forget the agents that left before `before`, and the seeds that nobody took in time."""
+def forget(world: World, before: float, wall: float) -> World:
+    """Forget the agents that left before `before`, and the seeds that nobody took in time by the wall clock."""
     working = {id_ for id_, status in world.tunnels.items() if status.working}
     old = {
         id_
@@ -43,6 +43,6 @@ def forget(world: World, before: float, now: float) -> World:
         seeds={
             id_: seed
             for id_, seed in world.seeds.items()
-            if (now < seed.expires if seed.holder is None else seed.holder not in old)
+            if (wall < seed.expires if seed.holder is None else seed.holder not in old)
         },
     )
