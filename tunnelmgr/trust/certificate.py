@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from tunnelmgr.core.plain import plain
 from tunnelmgr.core.trust import fingerprint
 
 HOST = 2
@@ -83,12 +84,12 @@ def plain_key(blob: bytes) -> str:
 def parse(blob: bytes) -> HostCertificate:
     """Read a certificate; raises ValueError where it is none, or is cut off."""
     reader = _Reader(blob)
-    plain = reader.text().removesuffix(_SUFFIX)
-    if plain not in _KEY_FIELDS:
-        raise ValueError(f"a certificate of unknown type {plain!r}")
+    key_type = reader.text().removesuffix(_SUFFIX)
+    if key_type not in _KEY_FIELDS:
+        raise ValueError(f"a certificate of unknown type {plain(key_type)!r}")
     reader.string()  # the nonce
-    fields = [reader.string() for _ in range(_KEY_FIELDS[plain])]
-    key = b"".join(struct.pack(">I", len(field)) + field for field in (plain.encode(), *fields))
+    fields = [reader.string() for _ in range(_KEY_FIELDS[key_type])]
+    key = b"".join(struct.pack(">I", len(field)) + field for field in (key_type.encode(), *fields))
     serial, kind, key_id = reader.number(8), reader.number(4), reader.text()
     principals = _Reader(reader.string()).texts()
     valid_after, valid_before = reader.number(8), reader.number(8)
@@ -116,11 +117,12 @@ def refusal(  # noqa: PLR0911 - one return a reason
     if certificate.kind != HOST:
         return "it is a user's certificate, not a host's"
     if certificate.signature not in SIGNATURE_ALGORITHMS:
-        return f"its certificate is signed with {certificate.signature!r}: sign it with rsa-sha2-512 or an Ed25519 key"
+        algorithm = plain(certificate.signature)
+        return f"its certificate is signed with {algorithm!r}: sign it with rsa-sha2-512 or an Ed25519 key"
     if not certificate.principals:
         return "its certificate names no principal, so it would do for any machine"
     if certificate.critical_options:
-        return f"its certificate has critical options: {', '.join(certificate.critical_options)}"
+        return f"its certificate has critical options: {plain(', '.join(certificate.critical_options))}"
     if now < certificate.valid_after:
         return f"its certificate is not valid before {_time(certificate.valid_after)}"
     if now >= certificate.valid_before:

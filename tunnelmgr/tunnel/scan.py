@@ -9,9 +9,9 @@ import asyncssh
 
 from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.plain import said
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.tunnel.dialer import Dialer
-from tunnelmgr.tunnel.plain import said
 from tunnelmgr.tunnel.ssh import FAULTS, HOST_KEY_ALGORITHMS, SAFE, algorithms_of
 
 _CERTIFIED = (

@@ -21,6 +21,7 @@ import asyncssh
 import structlog
 
 from tunnelmgr.config import CIPHERS
+from tunnelmgr.core.plain import plain, said
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.errors import (
     AuthenticationError,
@@ -32,7 +33,6 @@ from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.dialer import Dialer
 from tunnelmgr.tunnel.keys import Identity, Login, identity_print
 from tunnelmgr.tunnel.line import Line
-from tunnelmgr.tunnel.plain import plain, said
 from tunnelmgr.tunnel.window import FIRST
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
