@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.discovery.hetzner_project import Make, Polled, gone, ids, launch_many
+from tunnelmgr.core.events import Snapshot
 from tunnelmgr.demo.hetzner import HetznerCloud
 from tunnelmgr.errors import DiscoveryError
 
@@ -186,6 +187,18 @@ def test_servers_that_an_empty_listing_lacks_are_found_by_their_ids(cloud: Hetzn
 
     view = source.world.sources[source.source.config.name]
     assert (view.ok, view.missing) == (True, 0)
+
+
+def test_a_server_that_another_selector_excludes_is_not_kept_for_being_there(cloud: HetznerCloud, make: Make) -> None:
+    """A reload may bring another selector, which only Hetzner evaluates: of such a server nothing is known."""
+    cloud.launch("ci-1", "192.0.2.7", {"role": "ci"})
+    agents = list(make(label_selector="role=ci").discover().agents)
+
+    other = make(label_selector="role=builder")
+    every = make()
+
+    assert other.look_up(agents) == Snapshot(frozenset())
+    assert every.look_up(agents) == Snapshot(frozenset(agents))
 
 
 def test_only_fifty_missing_servers_are_asked_for_in_a_poll_and_each_has_its_turn(

@@ -110,21 +110,19 @@ class Ec2Source:
     def look_up(self, agents: Sequence[Agent]) -> Snapshot:
         """Return what has become of agents that the listing lacks.
 
-        EC2 describes terminated instances for about an hour. They are asked for by a filter: one unknown id among
-        `InstanceIds` fails the whole call with InvalidInstanceID.NotFound.
+        First they are asked for with the configured filters, which alone tell what is the source's, and then those that
+        are not among them without. EC2 describes terminated instances for about an hour. A filter names the ids: one
+        unknown id among `InstanceIds` fails the whole call with InvalidInstanceID.NotFound.
         """
-        wanted = {agent.id: agent for agent in agents}
-        ids = [agent.incarnation for agent in agents]
-        answers = each(lambda region: self._find(region, ids), self.config.regions)
-        there = {agent: answer.region for answer in answers for agent in answer.agents if agent.id in wanted}
-        self._region_of |= {agent.id: region for agent, region in there.items()}
-        same = frozenset(agent for agent in there if agent.labels == wanted[agent.id].labels)
-        return Snapshot(
-            same,
-            frozenset[AgentId]().union(*(answer.gone for answer in answers)),
-            outside=frozenset(agent.id for agent in there.keys() - same),
-            failures=tuple(answer.failure for answer in answers if answer.failure),
+        found = self._described([agent.incarnation for agent in agents], self._filters())
+        there = {agent.id for agent in found.agents}
+        others = {agent.id: agent for agent in agents if agent.id not in there}
+        rest = (
+            self._described([agent.incarnation for agent in others.values()], []) if others else Snapshot(frozenset())
         )
+        moved = (agent.id for agent in rest.agents if agent.id in others and agent.labels != others[agent.id].labels)
+        failures = found.failures or rest.failures
+        return Snapshot(found.agents, found.gone | rest.gone, failures, outside=frozenset(moved))
 
     def queue(self) -> SqsQueue | None:
         """Return the queue of state changes, if the configuration names one."""
@@ -172,18 +170,31 @@ class Ec2Source:
             return None if granted else explain(answer)
         return None
 
+    def _filters(self) -> "list[FilterTypeDef]":
+        return [{"Name": key, "Values": values} for key, values in self.config.filters.items()]
+
     def _ask(self, region: str) -> _Region:
         """Return what one region lists."""
         answer = _Region(region)
-        self._page(answer, [{"Name": key, "Values": values} for key, values in self.config.filters.items()])
+        self._page(answer, self._filters())
         return answer
 
-    def _find(self, region: str, ids: Sequence[str]) -> _Region:
-        """Return what one region says of these instances."""
-        answer = _Region(region)
-        for at in range(0, len(ids), FILTER_VALUES):
-            self._page(answer, [{"Name": "instance-id", "Values": ids[at : at + FILTER_VALUES]}])
-        return answer
+    def _described(self, ids: Sequence[str], filters: "list[FilterTypeDef]") -> Snapshot:
+        """Return what all regions say of these instances, as far as they match the filters."""
+
+        def ask(region: str) -> _Region:
+            answer = _Region(region)
+            for at in range(0, len(ids), FILTER_VALUES):
+                self._page(answer, [*filters, {"Name": "instance-id", "Values": ids[at : at + FILTER_VALUES]}])
+            return answer
+
+        answers = each(ask, self.config.regions)
+        self._region_of |= {agent.id: answer.region for answer in answers for agent in answer.agents}
+        return Snapshot(
+            frozenset(agent for answer in answers for agent in answer.agents),
+            frozenset[AgentId]().union(*(answer.gone for answer in answers)),
+            tuple(answer.failure for answer in answers if answer.failure),
+        )
 
     def _page(self, answer: _Region, filters: "list[FilterTypeDef]") -> None:
         """Page through one region; what came before a failure still counts."""

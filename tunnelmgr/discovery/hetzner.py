@@ -8,7 +8,8 @@ Rules:
 - Pages are asked for one after the other while servers come and go, so a listing counts as whole only if each page
   gives the same total and as many servers were seen. Else it is made again, and at last reported as not whole.
 - A server that a whole listing lacks is asked for by its id. That tells three things apart: it is gone (404), it has
-  other labels, or the listing had a hole that the totals did not show.
+  other labels, or the listing had a hole that the totals did not show. Only Hetzner evaluates the label selector, so
+  one with the labels with which it was listed is known to match; of others nothing is known.
 
 docs.hetzner.cloud: "Servers", "Pagination", "Label Selector", "Rate Limiting".
 """
@@ -79,6 +80,7 @@ class HetznerSource:
             config.name, config.token_file, config.endpoint_url, self._budget, timeout=timeout, sleep=sleep
         )
         self._asked_last = 0
+        self._listed: dict[int, dict[str, str]] = {}  # the labels of servers that this selector has matched
         self._told: set[int] = set()
 
     def discover(self) -> Snapshot:
@@ -90,6 +92,7 @@ class HetznerSource:
         listing = self._list()
         if listing.failure is not None and not listing.servers:
             raise DiscoveryError(self.config.name, listing.failure)
+        self._listed |= {id_: server.labels for id_, server in listing.servers.items()}
         ended = {id_ for id_, server in listing.servers.items() if server.status in ENDED}
         return Snapshot(
             frozenset(self._agents(listing.servers.values())),
@@ -110,11 +113,17 @@ class HetznerSource:
             self._asked_last = id_
             if server is None or server.status in ENDED:
                 gone.add(wanted[id_].id)
+                self._listed.pop(id_, None)
             else:
                 there.append(server)
-        same = [server for server in there if wanted[server.id].labels == _labels(server)]
-        outside = frozenset(wanted[server.id].id for server in there if server not in same)
+        same = [server for server in there if self._matches(server)]
+        other = (server for server in there if not self._matches(server))
+        outside = frozenset(wanted[one.id].id for one in other if wanted[one.id].labels != _labels(one))
         return Snapshot(frozenset(self._agents(same)), frozenset(gone), outside=outside)
+
+    def _matches(self, server: Server) -> bool:
+        """Tell whether a server is known to match the label selector."""
+        return not self.config.label_selector or self._listed.get(server.id) == server.labels
 
     def pause(self) -> float:
         """Return how many seconds beyond the interval the next poll should wait, for others need the budget too."""

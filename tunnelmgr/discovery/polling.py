@@ -41,8 +41,8 @@ class LooksUp(Protocol):
     def look_up(self, agents: Sequence[Agent]) -> Snapshot:
         """Return what has become of agents that a listing lacks; blocks, and raises DiscoveryError.
 
-        `agents` are those that are there as they were, with the same labels, `gone` those that have ended, `outside`
-        those that are there with other labels. Those of which nothing is known are in none of these.
+        `agents` are those that are there and still belong to the source, `gone` those that have ended, `outside` those
+        that are there and were taken out of it. Those of which nothing is known are in none of these.
         """
         ...
 

@@ -67,8 +67,11 @@ def possession_shown(world: World, agent: AgentId, key: str, now: float) -> Worl
     if record.quarantine is not None and record.quarantine.disputed:
         mark = replace(record.quarantine, disputed=(key,), examined=True)
         return keys_assigned(world.with_record(replace(record, quarantine=mark)), now)
-    holders = {one: id_ for one, id_ in world.key_holders.items() if one not in given_up}
-    return claims_entered(replace(world.with_record(record), key_holders=holders), agent, now)
+    world = world.with_record(record)
+    if given_up:
+        holders = {one: id_ for one, id_ in world.key_holders.items() if one not in given_up}
+        world = replace(world, key_holders=holders)
+    return claims_entered(world, agent, now)
 
 
 def examined(world: World, event: KeyExamined, now: float) -> World:
