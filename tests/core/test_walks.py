@@ -372,6 +372,7 @@ class Walk:
         if isinstance(event, TunnelDialled) and dialling is not None and dialling.life == event.life:
             dialling.dialled = self.world.records[event.agent].quarantine is None
         for id_, work in self.workers.items():
+            work.dialled = work.dialled and self.world.records[id_].present  # one that left has to show its key again
             if id_ == about or not work.dialled or work.told is not None:
                 continue
             assert before.records[id_].quarantine or not self.world.records[id_].quarantine
