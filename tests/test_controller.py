@@ -15,6 +15,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import Changes
 from tunnelmgr.core.events import (
     AgentsDiscovered,
+    DiscoveryFailed,
     DrainRequested,
     Event,
     EvidenceAbsent,
@@ -390,3 +391,29 @@ async def test_a_lull_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loop, "LULL", 0.05)
         house.tell(TunnelProbed(A.id, 1, 0.25))
         await house.until(lambda: house.controller.world.status(A.id).probe_ms == 250.0)
+
+
+async def test_a_listing_that_lacks_agents_is_told_once_and_its_end_too() -> None:
+    """A person has time to look at the cloud before the agents leave."""
+
+    def heard(house: House, *listed: Agent) -> None:
+        house.tell(AgentsDiscovered("cloud", Snapshot(frozenset(listed))))
+
+    with capture_logs() as logs:
+        async with running() as house:
+            view = lambda: house.controller.world.sources["cloud"]  # noqa: E731 - read again each time
+            house.tell(Reconfigured(RULES))
+            heard(house, A)
+            await house.until_done("seek a")
+            for _ in range(2):
+                heard(house)
+                await house.until(lambda: view().missing == 1)
+                house.now += 1
+                heard(house)
+                house.tell(DiscoveryFailed("cloud", "throttled"))
+                await house.until(lambda: view().error == "throttled")
+            heard(house, A)
+            await house.until(lambda: view().missing == 0)
+
+    told = [(entry["event"], entry.get("missing")) for entry in logs if entry["event"].startswith("listing lacks")]
+    assert told == [("listing lacks agents", 1), ("listing lacks no agents", None)]

@@ -18,7 +18,17 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.changes import Changes, changes, moments
 from tunnelmgr.core.events import Event, TunnelProbed
 from tunnelmgr.core.evolve import evolve
-from tunnelmgr.core.reconcile import Action, CloseTunnel, OpenTunnel, SeekEvidence, begin, next_due, plan
+from tunnelmgr.core.reconcile import (
+    Action,
+    CloseTunnel,
+    ExamineKey,
+    OpenTunnel,
+    Search,
+    SeekEvidence,
+    begin,
+    next_due,
+    plan,
+)
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import Moment, Record, World
 from tunnelmgr.errors import StoreError
@@ -76,7 +86,7 @@ class Controller:
     world: World
     store: Store
     tunnels: Tunnels
-    seek: Callable[[SeekEvidence], None]
+    seek: Callable[[Search], None]
     clock: Callable[[], float]
     witness: Callable[[Record, Moment], None] = lambda _record, _moment: None
     store_error: str | None = None
@@ -137,8 +147,9 @@ class Controller:
         self._notice(before)
 
     def _notice(self, before: World) -> None:
-        """Log changed phases and tell the witness what was added to the stories."""
+        """Log changed phases and sources, and tell the witness what was added to the stories."""
         _log_phases(before, self.world)
+        _log_missing(before, self.world)
         if before.records is not self.world.records:
             for record, moment in moments(before, self.world):
                 self.witness(record, moment)
@@ -171,7 +182,7 @@ class Controller:
                 self.tunnels.open(action)
             case CloseTunnel():
                 self.tunnels.close(action)
-            case SeekEvidence():
+            case SeekEvidence() | ExamineKey():
                 self.seek(action)
             case _:
                 assert_never(action)
@@ -211,6 +222,18 @@ def _log_phases(before: World, after: World) -> None:
         _log_phase(id_, old.phase.value if old else None, after)
     for id_ in before.tunnels.keys() - after.tunnels.keys():
         log.info("agent gone", agent=id_)
+
+
+def _log_missing(before: World, after: World) -> None:
+    """Log when agents begin to be missing from a source's listing, and when none is any more."""
+    if before.sources is after.sources:
+        return
+    for name, view in after.sources.items():
+        was = before.sources.get(name, view).missing
+        if view.missing and not was:
+            log.warning("listing lacks agents", source=name, missing=view.missing, error=view.error)
+        elif was and not view.missing:
+            log.info("listing lacks no agents", source=name)
 
 
 def _log_phase(id_: AgentId, was: str | None, world: World) -> None:

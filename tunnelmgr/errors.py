@@ -146,7 +146,7 @@ class HostKeyMismatchError(TunnelError):
 
 
 class HostKeySharedError(TunnelError):
-    """Two live agents claim one host key; neither can be told from the other."""
+    """The agent claims a host key that another live agent has a better claim to, or one as good."""
 
     code = "host-key-shared"
     retry = Pace.NEVER

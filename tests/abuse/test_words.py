@@ -12,10 +12,10 @@ import structlog
 from tests.abuse.lab import tell
 from tests.tunnel.ssh_server import Sshd, free_port, generate, sshd_at_work, tcp_at_work, until
 from tunnelmgr.cli.logs import LogFormat, configure
+from tunnelmgr.core.plain import LIMIT, plain, said
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.tunnel.keys import Login
-from tunnelmgr.tunnel.plain import LIMIT, plain, said
 from tunnelmgr.tunnel.scan import shown_key
 from tunnelmgr.tunnel.ssh import dial
 

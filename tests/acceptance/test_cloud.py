@@ -75,6 +75,36 @@ def test_a_start_while_the_api_fails_brings_the_fleet_back_from_the_state(cloud_
         cloud_field.controller.wait_phase(id_, "up")
 
 
+def test_empty_listings_that_succeed_take_nobody_away(cloud_field: "CloudField") -> None:
+    """The missing are found by their ids; `status` and the log are loud about it, and the source heals."""
+    ids = two_up(cloud_field)
+
+    cloud_field.cloud.empty_listings()
+    until(lambda: not source(cloud_field)["ok"], "the source is shown as failing")
+    calls = cloud_field.cloud.calls("DescribeInstances")
+    until(lambda: cloud_field.cloud.calls("DescribeInstances") > calls + 20, "it is asked again", timeout=45)
+
+    assert source(cloud_field)["missing"] == 2
+    assert "its listing lacks 2 of 2 agents: 2 were found by their ids" in source(cloud_field)["error"]
+    assert cloud_field.controller.command("status").returncode == 1
+    assert "listing lacks agents" in cloud_field.controller.log()
+    assert lives(cloud_field, ids) == [1, 1]
+    cloud_field.cloud.clear_faults()
+    until(lambda: source(cloud_field)["ok"], "the source is well again")
+    assert [cloud_field.controller.agent(id_)["phase"] for id_ in ids] == ["up", "up"]
+
+
+def test_a_fleet_that_is_scaled_to_zero_is_gone_at_once(cloud_field: "CloudField") -> None:
+    """Asked by id, EC2 says that the instances have ended, also where its listing is empty."""
+    ids = two_up(cloud_field)
+
+    cloud_field.cloud.empty_listings()
+    for id_ in ids:
+        cloud_field.cloud.terminate(id_.removeprefix("ec2:"))
+
+    until(lambda: not cloud_field.controller.client.agents(), "nobody is left", timeout=15)
+
+
 def test_a_terminated_instance_loses_its_tunnel_at_the_next_listing(cloud_field: "CloudField") -> None:
     """What the cloud calls terminated is revoked, though it still lists it for an hour."""
     ids = two_up(cloud_field)

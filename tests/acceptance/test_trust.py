@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tunnelmgr.demo.cloud import host_key_console
+
 if TYPE_CHECKING:
     from tests.acceptance.conftest import CloudField, Field
 
@@ -53,6 +55,46 @@ def test_one_key_on_two_live_agents_quarantines_both(cloud_field: "CloudField", 
 
     assert [fact["error"] for fact in facts] == ["host-key-shared", "host-key-shared"]
     assert not any(field.reaches(agent) for agent in field.agents.values())
+
+
+def test_a_console_that_names_the_keys_of_others_quarantines_its_own_machine_only(cloud_field: "CloudField") -> None:
+    """Tunnels that were dialled with their keys stand, also across a restart of the controller."""
+    field = cloud_field
+    fleet = [field.launch(f"honest-{number}")[1] for number in range(3)]
+    forgers = []
+    field.configure()
+    field.controller.start()
+    stood = [field.controller.wait_phase(id_, "up") for id_ in fleet]
+
+    for number, victim in enumerate(stood):
+        id_ = field.listed(field.boot(f"forger-{number}"))
+        field.cloud.console(id_.removeprefix("ec2:"), host_key_console([field.agents[victim["name"]].host_key]))
+        forgers.append(id_)
+
+    refused = [field.controller.wait_phase(id_, "quarantined") for id_ in forgers]
+    assert {facts["error"] for facts in refused} == {"host-key-shared"}
+    assert [field.controller.agent(id_)["since"] for id_ in fleet] == [facts["since"] for facts in stood]
+    field.controller.kill()
+    field.controller.start()
+    for id_ in fleet:
+        field.controller.wait_phase(id_, "up")
+
+
+def test_the_machine_that_can_show_the_key_comes_up_beside_one_that_only_names_it(cloud_field: "CloudField") -> None:
+    """Where both claims come before any dial, both machines are asked for the key, and one can show it."""
+    field = cloud_field
+    honest, id_ = field.launch("honest")
+    forger = field.listed(field.boot("forger"))
+    field.cloud.console(forger.removeprefix("ec2:"), host_key_console([honest.host_key]))
+    field.configure()
+
+    field.controller.start()
+    field.controller.wait_phase(id_, "up")
+    refused = field.controller.wait_phase(forger, "quarantined")
+
+    assert refused["error"] == "host-key-shared"
+    assert field.reaches(honest)
+    assert not field.reaches(field.agents["forger"])
 
 
 def test_a_console_key_is_remembered_when_the_console_has_moved_on(cloud_field: "CloudField") -> None:

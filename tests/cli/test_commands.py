@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -315,3 +316,15 @@ def test_reload_of_a_bad_file_is_2_with_every_problem(run: Run, socket: Path, da
     assert result.exit_code == 2
     assert "error: tunnelmgr.toml: source[0].poll: missing" in result.stderr
     assert "error: tunnelmgr.toml: ssh.key: there is no file" in result.stderr
+
+
+def test_json_on_a_terminal_steers_it_no_more_than_a_table_does(run: Run, socket: Path, daemon: FakeDaemon) -> None:
+    """It means the same to a script."""
+    name = "x\x1b[2J\x9b31m\u202e\u2028z"
+    one = record("builder-1")
+    daemon.world = world((replace(one, agent=replace(one.agent, name=name)), up()))
+
+    result = run("show", "builder-1", "--json", "--socket", socket)
+
+    assert json.loads(result.stdout)["name"] == name
+    assert result.stdout.replace("\n", "").isprintable()

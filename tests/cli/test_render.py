@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from tests.control.fake_daemon import FakeDaemon, fleet, record, up, world
+from tests.control.fake_daemon import KEY, FakeDaemon, fleet, record, up, world
 from tunnelmgr.cli import render
 from tunnelmgr.control.views import RegistryFacts, agent_view, agents_view, status_view, story_view
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.world import Quarantine
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.world import Moment, Quarantine
 
 MISMATCH = (
     "the machine at 10.20.30.40 port 22 holds another host key than console says "
@@ -221,3 +222,48 @@ def test_times_in_the_past_and_none_at_all_are_no_trouble() -> None:
     assert render.age(None) == "-"
     assert render.until("2020-01-01T00:00:00.000Z") == "0s"
     assert render.age("2999-01-01T00:00:00.000Z") == "0s"
+
+
+# --- what others wrote ---
+
+EVIL = "x[/y][bold]\x1b[31m\x9b2J\u202e\u2028\n\x07z"
+"""It ends a markup that never began, begins one, colours, clears, turns the writing, and ends the line twice."""
+SHOWN = "x[/y][bold]?[31m?2J????z"
+
+
+def hostile() -> dict[str, Any]:
+    """Return one agent, every text of which somebody else wrote."""
+    agent = Agent(AgentId(f"ec2:{EVIL}"), "1", EVIL, EVIL, EVIL, (EVIL,))
+    trust = HostTrust(Method.CONSOLE, (KEY,), EVIL)
+    mark = Quarantine(1.7e9, EVIL, EVIL)
+    one = replace(record("x"), agent=agent, trust=trust, quarantine=mark, story=(Moment(1.7e9, EVIL, EVIL),))
+    view = agent_view(one, replace(up(), message=EVIL, error=EVIL, login_key=EVIL), world().rules.forwards, None)
+    return {**view, "story": story_view(one)}
+
+
+def test_what_others_wrote_is_shown_as_text_in_every_table() -> None:
+    """It is neither markup nor does it steer the terminal."""
+    facts = status_view(world(), FakeDaemon().facts())
+    facts |= {"controller": EVIL, "trust": {EVIL: 1}, "state": {"ok": False, "error": EVIL}}
+    facts["sources"] = [
+        {
+            "name": EVIL,
+            "ok": False,
+            "error": EVIL,
+            "agents": 1,
+            "last_success": None,
+            "events": {"ok": False, "error": EVIL},
+        }
+    ]
+    facts["registry"] = {"reachable": False, "loopback_only": None, "error": EVIL}
+    sheets = [
+        (render.agent(hostile()), 10),
+        (render.agents([hostile()], 1000), 4),
+        (render.status(facts, [hostile()]), 8),
+        (render.checks([{"result": "failed", "check": EVIL, "message": EVIL}]), 2),
+    ]
+
+    for sheet, times in sheets:
+        printed = lines(sheet, 1000)
+        assert all(line.isprintable() for line in printed)
+        assert "".join(printed).count(SHOWN) >= times

@@ -74,12 +74,14 @@ async def test_sources_tell_whether_and_when_they_answered() -> None:
     daemon = FakeDaemon()
     sources = {
         "office": SourceView("office", ok=True, last_success=NOW),
-        "cloud": SourceView("cloud", ok=False, error="throttled"),
+        "cloud": SourceView("cloud", ok=False, error="throttled", missing=3),
     }
     daemon.world = replace(daemon.world, sources=sources)
     samples = await scrape(MetricsServer(daemon))
 
     assert samples["tunnelmgr_source_ok", labels(source="office")] == 1
+    assert samples["tunnelmgr_source_missing_agents", labels(source="office")] == 0
+    assert samples["tunnelmgr_source_missing_agents", labels(source="cloud")] == 3
     assert samples["tunnelmgr_source_ok", labels(source="cloud")] == 0
     assert samples["tunnelmgr_source_last_success_timestamp_seconds", labels(source="office")] == NOW
     assert ("tunnelmgr_source_last_success_timestamp_seconds", labels(source="cloud")) not in samples

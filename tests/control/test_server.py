@@ -8,16 +8,18 @@ import socket
 import stat
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.control.fake_daemon import KEY, FakeDaemon
+from tests.control.fake_daemon import KEY, FakeDaemon, record, world
 from tunnelmgr.control import server as server_module
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested, SeedAdded
+from tunnelmgr.core.world import Quarantine
 from tunnelmgr.errors import ConfigError, ControlError
 
 Ask = Callable[..., Awaitable[Any]]
@@ -200,6 +202,30 @@ async def test_a_release_is_handed_over_with_its_reason(daemon: FakeDaemon, plac
 
     assert code == 200
     assert daemon.events == [ReleaseRequested(AgentId("static:builder-3"), "reinstalled")]
+
+
+async def test_a_machine_that_is_called_as_another_is_neither_shown_nor_released_for_it(
+    daemon: FakeDaemon, place: Path, ask: Ask
+) -> None:
+    """An id leads to its agent, whatever tags say; a text that may mean several changes nothing, and all are listed."""
+    held = record("builder-3", quarantine=Quarantine(1.0, "host-key-mismatch", "another key"))
+    evil = [
+        replace(held, agent=replace(held.agent, id=AgentId(f"ec2:i-{number}"), name=name))
+        for number, name in enumerate(("static:builder-3", "builder-3", "builder", "\x1b[2Jx"))
+    ]
+    daemon.world = world((held, None), *((one, None) for one in evil))
+
+    for wanted in ("static:builder-3", "builder-3"):
+        _, shown = await ask(request, place, "GET", f"/v1/agents/{wanted}")
+        code, _ = await ask(request, place, "POST", f"/v1/agents/{wanted}/release", b'{"reason": "looked at"}')
+        assert (shown["agent"], code) == ("static:builder-3", 200)
+    code, refused = await ask(request, place, "POST", "/v1/agents/builder/release", b'{"reason": "looked at"}')
+    _, listed = await ask(request, place, "GET", "/v1/agents/i-")
+
+    assert {event.agent for event in daemon.events if isinstance(event, ReleaseRequested)} == {"static:builder-3"}
+    assert code == 409
+    assert "may be ec2:i-2 (named builder), static:builder-3; write more" in refused["error"]["message"]
+    assert "ec2:i-3 (named ?[2Jx)" in listed["error"]["message"]
 
 
 @pytest.mark.parametrize("body", [None, b"{}", b'{"reason": "  "}'])

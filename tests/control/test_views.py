@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.control.fake_daemon import FORWARD, NOW, FakeDaemon, record, up, world
 from tunnelmgr.control.views import (
@@ -17,7 +19,7 @@ from tunnelmgr.control.views import (
 )
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import SourceView
+from tunnelmgr.core.world import Record, SourceView
 from tunnelmgr.gate.traffic import Traffic
 
 TIME = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ"
@@ -135,7 +137,9 @@ def test_a_quarantined_agent_shows_why() -> None:
 def test_a_source_that_fails_names_its_error() -> None:
     """And keeps the time of its last whole answer."""
     one = world((record("builder-1"), up()))
-    failing = replace(one, sources={"office": SourceView("office", ok=False, last_success=NOW, error="throttled")})
+    failing = replace(
+        one, sources={"office": SourceView("office", ok=False, last_success=NOW, error="throttled", missing=2)}
+    )
     view = status_view(failing, FakeDaemon().facts())["sources"][0]
 
     assert (
@@ -145,6 +149,7 @@ def test_a_source_that_fails_names_its_error() -> None:
             "ok": False,
             "last_success": timestamp(NOW),
             "error": "throttled",
+            "missing": 2,
             "agents": 1,
         }.items()
     )
@@ -233,11 +238,67 @@ def test_an_agent_is_found_by_its_id_its_name_or_the_beginning_of_either(wanted:
     assert find(HERE, wanted) == [f"static:{name}" for name in names]
 
 
-def test_a_present_agent_goes_before_one_that_left() -> None:
-    """A name that is used again means the machine that is there."""
-    old, new = record("builder-1", present=False), record("builder-1")
-    renamed = replace(new, agent=replace(new.agent, id=AgentId("ec2:i-2")))
-    both = world((old, None), (renamed, up()))
+def named(id_: str, name: str, *, present: bool = True) -> Record:
+    """Return the record of an agent of any source with a name that others chose."""
+    one = record("x", present=present)
+    return replace(one, agent=replace(one.agent, id=AgentId(id_), name=name))
 
-    assert find(both, "builder-1") == ["ec2:i-2"]
-    assert find(both, "static:builder-1") == ["static:builder-1"]
+
+def test_a_present_agent_goes_before_one_that_left_but_not_for_a_change() -> None:
+    """A name that is used again means the machine that is there, unless something is to be changed."""
+    both = world((named("ec2:i-1", "ci-1", present=False), None), (named("ec2:i-2", "ci-1"), up()))
+
+    assert find(both, "ci-1") == ["ec2:i-2"]
+    assert find(both, "ci-1", strictly=True) == ["ec2:i-1", "ec2:i-2"]
+
+
+@pytest.mark.parametrize("name", ["static:builder-1", "builder-1", "static:b", "builder", "i-1"])
+def test_a_name_that_somebody_gave_a_machine_never_leads_away_from_an_id(name: str) -> None:
+    """Whoever writes tags calls a machine as another's id, or the beginning of one."""
+    here = world((record("builder-1"), up()), (named("ec2:i-1", name), up()), (named("ec2:i-10", "x"), up()))
+
+    assert find(here, "static:builder-1", strictly=True) == ["static:builder-1"]
+    assert find(here, "builder-1", strictly=True) == ["static:builder-1"]
+    assert find(here, "i-1", strictly=True) == ["ec2:i-1"]
+    assert "static:builder-1" in find(here, "builder", strictly=True)
+    assert find(here, "static:b", strictly=True) == ["static:builder-1"]
+
+
+def test_a_name_of_an_ids_form_is_nobodys() -> None:
+    """The agent that it spells may be gone, or yet to come."""
+    here = world((named("ec2:i-1", "static:builder-1"), up()))
+
+    assert find(here, "static:builder-1") == []
+
+
+def test_a_name_that_is_no_id_nor_the_beginning_of_one_is_found() -> None:
+    """As people call their machines; two of one name are two candidates."""
+    here = world((named("ec2:i-1", "web"), up()), (named("ec2:i-2", "db"), up()), (named("ec2:i-3", "db"), up()))
+
+    assert find(here, "web", strictly=True) == ["ec2:i-1"]
+    assert find(here, "db", strictly=True) == ["ec2:i-2", "ec2:i-3"]
+
+
+ids = st.builds(
+    "{}:{}".format, st.sampled_from(["static", "ec2", "hetzner:ci"]), st.text("abi-1", min_size=1, max_size=4)
+)
+
+
+@settings(derandomize=True, database=None, max_examples=300)
+@given(
+    fleet=st.dictionaries(ids, st.text("abi-1:", max_size=6) | ids, max_size=6),
+    evil=st.text("abi-1:", max_size=8) | ids,
+)
+def test_a_machine_that_is_given_a_name_takes_nobody_elses_place(fleet: dict[str, str], evil: str) -> None:
+    """Whatever a person writes leads to the same agents as without that machine, or is ambiguous."""
+    own = "ec2:evil"
+    before = world(*((named(id_, name), up()) for id_, name in fleet.items()))
+    after = world(*((named(id_, name), up()) for id_, name in fleet.items()), (named(own, evil), up()))
+
+    for wanted in {*fleet, *(id_.partition(":")[2] for id_ in fleet), evil}:
+        was, now = (find(each, wanted, strictly=True) for each in (before, after))
+        assert not was or now != [own] or own.startswith(wanted)
+        if wanted in fleet:
+            assert now == [wanted]
+        if own not in now:
+            assert now == was

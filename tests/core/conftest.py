@@ -80,17 +80,26 @@ class Story:
         self.believed(agent, number)
         self.act()
 
+    def dialled(self, agent: Agent, number: int = 1) -> None:
+        """Let the agent show its key to the worker that dials it."""
+        self.hear(TunnelDialled(agent.id, self.status(agent).life, agent.address, host_key=self.key(number)))
+
     def up(self, agent: Agent, number: int = 1) -> None:
         """Bring an agent all the way to `up`."""
         self.dialling(agent, number)
         life = self.status(agent).life
-        self.hear(TunnelDialled(agent.id, life, agent.address), TunnelBound(agent.id, life, self.listen))
+        self.dialled(agent, number)
+        self.hear(TunnelBound(agent.id, life, self.listen))
         self.hear(TunnelProbed(agent.id, life, 0.02))
 
     def ended(self, agent: Agent, pace: Pace | None = Pace.SOON) -> None:
         """Let the agent's worker end: with a failure of this pace, or as asked."""
-        failure = None if pace is None else Failure(f"code-{pace}", pace, f"it failed, {pace}")
+        failure = None if pace is None else self.failure(pace)
         self.hear(TunnelEnded(agent.id, self.status(agent).life, failure))
+
+    def failure(self, pace: Pace = Pace.NEVER) -> Failure:
+        """Return a failure of this pace; the usual one only a person can judge."""
+        return Failure(f"code-{pace}", pace, f"it failed, {pace}")
 
     def record(self, agent: Agent) -> Record:
         """Return what is remembered of an agent."""

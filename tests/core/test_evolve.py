@@ -82,12 +82,14 @@ def test_one_listing_that_lacks_an_agent_is_not_its_end(story: Story) -> None:
 
 
 def test_two_complete_listings_in_a_row_that_lack_an_agent_are_its_end(story: Story) -> None:
-    """Somebody who is gone without a word goes too."""
-    agent = story.agent()
-    story.listed(agent)
+    """One of many that is gone without a word goes too."""
+    agent, others = story.agent(), [story.agent(f"other-{number}") for number in range(20)]
+    story.listed(agent, *others)
 
-    story.listed()
-    story.listed()
+    story.listed(*others)
+    assert story.record(agent).present
+    story.now += 1
+    story.listed(*others)
 
     assert not story.record(agent).present
 
@@ -814,13 +816,13 @@ def test_a_failure_that_only_a_person_can_judge_quarantines(story: Story) -> Non
 
 def test_a_worker_that_fails_in_quarantine_leaves_the_reason_for_that_in_place(story: Story) -> None:
     """Nor does it leave a time to try again, at which there would be nothing to do."""
-    agent, twin = story.agent(), story.agent("twin")
+    agent = story.agent()
     story.up(agent)
-    story.believed(twin)
+    story.hear(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
 
     story.ended(agent)
 
-    assert story.status(agent).error == "host-key-shared"
+    assert story.status(agent).error == "host-key-mismatch"
     assert story.status(agent).retry_at is None
 
 

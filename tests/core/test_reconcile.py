@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tunnelmgr.core.events import DrainRequested, EvidenceAbsent, Reconfigured, RetryRequested
+from tunnelmgr.core.events import DrainRequested, EvidenceAbsent, EvidenceContradicted, Reconfigured, RetryRequested
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence, desired, next_due, plan
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase
@@ -88,9 +88,9 @@ def test_the_tunnel_of_an_agent_that_ended_is_revoked_once(story: Story) -> None
 
 def test_the_tunnel_of_a_quarantined_agent_is_revoked(story: Story) -> None:
     """It is not what we took it for."""
-    agent, twin = story.agent(), story.agent("twin")
+    agent = story.agent()
     story.up(agent)
-    story.believed(twin)
+    story.hear(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
 
     assert story.act() == (CloseTunnel(agent.id, 1, Manner.REVOKE),)
 

@@ -21,6 +21,7 @@ from tunnelmgr.core.events import (
     EvidenceAbsent,
     EvidenceFound,
     Failure,
+    KeyExamined,
     MemoryExpired,
     Reconfigured,
     ReleaseRequested,
@@ -33,7 +34,18 @@ from tunnelmgr.core.events import (
     TunnelProbed,
 )
 from tunnelmgr.core.evolve import evolve
-from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence, begin, desired, next_due, plan
+from tunnelmgr.core.missing import LONGEST_ABSENCE
+from tunnelmgr.core.reconcile import (
+    CloseTunnel,
+    ExamineKey,
+    Manner,
+    OpenTunnel,
+    SeekEvidence,
+    begin,
+    desired,
+    next_due,
+    plan,
+)
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
 from tunnelmgr.core.world import World, resting_phase
@@ -68,11 +80,18 @@ def sorted_by_id(agents: Iterable[Agent]) -> list[Agent]:
 
 @dataclass
 class Work:
-    """A worker of the simulated performer, and how it was told to end."""
+    """A worker of the simulated performer, the key that it is shown, whether it was, and how it was told to end."""
 
     life: int
     spec: TunnelSpec
+    key: str
+    dialled: bool = False
     told: Manner | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether the machine shows a key that is expected."""
+        return self.key in self.spec.trust.keys
 
 
 class Walk:
@@ -85,6 +104,8 @@ class Walk:
         self.fleet: dict[AgentId, Agent] = {}
         self.ended: set[AgentId] = set()
         self.shared: dict[AgentId, int] = {}
+        self.forged: dict[AgentId, AgentId] = {}
+        self.examinations: dict[AgentId, Agent] = {}
         self.workers: dict[AgentId, Work] = {}
         self.seekers: dict[AgentId, Agent] = {}
         self.old_evidence: list[EvidenceFound] = []
@@ -109,7 +130,9 @@ class Walk:
     def hear(self, *events: Event) -> None:
         """Take events in; act upon them now, unless more are to come first."""
         for event in events:
-            self.world = evolve(self.world, event, self.now)
+            before = self.world
+            self.world = evolve(before, event, self.now)
+            self.nobody_else_is_harmed(before, event)
         if not self.batching:
             self.act()
 
@@ -125,17 +148,18 @@ class Walk:
                 case OpenTunnel():
                     self.open(action)
                 case SeekEvidence(agent):
-                    assert agent.id not in self.seekers
-                    assert agent.id not in self.workers
+                    assert agent.id not in self.under_way()
                     self.seekers[agent.id] = agent
+                case ExamineKey(agent):
+                    assert agent.id not in self.under_way()
+                    self.examinations[agent.id] = agent
         self.world = begin(self.world, actions, self.now)
         assert plan(self.world, self.now) == (), "what is under way is not begun again"
 
     def open(self, action: OpenTunnel) -> None:
         """Check that this tunnel may be opened, and open it."""
         record = self.world.records[action.agent]
-        assert action.agent not in self.workers, "never two workers for one agent"
-        assert action.agent not in self.seekers
+        assert action.agent not in self.under_way(), "never two workers for one agent"
         assert not self.world.draining
         assert record.present, "never for an agent that is gone"
         assert record.quarantine is None, "never for a quarantined agent"
@@ -146,7 +170,7 @@ class Walk:
         told = EvidenceFound(action.agent, record.agent.incarnation, record.trust)
         assert told in self.old_evidence, "never on the evidence for another incarnation"
         assert action.spec.addresses == record.agent.addresses
-        self.workers[action.agent] = Work(action.life, action.spec)
+        self.workers[action.agent] = Work(action.life, action.spec, self.key_of(record.agent))
 
     def close(self, action: CloseTunnel) -> None:
         """Check that this worker lives and was not told so already, and tell it."""
@@ -162,12 +186,18 @@ class Walk:
     # --- what happens ---
 
     def launch(self) -> None:
-        """Start, rebuild or move a machine; some have another's address, some another's key, some no address."""
+        """Start, rebuild or move a machine.
+
+        Some have another's address, some another's key, some no address; some only claim to have another's key.
+        """
         id_ = self.dice.choice(AGENTS)
         self.ended.discard(id_)
         self.shared.pop(id_, None)
+        self.forged.pop(id_, None)
         if self.dice.random() < 0.3:
             self.shared[id_] = self.dice.randrange(2)
+        if self.dice.random() < 0.3:
+            self.forged[id_] = self.dice.choice(AGENTS)
         addresses = (self.dice.choice(ADDRESSES),) if self.dice.random() < 0.9 else ()
         incarnation = self.dice.choice("1112")
         self.fleet[id_] = Agent(id_, incarnation, id_.split(":")[0], self.dice.choice(GROUPS), id_, addresses)
@@ -223,9 +253,20 @@ class Walk:
         if method is None:
             self.hear(EvidenceAbsent(id_, agent.incarnation, "no host key block yet"))
             return
-        found = EvidenceFound(id_, agent.incarnation, HostTrust(method, (self.key_of(agent),)))
+        found = EvidenceFound(id_, agent.incarnation, HostTrust(method, self.named_for(agent)))
         self.old_evidence.append(found)
         self.hear(found)
+
+    def answer_examination(self) -> None:
+        """Let an agent in dispute show its key, or nothing."""
+        if self.examinations:
+            id_ = self.dice.choice(sorted(self.examinations))
+            self.hear(self.examined(id_, reachable=self.dice.random() < 0.7))
+
+    def examined(self, id_: AgentId, *, reachable: bool) -> KeyExamined:
+        """End an examination, and return what it brought."""
+        agent = self.examinations.pop(id_)
+        return KeyExamined(id_, agent.incarnation, self.key_of(agent) if reachable else "", "no answer")
 
     def repeat_old_evidence(self) -> None:
         """Tell again what was found long ago; a search that is under way ends by it, as far as the world knows."""
@@ -241,8 +282,9 @@ class Walk:
         """Let a worker report anything, in any order."""
         if self.workers:
             id_ = self.dice.choice(sorted(self.workers))
-            squatted = self.dice.random() < 0.3
-            self.hear(self.dice.choice(self.progress(id_, self.workers[id_].life, squatted=squatted)))
+            squatted, work = self.dice.random() < 0.3, self.workers[id_]
+            if work.fits:
+                self.hear(self.dice.choice(self.progress(id_, work.life, work.key, squatted=squatted)))
 
     def end(self) -> None:
         """End a worker for any reason."""
@@ -254,7 +296,10 @@ class Walk:
         """Let a worker of the past report; that changes nothing."""
         id_ = self.dice.choice(AGENTS)
         life = self.workers[id_].life - 1 if id_ in self.workers else 1
-        reports = (*self.progress(id_, life, squatted=False), TunnelEnded(id_, life, self.dice.choice(FAILURES)))
+        reports = (
+            *self.progress(id_, life, key(0), squatted=False),
+            TunnelEnded(id_, life, self.dice.choice(FAILURES)),
+        )
         before = self.world
 
         self.hear(self.dice.choice(reports))
@@ -306,21 +351,39 @@ class Walk:
     # --- what always holds ---
 
     def keys_are_held(self) -> None:
-        """Each believed key has one holder that has it; who shares one is quarantined."""
-        claims: dict[str, set[AgentId]] = {}
+        """No two agents that are free claim one key, and the key's holder is the one that does."""
+        free: dict[str, AgentId] = {}
         for id_, record in self.world.records.items():
-            for one in record.trust.keys if record.present and record.trust else ():
-                claims.setdefault(one, set()).add(id_)
-        assert self.world.key_holders.keys() == claims.keys()
-        for one, claimants in claims.items():
-            assert self.world.key_holders[one] in claimants
-            assert len(claimants) == 1 or all(self.world.records[id_].quarantine for id_ in claimants)
+            if record.present and record.quarantine is None:
+                for one in record.possessed or (record.trust.keys if record.trust else ()):
+                    assert one not in free
+                    free[one] = id_
+        assert free.items() <= self.world.key_holders.items()
+        for one in self.world.key_holders.keys() - free.keys():
+            record = self.world.records[self.world.key_holders[one]]
+            assert record.present
+            assert record.quarantine is not None
+            assert one in {*record.possessed, *record.quarantine.disputed}
+
+    def nobody_else_is_harmed(self, before: World, event: Event) -> None:
+        """Let no event about one agent close or block the tunnel of another that was dialled with its key."""
+        about = getattr(event, "agent", None)
+        dialling = self.workers.get(event.agent) if isinstance(event, TunnelDialled) else None
+        if isinstance(event, TunnelDialled) and dialling is not None and dialling.life == event.life:
+            dialling.dialled = self.world.records[event.agent].quarantine is None
+        for id_, work in self.workers.items():
+            work.dialled = work.dialled and self.world.records[id_].present  # one that left has to show its key again
+            if id_ == about or not work.dialled or work.told is not None:
+                continue
+            assert before.records[id_].quarantine or not self.world.records[id_].quarantine
+            if about is not None:
+                assert desired(before).get(id_) == desired(self.world).get(id_)
 
     def statuses_agree_with_records(self) -> None:
         """Who is worked on has a worker or a search; all others rest in the phase that their record gives."""
         for id_, status in self.world.tunnels.items():
             record = self.world.records[id_]
-            assert status.working == (id_ in self.workers or id_ in self.seekers)
+            assert status.working == (id_ in self.under_way())
             if not status.working:
                 assert record.present
                 assert status.phase is resting_phase(record)
@@ -328,7 +391,7 @@ class Walk:
             elif status.spec is not None:
                 assert status.life == self.workers[id_].life
                 assert status.phase in {Phase.CONNECTING, Phase.UP, Phase.DRAINING}
-        assert self.workers.keys() | self.seekers.keys() <= self.world.tunnels.keys()
+        assert self.under_way() <= self.world.tunnels.keys()
 
     def waiting_ends_with_something_to_do(self) -> None:
         """Sleep only until a time that brings an action, and never past one."""
@@ -343,10 +406,11 @@ class Walk:
     # --- where every walk ends ---
 
     def settle(self) -> None:
-        """List everything twice and let all work succeed."""
+        """List everything twice, long enough apart, and let all work succeed."""
         self.batching = False
         for source in SOURCES * 2:
             self.hear(AgentsDiscovered(source, self.snapshot(source)))
+            self.now += LONGEST_ABSENCE
         for _ in range(4):
             self.now += 3600.0
             self.hear()
@@ -354,13 +418,18 @@ class Walk:
 
     def succeed(self) -> None:
         """Let every search find evidence, every worker come up, and those that were told to, end."""
+        for id_ in list(self.examinations):
+            self.hear(self.examined(id_, reachable=True))
         for id_, agent in list(self.seekers.items()):
             self.succeed_search(id_, agent)
         for id_, work in list(self.workers.items()):
             if work.told:
                 self.hear(TunnelEnded(id_, self.workers.pop(id_).life, None))
+            elif work.fits:
+                self.hear(*self.progress(id_, work.life, work.key, squatted=False))
             else:
-                self.hear(*self.progress(id_, work.life, squatted=False))
+                mismatch = Failure("host-key-mismatch", Pace.NEVER, "another key")
+                self.hear(TunnelEnded(id_, self.workers.pop(id_).life, mismatch))
 
     def succeed_search(self, id_: AgentId, agent: Agent) -> None:
         """Find the best evidence that the rules accept, if any."""
@@ -369,7 +438,7 @@ class Walk:
         if method is None:
             self.hear(EvidenceAbsent(id_, agent.incarnation, "no method may be believed"))
         else:
-            found = EvidenceFound(id_, agent.incarnation, HostTrust(method, (self.key_of(agent),)))
+            found = EvidenceFound(id_, agent.incarnation, HostTrust(method, self.named_for(agent)))
             self.old_evidence.append(found)
             self.hear(found)
 
@@ -403,6 +472,8 @@ class Walk:
             self.hear(TunnelEnded(id_, work.life, None))
         for id_, agent in list(self.seekers.items()):
             self.succeed_search(id_, agent)
+        for id_ in list(self.examinations):
+            self.hear(self.examined(id_, reachable=True))
         assert not any(status.working for status in self.world.tunnels.values())
         assert plan(self.world, math.inf) == ()
         assert next_due(self.world) is None
@@ -413,6 +484,7 @@ class Walk:
         self.fleet.clear()
         for source in SOURCES * 2:
             self.hear(AgentsDiscovered(source, self.snapshot(source)))
+            self.now += LONGEST_ABSENCE
         self.succeed()
         self.hear(MemoryExpired(self.now + 1))
 
@@ -428,17 +500,27 @@ class Walk:
         gone = frozenset(id_ for id_ in self.ended if id_.startswith(source))
         return Snapshot(listed, gone, absence_is_proof=source == "file")
 
+    def under_way(self) -> set[AgentId]:
+        """Return the agents that have a worker, or are asked for something."""
+        return self.workers.keys() | self.seekers.keys() | self.examinations.keys()
+
     def key_of(self, agent: Agent) -> str:
         """Return the key that an agent has: its own, or one that others have too."""
         own = 100 + AGENTS.index(agent.id) * 10 + int(agent.incarnation)
         return key(self.shared.get(agent.id, own))
 
+    def named_for(self, agent: Agent) -> tuple[str, ...]:
+        """Return the keys that evidence names: the agent's own, and with some another's, or that alone."""
+        own, victim = self.key_of(agent), self.fleet.get(self.forged.get(agent.id, agent.id), agent)
+        other = self.key_of(victim)
+        return (other,) if self.dice.random() < 0.2 else tuple(dict.fromkeys((own, other)))
+
     @staticmethod
-    def progress(id_: AgentId, life: int, *, squatted: bool) -> tuple[Event, Event, Event]:
+    def progress(id_: AgentId, life: int, key: str, *, squatted: bool) -> tuple[Event, Event, Event]:
         """Return the reports of a worker that succeeds, in order."""
         held, refused = (LISTEN[:1], LISTEN[1:]) if squatted else (LISTEN, ())
         return (
-            TunnelDialled(id_, life, "10.0.0.1:22"),
+            TunnelDialled(id_, life, "10.0.0.1:22", host_key=key),
             TunnelBound(id_, life, held, refused, tuple(map(str, refused))),
             TunnelProbed(id_, life, 0.01),
         )
@@ -452,6 +534,7 @@ STEPS: tuple[tuple[Callable[[Walk], None], int], ...] = (
     (Walk.list_partly, 2),
     (Walk.fail_to_list, 1),
     (Walk.answer_search, 8),
+    (Walk.answer_examination, 4),
     (Walk.repeat_old_evidence, 2),
     (Walk.report, 8),
     (Walk.end, 4),

@@ -4,10 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tunnelmgr.config import Source
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.events import AgentsDiscovered, Reconfigured, Rules, Snapshot
+from tunnelmgr.core.evolve import evolve
+from tunnelmgr.core.missing import missing
+from tunnelmgr.core.world import World
 from tunnelmgr.demo.hetzner import HetznerCloud
 from tunnelmgr.discovery.hetzner import HetznerSource
+from tunnelmgr.discovery.polling import listed
 
 PATIENT = (5.0, 20.0)
 Make = Callable[..., HetznerSource]
@@ -37,6 +42,30 @@ def write(file: Path, content: str) -> Path:
     file.write_text(content)
     file.chmod(0o600)
     return file
+
+
+@dataclass
+class Polled:
+    """A source that is asked as the poller asks it, with a world that hears the answers."""
+
+    source: Source
+    world: World = field(default_factory=World)
+    now: float = 1000.0
+
+    def __post_init__(self) -> None:
+        """Read the configuration."""
+        rules = Rules(trust={self.source.config.name: tuple(self.source.config.trust)})
+        self.world = evolve(self.world, Reconfigured(rules), self.now)
+
+    def poll(self) -> Snapshot:
+        """Return the next answer, once the world has heard it."""
+        answer = listed(self.source, lambda name, listing: missing(self.world, name, listing))
+        self.world = evolve(self.world, AgentsDiscovered(self.source.config.name, answer), self.now)
+        return answer
+
+    def present(self) -> int:
+        """Return how many agents are there, as far as the world knows."""
+        return sum(record.present for record in self.world.records.values())
 
 
 def launch_many(cloud: HetznerCloud, count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ from botocore.config import Config as BotoConfig
 from pydantic import ValidationError
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.demo.cloud import Cloud
-from tunnelmgr.discovery import aws
+from tunnelmgr.core.events import Snapshot
+from tunnelmgr.demo.cloud import Cloud, host_key_console
+from tunnelmgr.discovery import aws, ec2
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
 
@@ -324,6 +326,70 @@ def test_a_role_that_may_not_be_assumed_is_named(cloud: Cloud, source: Callable[
         source(role=ROLE).discover()
 
 
+# --- those that a listing lacks ---
+
+
+def test_instances_that_an_empty_listing_lacks_are_found_by_their_ids(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """A filter finds them beside an unknown id; one of them has ended."""
+    there, ended = launch(), launch()
+    jenkins = source()
+    agents = {agent.incarnation: agent for agent in jenkins.discover().agents}
+    cloud.empty_listings()
+    cloud.terminate(ended)
+    unknown = replace(agents[there], id=AgentId("ec2:i-0123456789abcdef0"), incarnation="i-0123456789abcdef0")
+
+    assert jenkins.discover() == Snapshot(frozenset())
+    found = jenkins.look_up([agents[there], agents[ended], unknown])
+
+    assert found == Snapshot(frozenset({agents[there]}), frozenset({AgentId(f"ec2:{ended}")}))
+    assert jenkins.console_output(agents[there]) == ""
+
+
+def test_instances_that_the_filters_exclude_are_outside_where_their_tags_say_why(
+    launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """Of one with the tags of before nothing is known: a reload may have brought other filters, or EC2 may be wrong."""
+    launch(role="ci")
+    (agent,) = source().discover().agents
+    other = source(filters={"tag:role": ["builders"]})
+    retagged = replace(agent, labels=(("role", "builders"),))
+
+    assert other.look_up([agent]) == Snapshot(frozenset())
+    assert other.look_up([retagged]) == Snapshot(frozenset(), outside=frozenset({agent.id}))
+
+
+def test_many_instances_are_asked_for_in_several_calls(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EC2 takes a limited number of values in a filter."""
+    monkeypatch.setattr(ec2, "FILTER_VALUES", 2)
+    for _ in range(5):
+        launch()
+    jenkins = source()
+    agents = list(jenkins.discover().agents)
+    before = cloud.calls("DescribeInstances")
+
+    assert jenkins.look_up(agents).agents == set(agents)
+    assert cloud.calls("DescribeInstances") == before + 3
+
+
+def test_a_look_up_that_fails_says_so(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """What is not known is no proof."""
+    launch()
+    jenkins = source()
+    agents = list(jenkins.discover().agents)
+    cloud.fault("DescribeInstances", [("UnauthorizedOperation", 403)])
+
+    found = jenkins.look_up(agents)
+
+    assert (found.agents, found.gone, found.outside) == (frozenset(), frozenset(), frozenset())
+    assert "ec2:DescribeInstances" in found.failures[0]
+
+
 # --- the console ---
 
 
@@ -358,6 +424,24 @@ def test_an_instance_that_has_no_latest_output_is_asked_for_that_of_its_boot(
     cloud.fault("GetConsoleOutput", [(code, 400)])
 
     assert jenkins.console_output(agent) == "as it booted"
+
+
+def test_a_console_that_may_have_lost_its_beginning_is_not_read(
+    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+) -> None:
+    """A program that scrolls the true block away could print another; EC2 keeps the last 64 KB, counted in bytes."""
+    instance = launch()
+    jenkins = source()
+    (agent,) = jenkins.discover().agents
+    forged = "[    0.000000] Linux version 6.1.0\r\n" + host_key_console(["ssh-ed25519 AAAA"])
+
+    for full in ("x" * (64_000 - len(forged)) + forged, "ö" * 31_000 + forged):
+        cloud.console(instance, full)
+        with pytest.raises(HostKeyUnknownError, match="EC2 keeps the last 64 KB only"):
+            jenkins.console_output(agent)
+
+    cloud.console(instance, "x" * (60_000 - len(forged)) + forged)
+    assert jenkins.console_output(agent).endswith(forged)
 
 
 def test_a_console_that_may_not_be_read_names_the_permission(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.discovery.hetzner_project import Make, gone, ids, only
+from tests.discovery.hetzner_project import Make, Polled, gone, ids, only
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.demo.hetzner import HetznerCloud, HetznerService
@@ -105,13 +105,13 @@ def test_a_rebuilding_server_says_so(cloud: HetznerCloud, make: Make) -> None:
 
 def test_a_name_and_an_address_that_are_used_again_are_another_agent(cloud: HetznerCloud, make: Make) -> None:
     """Only the id counts: the old agent is gone at once, although its name is listed."""
-    source = make()
+    source = Polled(make())
     first = cloud.launch("ci-1", "192.0.2.7")
-    source.discover()
+    source.poll()
     cloud.delete(first)
 
     second = cloud.launch("ci-1", "192.0.2.7")
-    snapshot = source.discover()
+    snapshot = source.poll()
 
     assert first != second
     assert (ids(snapshot), gone(snapshot)) == ([second], [first])
@@ -144,11 +144,11 @@ def test_the_look_alike_runs_as_a_process_too(make: Make, cloud: HetznerCloud, t
     with HetznerService(None, cloud.port, tmp_path) as service:
         first = service.launch("ci-1", "192.0.2.7", {"role": "ci"})
         second = service.launch("ci-2", None, ipv6="2001:db8::/64")
-        source = make()
-        before = source.discover()
+        source = Polled(make())
+        before = source.poll()
         service.delete(first)
         service.rebuild(second)
-        after = source.discover()
+        after = source.poll()
         asked = service.requests
 
     assert ids(before) == [first, second]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.discovery.hetzner_project import Make, gone, ids, launch_many
+from tests.discovery.hetzner_project import Make, Polled, gone, ids, launch_many
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.demo.hetzner import HetznerCloud
 from tunnelmgr.errors import DiscoveryError
@@ -78,20 +78,20 @@ def test_a_double_between_two_pages_is_one_agent(cloud: HetznerCloud, make: Make
 def test_a_hole_that_the_totals_hide_takes_nobody_away(cloud: HetznerCloud, make: Make) -> None:
     """One server went and one came: the totals agree, but the one that was missed is found by its id."""
     launched = launch_many(cloud, 120)
-    source = make()
-    source.discover()
+    source = Polled(make())
+    source.poll()
 
     def swap() -> None:
         cloud.delete(launched[3])
         launched.append(cloud.launch("new", "192.0.2.9", {"role": "ci"}))
 
     at_second_page(cloud, swap)
-    snapshot = source.discover()
+    snapshot = source.poll()
 
     assert ids(snapshot) == launched  # the first page had the one that went
     assert snapshot.failures == ()
     assert [request for request in cloud.requests if "?" not in request] == [f"GET /v1/servers/{launched[50]}"]
-    assert gone(source.discover()) == [launched[3]]
+    assert gone(source.poll()) == [launched[3]]
 
 
 def test_a_listing_that_never_holds_still_is_reported(cloud: HetznerCloud, make: Make) -> None:
@@ -111,12 +111,12 @@ def test_a_listing_that_never_holds_still_is_reported(cloud: HetznerCloud, make:
 def test_a_failure_on_a_later_page_keeps_what_was_seen(cloud: HetznerCloud, make: Make) -> None:
     """The first page's servers count; the answer says that it is not whole, so nobody is missed."""
     launched = launch_many(cloud, 60)
-    source = make()
-    source.discover()
+    source = Polled(make())
+    source.poll()
     cloud.delete(launched[59])
     cloud.fault("list", status=500, later_pages=True)
 
-    partly, wholly = source.discover(), source.discover()
+    partly, wholly = source.poll(), source.poll()
 
     assert ids(partly) == launched[:50]
     assert (gone(partly), partly.failures) == (
@@ -143,48 +143,90 @@ def at_second_page(cloud: HetznerCloud, change: Callable[[], object]) -> None:
 def test_a_deleted_server_is_gone_at_once(cloud: HetznerCloud, make: Make) -> None:
     """Hetzner lists it no more, and its 404 is proof; it is asked for once."""
     stays, leaves = launch_many(cloud, 2)
-    source = make()
-    source.discover()
+    source = Polled(make())
+    source.poll()
     cloud.delete(leaves)
 
-    snapshots = [source.discover(), source.discover()]
+    snapshots = [source.poll(), source.poll()]
 
     assert [ids(snapshot) for snapshot in snapshots] == [[stays], [stays]]
     assert [gone(snapshot) for snapshot in snapshots] == [[leaves], []]
     assert cloud.requests.count(f"GET /v1/servers/{leaves}") == 1
 
 
-def test_a_server_without_its_label_is_merely_absent(cloud: HetznerCloud, make: Make) -> None:
-    """It is there, so it is not called gone: only two whole listings without it take it away."""
+def test_a_server_without_its_label_is_outside_and_leaves_with_the_second_listing(
+    cloud: HetznerCloud, make: Make
+) -> None:
+    """It is there, so it is not called gone; that its labels are others explains why it is not listed."""
     id_ = cloud.launch("ci-1", "192.0.2.7", {"role": "ci"})
-    source = make(label_selector="role=ci")
-    source.discover()
+    source = Polled(make(label_selector="role=ci"))
+    source.poll()
     cloud.relabel(id_, {})
 
-    assert [source.discover(), source.discover()] == [Snapshot(frozenset())] * 2
-    assert cloud.requests.count(f"GET /v1/servers/{id_}") == 1
+    first = source.poll()
+    assert (first.gone, first.outside) == (frozenset(), {f"hetzner:{source.source.config.name}:{id_}"})
+    assert source.present() == 1
+    source.poll()
+    assert source.present() == 0
 
 
-def test_only_twenty_missing_servers_are_asked_for_in_a_poll(cloud: HetznerCloud, make: Make) -> None:
-    """The others have their turn at the next polls; the budget is not ours alone."""
-    launched = launch_many(cloud, 45)
-    source = make()
-    source.discover()
+def test_servers_that_an_empty_listing_lacks_are_found_by_their_ids(cloud: HetznerCloud, make: Make) -> None:
+    """Nobody leaves while Hetzner answers with an empty list, and the source is shown as failing."""
+    launch_many(cloud, 30)
+    source = Polled(make())
+    source.poll()
+    cloud.fault("list", empty=True, forever=True)
+
+    for _ in range(5):
+        source.now += 60
+        source.poll()
+        view = source.world.sources[source.source.config.name]
+        assert (source.present(), view.ok, view.missing) == (30, False, 30)
+    cloud.clear_faults()
+    source.poll()
+
+    view = source.world.sources[source.source.config.name]
+    assert (view.ok, view.missing) == (True, 0)
+
+
+def test_a_server_that_another_selector_excludes_is_not_kept_for_being_there(cloud: HetznerCloud, make: Make) -> None:
+    """A reload may bring another selector, which only Hetzner evaluates: of such a server nothing is known."""
+    cloud.launch("ci-1", "192.0.2.7", {"role": "ci"})
+    agents = list(make(label_selector="role=ci").discover().agents)
+
+    other = make(label_selector="role=builder")
+    every = make()
+
+    assert other.look_up(agents) == Snapshot(frozenset())
+    assert every.look_up(agents) == Snapshot(frozenset(agents))
+
+
+def test_only_fifty_missing_servers_are_asked_for_in_a_poll_and_each_has_its_turn(
+    cloud: HetznerCloud, make: Make
+) -> None:
+    """The budget is not ours alone; a fleet that is scaled to zero is gone within a few polls."""
+    launched = launch_many(cloud, 120)
+    source = Polled(make())
+    source.poll()
+    cloud.fault("list", empty=True, times=3)
+    found = [ids(source.poll()) for _ in range(3)]
     for id_ in launched:
         cloud.delete(id_)
 
-    assert [len(source.discover().gone) for _ in range(4)] == [20, 20, 5, 0]
+    assert [len(snapshot) for snapshot in found] == [50, 50, 50]
+    assert set().union(*found) == set(launched)
+    assert [len(source.poll().gone) for _ in range(4)] == [50, 50, 20, 0]
 
 
 def test_a_look_up_that_fails_is_no_proof_and_is_made_again(cloud: HetznerCloud, make: Make) -> None:
     """Until it is known what became of a missing server, the answer is not whole."""
     (id_,) = launch_many(cloud, 1)
-    source = make()
-    source.discover()
+    source = Polled(make())
+    source.poll()
     cloud.delete(id_)
     cloud.fault("get", status=503)
 
-    first, second = source.discover(), source.discover()
+    first, second = source.poll(), source.poll()
 
     assert first.failures == ("503, Hetzner is out of order: nothing to do but wait (https://status.hetzner.com)",)
     assert (gone(first), gone(second)) == ([], [id_])
@@ -193,12 +235,12 @@ def test_a_look_up_that_fails_is_no_proof_and_is_made_again(cloud: HetznerCloud,
 def test_a_404_that_is_not_the_apis_own_is_no_proof(cloud: HetznerCloud, make: Make) -> None:
     """Any proxy says 404; only Hetzner's `not_found` makes an agent gone."""
     (id_,) = launch_many(cloud, 1)
-    source = make()
-    source.discover()
+    source = Polled(make())
+    source.poll()
     cloud.delete(id_)
     cloud.fault("get", status=404, code="no_route")
 
-    snapshot = source.discover()
+    snapshot = source.poll()
 
     assert gone(snapshot) == []
     assert "404, no_route" in snapshot.failures[0]

@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 from structlog.testing import capture_logs
 
 from tunnelmgr.config import SourceConfig
@@ -127,6 +128,57 @@ async def test_a_source_that_hangs_is_given_up_and_not_asked_twice_at_a_time() -
     assert events == [DiscoveryFailed("fake", "no answer within 0.02 s")] * 3
     assert asked == 1
     assert more_threads == 1
+
+
+@dataclass
+class AskedSource(FakeSource):
+    """Also says what has become of agents that a listing lacks."""
+
+    found: Snapshot | None = None
+    wanted: list[Agent] = field(default_factory=list)
+
+    def look_up(self, agents: Sequence[Agent]) -> Snapshot:
+        """Answer, or fail."""
+        self.wanted += agents
+        if self.found is None:
+            raise DiscoveryError("fake", "503")
+        return self.found
+
+
+def lacks_one(_source: str, listing: Snapshot) -> list[Agent]:
+    """Name the agent, unless it is listed."""
+    return [] if AGENT in listing.agents else [AGENT]
+
+
+@pytest.mark.parametrize(
+    ("found", "reported"),
+    [
+        (WHOLE, Snapshot(frozenset({AGENT}), unlisted=frozenset({AGENT.id}))),
+        (Snapshot(frozenset(), frozenset({AGENT.id})), Snapshot(frozenset(), frozenset({AGENT.id}))),
+        (None, Snapshot(frozenset(), failures=("503",))),
+    ],
+)
+async def test_agents_that_a_listing_lacks_are_asked_for(found: Snapshot | None, reported: Snapshot) -> None:
+    """The answer completes the listing; where there is none, the listing is not whole."""
+    source = AskedSource([whole, lambda: Snapshot(frozenset())], found=found)
+    events: list[Event] = []
+    poller = Poller(source, events.append, missing=lacks_one)
+
+    await poller.poll()
+    assert source.wanted == []
+    await poller.poll()
+
+    assert source.wanted == [AGENT]
+    assert events == [AgentsDiscovered("fake", WHOLE), AgentsDiscovered("fake", reported)]
+
+
+async def test_a_source_that_cannot_be_asked_for_agents_is_believed_as_it_lists() -> None:
+    """Looking up by id is optional."""
+    events: list[Event] = []
+
+    await Poller(FakeSource([lambda: Snapshot(frozenset())]), events.append, missing=lacks_one).poll()
+
+    assert events == [AgentsDiscovered("fake", Snapshot(frozenset()))]
 
 
 async def test_the_bell_brings_the_next_poll() -> None:

@@ -74,8 +74,8 @@ def test_an_agent_that_has_left_comes_back_as_that(store: SqliteStore) -> None:
 
 
 def test_a_quarantine_comes_back_and_goes_with_its_release(store: SqliteStore) -> None:
-    """With its reason, since when."""
-    mark = Quarantine(3.5, "host-key-mismatch", "another key")
+    """It keeps its reason, since when it holds, and what is still to be decided by a handshake."""
+    mark = Quarantine(3.5, "host-key-shared", "claimed by two", disputed=(KEY,), examined=True)
     store.write(Changes((replace(RECORD, quarantine=mark),)))
     kept = store.load().records[AGENT.id].quarantine
 
@@ -91,6 +91,13 @@ def test_evidence_that_can_be_had_once_comes_back(store: SqliteStore, method: Me
     store.write(Changes((proved(method),)))
 
     assert read_again(store).proved == HostTrust(method, (KEY,))
+
+
+def test_what_an_agent_has_shown_in_a_handshake_comes_back(store: SqliteStore) -> None:
+    """Nobody who claims the key after a restart harms the agent that possesses it."""
+    store.write(Changes((replace(proved(Method.AUTHORITY), possessed=(KEY,)),)))
+
+    assert read_again(store).possessed == (KEY,)
 
 
 def test_a_pin_goes_with_a_rebuild(store: SqliteStore) -> None:

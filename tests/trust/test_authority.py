@@ -181,3 +181,21 @@ def _with_critical_option(blob: bytes) -> bytes:
     at = blob.index(b"ec2:i-1") + len(b"ec2:i-1") + 16
     assert blob[at : at + 4] == bytes(4)
     return blob[:at] + len(option).to_bytes(4, "big") + option + blob[at + 4 :]
+
+
+@pytest.mark.parametrize("algorithm", ["rsa-sha2-512", "rsa-sha2-256"])
+async def test_an_rsa_authority_may_sign_with_sha_2(keygen: Keygen, algorithm: str) -> None:
+    """Both are in OpenSSH's CASignatureAlgorithms."""
+    keygen.key("rsa", "rsa")
+    blob = keygen.sign("host", *OURS, "-t", algorithm, authority="rsa")
+
+    assert (await judged(blob, keygen.authority("rsa"))).method is Method.AUTHORITY
+
+
+async def test_a_certificate_that_is_signed_with_sha_1_is_refused(keygen: Keygen) -> None:
+    """OpenSSH refuses `ssh-rsa` too, since collisions of SHA-1 can be made."""
+    keygen.key("rsa", "rsa")
+    blob = keygen.sign("host", *OURS, "-t", "ssh-rsa", authority="rsa")
+
+    with pytest.raises(HostKeyUnknownError, match="signed with 'ssh-rsa': sign it with rsa-sha2-512"):
+        await judged(blob, keygen.authority("rsa"))

@@ -80,6 +80,11 @@ def test_keys_outside_the_block_are_nobodys() -> None:
         (block(ED25519[:-1]), "cut off"),
         (block(ED25519[:-4]), "cut off"),
         (block(RSA.replace("ssh-rsa", "ssh-ed25519")), "of another type"),
+        (block(ED25519, RSA, OTHER), "several keys of type ssh-ed25519"),
+        (block(f"{ED25519}\r root@host"), "a control character in the host key block"),
+        (block(f"{ED25519} \x1b[31mroot@host"), "a control character in the host key block"),
+        (f"\v{block(ED25519)}", "a control character in the host key block"),
+        (block(ED25519).replace(END, f"\x85{END}"), "a control character in the host key block"),
     ],
 )
 def test_anything_else_is_no_evidence_and_says_why(text: str, why: str) -> None:
@@ -109,3 +114,62 @@ def test_whatever_the_console_holds_only_whole_keys_or_a_reason_come_out(text: s
 
     assert set(found) <= {ED25519, OTHER, RSA}
     assert not found or (BEGIN in text and END in text)
+
+
+# --- a program that gets one line into the log ---
+
+SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029\r"
+"""All at which `str.splitlines` ends a line, but for LF."""
+forged = st.lists(st.sampled_from([BEGIN, END, OTHER, f"{OTHER} root@host", "x", ""]), min_size=1, max_size=6)
+one_line = st.tuples(st.sampled_from(SEPARATORS), forged).map(lambda drawn: drawn[0].join(drawn[1]))
+text_line = st.text(st.characters(exclude_characters="\n"), max_size=40)
+fuzzed = settings(derandomize=True, database=None, max_examples=300)
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_one_line_is_no_block_whatever_separates_its_parts(separator: str) -> None:
+    """A user name in a log message may hold all that a block does, but for the ends of its lines."""
+    line = separator.join((BEGIN, OTHER, END))
+
+    with pytest.raises(ValueError, match="block"):
+        host_keys(f"boot\r\n[12.3] sshd: invalid user {line}\r\nboot\r\n")
+
+
+@fuzzed
+@given(line=one_line | text_line, at=st.integers(0, 12))
+def test_one_line_without_the_true_block_is_never_evidence(line: str, at: int) -> None:
+    """Wherever it comes among the other lines of the boot."""
+    boot = [f"[    {number}.0] boot" for number in range(12)]
+    boot.insert(at, line)
+
+    with pytest.raises(ValueError, match="block"):
+        host_keys("\r\n".join(boot))
+
+
+@fuzzed
+@given(line=one_line | text_line, at=st.integers(0, 40))
+def test_one_line_beside_the_true_block_never_replaces_its_keys(line: str, at: int) -> None:
+    """It can at most keep the block from being believed."""
+    console = host_key_console([ED25519, RSA]).split("\r\n")
+    console.insert(at, line)
+
+    try:
+        found = host_keys("\r\n".join(console))
+    except ValueError:
+        return
+
+    assert found == tuple(sorted([ED25519, RSA]))
+
+
+@fuzzed
+@given(char=st.characters(categories=["Cc", "Zl", "Zp"], exclude_characters="\n"), at=st.integers(1, 400))
+def test_a_control_character_within_the_block_makes_it_no_evidence(char: str, at: int) -> None:
+    """No true block holds one."""
+    true = block(f"{ED25519} root@host", f"{RSA} root@host")
+    at = min(at, len(true) - 2)
+    spoiled = true[:at] + char + true[at:]
+    if "\r\n" in spoiled:
+        return  # that ends a line as LF does
+
+    with pytest.raises(ValueError, match="block"):
+        host_keys(spoiled)

@@ -7,9 +7,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, Rules
+from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined, Rules
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError
+from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 from tunnelmgr.trust import resolve
 from tunnelmgr.trust.resolve import Resolver
 
@@ -158,3 +158,34 @@ async def test_a_contradiction_ends_the_search() -> None:
 
     assert report == EvidenceContradicted(AGENT.id, "1", "another machine")
     assert words[Method.TOFU].asked == []
+
+
+# --- disputes ---
+
+
+@pytest.mark.parametrize(
+    ("answer", "report"),
+    [
+        (KEY, KeyExamined(AGENT.id, "1", KEY)),
+        (
+            UnreachableError("10.0.0.1 port 22", "refused"),
+            KeyExamined(AGENT.id, "1", "", "cannot reach 10.0.0.1 port 22: refused"),
+        ),
+        (RuntimeError("odd"), KeyExamined(AGENT.id, "1", "", "failed: RuntimeError('odd'); the log has the trace")),
+    ],
+)
+async def test_an_examination_is_reported_however_it_ends(answer: str | Exception, report: Event) -> None:
+    """An agent in dispute is asked for the disputed keys; the dispute goes on from what it showed, or did not."""
+    asked: list[tuple[str, ...]] = []
+
+    async def show(_agent: Agent, keys: tuple[str, ...]) -> str:
+        asked.append(keys)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    reports: list[Event] = []
+    await Resolver({}, Rules()).examine(AGENT, (KEY,), show, reports.append)
+
+    assert reports == [report]
+    assert asked == [(KEY,)]

@@ -41,6 +41,16 @@ async def test_a_plain_key_of_every_type_is_shown(key: asyncssh.SSHKey, kind: st
     assert (sshd.logins_begun, sshd.users, sshd.offered) == (0, [], [])
 
 
+async def test_a_key_of_a_certain_type_is_asked_for(key: asyncssh.SSHKey) -> None:
+    """An agent shows the key of the wanted type, not the one that it would prefer; without one it shows nothing."""
+    async with sshd_at_work(Sshd(generate("ecdsa-sha2-nistp256"), key)) as sshd:
+        shown = await shown_key(sshd.agent(), 5, wanted=[public(generate("ecdsa-sha2-nistp256"))])
+        with pytest.raises(UnreachableError):
+            await shown_key(sshd.agent(), 5, wanted=[public(generate("ssh-ed25519"))])
+
+    assert shown == sshd.host_key
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_certificate_of_every_type_is_shown_whole(key: asyncssh.SSHKey, kind: str) -> None:
     """With all that it says; and nothing is offered."""

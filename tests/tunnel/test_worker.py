@@ -107,7 +107,7 @@ async def test_a_tunnel_is_dialled_then_bound_then_probed(sshd: Sshd, desk: Desk
     assert [type(event) for event in first] == [TunnelDialled, TunnelBound, TunnelProbed]
     assert {(event.agent, event.life) for event in first} == {("static:builder-1", 1)}  # type: ignore[union-attr]
     key = public_print(desk.login.key)
-    assert desk.events[0] == TunnelDialled(sshd.agent().id, 1, "127.0.0.1", key)
+    assert desk.events[0] == TunnelDialled(sshd.agent().id, 1, "127.0.0.1", key, sshd.host_key)
     assert desk.bound == TunnelBound(sshd.agent().id, 1, both.listen)
     assert sshd.asked == list(both.listen)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tunnelmgr.cli.common import ConfigOption, JsonOption, SocketOption, client, command, print_json
+from tunnelmgr.cli.common import ConfigOption, JsonOption, SocketOption, client, command, print_json, say
 
 AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="An id, the beginning of one, or a name")]
 
@@ -29,7 +29,7 @@ def retry(
 ) -> None:
     """Try an agent again now instead of at its next time."""
     answer = client(context, config, socket).retry(agent)
-    print_json(answer) if as_json else typer.echo(f"{answer['agent']}: trying now")
+    print_json(answer) if as_json else say(f"{answer['agent']}: trying now")
 
 
 @command
@@ -43,7 +43,7 @@ def release(
 ) -> None:
     """End an agent's quarantine. What was believed of its key is forgotten, and evidence is asked for anew."""
     answer = client(context, config, socket).release(agent, reason)
-    print_json(answer) if as_json else typer.echo(f"{answer['agent']}: released")
+    print_json(answer) if as_json else say(f"{answer['agent']}: released")
 
 
 @command
@@ -58,6 +58,6 @@ def reload(
     if as_json:
         print_json(answer)
         return
-    typer.echo("reloaded")
+    say("reloaded")
     for remark in answer["remarks"]:
-        typer.echo(f"note: {remark}")
+        say(f"note: {remark}")

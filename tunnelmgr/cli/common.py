@@ -13,9 +13,11 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from tunnelmgr.config import DEFAULT_FILE, DEFAULT_SOCKET, config_file
 from tunnelmgr.control.client import ControlClient
+from tunnelmgr.core.plain import escaped, printable
 from tunnelmgr.errors import ConfigError, DaemonNotRunningError, TunnelmgrError
 
 P = ParamSpec("P")
@@ -141,10 +143,15 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Print a value as JSON, indented for people who look."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(escaped(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def say(text: str) -> None:
+    """Print a line for people."""
+    typer.echo(printable(text))
 
 
 def _complain(message: str) -> None:
     console = stderr()
     console.print("error: ", style="bold red", end="")
-    console.print(message, markup=False)
+    console.print(Text(printable(message)))

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import structlog
 
+from tunnelmgr.core.plain import printable
+
 
 class LogFormat(StrEnum):
     """The form of a line."""
@@ -59,8 +61,6 @@ def _disarm(
     _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
     """Leave nothing in a text that steers a terminal, whoever wrote it; JSON escapes such characters by itself."""
-    return {_printable(key): _printable(value) if isinstance(value, str) else value for key, value in event.items()}
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+    return {
+        printable(key): printable(value, keep="\n") if isinstance(value, str) else value for key, value in event.items()
+    }

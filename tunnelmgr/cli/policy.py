@@ -25,6 +25,7 @@ from tunnelmgr.cli.common import (
     print_json,
     stdout,
 )
+from tunnelmgr.cli.render import cell
 from tunnelmgr.config import load
 from tunnelmgr.errors import ConfigError, ControlError
 
@@ -68,8 +69,9 @@ def explain_policy(
         print_json(verdict)
     else:
         word = Text("may", style="green") if verdict["allowed"] else Text("may not", style="red")
-        line = Text.assemble(verdict["agent"], " ", word, f" {verb} {repository}: ", (verdict["rule"], "bold"))
-        stdout().print(line, Text(f"(group {verdict['group']})", style="dim"))
+        rule = cell(verdict["rule"], "bold")
+        line = Text.assemble(cell(verdict["agent"]), " ", word, cell(f" {verb} {repository}: "), rule)
+        stdout().print(line, cell(f"(group {verdict['group']})", "dim"))
     if not verdict["allowed"]:
         raise typer.Exit(Exit.WRONG)
 
@@ -170,9 +172,9 @@ def _line(entry: Entry) -> Text:
         str(entry[name]) for name in ("action", "repository", "reference", "status", "rule") if entry.get(name)
     )
     return Text.assemble(
-        (str(entry.get("time", ""))[:23].replace("T", " "), "dim"),
+        cell(str(entry.get("time", ""))[:23].replace("T", " "), "dim"),
         "  ",
-        (f"{entry.get('code', '?'):18}", style),
+        cell(f"{entry.get('code', '?'):18}", style),
         "  ",
-        f"{entry.get('agent', '-')}  {what}",
+        cell(f"{entry.get('agent', '-')}  {what}"),
     )

@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunnelmgr.core.plain import printable
+
 Json = dict[str, Any]
 
 PHASE_STYLES = {
@@ -21,6 +23,11 @@ PHASE_STYLES = {
 _MARKS = {"up": "●", "connecting": "◐", "draining": "◑", "awaiting-identity": "○", "down": "○", "quarantined": "✖"}
 
 _EVENTS = {None: "", True: ", events heard", False: ", events NOT heard"}
+
+
+def cell(text: object, style: str = "") -> Text:
+    """Return a text for a table as it is: what others chose of it neither steers the terminal nor is read as markup."""
+    return Text(printable(str(text)), style=style)
 
 
 def problems(facts: Json, agents: list[Json]) -> list[str]:
@@ -60,18 +67,17 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     sheet.add_column(style="dim", no_wrap=True)
     sheet.add_column(overflow="fold")
     state = " (draining)" if facts["draining"] else ""
-    sheet.add_row(
-        "controller", f"{facts['controller']}, tunnelmgr {facts['version']}, for {span(facts['uptime_s'])}{state}"
-    )
+    life = f"{facts['controller']}, tunnelmgr {facts['version']}, for {span(facts['uptime_s'])}{state}"
+    sheet.add_row("controller", cell(life))
     phases = ", ".join(f"{number} {phase}" for phase, number in facts["phases"].items() if number)
-    sheet.add_row("agents", f"{facts['agents']}" + (f": {phases}" if phases else ""))
+    sheet.add_row("agents", cell(f"{facts['agents']}" + (f": {phases}" if phases else "")))
     trusted = ", ".join(f"{number} by {method}" for method, number in sorted(facts["trust"].items()))
     if trusted:
-        sheet.add_row("trust", trusted)
+        sheet.add_row("trust", cell(trusted))
     for source in facts["sources"]:
         heard = source["events"]["ok"] if source["events"] else None
         when = f", answered {age(source['last_success'])} ago" if source["last_success"] else ""
-        line = Text(f"{source['name']}, {count(source['agents'], 'agent')}{when}{_EVENTS[heard]}")
+        line = cell(f"{source['name']}, {count(source['agents'], 'agent')}{when}{_EVENTS[heard]}")
         sheet.add_row("source", _marked(line, ok=source["ok"] and heard is not False))
     registry = facts["registry"]
     where = {True: "on loopback only", False: "beyond loopback", None: "where, cannot be told from here"}
@@ -80,7 +86,7 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     sheet.add_row("state", _marked(Text("written" if facts["state"]["ok"] else "NOT written"), ok=facts["state"]["ok"]))
     wrong = Table.grid(padding=(0, 1))
     for problem in problems(facts, agents):
-        wrong.add_row(Text("✖", style="red"), Text(problem, overflow="fold"))
+        wrong.add_row(Text("✖", style="red"), cell(problem))
     return Group(sheet, Text(""), wrong) if wrong.rows else sheet
 
 
@@ -113,18 +119,18 @@ def _row(agent: Json) -> dict[str, Text]:
     retry = f"next try in {until(agent['retry_at'])}" if agent["retry_at"] else ""
     why = "; ".join(part for part in (agent["message"] or agent["error"], retry) if part)
     return {
-        "AGENT": Text(agent["agent"]),
-        "NAME": Text(agent["name"]),
-        "GROUP": Text(agent["group"]),
-        "PHASE": Text(f"{_MARKS.get(phase, '·')} {phase}", style=PHASE_STYLES.get(phase, "dim")),
+        "AGENT": cell(agent["agent"]),
+        "NAME": cell(agent["name"]),
+        "GROUP": cell(agent["group"]),
+        "PHASE": cell(f"{_MARKS.get(phase, '·')} {phase}", PHASE_STYLES.get(phase, "dim")),
         "FOR": Text(age(agent["since"])),
-        "TRUST": Text(agent["trust"] or "-"),
-        "ADDRESS": Text(agent["address"] or "-"),
+        "TRUST": cell(agent["trust"] or "-"),
+        "ADDRESS": cell(agent["address"] or "-"),
         "CHAN": Text(str(agent["channels"])),
         "PULLED": Text(size(agent["bytes_to_agent"])),
         "PUSHED": Text(size(agent["bytes_from_agent"])),
         "PROBE": Text("-" if agent["probe_ms"] is None or phase != "up" else f"{agent['probe_ms']:.0f} ms"),
-        _LAST: Text(why, style="dim"),
+        _LAST: cell(why, "dim"),
     }
 
 
@@ -150,34 +156,34 @@ def agent(facts: Json) -> RenderableType:
     sheet.add_column(style="dim", no_wrap=True)
     sheet.add_column(overflow="fold")
     phase = facts["phase"] if facts["present"] else "gone"
-    sheet.add_row("agent", f"{facts['agent']}  ({facts['name']})")
-    sheet.add_row("phase", Text(f"{phase}, for {age(facts['since'])}", style=PHASE_STYLES.get(phase, "dim")))
+    sheet.add_row("agent", cell(f"{facts['agent']}  ({facts['name']})"))
+    sheet.add_row("phase", cell(f"{phase}, for {age(facts['since'])}", PHASE_STYLES.get(phase, "dim")))
     if facts["message"] or facts["error"]:
-        sheet.add_row("why", Text(facts["message"] or facts["error"]))
+        sheet.add_row("why", cell(facts["message"] or facts["error"]))
     if facts["retry_at"]:
         tries = count(facts["failures"], "failure")
-        sheet.add_row("next try", f"in {until(facts['retry_at'])}, after {tries}")
-    sheet.add_row("group", f"{facts['group']}, from source {facts['source']}")
-    sheet.add_row("address", f"{facts['address']} port {facts['port']}")
+        sheet.add_row("next try", cell(f"in {until(facts['retry_at'])}, after {tries}"))
+    sheet.add_row("group", cell(f"{facts['group']}, from source {facts['source']}"))
+    sheet.add_row("address", cell(f"{facts['address']} port {facts['port']}"))
     method = facts["trust"] or "no evidence yet"
     evidence = f" ({facts['evidence']})" if facts["evidence"] else ""
-    sheet.add_row("trust", Text(f"{method}{evidence}  {' '.join(facts['fingerprints'])}"))
+    sheet.add_row("trust", cell(f"{method}{evidence}  {' '.join(facts['fingerprints'])}"))
     if facts["login_key"]:
-        sheet.add_row("our key", facts["login_key"])
+        sheet.add_row("our key", cell(facts["login_key"]))
     for forward in facts["forwards"]:
         held = ", ".join(forward["held"]) or "not held"
-        sheet.add_row("forward", f"{forward['name']}: {held} → {forward['target']}")
-    sheet.add_row(
-        "traffic",
+        sheet.add_row("forward", cell(f"{forward['name']}: {held} → {forward['target']}"))
+    traffic = (
         f"{count(facts['channels'], 'channel')}, {size(facts['bytes_to_agent'])} to the agent, "
-        f"{size(facts['bytes_from_agent'])} from it",
+        f"{size(facts['bytes_from_agent'])} from it"
     )
+    sheet.add_row("traffic", cell(traffic))
     story = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     story.add_column("TIME (UTC)", no_wrap=True)
     story.add_column("STEP", no_wrap=True)
     story.add_column("WHAT", overflow="fold")
     for moment in facts["story"]:
-        story.add_row(moment["at"][:23].replace("T", " "), moment["step"], Text(moment["detail"]))
+        story.add_row(cell(moment["at"][:23].replace("T", " ")), cell(moment["step"]), cell(moment["detail"]))
     return Group(sheet, Text(""), story)
 
 
@@ -189,7 +195,7 @@ def checks(findings: list[Json]) -> RenderableType:
     sheet.add_column(overflow="fold")
     marks = {"ok": Text("✔", style="green"), "failed": Text("✖", style="red"), "note": Text("•", style="yellow")}
     for finding in findings:
-        sheet.add_row(marks[finding["result"]], finding["check"], Text(finding["message"]))
+        sheet.add_row(marks[finding["result"]], cell(finding["check"]), cell(finding["message"]))
     return sheet
 
 

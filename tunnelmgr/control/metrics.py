@@ -47,12 +47,19 @@ class WorldCollector(Collector):
         last = GaugeMetricFamily(
             "tunnelmgr_source_last_success_timestamp_seconds", "When a source last answered wholly", labels=["source"]
         )
+        missing = GaugeMetricFamily(
+            "tunnelmgr_source_missing_agents",
+            "Agents that the source's last listing lacked and that stay",
+            labels=["source"],
+        )
         for view in self._operations.world.sources.values():
             ok.add_metric([view.name], int(view.ok))
+            missing.add_metric([view.name], view.missing)
             if view.last_success is not None:
                 last.add_metric([view.name], view.last_success)
         yield ok
         yield last
+        yield missing
 
     def _traffic(self) -> Iterator[Metric]:
         world = self._operations.world

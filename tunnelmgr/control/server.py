@@ -29,8 +29,9 @@ from tunnelmgr.control.views import (
     story_view,
     timestamp,
 )
-from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedAdded
+from tunnelmgr.core.plain import plain
 from tunnelmgr.core.policy import Verdict
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import public_key
@@ -145,15 +146,17 @@ class ControlServer:
         view = agent_view(record, status_of(world, record), world.rules.forwards, self._operations.traffic.get(id_))
         return {**view, "story": story_view(record)}
 
-    def _named(self, request: web.Request) -> AgentId:
+    def _named(self, request: web.Request, *, strictly: bool = False) -> AgentId:
         wanted = request.match_info["agent"]
-        found = find(self._operations.world, wanted)
+        world = self._operations.world
+        found = find(world, wanted, strictly=strictly)
         if not found:
             raise web.HTTPNotFound(
                 text=f"no agent is called {wanted!r}; `tunnelmgr list --all` shows all that are known"
             )
         if len(found) > 1:
-            raise web.HTTPConflict(text=f"{wanted!r} may be {', '.join(sorted(found)[:10])}; write more of it")
+            some = ", ".join(_called(world.records[id_].agent) for id_ in sorted(found)[:10])
+            raise web.HTTPConflict(text=f"{wanted!r} may be {some}; write more of it, or a whole id")
         return found[0]
 
     async def _policy(self, request: web.Request) -> web.Response:
@@ -170,7 +173,7 @@ class ControlServer:
     # --- changing ---
 
     async def _retry(self, request: web.Request) -> web.Response:
-        id_ = self._named(request)
+        id_ = self._named(request, strictly=True)
         world = self._operations.world
         phase = status_of(world, world.records[id_]).phase
         if phase is Phase.QUARANTINED:
@@ -181,7 +184,7 @@ class ControlServer:
         return web.json_response({"agent": id_, "phase": phase.value, "retry": "now"})
 
     async def _release(self, request: web.Request) -> web.Response:
-        id_ = self._named(request)
+        id_ = self._named(request, strictly=True)
         if not self._operations.world.records[id_].held_back:
             raise web.HTTPConflict(text=f"{id_} is not quarantined")
         body = await request.json() if request.can_read_body else {}
@@ -225,6 +228,12 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except (ValueError, KeyError, TypeError, IndexError):
         message = "the body is no JSON object"
         return web.json_response({"error": {"code": "bad-request", "message": message}}, status=400)
+
+
+def _called(agent: Agent) -> str:
+    """Return an agent's id, with its name where that is another."""
+    own = agent.id.partition(":")[2] == agent.name
+    return plain(agent.id) if own else f"{plain(agent.id)} (named {plain(agent.name, 40)})"
 
 
 def _peer(request: web.Request) -> tuple[int, int]:

@@ -122,6 +122,7 @@ def status_view(world: World, facts: DaemonFacts) -> Json:
                 "ok": view.ok,
                 "last_success": timestamp(view.last_success),
                 "error": view.error,
+                "missing": view.missing,
                 "events": None if view.feed_ok is None else {"ok": view.feed_ok, "error": view.feed_error},
                 "agents": sum(record.agent.source == view.name for record in present),
             }
@@ -149,15 +150,25 @@ def timestamp(at: float | None) -> str | None:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def find(world: World, wanted: str) -> list[AgentId]:
-    """Return the agents that `wanted` may mean: an id, a name, or the beginning of an id (with or without its type).
+def find(world: World, wanted: str, *, strictly: bool = False) -> list[AgentId]:
+    """Return the agents that `wanted` may mean: an id, the beginning of one (with or without its type), or a name.
 
-    A whole id or name goes before a prefix, and a present agent before one that left.
+    Whoever writes tags chooses names, so that a name must not lead away from the agent that is meant:
+    - A whole id, with or without its type, goes before everything else.
+    - A name counts only where the text has no colon, as ids have, and beside the ids that begin so; then it is one of
+      several candidates.
+    Of several candidates those that are present go before those that left, but not `strictly`, as for commands that
+    change something.
     """
-    exact = [id_ for id_, record in world.records.items() if wanted in {id_, record.agent.name}]
-    found = exact or [
-        id_ for id_ in world.records if id_.startswith(wanted) or id_.partition(":")[2].startswith(wanted)
-    ]
+    if wanted in world.records:
+        return [AgentId(wanted)]
+    found = [id_ for id_ in world.records if id_.partition(":")[2] == wanted]
+    if not found:
+        begun = [id_ for id_ in world.records if id_.startswith(wanted) or id_.partition(":")[2].startswith(wanted)]
+        named = [id_ for id_, record in world.records.items() if record.agent.name == wanted and ":" not in wanted]
+        found = list(dict.fromkeys((*begun, *named)))
+    if strictly:
+        return found
     return [id_ for id_ in found if world.records[id_].present] or found
 
 

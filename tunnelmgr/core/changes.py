@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.evolve.claims import keys_assigned
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import REMEMBERED, HostTrust
 from tunnelmgr.core.world import Moment, Record, World, resting_status
@@ -69,8 +70,7 @@ def restored(memory: Memory, now: float) -> World:
         for id_, record in memory.records.items()
     }
     tunnels = {id_: resting_status(record, now) for id_, record in kept.items() if record.present}
-    holders = {key: id_ for id_, record in kept.items() if record.present and record.trust for key in record.trust.keys}
-    return World(records=kept, tunnels=tunnels, key_holders=holders, seeds=memory.seeds)
+    return keys_assigned(World(records=kept, tunnels=tunnels, seeds=memory.seeds), now)
 
 
 def _remembered(trust: HostTrust | None) -> bool:

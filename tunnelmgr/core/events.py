@@ -14,14 +14,18 @@ from tunnelmgr.errors import Pace
 class Snapshot:
     """A source's answer.
 
-    `gone` holds the agents that the source itself calls ended. `failures` says what could not be asked; while it
-    is not empty, absence means nothing. `absence_is_proof` is for sources whose list is the truth (a file).
+    `gone` holds the agents that the source itself calls ended, `outside` those that are there and were taken out of the
+    source, and `unlisted` those of `agents` that the listing lacked and that were found by their ids. `failures` says
+    what could not be asked; while it is not empty, absence means nothing. `absence_is_proof` is for sources whose list
+    is the truth (a file).
     """
 
     agents: frozenset[Agent]
     gone: frozenset[AgentId] = frozenset()
     failures: tuple[str, ...] = ()
     absence_is_proof: bool = False
+    outside: frozenset[AgentId] = frozenset()
+    unlisted: frozenset[AgentId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,16 @@ class SeedAdded:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyExamined:
+    """An agent in dispute was asked to show one of the disputed keys: `key` is what it showed, "" where nothing."""
+
+    agent: AgentId
+    incarnation: str
+    key: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceContradicted:
     """A machine was found that the agent cannot be: it shows what contradicts the evidence."""
 
@@ -140,12 +154,16 @@ class EvidenceAbsent:
 
 @dataclass(frozen=True, slots=True)
 class TunnelDialled:
-    """A worker has proved the agent's key and logged in at `address` with the key of fingerprint `login_key`."""
+    """A worker has proved the agent's key and logged in at `address` with the key of fingerprint `login_key`.
+
+    `host_key` is the key that the agent has shown in the handshake, as `type base64`.
+    """
 
     agent: AgentId
     life: int
     address: str
     login_key: str = ""
+    host_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +217,13 @@ class DrainRequested:
 
 @dataclass(frozen=True, slots=True)
 class MemoryExpired:
-    """Agents that left before `before` may be forgotten."""
+    """Agents that left before `before` may be forgotten, and seeds that nobody has taken and that expired by `wall`.
+
+    `wall` is the time of the wall clock, by which people know when a seed expires; None where it is the event's own.
+    """
 
     before: float
+    wall: float | None = None
 
 
 Event = (
@@ -215,6 +237,7 @@ Event = (
     | EvidenceFound
     | EvidenceContradicted
     | EvidenceAbsent
+    | KeyExamined
     | TunnelDialled
     | TunnelBound
     | TunnelProbed

@@ -47,7 +47,15 @@ class SeekEvidence(NamedTuple):
     at_least: Method | None = None
 
 
-Action = CloseTunnel | OpenTunnel | SeekEvidence
+class ExamineKey(NamedTuple):
+    """Ask an agent to show one of the keys that are in dispute, without offering anything."""
+
+    agent: Agent
+    keys: tuple[str, ...]
+
+
+Search = SeekEvidence | ExamineKey
+Action = CloseTunnel | OpenTunnel | Search
 
 
 def desired(world: World) -> Mapping[AgentId, TunnelSpec]:
@@ -106,6 +114,9 @@ def _opening(world: World, record: Record, want: TunnelSpec | None, now: float) 
         return None
     if want is not None:
         return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want, record.first_seen)
+    mark = record.quarantine
+    if mark is not None and mark.disputed and record.present and not record.possessed and not world.draining:
+        return ExamineKey(record.agent, mark.disputed)
     free = record.present and record.quarantine is None and not record.agent.rebuilding
     if free and record.trust is None and not world.draining:
         return SeekEvidence(record.agent, record.proved.method if record.proved else None)
@@ -136,6 +147,8 @@ def begin(world: World, actions: Iterable[Action], now: float) -> World:
             case SeekEvidence(agent):
                 before = tunnels.get(agent.id) or TunnelStatus(phase=Phase.AWAITING_IDENTITY, since=now)
                 tunnels[agent.id] = replace(before, phase=Phase.AWAITING_IDENTITY, working=True)
+            case ExamineKey(agent):
+                tunnels[agent.id] = replace(world.status(agent.id), working=True)
             case _:
                 assert_never(action)
     return replace(world, tunnels=tunnels)

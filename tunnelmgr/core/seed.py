@@ -10,7 +10,7 @@ class Seed:
     """The public half of a host key, and who holds the private one.
 
     A seed serves one incarnation, once: the first agent whose label names it becomes its holder. One that nobody has
-    taken by `expires` (seconds since the epoch) is forgotten.
+    taken by `expires` (seconds since the epoch, by the wall clock) is forgotten.
     """
 
     id: str

@@ -19,7 +19,12 @@ class Method(StrEnum):
 
     def reaches(self, minimum: "Method") -> bool:
         """Tell whether this method is at least as strong as `minimum`."""
-        return _ORDER[self] <= _ORDER[minimum]
+        return self.strength >= minimum.strength
+
+    @property
+    def strength(self) -> int:
+        """How strong the method is, against others; greater is stronger."""
+        return -_ORDER[self]
 
 
 _ORDER = {method: rank for rank, method in enumerate(Method)}

@@ -24,21 +24,32 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Why and since when an agent is refused until a person releases it."""
+    """Why and since when an agent is refused until a person releases it.
+
+    `disputed` names the keys for which a handshake may still decide between the agent and others that claim them;
+    `examined` says that the agent was asked to show one of them. See `evolve.claims`.
+    """
 
     since: float
     code: str
     message: str
+    disputed: tuple[str, ...] = ()
+    examined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """How one source does: `error` names what its last answer lacked; `feed_ok` is None where it has no event feed."""
+    """How one source does: `error` names what its last answer lacked; `feed_ok` is None where it has no event feed.
+
+    `missing` counts the agents that its last whole listing lacked and that are kept all the same: those that were found
+    by their ids, and those of which nothing is known yet.
+    """
 
     name: str
     ok: bool = False
     last_success: float | None = None
     error: str | None = None
+    missing: int = 0
     feed_ok: bool | None = None
     feed_error: str | None = None
 
@@ -47,9 +58,11 @@ class SourceView:
 class Record:
     """All that is remembered of one agent; it outlives the agent's presence for a while.
 
-    `missed` counts the complete listings in a row that lacked it; `ended` says that its source has told its end.
-    `trust` is the evidence in force, `proved` the last that was believed of this incarnation, in force or not. `spec`
-    is the tunnel it should have, None without evidence.
+    `missed` counts the complete listings in a row that lacked it, up to two, the first of them at `missing_since`;
+    `ended` says that its source has told its end.
+    `trust` is the evidence in force, `proved` the last that was believed of this incarnation, in force or not.
+    `possessed` are the keys that this incarnation has shown in a handshake since it was last seen to come. `spec` is
+    the tunnel it should have, None without evidence.
     """
 
     agent: Agent
@@ -57,9 +70,11 @@ class Record:
     changed: float
     present: bool = True
     missed: int = 0
+    missing_since: float = 0.0
     ended: bool = False
     trust: HostTrust | None = None
     proved: HostTrust | None = None
+    possessed: tuple[str, ...] = ()
     spec: TunnelSpec | None = None
     quarantine: Quarantine | None = None
     story: tuple[Moment, ...] = ()
@@ -76,7 +91,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The state of everything; `key_holders` says which present agent each believed key belongs to."""
+    """The state of everything; `key_holders` says which present agent each claimed key is taken to belong to."""
 
     rules: Rules = field(default_factory=Rules)
     sources: Mapping[str, SourceView] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from tunnelmgr.control.views import AuditFacts, DaemonFacts
 from tunnelmgr.controller import Clock, Controller
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import restored
-from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured
+from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured, Snapshot
+from tunnelmgr.core.missing import missing
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
-from tunnelmgr.core.reconcile import SeekEvidence
+from tunnelmgr.core.reconcile import ExamineKey, Search
 from tunnelmgr.core.registry import Action, is_name
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
@@ -66,6 +67,7 @@ class Daemon:
     store: Store
     tasks: asyncio.TaskGroup
     clock: Clock = field(default_factory=Clock)
+    wall: Callable[[], float] = time.time
     started: float = field(default_factory=time.monotonic)
     traffic: dict[AgentId, Traffic] = field(default_factory=dict)
     policies: dict[str, GroupPolicy] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class Daemon:
             world, self.store, self.supervisor, self._seek, self.clock, witness=self.auditor.moment
         )
         self.registry = RegistryWatch(self._forwards)
-        self.watches = Watches(self.tasks, self.scheduler, self.report)
+        self.watches = Watches(self.tasks, self.scheduler, self.report, self._missing)
 
     # --- what the control socket asks for ---
 
@@ -227,7 +229,7 @@ class Daemon:
     # --- bells ---
 
     async def _forget(self) -> None:
-        self.report(MemoryExpired(self.clock() - MEMORY))
+        self.report(MemoryExpired(self.clock() - MEMORY, self.wall()))
         for id_ in [id_ for id_ in self.traffic if id_ not in self.world.records]:
             del self.traffic[id_]
         collect()
@@ -241,7 +243,7 @@ class Daemon:
     def _follow(self, config: Config) -> None:
         self.policies = config.policies()
         self.watches.follow(config.source)
-        looks = Looks(self._key, self._certificate, self._seed, self.clock)
+        looks = Looks(self._key, self._certificate, self.seed, self.wall)
         methods = {source.config.name: methods_of(source, config, looks) for source in self.watches.sources()}
         self.resolver = Resolver(methods, config.rules())
         self.report(Reconfigured(config.rules()))
@@ -306,21 +308,30 @@ class Daemon:
 
     # --- searches ---
 
-    def _seek(self, action: SeekEvidence) -> None:
-        seeking = self.resolver.seek(action.agent, action.at_least, self.report)
+    def _seek(self, action: Search) -> None:
+        if isinstance(action, ExamineKey):
+            seeking = self.resolver.examine(action.agent, action.keys, self._key, self.report)
+        else:
+            seeking = self.resolver.seek(action.agent, action.at_least, self.report)
         search = self.tasks.create_task(seeking, name=f"evidence {action.agent.id}")
         self.searches.add(search)
         search.add_done_callback(self.searches.discard)
 
-    async def _key(self, agent: Agent) -> str:
-        return await shown_key(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers)
+    async def _key(self, agent: Agent, wanted: Sequence[str] = ()) -> str:
+        """Return the key that an agent shows; with `wanted`, one of the type of these keys."""
+        return await shown_key(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers, wanted)
 
     async def _certificate(self, agent: Agent) -> bytes:
         return await shown_certificate(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers)
 
-    def _seed(self, id_: str) -> Seed | None:
+    def _missing(self, source: str, listing: Snapshot) -> tuple[Agent, ...]:
+        """Return the agents that a source's listing lacks; called from the source's thread."""
+        return missing(self.world, source, listing)
+
+    def seed(self, id_: str) -> Seed | None:
+        """Return a seed that may still prove its agent; one that nobody took in time proves nobody."""
         seed = self.world.seeds.get(id_)
-        expired = seed is not None and seed.holder is None and seed.expires < self.clock()
+        expired = seed is not None and seed.holder is None and seed.expires < self.wall()
         return None if expired else seed
 
     def _summary(self) -> str:

@@ -40,7 +40,8 @@ class KeyFile(Protocol):
 class Looks:
     """The ways to find out that the methods rest on.
 
-    `key` and `certificate` ask an agent what it shows, without offering anything; `seed` looks one up.
+    `key` and `certificate` ask an agent what it shows, without offering anything; `seed` looks one up. `clock` is
+    the wall clock, by which certificates are valid.
     """
 
     key: Callable[[Agent], Awaitable[str]]

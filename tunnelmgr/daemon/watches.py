@@ -11,7 +11,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from tunnelmgr.config import Source, SourceConfig, source_type
 from tunnelmgr.core.events import Event, FeedClosed
 from tunnelmgr.discovery.ec2_events import EventFeed, Queue
-from tunnelmgr.discovery.polling import Poller
+from tunnelmgr.discovery.polling import Missing, Poller, nothing_missing
 from tunnelmgr.errors import ConfigError
 
 
@@ -41,6 +41,7 @@ class Watches:
     tasks: asyncio.TaskGroup
     scheduler: AsyncIOScheduler
     report: Callable[[Event], None]
+    missing: Missing = nothing_missing
     _watched: dict[str, Watch] = field(default_factory=dict)
 
     def follow(self, configs: list[SourceConfig]) -> None:
@@ -68,7 +69,7 @@ class Watches:
 
     def _start(self, config: SourceConfig) -> Watch:
         source = build(config)
-        poller = Poller(source, self.report)
+        poller = Poller(source, self.report, missing=self.missing)
 
         async def ring() -> None:
             poller.bell.set()

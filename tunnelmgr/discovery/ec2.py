@@ -8,6 +8,7 @@ Rules:
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
@@ -31,7 +32,16 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 """The most that DescribeInstances returns at once; fewer calls, less throttling."""
+FILTER_VALUES = 100
+"""Ids in one filter of DescribeInstances, which refuses more than 200 values."""
 NO_LATEST = frozenset({"UnsupportedOperation", "InvalidParameterCombination"})
+WHOLE_CONSOLE = 60_000
+"""Bytes of console output up to which nothing can be missing from its beginning.
+
+EC2 serves only the last 64 KB (GetConsoleOutput in the EC2 API Reference), and does not say whether these are 65,536 or
+64,000 bytes. A program that scrolls the true block away and prints one leaves a full console, whatever it prints as the
+first lines of a boot; so only a console that is clearly not full is believed.
+"""
 ENDED = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
 
 
@@ -97,6 +107,23 @@ class Ec2Source:
         gone = frozenset[AgentId]().union(*(answer.gone for answer in answers))
         return Snapshot(frozenset(agents.values()), gone - agents.keys(), failures)
 
+    def look_up(self, agents: Sequence[Agent]) -> Snapshot:
+        """Return what has become of agents that the listing lacks.
+
+        First they are asked for with the configured filters, which alone tell what is the source's, and then those that
+        are not among them without. EC2 describes terminated instances for about an hour. A filter names the ids: one
+        unknown id among `InstanceIds` fails the whole call with InvalidInstanceID.NotFound.
+        """
+        found = self._described([agent.incarnation for agent in agents], self._filters())
+        there = {agent.id for agent in found.agents}
+        others = {agent.id: agent for agent in agents if agent.id not in there}
+        rest = (
+            self._described([agent.incarnation for agent in others.values()], []) if others else Snapshot(frozenset())
+        )
+        moved = (agent.id for agent in rest.agents if agent.id in others and agent.labels != others[agent.id].labels)
+        failures = found.failures or rest.failures
+        return Snapshot(found.agents, found.gone | rest.gone, failures, outside=frozenset(moved))
+
     def queue(self) -> SqsQueue | None:
         """Return the queue of state changes, if the configuration names one."""
         url = self.config.events_queue
@@ -107,9 +134,9 @@ class Ec2Source:
         return SqsQueue(lambda: self._clients.sqs(region), url)
 
     def console_output(self, agent: Agent) -> str:
-        """Return what the instance has printed on its console, "" where nothing has come yet.
+        """Return all that the instance has printed on its console, "" where nothing has come yet.
 
-        Raises HostKeyUnknownError where AWS does not say.
+        Raises HostKeyUnknownError where AWS does not say, or where the beginning may be lost.
         """
         region = self._region_of.get(agent.id)
         if region is None:
@@ -126,7 +153,13 @@ class Ec2Source:
         except AwsError as failed:
             raise HostKeyUnknownError(explain(failed)) from failed
         # botocore has decoded the base64 of `Output` already.
-        return answer.get("Output") or ""
+        output = answer.get("Output") or ""
+        if (size := len(output.encode())) > WHOLE_CONSOLE:
+            raise HostKeyUnknownError(
+                f"the console has {size:,} bytes and EC2 keeps the last 64 KB only, so its beginning may be lost; "
+                "print less while booting (kernel parameter `quiet`), or let the source trust another method"
+            )
+        return output
 
     def console_permission(self, agent: Agent) -> str | None:
         """Return what is missing to read consoles, None if nothing is; asks with DryRun, which costs no output."""
@@ -137,18 +170,41 @@ class Ec2Source:
             return None if granted else explain(answer)
         return None
 
+    def _filters(self) -> "list[FilterTypeDef]":
+        return [{"Name": key, "Values": values} for key, values in self.config.filters.items()]
+
     def _ask(self, region: str) -> _Region:
-        """Page through one region; what came before a failure still counts."""
+        """Return what one region lists."""
         answer = _Region(region)
-        filters: list[FilterTypeDef] = [{"Name": key, "Values": values} for key, values in self.config.filters.items()]
+        self._page(answer, self._filters())
+        return answer
+
+    def _described(self, ids: Sequence[str], filters: "list[FilterTypeDef]") -> Snapshot:
+        """Return what all regions say of these instances, as far as they match the filters."""
+
+        def ask(region: str) -> _Region:
+            answer = _Region(region)
+            for at in range(0, len(ids), FILTER_VALUES):
+                self._page(answer, [*filters, {"Name": "instance-id", "Values": ids[at : at + FILTER_VALUES]}])
+            return answer
+
+        answers = each(ask, self.config.regions)
+        self._region_of |= {agent.id: answer.region for answer in answers for agent in answer.agents}
+        return Snapshot(
+            frozenset(agent for answer in answers for agent in answer.agents),
+            frozenset[AgentId]().union(*(answer.gone for answer in answers)),
+            tuple(answer.failure for answer in answers if answer.failure),
+        )
+
+    def _page(self, answer: _Region, filters: "list[FilterTypeDef]") -> None:
+        """Page through one region; what came before a failure still counts."""
         try:
-            pages = self._clients.ec2(region).get_paginator("describe_instances")
+            pages = self._clients.ec2(answer.region).get_paginator("describe_instances")
             for page in pages.paginate(Filters=filters, PaginationConfig={"PageSize": PAGE}):
                 for reservation in page["Reservations"]:
                     self._sort(reservation.get("Instances", []), answer)
         except AwsError as failed:
-            answer.failure = f"{region}: {explain(failed)}"
-        return answer
+            answer.failure = f"{answer.region}: {explain(failed)}"
 
     def _sort(self, instances: "Iterable[InstanceTypeDef]", answer: _Region) -> None:
         for instance in instances:

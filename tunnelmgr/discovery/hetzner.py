@@ -7,14 +7,15 @@ Rules:
   `deleting` are the end. `rebuilding` is there, but what follows is another machine.
 - Pages are asked for one after the other while servers come and go, so a listing counts as whole only if each page
   gives the same total and as many servers were seen. Else it is made again, and at last reported as not whole.
-- A server that the last listing had and this one lacks is asked for by its id. That tells three things apart:
-  it is gone (404), it lost its labels, or the listing had a hole that the totals did not show.
+- A server that a whole listing lacks is asked for by its id. That tells three things apart: it is gone (404), it has
+  other labels, or the listing had a hole that the totals did not show. Only Hetzner evaluates the label selector, so
+  one with the labels with which it was listed is known to match; of others nothing is known.
 
 docs.hetzner.cloud: "Servers", "Pagination", "Label Selector", "Rate Limiting".
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Annotated, Literal
@@ -34,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 LISTINGS = 3
 """How often servers are listed in one poll where they come and go meanwhile."""
-LOOK_UPS = 20
+LOOK_UPS = 50
 """How many missing servers are asked for in one poll; it leaves most of the budget to others."""
 ENDED = frozenset({"stopping", "off", "deleting"})
 NOT_YET = frozenset({"initializing"})
@@ -57,7 +58,6 @@ class _Listing:
     """What was seen of the servers; it is whole unless there is a failure."""
 
     servers: dict[int, Server] = field(default_factory=dict)
-    gone: set[int] = field(default_factory=set)
     failure: str | None = None
 
 
@@ -79,9 +79,8 @@ class HetznerSource:
         self._api = HetznerApi(
             config.name, config.token_file, config.endpoint_url, self._budget, timeout=timeout, sleep=sleep
         )
-        self._known: dict[
-            int, dict[str, str]
-        ] = {}  # the labels of servers that were listed, and are not known to be gone
+        self._asked_last = 0
+        self._listed: dict[int, dict[str, str]] = {}  # the labels of servers that this selector has matched
         self._told: set[int] = set()
 
     def discover(self) -> Snapshot:
@@ -91,17 +90,40 @@ class HetznerSource:
         """
         self._budget.begin()
         listing = self._list()
-        if listing.failure is None:
-            self._look_up(listing)
-        elif not listing.servers:
+        if listing.failure is not None and not listing.servers:
             raise DiscoveryError(self.config.name, listing.failure)
-        self._known |= {id_: server.labels for id_, server in listing.servers.items()}
+        self._listed |= {id_: server.labels for id_, server in listing.servers.items()}
         ended = {id_ for id_, server in listing.servers.items() if server.status in ENDED}
         return Snapshot(
             frozenset(self._agents(listing.servers.values())),
-            frozenset(self._agent_id(id_) for id_ in listing.gone | ended),
-            (listing.failure,) if listing.failure else (),
+            frozenset(self._agent_id(id_) for id_ in ended),
+            failures=(listing.failure,) if listing.failure else (),
         )
+
+    def look_up(self, agents: Sequence[Agent]) -> Snapshot:
+        """Return what has become of agents that the listing lacks.
+
+        Each costs a request, so those beyond the limit have their turn at the next polls. Raises DiscoveryError.
+        """
+        wanted = {self._server_id(agent.id): agent for agent in agents}
+        ahead = sorted(wanted, key=lambda id_: (id_ <= self._asked_last, id_))
+        there, gone = [], set()
+        for id_ in ahead[:LOOK_UPS]:
+            server = self._api.server(id_)
+            self._asked_last = id_
+            if server is None or server.status in ENDED:
+                gone.add(wanted[id_].id)
+                self._listed.pop(id_, None)
+            else:
+                there.append(server)
+        same = [server for server in there if self._matches(server)]
+        other = (server for server in there if not self._matches(server))
+        outside = frozenset(wanted[one.id].id for one in other if wanted[one.id].labels != _labels(one))
+        return Snapshot(frozenset(self._agents(same)), frozenset(gone), outside=outside)
+
+    def _matches(self, server: Server) -> bool:
+        """Tell whether a server is known to match the label selector."""
+        return not self.config.label_selector or self._listed.get(server.id) == server.labels
 
     def pause(self) -> float:
         """Return how many seconds beyond the interval the next poll should wait, for others need the budget too."""
@@ -124,20 +146,6 @@ class HetznerSource:
             seen |= servers
         return _Listing(seen, failure=f"servers came and went during each of {LISTINGS} listings, so none is whole")
 
-    def _look_up(self, listing: _Listing) -> None:
-        """Ask for the servers that a whole listing lacks; those beyond the limit have their turn at the next poll."""
-        for id_ in sorted(self._known.keys() - listing.servers.keys())[:LOOK_UPS]:
-            try:
-                server = self._api.server(id_)
-            except DiscoveryError as failed:
-                listing.failure = failed.reason
-                return
-            labels = self._known.pop(id_)
-            if server is None:
-                listing.gone.add(id_)
-            elif server.labels == labels:
-                listing.servers[id_] = server  # the selector still holds for it: the listing had a hole
-
     def _agents(self, servers: Iterable[Server]) -> Iterable[Agent]:
         for server in servers:
             if server.status in ENDED | NOT_YET:
@@ -159,9 +167,16 @@ class HetznerSource:
             name=server.name,
             addresses=addresses,
             port=self.config.port,
-            labels=tuple(sorted(server.labels.items())),
+            labels=_labels(server),
             rebuilding=server.status == "rebuilding",
         )
 
     def _agent_id(self, server: int) -> AgentId:
         return AgentId(f"hetzner:{self.config.project}:{server}")
+
+    def _server_id(self, agent: AgentId) -> int:
+        return int(agent.rpartition(":")[2])
+
+
+def _labels(server: Server) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(server.labels.items()))

@@ -26,6 +26,7 @@ from requests.exceptions import ConnectionError as Broken
 
 from tunnelmgr import __version__
 from tunnelmgr.config import examine_key_file
+from tunnelmgr.core.plain import plain
 from tunnelmgr.discovery.hetzner_budget import Budget
 from tunnelmgr.errors import DiscoveryError
 
@@ -213,7 +214,7 @@ class HetznerApi:
             case status if status < HTTPStatus.BAD_REQUEST:
                 return f"{self.endpoint} answers with something that is not JSON: check endpoint_url"
             case status:
-                words = " ".join(f"{refused.code}, {refused.message}".removeprefix(f"{status}, ").split())[:200]
+                words = plain(f"{refused.code}, {refused.message}".removeprefix(f"{status}, "))
                 return f"{status}, {words}; check label_selector and endpoint_url"
 
 

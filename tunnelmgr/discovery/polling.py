@@ -1,19 +1,22 @@
 """One way to poll every source: in a thread, one at a time, with a deadline; a failure keeps the last snapshot.
 
+Agents that a whole listing lacks are asked for by id, where the source can do that (`LooksUp`).
 A source whose requests are counted may ask for a pause (`Paced`); the bell's rings before its end are then skipped.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import structlog
 
 from tunnelmgr.blocking import in_thread
 from tunnelmgr.config import Source
+from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event, Snapshot
+from tunnelmgr.core.missing import completed
 from tunnelmgr.errors import DiscoveryError
 
 log = structlog.get_logger(__name__)
@@ -31,15 +34,38 @@ class Paced(Protocol):
         ...
 
 
+@runtime_checkable
+class LooksUp(Protocol):
+    """A source that can be asked for certain agents."""
+
+    def look_up(self, agents: Sequence[Agent]) -> Snapshot:
+        """Return what has become of agents that a listing lacks; blocks, and raises DiscoveryError.
+
+        `agents` are those that are there and still belong to the source, `gone` those that have ended, `outside` those
+        that are there and were taken out of it. Those of which nothing is known are in none of these.
+        """
+        ...
+
+
+Missing = Callable[[str, Snapshot], Sequence[Agent]]
+"""Names the agents of a source that a listing of it lacks."""
+
+
+def nothing_missing(_source: str, _listing: Snapshot) -> tuple[Agent, ...]:
+    """Ask for nobody."""
+    return ()
+
+
 @dataclass(slots=True)
 class Poller:
-    """Polls one source whenever `bell` is rung, and reports what it said."""
+    """Polls one source whenever `bell` is rung, and reports what it said; `missing` names who is to be asked for."""
 
     source: Source
     report: Callable[[Event], None]
     bell: asyncio.Event = field(default_factory=asyncio.Event)
     patience: float = PATIENCE
     clock: Callable[[], float] = time.monotonic
+    missing: Missing = nothing_missing
     _rests_until: float = 0.0
     _failing: str | None = None
     _asking: bool = False
@@ -82,7 +108,7 @@ class Poller:
     def _ask(self, begun: float) -> Snapshot:
         """Have the source's answer, and then the pause that it wants, also after a failure; runs in the thread."""
         try:
-            return self.source.discover()
+            return listed(self.source, self.missing)
         finally:
             self._asking = False
             pause = self.source.pause() if isinstance(self.source, Paced) else 0.0
@@ -102,3 +128,15 @@ class Poller:
             log.warning("source fails; its last snapshot stays", source=self.source.config.name, error=failing)
         else:
             log.info("source answers again", source=self.source.config.name)
+
+
+def listed(source: Source, missing: Missing) -> Snapshot:
+    """Return a source's listing, with what it says of the agents that the listing lacks; blocks."""
+    listing = source.discover()
+    lacking = missing(source.config.name, listing)
+    if not lacking or not isinstance(source, LooksUp):
+        return listing
+    try:
+        return completed(listing, source.look_up(lacking))
+    except DiscoveryError as failed:
+        return replace(listing, failures=(failed.reason,))

@@ -38,12 +38,14 @@ ON CONFLICT (id) DO UPDATE SET
     addresses = excluded.addresses, port = excluded.port, labels = excluded.labels, changed = excluded.changed,
     present = excluded.present, story = excluded.story
 """
-_PIN = "INSERT OR REPLACE INTO pin (agent, incarnation, method, keys, detail) VALUES (?, ?, ?, ?, ?)"
+_PIN = "INSERT OR REPLACE INTO pin (agent, incarnation, method, keys, detail, possessed) VALUES (?, ?, ?, ?, ?, ?)"
 _SEED = 'INSERT OR REPLACE INTO seed (id, "key", expires, holder, incarnation) VALUES (?, ?, ?, ?, ?)'
-_QUARANTINE = "INSERT OR REPLACE INTO quarantine (agent, since, code, message) VALUES (?, ?, ?, ?)"
+_QUARANTINE = """
+INSERT OR REPLACE INTO quarantine (agent, since, code, message, disputed, examined) VALUES (?, ?, ?, ?, ?, ?)
+"""
 _LOAD = """
-SELECT agent.*, pin.method, pin.keys, pin.detail, pin.incarnation AS pinned,
-       quarantine.since, quarantine.code, quarantine.message
+SELECT agent.*, pin.method, pin.keys, pin.detail, pin.possessed, pin.incarnation AS pinned,
+       quarantine.since, quarantine.code, quarantine.message, quarantine.disputed, quarantine.examined
 FROM agent LEFT JOIN pin ON pin.agent = agent.id LEFT JOIN quarantine ON quarantine.agent = agent.id
 """
 
@@ -113,13 +115,14 @@ class SqliteStore:
         if proof is None:
             self._db.execute("DELETE FROM pin WHERE agent = ?", (agent.id,))
         else:
-            pin = (agent.id, agent.incarnation, proof.method.value, json.dumps(proof.keys), proof.detail)
-            self._db.execute(_PIN, pin)
+            keys, possessed = json.dumps(proof.keys), json.dumps(record.possessed)
+            self._db.execute(_PIN, (agent.id, agent.incarnation, proof.method.value, keys, proof.detail, possessed))
         mark = record.quarantine
         if mark is None:
             self._db.execute("DELETE FROM quarantine WHERE agent = ?", (agent.id,))
         else:
-            self._db.execute(_QUARANTINE, (agent.id, mark.since, mark.code, mark.message))
+            facts = (mark.since, mark.code, mark.message, json.dumps(mark.disputed), int(mark.examined))
+            self._db.execute(_QUARANTINE, (agent.id, *facts))
 
     def _guarded(self, act: Callable[[], Answer]) -> Answer:
         try:
@@ -220,6 +223,13 @@ def _record(row: sqlite3.Row) -> Record:
         changed=row["changed"],
         present=bool(row["present"]),
         proved=HostTrust(Method(row["method"]), tuple(json.loads(row["keys"])), row["detail"]) if pinned else None,
-        quarantine=Quarantine(row["since"], row["code"], row["message"]) if row["code"] else None,
+        possessed=tuple(json.loads(row["possessed"])) if pinned else (),
+        quarantine=_quarantine(row) if row["code"] else None,
         story=tuple(Moment(*moment) for moment in json.loads(row["story"])),
+    )
+
+
+def _quarantine(row: sqlite3.Row) -> Quarantine:
+    return Quarantine(
+        row["since"], row["code"], row["message"], tuple(json.loads(row["disputed"])), bool(row["examined"])
     )

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.plain import plain
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 from tunnelmgr.trust.certificate import Authority, HostCertificate, is_certificate, is_revoked, parse, refusal
@@ -52,10 +53,9 @@ class AuthorityKeys:
             raise HostKeyUnknownError(why)
         if agent.id not in certificate.principals:
             raise HostKeyMismatchError(
-                f"the machine at {agent.address} shows a certificate for {', '.join(certificate.principals)}, "
+                f"the machine at {agent.address} shows a certificate for {plain(', '.join(certificate.principals))}, "
                 f"not for {agent.id}; look, then `tunnelmgr release`"
             )
-        detail = (
-            f"certificate of authority {authority.name}, serial {certificate.serial}, key id {certificate.key_id!r}"
-        )
+        key_id = plain(certificate.key_id)
+        detail = f"certificate of authority {authority.name}, serial {certificate.serial}, key id {key_id!r}"
         return HostTrust(Method.AUTHORITY, (certificate.key,), detail)

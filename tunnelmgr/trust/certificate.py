@@ -1,7 +1,7 @@
 """Host certificates: what one says, and every reason to refuse it.
 
 asyncssh checks a certificate's signature; the rest is ours, because it accepts what OpenSSH refuses (a certificate
-without principals) and what we will not have (one that is valid for years).
+without principals, or one that is signed with SHA-1) and what we will not have (one that is valid for years).
 The form is that of OpenSSH's PROTOCOL.certkeys.
 """
 
@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from tunnelmgr.core.plain import plain
 from tunnelmgr.core.trust import fingerprint
 
 HOST = 2
@@ -21,12 +22,28 @@ _KEY_FIELDS = {
     "ecdsa-sha2-nistp521": 2,
     "ssh-rsa": 2,
 }
+SIGNATURE_ALGORITHMS = frozenset(
+    {
+        "ssh-ed25519",
+        "ecdsa-sha2-nistp256",
+        "ecdsa-sha2-nistp384",
+        "ecdsa-sha2-nistp521",
+        "sk-ssh-ed25519@openssh.com",
+        "sk-ecdsa-sha2-nistp256@openssh.com",
+        "rsa-sha2-512",
+        "rsa-sha2-256",
+    }
+)
+"""What an authority may sign with: CASignatureAlgorithms of ssh_config(5), to which `ssh-rsa` (SHA-1) is foreign."""
 _SUFFIX = "-cert-v01@openssh.com"
 
 
 @dataclass(frozen=True, slots=True)
 class HostCertificate:
-    """The facts of a certificate; keys as `type base64`, times in seconds since the epoch."""
+    """The facts of a certificate; keys as `type base64`, times in seconds since the epoch.
+
+    `signature` is the algorithm of the authority's signature.
+    """
 
     kind: int
     key: str
@@ -37,6 +54,7 @@ class HostCertificate:
     valid_before: int
     critical_options: tuple[str, ...]
     authority: str
+    signature: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +84,12 @@ def plain_key(blob: bytes) -> str:
 def parse(blob: bytes) -> HostCertificate:
     """Read a certificate; raises ValueError where it is none, or is cut off."""
     reader = _Reader(blob)
-    plain = reader.text().removesuffix(_SUFFIX)
-    if plain not in _KEY_FIELDS:
-        raise ValueError(f"a certificate of unknown type {plain!r}")
+    key_type = reader.text().removesuffix(_SUFFIX)
+    if key_type not in _KEY_FIELDS:
+        raise ValueError(f"a certificate of unknown type {plain(key_type)!r}")
     reader.string()  # the nonce
-    fields = [reader.string() for _ in range(_KEY_FIELDS[plain])]
-    key = b"".join(struct.pack(">I", len(field)) + field for field in (plain.encode(), *fields))
+    fields = [reader.string() for _ in range(_KEY_FIELDS[key_type])]
+    key = b"".join(struct.pack(">I", len(field)) + field for field in (key_type.encode(), *fields))
     serial, kind, key_id = reader.number(8), reader.number(4), reader.text()
     principals = _Reader(reader.string()).texts()
     valid_after, valid_before = reader.number(8), reader.number(8)
@@ -88,6 +106,7 @@ def parse(blob: bytes) -> HostCertificate:
         valid_before,
         critical,
         plain_key(reader.string()),
+        _Reader(reader.string()).text(),
     )
 
 
@@ -97,10 +116,13 @@ def refusal(  # noqa: PLR0911 - one return a reason
     """Return why a certificate of `authority` is not good at `now`, None if it is; the principal is judged apart."""
     if certificate.kind != HOST:
         return "it is a user's certificate, not a host's"
+    if certificate.signature not in SIGNATURE_ALGORITHMS:
+        algorithm = plain(certificate.signature)
+        return f"its certificate is signed with {algorithm!r}: sign it with rsa-sha2-512 or an Ed25519 key"
     if not certificate.principals:
         return "its certificate names no principal, so it would do for any machine"
     if certificate.critical_options:
-        return f"its certificate has critical options: {', '.join(certificate.critical_options)}"
+        return f"its certificate has critical options: {plain(', '.join(certificate.critical_options))}"
     if now < certificate.valid_after:
         return f"its certificate is not valid before {_time(certificate.valid_after)}"
     if now >= certificate.valid_before:

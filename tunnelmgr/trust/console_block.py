@@ -1,26 +1,31 @@
 """Reading host keys from an instance's console, where cloud-init prints them once.
 
 Anybody who can write to the console can write a block, and tables of other people's keys stand in it, so only
-exactly one whole block counts, and in it only whole lines.
+exactly one whole block counts, and in it only whole lines. A line ends at LF or CR LF and nowhere else: Python's
+`splitlines` also ends one at VT, FF, FS, GS, RS, NEL, U+2028, U+2029 and a lone CR, by which one line that a program
+gets into the log would make a whole block.
 https://cloudinit.readthedocs.io/en/latest/reference/modules.html#mod-cc-keys-to-console
 """
 
 import re
+import unicodedata
 
 from tunnelmgr.core.trust import KEY_TYPES, public_key
 
 _BEGIN = "-----BEGIN SSH HOST KEY KEYS-----"
 _END = "-----END SSH HOST KEY KEYS-----"
-_KEY = re.compile(rf"(?:^|[\s:\]])({'|'.join(KEY_TYPES)}) ([A-Za-z0-9+/]+={{0,2}})(?: \S.*)?$")
+_KEY = re.compile(rf"(?:^|[ :\]])({'|'.join(KEY_TYPES)}) ([A-Za-z0-9+/]+={{0,2}})(?: \S.*)?$")
+_STEERING = {"Cc", "Zl", "Zp"}
+"""Unicode's categories of control characters and of separators of lines and paragraphs."""
 
 
 def host_keys(console: str) -> tuple[str, ...]:
     """Return the keys of the block as `type base64`, sorted.
 
     Raises ValueError, saying why, where there is no evidence: no block, an unfinished one, several that differ,
-    or a line in it that is no key.
+    a line in it that is no key or holds a control character, or two keys of one type, of which a machine has one.
     """
-    blocks = _blocks(console.splitlines())
+    blocks = _blocks(console.replace("\r\n", "\n").removesuffix("\n").split("\n"))
     if not blocks:
         raise ValueError("no host key block yet")
     if len(set(blocks)) > 1:
@@ -32,7 +37,10 @@ def _blocks(lines: list[str]) -> list[tuple[str, ...]]:
     blocks: list[tuple[str, ...]] = []
     inside: list[str] | None = None
     for raw in lines:
-        line = raw.strip()
+        line = raw.strip(" ")
+        framed = line.endswith((_BEGIN, _END)) or inside is not None
+        if framed and any(unicodedata.category(char) in _STEERING for char in line):
+            raise ValueError("a control character in the host key block")
         if line.endswith(_BEGIN):
             if inside is not None:
                 raise ValueError("a host key block begins inside another")
@@ -40,13 +48,22 @@ def _blocks(lines: list[str]) -> list[tuple[str, ...]]:
         elif line.endswith(_END):
             if not inside:
                 raise ValueError("a host key block that is empty, or ends without a beginning")
-            blocks.append(tuple(sorted(set(inside))))
+            blocks.append(_distinct(inside))
             inside = None
         elif inside is not None:
             inside.append(_key(line))
     if inside is not None:
         raise ValueError("the host key block is cut off")
     return blocks
+
+
+def _distinct(keys: list[str]) -> tuple[str, ...]:
+    found = tuple(sorted(set(keys)))
+    kinds = [key.split()[0] for key in found]
+    doubled = [kind for kind in KEY_TYPES if kinds.count(kind) > 1]
+    if doubled:
+        raise ValueError(f"a host key block with several keys of type {doubled[0]}, of which a machine has one")
+    return found
 
 
 def _key(line: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.plain import plain
 from tunnelmgr.core.trust import HostTrust, Method, fingerprint
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 
@@ -28,7 +29,7 @@ class LabelKeys:
             raise HostKeyUnknownError(str(away)) from away
         if as_label(fingerprint(key)) != as_label(wanted):
             raise HostKeyMismatchError(
-                f"the machine at {agent.address} shows {fingerprint(key)}, its label says {wanted}; "
+                f"the machine at {agent.address} shows {fingerprint(key)}, its label says {plain(wanted)}; "
                 "look, then `tunnelmgr release`"
             )
         return HostTrust(Method.LABEL, (key,), "fingerprint in a label")

@@ -1,19 +1,22 @@
 """Asking an agent's trust sources in order; the first with evidence answers, and nothing falls back further."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, Rules
+from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined, Rules
 from tunnelmgr.core.ports import HostKeySource
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError
+from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, TunnelError
 
 PATIENCE = 60.0
 """Seconds that one trust source may take."""
+
+Answer = TypeVar("Answer")
 
 log = structlog.get_logger(__name__)
 
@@ -39,26 +42,45 @@ class Resolver:
                 continue
             try:
                 trust = await self._ask(method, agent)
-            except HostKeyUnknownError as why:
-                lacking.append(f"{method}: {why}")
-                continue
             except HostKeyMismatchError as other:
                 log.error("evidence contradicted", agent=agent.id, method=method, error=str(other))  # noqa: TRY400 - no fault
                 report(EvidenceContradicted(agent.id, agent.incarnation, str(other)))
                 return
+            except TunnelError as why:
+                lacking.append(f"{method}: {why}")
+                continue
             log.info("evidence found", agent=agent.id, method=method, keys=trust.fingerprints)
             report(EvidenceFound(agent.id, agent.incarnation, trust))
             return
         report(EvidenceAbsent(agent.id, agent.incarnation, "; ".join(lacking) or "no method may be believed"))
 
+    async def examine(
+        self,
+        agent: Agent,
+        keys: tuple[str, ...],
+        show: Callable[[Agent, tuple[str, ...]], Awaitable[str]],
+        report: Callable[[Event], None],
+    ) -> None:
+        """Report what an agent shows by `show` when it is asked for a key of the types of `keys`."""
+        try:
+            key = await self._guarded(agent, "dispute", lambda: show(agent, keys))
+        except TunnelError as failed:
+            report(KeyExamined(agent.id, agent.incarnation, "", str(failed)))
+        else:
+            report(KeyExamined(agent.id, agent.incarnation, key))
+
     async def _ask(self, method: Method, agent: Agent) -> HostTrust:
         source = self.sources.get(agent.source, {}).get(method)
         if source is None:
             raise HostKeyUnknownError("not available for this source")
+        return await self._guarded(agent, method, lambda: source.trust_for(agent))
+
+    async def _guarded(self, agent: Agent, method: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Return what `ask` gives; raises TunnelError where it fails in any way."""
         try:
             async with asyncio.timeout(PATIENCE):
-                return await source.trust_for(agent)
-        except (HostKeyUnknownError, HostKeyMismatchError):
+                return await ask()
+        except TunnelError:
             raise
         except TimeoutError as late:
             raise HostKeyUnknownError(f"no answer within {PATIENCE:g} s") from late

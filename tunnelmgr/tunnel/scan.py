@@ -9,10 +9,10 @@ import asyncssh
 
 from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.plain import said
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.tunnel.dialer import Dialer
-from tunnelmgr.tunnel.plain import said
-from tunnelmgr.tunnel.ssh import FAULTS, HOST_KEY_ALGORITHMS, SAFE
+from tunnelmgr.tunnel.ssh import FAULTS, HOST_KEY_ALGORITHMS, SAFE, algorithms_of
 
 _CERTIFIED = (
     "ssh-ed25519-cert-v01@openssh.com",
@@ -24,9 +24,12 @@ _CERTIFIED = (
 )
 
 
-async def shown_key(agent: Agent, patience: float, ciphers: Sequence[str] = CIPHERS) -> str:
-    """Return the plain host key that the agent shows, as `type base64`; raises UnreachableError."""
-    blob = await _shown(agent, HOST_KEY_ALGORITHMS, patience, ciphers)
+async def shown_key(agent: Agent, patience: float, ciphers: Sequence[str] = CIPHERS, wanted: Sequence[str] = ()) -> str:
+    """Return the plain host key that the agent shows, as `type base64`; its signature is checked.
+
+    With `wanted`, only keys of the types of these are asked for. Raises UnreachableError.
+    """
+    blob = await _shown(agent, algorithms_of(wanted) or HOST_KEY_ALGORITHMS, patience, ciphers)
     size = int.from_bytes(blob[:4], "big")
     return f"{blob[4 : 4 + size].decode('ascii')} {base64.b64encode(blob).decode()}"
 

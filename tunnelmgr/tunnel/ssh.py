@@ -12,7 +12,8 @@ Rules, each with the reason measured:
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ import asyncssh
 import structlog
 
 from tunnelmgr.config import CIPHERS
+from tunnelmgr.core.plain import plain, said
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.errors import (
     AuthenticationError,
@@ -31,7 +33,6 @@ from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.dialer import Dialer
 from tunnelmgr.tunnel.keys import Identity, Login, identity_print
 from tunnelmgr.tunnel.line import Line
-from tunnelmgr.tunnel.plain import plain, said
 from tunnelmgr.tunnel.window import FIRST
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -107,6 +108,14 @@ class SshConnection:
     def login_key(self) -> str:
         """The fingerprint of the key that the agent took."""
         return self._peer.login_key
+
+    @property
+    def host_key(self) -> str:
+        """The key that the agent has shown in the handshake, as `type base64`."""
+        key = self._conn.get_server_host_key()
+        if key is None:
+            raise AssertionError("a connection without a host key")
+        return f"{key.algorithm.decode()} {base64.b64encode(key.public_data).decode()}"
 
     @property
     def lost(self) -> asyncio.Event:
@@ -308,10 +317,13 @@ async def _dial(spec: TunnelSpec, login: Login, offers: list[Identity]) -> SshCo
     return SshConnection(conn, dialer.line, peer, dialer.reached)
 
 
+def algorithms_of(keys: Sequence[str]) -> list[str]:
+    """Return the algorithms by which these host keys can be shown."""
+    types = {key.split()[0] for key in keys}
+    return [name for name in HOST_KEY_ALGORITHMS if name in types or (name.startswith("rsa") and "ssh-rsa" in types)]
+
+
 def host_key_algorithms(keys: tuple[str, ...]) -> list[str]:
     """Return every algorithm that we take, those of the expected keys first."""
-    types = {key.split()[0] for key in keys}
-    expected = [
-        name for name in HOST_KEY_ALGORITHMS if name in types or (name.startswith("rsa") and "ssh-rsa" in types)
-    ]
+    expected = algorithms_of(keys)
     return expected + [name for name in HOST_KEY_ALGORITHMS if name not in expected]

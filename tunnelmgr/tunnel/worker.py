@@ -106,7 +106,11 @@ class Worker:
             connection = await dial(self.spec, self._settings.login)
             try:
                 connection.when_lost(self._news.set)
-                self._report(TunnelDialled(self.spec.agent, self.life, connection.address, connection.login_key))
+                self._report(
+                    TunnelDialled(
+                        self.spec.agent, self.life, connection.address, connection.login_key, connection.host_key
+                    )
+                )
                 await self._hold(connection)
             finally:
                 connection.abort()

@@ -14,6 +14,7 @@ from tunnelmgr.core.events import (
     EvidenceFound,
     FeedClosed,
     FeedHeard,
+    KeyExamined,
     MemoryExpired,
     Reconfigured,
     ReleaseRequested,
@@ -24,7 +25,7 @@ from tunnelmgr.core.events import (
     TunnelEnded,
     TunnelProbed,
 )
-from tunnelmgr.core.evolve import agents, evidence, people, tunnels
+from tunnelmgr.core.evolve import agents, claims, evidence, people, tunnels
 from tunnelmgr.core.world import World
 
 
@@ -49,6 +50,8 @@ def evolve(world: World, event: Event, now: float) -> World:  # noqa: C901, PLR0
             return evidence.absent(world, event, now)
         case EvidenceContradicted():
             return evidence.contradicted(world, event, now)
+        case KeyExamined():
+            return claims.examined(world, event, now)
         case TunnelDialled() | TunnelBound() | TunnelProbed():
             return tunnels.progress(world, event, now)
         case TunnelEnded():
@@ -61,6 +64,6 @@ def evolve(world: World, event: Event, now: float) -> World:  # noqa: C901, PLR0
             return replace(world, seeds={**world.seeds, seed.id: seed})
         case DrainRequested():
             return replace(world, draining=True)
-        case MemoryExpired(before):
-            return people.forget(world, before, now)
+        case MemoryExpired(before, wall):
+            return people.forget(world, before, now if wall is None else wall)
     assert_never(event)

@@ -1,7 +1,8 @@
 """Which agents there are: the configuration, the sources' answers and their events.
 
 Rules:
-- An agent leaves when its source says so, or when two complete listings in a row lack it.
+- An agent leaves when its source says so, or when two complete listings in a row lack it; where they lack much of the
+  fleet, only after a time (`core/missing.py`).
 - The source that had an agent first keeps it; a source that is not configured (any more) tells nothing.
 - An agent whose end an event told does not come back in the same incarnation, whatever a listing says.
 """
@@ -10,7 +11,9 @@ from dataclasses import replace
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, Rules
-from tunnelmgr.core.evolve.common import keys_assigned, respecified, rested
+from tunnelmgr.core.evolve.claims import keys_assigned
+from tunnelmgr.core.evolve.common import respecified, rested
+from tunnelmgr.core.missing import MOST, missing, patience, present
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import Record, SourceView, World
 
@@ -34,15 +37,29 @@ def reconfigured(world: World, rules: Rules, now: float) -> World:
 
 def discovered(world: World, event: AgentsDiscovered, now: float) -> World:
     """Take in a source's answer."""
-    snapshot, source = event.snapshot, event.source
+    source = event.source
     if source not in world.sources:
         return world  # the answer to a question from before a reload
     changed = _listed(world, event, now) | _unlisted(world, event, now)
-    error = "; ".join(snapshot.failures) or None
-    last = world.sources[source].last_success if error else now
-    view = replace(world.sources[source], ok=error is None, last_success=last, error=error)
-    after = replace(world, records={**world.records, **changed}, sources={**world.sources, source: view})
+    after = replace(world, records={**world.records, **changed})
+    after = replace(after, sources={**world.sources, source: _view(world, after, event, now)})
     return rested(keys_assigned(after, now), changed, now) if changed else after
+
+
+def _view(world: World, after: World, event: AgentsDiscovered, now: float) -> SourceView:
+    """Return how a source does after its answer; a listing that lacks most of its agents is a failure."""
+    snapshot, view = event.snapshot, world.sources[event.source]
+    unlisted, before = len(snapshot.unlisted), len(present(world, event.source))
+    unknown = sum(record.missed > 0 for record in present(after, event.source))
+    failures = list(snapshot.failures)
+    if unlisted + unknown > MOST * before:
+        failures.append(
+            f"its listing lacks {unlisted + unknown} of {before} agents: {unlisted} were found by their ids, "
+            f"{unknown} stay for up to {patience(unknown, before):.0f} s"
+        )
+    error = "; ".join(failures) or None
+    last = view.last_success if error else now
+    return replace(view, ok=error is None, last_success=last, error=error, missing=unlisted + unknown)
 
 
 def discovery_failed(world: World, event: DiscoveryFailed) -> World:
@@ -80,18 +97,27 @@ def _unlisted(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId
     """Return the new records of the source's agents that the snapshot lacks."""
     snapshot, changed = event.snapshot, {}
     listed = {agent.id for agent in snapshot.agents}
-    for id_, record in world.records.items():
-        if record.agent.source != event.source or not record.present or id_ in listed:
+    members = present(world, event.source)
+    wait = patience(len(missing(world, event.source, snapshot)), len(members)) if members else 0.0
+    for record in members:
+        id_ = record.agent.id
+        if id_ in listed:
             continue
         if id_ in snapshot.gone:
             changed[id_] = _left(record, "its source says that it has ended", now)
         elif snapshot.failures:
             continue  # half an answer: absence means nothing
-        elif snapshot.absence_is_proof or record.missed + 1 >= MISSES_TO_LEAVE:
+        elif snapshot.absence_is_proof or _missed_enough(record, 0.0 if id_ in snapshot.outside else wait, now):
             changed[id_] = _left(record, "its source lists it no more", now)
-        else:
-            changed[id_] = replace(record, missed=record.missed + 1)
+        elif record.missed < MISSES_TO_LEAVE:
+            since = record.missing_since if record.missed else now
+            changed[id_] = replace(record, missed=record.missed + 1, missing_since=since)
     return changed
+
+
+def _missed_enough(record: Record, wait: float, now: float) -> bool:
+    """Tell whether whole listings have lacked an agent often enough, and for so many seconds."""
+    return record.missed + 1 >= MISSES_TO_LEAVE and now - record.missing_since >= wait
 
 
 def _seen(known: Record | None, agent: Agent, rules: Rules, now: float) -> Record:
@@ -100,7 +126,8 @@ def _seen(known: Record | None, agent: Agent, rules: Rules, now: float) -> Recor
         return fresh.told(now, "seen", f"at {agent.address}, group {agent.group}, by source {agent.source}")
     record = known
     if known.agent.incarnation != agent.incarnation:
-        record = replace(record, trust=None, proved=None, ended=False)
+        mark = replace(known.quarantine, disputed=()) if known.quarantine else None
+        record = replace(record, trust=None, proved=None, possessed=(), quarantine=mark, ended=False)
         record = record.told(now, "rebuilt", f"incarnation {agent.incarnation}")
     elif not known.present:
         record = record.told(now, "seen", f"again, at {agent.address}")
@@ -140,4 +167,4 @@ def feed_heard(world: World, source: str, *, ok: bool | None, error: str | None)
 
 
 def _left(record: Record, why: str, now: float) -> Record:
-    return replace(record, present=False, missed=0).told(now, "left", why)
+    return replace(record, present=False, missed=0, possessed=()).told(now, "left", why)

@@ -1,13 +1,11 @@
-"""What several transitions share: bringing statuses, specs and keys in line with the records."""
+"""What several transitions share: bringing statuses and specs in line with the records."""
 
 from collections.abc import Iterable
 from dataclasses import replace
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, Rules
-from tunnelmgr.core.trust import fingerprint
 from tunnelmgr.core.world import Quarantine, Record, World, resting_phase, resting_status, spec_for
-from tunnelmgr.errors import HostKeySharedError, Pace
 
 
 def rested(world: World, agents: Iterable[AgentId], now: float) -> World:
@@ -34,35 +32,14 @@ def respecified(record: Record, rules: Rules) -> Record:
 
 
 def quarantined(world: World, agent: AgentId, failure: Failure, now: float) -> World:
-    """Refuse an agent until a person releases it; one that is refused already keeps its first reason."""
+    """Refuse an agent until a person releases it; one that is refused already keeps its first reason.
+
+    It claims no more keys than those that it has shown.
+    """
     record = world.records[agent]
     if record.quarantine is not None:
         return world
     mark = Quarantine(since=now, code=failure.code, message=failure.message)
     world = world.with_record(replace(record, quarantine=mark).told(now, "quarantined", failure.message))
-    return rested(world, {agent}, now)
-
-
-def keys_assigned(world: World, now: float) -> World:
-    """Work out afresh whose each key is; an agent may come back with a key that another has had meanwhile."""
-    holders: dict[str, AgentId] = {}
-    claims = [
-        (id_, key)
-        for id_, record in world.records.items()
-        if record.present and record.trust
-        for key in record.trust.keys
-    ]
-    for id_, key in claims:
-        holder = holders.setdefault(key, id_)
-        if holder != id_:
-            world = shared(world, (holder, id_), key, now)
-    return replace(world, key_holders=holders)
-
-
-def shared(world: World, twins: tuple[AgentId, AgentId], key: str, now: float) -> World:
-    """Quarantine two agents that claim one key: neither can be told from the other."""
-    for one, other in (twins, twins[::-1]):
-        claim = f"{one} and {other} claim one host key ({fingerprint(key)})"
-        message = f"{claim}; remove the wrong one, then `tunnelmgr release`"
-        world = quarantined(world, one, Failure(HostKeySharedError.code, Pace.NEVER, message), now)
-    return world
+    holders = {key: id_ for key, id_ in world.key_holders.items() if id_ != agent or key in record.possessed}
+    return rested(replace(world, key_holders=holders), {agent}, now)

@@ -1,7 +1,7 @@
 """What is believed of an agent's key.
 
 Rules:
-- Evidence belongs to an incarnation, and to one agent: a second claim to a key quarantines both.
+- Evidence belongs to an incarnation. Where another agent's evidence names the same key, `claims` decides.
 - What was believed of an incarnation stays the measure: another key quarantines, a weaker word does not count.
 - A seed proves the first agent that names it, and nobody else.
 """
@@ -11,7 +11,8 @@ from dataclasses import replace
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
 from tunnelmgr.core.events import EvidenceAbsent, EvidenceContradicted, EvidenceFound, Failure
-from tunnelmgr.core.evolve.common import quarantined, respecified, rested, shared
+from tunnelmgr.core.evolve.claims import claims_entered
+from tunnelmgr.core.evolve.common import quarantined, respecified, rested
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase
@@ -44,11 +45,7 @@ def _believed(world: World, record: Record, trust: HostTrust, now: float) -> Wor
     record = respecified(replace(record, trust=trust, proved=trust), world.rules)
     detail = f" ({trust.detail})" if trust.detail else ""
     world = _claimed(world.with_record(record.told(now, "evidence", f"{_told(trust)}{detail}")), record, trust)
-    for key in trust.keys:
-        if key in world.key_holders:
-            world = shared(world, (id_, world.key_holders[key]), key, now)
-    world = replace(world, key_holders={**world.key_holders, **dict.fromkeys(trust.keys, id_)})
-    return rested(world, {id_}, now)
+    return rested(claims_entered(world, id_, now), {id_}, now)
 
 
 def _why_useless(world: World, record: Record, trust: HostTrust) -> str | None:

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.evolve.common import keys_assigned, respecified, rested
+from tunnelmgr.core.evolve.claims import keys_assigned
+from tunnelmgr.core.evolve.common import respecified, rested
 from tunnelmgr.core.world import World
 
 
@@ -22,13 +23,13 @@ def release(world: World, agent: AgentId, reason: str, now: float) -> World:
     if record is None or not record.held_back:
         return world
     # What was believed of the key led here; evidence is asked for anew.
-    free = respecified(replace(record, quarantine=None, trust=None, proved=None), world.rules)
+    free = respecified(replace(record, quarantine=None, trust=None, proved=None, possessed=()), world.rules)
     world = world.with_record(free.told(now, "released", reason))
     return rested(keys_assigned(world, now), {agent}, now)
 
 
-def forget(world: World, before: float, now: float) -> World:
-    """Forget the agents that left before `before`, and the seeds that nobody took in time."""
+def forget(world: World, before: float, wall: float) -> World:
+    """Forget the agents that left before `before`, and the seeds that nobody took in time by the wall clock."""
     working = {id_ for id_, status in world.tunnels.items() if status.working}
     old = {
         id_
@@ -42,6 +43,6 @@ def forget(world: World, before: float, now: float) -> World:
         seeds={
             id_: seed
             for id_, seed in world.seeds.items()
-            if (now < seed.expires if seed.holder is None else seed.holder not in old)
+            if (wall < seed.expires if seed.holder is None else seed.holder not in old)
         },
     )

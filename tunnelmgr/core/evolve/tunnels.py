@@ -6,9 +6,10 @@ from typing import assert_never
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
 from tunnelmgr.core.events import Failure, TunnelBound, TunnelDialled, TunnelEnded, TunnelProbed
-from tunnelmgr.core.evolve.common import keys_assigned, quarantined, respecified, rested
+from tunnelmgr.core.evolve.claims import keys_assigned, possession_shown
+from tunnelmgr.core.evolve.common import quarantined, respecified, rested
 from tunnelmgr.core.trust import PER_LIFE
-from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.tunnel import Phase, TunnelStatus
 from tunnelmgr.core.world import Record, World, resting_status
 from tunnelmgr.errors import ListenRefusedError, Pace
 
@@ -22,9 +23,10 @@ def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, no
         return world
     record, status = world.records[event.agent], world.tunnels[event.agent]
     match event:
-        case TunnelDialled(address=address, login_key=login_key):
+        case TunnelDialled(address=address, login_key=login_key, host_key=host_key):
             world = world.with_record(record.told(now, "dialled", f"{address}, its key is as expected"))
-            return world.with_tunnel(event.agent, replace(status, login_key=login_key or None))
+            world = world.with_tunnel(event.agent, replace(status, login_key=login_key or None))
+            return possession_shown(world, event.agent, host_key, now) if _is_own(record, status, host_key) else world
         case TunnelBound():
             return _bound(world, event, now)
         case TunnelProbed(took=took):
@@ -65,6 +67,12 @@ def _is_current(world: World, event: TunnelDialled | TunnelBound | TunnelProbed 
     """Tell whether a report comes from the worker that is at it now; a search for evidence is none."""
     status = world.tunnels.get(event.agent)
     return status is not None and status.working and status.spec is not None and status.life == event.life
+
+
+def _is_own(record: Record, status: TunnelStatus, key: str) -> bool:
+    """Tell whether a key that a worker was shown is one of this incarnation's; it may have been rebuilt meanwhile."""
+    lasting = record.present and status.spec is not None and status.spec.incarnation == record.agent.incarnation
+    return lasting and record.proved is not None and key in record.proved.keys
 
 
 def _bound(world: World, event: TunnelBound, now: float) -> World:

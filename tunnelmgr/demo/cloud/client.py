@@ -90,6 +90,11 @@ class Cloud(Service):
         common = {"forever": forever, "later_pages": later_pages, "stall": stall}
         self.command("fault", action, [{"code": code, "status": status, **common} for code, status in faults])
 
+    def empty_listings(self, times: int | None = None) -> None:
+        """Let the next listings, or all until `clear_faults`, succeed with no instance; asking by id works as ever."""
+        fault = {"empty": True, "forever": times is None}
+        self.command("fault", "DescribeInstances", [fault] * (times or 1))
+
     def clear_faults(self) -> None:
         """Let every call succeed again, those that stall now included."""
         self.command("clear-faults")

@@ -19,6 +19,7 @@ class Fault:
     forever: bool = False  # stays until cleared, instead of serving one call
     later_pages: bool = False  # spares the first page of a listing
     stall: float = 0.0  # seconds before anything is answered
+    empty: bool = False  # a listing succeeds and has nothing in it; who asks by id gets an answer as ever
 
 
 class Faults:
@@ -34,11 +35,12 @@ class Faults:
         with self._lock:
             self._stored.setdefault(action, []).extend(faults)
 
-    def take(self, action: str, *, first_page: bool) -> Fault | None:
+    def take(self, action: str, *, first_page: bool, by_id: bool = False) -> Fault | None:
         """Return what goes wrong with this call, after its stall, or None."""
         with self._lock:
             stored = self._stored.get(action, [])
-            found = next((fault for fault in stored if not (first_page and fault.later_pages)), None)
+            served = (fault for fault in stored if not ((first_page and fault.later_pages) or (by_id and fault.empty)))
+            found = next(served, None)
             if found and not found.forever:
                 stored.remove(found)
             cleared = self._cleared

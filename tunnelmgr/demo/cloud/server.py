@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _FORM = "application/x-www-form-urlencoded"
+_EMPTY = b"""\
+<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>lab</requestId><reservationSet/>\
+</DescribeInstancesResponse>"""
 
 
 class LabCloud:
@@ -64,9 +67,12 @@ class LabCloud:
         action = form.get("Action") or environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
         with self._lock:
             self._calls[action] += 1
-        fault = self._faults.take(action, first_page="NextToken" not in form)
+        by_id = "instance-id" in form.values() or "InstanceId.1" in form
+        fault = self._faults.take(action, first_page="NextToken" not in form, by_id=by_id)
         if fault and fault.code:
             return _answer(start_response, fault.status, *_error(fault.code, in_xml=is_form))
+        if fault and fault.empty:
+            return _answer(start_response, HTTPStatus.OK, _EMPTY, "text/xml")
         instance = form.get("InstanceId", "")
         if action == "GetConsoleOutput" and self._fleet.knows(instance):
             return _answer(start_response, HTTPStatus.OK, self._console_output(instance), "text/xml")

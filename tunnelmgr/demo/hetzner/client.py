@@ -80,7 +80,8 @@ class _Commands(Protocol):
         """Let the next calls fail; `call` is `list` or `get`, and `fault` the fields of a `HetznerFault`.
 
         `status=503` answers so; `cut=0.5` breaks the connection half-way through the answer, `cut=0` before it;
-        `stall=5` waits so many seconds, at most until `clear_faults`; `forever` and `later_pages` are as for EC2.
+        `empty=True` makes a listing succeed with no server; `stall=5` waits so many seconds, at most until
+        `clear_faults`; `forever` and `later_pages` are as for EC2.
         """
         self.command("fault", call, [fault] * times)
 

@@ -127,16 +127,20 @@ class LabHetzner:
         elif not had:
             answer = _error(HTTPStatus.TOO_MANY_REQUESTS)
         else:
-            answer = self._listed(query) if call == "list" else self._one(parts.path)
+            answer = (
+                self._listed(query, empty=fault is not None and fault.empty)
+                if call == "list"
+                else self._one(parts.path)
+            )
         share = fault.cut if isinstance(fault, HetznerFault) else None
         return Answer(answer.status, answer.body, answer.kind, share)
 
-    def _listed(self, query: Mapping[str, list[str]]) -> Answer:
+    def _listed(self, query: Mapping[str, list[str]], *, empty: bool) -> Answer:
         try:
             page, size = int(query.get("page", ["1"])[0]), min(50, int(query.get("per_page", ["25"])[0]))
             if self.before_page:
                 self.before_page(page)
-            found = self.fleet.select(query.get("label_selector", [""])[0], query.get("sort", []))
+            found = [] if empty else self.fleet.select(query.get("label_selector", [""])[0], query.get("sort", []))
         except ValueError as wrong:
             return _error(HTTPStatus.BAD_REQUEST, message=str(wrong))
         last = max(1, math.ceil(len(found) / size))

@@ -20,14 +20,17 @@ CREATE TABLE pin (
     incarnation TEXT NOT NULL,
     method      TEXT NOT NULL,
     keys        TEXT NOT NULL,  -- JSON array of "type base64"
-    detail      TEXT NOT NULL
+    detail      TEXT NOT NULL,
+    possessed   TEXT NOT NULL   -- JSON array of the keys that the agent has shown in a handshake
 ) STRICT;
 
 CREATE TABLE quarantine (
     agent       TEXT PRIMARY KEY REFERENCES agent (id) ON DELETE CASCADE,
     since       REAL NOT NULL,
     code        TEXT NOT NULL,
-    message     TEXT NOT NULL
+    message     TEXT NOT NULL,
+    disputed    TEXT NOT NULL,  -- JSON array of the keys over which a handshake may still decide
+    examined    INTEGER NOT NULL
 ) STRICT;
 
 -- Host keys made for machines that are to be launched; the private halves are never here.

@@ -1,0 +1,165 @@
+"""A listing that succeeds and lacks agents: who is asked for, and how long the others stay."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.missing import LONGEST_ABSENCE, completed, missing, patience
+
+if TYPE_CHECKING:
+    from tests.core.conftest import Story
+    from tunnelmgr.core.agent import Agent
+
+
+def fleet(story: Story, count: int) -> list[Agent]:
+    """Let the cloud list so many agents."""
+    agents = [story.agent(f"agent-{number}") for number in range(count)]
+    story.listed(*agents)
+    return agents
+
+
+def present(story: Story) -> int:
+    """Return how many agents are there."""
+    return sum(record.present for record in story.world.records.values())
+
+
+def test_two_empty_listings_in_a_row_take_nobody_away_at_once(story: Story) -> None:
+    """Half a second apart they are one hiccup; the source says how many are missing and for how long they stay."""
+    fleet(story, 300)
+
+    for _ in range(2):
+        story.listed()
+        story.now += 0.5
+
+    view = story.world.sources["cloud"]
+    assert present(story) == 300
+    assert (view.ok, view.missing) == (False, 300)
+    assert view.error == ("its listing lacks 300 of 300 agents: 0 were found by their ids, 300 stay for up to 45 s")
+
+
+def test_a_fleet_that_is_scaled_to_zero_without_a_word_is_gone_within_a_minute(story: Story) -> None:
+    """Polls that are ten seconds apart need no more."""
+    fleet(story, 300)
+    began = story.now
+
+    while present(story):
+        story.now += 10
+        story.listed()
+
+    assert story.now - began <= 60
+    story.listed()
+    assert (story.world.sources["cloud"].ok, story.world.sources["cloud"].missing) == (True, 0)
+
+
+def test_the_agents_that_a_listing_has_again_begin_anew(story: Story) -> None:
+    """A later absence is another one."""
+    agents = fleet(story, 10)
+    story.listed()
+    story.now += 40
+    story.listed(*agents)
+    story.now += 40
+    story.listed()
+    story.now += 10
+
+    story.listed()
+
+    assert present(story) == 10
+
+
+@pytest.mark.parametrize(("lacks", "seconds"), [(1, 0.0), (75, 0.8), (150, 5.6), (270, 33.0), (300, 45.0)])
+def test_the_wait_grows_with_the_share_that_is_missing(lacks: int, seconds: float) -> None:
+    """One of many is gone with the second listing, all of them only after most of a minute."""
+    assert patience(lacks, 300) == pytest.approx(seconds, abs=0.3)
+
+
+@settings(derandomize=True, database=None)
+@given(present=st.integers(1, 10_000))
+def test_the_wait_is_never_longer_than_the_longest(present: int) -> None:
+    """More missing never wait for a shorter time."""
+    waits = [patience(lacks, present) for lacks in range(1, present + 1, max(1, present // 50))]
+
+    assert all(shorter <= longer for shorter, longer in pairwise(waits))
+    assert max(waits) <= LONGEST_ABSENCE
+
+
+def test_those_that_the_listing_explains_are_not_asked_for(story: Story) -> None:
+    """Neither those that have ended, nor any where the answer is half or the file's."""
+    here, ended, outside, lacking = agents = fleet(story, 4)
+    listing = Snapshot(frozenset({here}), gone=frozenset({ended.id}), outside=frozenset({outside.id}))
+
+    assert missing(story.world, "cloud", listing) == (lacking,)
+    assert missing(story.world, "file", listing) == ()
+    assert missing(story.world, "cloud", Snapshot(frozenset(), failures=("throttled",))) == ()
+    assert missing(story.world, "cloud", Snapshot(frozenset(), absence_is_proof=True)) == ()
+    assert set(missing(story.world, "cloud", Snapshot(frozenset()))) == set(agents)
+
+
+def test_what_was_learnt_by_id_completes_the_listing(story: Story) -> None:
+    """Found, ended and outside are kept apart; a failure makes it half an answer."""
+    listed, found, ended, outside = (story.agent(name) for name in ("listed", "found", "ended", "outside"))
+    answer = Snapshot(
+        frozenset({found}), frozenset({ended.id}), failures=("b: throttled",), outside=frozenset({outside.id})
+    )
+
+    assert completed(Snapshot(frozenset({listed}), failures=("a",)), answer) == Snapshot(
+        frozenset({listed, found}),
+        frozenset({ended.id}),
+        failures=("a", "b: throttled"),
+        outside=frozenset({outside.id}),
+        unlisted=frozenset({found.id}),
+    )
+
+
+def test_agents_that_were_found_by_their_ids_stay_and_the_source_is_shown_as_failing(story: Story) -> None:
+    """Its listings cannot be relied upon while they lack most of what is there."""
+    agents = fleet(story, 4)
+
+    for _ in range(3):
+        story.now += 600
+        story.listed(*agents, unlisted=frozenset(agent.id for agent in agents[:3]))
+
+    view = story.world.sources["cloud"]
+    assert present(story) == 4
+    assert (view.ok, view.missing) == (False, 3)
+    assert view.error is not None
+    assert "lacks 3 of 4 agents: 3 were found by their ids, 0 stay" in view.error
+
+
+def test_agents_that_were_taken_out_of_the_source_leave_with_the_second_listing(story: Story) -> None:
+    """That they have other labels explains why they are not listed, however many they are."""
+    agents = fleet(story, 4)
+    outside = frozenset(agent.id for agent in agents)
+
+    story.listed(outside=outside)
+    assert present(story) == 4
+    story.listed(outside=outside)
+
+    assert present(story) == 0
+
+
+def test_an_agent_that_has_ended_leaves_at_once_though_most_of_the_fleet_is_missing(story: Story) -> None:
+    """What is known to be over waits for nobody."""
+    agents = fleet(story, 4)
+
+    story.listed(gone=frozenset({agents[0].id}))
+
+    assert present(story) == 3
+    assert not story.record(agents[0]).present
+
+
+def test_an_absence_that_goes_on_writes_nothing_more(story: Story) -> None:
+    """A poll twice a second would wear the disk."""
+    fleet(story, 4)
+    story.listed()
+    story.listed()
+    before = dict(story.world.records)
+
+    story.listed()
+
+    assert all(story.world.records[id_] is record for id_, record in before.items())
