@@ -4,14 +4,15 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tunnelmgr.core.registry import classify
 from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate import catalog
 from tunnelmgr.gate.answers import Answer
-from tunnelmgr.gate.catalog import RegistryPage, visible_catalog
+from tunnelmgr.gate.catalog import FILTERED, CatalogSearch, Fetch, RegistryPage
 from tunnelmgr.gate.exchange import Limits
 from tunnelmgr.gate.session import Gate
 
@@ -42,10 +43,20 @@ class FakeCatalog:
         return RegistryPage(200, body, has_next=len(left) > size)
 
 
+async def go_on() -> None:
+    """Be a checkpoint that nobody waits at."""
+
+
+def search(fetch: Fetch, visible: str = "", **how: Any) -> CatalogSearch:  # noqa: ANN401 - the fields of CatalogSearch
+    """Return a search for names that begin so."""
+    parts = {"checkpoint": go_on, "turn": asyncio.Semaphore(1)} | how
+    return CatalogSearch(fetch, lambda name: name.startswith(visible), **parts)
+
+
 async def look(fetch: FakeCatalog, query: str = "", visible: str = "open/") -> tuple[list[str], str]:
     """Ask for one page; returns its names and the query of the next."""
     request = classify("GET", f"/v2/_catalog{query}")
-    answer = await visible_catalog(request, fetch, lambda name: name.startswith(visible), close=False)
+    answer = await search(fetch, visible).page(request, close=False)
     return listed(answer), next_query(answer.link)
 
 
@@ -119,16 +130,100 @@ async def test_a_page_of_no_names_costs_nothing() -> None:
 
 
 async def test_the_search_is_bounded() -> None:
-    """What was found until then is a page, with a link; nothing at all is an error that says what to do."""
+    """What was found until then is a page, with a link; finding nothing is an error that says what to do."""
     few = FakeCatalog(NAMES, most=1)
 
-    with pytest.raises(RegistryUnavailableError, match="ask for them by name"):
+    with pytest.raises(RegistryUnavailableError, match="ask for it by name"):
         await look(few)
     names, query = await look(few, "?last=hidden/100")
 
     assert len(few.targets) <= 2 * 101
     assert names
     assert query == f"?last=open%2F{names[-1][-3:]}&n=100"
+
+
+async def test_the_search_ends_in_time() -> None:
+    """What was found by then is a page with a link; finding nothing by then is an error that says what to do."""
+    stalls = asyncio.Event()
+
+    async def slow(target: str) -> RegistryPage:
+        if "last" in target:
+            await stalls.wait()
+        return RegistryPage(200, b'{"repositories": ["open/1", "open/2"]}', has_next=True)
+
+    asked = classify("GET", "/v2/_catalog?n=5")
+    answer = await search(slow, "open/", patience=0.02).page(asked, close=False)
+    assert (listed(answer), next_query(answer.link)) == (["open/1", "open/2"], "?last=open%2F2&n=5")
+
+    with pytest.raises(RegistryUnavailableError, match=r"within 0\.02 s: ask for it by name"):
+        await search(slow, "mine/", patience=0.02).page(asked, close=False)
+
+
+async def test_an_agent_has_one_search_at_a_time() -> None:
+    """A second search waits for the first one, and no longer than a search may take."""
+    turn, running, most = asyncio.Semaphore(1), 0, 0
+
+    async def counted(_: str) -> RegistryPage:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return RegistryPage(200, b'{"repositories": ["open/1"]}', has_next=False)
+
+    asked = classify("GET", "/v2/_catalog")
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(5):
+            tasks.create_task(search(counted, turn=turn).page(asked, close=False), name="search")
+    assert most == 1
+
+    async with turn:
+        with pytest.raises(RegistryUnavailableError, match="or again later"):
+            await search(counted, turn=turn, patience=0.01).page(asked, close=False)
+
+
+async def test_other_agents_run_while_names_are_filtered() -> None:
+    """A page of a thousand names has a checkpoint every few names."""
+    passed = 0
+
+    async def checkpoint() -> None:
+        nonlocal passed
+        passed += 1
+
+    names = [f"open/{number}" for number in range(10 * FILTERED)]
+
+    async def fetch(_: str) -> RegistryPage:
+        return RegistryPage(200, json.dumps({"repositories": names}).encode(), has_next=False)
+
+    await search(fetch, checkpoint=checkpoint).page(classify("GET", "/v2/_catalog"), close=False)
+
+    assert passed == 10
+
+
+async def test_a_search_that_ran_out_of_time_leaves_no_answer_for_the_next_request(
+    talk: "Talk", gate_for: Grants, scripted: "Scripted", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection on which a page was still awaited is not used again."""
+    monkeypatch.setattr(catalog, "PATIENCE", 0.05)
+    late = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"last=" in head:
+            await late.wait()
+        body = b'{"repositories": ["team/app"]}' if b"_catalog" in head else b"{}"
+        more = b"Link: </v2/_catalog?last=x>; rel=next\r\n" if b"_catalog" in head else b""
+        writer.write(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (more, len(body), body))
+        await script(reader, writer)
+
+    async with scripted(script) as registry, talk(gate_for(), registry.endpoint) as agent:
+        page = await agent.ask("GET", "/v2/_catalog?n=10")
+        late.set()
+        after = await agent.ask("GET", "/v2/")
+
+    assert json.loads(page.body) == {"repositories": ["team/app"]}
+    assert after.body == b"{}"
+    assert registry.connections == 2
 
 
 @pytest.mark.parametrize(
@@ -151,7 +246,7 @@ async def test_a_page_that_is_none_is_the_registrys_fault(page: RegistryPage) ->
         return page
 
     with pytest.raises(RegistryUnavailableError):
-        await visible_catalog(classify("GET", "/v2/_catalog"), fetch, lambda _: True, close=False)
+        await search(fetch).page(classify("GET", "/v2/_catalog"), close=False)
 
 
 @pytest.mark.parametrize("body", [b'{"repositories": null}', b'{"repositories": []}'])
@@ -161,7 +256,7 @@ async def test_an_empty_page_is_the_end(body: bytes) -> None:
     async def fetch(_: str) -> RegistryPage:
         return RegistryPage(200, body, has_next=True)
 
-    answer = await visible_catalog(classify("GET", "/v2/_catalog"), fetch, lambda _: True, close=False)
+    answer = await search(fetch).page(classify("GET", "/v2/_catalog"), close=False)
 
     assert listed(answer) == []
 

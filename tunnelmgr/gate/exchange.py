@@ -135,6 +135,13 @@ class Exchange:
 
     async def fetch(self, head: RequestHead, target: str) -> RegistryPage:
         """Get a page of the registry's that is not for the agent's eyes; raises RegistryUnavailableError."""
+        try:
+            return await self._fetch(head, target)
+        except BaseException:
+            self._link.abort()  # what is left of the answer must not be taken for the next one
+            raise
+
+    async def _fetch(self, head: RequestHead, target: str) -> RegistryPage:
         wire = f"GET {target} HTTP/1.1\r\nHost: {head.host}\r\nAccept: application/json\r\n\r\n"
         answer = await self._link.ask("GET", wire.encode())
         body = bytearray()

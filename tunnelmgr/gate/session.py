@@ -27,7 +27,7 @@ from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateClosedError, GateError, MalformedRequestError
 from tunnelmgr.gate.answers import Answer, refusal
 from tunnelmgr.gate.caller import Caller, NoRequestLog, RequestLog
-from tunnelmgr.gate.catalog import visible_catalog
+from tunnelmgr.gate.catalog import CatalogSearch
 from tunnelmgr.gate.claims import Claims
 from tunnelmgr.gate.deletion import Deleting
 from tunnelmgr.gate.entry import Entry
@@ -219,8 +219,13 @@ class Session:
         head, request, exchange = permitted.head, permitted.request, permitted.exchange
         match request.action:
             case Action.CATALOG:
-                visible = partial(may_see, policy=permitted.policy)
-                return await visible_catalog(request, partial(exchange.fetch, head), visible, close=head.ends_channel)
+                search = CatalogSearch(
+                    fetch=partial(exchange.fetch, head),
+                    visible=partial(may_see, policy=permitted.policy),
+                    checkpoint=self._agent.checkpoint,
+                    turn=self._gate.searching.of(self._caller.agent),
+                )
+                return await search.page(request, close=head.ends_channel)
             case Action.PUSH:
                 return await self._pushing.carry(permitted)
             case Action.DELETE:
