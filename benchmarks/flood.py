@@ -1,11 +1,12 @@
-"""What one agent that floods costs another: its small requests, its entries in the audit log, and the disk.
+"""What agents that flood cost another one: its small requests, its entries in the audit log, and the disk.
 
 One agent runs a program that sends requests without waiting for an answer, on 4, 64 and 128 channels at once: requests
 that are refused, `/v2/`, manifests that do not exist, the well-known path, bodies in chunks of one byte, the catalog.
-Another agent asks for a small manifest thirty times a second. Rounds with and without the flood take turns. The
-flooding agent's own processes run at the lowest priority: a real one has a machine of its own. Needs root.
+Then 12, 32 and 100 agents flood their SSH connections with IGNORE messages. Another agent asks for a small manifest
+thirty times a second; rounds with and without a flood take turns. The flooding agents' own processes run at the lowest
+priority: a real one has a machine of its own. Needs root.
 
-    python benchmarks/flood.py [--seconds 10] [--kinds refused missing] [--channels 4 128] [--json FILE]
+    python benchmarks/flood.py [--seconds 10] [--kinds refused missing] [--channels 4 128] [--hostile 12] [--json FILE]
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncssh
 from content import push_manifest
 from crowd import Member
 from figures import Bar, percentile, publish, table
@@ -24,12 +26,16 @@ from flooding import KINDS
 from peers import machine
 from pulls import MANIFESTS, MIB, fetch, request
 
-from tunnelmgr.demo.agents import LabAgent
+from tunnelmgr.demo.agents import LabAgent, yield_cpu
 from tunnelmgr.demo.controller import LabController
 from tunnelmgr.demo.lab import Lab
+from tunnelmgr.demo.processes import until
 
 PAUSE = 0.03
 CHANNELS = (4, 64, 128)
+USUAL = ("refused", "base", "missing", "well-known", "chunks-1", "catalog")
+HOSTILE = (12, 32, 100)
+FIRST_PORT = 20_000
 SOON = 20.0
 """Milliseconds under which a small request is fast enough, whatever it takes when nobody floods."""
 GROWTH = 100_000
@@ -92,8 +98,9 @@ class Site:
         load = None
         if channels:
             script = str(Path(__file__).with_name("flooding.py"))
-            words = ["nice", "-n", "19", sys.executable, script, "5000", kind, str(channels), str(seconds + 1)]
+            words = [sys.executable, script, "5000", kind, str(channels), str(seconds + 1)]
             load = self._bad.popen(words, log=self._controller.folder / "flood.log")
+            yield_cpu(load.pid)
             time.sleep(0.5)
         written = self._written()
         began = time.monotonic()
@@ -106,6 +113,35 @@ class Site:
             sent = json.loads(lines[-1])[0]
             self._forget_flood()
         return Round(kind, channels, found, growth, len(found) - self._audited_pulls(len(found)), sent)
+
+    def crowd(self, count: int, seconds: float) -> Round:
+        """Ask while so many agents flood their connections with messages that carry nothing."""
+        folder = self._controller.folder / f"hostile-{count}"
+        keys = host_keys(folder, count)
+        words = [sys.executable, str(Path(__file__).with_name("hostile.py")), str(count), str(FIRST_PORT), str(folder)]
+        load = self._bad.popen(words, log=folder / "log")
+        until(lambda: "ready" in (folder / "log").read_text(), "the hostile agents listen", timeout=30)
+        yield_cpu(load.pid)
+        members = [Member(f"hostile-{at}", self._bad.ip, FIRST_PORT + at, key).toml for at, key in enumerate(keys)]
+        before = self._controller.file.read_text()
+        self._controller.file.write_text(before + "".join(members))
+        try:
+            self._controller.client.reload()
+            until(lambda: self._up() >= count + 2, "the hostile agents are up", timeout=60)
+            time.sleep(2)  # the flood begins a second after the first probe
+            written, began = self._written(), time.monotonic()
+            found = asks(self._good, self._manifest, seconds)
+            growth = (self._written() - written) / (time.monotonic() - began)
+            up = self._up()
+        finally:
+            load.end()
+            self._controller.file.write_text(before)
+            self._controller.client.reload()
+        unaudited = len(found) - self._audited_pulls(len(found))
+        return Round(f"ignores, {up - 2} still up", count, found, growth, unaudited, 0)
+
+    def _up(self) -> int:
+        return int(self._controller.client.status()["up"])
 
     def _forget_flood(self) -> None:
         """Drop what the flooding agent's sshd still holds: it buffers 16 MiB a channel (OpenSSH's CHAN_INPUT_MAX)."""
@@ -138,6 +174,15 @@ class Site:
     def audit(self) -> dict[str, object]:
         """How the daemon says that its audit log does."""
         return dict(self._controller.client.status()["audit"])
+
+
+def host_keys(folder: Path, count: int) -> list[str]:
+    """Make so many host keys in a folder; return their public halves."""
+    folder.mkdir()
+    keys = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(count)]
+    for number, key in enumerate(keys):
+        key.write_private_key(folder / str(number))
+    return [" ".join(key.export_public_key().decode().split()[:2]) for key in keys]
 
 
 def asks(agent: LabAgent, manifest: str, seconds: float) -> tuple[float, ...]:
@@ -175,8 +220,9 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each round")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["refused", "base", "missing", "well-known"])
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=USUAL)
     parser.add_argument("--channels", nargs="+", type=int, default=CHANNELS)
+    parser.add_argument("--hostile", nargs="*", type=int, default=HOSTILE, help="agents that flood with IGNOREs")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     rounds: list[Round] = []
@@ -186,6 +232,8 @@ def main() -> int:
         for kind in options.kinds:
             rounds.append(site.round("nothing", 0, options.seconds))
             rounds += [site.round(kind, channels, options.seconds) for channels in options.channels]
+        rounds.append(site.round("nothing", 0, options.seconds))
+        rounds += [site.crowd(count, options.seconds) for count in options.hostile]
         audit = site.audit
     quiet = percentile([one.p99 for one in rounds if not one.channels], 0.5)
     loud = [one for one in rounds if one.channels]

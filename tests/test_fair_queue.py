@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from tunnelmgr import fair_queue as module
 from tunnelmgr.fair_queue import (
-    CREDIT,
     LIMIT,
     NO_OP_BURST,
     NO_OP_SHARE,
+    QUANTUM,
+    REFILL,
     SLICE,
     FairQueue,
     NoOpBudget,
@@ -25,10 +26,11 @@ LOCAL: contextvars.ContextVar[str] = contextvars.ContextVar("LOCAL", default="")
 
 
 class CpuTime:
-    """The thread's CPU time, which only the tests' steps use."""
+    """The thread's CPU time, which only the tests' steps use, and the time of day."""
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.clock = 0.0
 
     def __call__(self) -> float:
         """Return the CPU seconds used so far."""
@@ -40,7 +42,15 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> CpuTime:
     """Have the queue measure by a clock of ours."""
     cpu = CpuTime()
     monkeypatch.setattr(module, "thread_time", cpu)
+    monkeypatch.setattr(module, "monotonic", lambda: cpu.clock)
     return cpu
+
+
+def backlogged(queue: FairQueue) -> Share:
+    """Return the share of an agent that has used up its credit."""
+    share = Share(queue)
+    share.credit = -QUANTUM
+    return share
 
 
 class Steps:
@@ -75,7 +85,7 @@ class Steps:
 async def test_a_step_runs_at_once_while_the_slice_lasts(cpu: CpuTime) -> None:
     """An agent that is alone waits for nothing but the end of a slice."""
     queue, steps = FairQueue(), Steps(cpu)
-    share = Share(queue)
+    share = backlogged(queue)
 
     assert share.run(steps.of("first", SLICE / 2))
     assert share.run(steps.of("second", SLICE / 2))
@@ -85,22 +95,60 @@ async def test_a_step_runs_at_once_while_the_slice_lasts(cpu: CpuTime) -> None:
     assert steps.ran == ["first", "second", "third"]
 
 
-async def test_the_share_with_the_least_cpu_time_goes_first(cpu: CpuTime) -> None:
-    """A small request goes before the steps of those that have used more, however many of them wait."""
+async def test_a_sparse_share_goes_before_those_with_a_backlog(cpu: CpuTime) -> None:
+    """A small request is served before the steps of those that always have some waiting, however many they are.
+
+    It may have used more CPU time than each of them: a hundred that flood get a hundredth each.
+    """
     queue, steps = FairQueue(), Steps(cpu)
-    heavy = [Share(queue) for _ in range(100)]
-    for number, share in enumerate(heavy):
-        share.run(steps.of(f"heavy {number}"))
-        share.run(steps.of(f"heavy {number}"))
-    await steps.until_run(101)
+    for number in range(100):
+        share = backlogged(queue)
+        for _ in range(2):
+            share.enqueue(steps.of(f"heavy {number}"))
+    await steps.until_run(50)
 
     light = Share(queue)
+    light.charge(QUANTUM / 2)
     before = len(steps.ran)
-    light.run(steps.of("light", 0.0001))
-    light.run(steps.of("light", 0.0001))
-    await steps.until_run(before + 2)
+    for _ in range(3):
+        light.run(steps.of("light", 0.0001))
+    await steps.until_run(before + 3)
 
-    assert steps.ran[before : before + 2] == ["light", "light"]
+    assert steps.ran[before : before + 3] == ["light"] * 3
+
+
+async def test_among_those_with_a_backlog_the_one_with_the_least_cpu_time_goes_first(cpu: CpuTime) -> None:
+    """An agent that has just begun to flood goes before one that has flooded for long."""
+    queue, steps = FairQueue(), Steps(cpu)
+    old, young = backlogged(queue), backlogged(queue)
+    old.charge(1.0)
+    for _ in range(3):
+        old.enqueue(steps.of("old"))
+        young.enqueue(steps.of("young"))
+
+    await steps.until_run(6)
+
+    assert steps.ran == ["young"] * 3 + ["old"] * 3
+
+
+async def test_credit_comes_back_slowly_and_only_while_nothing_waits(cpu: CpuTime) -> None:
+    """Who uses less than a tenth of the time stays sparse; who floods does not become sparse by waiting."""
+    queue, steps = FairQueue(), Steps(cpu)
+    flooding, now_and_then = backlogged(queue), Share(queue)
+    for _ in range(3):
+        flooding.enqueue(steps.of("flood"))
+        cpu.clock += 1000.0
+    await steps.until_run(1)
+    assert not flooding.sparse
+
+    for _ in range(100):
+        now_and_then.run(steps.of("small", 0.001))
+        await steps.until_run(len(steps.ran))
+        cpu.clock += 0.0011 / REFILL
+        await asyncio.sleep(0)
+    assert now_and_then.sparse
+    now_and_then.rest(cpu.clock + 1000.0, 0.0)
+    assert now_and_then.credit == QUANTUM
 
 
 async def test_an_iteration_of_the_loop_gives_one_slice_to_those_that_wait(cpu: CpuTime) -> None:
@@ -118,7 +166,7 @@ async def test_an_iteration_of_the_loop_gives_one_slice_to_those_that_wait(cpu: 
 async def test_shares_that_flood_get_equal_cpu_time(cpu: CpuTime) -> None:
     """A share with long steps gets fewer of them."""
     queue, steps = FairQueue(), Steps(cpu)
-    long, short = Share(queue), Share(queue)
+    long, short = backlogged(queue), backlogged(queue)
     for _ in range(40):
         long.enqueue(steps.of("long", 4 * SLICE))
     for _ in range(160):
@@ -130,37 +178,56 @@ async def test_shares_that_flood_get_equal_cpu_time(cpu: CpuTime) -> None:
 
 
 async def test_idle_time_is_not_saved_up(cpu: CpuTime) -> None:
-    """A share that was idle for long goes first for `CREDIT` seconds, and then takes turns."""
+    """A share that was idle for long goes first for `QUANTUM` seconds, and then takes turns."""
     queue, steps = FairQueue(), Steps(cpu)
-    busy, idle = Share(queue), Share(queue)
+    busy, idle = backlogged(queue), Share(queue)
     for _ in range(200):
         busy.enqueue(steps.of("busy"))
     await steps.until_run(100)
+    cpu.clock += 1000.0
 
     for _ in range(50):
         idle.enqueue(steps.of("idle"))
     await steps.until_run(150)
 
     first_busy = steps.ran.index("busy", 100)
-    assert first_busy - 100 <= CREDIT / SLICE + 2
-    assert abs(steps.ran[first_busy:150].count("busy") - steps.ran[first_busy:150].count("idle")) <= 2
+    assert first_busy - 100 <= QUANTUM / SLICE + 2
+    assert abs(steps.ran[first_busy:150].count("busy") - steps.ran[first_busy:150].count("idle")) <= 12
 
 
-async def test_who_is_behind_may_overrun_the_slice_up_to_a_limit(cpu: CpuTime) -> None:
+async def test_a_sparse_share_may_overrun_the_slice_up_to_a_limit(cpu: CpuTime) -> None:
     """A small request does not wait for the next iteration, unless this one has taken too long already."""
     queue, steps = FairQueue(), Steps(cpu)
-    busy, light, late = Share(queue), Share(queue), Share(queue)
-    busy.run(steps.of("warm up", 10 * CREDIT))
-    await steps.until_run(1)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    busy, light, late = backlogged(queue), Share(queue), Share(queue)
 
     assert busy.run(steps.of("busy", SLICE))
     assert not busy.run(steps.of("busy"))
     assert light.run(steps.of("light", LIMIT))
     assert not late.run(steps.of("late"))
-    await steps.until_run(5)
-    assert steps.ran[-2:] == ["late", "busy"]
+    await steps.until_run(4)
+    assert steps.ran == ["busy", "light", "late", "busy"]
+
+
+async def test_a_step_ends_after_a_slice_and_with_the_iterations_slice_unless_it_is_sparse(cpu: CpuTime) -> None:
+    """What a step is told about its time depends on its share's claim."""
+    queue = FairQueue()
+    told: list[bool] = []
+
+    def look(seconds: float) -> Callable[[], None]:
+        def step() -> None:
+            cpu.now += seconds
+            told.append(queue.out_of_time)
+
+        return step
+
+    backlogged(queue).run(look(SLICE / 2))
+    backlogged(queue).run(look(SLICE * 0.6))
+    Share(queue).run(look(SLICE / 2))
+    Share(queue).run(look(SLICE))
+
+    assert told == [False, True, False, True]
+    assert queue.out_of_time
+    assert Share(queue).out_of_time
 
 
 async def test_steps_of_one_share_keep_their_order(cpu: CpuTime) -> None:
@@ -246,7 +313,7 @@ async def test_a_step_that_raises_does_not_stop_the_queue(cpu: CpuTime) -> None:
 async def test_what_is_used_outside_of_steps_can_be_charged(cpu: CpuTime) -> None:
     """A share that was charged goes after one that was not."""
     queue, steps = FairQueue(), Steps(cpu)
-    charged, other = Share(queue), Share(queue)
+    charged, other = backlogged(queue), backlogged(queue)
     charged.charge(1.0)
     charged.enqueue(steps.of("charged"))
     other.enqueue(steps.of("other"))
@@ -276,7 +343,7 @@ def test_a_light_share_waits_for_one_step_however_many_flood(floods: list[float]
     async def play() -> None:
         queue, steps = FairQueue(), Steps(cpu)
         for number, seconds in enumerate(floods):
-            share = Share(queue)
+            share = backlogged(queue)
             for _ in range(200):
                 share.enqueue(steps.of(f"flood {number}", seconds))
         light = Share(queue)
@@ -292,6 +359,7 @@ def test_a_light_share_waits_for_one_step_however_many_flood(floods: list[float]
     with pytest.MonkeyPatch.context() as patch:
         cpu = CpuTime()
         patch.setattr(module, "thread_time", cpu)
+        patch.setattr(module, "monotonic", lambda: cpu.clock)
         asyncio.run(play())
 
 
@@ -352,7 +420,7 @@ async def test_a_scheduled_coroutine_raises_what_it_raises() -> None:
 async def test_a_task_that_waits_for_its_turn_can_be_cancelled(cpu: CpuTime) -> None:
     """It is told at once, cleans up, and its turn goes to the next one."""
     queue, steps = FairQueue(), Steps(cpu)
-    share = Share(queue)
+    share = backlogged(queue)
     cleaned: list[str] = []
 
     async def work(name: str) -> None:
@@ -365,7 +433,7 @@ async def test_a_task_that_waits_for_its_turn_can_be_cancelled(cpu: CpuTime) -> 
     async with asyncio.TaskGroup() as tasks:
         one, _ = (tasks.create_task(share.scheduled(work(name)), name=name) for name in "ab")
         await asyncio.sleep(0)
-        Share(queue).run(steps.of("uses the slice up"))
+        backlogged(queue).run(steps.of("uses the slice up"))
         share.enqueue(steps.of("queued"))
         await asyncio.sleep(0)
         one.cancel()

@@ -8,11 +8,15 @@ iteration of the loop has time left and nobody with a better claim waits; otherw
 
 - Each iteration of the loop gives `SLICE` seconds to steps; then the loop polls its sockets and timers. A step is short
   by itself, or calls `Share.checkpoint` (in a task) or looks at `Share.out_of_time` often enough to be short.
-- A share that is behind the others runs at once even if the slice is used up, unless the iteration has taken `LIMIT`.
-- The claim is virtual time, as in Linux's Completely Fair Scheduler (Documentation/scheduler/sched-design-CFS.rst): a
-  share's virtual time grows by the CPU time that its steps use, and the share with the least goes first. A share that
-  was idle starts `CREDIT` seconds before the others, and no earlier. So a small request waits for the end of one slice,
-  however many agents flood, and an agent that is alone may have all of the loop's time.
+- Sparse shares go first, as in FQ-CoDel (RFC 8290, section 4.2): an agent that asks now and then is served before those
+  that always have something waiting. A share is sparse while it has credit; steps use it up, and it grows again, slowly
+  and up to `QUANTUM`, only while nothing of the share waits. A sparse share's step runs at once even if the slice is
+  used up, unless the iteration has taken `LIMIT`.
+- Among the others the claim is virtual time, as in Linux's Completely Fair Scheduler
+  (Documentation/scheduler/sched-design-CFS.rst): a share's virtual time grows by the CPU time that its steps use, and
+  the share with the least goes first. Time in which a share was idle is not saved up.
+- So a small request waits for the end of one slice, however many agents flood, and an agent that is alone may have all
+  of the loop's time.
 - Within a share, steps run in the order in which they came.
 - What is measured is the thread's CPU time (`time.thread_time`): another process on a busy machine is not the agent's
   to pay for.
@@ -27,7 +31,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
 from heapq import heappop, heappush
-from time import thread_time
+from time import monotonic, thread_time
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -37,8 +41,10 @@ SLICE: Final = 0.0005
 """Seconds of CPU time that one iteration of the loop gives to the agents' steps."""
 LIMIT: Final = 0.002
 """Seconds after which nobody runs in an iteration that has begun."""
-CREDIT: Final = 0.005
-"""Seconds of virtual time by which a share that was idle goes before those that were busy."""
+QUANTUM: Final = 0.005
+"""Seconds of CPU time for which a share that was idle goes before those that have a backlog."""
+REFILL: Final = 0.1
+"""Seconds of credit that a second of idleness brings back: who uses less than a tenth of the loop's time is sparse."""
 NO_OP_SHARE: Final = 0.1
 """Of the loop's time, what one agent may use for messages that carry no data."""
 NO_OP_BURST: Final = 0.1
@@ -48,14 +54,15 @@ EARNED: Final = 1 / (16 * 1024 * 1024)
 
 
 class FairQueue:
-    """Gives the loop's time to shares, the one with the least virtual time first."""
+    """Gives the loop's time to shares: the sparse ones first, then the one with the least virtual time."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[float, int, Share]] = []  # a heap
-        self._count = 0  # orders shares of equal virtual time by arrival
-        self._floor = 0.0  # virtual time of the last share that ran: nobody falls far behind it
+        self._waiting: list[tuple[bool, float, int, Share]] = []  # a heap: has a backlog, virtual time, arrival
+        self._count = 0  # orders shares with equal claims by arrival
+        self._floor = 0.0  # virtual time of the last share with a backlog that ran: idle shares go on from there
         self._used = 0.0  # CPU seconds that steps have used in this iteration
-        self._began: float | None = None  # thread time at which the running step began
+        self._running: Share | None = None
+        self._began = 0.0  # thread time at which its step began
         self._deferred: list[Callable[[], object]] = []  # what follows the running step
         self._scheduled = False  # whether `_iterate` runs in the next iteration
 
@@ -75,42 +82,45 @@ class FairQueue:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether the running step should end: this iteration's slice is used up."""
-        return self._used >= SLICE or (self._began is not None and self._elapsed() >= SLICE)
+        """Whether the running step should end: it has used a slice, or this iteration's slice is used up."""
+        share = self._running
+        if share is None:
+            return self._used >= SLICE
+        own = thread_time() - self._began
+        return own >= SLICE or (self._used + own >= SLICE and share.credit <= own)
 
     def may_run(self, share: "Share") -> bool:
         """Whether a step may run now, before those that wait."""
         if share.steps:
             return False
-        share.virtual = max(share.virtual, self._floor - CREDIT)
-        used = self._used if self._began is None else self._elapsed()
-        if used >= (LIMIT if share.virtual < self._floor else SLICE):
+        share.rest(monotonic(), self._floor)
+        used = self._used if self._running is None else self._used + thread_time() - self._began
+        if used >= (LIMIT if share.sparse else SLICE):
             return False
-        return not self._waiting or share.virtual < self._waiting[0][0]
-
-    def _elapsed(self) -> float:
-        return self._used + thread_time() - (self._began or 0.0)
+        return not self._waiting or share.claim < self._waiting[0][:2]
 
     def execute(self, share: "Share", step: Callable[[], Result]) -> Result:
         """Run a step and charge its share."""
-        if self._began is not None:  # a step within a step is part of it
+        if self._running is not None:  # a step within a step is part of it
             return step()
         self._schedule()
-        self._floor = max(self._floor, share.virtual)
+        if not share.sparse:
+            self._floor = max(self._floor, share.virtual)
+        self._running = share
         self._began = began = thread_time()
         try:
             return step()
         finally:
             while self._deferred:
                 self._deferred.pop()()
-            self._began = None
+            self._running = None
             used = thread_time() - began
             self._used += used
-            share.virtual += used
+            share.charge(used)
 
     def defer(self, action: Callable[[], object]) -> bool:
         """Run an action at the end of the step that runs now; return False, and do nothing, if none does."""
-        if self._began is None:
+        if self._running is None:
             return False
         self._deferred.append(action)
         return True
@@ -128,36 +138,64 @@ class FairQueue:
         if not idle:
             self._schedule()  # first: a step that raises must not stop the queue
         while self._waiting and self._used < SLICE:
-            _, _, share = heappop(self._waiting)
+            share = heappop(self._waiting)[3]
             share.queued = False
             try:
                 self.execute(share, share.steps.popleft())
             finally:
                 if share.steps:
                     self._push(share)
+                else:
+                    share.idle_since = monotonic()
 
     def _push(self, share: "Share") -> None:
         if share.queued:
             return
         share.queued = True
-        share.virtual = max(share.virtual, self._floor - CREDIT)
+        if len(share.steps) == 1:
+            share.rest(monotonic(), self._floor)
         self._count += 1
-        heappush(self._waiting, (share.virtual, self._count, share))
+        heappush(self._waiting, (*share.claim, self._count, share))
 
 
 class Share:
     """One agent's part of the loop's time; made once for each connection."""
 
-    __slots__ = ("queue", "queued", "steps", "virtual")
+    __slots__ = ("credit", "idle_since", "queue", "queued", "steps", "virtual")
 
     def __init__(self, queue: FairQueue) -> None:
         self.queue = queue
         self.virtual = 0.0
         """Seconds of CPU time used, comparable with that of other shares (see above)."""
+        self.credit = QUANTUM
+        """Seconds of CPU time for which it is still sparse; below 0 for one that has a backlog."""
+        self.idle_since = monotonic()
+        """When nothing of it waited last, or when its credit was last brought up to date."""
         self.steps: deque[Callable[[], object]] = deque()
         """Steps that wait, in order of arrival."""
         self.queued = False
         """Whether the queue holds it."""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it goes before those that have a backlog."""
+        return self.credit > 0
+
+    @property
+    def claim(self) -> tuple[bool, float]:
+        """What it is ordered by, the best claim first."""
+        return not self.sparse, self.virtual
+
+    def rest(self, now: float, floor: float) -> None:
+        """Bring credit and virtual time up to date, after a time in which nothing of it waited."""
+        self.credit = min(QUANTUM, self.credit + (now - self.idle_since) * REFILL)
+        self.idle_since = now
+        self.virtual = max(self.virtual, floor)
+
+    def charge(self, seconds: float) -> None:
+        """Count CPU time that was used on the agent's behalf."""
+        self.virtual += seconds
+        self.credit = max(-QUANTUM, self.credit - seconds)
 
     def run(self, step: Callable[[], object]) -> bool:
         """Run a step now, or in its turn; return whether now."""
@@ -166,10 +204,6 @@ class Share:
     def enqueue(self, step: Callable[[], object]) -> None:
         """Run a step in its turn, in a later iteration of the loop."""
         self.queue.enqueue(self, step)
-
-    def charge(self, seconds: float) -> None:
-        """Count CPU time that was used on the agent's behalf outside of its steps."""
-        self.virtual += seconds
 
     @property
     def out_of_time(self) -> bool:

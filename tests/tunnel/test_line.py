@@ -11,7 +11,7 @@ import pytest
 
 from tests.tunnel.ssh_server import free_port, tcp_at_work, until
 from tunnelmgr.errors import UnreachableError
-from tunnelmgr.fair_queue import SLICE, Share, fair_queue
+from tunnelmgr.fair_queue import LIMIT, SLICE, Share, fair_queue
 from tunnelmgr.tunnel.dialer import Dialer
 from tunnelmgr.tunnel.fastpath import UNSEEN
 from tunnelmgr.tunnel.line import LARGEST, PUT_OFF, SEND_AHEAD, Line, spare
@@ -203,7 +203,7 @@ async def test_a_connection_whose_turn_has_not_come_is_not_polled() -> None:
     with unread(Recording) as (line, other):
         share = Share(fair_queue(asyncio.get_running_loop()))
         await arrive(line, other, b"hello")
-        share.run(lambda: _use_up(2 * SLICE))
+        share.run(lambda: _use_up(2 * LIMIT))
         line._on_readable()
         assert isinstance(line.protocol, Recording)
         assert line.protocol.calls == ["made"]
@@ -219,7 +219,7 @@ async def test_a_step_that_finds_its_line_ended_does_nothing() -> None:
     """A line may end while its step waits for its turn."""
     with unread(Recording) as (line, other):
         await arrive(line, other, b"hello")
-        Share(fair_queue(asyncio.get_running_loop())).run(lambda: _use_up(2 * SLICE))
+        Share(fair_queue(asyncio.get_running_loop())).run(lambda: _use_up(2 * LIMIT))
         line._on_readable()
         line.abort()
 

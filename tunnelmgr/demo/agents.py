@@ -140,7 +140,7 @@ class LabAgent(Machine):
     def yield_cpu(self) -> None:
         """Run its sshd and every session at the lowest priority: a real agent has a machine of its own."""
         for pid, _ in self._sshd_processes():
-            os.setpriority(os.PRIO_PROCESS, pid, LOWEST_PRIORITY)
+            yield_cpu(pid)
 
     def log(self) -> str:
         """All that sshd has logged."""
@@ -202,6 +202,13 @@ class LabAgent(Machine):
                     continue
                 if title := (place / "cmdline").read_text().rstrip("\0"):  # a zombie has none
                     yield int(place.name), title
+
+
+def yield_cpu(pid: int) -> None:
+    """Run a process at the lowest priority, and with it its group where the kernel schedules by sessions (sched(7))."""
+    os.setpriority(os.PRIO_PROCESS, pid, LOWEST_PRIORITY)
+    with contextlib.suppress(OSError):  # a kernel without autogroups
+        Path(f"/proc/{pid}/autogroup").write_text(str(LOWEST_PRIORITY))
 
 
 def _write_etc(etc: Path, options: AgentOptions) -> str:
