@@ -25,6 +25,7 @@ class Book:
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
         self.is_full = False
+        self.healthy = True
         self.has_room = asyncio.Event()
 
     def note(self, code: str, agent: AgentId | None = None, **facts: object) -> None:
@@ -214,12 +215,15 @@ async def test_an_agent_that_causes_many_entries_waits_for_its_rate(desk: Desk) 
 async def test_an_agent_whose_entries_find_no_room_waits_for_the_disk_and_not_for_ever(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The agent goes on once its entries are written, or once its patience is over; they are lost then, and counted."""
+    """The agent goes on once its entries are written, once its patience is over, or at once if the disk fails."""
     desk.book.is_full = True
     monkeypatch.setattr(auditing, "PATIENCE", 0.01)
     await desk.auditor.settle(AGENT.id)
 
     monkeypatch.setattr(auditing, "PATIENCE", 10.0)
+    desk.book.healthy = False
+    await desk.auditor.settle(AGENT.id)
+    desk.book.healthy = True
     desk.book.has_room.set()
     async with asyncio.timeout(5):
         await desk.auditor.settle(AGENT.id)

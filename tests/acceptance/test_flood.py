@@ -1,0 +1,91 @@
+"""A program on one agent floods the gate: another agent's requests, its audit entries and the disk do not pay."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import IMAGE, Field
+from tunnelmgr.demo.agents import LabAgent, yield_cpu
+from tunnelmgr.demo.images import skopeo_copy
+
+pytestmark = pytest.mark.acceptance
+
+FLOODING = Path(__file__).parents[2] / "benchmarks" / "flooding.py"
+ASKED = ["curl", "-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}"]
+ASKED += ["-H", "Accept: application/vnd.oci.image.manifest.v1+json", "http://localhost:5000/v2/team/app/manifests/1"]
+SECONDS = 4.0
+CHANNELS = 32
+GROWTH = 100_000
+"""Bytes a second by which log and audit may grow together."""
+
+
+@pytest.fixture
+def two(field: Field) -> tuple[LabAgent, LabAgent]:
+    """Have a good and a bad agent up, with an audit that is required, and an image to pull."""
+    good, bad = field.boot("good"), field.boot("bad")
+    field.static(good, bad, probe_interval="2s")
+    head, tail = field.controller.file.read_text().split("\n[ssh]", 1)
+    audit = f'audit = "{field.controller.folder}/audit.jsonl"\naudit_required = true\n'
+    field.controller.file.write_text(f"{head}{audit}\n[ssh]{tail}")
+    field.controller.start()
+    for agent in (good, bad):
+        field.controller.wait_phase(agent.name, "up")
+    field.push(good)
+    bad.yield_cpu()
+    return good, bad
+
+
+@pytest.mark.parametrize("kind", ["refused", "base", "missing", "chunks-1"])
+def test_one_agents_flood_is_paid_by_that_agent(field: Field, two: tuple[LabAgent, LabAgent], kind: str) -> None:
+    """The other agent gets every answer and every entry, the audit loses nothing, and the disk fills slowly."""
+    good, bad = two
+    written = written_by(field)
+    words = [sys.executable, str(FLOODING), "5000", kind, str(CHANNELS), str(SECONDS + 1)]
+    load = bad.popen(words, log=field.folder / "flood.log")
+    yield_cpu(load.pid)
+
+    began = time.monotonic()
+    statuses = []
+    while time.monotonic() - began < SECONDS:
+        statuses.append(good.run(ASKED, timeout=30, check=True).stdout)
+    grown = (written_by(field) - written) / (time.monotonic() - began)
+    load.end()
+
+    assert set(statuses) == {"200"}
+    assert len(statuses) > SECONDS
+    assert grown < GROWTH
+    audit = field.controller.client.status()["audit"]
+    assert audit == {"ok": True, "error": None, "lost": 0, "lost_recently": False}
+    assert field.controller.agent("good")["phase"] == "up"
+    field.controller.stop()
+    assert counted(field, "static:good", "GET") == len(statuses)
+
+
+def test_a_pull_succeeds_beside_a_flood(field: Field, two: tuple[LabAgent, LabAgent]) -> None:
+    """A real client pulls a whole image while another agent's program floods."""
+    good, bad = two
+    load = bad.popen([sys.executable, str(FLOODING), "5000", "refused", "128", "30"], log=field.folder / "flood.log")
+    yield_cpu(load.pid)
+
+    pulled = skopeo_copy(good, IMAGE, f"oci:{field.folder / 'pulled'}:1")
+
+    load.end()
+    assert pulled.returncode == 0, pulled.stderr
+
+
+def written_by(field: Field) -> int:
+    """Return the bytes of the log and the audit log."""
+    return field.controller.log_file.stat().st_size + (field.controller.folder / "audit.jsonl").stat().st_size
+
+
+def counted(field: Field, agent: str, method: str) -> int:
+    """Return how many allowed requests for the manifest the agent's entries tell of."""
+    entries = map(json.loads, (field.controller.folder / "audit.jsonl").read_text().splitlines())
+    return sum(
+        entry.get("count", 1)
+        for entry in entries
+        if entry.get("agent") == agent and entry.get("reference") == "1" and entry.get("method") == method
+    )
