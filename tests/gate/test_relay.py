@@ -4,7 +4,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
+from tests.gate.conftest import MemoryChannel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.relay import relay
@@ -12,7 +14,7 @@ from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.gate.upstream import Upstream
 
 if TYPE_CHECKING:
-    from tests.gate.conftest import MemoryChannel, Scripted
+    from tests.gate.conftest import Scripted
 
 
 async def test_bytes_pass_both_ways_and_half_closes_are_kept(channel: "MemoryChannel", scripted: "Scripted") -> None:
@@ -61,6 +63,20 @@ async def test_a_target_that_is_away_aborts_the_channel(channel: "MemoryChannel"
         await relay(channel, Endpoint("127.0.0.1", 1), Traffic())
 
     assert channel.aborted
+
+
+async def test_a_target_that_is_away_is_told_once_in_a_while() -> None:
+    """An agent that opens channels without end does not fill the log."""
+    traffic = Traffic()
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            async with asyncio.timeout(10):
+                await relay(MemoryChannel(), Endpoint("127.0.0.1", 1), traffic)
+
+    assert [line["event"] for line in lines] == ["relay target away"]
+    traffic = Traffic()
+    assert [traffic.may_warn(now) for now in (100.0, 104.9, 105.0, 109.9)] == [True, False, True, False]
 
 
 async def test_a_reset_agent_resets_the_target(channel: "MemoryChannel", scripted: "Scripted") -> None:

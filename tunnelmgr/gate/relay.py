@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 
 import structlog
 
@@ -23,7 +24,8 @@ async def relay(channel: AgentChannel, target: Endpoint, traffic: Traffic) -> No
     try:
         await _carry(agent, target)
     except RegistryUnavailableError as away:
-        log.warning("relay target away", target=str(target), error=away.code, reason=str(away))
+        if traffic.may_warn(time.monotonic()):
+            log.warning("relay target away", target=str(target), error=away.code, reason=str(away))
         agent.abort()
     except BaseException:
         agent.abort()

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tunnelmgr.core.ports import AgentChannel, Result, Source
+
+WARN_EVERY: Final = 5.0
+"""Seconds between two warnings about one agent's channels: how many it opens is for the agent to say."""
 
 
 @dataclass(slots=True)
@@ -14,6 +17,14 @@ class Traffic:
     channels: int = 0
     to_agent: int = 0
     from_agent: int = 0
+    _warned: float = float("-inf")
+
+    def may_warn(self, now: float) -> bool:
+        """Whether it is time for another warning; counts as one if it is."""
+        due = now - self._warned >= WARN_EVERY
+        if due:
+            self._warned = now
+        return due
 
 
 class MeteredChannel:

@@ -79,6 +79,8 @@ NOTHING: Final = ":"
 """A command that does nothing, in any shell."""
 QUICKEN: Final = 5.0
 """Seconds that the request for it may take."""
+OPENING: Final = 0.0002
+"""Seconds of CPU time that asyncssh uses for each channel that is opened: in tasks of its own, so not measured."""
 EXPOSED = "overridden by server GatewayPorts"
 """What sshd says in a debug message when it listens on every address in spite of the request (channels.c)."""
 
@@ -154,6 +156,7 @@ class SshConnection:
         """
 
         async def accept(_host: str, _port: int) -> ForwardedChannel:  # a coroutine: asyncssh leaks the channel else
+            self._line.share.charge(OPENING)
             try:
                 admit()
             except ChannelRefused as refused:
