@@ -7,7 +7,7 @@ PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 
 	wget busybox dash shellcheck podman buildah docker.io autossh
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential abuse-full newest install lock bench clean
+.PHONY: help demo test lint acceptance fast differential abuse-full soak newest install lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ differential: install ## Compare the gate with the real registry, request by req
 abuse-full: install ## Let a hostile agent do its worst at full size: a million opens, 100,000 requests
 	OPENS=1000000 REQUESTS=100000 PROBE_INTERVAL=15 $(RUN)/python -m pytest tests/abuse --timeout=0 -rP
 
+soak: install ## Stop, kill and cut the parts again and again while clients pull, and count what they see; as root
+	$(RUN)/python benchmarks/kills.py --times $(or $(TIMES),20)
+
 newest: ## Try the tunnel with asyncssh's newest release, before it is added to fastpath.PROVED
 	$(MAKE) VENV=.venv-newest install
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
@@ -45,7 +48,7 @@ newest: ## Try the tunnel with asyncssh's newest release, before it is added to 
 bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
 	$(RUN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	$(RUN)/python benchmarks/plan.py
-	for name in gate manifests throughput scale storm reconnect fairness; do \
+	for name in gate manifests throughput scale storm reconnect fairness flood; do \
 		$(RUN)/python benchmarks/$$name.py --json build/bench/$$name.json || exit 1; done
 	$(RUN)/python benchmarks/plots.py build/bench docs/performance
 

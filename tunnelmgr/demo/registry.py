@@ -62,6 +62,12 @@ class Registry:
             self._process.end(patience=2)
             self._process = None
 
+    def kill(self) -> None:
+        """End it without a last word."""
+        if self._process:
+            self._process.end()
+            self._process = None
+
     def log(self) -> str:
         """Its log, which holds one line for each request served."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
