@@ -35,7 +35,7 @@ differential: install ## Compare the gate with the real registry, request by req
 	CASES=$(or $(CASES),100000) $(RUN)/python -m pytest -q -rP tests/differential
 
 abuse-full: install ## Let a hostile agent do its worst at full size: a million opens, 100,000 requests
-	OPENS=1000000 REQUESTS=100000 PROBE_INTERVAL=15 $(RUN)/python -m pytest tests/abuse --timeout=0 -rP
+	OPENS=1000000 REQUESTS=100000 HOSTILE=32 PROBE_INTERVAL=15 $(RUN)/python -m pytest tests/abuse --timeout=0 -rP
 
 soak: install ## Stop, kill and cut the parts again and again while clients pull, and count what they see; as root
 	$(RUN)/python benchmarks/kills.py --times $(or $(TIMES),20)

@@ -119,6 +119,11 @@ class Attacker:
         await self.requests({"count": 1})
         return {"sent": sent}
 
+    async def ignores(self, order: Order) -> Order:
+        """Send messages that carry nothing and want no answer."""
+        sent = await self._flood(order["count"], lambda _: self._conn.send_packet(IGNORE, String(b"nothing")))
+        return {"sent": sent}
+
     async def rekeys(self, order: Order) -> Order:
         """Begin a key exchange as soon as the one before has ended."""
         done = 0

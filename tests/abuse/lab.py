@@ -1,7 +1,7 @@
 """The stage of the abuse tests: agents and the controller's side as processes, and what is read off them.
 
-`OPENS`, `REQUESTS` and `PROBE_INTERVAL` in the environment set the sizes; unset, they are those of continuous
-integration. `make abuse-full` takes those that are promised.
+`OPENS`, `REQUESTS`, `HOSTILE` and `PROBE_INTERVAL` in the environment set the sizes; unset, they are those of
+continuous integration. `make abuse-full` takes those that are promised.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 OPENS = int(os.environ.get("OPENS", "20000"))
 REQUESTS = int(os.environ.get("REQUESTS", "20000"))
 PROBE_INTERVAL = float(os.environ.get("PROBE_INTERVAL", "1"))
+HOSTILE = int(os.environ.get("HOSTILE", "6"))
 MIB = 1 << 20
 PULLED = 400 * MIB
 Facts = dict[str, Any]
@@ -157,7 +158,7 @@ class Stage:
 
     async def agent(self, id_: str, **how: Any) -> Agent:  # noqa: ANN401 - the fields of Agent
         """Start an agent that behaves so far; the one that is called bad runs in the background."""
-        made = await self.tasks(child("agent_side", "19" if id_ == "bad" else "-10"))
+        made = await self.tasks(child("agent_side", "19" if id_.startswith("bad") else "-10"))
         assert made.process.stdin is not None
         made.process.stdin.write(public(self.key).encode() + b"\n")
         await until(lambda: made.said, 20)

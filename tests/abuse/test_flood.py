@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from tests.abuse.lab import MIB, OPENS, REQUESTS, Agent, Controller, Facts, staged, tell
+from tests.abuse.lab import HOSTILE, MIB, OPENS, REQUESTS, Agent, Controller, Facts, staged, tell
 from tests.tunnel.ssh_server import until
 
 ROUNDS = 5
@@ -43,6 +43,27 @@ async def test_a_flood_at_most_doubles_the_probes_of_another_tunnel() -> None:
                 if ratio <= bound:
                     break
             assert ratio <= bound, words
+
+
+@pytest.mark.timeout(600)
+async def test_agents_that_flood_together_end_no_tunnel_of_another() -> None:
+    """However many send messages that carry nothing, another agent's probes come back, and its tunnel stands."""
+    async with staged() as stage:
+        good = await stage.agent("good", probe_interval=0.05)
+        bad = [await stage.agent(f"bad-{number}", probe_interval=10.0) for number in range(HOSTILE)]
+        controller = await stage.controller(good, *bad)
+        calm = await controller.probed(good, more=50, deadline=30)
+
+        for one in bad:
+            one.child.tell(do="ignores", count=100 * REQUESTS)
+        stormy = await controller.probed(good, more=100, deadline=60)
+
+        assert not controller.events("ended", good)
+        assert {event["code"] for one in bad for event in controller.events("ended", one)} <= {"abusive"}
+        tell(
+            f"{HOSTILE} agents flood: another's probe p99 {p99(calm):.1f} ms before, {p99(stormy):.1f} ms during "
+            f"(medians {statistics.median(calm) * 1000:.1f} and {statistics.median(stormy) * 1000:.1f} ms)"
+        )
 
 
 async def _slowed(controller: Controller, good: Agent, bad: Agent, attack: str, how: Facts) -> tuple[float, str]:
