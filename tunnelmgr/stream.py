@@ -255,6 +255,22 @@ async def connect(host: str, port: int) -> socket.socket:
     raise refused or OSError(f"{host} has no address")
 
 
+async def first_bytes(connected: socket.socket) -> None:
+    """Wait until the other side has sent something, and leave it unread.
+
+    Raises ConnectionError where the other side closes instead. The caller sets the deadline.
+    """
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(connected.fileno(), _settle, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(connected.fileno())
+    if not connected.recv(1, socket.MSG_PEEK):
+        raise ConnectionError("it closed the connection without a word")
+
+
 async def _resolved(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
     try:
         version = ipaddress.ip_address(host).version

@@ -9,6 +9,7 @@ from tests.tunnel.desk import Desk
 from tests.tunnel.ssh_server import Sshd, forward, free_port, generate, sshd_at_work, tcp_at_work, until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, TunnelDialled, TunnelEnded
+from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.core.tunnel import Phase, TunnelSpec
 from tunnelmgr.errors import Pace
@@ -17,7 +18,7 @@ from tunnelmgr.tunnel.supervisor import Supervisor
 
 def opening(spec: TunnelSpec, life: int = 1) -> OpenTunnel:
     """Return the action that opens a tunnel."""
-    return OpenTunnel(spec.agent, life, spec, 0.0)
+    return OpenTunnel(spec.agent, life, spec, FIRST)
 
 
 def closing(spec: TunnelSpec, manner: Manner, life: int = 1) -> CloseTunnel:

@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import NamedTuple, assert_never
 
 from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.precedence import Precedence, precedence
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase, TunnelSpec, TunnelStatus
 from tunnelmgr.core.world import Record, World
@@ -32,12 +33,12 @@ class CloseTunnel(NamedTuple):
 
 
 class OpenTunnel(NamedTuple):
-    """Start a worker, which lives once; of an agent that was first seen at `seen`."""
+    """Start a worker, which lives once."""
 
     agent: AgentId
     life: int
     spec: TunnelSpec
-    seen: float
+    precedence: Precedence
 
 
 class SeekEvidence(NamedTuple):
@@ -62,21 +63,21 @@ def _wanted(record: Record) -> TunnelSpec | None:
 
 
 def plan(world: World, now: float) -> tuple[Action, ...]:
-    """Return what closes the difference between desired and observed at `now`, closings first."""
+    """Return what closes the difference between desired and observed at `now`: closings, then by precedence."""
     wanted = desired(world)
     closings: list[Action] = []
-    openings: list[tuple[float, Action]] = []
+    openings: list[tuple[tuple[int, float], Action]] = []
     for id_, status in world.tunnels.items():
         if status.working and status.spec is not None:
             closing = _closing(world, id_, status, wanted.get(id_))
             if closing is not None:
                 closings.append(closing)
     for id_, record in world.records.items():
-        opening = _opening(world, record, wanted.get(id_), now)
-        if opening is not None:
-            openings.append((record.first_seen, opening))
-    # Newest first: a build is waiting for the agent that has just appeared.
-    openings.sort(key=itemgetter(0), reverse=True)
+        want = wanted.get(id_)
+        if _is_due(world, record, want, now):
+            order = precedence(record, world.tunnels.get(id_))
+            openings.append((order.key, _opening(world, record, want, order)))
+    openings.sort(key=itemgetter(0))
     # Closings first: an agent that moved still holds the port there.
     return (*closings, *(action for _, action in openings))
 
@@ -100,16 +101,20 @@ def _closing(world: World, id_: AgentId, status: TunnelStatus, want: TunnelSpec 
     return CloseTunnel(id_, status.life, Manner.DRAIN)
 
 
-def _opening(world: World, record: Record, want: TunnelSpec | None, now: float) -> Action | None:
+def _is_due(world: World, record: Record, want: TunnelSpec | None, now: float) -> bool:
+    """Tell whether a tunnel is to be opened, or evidence to be sought, at `now`."""
     status = world.tunnels.get(record.agent.id)
     if status is not None and (status.working or (status.retry_at is not None and status.retry_at > now)):
-        return None
-    if want is not None:
-        return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want, record.first_seen)
+        return False
     free = record.present and record.quarantine is None and not record.agent.rebuilding
-    if free and record.trust is None and not world.draining:
+    return want is not None or (free and record.trust is None and not world.draining)
+
+
+def _opening(world: World, record: Record, want: TunnelSpec | None, order: Precedence) -> OpenTunnel | SeekEvidence:
+    if want is None:
         return SeekEvidence(record.agent, record.proved.method if record.proved else None)
-    return None
+    status = world.tunnels.get(record.agent.id)
+    return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want, order)
 
 
 def begin(world: World, actions: Iterable[Action], now: float) -> World:
@@ -154,4 +159,4 @@ def _due(world: World, id_: AgentId, status: TunnelStatus) -> float | None:
     if status.retry_at is None:
         return None
     record = world.records[id_]
-    return status.retry_at if _opening(world, record, _wanted(record), status.retry_at) else None
+    return status.retry_at if _is_due(world, record, _wanted(record), status.retry_at) else None

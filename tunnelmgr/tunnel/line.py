@@ -82,6 +82,8 @@ class Line(asyncio.Transport):
         self.robin: Final = robin_of(self._loop)
         self.pumps = 0
         """How many carry bulk data on this line; what its agent says meanwhile is of these."""
+        self.reads = 0
+        """How often bytes have arrived."""
         self.protocol = make()
         self.protocol.connection_made(self)
         self._stream.heed(self._read)
@@ -189,6 +191,7 @@ class Line(asyncio.Transport):
             self._end(None)
         if not count:
             return
+        self.reads += 1
         if not self.pumps:
             self.robin.company()
         arrived = _bench.room[: held + count]

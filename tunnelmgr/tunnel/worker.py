@@ -22,8 +22,8 @@ from tunnelmgr.errors import (
     ProbeTimeoutError,
     TunnelError,
 )
+from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.entry import Entry, Turn
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.ssh import ChannelRefused, Listener, SshConnection, dial
@@ -49,7 +49,7 @@ class Settings:
     probe_interval: float
     max_channels: int
     drain: float
-    entry: Entry
+    admission: Admission
     prover: Prover
     serve: Serve
     report: Callable[[Event], None]
@@ -74,12 +74,11 @@ class Worker:
     def __init__(self, opening: OpenTunnel, settings: Settings) -> None:
         self.spec = opening.spec
         self.life = opening.life
-        self._seen = opening.seen
         self._settings = settings
+        self._permit = settings.admission.permit(opening.precedence)
         self._report = settings.report
         self._asked_to_drain = False
         self._news = asyncio.Event()
-        self._turn = Turn()
         self._kept: dict[Endpoint, KeptStream] = {}
         self._listeners: dict[Endpoint, Listener] = {}
         self._sessions: dict[asyncio.Task[None], ForwardedChannel] = {}  # oldest first
@@ -101,17 +100,14 @@ class Worker:
 
     async def run(self) -> None:
         """Live; return when drained, raise TunnelError when the tunnel failed or was lost."""
-        self._turn = await self._settings.entry.turn(self._seen)
-        try:
-            connection = await dial(self.spec, self._settings.login)
+        with self._permit:
+            connection = await dial(self.spec, self._settings.login, self._permit)
             try:
                 connection.when_lost(self._news.set)
                 self._report(TunnelDialled(self.spec.agent, self.life, connection.address, connection.login_key))
                 await self._hold(connection)
             finally:
                 connection.abort()
-        finally:
-            self._turn.end()
 
     async def _hold(self, connection: SshConnection) -> None:
         """Keep the tunnel until it is lost or drained; on the way out no session survives."""
@@ -248,7 +244,7 @@ class Worker:
         """Probe at every interval until the tunnel is lost (raises) or asked to drain (returns)."""
         while not self._asked_to_drain:
             await self._probe(connection)
-            self._turn.end()  # up, or as good as
+            self._permit.end()
             self._tell_declined()
             if await self._interrupted(connection):
                 return
