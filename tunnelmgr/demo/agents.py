@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tunnelmgr.demo import processes
 from tunnelmgr.demo.namespaces import Machine
 from tunnelmgr.demo.processes import LabError, Process, until
+from tunnelmgr.hooks import key_file, sshd_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,15 +39,14 @@ echo booted
 exec sleep infinity
 """
 
-# sshd takes the first value it reads, so an agent's own options go above these.
+# sshd takes the first value it reads, so an agent's own options go above these; but a Match block outweighs both.
 _SSHD_DEFAULTS = """\
 HostKey /etc/ssh/lab_host_key
-AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u
 UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin no
-AllowTcpForwarding yes
+Subsystem sftp internal-sftp
 ClientAliveInterval 2
 ClientAliveCountMax 2
 LogLevel VERBOSE
@@ -141,7 +141,7 @@ class LabAgent(Machine):
 
     def authorize(self, authorized_keys: str, *, user: str = "tunnel") -> None:
         """Replace the user's authorized_keys; it counts for connections made from now on."""
-        self.run(["tee", f"/etc/ssh/authorized_keys.d/{user}"], feed=_whole_lines(authorized_keys), check=True)
+        self.run(["tee", key_file(user)], feed=_whole_lines(authorized_keys), check=True)
 
     def drop(self, port: int = SSH_PORT) -> None:
         """Silently lose every packet to and from this port of the agent until `heal`."""
@@ -202,7 +202,7 @@ def _write_etc(etc: Path, options: AgentOptions) -> str:
     keys = etc / "ssh/authorized_keys.d"
     keys.mkdir(parents=True)
     (keys / options.user).write_text(_whole_lines(options.authorized_keys))
-    (etc / "ssh/sshd_config").write_text("\n".join([*options.sshd_options, _SSHD_DEFAULTS]))
+    (etc / "ssh/sshd_config").write_text(_sshd_config(options))
     for file, rest in (
         ("passwd", "x:4242:4242::/:/usr/sbin/nologin"),
         ("group", "x:4242:"),
@@ -215,6 +215,14 @@ def _write_etc(etc: Path, options: AgentOptions) -> str:
         (etc / file).write_text("\n".join([*others, f"{options.user}:{rest}", ""]))
     (etc / "shadow").chmod(0o600)
     return _write_host_key(etc / "ssh/lab_host_key", options.host_key)
+
+
+def _sshd_config(options: AgentOptions) -> str:
+    """Return sshd's configuration: the documented settings for the user, but for what is set otherwise here."""
+    given = "\n".join([*options.sshd_options, _SSHD_DEFAULTS])
+    ours = {line.split()[0].lower() for line in given.splitlines()}
+    recipe = [line for line in sshd_settings(options.user).splitlines() if line.split()[0].lower() not in ours]
+    return "\n".join([given, *recipe, ""])
 
 
 def _write_host_key(place: Path, given: Path | None) -> str:
