@@ -15,7 +15,7 @@ import yaml
 
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ConfigError
-from tunnelmgr.hooks import KINDS, authorized_keys_line, cloud_init, key_file, render, sshd_settings
+from tunnelmgr.hooks import KINDS, SYSCTL, authorized_keys_line, cloud_init, key_file, render, sshd_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +127,16 @@ def test_every_recipe_has_the_same_settings(file: str) -> None:
     lines = [line.strip() for line in text.splitlines()]
 
     assert lines[lines.index("Match User tunnel") :][: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize("file", ["docs/agents.md", "ansible/roles/agent/templates/sysctl.conf.j2"])
+def test_every_recipe_has_the_same_sysctl(file: str) -> None:
+    """A stale connection ends soon on every agent, also where a program keeps it busy."""
+    setting = SYSCTL.splitlines()[-1]
+
+    assert setting in (ROOT / file).read_text()
+    assert written(cloud_init(LINE), "/etc/sysctl.d/60-tunnelmgr.conf")["content"] == SYSCTL
+    assert ["sysctl", "-q", "-p", "/etc/sysctl.d/60-tunnelmgr.conf"] in parse(cloud_init(LINE))["runcmd"]
 
 
 def test_cloud_init_installs_the_script(hook: Hook) -> None:

@@ -35,6 +35,7 @@ cp -a "$2/etc" "$2/layer/etc"
 mount -t overlay overlay -o "lowerdir=/etc,upperdir=$2/layer/etc,workdir=$2/layer/work" /etc
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/sshd
+sysctl -q -w net.ipv4.tcp_retries2=5
 echo booted
 exec sleep infinity
 """

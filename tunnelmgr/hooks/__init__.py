@@ -92,6 +92,12 @@ Match User {user}
 Match all
 """
 
+SYSCTL: Final = """\
+# A lost tunnel frees its port within some 15 s, also where a program keeps asking there (default: 16 minutes).
+net.ipv4.tcp_retries2 = 5
+"""
+"""What an agent's kernel is asked for (`tcp(7)`); it is also in docs/agents.md and in the Ansible role."""
+
 _CLOUD_INIT: Final = """\
 #cloud-config
 # Prepares an agent for tunnelmgr: the user that the controller logs in as, sshd's settings for it, and the script that
@@ -115,6 +121,11 @@ write_files:
     permissions: '0644'
     content: |
 {settings}
+  - path: /etc/sysctl.d/60-tunnelmgr.conf
+    owner: root:root
+    permissions: '0644'
+    content: |
+{sysctl}
   - path: {installed}
     owner: root:root
     permissions: '0755'
@@ -124,6 +135,7 @@ write_files:
 {script}
 runcmd:
   - [usermod, --password, '*', {user}]
+  - [sysctl, -q, -p, /etc/sysctl.d/60-tunnelmgr.conf]
   - sshd -t && {{ systemctl reload ssh.service || systemctl reload sshd.service; }}
 """
 
@@ -206,6 +218,7 @@ def cloud_init(line: str, user: str = "tunnel") -> str:
         line=line,
         key_file=key_file(user),
         settings=indent(sshd_settings(user).rstrip("\n"), " " * 6),
+        sysctl=indent(SYSCTL.rstrip("\n"), " " * 6),
         installed=_INSTALLED,
         script=indent("\n".join(wrap(packed, 100)), " " * 6),
     )
