@@ -163,6 +163,7 @@ class Stream:
         self.closed = True
         self._drop_unsent()
         self.socket.close()
+        self._on_lost, self._on_drained = _tell_nobody, _tell_nobody  # methods of an owner that refers to this stream
 
     # --- how ---
 
@@ -278,6 +279,10 @@ async def _resolved(host: str, port: int) -> list[tuple[socket.AddressFamily, tu
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return [(family, address) for family, _, _, _, address in found]
     return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]  # noqa: PLR2004 - the version of IP
+
+
+def _tell_nobody(*_: object) -> None:
+    """Do nothing: the stream is closed."""
 
 
 def _settle(future: asyncio.Future[None]) -> None:

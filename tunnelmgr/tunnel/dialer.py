@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
+from weakref import ref
 
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.stream import connect, first_bytes
@@ -23,7 +24,7 @@ class Dialer:
         self._connected: socket.socket | None = None
         self.left = patience
         """Seconds that are left for the handshake."""
-        self.line: Line | None = None
+        self._line: ref[Line] | None = None  # weak: asyncssh keeps the dialer as long as the connection
         self.reached = ""
 
     async def reach(self, port: int) -> None:
@@ -46,12 +47,19 @@ class Dialer:
         Raises UnreachableError as `reach` does.
         """
         connected, self._connected = self._connected, None
-        self.line = Line(factory, connected or await self._first(port))
-        return self.line, self.line.protocol
+        line = Line(factory, connected or await self._first(port))
+        self._line = ref(line)
+        return line, line.protocol
+
+    @property
+    def line(self) -> Line | None:
+        """The line that was made, as long as somebody else holds it."""
+        return None if self._line is None else self._line()
 
     def heard(self) -> int:
         """Return a number that changes whenever bytes arrive on the line."""
-        return 0 if self.line is None else self.line.reads
+        line = self.line
+        return 0 if line is None else line.reads
 
     def close(self) -> None:
         """Close the connection, unless a line was made of it."""

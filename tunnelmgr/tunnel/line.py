@@ -19,7 +19,7 @@ from typing import Final
 
 from tunnelmgr.stream import Stream
 from tunnelmgr.tunnel.allowance import Allowance
-from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear
+from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear, let_go
 from tunnelmgr.tunnel.packets import Batch
 from tunnelmgr.tunnel.path import acknowledge
 from tunnelmgr.tunnel.robin import robin_of
@@ -255,6 +255,7 @@ class Line(asyncio.Transport):
                 timer.cancel()
         self._held = None
         self._loop.call_soon(self.protocol.connection_lost, lost)
+        self._loop.call_soon(let_go, self.protocol)
 
 
 def spare() -> Batch:

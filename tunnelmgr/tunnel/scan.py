@@ -15,6 +15,7 @@ from tunnelmgr.tunnel.admission import Admission, Permit
 from tunnelmgr.tunnel.dialer import Dialer
 from tunnelmgr.tunnel.plain import said
 from tunnelmgr.tunnel.ssh import FAULTS, HOST_KEY_ALGORITHMS, SAFE
+from tunnelmgr.tunnel.unwind import unwind
 
 _CERTIFIED = (
     "ssh-ed25519-cert-v01@openssh.com",
@@ -89,8 +90,10 @@ async def _exchange_keys(agent: Agent, algorithms: Sequence[str], look: _Look, d
                 ),
             )
     except TimeoutError as late:
+        unwind(late)
         raise UnreachableError(where, f"no answer within {look.patience:g} s") from late
     except FAULTS as failed:
+        unwind(failed)
         raise UnreachableError(where, said(failed)) from failed
 
 

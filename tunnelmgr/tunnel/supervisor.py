@@ -9,6 +9,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, TunnelEnded
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.errors import Pace, TunnelError
+from tunnelmgr.tunnel.unwind import unwind
 from tunnelmgr.tunnel.worker import Settings, Worker
 
 log = structlog.get_logger(__name__)
@@ -54,8 +55,13 @@ async def _guarded(worker: Worker) -> Failure | None:
     try:
         await worker.run()
     except TunnelError as ended:
+        unwind(ended)
         return Failure(ended.code, ended.retry, str(ended))
+    except asyncio.CancelledError as cancelled:
+        unwind(cancelled)
+        raise
     except Exception as broken:
         log.exception("worker failed", agent=worker.spec.agent)
+        unwind(broken)
         return Failure("internal", Pace.SOON, f"{broken!r}; the log has the trace")
     return None

@@ -27,6 +27,7 @@ from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.ssh import ChannelRefused, Listener, SshConnection, dial
+from tunnelmgr.tunnel.unwind import unwind
 
 log = structlog.get_logger(__name__)
 
@@ -108,6 +109,8 @@ class Worker:
                 await self._hold(connection)
             finally:
                 connection.abort()
+                # What listens on the connection refers to this worker.
+                self._listeners.clear()
 
     async def _hold(self, connection: SshConnection) -> None:
         """Keep the tunnel until it is lost or drained; on the way out no session survives."""
@@ -232,8 +235,9 @@ class Worker:
     async def _serve_one(self, channel: ForwardedChannel, forward: Forward, endpoint: Endpoint) -> None:
         try:
             await self._settings.serve(channel, self.spec, forward, endpoint)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             channel.abort()
+            unwind(cancelled)
             raise
         finally:
             channel.close()
