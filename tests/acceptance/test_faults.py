@@ -72,6 +72,19 @@ def test_a_program_that_keeps_asking_does_not_keep_a_lost_port_taken(field: "Fie
     field.controller.wait_phase("builder", "up", timeout=60)
 
 
+def test_a_port_that_a_dead_connection_holds_is_freed_by_a_reset(field: "Field") -> None:
+    """Where a NAT has lost its state, the controller ends the connection that sshd and the kernel keep for long."""
+    agent = field.boot("builder", None, "ClientAliveInterval 0")
+    agent.run(["sysctl", "-q", "-w", "net.ipv4.tcp_retries2=15"], check=True)
+    field.up(agent)
+
+    agent.forget_connections()
+    lost(field, agent)
+
+    field.controller.wait_phase("builder", "up")
+    assert "reset by" in agent.log()
+
+
 def test_a_frozen_session_is_found_by_the_probe(field: "Field") -> None:
     """An sshd that keeps its sockets open but does nothing is no tunnel."""
     agent = field.boot("builder")

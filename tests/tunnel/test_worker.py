@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tunnel.desk import Desk
-from tests.tunnel.ssh_server import Sshd, forward, generate, public, tcp_at_work, until
+from tests.tunnel.ssh_server import Sshd, forward, free_port, generate, public, tcp_at_work, until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.precedence import FIRST
@@ -30,6 +30,7 @@ from tunnelmgr.errors import (
 )
 from tunnelmgr.tunnel import allowance, worker
 from tunnelmgr.tunnel.admission import SLOTS, Admission
+from tunnelmgr.tunnel.half_open import Ends
 from tunnelmgr.tunnel.worker import Settings, Worker, next_beat
 
 TWO = ("127.0.0.1", "127.0.0.2")
@@ -63,9 +64,9 @@ class Life:
 
 
 @asynccontextmanager
-async def alive(spec: TunnelSpec, settings: Settings) -> AsyncIterator[Life]:
+async def alive(spec: TunnelSpec, settings: Settings, stale: Ends | None = None) -> AsyncIterator[Life]:
     """Let a worker live for as long as the block at most."""
-    life = Life(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings))
+    life = Life(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings, stale))
     async with asyncio.TaskGroup() as tasks:
         life.task = tasks.create_task(life.live(), name="worker")
         try:
@@ -222,6 +223,35 @@ async def test_a_first_listener_that_is_refused_ends_the_tunnel(sshd: Sshd, desk
             await life.end()
 
     assert desk.of(TunnelBound) == []
+
+
+async def test_a_listener_that_a_lost_connection_holds_is_asked_for_again_after_its_reset(
+    sshd: Sshd, desk: Desk
+) -> None:
+    """In the same life: the agent's sshd lets go of it once that connection is reset."""
+    one = forward()
+    sshd.refuses.add(one.listen[0])
+
+    async def reset(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        sshd.refuses.clear()
+
+    async with tcp_at_work(reset) as agents_kernel:
+        stale = Ends(("127.0.0.1", free_port()), (agents_kernel.host, agents_kernel.port))
+        async with alive(sshd.spec(one), desk.settings(), stale):
+            await desk.up()
+
+
+async def test_a_listener_that_stays_refused_after_the_reset_ends_the_tunnel(sshd: Sshd, desk: Desk) -> None:
+    """Somebody else holds the port; the next life does not try it again."""
+    one = forward()
+    sshd.refuses.add(one.listen[0])
+    stale = Ends(("127.0.0.1", free_port()), ("127.0.0.1", free_port()))
+    async with alive(sshd.spec(one), desk.settings(), stale) as life:
+        with pytest.raises(ListenRefusedError):
+            await life.end()
+
+    assert len(sshd.asked) > 1
+    assert life.worker.stale is None
 
 
 async def test_a_second_listener_that_is_refused_is_named_and_asked_for_again(sshd: Sshd, desk: Desk) -> None:

@@ -154,13 +154,22 @@ class LabAgent(Machine):
 
     def cut_connections(self, port: int = SSH_PORT) -> None:
         """Silently lose every packet of the connections that stand to this port, and of no other, until `heal`."""
-        shown = self.run(["ss", "-Htn", "state", "established", f"sport = :{port}"], check=True).stdout
-        peers = [line.split()[3].rpartition(":")[2] for line in shown.splitlines()]
         ways = (f"in tcp dport {port} tcp sport", f"out tcp sport {port} tcp dport")
-        self._firewall("; ".join(f"add rule inet lab {way} {peer} drop" for peer in peers for way in ways))
+        self._firewall("; ".join(f"add rule inet lab {way} {peer} drop" for peer in self._peers(port) for way in ways))
+
+    def forget_connections(self, port: int = SSH_PORT) -> None:
+        """Lose the packets of the connections that stand to this port, as a NAT does that has lost its state.
+
+        Until `heal`. What begins or resets a connection passes, as do answers without data.
+        """
+        ways = (
+            f"in tcp flags & (syn | rst) == 0x0 tcp dport {port} tcp sport",
+            f"out tcp flags & psh == psh tcp sport {port} tcp dport",
+        )
+        self._firewall("; ".join(f"add rule inet lab {way} {peer} drop" for peer in self._peers(port) for way in ways))
 
     def heal(self) -> None:
-        """Undo `drop`, `reject` and `cut_connections`."""
+        """Undo `drop`, `reject`, `cut_connections` and `forget_connections`."""
         self.run(["nft", "add table inet lab; delete table inet lab"], check=True)
 
     def reset_connections(self, port: int = SSH_PORT) -> None:
@@ -173,6 +182,11 @@ class LabAgent(Machine):
         if self._machine:
             self._machine.end()
         self._switch.remove(self._namespace)
+
+    def _peers(self, port: int) -> list[str]:
+        """Return the other side's port of each connection that stands to this port."""
+        shown = self.run(["ss", "-Htn", "state", "established", f"sport = :{port}"], check=True).stdout
+        return [line.split()[3].rpartition(":")[2] for line in shown.splitlines()]
 
     def _firewall(self, rules: str) -> None:
         hook = "{{ type filter hook {}put priority 0; }}"

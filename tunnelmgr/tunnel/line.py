@@ -20,6 +20,7 @@ from typing import Final
 from tunnelmgr.stream import Stream
 from tunnelmgr.tunnel.allowance import Allowance
 from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear, let_go
+from tunnelmgr.tunnel.half_open import Ends
 from tunnelmgr.tunnel.packets import Batch
 from tunnelmgr.tunnel.path import acknowledge
 from tunnelmgr.tunnel.robin import robin_of
@@ -87,6 +88,11 @@ class Line(asyncio.Transport):
         self.protocol = make()
         self.protocol.connection_made(self)
         self._stream.heed(self._read)
+
+    @property
+    def ends(self) -> Ends:
+        """Both addresses of the connection."""
+        return Ends(self.get_extra_info("sockname")[:2], self.get_extra_info("peername")[:2])
 
     # --- for those who write ---
 

@@ -30,6 +30,7 @@ from tunnelmgr.errors import (
 from tunnelmgr.tunnel.admission import Admission, Permit
 from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.dialer import Dialer
+from tunnelmgr.tunnel.half_open import Ends
 from tunnelmgr.tunnel.keys import Identity, Login, identity_print
 from tunnelmgr.tunnel.line import Line
 from tunnelmgr.tunnel.plain import plain, said
@@ -103,6 +104,11 @@ class SshConnection:
         self._line = line
         self._peer = peer
         self.address = address
+
+    @property
+    def ends(self) -> Ends:
+        """Both addresses of the TCP connection."""
+        return self._line.ends
 
     @property
     def login_key(self) -> str:

@@ -24,6 +24,7 @@ from tunnelmgr.errors import (
 )
 from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.half_open import Ends, reset_half_open
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.ssh import ChannelRefused, Listener, SshConnection, dial
@@ -31,6 +32,8 @@ from tunnelmgr.tunnel.unwind import unwind
 
 log = structlog.get_logger(__name__)
 
+FREED = (0.02, 0.05, 0.1, 0.2)
+"""Seconds before each look whether the agent's sshd has ended a session whose connection was reset."""
 GOODBYE = 2.0
 """Seconds that an orderly close may take."""
 BEAT = 0.5
@@ -72,11 +75,13 @@ class KeptStream:
 class Worker:
     """Lives once. `drain` ends it gently, cancelling `run` ends it at once."""
 
-    def __init__(self, opening: OpenTunnel, settings: Settings) -> None:
+    def __init__(self, opening: OpenTunnel, settings: Settings, stale: Ends | None = None) -> None:
+        """Make a worker; `stale` is the connection for which the agent's sshd may still hold the listeners."""
         self.spec = opening.spec
         self.life = opening.life
         self._settings = settings
         self._permit = settings.admission.permit(opening.precedence)
+        self.stale = stale
         self._report = settings.report
         self._asked_to_drain = False
         self._news = asyncio.Event()
@@ -109,6 +114,8 @@ class Worker:
                 await self._hold(connection)
             finally:
                 connection.abort()
+                if self._listeners:
+                    self.stale = connection.ends
                 # What listens on the connection refers to this worker.
                 self._listeners.clear()
 
@@ -142,9 +149,25 @@ class Worker:
             for endpoint in forward.listen:
                 held = await self._bind(connection, sessions, forward, endpoint)
                 if not held and endpoint == forward.listen[0]:
+                    held = await self._bind_after_reset(connection, sessions, forward, endpoint)
+                if not held and endpoint == forward.listen[0]:
                     raise ListenRefusedError(str(endpoint))
         self._open_for_channels = True
         await self._tell_bound(connection)
+
+    async def _bind_after_reset(
+        self, connection: SshConnection, sessions: asyncio.TaskGroup, forward: Forward, endpoint: Endpoint
+    ) -> bool:
+        """Have the agent end the connection that may hold the listener still, and ask for it again."""
+        stale, self.stale = self.stale, None
+        if stale is None:
+            return False
+        await reset_half_open(stale)
+        for pause in FREED:
+            await asyncio.sleep(pause)
+            if await self._bind(connection, sessions, forward, endpoint):
+                return True
+        return False
 
     async def _bind(
         self, connection: SshConnection, sessions: asyncio.TaskGroup, forward: Forward, endpoint: Endpoint
