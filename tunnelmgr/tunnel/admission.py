@@ -42,7 +42,7 @@ SHARES: Final = {PROVEN: 1.0, NEW: 7 / 8}
 """The part of all places that may be taken when an agent of this rank is let in."""
 FAILING_SHARE: Final = 1 / 2
 """The same for agents that keep failing."""
-AHEAD: Final = 8
+AHEAD: Final = 4
 """Dials that have just begun, or whose server has spoken and that wait for a slot."""
 LEAST_PATIENCE, MOST_PATIENCE = 0.05, 0.5
 """Seconds for which a server may be silent before others no longer wait for it, whatever the latest ones took."""
