@@ -48,7 +48,7 @@ newest: ## Try the tunnel with asyncssh's newest release, before it is added to 
 bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
 	$(RUN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	$(RUN)/python benchmarks/plan.py
-	for name in gate manifests throughput scale storm reconnect fairness flood; do \
+	for name in gate manifests throughput scale storm starvation churn reconnect fairness flood; do \
 		$(RUN)/python benchmarks/$$name.py --json build/bench/$$name.json || exit 1; done
 	$(RUN)/python benchmarks/plots.py build/bench docs/performance
 

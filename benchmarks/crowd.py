@@ -24,6 +24,7 @@ import asyncssh
 
 from tunnelmgr.demo.agents import SSH_PORT, LabAgent
 from tunnelmgr.demo.processes import until
+from tunnelmgr.hooks import sshd_settings
 
 FIRST_PORT = 20_000
 CENSUS = FIRST_PORT - 1
@@ -32,7 +33,6 @@ LISTENS = "0100007F:1388 00000000:0000 0A"
 """How /proc/net/tcp tells of that: 127.0.0.1:5000, in state LISTEN (`proc_net_tcp(5)`)."""
 SSHD = "/usr/sbin/sshd"
 SETTINGS = """\
-AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u
 UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
@@ -40,8 +40,6 @@ PermitRootLogin no
 LogLevel ERROR
 PidFile none
 LoginGraceTime 0
-ClientAliveInterval 5
-ClientAliveCountMax 2
 """
 CLONE_NEWNET = 0x40000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
@@ -77,7 +75,7 @@ def gather(agent: LabAgent, count: int, folder: Path) -> list[Member]:
     for number, key in enumerate(keys):
         key.write_private_key(folder / str(number))
         (folder / str(number)).chmod(0o600)
-    (folder / "sshd_config").write_text(SETTINGS)
+    (folder / "sshd_config").write_text(SETTINGS + sshd_settings("tunnel"))
     words = [sys.executable, __file__, str(count), str(folder)]
     agent.popen(words, log=folder / "crowd.log")
     until(lambda: "ready" in (folder / "crowd.log").read_text(), "the crowd is there", timeout=60 + count / 20)

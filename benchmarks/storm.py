@@ -83,8 +83,8 @@ class Site:
         until(all_up, "all are up", timeout=PATIENCE, pause=0.2)
         whole = busy() - whole
         phases = [line for line in map(json.loads, controller.log().splitlines()) if line.get("event") == "phase"]
-        known = min(map(_moment, phases))
-        ups = [_moment(line) for line in phases if line["phase"] == "up"]
+        known = min(map(moment_of, phases))
+        ups = [moment_of(line) for line in phases if line["phase"] == "up"]
         print(f"  ours had read of them after {known - began:.3f} s", file=sys.stderr)
         controller.kill()
         for file in controller.folder.glob("state.db*"):
@@ -133,7 +133,8 @@ def _storm(who: str, number: int, ups: Sequence[float], whole: float) -> Storm:
     return Storm(who, number, ranked[0], ranked[len(ranked) // 2], ranked[-1], whole)
 
 
-def _moment(line: dict[str, str]) -> float:
+def moment_of(line: dict[str, str]) -> float:
+    """Return when a line of the controller's log was written, in seconds since the epoch."""
     return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 

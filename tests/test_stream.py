@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.tunnel.ssh_server import free_port, until
-from tunnelmgr.stream import Stream, connect
+from tunnelmgr.stream import Stream, connect, first_bytes
 
 MIB = 1024 * 1024
 
@@ -308,3 +308,26 @@ async def test_a_cancelled_connect_leaves_no_socket_behind() -> None:
             await asyncio.wait_for(connect(*full.getsockname()), 0.05)
         for one in waiting:
             one.close()
+
+
+async def test_the_first_bytes_are_waited_for_and_left_unread() -> None:
+    """Whoever reads next finds them."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(first_bytes(ours), name="first bytes")
+            await asyncio.sleep(0)
+            theirs.send(b"SSH-2.0-x")
+
+        assert ours.recv(100) == b"SSH-2.0-x"
+
+
+async def test_a_server_that_closes_before_its_first_byte_is_an_error() -> None:
+    """As sshd does with connections beyond its MaxStartups."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.setblocking(False)
+        theirs.close()
+        with pytest.raises(ConnectionError, match="without a word"):
+            await first_bytes(ours)

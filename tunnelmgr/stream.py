@@ -163,6 +163,7 @@ class Stream:
         self.closed = True
         self._drop_unsent()
         self.socket.close()
+        self._on_lost, self._on_drained = _tell_nobody, _tell_nobody  # methods of an owner that refers to this stream
 
     # --- how ---
 
@@ -255,6 +256,22 @@ async def connect(host: str, port: int) -> socket.socket:
     raise refused or OSError(f"{host} has no address")
 
 
+async def first_bytes(connected: socket.socket) -> None:
+    """Wait until the other side has sent something, and leave it unread.
+
+    Raises ConnectionError where the other side closes instead. The caller sets the deadline.
+    """
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(connected.fileno(), _settle, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(connected.fileno())
+    if not connected.recv(1, socket.MSG_PEEK):
+        raise ConnectionError("it closed the connection without a word")
+
+
 async def _resolved(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
     try:
         version = ipaddress.ip_address(host).version
@@ -262,6 +279,10 @@ async def _resolved(host: str, port: int) -> list[tuple[socket.AddressFamily, tu
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return [(family, address) for family, _, _, _, address in found]
     return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]  # noqa: PLR2004 - the version of IP
+
+
+def _tell_nobody(*_: object) -> None:
+    """Do nothing: the stream is closed."""
 
 
 def _settle(future: asyncio.Future[None]) -> None:

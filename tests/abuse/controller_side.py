@@ -22,6 +22,7 @@ from tunnelmgr.cli.logs import LogFormat, configure
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, TunnelBound, TunnelEnded, TunnelProbed
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
@@ -29,8 +30,8 @@ from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.entry import Entry
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
@@ -55,14 +56,14 @@ class Side:
             probe_interval=1.0,
             max_channels=order["max_channels"],
             drain=1.0,
-            entry=Entry(),
+            admission=Admission(),
             prover=self.prover,
             serve=self.serve,
             report=report,
         )
         for agent in order["agents"]:
             settings = replace(self.settings, probe_interval=agent["probe_interval"])
-            Supervisor(tasks, settings).open(OpenTunnel(AgentId(agent["id"]), 1, spec(agent, order), 0.0))
+            Supervisor(tasks, settings).open(OpenTunnel(AgentId(agent["id"]), 1, spec(agent, order), FIRST))
 
     async def serve(self, channel: ForwardedChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint) -> None:
         """Serve a channel as the daemon does."""

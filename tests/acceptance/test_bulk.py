@@ -110,7 +110,7 @@ def test_every_byte_arrives_through_a_real_sshd(tmp_path: Path, theirs: str, our
 
     expected = hashlib.sha256(random.Random(7).randbytes(SIZE)).hexdigest()  # noqa: S311 - known bytes
     assert digests == [expected] * 3
-    assert "Starting session: command" in log  # what has sshd set TCP_NODELAY
+    assert "Starting session: forced-command" in log  # what has sshd set TCP_NODELAY
     assert exchanges == 1 if (theirs, ours) == ("default", 1 << 30) else exchanges > 5
     # All of it is sealed by us, but for what asyncssh sends to begin a key exchange; so are the adjusts read.
     assert 3 * SIZE - exchanges * 3 * 32768 <= sent <= 3 * SIZE

@@ -57,6 +57,34 @@ def test_a_silent_drop_is_found_by_the_probe_and_mended(field: "Field") -> None:
     assert any("did not answer the probe" in moment["detail"] for moment in field.controller.agent("builder")["story"])
 
 
+def test_a_program_that_keeps_asking_does_not_keep_a_lost_port_taken(field: "Field") -> None:
+    """Meanwhile sshd does not look whether its client is there; the agent's kernel ends the dead connection."""
+    agent = field.boot("builder")
+    assert agent.run(["sysctl", "-n", "net.ipv4.tcp_retries2"], check=True).stdout.strip() == "5"
+    field.up(agent)
+    asking = "while :; do curl -s -m 1 -o /dev/null http://127.0.0.1:5000/v2/; sleep 1; done"
+    agent.popen(["sh", "-c", asking])
+    until(lambda: field.controller.agent("builder")["bytes_to_agent"] > 0, "the program asks")
+
+    agent.cut_connections()
+    lost(field, agent)
+
+    field.controller.wait_phase("builder", "up", timeout=60)
+
+
+def test_a_port_that_a_dead_connection_holds_is_freed_by_a_reset(field: "Field") -> None:
+    """Where a NAT has lost its state, the controller ends the connection that sshd and the kernel keep for long."""
+    agent = field.boot("builder", None, "ClientAliveInterval 0")
+    agent.run(["sysctl", "-q", "-w", "net.ipv4.tcp_retries2=15"], check=True)
+    field.up(agent)
+
+    agent.forget_connections()
+    lost(field, agent)
+
+    field.controller.wait_phase("builder", "up")
+    assert "reset by" in agent.log()
+
+
 def test_a_frozen_session_is_found_by_the_probe(field: "Field") -> None:
     """An sshd that keeps its sockets open but does nothing is no tunnel."""
     agent = field.boot("builder")

@@ -55,7 +55,8 @@ def test_the_user_data_makes_the_tunnels_user_too(run: Run, config: Path, tmp_pa
 
     (user,) = [entry for entry in data["users"] if entry != "default"]
     assert user["name"] == "tunnel"
-    assert public_line(tmp_path / "id_ed25519") in user["ssh_authorized_keys"][0]
+    (line,) = [file["content"] for file in data["write_files"] if file["path"] == "/etc/ssh/authorized_keys.d/tunnel"]
+    assert public_line(tmp_path / "id_ed25519") in line
     assert {file["path"] for file in data["write_files"]} >= {"/etc/ssh/sshd_config.d/10-tunnelmgr.conf"}
 
 

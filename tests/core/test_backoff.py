@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.core.backoff import SCHEDULES, retry_at
+from tunnelmgr.core.backoff import MANY, SCHEDULES, retry_at
 from tunnelmgr.errors import Pace
 
 
@@ -15,7 +15,7 @@ def test_a_wait_lies_between_nothing_and_the_cap(pace: Pace, failures: int, seed
     at = retry_at(pace, failures, 100.0, seed)
 
     assert at is not None
-    assert 100.0 <= at <= 100.0 + SCHEDULES[pace].cap
+    assert 100.0 <= at <= 100.0 + SCHEDULES[pace].longest
 
 
 def test_never_means_that_a_person_decides() -> None:
@@ -26,11 +26,21 @@ def test_never_means_that_a_person_decides() -> None:
 @pytest.mark.parametrize("pace", [Pace.SOON, Pace.SLOW])
 def test_waits_grow_up_to_the_cap(pace: Pace) -> None:
     """The longest possible wait grows with each failure, and is the cap in the end."""
-    ceilings = [SCHEDULES[pace].ceiling(failures) for failures in range(1, 20)]
+    ceilings = [SCHEDULES[pace].ceiling(failures) for failures in range(1, MANY + 1)]
 
     assert ceilings == sorted(ceilings)
     assert ceilings[0] == SCHEDULES[pace].base
     assert ceilings[-1] == SCHEDULES[pace].cap
+
+
+def test_an_agent_that_has_failed_many_times_is_tried_less_often() -> None:
+    """Hundreds of dead agents cost little; one that boots is found within seconds."""
+    schedule = SCHEDULES[Pace.SOON]
+    ceilings = [schedule.ceiling(failures) for failures in range(MANY, 3 * MANY)]
+
+    assert ceilings == sorted(ceilings)
+    assert ceilings[0] == schedule.cap == 5.0
+    assert ceilings[-1] == schedule.longest == 30.0
 
 
 def test_a_draw_can_be_repeated() -> None:

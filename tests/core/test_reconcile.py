@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tunnelmgr.core.events import DrainRequested, EvidenceAbsent, EvidenceContradicted, Reconfigured, RetryRequested
+from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence, desired, next_due, plan
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase
@@ -30,7 +31,7 @@ def test_an_agent_with_evidence_is_dialled(story: Story) -> None:
     story.believed(agent)
     spec = desired(story.world)[agent.id]
 
-    assert story.act() == (OpenTunnel(agent.id, 1, spec, story.world.records[agent.id].first_seen),)
+    assert story.act() == (OpenTunnel(agent.id, 1, spec, Precedence(NEW, story.record(agent).first_seen)),)
     assert story.status(agent).phase is Phase.CONNECTING
 
 
@@ -124,7 +125,7 @@ def test_the_tunnel_of_the_same_machine_is_drained_where_it_should_be_another(st
     assert story.act() == ()
     story.ended(agent, None)
     assert story.act() == (
-        OpenTunnel(agent.id, 2, desired(story.world)[agent.id], story.world.records[agent.id].first_seen),
+        OpenTunnel(agent.id, 2, desired(story.world)[agent.id], Precedence(PROVEN, story.record(agent).first_seen)),
     )
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ConfigError
-from tunnelmgr.hooks import KINDS, authorized_keys_line, cloud_init, render
+from tunnelmgr.hooks import KINDS, SYSCTL, authorized_keys_line, cloud_init, key_file, render, sshd_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ LINE = (
     f'permitopen="127.0.0.1:5000",permitopen="[::1]:5000" {KEY}'
 )
 EC2_USER_DATA = 16384
+ROOT = Path(__file__).parents[2]
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def test_a_line_beyond_loopback_is_refused(host: str) -> None:
 
 
 def test_cloud_init_makes_a_user_that_only_forwards() -> None:
-    """No shell, no password, not locked, one key."""
+    """No shell, no password, not locked, and no key in a file of its own."""
     users = parse(cloud_init(LINE))["users"]
 
     assert users[0] == "default"
@@ -102,9 +103,40 @@ def test_cloud_init_makes_a_user_that_only_forwards() -> None:
         "shell": "/usr/sbin/nologin",
         "lock_passwd": False,
         "passwd": "*",
-        "ssh_authorized_keys": [LINE],
     }
     assert ["usermod", "--password", "*", "tunnel"] in parse(cloud_init(LINE))["runcmd"]
+
+
+def test_cloud_init_puts_the_key_where_only_root_writes() -> None:
+    """A key that can write its own file could give itself any right."""
+    entry = written(cloud_init(LINE, user="carrier"), "/etc/ssh/authorized_keys.d/carrier")
+
+    assert entry == {
+        "path": "/etc/ssh/authorized_keys.d/carrier",
+        "owner": "root:root",
+        "permissions": "0644",
+        "content": f"{LINE}\n",
+    }
+
+
+@pytest.mark.parametrize("file", ["docs/agents.md", "ansible/roles/agent/templates/sshd.conf.j2"])
+def test_every_recipe_has_the_same_settings(file: str) -> None:
+    """What is written by hand, by Ansible and by cloud-init protects alike."""
+    wanted = [line.strip() for line in sshd_settings("tunnel").splitlines() if not line.startswith("#")]
+    text = (ROOT / file).read_text().replace("{{ agent_user }}", "tunnel")
+    lines = [line.strip() for line in text.splitlines()]
+
+    assert lines[lines.index("Match User tunnel") :][: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize("file", ["docs/agents.md", "ansible/roles/agent/templates/sysctl.conf.j2"])
+def test_every_recipe_has_the_same_sysctl(file: str) -> None:
+    """A stale connection ends soon on every agent, also where a program keeps it busy."""
+    setting = SYSCTL.splitlines()[-1]
+
+    assert setting in (ROOT / file).read_text()
+    assert written(cloud_init(LINE), "/etc/sysctl.d/60-tunnelmgr.conf")["content"] == SYSCTL
+    assert ["sysctl", "-q", "-p", "/etc/sysctl.d/60-tunnelmgr.conf"] in parse(cloud_init(LINE))["runcmd"]
 
 
 def test_cloud_init_installs_the_script(hook: Hook) -> None:
@@ -123,11 +155,11 @@ def test_cloud_init_is_the_same_every_time() -> None:
 
 @pytest.mark.parametrize("kind", ["cloud-init", "hetzner"])
 def test_user_data_leaves_room_for_ones_own(kind: str) -> None:
-    """EC2 takes 16 KB; ours is at most half of that."""
+    """EC2 takes 16 KB; ours is under 9."""
     text = render(kind, authorized_keys_line=LINE)
 
     assert text.startswith("#cloud-config\n")
-    assert len(text.encode()) < EC2_USER_DATA / 2
+    assert len(text.encode()) < 9 * 1024 < EC2_USER_DATA
 
 
 @pytest.mark.parametrize("comment", ["it's # mine: yes", '"quoted"', "{user}", "%s"])
@@ -135,7 +167,7 @@ def test_any_comment_survives_yaml(comment: str) -> None:
     """Quotes, hashes and braces in the key's comment stay what they are."""
     line = f"{LINE} {comment}"
 
-    assert parse(cloud_init(line))["users"][1]["ssh_authorized_keys"] == [line]
+    assert written(cloud_init(line), key_file("tunnel"))["content"] == f"{line}\n"
 
 
 @pytest.mark.parametrize("line", [KEY, "", f"{LINE}\nssh-ed25519 AAAA", f"{LINE}\x1b[2J"])
@@ -174,8 +206,11 @@ def test_sshd_takes_the_settings_for_that_user_alone(tmp_path: Path) -> None:
 
     assert (ours["clientaliveinterval"], ours["clientalivecountmax"]) == ("5", "2")
     assert (ours["gatewayports"], ours["allowtcpforwarding"]) == ("no", "yes")
+    assert (ours["forcecommand"], ours["allowstreamlocalforwarding"]) == ("/usr/sbin/nologin", "no")
+    assert ours["authorizedkeysfile"] == "/etc/ssh/authorized_keys.d/%u"
+    assert {ours[what] for what in ("allowagentforwarding", "x11forwarding", "permittty", "permittunnel")} == {"no"}
     assert (others["clientaliveinterval"], others["gatewayports"]) == ("0", "yes")
-    assert others["allowtcpforwarding"] == "no"
+    assert (others["allowtcpforwarding"], others["forcecommand"]) == ("no", "none")
 
 
 def test_every_kind_renders() -> None:

@@ -8,8 +8,8 @@ from tests.tunnel.ssh_server import until
 from tunnelmgr.core.events import Event, TunnelBound, TunnelProbed
 from tunnelmgr.core.registry import WELL_KNOWN_PATH
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
+from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.entry import Entry
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.worker import Settings
@@ -37,7 +37,7 @@ class Desk:
             probe_interval=0.1,
             max_channels=128,
             drain=5.0,
-            entry=Entry(),
+            admission=Admission(),
             prover=self.prover,
             serve=self.serve,
             report=self.events.append,

@@ -186,6 +186,7 @@ async def tcp_at_work(
     """Run a TCP server on loopback; what it still serves at the end is cancelled."""
     async with asyncio.TaskGroup() as tasks:
         serving: set[asyncio.Task[None]] = set()
+        over = asyncio.Event()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
@@ -196,15 +197,20 @@ async def tcp_at_work(
                 writer.close()
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if over.is_set():  # it had arrived before the end, and is told of only now
+                writer.close()
+                return
             serving.add(tasks.create_task(serve(reader, writer), name="served"))
 
         server = await asyncio.start_server(accepted, "127.0.0.1", port)
         try:
             yield Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])
         finally:
+            over.set()
             server.close()
             for task in serving:
                 task.cancel()
+            await asyncio.sleep(0)
 
 
 def free_port() -> int:

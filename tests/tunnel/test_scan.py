@@ -8,10 +8,11 @@ from dataclasses import replace
 import asyncssh
 import pytest
 
-from tests.tunnel.ssh_server import Sshd, generate, public, sshd_at_work, tcp_at_work
+from tests.tunnel.ssh_server import Sshd, free_port, generate, public, sshd_at_work, tcp_at_work, until
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.trust.certificate import is_certificate, parse
+from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.scan import shown_certificate, shown_key
 
 KINDS = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa"]
@@ -131,3 +132,20 @@ async def test_what_is_no_ssh_server_shows_nothing(sshd: Sshd, said: bytes) -> N
         agent: Agent = replace(sshd.agent(), port=at.port)
         with pytest.raises(UnreachableError):
             await shown_key(agent, 2)
+
+
+async def test_a_look_takes_its_place_with_all_other_dials(sshd: Sshd) -> None:
+    """It waits where tunnels do, in the same order, and gives back what it took, also where it fails."""
+    admission = Admission(places=1)
+    other = admission.permit()
+    await other.dialling()
+    async with asyncio.TaskGroup() as tasks:
+        looking = tasks.create_task(shown_key(sshd.agent(), 5, permit=admission.permit()), name="look")
+        await until(lambda: admission._dials)
+        assert sshd.connections == []
+        other.end()
+        assert await looking == sshd.host_key
+    with pytest.raises(UnreachableError):
+        await shown_key(replace(sshd.agent(), port=free_port()), 5, permit=admission.permit())
+
+    assert (admission._places, admission._ahead, admission._slots) == (0, 0, 0)

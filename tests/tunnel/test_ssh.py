@@ -298,6 +298,15 @@ async def test_an_address_that_swallows_packets_leaves_time_for_the_next(sshd: S
                 assert connection.address == "127.0.0.1"
 
 
+async def test_an_address_whose_server_stays_silent_leaves_time_for_the_next(sshd: Sshd, login: Login) -> None:
+    """One that accepts and says nothing gets its share of the time and not all of it."""
+    with socket.create_server(("127.0.0.9", sshd.port)):
+        spec = replace(sshd.spec(), addresses=("127.0.0.9", "127.0.0.1"))
+
+        async with dialled(spec, replace(login, connect_timeout=2.0)) as connection:
+            assert connection.address == "127.0.0.1"
+
+
 async def test_no_address_that_answers_is_unreachable_with_the_last_reason(sshd: Sshd, login: Login) -> None:
     """A person sees which address, and why."""
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.9 port \d+"):

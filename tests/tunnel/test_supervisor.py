@@ -6,18 +6,19 @@ from dataclasses import replace
 import pytest
 
 from tests.tunnel.desk import Desk
-from tests.tunnel.ssh_server import Sshd, forward, free_port, generate, sshd_at_work, tcp_at_work, until
+from tests.tunnel.ssh_server import Sshd, forward, free_port, generate, public, sshd_at_work, tcp_at_work, until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, TunnelDialled, TunnelEnded
+from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.core.tunnel import Phase, TunnelSpec
 from tunnelmgr.errors import Pace
-from tunnelmgr.tunnel.supervisor import Supervisor
+from tunnelmgr.tunnel.supervisor import REMEMBERED, Supervisor
 
 
 def opening(spec: TunnelSpec, life: int = 1) -> OpenTunnel:
     """Return the action that opens a tunnel."""
-    return OpenTunnel(spec.agent, life, spec, 0.0)
+    return OpenTunnel(spec.agent, life, spec, FIRST)
 
 
 def closing(spec: TunnelSpec, manner: Manner, life: int = 1) -> CloseTunnel:
@@ -194,3 +195,25 @@ async def test_an_agent_that_is_away_is_unreachable_and_soon_tried_again(sshd: S
     assert (end.failure.code, end.failure.retry) == ("unreachable", Pace.SOON)
     assert "127.0.0.1" in end.failure.message
     assert Phase.UP.value not in end.failure.message
+
+
+async def test_the_next_life_knows_the_connection_whose_listeners_may_still_be_held(sshd: Sshd, desk: Desk) -> None:
+    """Of so many agents at most; and a life that never came so far passes on what it was given."""
+    spec = sshd.spec(forward())
+    async with asyncio.TaskGroup() as tasks:
+        supervisor = Supervisor(tasks, desk.settings())
+        supervisor.open(opening(spec))
+        await desk.up()
+        sshd.cut()
+        await until(lambda: ended(desk))
+        stale = supervisor._stale[spec.agent]
+        assert stale.theirs == ("127.0.0.1", sshd.port)
+
+        supervisor.open(opening(sshd.spec(forward(), keys=[public(generate())]), life=2))
+        await until(lambda: len(ended(desk)) == 2)
+        assert supervisor._stale == {spec.agent: stale}
+
+        supervisor._stale |= {AgentId(f"static:{number}"): stale for number in range(REMEMBERED)}
+        supervisor.open(opening(sshd.spec(forward(), keys=[public(generate())]), life=3))
+        await until(lambda: len(ended(desk)) == 3)
+        assert len(supervisor._stale) == REMEMBERED

@@ -1,6 +1,7 @@
 """One life of one tunnel, told by its events, against an sshd on loopback."""
 
 import asyncio
+import itertools
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tunnel.desk import Desk
-from tests.tunnel.ssh_server import Sshd, forward, generate, public, tcp_at_work, until
+from tests.tunnel.ssh_server import Sshd, forward, free_port, generate, public, tcp_at_work, until
 from tunnelmgr import fair_queue
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
+from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.errors import (
@@ -28,7 +30,8 @@ from tunnelmgr.errors import (
     ProbeTimeoutError,
 )
 from tunnelmgr.tunnel import worker
-from tunnelmgr.tunnel.entry import AT_ONCE, Entry
+from tunnelmgr.tunnel.admission import SLOTS, Admission
+from tunnelmgr.tunnel.half_open import Ends
 from tunnelmgr.tunnel.worker import Settings, Worker, next_beat
 
 TWO = ("127.0.0.1", "127.0.0.2")
@@ -62,9 +65,9 @@ class Life:
 
 
 @asynccontextmanager
-async def alive(spec: TunnelSpec, settings: Settings) -> AsyncIterator[Life]:
+async def alive(spec: TunnelSpec, settings: Settings, stale: Ends | None = None) -> AsyncIterator[Life]:
     """Let a worker live for as long as the block at most."""
-    life = Life(Worker(OpenTunnel(spec.agent, 1, spec, 0.0), settings))
+    life = Life(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings, stale))
     async with asyncio.TaskGroup() as tasks:
         life.task = tasks.create_task(life.live(), name="worker")
         try:
@@ -131,27 +134,73 @@ async def test_probes_go_on_at_every_interval(sshd: Sshd, desk: Desk) -> None:
     assert all(0 < event.took < 1 for event in desk.of(TunnelProbed) if isinstance(event, TunnelProbed))
 
 
-async def test_dials_wait_for_their_turn(sshd: Sshd, desk: Desk) -> None:
-    """A fleet that comes back together is let in by so many at once; a tunnel that stands takes no place."""
-    entry = Entry()
-    turns = [await entry.turn(0.0) for _ in range(AT_ONCE)]
-    entry._busy = True
-    async with alive(sshd.spec(forward()), desk.settings(entry=entry)):
-        await asyncio.sleep(0)
-        assert sshd.connections == []
-        turns.pop().end()
+async def test_handshakes_wait_for_a_slot(sshd: Sshd, desk: Desk) -> None:
+    """Of a fleet that comes back together, so many compute at once; a tunnel that stands takes no slot and no place."""
+    admission = Admission()
+    others = [admission.permit() for _ in range(SLOTS)]
+    for other in others:
+        await other.dialling()
+        await other.computing(itertools.count().__next__)
+    admission._busy = True
+    async with alive(sshd.spec(forward()), desk.settings(admission=admission)) as life:
+        await until(lambda: admission._handshakes)
+        assert life.worker._permit.placed
+        assert sshd.logins_begun == 0
+        others.pop().end()
         await desk.up()
-        assert entry._inside == AT_ONCE - 1
+        assert (admission._slots, admission._places) == (SLOTS - 1, SLOTS - 1)
+        others.pop().end()
 
 
-async def test_a_dial_that_fails_gives_its_place_back(sshd: Sshd, desk: Desk) -> None:
+async def test_a_dial_that_fails_gives_everything_back(sshd: Sshd, desk: Desk) -> None:
     """As does one that is cancelled."""
-    entry = Entry()
-    async with alive(sshd.spec(forward(), keys=[public(generate())]), desk.settings(entry=entry)) as life:
+    admission = Admission()
+    async with alive(sshd.spec(forward(), keys=[public(generate())]), desk.settings(admission=admission)) as life:
         with pytest.raises(HostKeyMismatchError):
             await life.end()
 
-    assert entry._inside == 0
+    assert (admission._slots, admission._places, admission._ahead) == (0, 0, 0)
+
+
+async def test_an_agent_that_accepts_and_stays_silent_takes_a_place_and_no_slot(sshd: Sshd, desk: Desk) -> None:
+    """Waiting for an identification string computes nothing."""
+    admission = Admission()
+
+    async def say_nothing(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with tcp_at_work(say_nothing) as silent:
+        settings = desk.settings(admission=admission)
+        async with alive(sshd.spec(forward(), port=silent.port), settings) as life:
+            await until(lambda: admission._places == 1 and admission._ahead == 0)
+            assert admission._slots == 0
+            assert life.task is not None
+            life.task.cancel()
+            await life.over.wait()
+
+    assert admission._places == 0
+
+
+async def test_a_server_that_stops_within_the_handshake_loses_its_slot_to_the_next(sshd: Sshd, desk: Desk) -> None:
+    """Its identification string is not enough to hold up others."""
+    admission = Admission()
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-slow\r\n")
+        await reader.read()
+
+    async with tcp_at_work(greet) as slow, asyncio.TaskGroup() as tasks:
+        spec, settings = sshd.spec(forward(), port=slow.port), desk.settings(admission=admission)
+        stuck = [Life(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings)) for _ in range(SLOTS)]
+        stalling = [tasks.create_task(life.live(), name="stalls") for life in stuck]
+        await until(lambda: admission._slots == SLOTS)
+
+        async with alive(sshd.spec(forward()), settings):
+            await desk.up()
+
+        assert not any(life.over.is_set() for life in stuck)
+        for task in stalling:
+            task.cancel()
 
 
 async def test_a_stranger_ends_the_worker_before_anything_is_told(sshd: Sshd, desk: Desk) -> None:
@@ -175,6 +224,35 @@ async def test_a_first_listener_that_is_refused_ends_the_tunnel(sshd: Sshd, desk
             await life.end()
 
     assert desk.of(TunnelBound) == []
+
+
+async def test_a_listener_that_a_lost_connection_holds_is_asked_for_again_after_its_reset(
+    sshd: Sshd, desk: Desk
+) -> None:
+    """In the same life: the agent's sshd lets go of it once that connection is reset."""
+    one = forward()
+    sshd.refuses.add(one.listen[0])
+
+    async def reset(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        sshd.refuses.clear()
+
+    async with tcp_at_work(reset) as agents_kernel:
+        stale = Ends(("127.0.0.1", free_port()), (agents_kernel.host, agents_kernel.port))
+        async with alive(sshd.spec(one), desk.settings(), stale):
+            await desk.up()
+
+
+async def test_a_listener_that_stays_refused_after_the_reset_ends_the_tunnel(sshd: Sshd, desk: Desk) -> None:
+    """Somebody else holds the port; the next life does not try it again."""
+    one = forward()
+    sshd.refuses.add(one.listen[0])
+    stale = Ends(("127.0.0.1", free_port()), ("127.0.0.1", free_port()))
+    async with alive(sshd.spec(one), desk.settings(), stale) as life:
+        with pytest.raises(ListenRefusedError):
+            await life.end()
+
+    assert len(sshd.asked) > 1
+    assert life.worker.stale is None
 
 
 async def test_a_second_listener_that_is_refused_is_named_and_asked_for_again(sshd: Sshd, desk: Desk) -> None:

@@ -66,8 +66,10 @@ def init(
         return
     for path in (key, file):
         typer.echo(f"{'wrote' if str(path) in made else 'kept '}  {path}")
-    typer.echo(f"\n# On each agent, in ~{loaded.ssh.user}/.ssh/authorized_keys, one line:\n")
+    typer.echo(f"\n# On each agent, in {hooks.key_file(loaded.ssh.user)}, which is root's, one line:\n")
     typer.echo(line)
+    typer.echo("\n# and in /etc/ssh/sshd_config.d/10-tunnelmgr.conf:\n")
+    typer.echo(hooks.sshd_settings(loaded.ssh.user))
     typer.echo("\n# Or as user-data, which makes the user too:\n")
     typer.echo(snippet)
     typer.echo(f"# Next: describe your agents in {file}, then `tunnelmgr check` and `tunnelmgr run`.")

@@ -2,28 +2,39 @@
 
 import random
 from dataclasses import dataclass
+from typing import Final
 
 from tunnelmgr.errors import Pace
+
+MANY: Final = 20
+"""Failures in a row after which the cap itself grows: the agent is dead rather than booting."""
+GROWTH: Final = 1.1
+"""By what the cap grows with each further failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A schedule in seconds: the n-th wait is drawn from 0 to `base * factor ** (n - 1)`, at most `cap`."""
+    """A schedule in seconds: the n-th wait is drawn from 0 to `base * factor ** (n - 1)`, at most `cap`.
+
+    After `MANY` failures the cap grows, up to `longest`.
+    """
 
     base: float
     factor: float
     cap: float
+    longest: float
 
     def ceiling(self, failures: int) -> float:
         """Return the longest wait after so many failures in a row."""
-        # The exponent is bounded: a float overflows at about 1,000 failures.
-        return min(self.cap, self.base * self.factor ** min(max(failures, 1) - 1, 64))
+        # The exponents are bounded: a float overflows at about 1,000 failures.
+        cap = min(self.longest, self.cap * GROWTH ** min(max(failures - MANY, 0), 64))
+        return min(cap, self.base * self.factor ** min(max(failures, 1) - 1, 64))
 
 
 SCHEDULES = {
-    # A booting agent's sshd is expected at any moment, so the cap is low.
-    Pace.SOON: Retry(base=0.5, factor=1.6, cap=5.0),
-    Pace.SLOW: Retry(base=2.0, factor=2.0, cap=60.0),
+    # A booting agent's sshd is expected at any moment, so the cap is low; but hundreds of dead agents must cost little.
+    Pace.SOON: Retry(base=0.5, factor=1.6, cap=5.0, longest=30.0),
+    Pace.SLOW: Retry(base=2.0, factor=2.0, cap=60.0, longest=60.0),
 }
 
 

@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import NamedTuple, assert_never
 
 from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.precedence import Precedence, precedence
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase, TunnelSpec, TunnelStatus
 from tunnelmgr.core.world import Record, World
@@ -32,12 +33,12 @@ class CloseTunnel(NamedTuple):
 
 
 class OpenTunnel(NamedTuple):
-    """Start a worker, which lives once; of an agent that was first seen at `seen`."""
+    """Start a worker, which lives once."""
 
     agent: AgentId
     life: int
     spec: TunnelSpec
-    seen: float
+    precedence: Precedence
 
 
 class SeekEvidence(NamedTuple):
@@ -70,21 +71,21 @@ def _wanted(record: Record) -> TunnelSpec | None:
 
 
 def plan(world: World, now: float) -> tuple[Action, ...]:
-    """Return what closes the difference between desired and observed at `now`, closings first."""
+    """Return what closes the difference between desired and observed at `now`: closings, then by precedence."""
     wanted = desired(world)
     closings: list[Action] = []
-    openings: list[tuple[float, Action]] = []
+    openings: list[tuple[tuple[int, float], Action]] = []
     for id_, status in world.tunnels.items():
         if status.working and status.spec is not None:
             closing = _closing(world, id_, status, wanted.get(id_))
             if closing is not None:
                 closings.append(closing)
     for id_, record in world.records.items():
-        opening = _opening(world, record, wanted.get(id_), now)
-        if opening is not None:
-            openings.append((record.first_seen, opening))
-    # Newest first: a build is waiting for the agent that has just appeared.
-    openings.sort(key=itemgetter(0), reverse=True)
+        want = wanted.get(id_)
+        if _is_due(world, record, want, now):
+            order = precedence(record, world.tunnels.get(id_))
+            openings.append((order.key, _opening(world, record, want, order)))
+    openings.sort(key=itemgetter(0))
     # Closings first: an agent that moved still holds the port there.
     return (*closings, *(action for _, action in openings))
 
@@ -108,19 +109,27 @@ def _closing(world: World, id_: AgentId, status: TunnelStatus, want: TunnelSpec 
     return CloseTunnel(id_, status.life, Manner.DRAIN)
 
 
-def _opening(world: World, record: Record, want: TunnelSpec | None, now: float) -> Action | None:
+def _is_due(world: World, record: Record, want: TunnelSpec | None, now: float) -> bool:
+    """Tell whether a tunnel is to be opened, or evidence to be sought, at `now`."""
     status = world.tunnels.get(record.agent.id)
     if status is not None and (status.working or (status.retry_at is not None and status.retry_at > now)):
-        return None
+        return False
     if want is not None:
-        return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want, record.first_seen)
-    mark = record.quarantine
-    if mark is not None and mark.disputed and record.present and not record.possessed and not world.draining:
-        return ExamineKey(record.agent, mark.disputed)
-    free = record.present and record.quarantine is None and not record.agent.rebuilding
-    if free and record.trust is None and not world.draining:
-        return SeekEvidence(record.agent, record.proved.method if record.proved else None)
-    return None
+        return True
+    if world.draining or not record.present:
+        return False
+    if record.quarantine is not None:
+        return bool(record.quarantine.disputed) and not record.possessed
+    return record.trust is None and not record.agent.rebuilding
+
+
+def _opening(world: World, record: Record, want: TunnelSpec | None, order: Precedence) -> Action:
+    if want is not None:
+        status = world.tunnels.get(record.agent.id)
+        return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want, order)
+    if record.quarantine is not None:
+        return ExamineKey(record.agent, record.quarantine.disputed)
+    return SeekEvidence(record.agent, record.proved.method if record.proved else None)
 
 
 def begin(world: World, actions: Iterable[Action], now: float) -> World:
@@ -167,4 +176,4 @@ def _due(world: World, id_: AgentId, status: TunnelStatus) -> float | None:
     if status.retry_at is None:
         return None
     record = world.records[id_]
-    return status.retry_at if _opening(world, record, _wanted(record), status.retry_at) else None
+    return status.retry_at if _is_due(world, record, _wanted(record), status.retry_at) else None

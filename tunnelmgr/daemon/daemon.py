@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from tunnelmgr.core.changes import restored
 from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured, Snapshot
 from tunnelmgr.core.missing import missing
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
+from tunnelmgr.core.precedence import precedence_of
 from tunnelmgr.core.reconcile import ExamineKey, Search
 from tunnelmgr.core.registry import Action, is_name
 from tunnelmgr.core.seed import Seed
@@ -42,8 +44,8 @@ from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.store.connect import Store, open_store
 from tunnelmgr.trust.resolve import Resolver
+from tunnelmgr.tunnel.admission import Admission, Permit, places_for
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.entry import Entry
 from tunnelmgr.tunnel.keys import load_login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.scan import shown_certificate, shown_key
@@ -72,7 +74,7 @@ class Daemon:
     traffic: dict[AgentId, Traffic] = field(default_factory=dict)
     policies: dict[str, GroupPolicy] = field(default_factory=dict)
     prover: Prover = field(default_factory=Prover)
-    entry: Entry = field(default_factory=Entry)
+    admission: Admission = field(default_factory=lambda: Admission(places_for(descriptors())))
     channels: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     searches: set[asyncio.Task[None]] = field(default_factory=set)
     begun: ControllerConfig = field(init=False)
@@ -257,7 +259,7 @@ class Daemon:
             probe_interval=config.ssh.probe_interval,
             max_channels=config.ssh.max_channels,
             drain=config.controller.drain,
-            entry=self.entry,
+            admission=self.admission,
             prover=self.prover,
             serve=self._serve,
             report=self.report,
@@ -319,10 +321,15 @@ class Daemon:
 
     async def _key(self, agent: Agent, wanted: Sequence[str] = ()) -> str:
         """Return the key that an agent shows; with `wanted`, one of the type of these keys."""
-        return await shown_key(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers, wanted)
+        ssh = self.config.ssh
+        return await shown_key(agent, ssh.connect_timeout, ssh.ciphers, self._permit(agent), wanted)
 
     async def _certificate(self, agent: Agent) -> bytes:
-        return await shown_certificate(agent, self.config.ssh.connect_timeout, self.config.ssh.ciphers)
+        ssh = self.config.ssh
+        return await shown_certificate(agent, ssh.connect_timeout, ssh.ciphers, self._permit(agent))
+
+    def _permit(self, agent: Agent) -> Permit:
+        return self.admission.permit(precedence_of(self.world, agent.id))
 
     def _missing(self, source: str, listing: Snapshot) -> tuple[Agent, ...]:
         """Return the agents that a source's listing lacks; called from the source's thread."""
@@ -337,6 +344,11 @@ class Daemon:
     def _summary(self) -> str:
         phases = [status.phase for status in self.world.tunnels.values()]
         return f"{phases.count(Phase.UP)} of {len(phases)} agents up, {phases.count(Phase.QUARANTINED)} quarantined"
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process may open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def examined(file: Path) -> Config:

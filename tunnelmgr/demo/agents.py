@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tunnelmgr.demo import processes
 from tunnelmgr.demo.namespaces import Machine
 from tunnelmgr.demo.processes import LabError, Process, until
+from tunnelmgr.hooks import key_file, sshd_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,19 +37,19 @@ cp -a "$2/etc" "$2/layer/etc"
 mount -t overlay overlay -o "lowerdir=/etc,upperdir=$2/layer/etc,workdir=$2/layer/work" /etc
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/sshd
+sysctl -q -w net.ipv4.tcp_retries2=5
 echo booted
 exec sleep infinity
 """
 
-# sshd takes the first value it reads, so an agent's own options go above these.
+# sshd takes the first value it reads, so an agent's own options go above these; but a Match block outweighs both.
 _SSHD_DEFAULTS = """\
 HostKey /etc/ssh/lab_host_key
-AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u
 UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin no
-AllowTcpForwarding yes
+Subsystem sftp internal-sftp
 ClientAliveInterval 2
 ClientAliveCountMax 2
 LogLevel VERBOSE
@@ -148,7 +149,7 @@ class LabAgent(Machine):
 
     def authorize(self, authorized_keys: str, *, user: str = "tunnel") -> None:
         """Replace the user's authorized_keys; it counts for connections made from now on."""
-        self.run(["tee", f"/etc/ssh/authorized_keys.d/{user}"], feed=_whole_lines(authorized_keys), check=True)
+        self.run(["tee", key_file(user)], feed=_whole_lines(authorized_keys), check=True)
 
     def drop(self, port: int = SSH_PORT) -> None:
         """Silently lose every packet to and from this port of the agent until `heal`."""
@@ -160,13 +161,22 @@ class LabAgent(Machine):
 
     def cut_connections(self, port: int = SSH_PORT) -> None:
         """Silently lose every packet of the connections that stand to this port, and of no other, until `heal`."""
-        shown = self.run(["ss", "-Htn", "state", "established", f"sport = :{port}"], check=True).stdout
-        peers = [line.split()[3].rpartition(":")[2] for line in shown.splitlines()]
         ways = (f"in tcp dport {port} tcp sport", f"out tcp sport {port} tcp dport")
-        self._firewall("; ".join(f"add rule inet lab {way} {peer} drop" for peer in peers for way in ways))
+        self._firewall("; ".join(f"add rule inet lab {way} {peer} drop" for peer in self._peers(port) for way in ways))
+
+    def forget_connections(self, port: int = SSH_PORT) -> None:
+        """Lose the packets of the connections that stand to this port, as a NAT does that has lost its state.
+
+        Until `heal`. What begins or resets a connection passes, as do answers without data.
+        """
+        ways = (
+            f"in tcp flags & (syn | rst) == 0x0 tcp dport {port} tcp sport",
+            f"out tcp flags & psh == psh tcp sport {port} tcp dport",
+        )
+        self._firewall("; ".join(f"add rule inet lab {way} {peer} drop" for peer in self._peers(port) for way in ways))
 
     def heal(self) -> None:
-        """Undo `drop`, `reject` and `cut_connections`."""
+        """Undo `drop`, `reject`, `cut_connections` and `forget_connections`."""
         self.run(["nft", "add table inet lab; delete table inet lab"], check=True)
 
     def reset_connections(self, port: int = SSH_PORT) -> None:
@@ -179,6 +189,11 @@ class LabAgent(Machine):
         if self._machine:
             self._machine.end()
         self._switch.remove(self._namespace)
+
+    def _peers(self, port: int) -> list[str]:
+        """Return the other side's port of each connection that stands to this port."""
+        shown = self.run(["ss", "-Htn", "state", "established", f"sport = :{port}"], check=True).stdout
+        return [line.split()[3].rpartition(":")[2] for line in shown.splitlines()]
 
     def _firewall(self, rules: str) -> None:
         hook = "{{ type filter hook {}put priority 0; }}"
@@ -216,7 +231,7 @@ def _write_etc(etc: Path, options: AgentOptions) -> str:
     keys = etc / "ssh/authorized_keys.d"
     keys.mkdir(parents=True)
     (keys / options.user).write_text(_whole_lines(options.authorized_keys))
-    (etc / "ssh/sshd_config").write_text("\n".join([*options.sshd_options, _SSHD_DEFAULTS]))
+    (etc / "ssh/sshd_config").write_text(_sshd_config(options))
     for file, rest in (
         ("passwd", "x:4242:4242::/:/usr/sbin/nologin"),
         ("group", "x:4242:"),
@@ -229,6 +244,14 @@ def _write_etc(etc: Path, options: AgentOptions) -> str:
         (etc / file).write_text("\n".join([*others, f"{options.user}:{rest}", ""]))
     (etc / "shadow").chmod(0o600)
     return _write_host_key(etc / "ssh/lab_host_key", options.host_key)
+
+
+def _sshd_config(options: AgentOptions) -> str:
+    """Return sshd's configuration: the documented settings for the user, but for what is set otherwise here."""
+    given = "\n".join([*options.sshd_options, _SSHD_DEFAULTS])
+    ours = {line.split()[0].lower() for line in given.splitlines()}
+    recipe = [line for line in sshd_settings(options.user).splitlines() if line.split()[0].lower() not in ours]
+    return "\n".join([given, *recipe, ""])
 
 
 def _write_host_key(place: Path, given: Path | None) -> str:

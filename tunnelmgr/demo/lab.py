@@ -8,6 +8,7 @@ import shutil
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+from tunnelmgr.demo import unresponsive
 from tunnelmgr.demo.agents import AgentOptions, LabAgent
 from tunnelmgr.demo.namespaces import Machine, Namespace, Switch
 from tunnelmgr.demo.processes import LabError, Processes
@@ -97,6 +98,10 @@ class Lab:
             agent.kill()
             raise
         return agent
+
+    def unresponsive(self, ip: str = "10.77.0.250") -> None:
+        """Let the controller's machine have a way to networks where nobody answers; see `demo/unresponsive.py`."""
+        unresponsive.put_behind(self._switch.attach("unresponsive", ip), self.controller, self._folder / "silent.log")
 
     def registry(
         self,

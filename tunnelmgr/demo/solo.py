@@ -26,6 +26,8 @@ StrictModes no
 UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
+AllowStreamLocalForwarding no
+ForceCommand /usr/sbin/nologin
 ClientAliveInterval 2
 ClientAliveCountMax 2
 """

@@ -72,6 +72,32 @@ _SSH_HEAD: Final = f"""\
 #
 """
 
+_SSHD_SETTINGS: Final = """\
+# A lost tunnel frees its port after 5 s x 2. The registry is offered on loopback only.
+# The key file is root's, so that the key cannot give itself more rights; and the key runs nothing: neither a command
+# nor sftp, which a shell of nologin alone does not stop where sshd has it built in.
+Match User {user}
+    AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u
+    ClientAliveInterval 5
+    ClientAliveCountMax 2
+    GatewayPorts no
+    AllowTcpForwarding yes
+    AllowStreamLocalForwarding no
+    AllowAgentForwarding no
+    X11Forwarding no
+    PermitTTY no
+    PermitTunnel no
+    PermitUserRC no
+    ForceCommand /usr/sbin/nologin
+Match all
+"""
+
+SYSCTL: Final = """\
+# A lost tunnel frees its port within some 15 s, also where a program keeps asking there (default: 16 minutes).
+net.ipv4.tcp_retries2 = 5
+"""
+"""What an agent's kernel is asked for (`tcp(7)`); it is also in docs/agents.md and in the Ansible role."""
+
 _CLOUD_INIT: Final = """\
 #cloud-config
 # Prepares an agent for tunnelmgr: the user that the controller logs in as, sshd's settings for it, and the script that
@@ -84,20 +110,22 @@ users:
     # `*` is no password, as `!` is; but `!` also locks the account, and sshd without PAM then refuses its keys.
     lock_passwd: false
     passwd: '*'
-    ssh_authorized_keys:
-      - {line}
 write_files:
+  - path: {key_file}
+    owner: root:root
+    permissions: '0644'
+    content: |
+      {line}
   - path: /etc/ssh/sshd_config.d/10-tunnelmgr.conf
     owner: root:root
     permissions: '0644'
     content: |
-      # A lost tunnel frees its port after 5 s x 2. The registry is offered on loopback only.
-      Match User {user}
-          ClientAliveInterval 5
-          ClientAliveCountMax 2
-          GatewayPorts no
-          AllowTcpForwarding yes
-      Match all
+{settings}
+  - path: /etc/sysctl.d/60-tunnelmgr.conf
+    owner: root:root
+    permissions: '0644'
+    content: |
+{sysctl}
   - path: {installed}
     owner: root:root
     permissions: '0755'
@@ -107,6 +135,7 @@ write_files:
 {script}
 runcmd:
   - [usermod, --password, '*', {user}]
+  - [sysctl, -q, -p, /etc/sysctl.d/60-tunnelmgr.conf]
   - sshd -t && {{ systemctl reload ssh.service || systemctl reload sshd.service; }}
 """
 
@@ -160,6 +189,16 @@ def authorized_keys_line(listen: Sequence[Endpoint], public_key: str) -> str:
     return f"{','.join(options)} {key}"
 
 
+def key_file(user: str) -> str:
+    """Return where an agent's sshd finds the controller's key: root's file, which the user itself cannot change."""
+    return f"/etc/ssh/authorized_keys.d/{user}"
+
+
+def sshd_settings(user: str) -> str:
+    """Return the drop-in of an agent's sshd for the user that the controller logs in as (`sshd_config(5)`)."""
+    return _SSHD_SETTINGS.format(user=user)
+
+
 def cloud_init(line: str, user: str = "tunnel") -> str:
     """Return user-data that prepares an agent whose authorized_keys is `line`.
 
@@ -176,7 +215,10 @@ def cloud_init(line: str, user: str = "tunnel") -> str:
     packed = base64.b64encode(gzip.compress(_wait_script().encode(), mtime=0)).decode()
     return _CLOUD_INIT.format(
         user=user,
-        line="'" + line.replace("'", "''") + "'",
+        line=line,
+        key_file=key_file(user),
+        settings=indent(sshd_settings(user).rstrip("\n"), " " * 6),
+        sysctl=indent(SYSCTL.rstrip("\n"), " " * 6),
         installed=_INSTALLED,
         script=indent("\n".join(wrap(packed, 100)), " " * 6),
     )

@@ -234,6 +234,21 @@ def exchanges_keys(protocol: object) -> bool:
     return not getattr(protocol, "_kex_complete", True)
 
 
+def let_go(protocol: asyncio.Protocol) -> None:
+    """Break the references from a connection of asyncssh's that is over to itself, which only a collection would find.
+
+    Its handler of what arrives next is a method of its own, and a key exchange that has not ended refers to it.
+    """
+    if isinstance(protocol, SSHClientConnection):
+        conn: Any = protocol
+        conn._recv_handler = _hears_nothing
+        conn._kex = None
+
+
+def _hears_nothing() -> bool:
+    return False
+
+
 def _seal(cipher: GCMCipher) -> Seal:
     """Return a direction's seal; asyncssh makes the key's schedule anew for each packet, here it is made once."""
     ready = _ciphers.get(cipher)

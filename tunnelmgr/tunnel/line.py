@@ -19,7 +19,8 @@ from typing import Final
 
 from tunnelmgr.fair_queue import NoOpBudget, Share, fair_queue
 from tunnelmgr.stream import Stream
-from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear
+from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear, let_go
+from tunnelmgr.tunnel.half_open import Ends
 from tunnelmgr.tunnel.packets import Batch
 from tunnelmgr.tunnel.path import acknowledge
 
@@ -82,9 +83,16 @@ class Line(asyncio.Transport):
         self.share: Final = Share(fair_queue(self._loop))
         self.pumps = 0
         """How many carry bulk data on this line; what its agent says meanwhile is of these."""
+        self.reads = 0
+        """How often bytes have arrived."""
         self.protocol = make()
         self.protocol.connection_made(self)
         self._stream.heed(self._on_readable)
+
+    @property
+    def ends(self) -> Ends:
+        """Both addresses of the connection."""
+        return Ends(self.get_extra_info("sockname")[:2], self.get_extra_info("peername")[:2])
 
     # --- for those who write ---
 
@@ -194,6 +202,7 @@ class Line(asyncio.Transport):
         if arrived is None:
             self._watch()
             return
+        self.reads += 1
         # The thread's own time: another process on a busy machine is not the agent's to pay for.
         began = time.thread_time()
         count, self._more = hear(self.protocol, arrived, lambda: self.share.out_of_time)
@@ -279,6 +288,7 @@ class Line(asyncio.Transport):
             self._resting.cancel()
         self._held = None
         self._loop.call_soon(self.protocol.connection_lost, lost)
+        self._loop.call_soon(let_go, self.protocol)
 
 
 def spare() -> Batch:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import asyncssh
@@ -10,9 +11,11 @@ import asyncssh
 from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.plain import said
-from tunnelmgr.errors import TunnelError, UnreachableError
+from tunnelmgr.errors import UnreachableError
+from tunnelmgr.tunnel.admission import Admission, Permit
 from tunnelmgr.tunnel.dialer import Dialer
 from tunnelmgr.tunnel.ssh import FAULTS, HOST_KEY_ALGORITHMS, SAFE, algorithms_of
+from tunnelmgr.tunnel.unwind import unwind
 
 _CERTIFIED = (
     "ssh-ed25519-cert-v01@openssh.com",
@@ -24,49 +27,80 @@ _CERTIFIED = (
 )
 
 
-async def shown_key(agent: Agent, patience: float, ciphers: Sequence[str] = CIPHERS, wanted: Sequence[str] = ()) -> str:
+async def shown_key(
+    agent: Agent,
+    patience: float,
+    ciphers: Sequence[str] = CIPHERS,
+    permit: Permit | None = None,
+    wanted: Sequence[str] = (),
+) -> str:
     """Return the plain host key that the agent shows, as `type base64`; its signature is checked.
 
-    With `wanted`, only keys of the types of these are asked for. Raises UnreachableError.
+    `patience` is in seconds, without what `permit` takes. With `wanted`, only keys of the types of these are asked for.
+    Raises UnreachableError.
     """
-    blob = await _shown(agent, algorithms_of(wanted) or HOST_KEY_ALGORITHMS, patience, ciphers)
+    look = _Look(patience, ciphers, permit or Admission().permit())
+    blob = await _shown(agent, algorithms_of(wanted) or HOST_KEY_ALGORITHMS, look)
     size = int.from_bytes(blob[:4], "big")
     return f"{blob[4 : 4 + size].decode('ascii')} {base64.b64encode(blob).decode()}"
 
 
-async def shown_certificate(agent: Agent, patience: float, ciphers: Sequence[str] = CIPHERS) -> bytes:
+async def shown_certificate(
+    agent: Agent, patience: float, ciphers: Sequence[str] = CIPHERS, permit: Permit | None = None
+) -> bytes:
     """Return the blob of the host certificate that the agent shows, or of its plain key where it has none.
 
     The authority's signature in a certificate is checked; what it says is not. Raises UnreachableError.
     """
-    return await _shown(agent, (*_CERTIFIED, *HOST_KEY_ALGORITHMS), patience, ciphers)
+    look = _Look(patience, ciphers, permit or Admission().permit())
+    return await _shown(agent, (*_CERTIFIED, *HOST_KEY_ALGORITHMS), look)
 
 
-async def _shown(agent: Agent, algorithms: Sequence[str], patience: float, ciphers: Sequence[str]) -> bytes:
-    where = f"{agent.addresses[0]} port {agent.port}" if agent.addresses else "the agent"
-    dialer = _LookingDialer(agent.addresses, patience)
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How a look is taken."""
+
+    patience: float
+    ciphers: Sequence[str]
+    permit: Permit
+
+
+async def _shown(agent: Agent, algorithms: Sequence[str], look: _Look) -> bytes:
+    dialer = _LookingDialer(agent.addresses, look.patience)
+    with look.permit as permit:
+        await permit.dialling()
+        try:
+            await dialer.reach(agent.port)
+            await permit.computing(dialer.heard)
+            await _exchange_keys(agent, algorithms, look, dialer)
+        finally:
+            dialer.close()
+    if dialer.blob is None:
+        raise UnreachableError(f"{dialer.reached} port {agent.port}", "it showed no host key")
+    return dialer.blob
+
+
+async def _exchange_keys(agent: Agent, algorithms: Sequence[str], look: _Look, dialer: "_LookingDialer") -> None:
+    where = f"{dialer.reached} port {agent.port}"
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(dialer.left):
             await asyncssh.get_server_host_key(
                 tunnel=cast("Any", dialer),  # the type wants a close that asyncssh does not call
-                host=agent.addresses[0] if agent.addresses else "",
+                host=dialer.reached,
                 port=agent.port,
                 config=None,
                 server_host_key_algs=list(algorithms),
                 # No key at all: without this, asyncssh reads those in ~/.ssh, and fails where one is odd.
                 options=asyncssh.SSHClientConnectionOptions(
-                    client_keys=None, **{**SAFE, "encryption_algs": list(ciphers)}
+                    client_keys=None, **{**SAFE, "encryption_algs": list(look.ciphers)}
                 ),
             )
-    except TunnelError:
-        raise
     except TimeoutError as late:
-        raise UnreachableError(where, f"no answer within {patience:g} s") from late
+        unwind(late)
+        raise UnreachableError(where, f"no answer within {look.patience:g} s") from late
     except FAULTS as failed:
+        unwind(failed)
         raise UnreachableError(where, said(failed)) from failed
-    if dialer.blob is None:
-        raise UnreachableError(where, "it showed no host key")
-    return dialer.blob
 
 
 class _LookingDialer(Dialer):

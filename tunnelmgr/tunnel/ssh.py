@@ -29,8 +29,10 @@ from tunnelmgr.errors import (
     HostKeyMismatchError,
     UnreachableError,
 )
+from tunnelmgr.tunnel.admission import Admission, Permit
 from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.dialer import Dialer
+from tunnelmgr.tunnel.half_open import Ends
 from tunnelmgr.tunnel.keys import Identity, Login, identity_print
 from tunnelmgr.tunnel.line import Line
 from tunnelmgr.tunnel.window import FIRST
@@ -105,6 +107,11 @@ class SshConnection:
         self._line = line
         self._peer = peer
         self.address = address
+
+    @property
+    def ends(self) -> Ends:
+        """Both addresses of the TCP connection."""
+        return self._line.ends
 
     @property
     def login_key(self) -> str:
@@ -275,23 +282,37 @@ class Peer(asyncssh.SSHClient):
         self.tell()
 
 
-async def dial(spec: TunnelSpec, login: Login) -> SshConnection:
+async def dial(spec: TunnelSpec, login: Login, permit: Permit | None = None) -> SshConnection:
     """Connect to an agent, prove its key, and log in.
+
+    All of it takes at most `login.connect_timeout`, beside what `permit` waits for.
 
     Raises UnreachableError, HostKeyMismatchError, AuthenticationError, LoginKeyError or ConnectionLostError.
     """
-    async with login.identities() as offers:
-        return await _dial(spec, login, offers)
-
-
-async def _dial(spec: TunnelSpec, login: Login, offers: list[Identity]) -> SshConnection:
-    peer, dialer = Peer(offers), Dialer(spec.addresses, login.connect_timeout)
-    keys = [asyncssh.import_public_key(key) for key in spec.trust.keys]
-    where = f"{spec.addresses[0]} port {spec.port}"
+    permit = permit or Admission().permit()
+    dialer = Dialer(spec.addresses, login.connect_timeout)
+    await permit.dialling()
+    # Without a key there is no use in dialling; an ssh-agent is asked again later, so that none of its connections is
+    # held while a server is waited for.
+    async with login.identities():
+        pass
     try:
-        async with asyncio.timeout(login.connect_timeout):
+        await dialer.reach(spec.port)
+        await permit.computing(dialer.heard)
+        async with login.identities() as offers:
+            return await _shake_hands(spec, login, dialer, offers)
+    finally:
+        dialer.close()
+
+
+async def _shake_hands(spec: TunnelSpec, login: Login, dialer: Dialer, offers: list[Identity]) -> SshConnection:
+    peer = Peer(offers)
+    keys = [asyncssh.import_public_key(key) for key in spec.trust.keys]
+    where = f"{dialer.reached} port {spec.port}"
+    try:
+        async with asyncio.timeout(dialer.left):
             conn = await asyncssh.connect(
-                spec.addresses[0],
+                dialer.reached,
                 spec.port,
                 tunnel=dialer,
                 client_factory=lambda: peer,

@@ -9,9 +9,15 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, TunnelEnded
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.errors import Pace, TunnelError
+from tunnelmgr.tunnel.half_open import Ends
+from tunnelmgr.tunnel.unwind import unwind
 from tunnelmgr.tunnel.worker import Settings, Worker
 
 log = structlog.get_logger(__name__)
+
+
+REMEMBERED = 1024
+"""Lost connections that are remembered at most, in case their agents still hold listeners for them."""
 
 
 @dataclass(slots=True)
@@ -20,13 +26,14 @@ class Supervisor:
 
     tasks: asyncio.TaskGroup
     settings: Settings
+    _stale: dict[AgentId, Ends] = field(default_factory=dict)  # the oldest first
     _lives: dict[AgentId, tuple[Worker, asyncio.Task[Failure | None]]] = field(default_factory=dict)
 
     def open(self, action: OpenTunnel) -> None:
         """Start a worker."""
         if action.agent in self._lives:
             raise AssertionError(f"{action.agent} has a worker already")
-        worker = Worker(action, self.settings)
+        worker = Worker(action, self.settings, self._stale.pop(action.agent, None))
         task = self.tasks.create_task(_guarded(worker), name=f"tunnel {action.agent}")
         self._lives[action.agent] = (worker, task)
         # A task that is cancelled before its first step runs nothing of its own, so its end is told from outside.
@@ -45,6 +52,10 @@ class Supervisor:
 
     def _over(self, worker: Worker, task: asyncio.Task[Failure | None]) -> None:
         del self._lives[worker.spec.agent]
+        if worker.stale is not None and not task.cancelled():
+            self._stale[worker.spec.agent] = worker.stale
+            if len(self._stale) > REMEMBERED:
+                del self._stale[next(iter(self._stale))]
         failure = None if task.cancelled() else task.result()
         self.settings.report(TunnelEnded(worker.spec.agent, worker.life, failure))
 
@@ -54,8 +65,13 @@ async def _guarded(worker: Worker) -> Failure | None:
     try:
         await worker.run()
     except TunnelError as ended:
+        unwind(ended)
         return Failure(ended.code, ended.retry, str(ended))
+    except asyncio.CancelledError as cancelled:
+        unwind(cancelled)
+        raise
     except Exception as broken:
         log.exception("worker failed", agent=worker.spec.agent)
+        unwind(broken)
         return Failure("internal", Pace.SOON, f"{broken!r}; the log has the trace")
     return None

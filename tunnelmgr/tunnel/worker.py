@@ -22,14 +22,18 @@ from tunnelmgr.errors import (
     ProbeTimeoutError,
     TunnelError,
 )
+from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.entry import Entry, Turn
+from tunnelmgr.tunnel.half_open import Ends, reset_half_open
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.ssh import ChannelRefused, Listener, SshConnection, dial
+from tunnelmgr.tunnel.unwind import unwind
 
 log = structlog.get_logger(__name__)
 
+FREED = (0.02, 0.05, 0.1, 0.2)
+"""Seconds before each look whether the agent's sshd has ended a session whose connection was reset."""
 GOODBYE = 2.0
 """Seconds that an orderly close may take."""
 BEAT = 0.5
@@ -49,7 +53,7 @@ class Settings:
     probe_interval: float
     max_channels: int
     drain: float
-    entry: Entry
+    admission: Admission
     prover: Prover
     serve: Serve
     report: Callable[[Event], None]
@@ -71,15 +75,16 @@ class KeptStream:
 class Worker:
     """Lives once. `drain` ends it gently, cancelling `run` ends it at once."""
 
-    def __init__(self, opening: OpenTunnel, settings: Settings) -> None:
+    def __init__(self, opening: OpenTunnel, settings: Settings, stale: Ends | None = None) -> None:
+        """Make a worker; `stale` is the connection for which the agent's sshd may still hold the listeners."""
         self.spec = opening.spec
         self.life = opening.life
-        self._seen = opening.seen
         self._settings = settings
+        self._permit = settings.admission.permit(opening.precedence)
+        self.stale = stale
         self._report = settings.report
         self._asked_to_drain = False
         self._news = asyncio.Event()
-        self._turn = Turn()
         self._kept: dict[Endpoint, KeptStream] = {}
         self._listeners: dict[Endpoint, Listener] = {}
         self._sessions: dict[asyncio.Task[None], ForwardedChannel] = {}  # oldest first
@@ -101,9 +106,8 @@ class Worker:
 
     async def run(self) -> None:
         """Live; return when drained, raise TunnelError when the tunnel failed or was lost."""
-        self._turn = await self._settings.entry.turn(self._seen)
-        try:
-            connection = await dial(self.spec, self._settings.login)
+        with self._permit:
+            connection = await dial(self.spec, self._settings.login, self._permit)
             try:
                 connection.when_lost(self._news.set)
                 self._report(
@@ -114,8 +118,10 @@ class Worker:
                 await self._hold(connection)
             finally:
                 connection.abort()
-        finally:
-            self._turn.end()
+                if self._listeners:
+                    self.stale = connection.ends
+                # What listens on the connection refers to this worker.
+                self._listeners.clear()
 
     async def _hold(self, connection: SshConnection) -> None:
         """Keep the tunnel until it is lost or drained; on the way out no session survives."""
@@ -147,9 +153,25 @@ class Worker:
             for endpoint in forward.listen:
                 held = await self._bind(connection, sessions, forward, endpoint)
                 if not held and endpoint == forward.listen[0]:
+                    held = await self._bind_after_reset(connection, sessions, forward, endpoint)
+                if not held and endpoint == forward.listen[0]:
                     raise ListenRefusedError(str(endpoint))
         self._open_for_channels = True
         await self._tell_bound(connection)
+
+    async def _bind_after_reset(
+        self, connection: SshConnection, sessions: asyncio.TaskGroup, forward: Forward, endpoint: Endpoint
+    ) -> bool:
+        """Have the agent end the connection that may hold the listener still, and ask for it again."""
+        stale, self.stale = self.stale, None
+        if stale is None:
+            return False
+        await reset_half_open(stale)
+        for pause in FREED:
+            await asyncio.sleep(pause)
+            if await self._bind(connection, sessions, forward, endpoint):
+                return True
+        return False
 
     async def _bind(
         self, connection: SshConnection, sessions: asyncio.TaskGroup, forward: Forward, endpoint: Endpoint
@@ -240,8 +262,9 @@ class Worker:
     async def _serve_one(self, channel: ForwardedChannel, forward: Forward, endpoint: Endpoint) -> None:
         try:
             await self._settings.serve(channel, self.spec, forward, endpoint)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             channel.abort()
+            unwind(cancelled)
             raise
         finally:
             channel.close()
@@ -252,7 +275,7 @@ class Worker:
         """Probe at every interval until the tunnel is lost (raises) or asked to drain (returns)."""
         while not self._asked_to_drain:
             await self._probe(connection)
-            self._turn.end()  # up, or as good as
+            self._permit.end()
             self._tell_declined()
             if await self._interrupted(connection):
                 return

@@ -1,0 +1,77 @@
+"""Agents that never answer take nothing from those that do: with the real daemon, at its default deadlines."""
+
+import pytest
+
+from tests.acceptance.conftest import GROUPS, Field
+from tests.tunnel.ssh_server import generate, public
+from tunnelmgr.demo.agents import LabAgent
+from tunnelmgr.demo.processes import until
+from tunnelmgr.demo.unresponsive import SILENT, UNREACHABLE, addresses
+
+pytestmark = pytest.mark.acceptance
+
+DEAD = 60
+"""Agents of each kind that never answer."""
+SOON = 15.0
+"""Seconds in which a good agent is up; it took minutes where dead ones held the slots."""
+HEAD = """\
+[controller]
+name = "registry-1"
+state = "sqlite:///{folder}/state.db"
+socket = "{folder}/tunnelmgr.sock"
+
+[ssh]
+key = "{folder}/id_ed25519"
+probe_interval = "{probe_interval}"
+"""
+
+
+def entry(name: str, address: str, host_key: str) -> str:
+    """Return an agent of the file."""
+    return f'[[source.agent]]\nname = "{name}"\naddress = "{address}"\nhost_key = "{host_key}"\n'
+
+
+class Fleet:
+    """A few good agents among many that never answer."""
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+        field.lab.unresponsive()
+        places = [*addresses(SILENT, DEAD), *addresses(UNREACHABLE, DEAD)]
+        self._dead = "".join(entry(f"dead-{place}", place, public(generate())) for place in places)
+
+    def configure(self, *good: LabAgent) -> None:
+        """Name the dead ones and these in the file."""
+        text = f'{GROUPS}\n[[source]]\nname = "office"\ntype = "static"\ngroup = "builders"\ntrust = ["pinned"]\n'
+        text += "".join(entry(agent.name, agent.ip, agent.host_key) for agent in good)
+        self._field.controller.configure(text + self._dead, probe_interval="2s", head=HEAD)
+
+    def all_failed(self) -> bool:
+        """Tell whether each dead one has failed at least once."""
+        agents = self._field.controller.client.agents()
+        return all(agent["error"] == "unreachable" for agent in agents if agent["name"].startswith("dead-"))
+
+
+def test_agents_that_never_answer_starve_nobody(field: Field) -> None:
+    """An agent that is cut comes back, a new one comes up, and all come up after `kill -9`, dead ones or not."""
+    fleet, controller = Fleet(field), field.controller
+    good = [field.boot(f"good-{number}") for number in range(3)]
+    fleet.configure(*good)
+    controller.start()
+    for agent in good:
+        controller.wait_phase(agent.name, "up", timeout=SOON)
+    until(fleet.all_failed, "all dead agents have failed", timeout=60)
+
+    good[0].reset_connections()
+    controller.wait(good[0].name, lambda agent: agent["phase"] != "up", "the cut is noticed")
+    controller.wait_phase(good[0].name, "up", timeout=SOON)
+
+    new = field.boot("new")
+    fleet.configure(*good, new)
+    controller.client.reload()
+    controller.wait_phase(new.name, "up", timeout=SOON)
+
+    controller.kill()
+    controller.start()
+    for agent in (*good, new):
+        controller.wait_phase(agent.name, "up", timeout=SOON)

@@ -1,0 +1,319 @@
+"""Who may dial now, and who may compute: in what order, how many, and that dead agents starve nobody."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.tunnel.ssh_server import until
+from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
+from tunnelmgr.tunnel import admission as rules
+from tunnelmgr.tunnel.admission import AHEAD, ELDER, MOST_SLOTS, PLACES, SLOTS, Admission, Permit, places_for
+
+FAILING = NEW + 5
+
+
+@dataclass
+class Crowd:
+    """Dials that wait for one admission, and the order in which they were let in."""
+
+    admission: Admission = field(default_factory=Admission)
+    permits: dict[float, Permit] = field(default_factory=dict)
+    order: list[float] = field(default_factory=list)
+
+    async def dial(self, seen: float, rank: int = NEW) -> Permit:
+        """Wait for a place, and keep it."""
+        permit = self.admission.permit(Precedence(rank, seen))
+        await permit.dialling()
+        self.permits[seen] = permit
+        self.order.append(seen)
+        return permit
+
+    async def shake_hands(self, seen: float, heard: Callable[[], int] | None = None) -> None:
+        """Wait for a place and a slot, and keep both."""
+        permit = self.admission.permit(Precedence(NEW, seen))
+        try:
+            await permit.dialling()
+            await permit.computing(heard or itertools.count().__next__)
+        except asyncio.CancelledError:
+            permit.end()
+            raise
+        self.permits[seen] = permit
+        self.order.append(seen)
+
+    def idle(self) -> bool:
+        """Tell whether nothing is held."""
+        held = self.admission
+        return (held._places, held._ahead, held._slots, held._computing) == (0, 0, 0, set())
+
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    """Make a crowd, and see at the end that all that was held is given back."""
+    crowd = Crowd()
+    yield crowd
+    for permit in crowd.permits.values():
+        permit.end()
+    assert crowd.idle()
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no time go by for the admission: nothing gets stale, and nothing more is given by and by."""
+    monkeypatch.setattr(rules, "LEAST_PATIENCE", 1000.0)
+    monkeypatch.setattr(rules, "MOST_PATIENCE", 1000.0)
+    monkeypatch.setattr(rules, "PACE", 1000.0)
+
+
+# --- places ---
+
+
+@pytest.mark.usefixtures("still")
+async def test_a_few_dials_begin_at_once_and_the_rest_as_these_go_on(crowd: Crowd) -> None:
+    """A dial that gets its slot, or ends, lets the next one begin; ending twice is ending once."""
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(AHEAD + 2):
+            tasks.create_task(crowd.dial(float(number)), name=f"{number}")
+        await until(lambda: len(crowd.order) == AHEAD)
+
+        crowd.permits[0.0].end()
+        crowd.permits[0.0].end()
+        await until(lambda: len(crowd.order) == AHEAD + 1)
+        await crowd.permits[1.0].computing(lambda: 0)
+        await until(lambda: len(crowd.order) == AHEAD + 2)
+
+    assert crowd.admission._places == AHEAD + 1
+
+
+async def test_silent_servers_delay_the_next_dial_for_a_moment_only(crowd: Crowd) -> None:
+    """One that has not spoken soon is waited for, and not counted any more."""
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(5 * AHEAD):
+            tasks.create_task(crowd.dial(float(number)), name=f"{number}")
+
+    assert crowd.admission._places == 5 * AHEAD
+    await until(lambda: crowd.admission._ahead == 0)
+
+
+async def test_a_server_that_speaks_late_still_waits_for_its_slot(crowd: Crowd) -> None:
+    """It counts among those ahead again until it has one."""
+    permit = await crowd.dial(1.0)
+    await until(lambda: crowd.admission._ahead == 0)
+
+    await permit.computing(lambda: 0)
+
+    assert permit.slotted
+    assert crowd.admission._ahead == 0
+
+
+@pytest.mark.usefixtures("still")
+async def test_agents_that_were_up_go_first_then_new_then_failing_ones(crowd: Crowd) -> None:
+    """Within a rank the newest goes first, and every fourth time the one that has waited longest."""
+    held = [await crowd.dial(-float(number)) for number in range(AHEAD)]
+    ranks = {1.0: FAILING + 1, 2.0: FAILING, 3.0: NEW, 4.0: NEW, 5.0: PROVEN, 6.0: PROVEN, 7.0: FAILING}
+    async with asyncio.TaskGroup() as tasks:
+        for seen, rank in ranks.items():
+            tasks.create_task(crowd.dial(seen, rank), name=f"{seen}")
+        await until(lambda: len(crowd.admission._dials) == len(ranks))
+        for count in range(len(ranks)):
+            held.pop().end()
+            await until(lambda count=count: len(crowd.order) == AHEAD + count + 1)
+            held.append(crowd.permits[crowd.order[-1]])
+
+    assert (ELDER, AHEAD) == (4, 4)
+    assert crowd.order[AHEAD:] == [6.0, 5.0, 4.0, 1.0, 3.0, 7.0, 2.0]
+
+
+async def test_dead_agents_leave_places_for_new_ones_and_new_ones_for_those_that_were_up(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many do not answer, an agent that was up finds a place."""
+    monkeypatch.setattr(rules, "LEAST_PATIENCE", 0.0)
+    crowd.admission.places = 16
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(crowd.dial(float(number), FAILING), name="failing") for number in range(20)]
+        await until(lambda: crowd.admission._places == 8)
+        waiting += [tasks.create_task(crowd.dial(100.0 + number), name="new") for number in range(20)]
+        await until(lambda: crowd.admission._places == 14)
+        waiting += [tasks.create_task(crowd.dial(200.0 + number, PROVEN), name="was up") for number in range(20)]
+        await until(lambda: crowd.admission._places == 16)
+        for task in waiting:
+            task.cancel()
+
+    assert sum(seen < 100 for seen in crowd.order) == 8
+    assert sum(seen >= 200 for seen in crowd.order) == 2
+
+
+async def test_where_all_servers_are_slow_each_is_waited_for_longer(crowd: Crowd) -> None:
+    """On a crowded host more dials at a time make all of them slower; how long dead agents take does not count."""
+    clock = asyncio.get_running_loop()
+    assert crowd.admission.patience == rules.LEAST_PATIENCE
+    failing = await crowd.dial(0.0, FAILING)
+    failing.began -= 9.0
+    await failing.computing(lambda: 0)
+    failing.end()
+    assert crowd.admission.patience == rules.LEAST_PATIENCE
+
+    for number in range(1, 20):
+        slow = await crowd.dial(float(number))
+        slow.began = clock.time() - 0.1
+        await slow.computing(lambda: 0)
+        slow.end()
+    assert crowd.admission.patience == pytest.approx(0.3, abs=0.05)
+
+    slower = await crowd.dial(100.0)
+    slower.began -= 9.0
+    await slower.computing(lambda: 0)
+    assert crowd.admission.patience == rules.MOST_PATIENCE
+
+
+@pytest.mark.parametrize(("descriptors", "places"), [(1_000_000, PLACES), (1024, 256), (4, SLOTS)])
+def test_places_leave_most_descriptors_to_tunnels_and_their_channels(descriptors: int, places: int) -> None:
+    """A quarter at most."""
+    assert places_for(descriptors) == places
+
+
+# --- giving up ---
+
+
+@pytest.mark.usefixtures("still")
+async def test_a_dial_that_gives_up_holds_nothing(crowd: Crowd) -> None:
+    """Neither while it waits, nor where it is let in and cancelled in one turn of the loop, whichever comes first."""
+    held = [await crowd.dial(-float(number)) for number in range(AHEAD)]
+    async with asyncio.TaskGroup() as tasks:
+        waiting, let_in, cancelled, last = (
+            tasks.create_task(crowd.dial(seen), name=f"{seen}") for seen in (1.0, 3.0, 4.0, 0.5)
+        )
+        await until(lambda: len(crowd.admission._dials) == 4)
+        waiting.cancel()
+        await until(lambda: len(crowd.admission._dials) == 3)
+        cancelled.cancel()
+        held.pop().end()  # lets in 3.0, for 4.0 will not come
+        let_in.cancel()
+        await last
+
+    assert crowd.order[AHEAD:] == [0.5]
+    assert len(crowd.admission._dials) == 0
+
+
+@pytest.mark.usefixtures("still")
+async def test_a_newcomer_is_let_in_where_all_who_wait_were_just_cancelled(crowd: Crowd) -> None:
+    """There is nobody left whose turn would wake it."""
+    held = [await crowd.dial(-float(number)) for number in range(AHEAD)]
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(crowd.dial(1.0), name="waits")
+        await until(lambda: len(crowd.admission._dials) == 1)
+        waiting.cancel()
+        held.pop().end()
+        await crowd.dial(2.0)
+
+    assert crowd.order[-1] == 2.0
+
+
+@pytest.mark.usefixtures("still")
+async def test_a_handshake_that_is_cancelled_as_it_gets_its_slot_gives_it_back(crowd: Crowd) -> None:
+    """The next one has it."""
+    for number in range(SLOTS):
+        await crowd.shake_hands(-float(number))
+    async with asyncio.TaskGroup() as tasks:
+        permits = [await crowd.dial(seen) for seen in (2.0, 1.0)]
+        first, second = (tasks.create_task(permit.computing(lambda: 0), name="waits") for permit in permits)
+        await until(lambda: len(crowd.admission._handshakes) == 2)
+        crowd.permits[0.0].end()
+        first.cancel()
+        await second
+
+    assert [permit.slotted for permit in permits] == [False, True]
+
+
+@pytest.mark.usefixtures("still")
+async def test_those_who_left_do_not_pile_up(crowd: Crowd) -> None:
+    """However many give up behind one that waits on."""
+    held = [await crowd.dial(-float(number)) for number in range(AHEAD)]
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(crowd.dial(1000.0, PROVEN), name="stays")
+        leaving = [tasks.create_task(crowd.dial(float(number), FAILING), name="leaves") for number in range(1, 200)]
+        await until(lambda: len(crowd.admission._dials) == 200)
+        for task in leaving:
+            task.cancel()
+        await until(lambda: len(crowd.admission._dials) == 1)
+        crowd.admission._fill_places()
+        assert len(crowd.admission._dials._by_precedence) == 1
+        held.pop().end()
+
+
+# --- slots ---
+
+
+@pytest.mark.usefixtures("still")
+async def test_so_many_handshakes_compute_at_once_the_newest_agents_first(crowd: Crowd) -> None:
+    """Who ends lets the next one compute."""
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(SLOTS + 3):
+            tasks.create_task(crowd.shake_hands(float(number)), name=f"{number}")
+        await until(lambda: len(crowd.admission._handshakes) == 3)
+        for count in range(3):
+            crowd.permits[crowd.order[count]].end()
+            await until(lambda count=count: len(crowd.order) == SLOTS + count + 1)
+
+    assert crowd.order == [0.0, 1.0, 4.0, 2.0, 3.0]
+
+
+async def test_while_the_loop_is_on_time_more_compute_up_to_the_most(crowd: Crowd) -> None:
+    """Where the network is what takes the time, a fleet need not wait for it one after another."""
+    async with asyncio.TaskGroup() as tasks:
+        coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MOST_SLOTS + 5)]
+        await until(lambda: len(crowd.permits) == MOST_SLOTS)
+        looks = crowd.admission._timer
+        await until(lambda: crowd.admission._timer is not looks)
+        assert len(crowd.permits) == MOST_SLOTS
+        for task in coming:
+            task.cancel()
+
+
+async def test_a_busy_loop_gives_no_more_slots_than_must_be(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And fewer than before, until no more than the least compute."""
+    monkeypatch.setattr(rules, "LATE", -1.0)  # any loop is late
+    async with asyncio.TaskGroup() as tasks:
+        coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(SLOTS + 3)]
+        await until(lambda: crowd.admission._busy)
+        assert len(crowd.permits) == SLOTS
+        crowd.admission._slots += 1  # as if one more had been let in before
+        crowd.permits[0.0].end()
+        await asyncio.sleep(0)
+        assert len(crowd.permits) == SLOTS
+        crowd.admission._slots -= 1
+        crowd.permits[1.0].end()
+        await until(lambda: len(crowd.permits) == SLOTS + 1)
+        for task in coming:
+            task.cancel()
+
+
+async def test_what_keeps_the_loop_is_seen(crowd: Crowd) -> None:
+    """Something that computes for long makes it late."""
+    async with asyncio.TaskGroup() as tasks:
+        coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(SLOTS + 1)]
+        await until(lambda: len(crowd.admission._handshakes) == 1)
+        time.sleep(rules.PACE + 4 * rules.LATE)  # noqa: ASYNC251 - what is tested
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert crowd.admission._busy
+        for task in coming:
+            task.cancel()
+
+
+async def test_a_slot_is_taken_back_from_a_server_that_stays_silent(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where another one waits for it, and not from one that goes on sending."""
+    monkeypatch.setattr(rules, "MOST_SLOTS", 0)  # no slot but those that are always there
+    await crowd.shake_hands(1.0, heard=lambda: 0)
+    await crowd.shake_hands(2.0)
+
+    await crowd.shake_hands(3.0)
+
+    assert [crowd.permits[seen].slotted for seen in (1.0, 2.0, 3.0)] == [False, True, True]
+    assert all(permit.placed for permit in crowd.permits.values())

@@ -1,0 +1,76 @@
+"""Which agent is served first where not all can be served at once: pure, and derived from the agent's story.
+
+Agents that were up come first, then new ones, then failing ones by the number of their failures in a row. The story is
+in the store, so the order also holds right after a restart, when nothing else is remembered of earlier tries.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.tunnel import TunnelStatus
+from tunnelmgr.core.world import Moment, Record, World
+
+PROVEN: Final = 0
+"""The rank of an agent whose tunnel was up when it was last tried."""
+NEW: Final = 1
+"""The rank of an agent that was not tried yet; each failure in a row adds one."""
+FORGIVEN: Final = 2
+"""Failures in a row that an agent that was up may have before it ranks behind new ones.
+
+The first is the loss itself. The next is often a port that the agent's sshd has not freed yet.
+"""
+_STARTS: Final = frozenset({"seen", "moved", "rebuilt", "retry", "released"})
+"""Steps of a story after which earlier failures mean nothing: another machine, another address, or a person's word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precedence:
+    """A place in the order: a lower rank goes first, and within a rank the agent that was first seen last.
+
+    `seen` is when the agent was first seen, in seconds since the epoch.
+    """
+
+    rank: int
+    seen: float
+
+    @property
+    def key(self) -> tuple[int, float]:
+        """Return what to sort by, ascending; a build is waiting for the newest agent."""
+        return self.rank, -self.seen
+
+    @property
+    def failing(self) -> bool:
+        """Tell whether the agent ranks behind those that were up and those that are new."""
+        return self.rank > NEW
+
+
+def precedence(record: Record, status: TunnelStatus | None) -> Precedence:
+    """Return the place in the order of the agent with this record and status."""
+    failed, was_up = _last_tries(record.story)
+    failures = max(failed, status.failures if status else 0)
+    rank = max(PROVEN, failures - FORGIVEN + NEW) if was_up else NEW + failures
+    return Precedence(rank, record.first_seen)
+
+
+def precedence_of(world: World, agent: AgentId) -> Precedence:
+    """Return the place in the order of an agent; one that is not known goes last."""
+    record = world.records.get(agent)
+    return precedence(record, world.tunnels.get(agent)) if record else LAST
+
+
+def _last_tries(story: tuple[Moment, ...]) -> tuple[int, bool]:
+    """Return the failures since the tunnel was last up, or since the story's last start, and whether it was up."""
+    failed = 0
+    for moment in reversed(story):
+        if moment.step == "failed":
+            failed += 1
+        elif moment.step in {"probed", "lost"}:
+            return failed, True
+        elif moment.step in _STARTS:
+            break
+    return failed, False
+
+
+FIRST: Final = Precedence(PROVEN, 0.0)
+LAST: Final = Precedence(1_000_000, 0.0)
