@@ -233,6 +233,41 @@ async def test_a_key_that_became_readable_to_others_is_a_bad_file(site: Site) ->
             await process.ask(process.client.reload)
 
 
+async def test_a_file_that_cannot_be_read_at_a_reload_ends_nothing(site: Site) -> None:
+    """The daemon says which file it was, by signal and by command, goes on, and follows the next good file."""
+    revoked = site.folder / "revoked"
+    revoked.touch()
+    (site.folder / "ca.pub").write_bytes(site.sshd.accepts.export_public_key())
+    site.more = f'[[authority]]\nname = "images"\nfile = "{site.folder}/ca.pub"\nrevoked = "{revoked}"\n'
+    async with daemon(site) as process:
+        before = await process.phase("up")
+        revoked.unlink()
+        revoked.mkdir()
+        problem = f"authority[0].revoked: cannot read {revoked}: Is a directory"
+
+        process.child.send_signal(signal.SIGHUP)
+        await until(lambda: b"the old one stays" in process.said)
+        with pytest.raises(ConfigError) as bad:
+            await process.ask(process.client.reload)
+
+        assert problem.encode() in process.said
+        assert bad.value.problems == (problem,)
+        assert (await process.phase("up"))["since"] == before["since"]
+        revoked.rmdir()
+        revoked.touch()
+        assert (await process.ask(process.client.reload))["reloaded"]
+
+
+async def test_a_file_that_cannot_be_read_at_a_start_is_a_problem_of_the_configuration(site: Site) -> None:
+    """Exit status 2 keeps systemd from starting the daemon again and again."""
+    (site.folder / "ca.pub").mkdir()
+    site.more = f'[[authority]]\nname = "images"\nfile = "{site.folder}/ca.pub"\n'
+    async with daemon(site) as process:
+        assert await process.end() == 2
+    assert b"authority[0].file: cannot read " in process.said
+    assert b"Traceback" not in process.said
+
+
 # --- what outlives it ---
 
 
