@@ -32,6 +32,7 @@ from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import World
 from tunnelmgr.errors import Pace, StoreError
+from tunnelmgr.store import writer
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "B" * 43
@@ -111,9 +112,9 @@ class House:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[House]:
+async def running(house: House | None = None) -> AsyncIterator[House]:
     """Run a controller; at the end it drains, unless it has drained before."""
-    house = House()
+    house = house or House()
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(house.controller.run(), name="controller")
         try:
@@ -279,7 +280,7 @@ async def test_a_store_that_heals_gets_all_that_it_missed() -> None:
 
 async def test_a_store_is_tried_again_though_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quiet fleet is written down too."""
-    monkeypatch.setattr(loop, "STORE_RETRY", 0.01)
+    monkeypatch.setattr(writer, "RETRY", 0.01)
     async with running() as house:
         house.store_fails = "full"
         house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))

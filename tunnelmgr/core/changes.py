@@ -41,6 +41,12 @@ def changes(written: World, world: World) -> Changes:
     )
 
 
+def is_pinned(written: World, record: Record) -> bool:
+    """Tell whether `written` has what proves an agent, so that a start would go on from the same evidence."""
+    known = written.records.get(record.agent.id)
+    return known is not None and known.proved == record.proved and known.agent.incarnation == record.agent.incarnation
+
+
 def moments(before: World, after: World) -> tuple[tuple[Record, Moment], ...]:
     """Return what has been added to the agents' stories, each moment with the record that it stands in."""
     return tuple(

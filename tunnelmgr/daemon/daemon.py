@@ -157,7 +157,7 @@ class Daemon:
         """Run until drained."""
         # Nothing is watched before all that can be refused is had: what is watched would have to be stopped again.
         control = ControlServer(self, self.begun.socket)
-        self.audit.start()
+        await self.audit.start()
         await self.registry.look()  # whoever asks first gets an answer, not a guess
         await control.start()
         background: list[asyncio.Task[None]] = []

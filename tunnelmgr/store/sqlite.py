@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.resources import files
@@ -29,6 +30,9 @@ Answer = TypeVar("Answer")
 
 APPLICATION = 0x746E6C6D
 """`tnlm`, in SQLite's application_id: tells our file from another's."""
+
+CLOSE_PATIENCE = 1.0
+"""Seconds that `close` waits for a call in another thread; SQLite must not be closed under it."""
 
 _AGENT = """
 INSERT INTO agent (id, incarnation, source, "group", name, addresses, port, labels, first_seen, changed, present, story)
@@ -55,6 +59,7 @@ class SqliteStore:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self._use = threading.Lock()
         self._lock = _locked(file)
         try:
             self._db = self._guarded(lambda: _opened(file))
@@ -79,9 +84,11 @@ class SqliteStore:
         self._guarded(lambda: self._write(changes))
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._db.close()
-        self._lock.close()
+        """Let go of the file, unless a call that hangs still uses it: then the end of the process does so."""
+        if self._use.acquire(timeout=CLOSE_PATIENCE):
+            self._db.close()
+            self._lock.close()
+            self._use.release()
 
     def _write(self, changes: Changes) -> None:
         with _transaction(self._db):
@@ -126,7 +133,8 @@ class SqliteStore:
 
     def _guarded(self, act: Callable[[], Answer]) -> Answer:
         try:
-            return act()
+            with self._use:
+                return act()
         except (sqlite3.Error, OSError) as failed:
             raise StoreError(f"{self.file}: {failed}") from failed
 
