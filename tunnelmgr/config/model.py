@@ -185,6 +185,7 @@ class Config(Section):
             forwards=self.forwards(),
             trust={source.name: tuple(source.trust) for source in self.source},
             minimum={group.name: group.minimum_trust for group in self.group},
+            groups={source.name: source.grouping() for source in self.source},
             authorities={
                 source.name: frozenset(f"{entry.key} {sorted(entry.revocations)}" for entry in self.believed(source))
                 for source in self.source

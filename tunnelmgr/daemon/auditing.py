@@ -22,7 +22,20 @@ from tunnelmgr.gate.caller import RequestRecord
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 STEPS = frozenset(
-    {"evidence", "dialled", "bound", "probed", "lost", "failed", "closed", "left", "rebuilt", "quarantined", "released"}
+    {
+        "evidence",
+        "dialled",
+        "bound",
+        "probed",
+        "lost",
+        "failed",
+        "closed",
+        "left",
+        "rebuilt",
+        "regrouped",
+        "quarantined",
+        "released",
+    }
 )
 """The steps of an agent's story that are audited; the others tell only that it is waited for."""
 ACTIONS = frozenset({"pull", "push", "delete", "catalog"})

@@ -132,7 +132,7 @@ class Daemon:
             raise ValueError(f"{repository!r} is no name of a repository")
         if action not in {Action.PULL, Action.PUSH, Action.DELETE}:
             raise ValueError(f"{action!r} is none of pull, push and delete")
-        return judge(Action(action), repository, self._policy(self.world.records[agent].agent.group))
+        return judge(Action(action), repository, self._policy(agent))
 
     async def reload(self) -> list[str]:
         """Read the file again and follow it; raises ConfigError, and then nothing has changed.
@@ -279,15 +279,21 @@ class Daemon:
         caller = Caller(
             agent=spec.agent,
             name=spec.name,
-            group=spec.group,
+            group=self._group(spec.agent),
             controller=self.begun.name,
             listener=str(endpoint),
             channel=next(self.channels),
         )
         await self.gate.serve(channel, caller, forward.target, traffic)
 
-    def _policy(self, group: str) -> GroupPolicy:
-        """Return a group's policy; a group that the configuration does not know may do nothing."""
+    def _group(self, agent: AgentId) -> str:
+        """Return the group that the configuration puts an agent into now; none for an agent that is not known."""
+        record = self.world.records.get(agent)
+        return "" if record is None else self.following.rules.group_of(record.agent)
+
+    def _policy(self, agent: AgentId) -> GroupPolicy:
+        """Return the policy of an agent's present group; in a group that is not configured it may do nothing."""
+        group = self._group(agent)
         return self.following.policies.get(group) or GroupPolicy.build(group, pull=())
 
     def _closed(self) -> str | None:
