@@ -17,7 +17,7 @@ import pytest
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import Changes
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.world import Moment, Quarantine, Record
+from tunnelmgr.core.world import STORY_LENGTH, Moment, Quarantine, Record
 from tunnelmgr.errors import SchemaError, StoreError
 from tunnelmgr.store.sqlite import APPLICATION, SqliteStore
 
@@ -54,6 +54,27 @@ def read_again(store: SqliteStore) -> Record:
     with closing(SqliteStore(store.file)) as again:
         (record,) = again.load().records.values()
     return record
+
+
+# --- how large it grows ---
+
+
+def test_ten_thousand_small_writes_leave_a_short_wal(store: SqliteStore, file: Path) -> None:
+    """Neither many changes nor one large one let the file beside the state grow for good."""
+    store._db.execute("PRAGMA synchronous = OFF")  # the size is what counts here, not 10,000 waits for the disk
+    story = tuple(Moment(1.5, "failed", "x" * 150) for _ in range(STORY_LENGTH))
+    fleet = [replace(RECORD, agent=replace(AGENT, id=AgentId(f"ec2:i-{number}")), story=story) for number in range(600)]
+    wal = file.with_name("state.db-wal")
+
+    store.write(Changes(tuple(fleet)))
+    large = wal.stat().st_size
+    sizes = []
+    for number in range(10_000):
+        store.write(Changes((replace(fleet[number % 600], changed=float(number), story=story[:1]),)))
+        sizes.append(wal.stat().st_size)
+
+    assert large > 5_000_000
+    assert max(sizes[10:]) < 1_000_000
 
 
 # --- what is kept ---

@@ -31,6 +31,11 @@ Answer = TypeVar("Answer")
 APPLICATION = 0x746E6C6D
 """`tnlm`, in SQLite's application_id: tells our file from another's."""
 
+CHECKPOINT_PAGES = 64
+"""Pages of 4 KiB in the WAL after which they are moved into the database; SQLite's own default is 1000."""
+WAL_LIMIT = 512 * 1024
+"""Bytes to which the WAL is cut at the first write after a checkpoint; without a limit it stays as long as the longest
+transaction ever was (https://www.sqlite.org/pragma.html#pragma_journal_size_limit)."""
 CLOSE_PATIENCE = 1.0
 """Seconds that `close` waits for a call in another thread; SQLite must not be closed under it."""
 
@@ -178,6 +183,8 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA foreign_keys = ON")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
     for number, name in enumerate(known[version:], start=version + 1):
         script = (files("tunnelmgr.store.migrations") / name).read_text(encoding="utf-8")
         with _transaction(db):
