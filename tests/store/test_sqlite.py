@@ -25,7 +25,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 AGENT = Agent(
     AgentId("ec2:i-0a"), "i-0a", "jenkins", "ci", "böhm", ("10.0.0.1", "2001:db8::1"), 2222, (("role", "ci"),)
 )
-RECORD = Record(AGENT, first_seen=1.5, changed=2.5, story=(Moment(1.5, "seen", "at 10.0.0.1:2222"),))
+RECORD = Record(AGENT, first_seen=1.5, changed=2.5, story=(Moment(1.5, "seen", "at 10.0.0.1:2222", uid=7),))
 SCRIPTS = sorted(entry.name for entry in files("tunnelmgr.store.migrations").iterdir() if entry.name.endswith(".sql"))
 
 

@@ -183,7 +183,8 @@ def agent(facts: Json) -> RenderableType:
     story.add_column("STEP", no_wrap=True)
     story.add_column("WHAT", overflow="fold")
     for moment in facts["story"]:
-        story.add_row(cell(moment["at"][:23].replace("T", " ")), cell(moment["step"]), cell(moment["detail"]))
+        what = moment["detail"] if moment.get("uid") is None else f"{moment['detail']} (by uid {moment['uid']})"
+        story.add_row(cell(moment["at"][:23].replace("T", " ")), cell(moment["step"]), cell(what))
     return Group(sheet, Text(""), story)
 
 

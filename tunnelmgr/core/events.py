@@ -224,17 +224,19 @@ class TunnelEnded:
 
 @dataclass(frozen=True, slots=True)
 class RetryRequested:
-    """A person wants the next try now."""
+    """A person, the user `uid` of this machine, wants the next try now."""
 
     agent: AgentId
+    uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequested:
-    """A person ends a quarantine; what was believed of the agent's key is forgotten with it."""
+    """A person, the user `uid` of this machine, ends a quarantine, and with it what was believed of the key."""
 
     agent: AgentId
     reason: str
+    uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,15 @@ STORY_LENGTH = 60
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One step in an agent's story: `step` is a word such as `seen` or `bound`, `detail` a sentence part."""
+    """One step in an agent's story: `step` is a word such as `seen` or `bound`, `detail` a sentence part.
+
+    `uid` is the user of this machine who asked for it, None where nobody did.
+    """
 
     at: float
     step: str
     detail: str
+    uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,9 @@ class Record:
         """Tell whether only a release helps: a quarantine, or proof that nothing acceptable now comes up to."""
         return self.quarantine is not None or (self.trust is None and self.proved is not None)
 
-    def told(self, at: float, step: str, detail: str) -> "Record":
+    def told(self, at: float, step: str, detail: str, uid: int | None = None) -> "Record":
         """Return the record with one more moment in its story."""
-        return replace(self, story=(*self.story[1 - STORY_LENGTH :], Moment(at, step, detail)), changed=at)
+        return replace(self, story=(*self.story[1 - STORY_LENGTH :], Moment(at, step, detail, uid)), changed=at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ STEPS = frozenset(
         "regrouped",
         "quarantined",
         "released",
+        "retry",
     }
 )
 """The steps of an agent's story that are audited; the others tell only that it is waited for."""
@@ -88,7 +89,7 @@ class Auditor:
     def moment(self, record: Record, moment: Moment) -> None:
         """Audit a step of an agent's story."""
         if moment.step in STEPS:
-            self.log.note(f"tunnel-{moment.step}", **_identity(record), detail=moment.detail)
+            self.log.note(f"tunnel-{moment.step}", **_identity(record), detail=moment.detail, uid=moment.uid)
 
     def record(self, request: RequestRecord) -> None:
         """Write down a request that came through the gate, at once or with those that are alike."""

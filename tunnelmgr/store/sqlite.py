@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import astuple
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -120,7 +121,7 @@ class SqliteStore:
                 record.first_seen,
                 record.changed,
                 int(record.present),
-                json.dumps([(moment.at, moment.step, moment.detail) for moment in record.story]),
+                json.dumps([astuple(moment) for moment in record.story]),
             ),
         )
         proof = record.proved
