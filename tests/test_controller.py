@@ -190,6 +190,7 @@ async def test_events_that_are_there_together_are_taken_in_together() -> None:
         house.tell(Reconfigured(RULES), *(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))) for _ in range(50)))
         await house.until_done("seek a")
         await house.until_done("seek b")
+        await house.until_done("write")
 
         assert house.done.count("write") == 1
 
@@ -418,3 +419,31 @@ async def test_a_listing_that_lacks_agents_is_told_once_and_its_end_too() -> Non
 
     told = [(entry["event"], entry.get("missing")) for entry in logs if entry["event"].startswith("listing lacks")]
     assert told == [("listing lacks agents", 1), ("listing lacks no agents", None)]
+
+
+async def test_a_failure_that_repeats_is_told_ever_less_often_and_seldom_written() -> None:
+    """Dead agents cost neither the log nor the audit nor the disk something for each try."""
+    witnessed: list[tuple[str, int]] = []
+    house = House()
+    house.controller.witness = lambda _record, moment: witnessed.append((moment.step, moment.count))
+    with capture_logs() as logs:
+        async with running(house):
+            await house.bring_up(A)
+            witnessed.clear()
+            logs.clear()
+            for life in range(1, 66):
+                house.tell(TunnelEnded(A.id, life, Failure("unreachable", Pace.SOON, "nobody answers")))
+                await house.until(lambda: house.controller.world.status(A.id).phase is Phase.DOWN)
+                house.now += 5
+                house.tell(EvidenceAbsent(AgentId("cloud:nobody"), "1", "wakes the loop"))
+                await house.until_done(f"open a {life + 1}")
+            written = house.done.count("write")
+            phases = [entry["phase"] for entry in logs if entry["event"] == "phase"]
+
+    assert [moment for moment in witnessed if moment[0] != "closed"] == [
+        ("lost", 1),
+        *(("failed", 2**power) for power in range(7)),
+    ]
+    assert phases == ["down", "connecting"] * 8
+    # The first two failures, and then once a minute of the five that pass.
+    assert written < 10

@@ -53,6 +53,11 @@ LULL = 1.0
 """Seconds that probes of standing tunnels wait for company."""
 GATHER = 0.05
 """Seconds for which reports of progress wait for others while the store writes: each turn looks at every agent."""
+REST = 3.0
+"""How many times as long as the last turn took the ends of tunnels and retries wait for others: agents that fail again
+and again then take at most a quarter of the loop's time for turns, whatever the fleet's size."""
+QUIET = frozenset({Phase.AWAITING_IDENTITY, Phase.CONNECTING, Phase.DOWN})
+"""The phases that an agent goes through again and again while it fails."""
 PROGRESS = (EvidenceFound, EvidenceAbsent, KeyExamined, TunnelDialled, TunnelBound, TunnelProbed, TunnelEnded)
 """Reports of what the controller has begun itself; all other events are taken in at once."""
 
@@ -84,7 +89,7 @@ class Clock:
 class Controller:
     """Owns the world. Others put events in by `report`, and read `world`, which is always whole.
 
-    `witness` is told each moment that is added to an agent's story, in order.
+    `witness` is told what is new in the agents' stories, in order.
     """
 
     world: World
@@ -95,6 +100,7 @@ class Controller:
     witness: Callable[[Record, Moment], None] = lambda _record, _moment: None
     _behind: bool = False
     _held: bool = False
+    _took: float = 0.0
     _inbox: list[Event] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _lively: asyncio.Event = field(default_factory=asyncio.Event)
@@ -115,17 +121,25 @@ class Controller:
         self._news.set()
         if not self._is_routine(event):
             self._lively.set()
-        if not isinstance(event, PROGRESS):
+        if not self._can_wait(event):
             self._urgent.set()
 
     async def run(self) -> None:
         """Reconcile until a drain is complete."""
         self._writer.start(self.world)
-        async with asyncio.TaskGroup() as tasks:
-            while not (self.world.draining and not _standing(self.world)):
-                self._take(await self._events())
-                self._reconcile(tasks)
-            await self._writer.finish(self.world)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while not (self.world.draining and not _standing(self.world)):
+                    self._turn(await self._events(), tasks)
+                await self._writer.finish(self.world)
+        finally:
+            self._writer.close()
+
+    def _turn(self, events: list[Event], tasks: asyncio.TaskGroup) -> None:
+        began = time.perf_counter()
+        self._take(events)
+        self._reconcile(tasks)
+        self._took = time.perf_counter() - began
 
     async def _events(self) -> list[Event]:
         """Wait for something to do and return all that has happened until then."""
@@ -142,9 +156,16 @@ class Controller:
         """Wait for events that can be taken in together, because each turn looks at every agent."""
         async with asyncio.timeout(LULL):
             await self._lively.wait()
-        if self._writer.busy:
-            async with asyncio.timeout(GATHER):
-                await self._urgent.wait()
+        async with asyncio.timeout(GATHER if self._writer.busy else self._rest()):
+            await self._urgent.wait()
+
+    def _can_wait(self, event: Event) -> bool:
+        """Tell whether an event may be taken in together with those that follow; an end or a reload may not."""
+        return isinstance(event, PROGRESS if self._writer.busy else (TunnelEnded, TunnelProbed))
+
+    def _rest(self) -> float:
+        """Return the seconds that ends of tunnels and retries wait after a turn."""
+        return min(GATHER, REST * self._took)
 
     def _written(self) -> None:
         """Take note that a write is over: what waited for it may go on, and one that failed is tried again later."""
@@ -166,7 +187,7 @@ class Controller:
             return BREATHER
         due = next_due(self.world)
         # What is held for a write is due already, and must not wake the loop again and again.
-        waits = [] if due is None else [max(BREATHER if self._held else 0.0, due - self.clock())]
+        waits = [] if due is None else [max(BREATHER if self._held else self._rest(), due - self.clock())]
         if (retry := self._writer.retry_in) is not None:
             waits.append(retry)
         return min(waits, default=None)
@@ -183,7 +204,8 @@ class Controller:
         _log_missing(before, self.world)
         if before.records is not self.world.records:
             for record, moment in moments(before, self.world):
-                self.witness(record, moment)
+                if moment.is_news:
+                    self.witness(record, moment)
 
     def _reconcile(self, tasks: asyncio.TaskGroup) -> None:
         now = self.clock()
@@ -227,12 +249,15 @@ def _standing(world: World) -> bool:
 
 
 def _log_phases(before: World, after: World) -> None:
-    """Log one line for each agent whose phase changed."""
+    """Log one line for each agent whose phase changed; of failures that repeat, fewer and fewer."""
     if before.tunnels is after.tunnels:
         return
     for id_, status in after.tunnels.items():
         old = before.tunnels.get(id_)
         if old is status or (old is not None and old.phase is status.phase):
+            continue
+        story = after.records[id_].story
+        if status.phase in QUIET and story and not story[-1].is_news:
             continue
         _log_phase(id_, old.phase.value if old else None, after)
     for id_ in before.tunnels.keys() - after.tunnels.keys():

@@ -89,7 +89,9 @@ class Auditor:
     def moment(self, record: Record, moment: Moment) -> None:
         """Audit a step of an agent's story."""
         if moment.step in STEPS:
-            self.log.note(f"tunnel-{moment.step}", **_identity(record), detail=moment.detail, uid=moment.uid)
+            count = moment.count if moment.count > 1 else None
+            facts = _identity(record) | {"detail": moment.detail, "uid": moment.uid, "count": count}
+            self.log.note(f"tunnel-{moment.step}", **facts)
 
     def record(self, request: RequestRecord) -> None:
         """Write down a request that came through the gate, at once or with those that are alike."""

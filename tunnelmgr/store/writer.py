@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from tunnelmgr.blocking import in_thread
+from tunnelmgr.blocking import CallingThread
 from tunnelmgr.core.changes import Changes, changes, is_pinned
 from tunnelmgr.core.world import Record, World
 from tunnelmgr.errors import StoreError
@@ -50,10 +50,12 @@ class StateWriter:
     _failed_at: float = 0.0
     _task: asyncio.Task[None] | None = None
     _began: float = 0.0
+    _thread: CallingThread = field(default_factory=lambda: CallingThread("state write"))
 
     def start(self, world: World) -> None:
-        """Take note that the store holds this world."""
+        """Begin with a store that holds this world."""
         self._written = self._tried = world
+        self._thread.start()
 
     @property
     def busy(self) -> bool:
@@ -105,6 +107,10 @@ class StateWriter:
             if self._task is not None:
                 self._task.cancel()
 
+    def close(self) -> None:
+        """End the thread; it is not waited for."""
+        self._thread.close()
+
     def _is_worthwhile(self, world: World) -> bool:
         if self._failure is None or time.monotonic() >= self._failed_at + RETRY:
             return True
@@ -113,7 +119,7 @@ class StateWriter:
     async def _write(self, due: Changes, world: World) -> None:
         """Write in a thread; a failure is kept, shown, and tried again. Waits as long as the disk takes."""
         try:
-            await in_thread(self.store.write, due)
+            await self._thread.call(self.store.write, due)
         except StoreError as failed:
             if self._failure is None:
                 log.error("state cannot be written; tunnels go on", error=str(failed))  # noqa: TRY400 - no trace needed
