@@ -140,6 +140,20 @@ def test_repetitions_are_written_once_a_minute_and_everything_else_at_once(story
         assert changes(written, story.world.with_record(changed)) == Changes((changed,))
 
 
+def test_an_agent_that_never_answers_is_written_once_a_minute(story: Story) -> None:
+    """The count on disk lags behind by less than a minute."""
+    agent = story.agent()
+    story.believed(agent)
+    fail(story, agent)
+    written, began, writes = story.world, story.now, 0
+    while story.now - began < 3 * REPEATS:
+        fail(story, agent)
+        if changes(written, story.world):
+            written, writes = story.world, writes + 1
+
+    assert writes == 3
+
+
 def test_an_agent_that_shows_its_key_after_failures_is_written(story: Story) -> None:
     """Possession decides between claims after a restart, so it does not wait for the minute."""
     agent = story.agent()
