@@ -56,6 +56,25 @@ def read_again(store: SqliteStore) -> Record:
     return record
 
 
+# --- what others wrote ---
+
+
+def test_a_name_that_is_no_unicode_text_is_written_all_the_same(store: SqliteStore) -> None:
+    """A cloud's JSON may hold half a surrogate pair; it must not keep the rest from being written."""
+    odd = replace(RECORD, agent=replace(AGENT, name="a\ud800b"), quarantine=Quarantine(1.0, "code", "\ud800"))
+    odd = replace(odd, proved=HostTrust(Method.CONSOLE, (KEY,), "\ud800"))
+
+    store.write(Changes((odd,)))
+
+    assert read_again(store).agent.name == "a?b"
+
+
+def test_an_id_that_is_no_unicode_text_is_an_error_of_the_store(store: SqliteStore) -> None:
+    """It is shown and tried again as any other failure, and does not end the daemon."""
+    with pytest.raises(StoreError, match="surrogates not allowed"):
+        store.write(Changes((replace(RECORD, agent=replace(AGENT, id=AgentId("x:\ud800"))),)))
+
+
 # --- how large it grows ---
 
 

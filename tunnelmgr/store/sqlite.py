@@ -114,7 +114,7 @@ class SqliteStore:
                 agent.incarnation,
                 agent.source,
                 agent.group,
-                agent.name,
+                _storable(agent.name),
                 json.dumps(agent.addresses),
                 agent.port,
                 json.dumps(agent.labels),
@@ -129,20 +129,26 @@ class SqliteStore:
             self._db.execute("DELETE FROM pin WHERE agent = ?", (agent.id,))
         else:
             keys, possessed = json.dumps(proof.keys), json.dumps(record.possessed)
-            self._db.execute(_PIN, (agent.id, agent.incarnation, proof.method.value, keys, proof.detail, possessed))
+            facts = (agent.id, agent.incarnation, proof.method.value, keys, _storable(proof.detail), possessed)
+            self._db.execute(_PIN, facts)
         mark = record.quarantine
         if mark is None:
             self._db.execute("DELETE FROM quarantine WHERE agent = ?", (agent.id,))
         else:
-            facts = (mark.since, mark.code, mark.message, json.dumps(mark.disputed), int(mark.examined))
-            self._db.execute(_QUARANTINE, (agent.id, *facts))
+            message, disputed = _storable(mark.message), json.dumps(mark.disputed)
+            self._db.execute(_QUARANTINE, (agent.id, mark.since, mark.code, message, disputed, int(mark.examined)))
 
     def _guarded(self, act: Callable[[], Answer]) -> Answer:
         try:
             with self._use:
                 return act()
-        except (sqlite3.Error, OSError) as failed:
+        except (sqlite3.Error, OSError, UnicodeError) as failed:
             raise StoreError(f"{self.file}: {failed}") from failed
+
+
+def _storable(text: str) -> str:
+    """Return a text with `?` for lone surrogates, which JSON may hold (RFC 8259, section 8.2) and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _locked(file: Path) -> IO[bytes]:
