@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tunnelmgr.blocking import each, in_thread
+from tunnelmgr.blocking import CallingThread, each, in_thread
 
 
 async def test_the_answer_comes_back_and_the_loop_goes_on_meanwhile() -> None:
@@ -105,3 +105,30 @@ def test_each_item_has_a_thread_and_the_answers_are_in_order() -> None:
 def test_nothing_to_do_is_done_at_once() -> None:
     """A source without regions, say."""
     assert each(str, []) == []
+
+
+async def test_a_calling_thread_makes_its_calls_one_after_the_other_in_one_thread() -> None:
+    """Each call gets its own answer or error, and a wait that is given up leaves the next call its turn."""
+    free = threading.Event()
+    made: list[tuple[str, int]] = []
+
+    def note(what: str) -> str:
+        free.wait(10)
+        made.append((what, threading.get_ident()))
+        if what == "broken":
+            raise LookupError(what)
+        return what
+
+    thread = CallingThread("test")
+    thread.start()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await thread.call(note, "given up")
+    free.set()
+    with pytest.raises(LookupError, match="broken"):
+        await thread.call(note, "broken")
+    assert await thread.call(note, "last") == "last"
+    thread.close()
+
+    assert [what for what, _ in made] == ["given up", "broken", "last"]
+    assert len({ident for _, ident in made}) == 1

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.config import DEFAULT_FILE, config_file, examine_key_file, load, source_type, sources
+from tunnelmgr.config import DEFAULT_FILE, SourceConfig, config_file, examine_key_file, load, source_type, sources
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import Grouping
 from tunnelmgr.core.policy import judge
 from tunnelmgr.core.registry import Action
 from tunnelmgr.core.trust import Method
@@ -607,3 +609,32 @@ def test_a_key_that_we_may_not_read_is_told(key: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "access", lambda *_: False)
 
     assert examine_key_file(key) == f"cannot read {key}: permission denied for uid {os.geteuid()}"
+
+
+def test_the_rules_say_which_group_each_agent_is_in(write: Callable[[str], Path]) -> None:
+    """A source's group holds for all its agents but those that have their own entry."""
+    entry = 'name = "{}"\naddress = "192.0.2.7"\n'
+    rules = load(
+        write(
+            '[ssh]\nkey = "KEYFILE"\n[[source]]\nname = "office"\ntype = "static"\ngroup = "ci"\n'
+            f'[[source.agent]]\n{entry.format("one")}[[source.agent]]\ngroup = "builders"\n{entry.format("two")}'
+        )
+    ).rules()
+
+    def group(name: str, source: str = "office") -> str:
+        return rules.group_of(Agent(AgentId(f"static:{name}"), "", source, "before", name, ()))
+
+    assert (group("one"), group("two")) == ("ci", "builders")
+    assert group("one", source="gone") == "before"
+
+
+def test_the_groups_that_a_plug_in_names_besides_its_own_are_its_choice() -> None:
+    """Agents that it has put into one of them stay there when the configuration is read again."""
+
+    class Choosing(SourceConfig):
+        def groups(self) -> set[str]:
+            return {"day", "night", self.group}
+
+    grouping = Choosing(name="x", type="x", group="ci", trust=["tofu"]).grouping()
+
+    assert grouping == Grouping("ci", chosen=frozenset({"day", "night"}))

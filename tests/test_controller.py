@@ -32,6 +32,7 @@ from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import World
 from tunnelmgr.errors import Pace, StoreError
+from tunnelmgr.store import writer
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "B" * 43
@@ -111,9 +112,9 @@ class House:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[House]:
+async def running(house: House | None = None) -> AsyncIterator[House]:
     """Run a controller; at the end it drains, unless it has drained before."""
-    house = House()
+    house = house or House()
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(house.controller.run(), name="controller")
         try:
@@ -189,6 +190,7 @@ async def test_events_that_are_there_together_are_taken_in_together() -> None:
         house.tell(Reconfigured(RULES), *(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))) for _ in range(50)))
         await house.until_done("seek a")
         await house.until_done("seek b")
+        await house.until_done("write")
 
         assert house.done.count("write") == 1
 
@@ -263,23 +265,21 @@ async def test_tunnels_go_on_while_the_state_cannot_be_written() -> None:
 
 
 async def test_a_store_that_heals_gets_all_that_it_missed() -> None:
-    """With the next thing that happens."""
+    """With the next thing that happens, all that could not be written is written."""
     async with running() as house:
         house.store_fails = "full"
         house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
-        await house.until_done("seek a")
+        await house.until(lambda: house.controller.store_error == "full")
 
         house.store_fails = None
         house.tell(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))))
-        await house.until_done("write")
-
-        assert house.written == {A.id, B.id}
+        await house.until(lambda: house.written == {A.id, B.id})
         await house.until(lambda: house.controller.store_error is None)
 
 
 async def test_a_store_is_tried_again_though_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quiet fleet is written down too."""
-    monkeypatch.setattr(loop, "STORE_RETRY", 0.01)
+    monkeypatch.setattr(writer, "RETRY", 0.01)
     async with running() as house:
         house.store_fails = "full"
         house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
@@ -417,3 +417,31 @@ async def test_a_listing_that_lacks_agents_is_told_once_and_its_end_too() -> Non
 
     told = [(entry["event"], entry.get("missing")) for entry in logs if entry["event"].startswith("listing lacks")]
     assert told == [("listing lacks agents", 1), ("listing lacks no agents", None)]
+
+
+async def test_a_failure_that_repeats_is_told_ever_less_often_and_seldom_written() -> None:
+    """Dead agents cost neither the log nor the audit nor the disk something for each try."""
+    witnessed: list[tuple[str, int]] = []
+    house = House()
+    house.controller.witness = lambda _record, moment: witnessed.append((moment.step, moment.count))
+    with capture_logs() as logs:
+        async with running(house):
+            await house.bring_up(A)
+            witnessed.clear()
+            logs.clear()
+            for life in range(1, 20):
+                house.tell(TunnelEnded(A.id, life, Failure("unreachable", Pace.SOON, "nobody answers")))
+                await house.until(lambda: house.controller.world.status(A.id).phase is Phase.DOWN)
+                house.now += 5
+                house.tell(EvidenceAbsent(AgentId("cloud:nobody"), "1", "wakes the loop"))
+                await house.until_done(f"open a {life + 1}")
+            written = house.done.count("write")
+            phases = [entry["phase"] for entry in logs if entry["event"] == "phase"]
+
+    assert [moment for moment in witnessed if moment[0] != "closed"] == [
+        ("lost", 1),
+        *(("failed", 2**power) for power in range(5)),
+    ]
+    assert phases == ["down", "connecting"] * 6
+    # The first two failures, and then once a minute of the one and a half that pass.
+    assert written < 6

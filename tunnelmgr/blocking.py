@@ -6,6 +6,7 @@ process does not wait for.
 """
 
 import asyncio
+import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import ParamSpec, TypeVar, cast
@@ -20,6 +21,39 @@ async def in_thread(function: Callable[P, Answer], *args: P.args, **kwargs: P.kw
 
     A cancelled wait leaves the thread to itself; its answer is dropped.
     """
+    answer, work = _prepared(lambda: function(*args, **kwargs))
+    threading.Thread(target=work, name=f"blocking {getattr(function, '__name__', function)}", daemon=True).start()
+    return await answer
+
+
+class CallingThread:
+    """One thread that makes calls one after the other, for calls so frequent that a thread for each costs too much."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to make calls."""
+        self._thread.start()
+
+    async def call(self, function: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs) -> Answer:
+        """Call `function` after the calls before, and return its answer or raise what it raised; see `in_thread`."""
+        answer, work = _prepared(lambda: function(*args, **kwargs))
+        self._calls.put(work)
+        return await answer
+
+    def close(self) -> None:
+        """End the thread after the calls that were asked for; does not wait for them."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+def _prepared(function: Callable[[], Answer]) -> tuple[asyncio.Future[Answer], Callable[[], None]]:
+    """Return a future of the running loop, and the call for another thread that settles it."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Answer] = loop.create_future()
 
@@ -35,14 +69,13 @@ async def in_thread(function: Callable[P, Answer], *args: P.args, **kwargs: P.kw
         value: Answer | None = None
         error: BaseException | None = None
         try:
-            value = function(*args, **kwargs)
+            value = function()
         except BaseException as raised:  # noqa: BLE001 - it is raised again where it is awaited
             error = raised
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(target=work, name=f"blocking {getattr(function, '__name__', function)}", daemon=True).start()
-    return await answer
+    return answer, work
 
 
 def each(function: Callable[[Item], Answer], items: Iterable[Item]) -> Sequence[Answer]:

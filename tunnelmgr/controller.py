@@ -1,8 +1,9 @@
-"""The one loop that owns all state: take what happened, evolve the world, plan, act, write down what changed.
+"""The one loop that owns all state: take what happened, evolve the world, plan, act, have written down what changed.
 
-Closings come before the writing, so that a slow disk delays no revocation; openings after it, so that no key is
-trusted for the first time before that is written. Openings and searches are begun a few at a time: of a fleet that
-comes at once, the first tunnel does not wait until the last agent is planned for, logged and written down.
+The loop never waits for the disk. While the store writes, events are taken in and tunnels are closed and opened; only
+an agent whose evidence has not been written yet is not dialled, so that no key is trusted for the first time before
+that is on disk. Openings and searches are begun a few at a time: of a fleet that comes at once, the first tunnel does
+not wait until the last agent is planned for, logged and written down.
 """
 
 import asyncio
@@ -15,8 +16,17 @@ from typing import Protocol, assert_never
 import structlog
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.changes import Changes, changes, moments
-from tunnelmgr.core.events import Event, TunnelProbed
+from tunnelmgr.core.changes import moments
+from tunnelmgr.core.events import (
+    Event,
+    EvidenceAbsent,
+    EvidenceFound,
+    KeyExamined,
+    TunnelBound,
+    TunnelDialled,
+    TunnelEnded,
+    TunnelProbed,
+)
 from tunnelmgr.core.evolve import evolve
 from tunnelmgr.core.reconcile import (
     Action,
@@ -31,7 +41,7 @@ from tunnelmgr.core.reconcile import (
 )
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import Moment, Record, World
-from tunnelmgr.errors import StoreError
+from tunnelmgr.store.writer import StateWriter, WritableStore
 
 log = structlog.get_logger(__name__)
 
@@ -41,8 +51,15 @@ BREATHER = 0.1
 """Seconds that the next few wait, so that those already begun go on meanwhile."""
 LULL = 1.0
 """Seconds that probes of standing tunnels wait for company."""
-STORE_RETRY = 5.0
-"""Seconds between tries while the state cannot be written."""
+GATHER = 0.05
+"""Seconds for which reports of progress wait for others while the store writes: each turn looks at every agent."""
+REST = 3.0
+"""How many times as long as the last turn took the ends of tunnels and retries wait for others: agents that fail again
+and again then take at most a quarter of the loop's time for turns, whatever the fleet's size."""
+QUIET = frozenset({Phase.AWAITING_IDENTITY, Phase.CONNECTING, Phase.DOWN})
+"""The phases that an agent goes through again and again while it fails."""
+PROGRESS = (EvidenceFound, EvidenceAbsent, KeyExamined, TunnelDialled, TunnelBound, TunnelProbed, TunnelEnded)
+"""Reports of what the controller has begun itself; all other events are taken in at once."""
 
 
 class Tunnels(Protocol):
@@ -54,14 +71,6 @@ class Tunnels(Protocol):
 
     def close(self, action: CloseTunnel) -> None:
         """End one."""
-        ...
-
-
-class Store(Protocol):
-    """What writes state down; blocks."""
-
-    def write(self, changes: Changes) -> None:
-        """Write all or nothing; raises StoreError."""
         ...
 
 
@@ -80,48 +89,90 @@ class Clock:
 class Controller:
     """Owns the world. Others put events in by `report`, and read `world`, which is always whole.
 
-    `witness` is told each moment that is added to an agent's story, in order.
+    `witness` is told what is new in the agents' stories, in order.
     """
 
     world: World
-    store: Store
+    store: WritableStore
     tunnels: Tunnels
     seek: Callable[[Search], None]
     clock: Callable[[], float]
     witness: Callable[[Record, Moment], None] = lambda _record, _moment: None
-    store_error: str | None = None
     _behind: bool = False
+    _held: bool = False
+    _took: float = 0.0
     _inbox: list[Event] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _lively: asyncio.Event = field(default_factory=asyncio.Event)
     _urgent: asyncio.Event = field(default_factory=asyncio.Event)
-    _written: World = field(default_factory=World)
+    _writer: StateWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._writer = StateWriter(self.store, self._written)
+
+    @property
+    def store_error(self) -> str | None:
+        """Why the state is not being written, None if it is."""
+        return self._writer.error
 
     def report(self, event: Event) -> None:
         """Tell the loop what happened; it is taken up in order."""
         self._inbox.append(event)
         self._news.set()
         if not self._is_routine(event):
+            self._lively.set()
+        if not self._can_wait(event):
             self._urgent.set()
 
     async def run(self) -> None:
         """Reconcile until a drain is complete."""
-        self._written = self.world
-        while not (self.world.draining and not _standing(self.world)):
-            self._take(await self._events())
-            await self._reconcile()
+        self._writer.start(self.world)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while not (self.world.draining and not _standing(self.world)):
+                    self._turn(await self._events(), tasks)
+                await self._writer.finish(self.world)
+        finally:
+            self._writer.close()
+
+    def _turn(self, events: list[Event], tasks: asyncio.TaskGroup) -> None:
+        began = time.perf_counter()
+        self._take(events)
+        self._reconcile(tasks)
+        self._took = time.perf_counter() - began
 
     async def _events(self) -> list[Event]:
         """Wait for something to do and return all that has happened until then."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience()):
                 await self._news.wait()
-                # Alone they can wait a little for each other: each turn looks at every agent.
-                async with asyncio.timeout(LULL):
-                    await self._urgent.wait()
+                await self._gather()
         events, self._inbox = self._inbox, []
-        self._news.clear()
-        self._urgent.clear()
+        for flag in (self._news, self._lively, self._urgent):
+            flag.clear()
         return events
+
+    async def _gather(self) -> None:
+        """Wait for events that can be taken in together, because each turn looks at every agent."""
+        async with asyncio.timeout(LULL):
+            await self._lively.wait()
+        async with asyncio.timeout(GATHER if self._writer.busy else self._rest()):
+            await self._urgent.wait()
+
+    def _can_wait(self, event: Event) -> bool:
+        """Tell whether an event may be taken in together with those that follow; an end or a reload may not."""
+        return isinstance(event, PROGRESS if self._writer.busy else (TunnelEnded, TunnelProbed))
+
+    def _rest(self) -> float:
+        """Return the seconds that ends of tunnels and retries wait after a turn."""
+        return min(GATHER, REST * self._took)
+
+    def _written(self) -> None:
+        """Take note that a write is over: what waited for it may go on, and one that failed is tried again later."""
+        self._urgent.set()
+        if self._held or self._writer.retry_in is not None or self._writer.is_behind(self.world):
+            self._lively.set()
+            self._news.set()
 
     def _is_routine(self, event: Event) -> bool:
         """Tell whether an event is one more probe of a tunnel that is up, and so changes nothing but its figures."""
@@ -135,9 +186,10 @@ class Controller:
         if self._behind:
             return BREATHER
         due = next_due(self.world)
-        waits = [] if due is None else [max(0.0, due - self.clock())]
-        if self.store_error is not None:
-            waits.append(STORE_RETRY)
+        # What is held for a write is due already, and must not wake the loop again and again.
+        waits = [] if due is None else [max(BREATHER if self._held else self._rest(), due - self.clock())]
+        if (retry := self._writer.retry_in) is not None:
+            waits.append(retry)
         return min(waits, default=None)
 
     def _take(self, events: list[Event]) -> None:
@@ -152,29 +204,32 @@ class Controller:
         _log_missing(before, self.world)
         if before.records is not self.world.records:
             for record, moment in moments(before, self.world):
-                self.witness(record, moment)
+                if moment.is_news:
+                    self.witness(record, moment)
 
-    async def _reconcile(self) -> None:
+    def _reconcile(self, tasks: asyncio.TaskGroup) -> None:
         now = self.clock()
         actions = self._due(now)
         before = self.world
         self.world = begin(before, actions, now)
         _log_phases(before, self.world)
         for action in actions:
-            if not isinstance(action, OpenTunnel):
-                self._perform(action)
-        await self._write()
-        for action in actions:
-            if isinstance(action, OpenTunnel):
-                self._perform(action)
+            self._perform(action)
+        self._writer.write(self.world, tasks)
 
     def _due(self, now: float) -> tuple[Action, ...]:
-        """Return what is to be done in this turn: all closings, and the first few of the rest."""
-        actions = plan(self.world, now)
+        """Return what is to be done in this turn: all closings, and the first few of the rest that may begin."""
+        planned = plan(self.world, now)
+        actions = tuple(action for action in planned if self._may_begin(action))
+        self._held = len(actions) < len(planned)
         closings = sum(isinstance(action, CloseTunnel) for action in actions)
         few = max(FEW, int((len(actions) - closings) * PART))
         self._behind = closings + few < len(actions)
         return actions[: closings + few]
+
+    def _may_begin(self, action: Action) -> bool:
+        """Tell whether an action need not wait for the store: only a first dial by new evidence does."""
+        return not isinstance(action, OpenTunnel) or self._writer.may_dial(self.world.records[action.agent])
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -187,24 +242,6 @@ class Controller:
             case _:
                 assert_never(action)
 
-    async def _write(self) -> None:
-        """Write what changed since the last success; a failure is kept, shown, and tried again."""
-        world = self.world
-        due = changes(self._written, world)
-        if not due:
-            return
-        try:
-            await asyncio.to_thread(self.store.write, due)
-        except StoreError as failed:
-            if self.store_error is None:
-                log.error("state cannot be written; tunnels go on", error=str(failed))  # noqa: TRY400 - no trace needed
-            self.store_error = str(failed)
-        else:
-            if self.store_error is not None:
-                log.info("state is written again")
-            self.store_error = None
-            self._written = world
-
 
 def _standing(world: World) -> bool:
     """Tell whether any worker is still at it; a search for evidence is no reason to stay."""
@@ -212,12 +249,15 @@ def _standing(world: World) -> bool:
 
 
 def _log_phases(before: World, after: World) -> None:
-    """Log one line for each agent whose phase changed."""
+    """Log one line for each agent whose phase changed; of failures that repeat, fewer and fewer."""
     if before.tunnels is after.tunnels:
         return
     for id_, status in after.tunnels.items():
         old = before.tunnels.get(id_)
         if old is status or (old is not None and old.phase is status.phase):
+            continue
+        story = after.records[id_].story
+        if status.phase in QUIET and story and not story[-1].is_news:
             continue
         _log_phase(id_, old.phase.value if old else None, after)
     for id_ in before.tunnels.keys() - after.tunnels.keys():

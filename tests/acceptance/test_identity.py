@@ -89,6 +89,30 @@ def test_a_terminated_event_ends_a_transfer_within_seconds(
     assert field.cloud.left("changes") == 0
 
 
+def test_a_reload_takes_a_right_away_in_mid_transfer_while_the_cloud_is_down(cloud_field: "CloudField") -> None:
+    """A source that is moved to a group that may not pull: the pull that is under way is cut, the next is refused."""
+    field = cloud_field
+    agent, id_ = field.launch("builder")
+    field.believe("console")
+    field.controller.start()
+    field.controller.wait_phase(id_, "up")
+    field.cloud.fault("DescribeInstances", [("InternalError", 500)], forever=True)
+    until(lambda: not field.controller.client.status()["sources"][0]["ok"], "the cloud is down", timeout=60)
+    pull = slow_pull(field, agent)
+
+    text = field.controller.file.read_text().replace('group = "builders"', 'group = "idle"')
+    field.controller.file.write_text(text + '[[group]]\nname = "idle"\npull = ["nothing/here"]\n')
+    reloaded = field.controller.command("reload")
+    until(lambda: pull.poll() is not None, "curl ends", timeout=5)
+
+    assert reloaded.returncode == 0, reloaded.stderr
+    assert pull.returncode != 0
+    assert field.controller.wait_phase(id_, "up")["group"] == "idle"
+    refused = agent.run(["curl", "-sS", "-m", "5", "http://localhost:5000/v2/team/big/tags/list"], timeout=10)
+    assert "group idle may not pull team/big" in refused.stdout
+    assert not field.controller.client.status()["sources"][0]["ok"]
+
+
 def test_garbage_is_swept_up_and_a_failing_queue_is_seen(cloud_field: "CloudField") -> None:
     """Foreign and broken messages cost nothing; while the queue fails, `status` says so and polling discovers."""
     field = cloud_field

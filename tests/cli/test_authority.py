@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import stat
 import subprocess
 import time
@@ -30,7 +31,7 @@ def folder(run: Run, tmp_path: Path) -> Path:
 def believed(folder: Path) -> Authority:
     """Return the authority as the daemon reads it."""
     entry = AuthorityConfig(name="images", file=str(folder / "images.pub"), revoked=str(folder / "images.revoked"))
-    return Authority(entry.name, entry.key(), entry.taken_back(), entry.max_validity)
+    return Authority(entry.name, entry.key, entry.revocations, entry.max_validity)
 
 
 def test_a_new_authoritys_key_is_its_owners_alone_and_its_table_loads(run: Run, config: Path, tmp_path: Path) -> None:
@@ -43,8 +44,32 @@ def test_a_new_authoritys_key_is_its_owners_alone_and_its_table_loads(run: Run, 
     loaded = load(config)
     assert stat.S_IMODE((folder / "images").stat().st_mode) == 0o600
     assert loaded.authority[0].name == "images"
-    assert loaded.authority[0].key() == " ".join((folder / "images.pub").read_text().split()[:2])
-    assert loaded.authority[0].taken_back() == frozenset()
+    assert loaded.authority[0].key == " ".join((folder / "images.pub").read_text().split()[:2])
+    assert loaded.authority[0].revocations == frozenset()
+
+
+def test_what_the_daemon_reads_is_readable_whatever_the_umask(run: Run, tmp_path: Path) -> None:
+    """Root's umask of 077 leaves the key to root alone, and the daemon's user can read the rest."""
+    folder = tmp_path / "authorities"
+    before = os.umask(0o077)
+    try:
+        assert run("authority", "create", "images", "--folder", folder).exit_code == 0
+        assert run("authority", "create", "other", "--folder", folder).exit_code == 0
+        (folder / "other.revoked").unlink()
+        assert run("authority", "revoke", "other", "--serial", 1, "--folder", folder).exit_code == 0
+    finally:
+        os.umask(before)
+
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())}
+    assert modes == {
+        "authorities": 0o755,
+        "images": 0o600,
+        "images.pub": 0o644,
+        "images.revoked": 0o644,
+        "other": 0o600,
+        "other.pub": 0o644,
+        "other.revoked": 0o644,
+    }
 
 
 def test_an_authority_is_never_replaced(run: Run, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Every command's exit status and output, as the contract has them."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -285,8 +286,8 @@ def test_retry_and_release_reach_the_daemon(run: Run, socket: Path, daemon: Fake
     assert "static:builder-3" in run("release", "builder-3", "--reason", "reinstalled", "--socket", socket).stdout
 
     assert daemon.events == [
-        RetryRequested(AgentId("static:builder-2")),
-        ReleaseRequested(AgentId("static:builder-3"), "reinstalled"),
+        RetryRequested(AgentId("static:builder-2"), os.geteuid()),
+        ReleaseRequested(AgentId("static:builder-3"), "reinstalled", os.geteuid()),
     ]
 
 

@@ -267,3 +267,24 @@ def test_what_others_wrote_is_shown_as_text_in_every_table() -> None:
         printed = lines(sheet, 1000)
         assert all(line.isprintable() for line in printed)
         assert "".join(printed).count(SHOWN) >= times
+
+
+def test_a_step_that_a_person_asked_for_names_the_user() -> None:
+    """A release is somebody's decision, and `show` tells whose."""
+    one = replace(record("x"), story=(Moment(1.7e9, "released", "reinstalled", uid=1000),))
+
+    printed = lines(render.agent(agent_view(one, up(), (), None) | {"story": story_view(one)}))
+
+    assert any(line.endswith("reinstalled (by uid 1000)") for line in map(str.rstrip, printed))
+
+
+def test_a_step_that_was_repeated_tells_how_often_and_since_when() -> None:
+    """An agent that has failed for hours is one line."""
+    failed = Moment(1.7e9, "failed", "nobody answers").again(1.7e9 + 60)
+    one = replace(record("x"), story=(failed,))
+
+    printed = lines(render.agent(agent_view(one, up(), (), None) | {"story": story_view(one)}))
+
+    (line,) = [line.rstrip() for line in printed if "failed" in line]
+    assert line.strip().startswith("2023-11-14 22:14:20.000")
+    assert line.endswith("nobody answers (x2 since 2023-11-14 22:13:20.000)")

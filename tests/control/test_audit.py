@@ -32,7 +32,7 @@ def file(tmp_path: Path) -> Path:
 async def log(file: Path) -> AsyncIterator[AuditLog]:
     """Start a log on it."""
     log = AuditLog(file, "registry-1", lambda: NOW)
-    log.start()
+    await log.start()
     yield log
     log.close()
 
@@ -93,7 +93,7 @@ async def test_numbers_go_on_after_a_restart(log: AuditLog, file: Path) -> None:
     log.close()
 
     again = AuditLog(file, "registry-1", lambda: NOW)
-    again.start()
+    await again.start()
     again.note("two")
     again.close()
 
@@ -106,7 +106,7 @@ async def test_a_spoilt_last_line_restarts_the_numbers(file: Path, spoilt: str) 
     file.write_text(spoilt)
 
     log = AuditLog(file, "registry-1", lambda: NOW)
-    log.start()
+    await log.start()
     log.close()
 
     assert file.read_text().startswith(spoilt)
@@ -242,7 +242,7 @@ async def test_a_batch_that_must_be_safe_is_synced(file: Path, monkeypatch: pyte
     monkeypatch.setattr("tunnelmgr.control.audit.os.fsync", synced.append)
     required = False
     log = AuditLog(file, "registry-1", lambda: NOW, lambda: required)
-    log.start()
+    await log.start()
     assert synced == []
 
     required = True
@@ -264,13 +264,31 @@ async def test_a_disk_that_does_not_answer_is_a_fault(log: AuditLog, monkeypatch
     await until(lambda: log.healthy)
 
 
+async def test_a_start_does_not_wait_for_a_disk_that_hangs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop goes on while the first entry hangs, and the numbers go on after those of the file."""
+    file.write_text('{"sequence": 7}\n')
+    for name in ("STALLED", "START_PATIENCE"):
+        monkeypatch.setattr(audit, name, 0.01)
+    disk = Disk(monkeypatch)
+    disk.free.clear()
+
+    log = AuditLog(file, "registry-1", lambda: NOW)
+    await log.start()
+    await until(lambda: log.error == "the disk does not answer")
+    disk.free.set()
+    await until(lambda: log.healthy)
+    log.close()
+
+    assert json.loads(file.read_text().splitlines()[-1])["sequence"] == 8
+
+
 async def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path, file: Path) -> None:
     """A person who may write beside the log cannot make it write elsewhere."""
     target = tmp_path / "target"
     file.symlink_to(target)
 
     log = AuditLog(file, "registry-1", lambda: NOW)
-    log.start()
+    await log.start()
     log.close()
 
     assert not log.healthy
@@ -285,7 +303,7 @@ from tunnelmgr.control import audit
 async def main():
     audit.TRY_AGAIN = 0.01
     log = audit.AuditLog(Path(sys.argv[1]), "c", lambda: 0.0)
-    log.start()
+    await log.start()
     for _ in range(20):
         log.note("entry", detail="x" * 100)
     while log.healthy:
@@ -314,7 +332,7 @@ def test_a_full_disk_leaves_no_half_line(file: Path) -> None:
 async def test_without_a_file_entries_go_to_the_log() -> None:
     """An audit that is not configured still leaves its trace in the journal."""
     log = AuditLog(None, "registry-1", lambda: NOW)
-    log.start()
+    await log.start()
 
     with capture_logs() as logged:
         log.note("request-refused", ONE)
@@ -330,7 +348,7 @@ async def test_the_file_is_for_its_owner_and_group(file: Path) -> None:
     before = os.umask(0o077)
     try:
         log = AuditLog(file, "registry-1", lambda: NOW)
-        log.start()
+        await log.start()
         log.close()
     finally:
         os.umask(before)

@@ -29,8 +29,8 @@ async def test_every_question_gets_its_answer(client: ControlClient, daemon: Fak
     assert (await ask(client.reload))["reloaded"]
 
     assert daemon.events == [
-        RetryRequested(AgentId("static:builder-2")),
-        ReleaseRequested(AgentId("static:builder-3"), "all well"),
+        RetryRequested(AgentId("static:builder-2"), os.geteuid()),
+        ReleaseRequested(AgentId("static:builder-3"), "all well", os.geteuid()),
     ]
 
 

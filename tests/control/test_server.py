@@ -180,7 +180,7 @@ async def test_a_retry_is_handed_to_the_controller(
     code, answer = await ask(request, place, "POST", "/v1/agents/builder-2/retry")
 
     assert (code, answer["agent"], answer["phase"]) == (200, "static:builder-2", "down")
-    assert daemon.events == [RetryRequested(AgentId("static:builder-2"))]
+    assert daemon.events == [RetryRequested(AgentId("static:builder-2"), os.geteuid())]
 
 
 async def test_a_quarantined_agent_is_not_retried(
@@ -201,7 +201,7 @@ async def test_a_release_is_handed_over_with_its_reason(daemon: FakeDaemon, plac
     code, _ = await ask(request, place, "POST", "/v1/agents/builder-3/release", b'{"reason": "reinstalled"}')
 
     assert code == 200
-    assert daemon.events == [ReleaseRequested(AgentId("static:builder-3"), "reinstalled")]
+    assert daemon.events == [ReleaseRequested(AgentId("static:builder-3"), "reinstalled", os.geteuid())]
 
 
 async def test_a_machine_that_is_called_as_another_is_neither_shown_nor_released_for_it(
@@ -301,6 +301,43 @@ async def test_a_body_that_is_no_object_is_a_bad_request(
 
     assert (code, answer["error"]["code"]) == (400, "bad-request")
     assert daemon.events == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        (("POST", "/v1/seeds", b"[" * 500_000), 400),
+        (("POST", "/v1/seeds", b'{"a":' * 12_000), 400),
+        (("POST", "/v1/seeds", b"[" * 2_000_000), 413),
+        (("POST", "/v1/seeds", b'{"key": "x", "seconds": 1' + b"0" * 4000 + b"}"), 400),
+        (("POST", "/v1/seeds", b'{"key": "x", "seconds": 1' + b"0" * 5000 + b"}"), 400),
+        (("POST", "/v1/seeds", None), 400),
+        (("POST", "/v1/agents/builder-3/release", b"[" * 500_000), 400),
+        (("DELETE", "/v1/seeds", None), 405),
+        (("POST", "/v1/nothing", b"{}"), 404),
+        (("GET", "/", None), 404),
+    ],
+)
+async def test_every_refusal_is_json(
+    daemon: FakeDaemon, place: Path, ask: Ask, asked: tuple[str, str, bytes | None], code: int
+) -> None:
+    """Bodies that are too deep, too long or no JSON, and what does not exist, get a code and a sentence."""
+    status, answer = await ask(request, place, *asked)
+
+    assert status == code
+    assert set(answer["error"]) == {"code", "message"}
+    assert daemon.events == []
+
+
+async def test_a_fault_of_ours_costs_one_request_and_is_json(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
+    """A reload that fails in an unforeseen way is answered with 500, and the next request is served."""
+    daemon.bad = RuntimeError("unforeseen")  # type: ignore[assignment]
+
+    assert await ask(request, place, "POST", "/v1/reload") == (
+        500,
+        {"error": {"code": "internal", "message": "tunnelmgr failed; its log has the trace"}},
+    )
+    assert (await ask(request, place, "GET", "/v1/status"))[0] == 200
 
 
 @pytest.mark.parametrize("change", ["retry", "release"])

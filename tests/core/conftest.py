@@ -87,6 +87,10 @@ class Story:
     def up(self, agent: Agent, number: int = 1) -> None:
         """Bring an agent all the way to `up`."""
         self.dialling(agent, number)
+        self.up_again(agent, number)
+
+    def up_again(self, agent: Agent, number: int = 1) -> None:
+        """Bring an agent that is dialled to `up`."""
         life = self.status(agent).life
         self.dialled(agent, number)
         self.hear(TunnelBound(agent.id, life, self.listen))

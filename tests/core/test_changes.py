@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.core.changes import Changes, Memory, changes, moments, restored
+from tunnelmgr.core.changes import Changes, Memory, changes, is_pinned, moments, restored
 from tunnelmgr.core.events import AgentEnded, MemoryExpired, SeedAdded, TunnelProbed
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
@@ -72,6 +72,24 @@ def test_only_evidence_that_can_be_had_once_is_believed_at_a_start(story: Story,
 
     assert world.records[agent.id].trust == (record.proved if kept else None)
     assert world.records[agent.id].proved == record.proved
+
+
+def test_evidence_is_pinned_once_it_is_written_for_this_incarnation(story: Story) -> None:
+    """An agent is dialled by evidence that a start would go on from, and by no other."""
+    agent = story.agent()
+    unknown = story.world
+    story.listed(agent)
+    listed = story.world
+    story.believed(agent)
+    record = story.record(agent)
+    other = replace(record, proved=story.trust(2))
+    rebuilt = replace(record, agent=replace(agent, incarnation="2"))
+
+    assert not is_pinned(unknown, record)
+    assert not is_pinned(listed, record)
+    assert is_pinned(story.world, record)
+    assert not is_pinned(story.world, other)
+    assert not is_pinned(story.world, rebuilt)
 
 
 def test_seeds_are_written_and_removed_with_the_world(story: Story) -> None:

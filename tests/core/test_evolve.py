@@ -932,10 +932,10 @@ def test_a_retry_makes_the_next_try_due_now(story: Story) -> None:
     story.dialling(agent)
     story.ended(agent, Pace.SLOW)
 
-    story.hear(RetryRequested(agent.id))
+    story.hear(RetryRequested(agent.id, uid=1000))
 
     assert (story.status(agent).retry_at, story.status(agent).failures) == (None, 0)
-    assert story.steps(agent)[-1] == "retry"
+    assert (story.record(agent).story[-1].step, story.record(agent).story[-1].uid) == ("retry", 1000)
 
 
 def test_a_retry_of_what_is_under_way_changes_nothing(story: Story) -> None:
@@ -955,13 +955,14 @@ def test_a_release_ends_a_quarantine_and_forgets_the_key(story: Story) -> None:
     story.dialling(agent)
     story.ended(agent, Pace.NEVER)
 
-    story.hear(ReleaseRequested(agent.id, "rebuilt by hand"))
+    story.hear(ReleaseRequested(agent.id, "rebuilt by hand", uid=1000))
 
     record = story.record(agent)
     assert (record.quarantine, record.trust, record.spec) == (None, None, None)
     assert story.status(agent).phase is Phase.AWAITING_IDENTITY
     assert story.world.key_holders == {}
-    assert (record.story[-1].step, record.story[-1].detail) == ("released", "rebuilt by hand")
+    last = record.story[-1]
+    assert (last.step, last.detail, last.uid) == ("released", "rebuilt by hand", 1000)
 
 
 def test_a_release_of_an_agent_that_is_free_changes_nothing(story: Story) -> None:

@@ -118,12 +118,17 @@ def test_failures_from_before_another_start_do_not_count(story: Story, again: st
     assert precedence_of(restarted(story), agent.id).rank == NEW
 
 
-def test_a_story_that_has_lost_its_beginning_is_one_of_failures(story: Story) -> None:
-    """Only the latest moments are kept."""
+def test_failures_count_however_many_there_are(story: Story) -> None:
+    """Repeated failures are one moment with a count, and the latest ones count if the story has lost its beginning."""
     agent = story.agent()
     story.believed(agent)
     fails(story, agent, STORY_LENGTH + 1)
+    assert precedence_of(restarted(story), agent.id).rank == NEW + STORY_LENGTH + 1
 
+    record = story.record(agent)
+    for number in range(STORY_LENGTH):
+        record = record.told(story.now, "failed", f"reason {number}")
+    story.world = story.world.with_record(record)
     assert precedence_of(restarted(story), agent.id).rank == NEW + STORY_LENGTH
 
 

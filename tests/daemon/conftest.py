@@ -22,6 +22,7 @@ class Site:
     listen: Endpoint = field(default_factory=lambda: Endpoint("127.0.0.1", free_port()))
     controller: list[str] = field(default_factory=list)
     trust: str = "tofu"
+    group: str = "default"
     agents: tuple[str, ...] = ("builder-1",)
     more: str = ""
 
@@ -60,6 +61,7 @@ target = "{self.registry}"
 [[source]]
 name = "office"
 type = "static"
+group = "{self.group}"
 trust = ["{self.trust}"]
 {agents}
 {self.more}

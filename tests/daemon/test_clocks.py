@@ -15,7 +15,8 @@ from tunnelmgr.core.events import DrainRequested, SeedAdded
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import World
-from tunnelmgr.daemon.daemon import Daemon, examined
+from tunnelmgr.daemon.daemon import Daemon
+from tunnelmgr.daemon.prepared import prepare
 from tunnelmgr.store.connect import open_store
 from tunnelmgr.tunnel.keys import load_key
 
@@ -36,10 +37,10 @@ class Wall:
 @asynccontextmanager
 async def running(site: Site, wall: Wall) -> AsyncIterator[Daemon]:
     """Run a daemon in this process; at the end it drains."""
-    config = examined(site.write())
-    store = open_store(config.controller.state)
+    prepared = prepare(site.write())
+    store = open_store(prepared.config.controller.state)
     async with asyncio.TaskGroup() as tasks:
-        daemon = Daemon(site.file, config, store, tasks, wall=wall)
+        daemon = Daemon(site.file, prepared, store, tasks, wall=wall)
         task = tasks.create_task(daemon.run(), name="daemon")
         try:
             yield daemon

@@ -224,6 +224,58 @@ async def test_the_reload_command_gets_the_problems_or_the_remarks(site: Site) -
         assert (await process.phase("up"))["phase"] == "up"
 
 
+async def ask_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str) -> tuple[bytes, bytes]:
+    """Send a request on an open connection; return the answer's first line and its body."""
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+    return head.partition(b"\r\n")[0], await reader.readexactly(int(fields[b"content-length"]))
+
+
+async def test_a_grant_that_is_taken_away_holds_for_the_next_request_on_an_open_channel(site: Site) -> None:
+    """Neither the channel nor the tunnel has to end for it."""
+    async with daemon(site) as process:
+        before = await process.phase("up")
+        reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
+        status, _ = await ask_again(reader, writer, "/v2/team/app/tags/list")
+        assert status == b"HTTP/1.1 200 OK"
+
+        site.more = '[[group]]\nname = "default"\npull = ["other/**"]\n'
+        site.write()
+        await process.ask(process.client.reload)
+
+        status, body = await ask_again(reader, writer, "/v2/team/app/tags/list")
+        assert status.startswith(b"HTTP/1.1 403 ")
+        assert b"group default may not pull team/app" in body
+        assert (await process.phase("up"))["since"] == before["since"]
+        writer.close()
+
+
+async def test_an_agent_that_is_moved_to_another_group_loses_its_tunnel_and_its_rights_at_once(site: Site) -> None:
+    """Its open channel is cut, and its new tunnel serves it as the group that the file names now."""
+    async with daemon(site) as process:
+        before = await process.phase("up")
+        reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
+        await ask_again(reader, writer, "/v2/team/app/tags/list")
+
+        site.group = "ci"
+        site.more = '[[group]]\nname = "ci"\npull = ["other/**"]\n'
+        site.write()
+        await process.ask(process.client.reload)
+
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        async with asyncio.timeout(10):
+            while (after := await process.phase("up"))["since"] == before["since"]:
+                pass
+        assert after["group"] == "ci"
+        assert (await fetch(site, "/v2/team/app/tags/list")).startswith(b"HTTP/1.1 403 ")
+        told = await process.ask(process.client.agent, "builder-1")
+        steps = {moment["step"]: moment["detail"] for moment in told["story"]}
+        assert steps["regrouped"] == "from default to ci"
+
+
 async def test_a_key_that_became_readable_to_others_is_a_bad_file(site: Site) -> None:
     """It is examined at every reading."""
     async with daemon(site) as process:
@@ -231,6 +283,41 @@ async def test_a_key_that_became_readable_to_others_is_a_bad_file(site: Site) ->
         os.chmod(site.folder / "id_ed25519", 0o644)  # noqa: PTH101 - a mistake on purpose
         with pytest.raises(ConfigError, match="chmod 600"):
             await process.ask(process.client.reload)
+
+
+async def test_a_file_that_cannot_be_read_at_a_reload_ends_nothing(site: Site) -> None:
+    """The daemon says which file it was, by signal and by command, goes on, and follows the next good file."""
+    revoked = site.folder / "revoked"
+    revoked.touch()
+    (site.folder / "ca.pub").write_bytes(site.sshd.accepts.export_public_key())
+    site.more = f'[[authority]]\nname = "images"\nfile = "{site.folder}/ca.pub"\nrevoked = "{revoked}"\n'
+    async with daemon(site) as process:
+        before = await process.phase("up")
+        revoked.unlink()
+        revoked.mkdir()
+        problem = f"authority[0].revoked: cannot read {revoked}: Is a directory"
+
+        process.child.send_signal(signal.SIGHUP)
+        await until(lambda: b"the old one stays" in process.said)
+        with pytest.raises(ConfigError) as bad:
+            await process.ask(process.client.reload)
+
+        assert problem.encode() in process.said
+        assert bad.value.problems == (problem,)
+        assert (await process.phase("up"))["since"] == before["since"]
+        revoked.rmdir()
+        revoked.touch()
+        assert (await process.ask(process.client.reload))["reloaded"]
+
+
+async def test_a_file_that_cannot_be_read_at_a_start_is_a_problem_of_the_configuration(site: Site) -> None:
+    """Exit status 2 keeps systemd from starting the daemon again and again."""
+    (site.folder / "ca.pub").mkdir()
+    site.more = f'[[authority]]\nname = "images"\nfile = "{site.folder}/ca.pub"\n'
+    async with daemon(site) as process:
+        assert await process.end() == 2
+    assert b"authority[0].file: cannot read " in process.said
+    assert b"Traceback" not in process.said
 
 
 # --- what outlives it ---

@@ -14,16 +14,15 @@ from tests.tunnel.ssh_server import until
 from tunnelmgr.config import SourceConfig
 from tunnelmgr.core.events import AgentsDiscovered, Event, FeedClosed, FeedHeard, Snapshot
 from tunnelmgr.core.trust import Method
-from tunnelmgr.daemon import watches as watches_module
-from tunnelmgr.daemon.watches import Watches, build
-from tunnelmgr.discovery.static import StaticAgent, StaticConfig, StaticSource
-from tunnelmgr.errors import ConfigError
+from tunnelmgr.daemon.prepared import PreparedSource, prepared_source
+from tunnelmgr.daemon.watches import Watches
+from tunnelmgr.discovery.static import StaticAgent, StaticConfig
 
 
-def office(name: str = "office", *agents: str, poll: str = "1h") -> StaticConfig:
+def office(name: str = "office", *agents: str, poll: str = "1h") -> PreparedSource:
     """Return a static source with these agents."""
     entries = [StaticAgent(name=agent, address="192.0.2.7") for agent in agents]
-    return StaticConfig(name=name, type="static", trust=[Method.TOFU], poll=poll, agent=entries)
+    return prepared_source(StaticConfig(name=name, type="static", trust=[Method.TOFU], poll=poll, agent=entries))
 
 
 @asynccontextmanager
@@ -64,12 +63,12 @@ async def test_a_source_that_has_not_changed_goes_on_undisturbed() -> None:
     async with watching() as (watches, events, scheduler):
         watches.follow([office("office", "builder-1"), office("cellar", "builder-2")])
         await until(lambda: len(events) == 2)
-        before, jobs = watches.sources()[0], {job.id for job in scheduler.get_jobs()}
+        before, jobs = watches.running()["office"], {job.id for job in scheduler.get_jobs()}
 
         watches.follow([office("office", "builder-1"), office("cellar", "builder-3")])
         await until(lambda: len(events) == 3)
 
-        assert watches.sources()[0] is before
+        assert watches.running()["office"] is before
         assert seen(events)[-1] == ("cellar", {"builder-3"})
         assert len(jobs & {job.id for job in scheduler.get_jobs()}) == 1
 
@@ -81,7 +80,7 @@ async def test_a_source_that_is_gone_is_asked_no_more() -> None:
         await until(lambda: events)
         watches.follow([])
 
-        assert watches.sources() == []
+        assert watches.running() == {}
         assert scheduler.get_jobs() == []
         count = len(events)
         # Longer than its interval.
@@ -112,14 +111,11 @@ class Listening:
         """Delete nothing."""
 
 
-async def test_a_queue_that_is_listened_to_no_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else its last failure would be shown for ever."""
-    monkeypatch.setattr(
-        watches_module, "build", lambda config: Listening(config) if config.name == "cloud" else build(config)
-    )
-    cloud = SourceConfig(name="cloud", type="ec2", trust=[Method.CONSOLE])
+async def test_a_queue_that_is_listened_to_no_more_is_told() -> None:
+    """A source's last failure of its queue is not shown for ever."""
+    source = Listening(SourceConfig(name="cloud", type="ec2", trust=[Method.CONSOLE]))
     async with watching() as (watches, events, _):
-        watches.follow([cloud, office()])
+        watches.follow([PreparedSource(source, source.queue()), office()])
         await until(lambda: FeedHeard("cloud", None) in events)
 
         watches.follow([])
@@ -134,11 +130,4 @@ async def test_stopping_before_the_scheduler_runs_is_no_matter() -> None:
         watches.follow([office()])
         watches.stop()
 
-    assert watches.sources() == []
-
-
-def test_a_source_is_made_by_its_type() -> None:
-    """An entry point's name; one that is not there is a problem of the configuration."""
-    assert isinstance(build(office()), StaticSource)
-    with pytest.raises(ConfigError, match="there is no source type moon"):
-        build(SourceConfig(name="x", type="moon", trust=[Method.TOFU]))
+    assert watches.running() == {}

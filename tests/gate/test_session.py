@@ -317,6 +317,24 @@ async def test_a_new_policy_applies_to_the_next_request(talk: "Talk", registry: 
     assert (before.status, after.status) == (200, 403)
 
 
+async def test_the_policy_is_that_of_the_group_in_which_the_agent_is_now(talk: "Talk", registry: "Registry") -> None:
+    """An agent that is moved to another group has its rights on open channels, and is told and recorded under it."""
+    greater, lesser = GroupPolicy.build("builders"), GroupPolicy.build("ci", pull=())
+    present = [greater]
+    kept = Records()
+    gate = Gate(policy=lambda _agent: present[0], proof=lambda nonce, _: nonce, requests=kept)
+
+    async with talk(gate, registry.endpoint) as agent:
+        before = await agent.ask("GET", "/v2/team/app/tags/list")
+        present[0] = lesser
+        after = await agent.ask("GET", "/v2/team/app/tags/list")
+        told = await agent.ask("GET", "/.well-known/tunnelmgr")
+
+    assert (before.status, after.status) == (200, 403)
+    assert json.loads(told.body)["group"] == "ci"
+    assert [record.caller.group for record in kept.all] == ["builders", "ci", "ci"]
+
+
 async def test_the_agents_wish_to_close_is_met(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
     """The channel ends after the answer."""
     async with talk(gate_for(), registry.endpoint) as agent:

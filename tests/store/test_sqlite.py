@@ -17,7 +17,7 @@ import pytest
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import Changes
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.world import Moment, Quarantine, Record
+from tunnelmgr.core.world import STORY_LENGTH, Moment, Quarantine, Record
 from tunnelmgr.errors import SchemaError, StoreError
 from tunnelmgr.store.sqlite import APPLICATION, SqliteStore
 
@@ -25,7 +25,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 AGENT = Agent(
     AgentId("ec2:i-0a"), "i-0a", "jenkins", "ci", "böhm", ("10.0.0.1", "2001:db8::1"), 2222, (("role", "ci"),)
 )
-RECORD = Record(AGENT, first_seen=1.5, changed=2.5, story=(Moment(1.5, "seen", "at 10.0.0.1:2222"),))
+RECORD = Record(AGENT, first_seen=1.5, changed=2.5, story=(Moment(1.5, "seen", "at 10.0.0.1:2222", uid=7),))
 SCRIPTS = sorted(entry.name for entry in files("tunnelmgr.store.migrations").iterdir() if entry.name.endswith(".sql"))
 
 
@@ -54,6 +54,46 @@ def read_again(store: SqliteStore) -> Record:
     with closing(SqliteStore(store.file)) as again:
         (record,) = again.load().records.values()
     return record
+
+
+# --- what others wrote ---
+
+
+def test_a_name_that_is_no_unicode_text_is_written_all_the_same(store: SqliteStore) -> None:
+    """A cloud's JSON may hold half a surrogate pair; it must not keep the rest from being written."""
+    odd = replace(RECORD, agent=replace(AGENT, name="a\ud800b"), quarantine=Quarantine(1.0, "code", "\ud800"))
+    odd = replace(odd, proved=HostTrust(Method.CONSOLE, (KEY,), "\ud800"))
+
+    store.write(Changes((odd,)))
+
+    assert read_again(store).agent.name == "a?b"
+
+
+def test_an_id_that_is_no_unicode_text_is_an_error_of_the_store(store: SqliteStore) -> None:
+    """It is shown and tried again as any other failure, and does not end the daemon."""
+    with pytest.raises(StoreError, match="surrogates not allowed"):
+        store.write(Changes((replace(RECORD, agent=replace(AGENT, id=AgentId("x:\ud800"))),)))
+
+
+# --- how large it grows ---
+
+
+def test_ten_thousand_small_writes_leave_a_short_wal(store: SqliteStore, file: Path) -> None:
+    """Neither many changes nor one large one let the file beside the state grow for good."""
+    store._db.execute("PRAGMA synchronous = OFF")  # the size is what counts here, not 10,000 waits for the disk
+    story = tuple(Moment(1.5, "failed", "x" * 150) for _ in range(STORY_LENGTH))
+    fleet = [replace(RECORD, agent=replace(AGENT, id=AgentId(f"ec2:i-{number}")), story=story) for number in range(600)]
+    wal = file.with_name("state.db-wal")
+
+    store.write(Changes(tuple(fleet)))
+    large = wal.stat().st_size
+    sizes = []
+    for number in range(10_000):
+        store.write(Changes((replace(fleet[number % 600], changed=float(number), story=story[:1]),)))
+        sizes.append(wal.stat().st_size)
+
+    assert large > 5_000_000
+    assert max(sizes[10:]) < 1_000_000
 
 
 # --- what is kept ---

@@ -18,6 +18,8 @@ FolderOption = Annotated[
     Path, typer.Option("--folder", metavar="DIR", help="Where authorities are kept, a file each and its .pub beside it")
 ]
 FOLDER = DEFAULT_FILE.parent / "authorities"
+READABLE = 0o644
+"""The mode of what the daemon reads as its own user, whatever the umask of the person who runs the command."""
 
 family = typer.Typer(no_args_is_help=True, help="Make a certificate authority for host keys, sign with it, revoke.")
 
@@ -35,10 +37,14 @@ def create(name: NameArgument, folder: FolderOption = FOLDER, as_json: JsonOptio
     """Make an authority's key, and print the table that makes the controller believe it."""
     file = folder / name
     try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            folder.chmod(0o755)
         make_key(file, f"tunnelmgr host authority {name}")
         _public(file).write_text(f"{public_line(file)} {name}\n", encoding="utf-8")
         _revoked(file).touch()
+        for shared in (_public(file), _revoked(file)):
+            shared.chmod(READABLE)
     except FileExistsError as taken:
         raise ControlError(f"{file} exists; an authority is never replaced") from taken
     except OSError as failed:
@@ -90,7 +96,10 @@ def revoke(
         raise ControlError(f"there is no authority {name} in {folder}")
     try:
         entry = f"serial:{serial}" if serial is not None else _print_of(key or _public(folder / name))
+        fresh = not _revoked(folder / name).exists()
         with _revoked(folder / name).open("a", encoding="utf-8") as out:
+            if fresh:
+                os.fchmod(out.fileno(), READABLE)
             out.write(entry + "\n")
             out.flush()
             os.fsync(out.fileno())

@@ -183,8 +183,23 @@ def agent(facts: Json) -> RenderableType:
     story.add_column("STEP", no_wrap=True)
     story.add_column("WHAT", overflow="fold")
     for moment in facts["story"]:
-        story.add_row(cell(moment["at"][:23].replace("T", " ")), cell(moment["step"]), cell(moment["detail"]))
+        story.add_row(cell(_clock(moment["at"])), cell(moment["step"]), cell(_what(moment)))
     return Group(sheet, Text(""), story)
+
+
+def _what(moment: Json) -> str:
+    """Return what happened, who asked for it, and how often it did."""
+    what = str(moment["detail"])
+    if moment.get("uid") is not None:
+        what += f" (by uid {moment['uid']})"
+    if moment.get("count", 1) > 1:
+        what += f" (x{moment['count']} since {_clock(moment['since'])})"
+    return what
+
+
+def _clock(timestamp: str) -> str:
+    """Return a time of the API as people read it."""
+    return timestamp[:23].replace("T", " ")
 
 
 def checks(findings: list[Json]) -> RenderableType:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from tunnelmgr.core.trust import fingerprint
@@ -36,9 +37,44 @@ def _is_credential(path: Path) -> bool:
     return bool(folder) and path.parent == Path(str(folder))
 
 
-def public_key_in(file: Path) -> str:
-    """Return the public key in a file as `type base64`; raises ValueError where there is none."""
-    words = file.read_text(encoding="utf-8").split()
+@dataclass(frozen=True, slots=True)
+class PublicKeyFile:
+    """A file with a public key, and the key that was in it when it was read, as `type base64`."""
+
+    path: Path
+    key: str
+
+    @classmethod
+    def read(cls, path: Path) -> "PublicKeyFile":
+        """Read the file; raises ValueError if it cannot be read or holds no public key."""
+        return cls(path, _public_key(path, _text(path)))
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationFile:
+    """A file of revocations, and its entries when it was read: fingerprints, and `serial:N`."""
+
+    path: Path
+    entries: frozenset[str]
+
+    @classmethod
+    def read(cls, path: Path) -> "RevocationFile":
+        """Read the file, one entry a line, `#` before a remark; raises ValueError if it cannot be read."""
+        lines = (line.strip() for line in _text(path).splitlines())
+        return cls(path, frozenset(line for line in lines if line and not line.startswith("#")))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as denied:
+        raise ValueError(f"cannot read {path}: {denied.strerror}") from denied
+    except UnicodeDecodeError as odd:
+        raise ValueError(f"{path} is not text in UTF-8") from odd
+
+
+def _public_key(file: Path, text: str) -> str:
+    words = text.split()
     if len(words) < 2:  # noqa: PLR2004 - type and key
         raise ValueError(f"{file} holds no public key")
     key = f"{words[0]} {words[1]}"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tunnelmgr.config.model import DEFAULT_FILE, Config
+from tunnelmgr.config.model import DEFAULT_FILE, Config, SshConfig
 from tunnelmgr.config.sources import SourceConfig, plugins, source_type
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
@@ -24,22 +24,35 @@ def config_file(option: Path | None) -> Path:
     return option or Path(os.environ.get("TUNNELMGR_CONFIG") or DEFAULT_FILE)
 
 
-def load(file: Path) -> Config:
+def load(file: Path, examine: Callable[[SshConfig], object] = lambda _: None) -> Config:
     """Read and check the file.
 
+    `examine` looks further into `[ssh]` if that table is valid, whatever else is wrong, and may raise ConfigError.
     Raises ConfigError with every problem found, each with its place, such as `source[1].poll: …`.
     """
     raw = _parse(file)
     problems: list[str] = []
     tables = enumerate(_tables(raw, "source", problems))
     sources = {at: _source(entry, f"source[{at}]", problems) for at, entry in tables}
-    whole = _validated(partial(Config.model_validate, {"ssh": {}, **raw, "source": []}), "", problems)
     found = {at: source for at, source in sources.items() if source is not None}
+    ssh = _validated(partial(SshConfig.model_validate, raw.get("ssh", {})), "ssh", problems)
+    if ssh is not None:
+        _examined(partial(examine, ssh), problems)
+    # A stand-in, so that the problems of the other tables are found too.
+    usable = ssh or SshConfig.model_construct()
+    whole = _validated(partial(Config.model_validate, {**raw, "ssh": usable, "source": []}), "", problems)
     if whole is not None:
         _cross_check(whole, found, problems)
     if problems or whole is None:
         raise ConfigError(sorted(set(problems), key=problems.index), file=str(file))
     return whole.model_copy(update={"source": list(found.values())})
+
+
+def _examined(examine: Callable[[], object], problems: list[str]) -> None:
+    try:
+        examine()
+    except ConfigError as bad:
+        problems.extend(bad.problems)
 
 
 def _parse(file: Path) -> dict[str, Any]:
@@ -65,13 +78,17 @@ def _source(entry: dict[str, Any], place: str, problems: list[str]) -> SourceCon
     kind = entry.get("type")
     try:
         known = source_type(kind) if isinstance(kind, str) else None
-    except (ImportError, AttributeError) as broken:
+    except Exception as broken:  # noqa: BLE001 - a bulkhead: the plug-in may fail in any way
         problems.append(f"{place}.type: the plug-in {kind} cannot be loaded: {broken}")
         return None
     if known is None:
         problems.append(f"{place}.type: {kind!r} is none of {', '.join(sorted(plugins()))}")
         return None
-    return _validated(partial(known.Config.model_validate, entry), place, problems)
+    try:
+        return _validated(partial(known.Config.model_validate, entry), place, problems)
+    except Exception as broken:  # noqa: BLE001 - a bulkhead, as above
+        problems.append(f"{place}: the plug-in {kind} cannot check its configuration: {broken!r}")
+        return None
 
 
 def _validated(validate: Callable[[], ModelT], place: str, problems: list[str]) -> ModelT | None:

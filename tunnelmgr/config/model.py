@@ -7,7 +7,6 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from tunnelmgr.config.keyfile import public_key_in
 from tunnelmgr.config.sources import SourceConfig
 from tunnelmgr.config.values import (
     AbsolutePath,
@@ -17,6 +16,8 @@ from tunnelmgr.config.values import (
     Loopback,
     Name,
     NameGlobs,
+    PublicKeyFileRead,
+    RevocationFileRead,
     Section,
     TagGlobs,
     Target,
@@ -92,29 +93,25 @@ class SshConfig(Section):
 
 
 class AuthorityConfig(Section):
-    """`[[authority]]`: whose host certificates are believed, in sources with `authority` in their trust."""
+    """`[[authority]]`: whose host certificates are believed, in sources with `authority` in their trust.
+
+    Its files are read once, with the configuration, so that what was checked is what is used.
+    """
 
     name: Name
-    file: ExistingFile
-    revoked: ExistingFile | None = None
+    file: PublicKeyFileRead
+    revoked: RevocationFileRead | None = None
     max_validity: Annotated[Duration, Field(gt=0, le=366 * 86400)] = 86400.0
 
-    @field_validator("file")
-    @classmethod
-    def _holds_a_key(cls, file: Path) -> Path:
-        public_key_in(file)
-        return file
-
+    @property
     def key(self) -> str:
-        """Return the public key as `type base64`; raises ValueError or OSError where the file has changed for worse."""
-        return public_key_in(self.file)
+        """The public key as `type base64`."""
+        return self.file.key
 
-    def taken_back(self) -> frozenset[str]:
-        """Return the revoked entries, one a line: fingerprints, and `serial:N`."""
-        if self.revoked is None:
-            return frozenset()
-        lines = (line.strip() for line in self.revoked.read_text(encoding="utf-8").splitlines())
-        return frozenset(line for line in lines if line and not line.startswith("#"))
+    @property
+    def revocations(self) -> frozenset[str]:
+        """What the authority has revoked: fingerprints, and `serial:N`."""
+        return frozenset() if self.revoked is None else self.revoked.entries
 
 
 class ForwardConfig(Section):
@@ -188,8 +185,9 @@ class Config(Section):
             forwards=self.forwards(),
             trust={source.name: tuple(source.trust) for source in self.source},
             minimum={group.name: group.minimum_trust for group in self.group},
+            groups={source.name: source.grouping() for source in self.source},
             authorities={
-                source.name: frozenset(f"{entry.key()} {sorted(entry.taken_back())}" for entry in self.believed(source))
+                source.name: frozenset(f"{entry.key} {sorted(entry.revocations)}" for entry in self.believed(source))
                 for source in self.source
             },
         )

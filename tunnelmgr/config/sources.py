@@ -6,7 +6,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 
 from tunnelmgr.config.values import Duration, Name, Section, TrustOrder
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.events import Grouping, Snapshot
 
 
 class SourceConfig(Section):
@@ -22,6 +22,10 @@ class SourceConfig(Section):
     def groups(self) -> set[str]:
         """Return the groups that agents of this source may belong to."""
         return {self.group}
+
+    def grouping(self) -> Grouping:
+        """Return how agents are put into groups; those that `groups` has besides `group` are the source's choice."""
+        return Grouping(self.group, chosen=frozenset(self.groups() - {self.group}))
 
     def alone(self) -> dict[str, str]:
         """Return the keys whose value no other source may have too."""

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from tunnelmgr.config.keyfile import PublicKeyFile, RevocationFile
 from tunnelmgr.core.globs import check_name_glob, check_tag_glob
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
@@ -96,12 +97,22 @@ def _key_file(value: object) -> Path:
     return _existing(value)
 
 
+def _public_key_file(value: object) -> PublicKeyFile:
+    return PublicKeyFile.read(_existing(value))
+
+
+def _revocation_file(value: object) -> RevocationFile:
+    return RevocationFile.read(_existing(value))
+
+
 Duration = Annotated[float, BeforeValidator(_duration)]
 Target = Annotated[Endpoint, BeforeValidator(_endpoint)]
 Loopback = Annotated[Endpoint, BeforeValidator(_loopback)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 ExistingFile = Annotated[Path, BeforeValidator(_existing), PlainSerializer(str)]
 KeyFile = Annotated[Path, BeforeValidator(_key_file), PlainSerializer(str)]
+PublicKeyFileRead = Annotated[PublicKeyFile, BeforeValidator(_public_key_file)]
+RevocationFileRead = Annotated[RevocationFile, BeforeValidator(_revocation_file)]
 TrustOrder = Annotated[list[Annotated[Method, Field(strict=False)]], Field(min_length=1)]
 NameGlobs = list[Annotated[str, _globs_checked(check_name_glob)]]
 TagGlobs = list[Annotated[str, _globs_checked(check_tag_glob)]]

@@ -14,9 +14,10 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVarTuple, Unpack
 
 import structlog
 
@@ -32,12 +33,15 @@ TRY_AGAIN: Final = 1.0
 """Seconds between two attempts to write a batch that could not be written."""
 STALLED: Final = 5.0
 """Seconds that one write may take before the disk counts as one that cannot be written."""
+START_PATIENCE: Final = 1.0
+"""Seconds that a start waits to learn whether the file can be written."""
 LATELY: Final = 300.0
 """Seconds for which a lost entry is shown as a fault."""
 MODE: Final = 0o640
 _TAIL = 64 * 1024
 
 Entry = dict[str, Any]
+Ts = TypeVarTuple("Ts")
 
 
 class AuditLog:
@@ -54,7 +58,7 @@ class AuditLog:
         self._controller = controller
         self._clock = clock
         self._sync = sync
-        self._sequence = _last_sequence(file) if file else 0
+        self._sequence = 0
         self._waiting: Counter[AgentId | None] = Counter()
         self._room: dict[AgentId | None, asyncio.Event] = {}
         self._last_loss = float("-inf")
@@ -80,12 +84,17 @@ class AuditLog:
         """Whether an entry was lost in the last `LATELY` seconds."""
         return self._clock() - self._last_loss < LATELY
 
-    def start(self) -> None:
-        """Begin to write, from the running loop; the first entry shows at once whether the file can be written."""
-        if self._writer is not None:
-            self._loop = asyncio.get_running_loop()
-            self.note("audit-started")
-            self._writer.start(sync=self._sync)
+    async def start(self) -> None:
+        """Begin to write, and wait a little for the first entry, which shows whether the file can be written."""
+        if self._writer is None:
+            return
+        self._loop = asyncio.get_running_loop()
+        tried = asyncio.Event()
+        self.note("audit-started")
+        self._writer.start(sync=self._sync, tried=lambda: self._tell_loop(tried.set))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_PATIENCE):
+                await tried.wait()
 
     def close(self, patience: float = 5.0) -> None:
         """Write what waits, for at most `patience` seconds."""
@@ -124,8 +133,12 @@ class AuditLog:
 
     def _written(self, batch: list[tuple[AgentId | None, Entry]]) -> None:
         """Take note, in the writer's thread, that entries are in the file."""
+        self._tell_loop(self._make_room, Counter(agent for agent, _ in batch))
+
+    def _tell_loop(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts) -> None:
+        """Call something on the loop, from the writer's thread; not if the loop is over."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._make_room, Counter(agent for agent, _ in batch))
+            self._loop.call_soon_threadsafe(callback, *args)
 
     def _make_room(self, written: Counter[AgentId | None]) -> None:
         for agent, count in written.items():
@@ -151,6 +164,8 @@ class _Writer:
         self._busy_since: float | None = None
         self._thread: threading.Thread | None = None
         self._sync: Callable[[], bool] = lambda: False
+        self._tried: Callable[[], None] = lambda: None
+        self._counted = 0  # the number of the file's last entry before this process
         self.error: str | None = None
 
     @property
@@ -159,9 +174,8 @@ class _Writer:
         began = self._busy_since
         return began is not None and time.monotonic() - began > STALLED
 
-    def start(self, *, sync: Callable[[], bool]) -> None:
-        self._sync = sync
-        self._write(self._next_batch())
+    def start(self, *, sync: Callable[[], bool], tried: Callable[[], None]) -> None:
+        self._sync, self._tried = sync, tried
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -178,6 +192,8 @@ class _Writer:
             self._thread.join(patience)
 
     def _run(self) -> None:
+        self._busy_since = time.monotonic()
+        self._counted = _last_sequence(self._file)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._entries or self._closing)
@@ -195,7 +211,7 @@ class _Writer:
 
     def _write(self, batch: list[tuple[AgentId | None, Entry]]) -> bool:
         """Write a batch from the front of the queue; return whether all of it is in the file."""
-        lines = [json.dumps(entry, ensure_ascii=True, separators=(",", ":")).encode() + b"\n" for _, entry in batch]
+        lines = [self._line(entry) for _, entry in batch]
         self._busy_since = time.monotonic()
         try:
             whole = self._append(lines)
@@ -210,7 +226,12 @@ class _Writer:
         if whole:
             self._written(batch[:whole])
         self._judge(error)
+        self._tried()
         return not error
+
+    def _line(self, entry: Entry) -> bytes:
+        numbered = entry | {"sequence": self._counted + entry["sequence"]}
+        return json.dumps(numbered, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
 
     def _append(self, lines: list[bytes]) -> int:
         """Append whole lines and return how many; the file is opened each time, so that a rotated one is left alone."""

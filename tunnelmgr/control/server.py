@@ -4,6 +4,7 @@ The socket's mode (0660) says who may connect; who may change things is asked of
 """
 
 import grp
+import json
 import os
 import pwd
 import secrets
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 from aiohttp import web
 
+from tunnelmgr.blocking import in_thread
 from tunnelmgr.control.views import (
     DaemonFacts,
     Json,
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+LARGEST_BODY = 1024 * 1024
+"""Bytes of a request's body at most; the largest key needs a few thousand."""
 SEED_LIFE = 30 * 86400.0
 """The most seconds that a seed may wait for its machine."""
 
@@ -88,7 +92,7 @@ class ControlServer:
     def __init__(self, operations: Operations, path: Path) -> None:
         self._operations = operations
         self._path = path
-        app = web.Application(middlewares=[_errors_as_json, self._allowed])
+        app = web.Application(middlewares=[_errors_as_json, self._allowed], client_max_size=LARGEST_BODY)
         app.add_routes(
             [
                 web.get("/v1/status", self._status),
@@ -101,11 +105,13 @@ class ControlServer:
                 web.post("/v1/reload", self._reload),
             ]
         )
+        self._group = -1
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
 
     async def start(self) -> None:
         """Open the socket; raises ControlError where that is impossible or another daemon answers on it."""
         listener = _bound(self._path)
+        self._group = self._path.stat().st_gid
         await self._runner.setup()
         await web.SockSite(self._runner, listener).start()
 
@@ -121,7 +127,8 @@ class ControlServer:
         """Let everybody who can connect read; changes need root, the daemon's user or the socket's group."""
         uid, gid = _peer(request)
         if request.method != "GET":
-            if not _may_change(uid, gid, self._path.stat().st_gid):
+            # In a thread: who belongs to which group may be on a disk or a server that does not answer.
+            if not await in_thread(_may_change, uid, gid, self._group):
                 raise web.HTTPForbidden(
                     text=f"uid {uid} may not change anything here: be root, or join the socket's group"
                 )
@@ -180,25 +187,26 @@ class ControlServer:
             raise web.HTTPConflict(
                 text=f"{id_} is quarantined; look at `tunnelmgr show {id_}`, then `tunnelmgr release`"
             )
-        self._operations.report(RetryRequested(id_))
+        self._operations.report(RetryRequested(id_, _peer(request)[0]))
         return web.json_response({"agent": id_, "phase": phase.value, "retry": "now"})
 
     async def _release(self, request: web.Request) -> web.Response:
         id_ = self._named(request, strictly=True)
         if not self._operations.world.records[id_].held_back:
             raise web.HTTPConflict(text=f"{id_} is not quarantined")
-        body = await request.json() if request.can_read_body else {}
-        if not isinstance(body, dict):
-            raise ValueError("not an object")  # noqa: TRY004 - as any other body that cannot be read
+        body = await _body(request) if request.can_read_body else {}
         reason = str(body.get("reason", "")).strip()
         if not reason:
             raise web.HTTPBadRequest(text=f"say why {id_} is safe again; the reason is kept in its story")
-        self._operations.report(ReleaseRequested(id_, reason))
+        self._operations.report(ReleaseRequested(id_, reason, _peer(request)[0]))
         return web.json_response({"agent": id_, "released": True})
 
     async def _seed(self, request: web.Request) -> web.Response:
-        asked = await request.json()
-        key, seconds = str(asked["key"]), float(asked["seconds"])
+        asked = await _body(request)
+        try:
+            key, seconds = str(asked["key"]), float(asked["seconds"])
+        except (KeyError, TypeError, ValueError, OverflowError) as odd:
+            raise web.HTTPBadRequest(text='send {"key": "ssh-ed25519 AAAA…", "seconds": 600}') from odd
         try:
             key = public_key(*key.split(maxsplit=1))
         except (TypeError, ValueError) as odd:
@@ -225,9 +233,21 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except web.HTTPException as refused:
         code = (refused.reason or "error").lower().replace(" ", "-")
         return web.json_response({"error": {"code": code, "message": refused.text}}, status=refused.status)
-    except (ValueError, KeyError, TypeError, IndexError):
-        message = "the body is no JSON object"
-        return web.json_response({"error": {"code": "bad-request", "message": message}}, status=400)
+    except Exception:  # a bulkhead: a fault of ours costs one request
+        log.exception("operator request failed", path=request.path)
+        message = "tunnelmgr failed; its log has the trace"
+        return web.json_response({"error": {"code": "internal", "message": message}}, status=500)
+
+
+async def _body(request: web.Request) -> Json:
+    """Return the JSON object in a request's body; raises HTTPBadRequest where there is none."""
+    try:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError) as odd:  # json raises the latter for values that are nested too deeply
+        raise web.HTTPBadRequest(text="the body is no JSON object") from odd
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text="the body is no JSON object")
+    return body
 
 
 def _called(agent: Agent) -> str:

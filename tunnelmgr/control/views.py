@@ -83,8 +83,22 @@ def agent_view(record: Record, status: TunnelStatus, forwards: tuple[Forward, ..
 
 
 def story_view(record: Record) -> list[Json]:
-    """Return an agent's story, oldest first."""
-    return [{"at": timestamp(moment.at), "step": moment.step, "detail": moment.detail} for moment in record.story]
+    """Return an agent's story, oldest first.
+
+    `uid` is the user who asked for a step, null where nobody did. `since` is when a repeated step was first taken, null
+    for one that was not repeated.
+    """
+    return [
+        {
+            "at": timestamp(moment.at),
+            "step": moment.step,
+            "detail": moment.detail,
+            "uid": moment.uid,
+            "count": moment.count,
+            "since": timestamp(moment.since),
+        }
+        for moment in record.story
+    ]
 
 
 def agents_view(world: World, traffic: Mapping[AgentId, Counters], *, departed: bool = False) -> list[Json]:

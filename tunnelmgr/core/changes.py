@@ -7,7 +7,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.evolve.claims import keys_assigned
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import REMEMBERED, HostTrust
-from tunnelmgr.core.world import Moment, Record, World, resting_status
+from tunnelmgr.core.world import LIFE, Moment, Record, World, resting_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,28 @@ class Memory:
     seeds: Mapping[str, Seed] = field(default_factory=dict)
 
 
+Story = tuple[Moment, ...]
+
+REPEATS = 60.0
+"""Seconds between two writes of an agent that fails again and again in the same way."""
+
+
 def changes(written: World, world: World) -> Changes:
     """Return the difference; records that are the same object are not looked at."""
     return Changes(
-        tuple(record for id_, record in world.records.items() if written.records.get(id_) is not record),
+        tuple(record for id_, record in world.records.items() if _is_due(written.records.get(id_), record)),
         tuple(id_ for id_ in written.records if id_ not in world.records),
         tuple(seed for id_, seed in world.seeds.items() if written.seeds.get(id_) is not seed),
         tuple(id_ for id_ in written.seeds if id_ not in world.seeds),
     )
+
+
+def is_pinned(written: World, record: Record) -> bool:
+    """Tell whether `written` has what proves an agent, so that a start would go on from the same evidence."""
+    known = written.records.get(record.agent.id)
+    if known is None or known.agent.incarnation != record.agent.incarnation:
+        return False
+    return known.proved is record.proved or known.proved == record.proved
 
 
 def moments(before: World, after: World) -> tuple[tuple[Record, Moment], ...]:
@@ -51,11 +65,42 @@ def moments(before: World, after: World) -> tuple[tuple[Record, Moment], ...]:
     )
 
 
-def _added(before: Record | None, record: Record) -> tuple[Moment, ...]:
-    if before is None or not before.story:
-        return record.story
-    last = before.story[-1]
-    told = [at for at, moment in enumerate(record.story) if moment is last]
+def _is_due(written: Record | None, record: Record) -> bool:
+    """Tell whether a record must be written; one that only counts failures on can wait."""
+    if written is record:
+        return False
+    return written is None or record.changed - written.changed >= REPEATS or not _only_counts(written, record)
+
+
+def _only_counts(before: Record, record: Record) -> bool:
+    """Tell whether all that is written is the same in two records but how often and when their last steps happened."""
+    return (
+        bool(before.story and record.story)
+        and record.story[-1].count > 1
+        and _same_steps(before.story, record.story)
+        and before.present is record.present
+        and before.possessed == record.possessed
+        and (before.agent is record.agent or before.agent == record.agent)
+        and (before.proved is record.proved or before.proved == record.proved)
+        and (before.quarantine is record.quarantine or before.quarantine == record.quarantine)
+    )
+
+
+def _same_steps(before: Story, story: Story) -> bool:
+    """Tell whether two stories differ in the counts of the last life's steps only, in whatever order those stand."""
+    if before[:-1] == story[:-1] and _step(before[-1]) == _step(story[-1]):
+        return True  # the usual case, which is looked at often: one step that repeats
+    return before[:-LIFE] == story[:-LIFE] and sorted(map(_step, before[-LIFE:])) == sorted(map(_step, story[-LIFE:]))
+
+
+def _step(moment: Moment) -> tuple[str, str]:
+    return moment.step, moment.detail
+
+
+def _added(before: Record | None, record: Record) -> Story:
+    """Return the moments behind the last one that was there before; one that is repeated moves to the end."""
+    known = set(map(id, before.story)) if before else set()
+    told = [at for at, moment in enumerate(record.story) if id(moment) in known]
     return record.story[told[-1] + 1 :] if told else record.story
 
 

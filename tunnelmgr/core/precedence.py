@@ -64,7 +64,7 @@ def _last_tries(story: tuple[Moment, ...]) -> tuple[int, bool]:
     failed = 0
     for moment in reversed(story):
         if moment.step == "failed":
-            failed += 1
+            failed += moment.count
         elif moment.step in {"probed", "lost"}:
             return failed, True
         elif moment.step in _STARTS:

@@ -94,15 +94,17 @@ def _closing(world: World, id_: AgentId, status: TunnelStatus, want: TunnelSpec 
     if status.revoked or status.spec is want or status.spec == want:
         return None
     record = world.records[id_]
-    same_machine = (
+    # Another group may do less: what is under way under the old one must not go on.
+    may_drain = (
         record.present
         and record.quarantine is None
         and record.trust is not None
         and status.spec is not None
         and record.trust.keys == status.spec.trust.keys
         and record.agent.incarnation == status.spec.incarnation
+        and record.agent.group == status.spec.group
     )
-    if not same_machine:
+    if not may_drain:
         return CloseTunnel(id_, status.life, Manner.REVOKE)
     if status.phase is Phase.DRAINING:
         return None

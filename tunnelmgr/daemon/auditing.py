@@ -22,7 +22,21 @@ from tunnelmgr.gate.caller import RequestRecord
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 STEPS = frozenset(
-    {"evidence", "dialled", "bound", "probed", "lost", "failed", "closed", "left", "rebuilt", "quarantined", "released"}
+    {
+        "evidence",
+        "dialled",
+        "bound",
+        "probed",
+        "lost",
+        "failed",
+        "closed",
+        "left",
+        "rebuilt",
+        "regrouped",
+        "quarantined",
+        "released",
+        "retry",
+    }
 )
 """The steps of an agent's story that are audited; the others tell only that it is waited for."""
 ACTIONS = frozenset({"pull", "push", "delete", "catalog"})
@@ -75,7 +89,9 @@ class Auditor:
     def moment(self, record: Record, moment: Moment) -> None:
         """Audit a step of an agent's story."""
         if moment.step in STEPS:
-            self.log.note(f"tunnel-{moment.step}", **_identity(record), detail=moment.detail)
+            count = moment.count if moment.count > 1 else None
+            facts = _identity(record) | {"detail": moment.detail, "uid": moment.uid, "count": count}
+            self.log.note(f"tunnel-{moment.step}", **facts)
 
     def record(self, request: RequestRecord) -> None:
         """Write down a request that came through the gate, at once or with those that are alike."""

@@ -14,8 +14,8 @@ from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.daemon.evidence import ConsoleReader, KeyFile
-from tunnelmgr.daemon.watches import build
+from tunnelmgr.daemon.evidence import ConsoleReader
+from tunnelmgr.daemon.prepared import KeyFile, build
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError
 from tunnelmgr.gate.inspect import answer_of, listening, loopback_only
 from tunnelmgr.tunnel.keys import load_key, load_login
@@ -54,11 +54,12 @@ async def check(config: Config) -> list[Finding]:
     findings += [Finding("path to agents", "note", lack) for lack in shortfalls()]
     findings += await asyncio.to_thread(_rotation, config)
     for source_config in config.source:
-        source = build(source_config)
         try:
+            source = build(source_config)
             snapshot = await asyncio.to_thread(source.discover)
-        except DiscoveryError as failed:
-            findings.append(Finding(f"source {source_config.name}", "failed", failed.reason))
+        except (ConfigError, DiscoveryError) as failed:
+            reason = failed.reason if isinstance(failed, DiscoveryError) else str(failed)
+            findings.append(Finding(f"source {source_config.name}", "failed", reason))
             continue
         findings += _source(source, snapshot)
         findings += _collisions(config, snapshot)

@@ -13,7 +13,8 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tunnelmgr import __version__
-from tunnelmgr.config import Config, ControllerConfig, load
+from tunnelmgr.blocking import in_thread
+from tunnelmgr.config import ControllerConfig
 from tunnelmgr.control.audit import AuditLog
 from tunnelmgr.control.metrics import MetricsServer
 from tunnelmgr.control.server import ControlServer
@@ -35,6 +36,7 @@ from tunnelmgr.daemon.auditing import Auditor
 from tunnelmgr.daemon.evidence import Looks, methods_of
 from tunnelmgr.daemon.garbage import collect, spare_the_old
 from tunnelmgr.daemon.lag import watch_lag
+from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.registry import RegistryWatch
 from tunnelmgr.daemon.watches import Watches
 from tunnelmgr.errors import ConfigError, ControlError, TunnelmgrError
@@ -46,7 +48,6 @@ from tunnelmgr.store.connect import Store, open_store
 from tunnelmgr.trust.resolve import Resolver
 from tunnelmgr.tunnel.admission import Admission, Permit, places_for
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.keys import load_login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.scan import shown_certificate, shown_key
 from tunnelmgr.tunnel.supervisor import Supervisor
@@ -65,18 +66,19 @@ class Daemon:
     """Everything that runs. What a reload replaces are plain fields; what lives as long as the process is made once."""
 
     file: Path
-    config: Config
+    following: Prepared
     store: Store
     tasks: asyncio.TaskGroup
     clock: Clock = field(default_factory=Clock)
     wall: Callable[[], float] = time.time
     started: float = field(default_factory=time.monotonic)
     traffic: dict[AgentId, Traffic] = field(default_factory=dict)
-    policies: dict[str, GroupPolicy] = field(default_factory=dict)
     prover: Prover = field(default_factory=Prover)
     admission: Admission = field(default_factory=lambda: Admission(places_for(descriptors())))
     channels: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     searches: set[asyncio.Task[None]] = field(default_factory=set)
+    reloads: set[asyncio.Task[None]] = field(default_factory=set)
+    reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     begun: ControllerConfig = field(init=False)
     audit: AuditLog = field(init=False)
     auditor: Auditor = field(init=False)
@@ -91,7 +93,7 @@ class Daemon:
 
     def __post_init__(self) -> None:
         """Make the parts and join them."""
-        self.begun = self.config.controller
+        self.begun = self.following.config.controller
         # Bells ring late rather than never, and once rather than many times.
         defaults = {"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
         self.scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
@@ -99,7 +101,7 @@ class Daemon:
         self.auditor = Auditor(self.audit, lambda: self.world, self.clock)
         self.gate = Gate(policy=self._policy, proof=self._proof, requests=self, closed=self._closed)
         self.metrics = MetricsServer(self)
-        self.supervisor = Supervisor(self.tasks, self._settings(self.config))
+        self.supervisor = Supervisor(self.tasks, self._settings(self.following))
         world = restored(self.store.load(), self.clock())
         self.controller = Controller(
             world, self.store, self.supervisor, self._seek, self.clock, witness=self.auditor.moment
@@ -132,23 +134,22 @@ class Daemon:
             raise ValueError(f"{repository!r} is no name of a repository")
         if action not in {Action.PULL, Action.PUSH, Action.DELETE}:
             raise ValueError(f"{action!r} is none of pull, push and delete")
-        return judge(Action(action), repository, self._policy(self.world.records[agent].agent.group))
+        return judge(Action(action), repository, self._policy(agent))
 
     async def reload(self) -> list[str]:
         """Read the file again and follow it; raises ConfigError, and then nothing has changed.
 
-        Returns remarks about what takes effect at the next start only.
+        Reloads take turns, so that the file as it was read last is the one that is followed. Returns remarks about what
+        takes effect at the next start only.
         """
-        fresh = await asyncio.to_thread(examined, self.file)
-        settings = self._settings(fresh)
-        remarks = [
-            f"controller.{key} has changed and takes effect at the next start"
-            for key in ("name", "state", "socket", "metrics", "metrics_public", "audit")
-            if getattr(fresh.controller, key) != getattr(self.begun, key)
-        ]
-        self.supervisor.settings = settings
-        self.config = fresh
-        self._follow(fresh)
+        async with self.reloading:
+            fresh = await in_thread(prepare, self.file, self.watches.running())
+            remarks = [
+                f"controller.{key} has changed and takes effect at the next start"
+                for key in ("name", "state", "socket", "metrics", "metrics_public", "audit")
+                if getattr(fresh.config.controller, key) != getattr(self.begun, key)
+            ]
+            self._follow(fresh)
         log.info("configuration read again", file=str(self.file), remarks=remarks)
         return remarks
 
@@ -158,14 +159,14 @@ class Daemon:
         """Run until drained."""
         # Nothing is watched before all that can be refused is had: what is watched would have to be stopped again.
         control = ControlServer(self, self.begun.socket)
-        self.audit.start()
+        await self.audit.start()
         await self.registry.look()  # whoever asks first gets an answer, not a guess
         await control.start()
         background: list[asyncio.Task[None]] = []
         try:
             if self.begun.metrics is not None:
                 await self._start_metrics(self.begun.metrics)
-            self._follow(self.config)
+            self._follow(self.following)
             spare_the_old()
             background = self._start_bells()
             self._heed_signals()
@@ -177,7 +178,7 @@ class Daemon:
             self.watches.stop()
             if self.scheduler.running:
                 self.scheduler.shutdown(wait=False)
-            for task in (*background, *self.searches):
+            for task in (*background, *self.searches, *self.reloads):
                 task.cancel()
             await self.metrics.close()
             await control.close()
@@ -216,17 +217,21 @@ class Daemon:
             for task in asyncio.all_tasks():
                 task.cancel()
             return
-        log.info("draining; a second signal stops at once", patience=self.config.controller.drain)
+        log.info("draining; a second signal stops at once", patience=self.following.config.controller.drain)
         self.report(DrainRequested())
 
     def _reload_soon(self) -> None:
-        self.tasks.create_task(self._reload_or_say(), name="reload")
+        reload = self.tasks.create_task(self._reload_or_say(), name="reload")
+        self.reloads.add(reload)
+        reload.add_done_callback(self.reloads.discard)
 
     async def _reload_or_say(self) -> None:
         try:
             await self.reload()
         except ConfigError as bad:
             log.error("the new configuration is bad; the old one stays", problems=bad.problems)  # noqa: TRY400
+        except Exception:  # a bulkhead: a reload that fails in any way must not end the tunnels
+            log.exception("reload failed; the old configuration stays")
 
     # --- bells ---
 
@@ -242,23 +247,26 @@ class Daemon:
 
     # --- joints ---
 
-    def _follow(self, config: Config) -> None:
-        self.policies = config.policies()
-        self.watches.follow(config.source)
+    def _follow(self, prepared: Prepared) -> None:
+        """Switch to a configuration; nothing here may fail, so that none is followed in part."""
+        self.following = prepared
+        self.supervisor.settings = self._settings(prepared)
         looks = Looks(self._key, self._certificate, self.seed, self.wall)
-        methods = {source.config.name: methods_of(source, config, looks) for source in self.watches.sources()}
-        self.resolver = Resolver(methods, config.rules())
-        self.report(Reconfigured(config.rules()))
+        methods = {source.config.name: methods_of(source, prepared.config, looks) for source in prepared.sources}
+        self.resolver = Resolver(methods, prepared.rules)
+        self.watches.follow(prepared.sources)
+        self.report(Reconfigured(prepared.rules))
 
     def _forwards(self) -> tuple[Forward, ...]:
-        return self.config.forwards()
+        return self.following.rules.forwards
 
-    def _settings(self, config: Config) -> Settings:
+    def _settings(self, prepared: Prepared) -> Settings:
+        ssh = prepared.config.ssh
         return Settings(
-            login=load_login(config.ssh),
-            probe_interval=config.ssh.probe_interval,
-            max_channels=config.ssh.max_channels,
-            drain=config.controller.drain,
+            login=prepared.login,
+            probe_interval=ssh.probe_interval,
+            max_channels=ssh.max_channels,
+            drain=prepared.config.controller.drain,
             admission=self.admission,
             prover=self.prover,
             serve=self._serve,
@@ -273,16 +281,22 @@ class Daemon:
         caller = Caller(
             agent=spec.agent,
             name=spec.name,
-            group=spec.group,
+            group=self._group(spec.agent),
             controller=self.begun.name,
             listener=str(endpoint),
             channel=next(self.channels),
         )
         await self.gate.serve(channel, caller, forward.target, traffic)
 
-    def _policy(self, group: str) -> GroupPolicy:
-        """Return a group's policy; a group that the configuration does not know may do nothing."""
-        return self.policies.get(group) or GroupPolicy.build(group, pull=())
+    def _group(self, agent: AgentId) -> str:
+        """Return the group that the configuration puts an agent into now; none for an agent that is not known."""
+        record = self.world.records.get(agent)
+        return "" if record is None else self.following.rules.group_of(record.agent)
+
+    def _policy(self, agent: AgentId) -> GroupPolicy:
+        """Return the policy of an agent's present group; in a group that is not configured it may do nothing."""
+        group = self._group(agent)
+        return self.following.policies.get(group) or GroupPolicy.build(group, pull=())
 
     def _closed(self) -> str | None:
         """Return why the gate lets nothing pass; only where the configuration wants no action without an audit."""
@@ -292,7 +306,7 @@ class Daemon:
 
     @property
     def _audit_required(self) -> bool:
-        return self.config.controller.audit_required
+        return self.following.config.controller.audit_required
 
     def _proof(self, nonce: str, caller: Caller) -> str:
         return self.prover.proof(nonce, caller.agent, caller.listener)
@@ -321,11 +335,11 @@ class Daemon:
 
     async def _key(self, agent: Agent, wanted: Sequence[str] = ()) -> str:
         """Return the key that an agent shows; with `wanted`, one of the type of these keys."""
-        ssh = self.config.ssh
+        ssh = self.following.config.ssh
         return await shown_key(agent, ssh.connect_timeout, ssh.ciphers, self._permit(agent), wanted)
 
     async def _certificate(self, agent: Agent) -> bytes:
-        ssh = self.config.ssh
+        ssh = self.following.config.ssh
         return await shown_certificate(agent, ssh.connect_timeout, ssh.ciphers, self._permit(agent))
 
     def _permit(self, agent: Agent) -> Permit:
@@ -351,25 +365,15 @@ def descriptors() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def examined(file: Path) -> Config:
-    """Load the configuration and the keys that it names; raises ConfigError with every problem."""
-    config = load(file)
-    try:
-        load_login(config.ssh)
-    except ConfigError as bad:
-        raise ConfigError(list(bad.problems), file=str(file)) from bad
-    return config
-
-
 async def run(file: Path) -> None:
     """Run a daemon until it is told to stop; raises ConfigError, StoreError or ControlError where it cannot start."""
-    config = examined(file)
-    store = open_store(config.controller.state)
+    prepared = prepare(file)
+    store = open_store(prepared.config.controller.state)
     try:
         failure: TunnelmgrError | None = None
         async with asyncio.TaskGroup() as tasks:
             try:
-                await Daemon(file, config, store, tasks).run()
+                await Daemon(file, prepared, store, tasks).run()
             except TunnelmgrError as failed:  # kept out of the group, which would wrap it
                 failure = failed
         if failure is not None:

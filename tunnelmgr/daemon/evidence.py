@@ -4,11 +4,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from tunnelmgr.config import Config, Source, SourceConfig
-from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.config import Config, SourceConfig
+from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.ports import HostKeySource
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
+from tunnelmgr.daemon.prepared import PreparedSource
 from tunnelmgr.trust.authority import AuthorityKeys
 from tunnelmgr.trust.certificate import Authority
 from tunnelmgr.trust.console import ConsoleKeys
@@ -27,15 +28,6 @@ class ConsoleReader(Protocol):
         ...
 
 
-@runtime_checkable
-class KeyFile(Protocol):
-    """A source's configuration that pins keys."""
-
-    def pinned_keys(self) -> Mapping[AgentId, str]:
-        """Return the keys by agent."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Looks:
     """The ways to find out that the methods rest on.
@@ -50,16 +42,17 @@ class Looks:
     clock: Callable[[], float]
 
 
-def methods_of(source: Source, config: Config, looks: Looks) -> Mapping[Method, HostKeySource]:
+def methods_of(prepared: PreparedSource, config: Config, looks: Looks) -> Mapping[Method, HostKeySource]:
     """Return the methods that a source can serve."""
+    source = prepared.source
     methods: dict[Method, HostKeySource] = {
         Method.AUTHORITY: AuthorityKeys(authorities(source.config, config), looks.certificate, looks.clock),
         Method.SEEDED: SeededKeys(looks.seed),
         Method.LABEL: LabelKeys(looks.key),
         Method.TOFU: FirstKey(looks.key),
     }
-    if isinstance(source.config, KeyFile):
-        methods[Method.PINNED] = PinnedKeys(source.config.pinned_keys())
+    if prepared.pinned is not None:
+        methods[Method.PINNED] = PinnedKeys(prepared.pinned)
     if isinstance(source, ConsoleReader):
         methods[Method.CONSOLE] = ConsoleKeys(source.console_output)
     return methods
@@ -68,5 +61,5 @@ def methods_of(source: Source, config: Config, looks: Looks) -> Mapping[Method, 
 def authorities(source: SourceConfig, config: Config) -> list[Authority]:
     """Return the authorities that a source believes."""
     return [
-        Authority(entry.name, entry.key(), entry.taken_back(), entry.max_validity) for entry in config.believed(source)
+        Authority(entry.name, entry.key, entry.revocations, entry.max_validity) for entry in config.believed(source)
     ]

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from tunnelmgr.config import Name, Section, SourceConfig, TrustOrder
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.events import Grouping, Snapshot
 from tunnelmgr.core.trust import Method, fingerprint, public_key
 
 
@@ -51,6 +51,10 @@ class StaticConfig(SourceConfig):
     def groups(self) -> set[str]:
         """Return the groups of the agents, and the source's own."""
         return {agent.group or self.group for agent in self.agent} or {self.group}
+
+    def grouping(self) -> Grouping:
+        """Return how agents are put into groups: by their own entry, else by the source's."""
+        return Grouping(self.group, {agent_id(agent.name): agent.group for agent in self.agent if agent.group})
 
     def pinned_keys(self) -> dict[AgentId, str]:
         """Return the keys that the file pins, by agent."""

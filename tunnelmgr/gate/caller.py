@@ -10,7 +10,8 @@ from tunnelmgr.core.agent import AgentId
 class Caller:
     """The agent behind a channel, as its tunnel proved it.
 
-    `listener` is the literal address it came in by; `channel` numbers the channels of this controller.
+    `group` is the one in which its last request was judged. `listener` is the literal address it came in by; `channel`
+    numbers the channels of this controller.
     """
 
     agent: AgentId

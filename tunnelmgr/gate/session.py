@@ -3,7 +3,8 @@
 - A session is a bulkhead: whatever goes wrong ends in an answer or in a closed channel, and the registry's connection
   never outlives it. An exception that escaped would close the agent's whole SSH connection.
 - Cancellation is revocation: both sides are aborted at once.
-- The policy is asked for anew for every request, so a reload applies to channels that are open.
+- The policy of the agent's present group is asked for at every request, so a reload applies to channels that are open,
+  also one that moves the agent to another group.
 - Requests are served one at a time; what an agent pipelines waits unread.
 - The controller's own probe is known by its exact bytes, which saves reading it: probes are most of what an idle
   controller does.
@@ -13,13 +14,14 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
 from typing import Final
 
 import structlog
 
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy, decide, may_see
 from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.registry import WELL_KNOWN_PATH, Action, classify, probe_request
@@ -59,11 +61,11 @@ Proof = Callable[[str, Caller], str]
 class Gate:
     """Serves channels of forwards with protocol `registry`.
 
-    `policy` gives a group's policy, `proof` answers the probe, `requests` takes the record of every request. `closed`
-    says why nothing may pass right now, None when all is well.
+    `policy` gives the policy of the group that an agent is in now, `proof` answers the probe, `requests` takes the
+    record of every request. `closed` says why nothing may pass right now, None when all is well.
     """
 
-    policy: Callable[[str], GroupPolicy]
+    policy: Callable[[AgentId], GroupPolicy]
     proof: Proof
     requests: RequestLog = field(default_factory=NoRequestLog)
     closed: Callable[[], str | None] = lambda: None
@@ -108,7 +110,7 @@ class Session:
         self._inbox = HeadBuffer(MalformedRequestError)
         self._pushing = Pushing(gate.uploads, gate.writing, gate.reading.of(caller.agent), caller.agent, target)
         self._deleting = Deleting(gate.writing, gate.searching.of(caller.agent), target, limits.search)
-        self._log = log.bind(agent=caller.agent, group=caller.group)
+        self._log = log.bind(agent=caller.agent)
         self._recorded = (0, 0)
         self._question = probe_request(caller.listener, "").removesuffix(_HEAD_END)
 
@@ -199,11 +201,11 @@ class Session:
     async def _answer(self, head: RequestHead, entry: Entry, progress: Progress) -> Answer | None:
         """Judge one request and carry it through; returns the gate's own answer if it gives one."""
         close = head.ends_channel
+        policy = self._present_policy()
         request = entry.request = classify(head.method, head.target)
         if head.body.coding is not Coding.NONE and has_form_body(head):
             message = "a registry takes blobs and manifests, not forms"
             return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED", message, close=close)
-        policy = self._gate.policy(self._caller.group)
         verdict = decide(request, policy)
         entry.judge(verdict)
         if not verdict.allowed:
@@ -242,12 +244,19 @@ class Session:
 
     def _answer_probe(self, nonce: str, entry: Entry) -> Answer:
         entry.method, entry.request = _PROBE.method, _PROBE
-        entry.judge(decide(_PROBE, self._gate.policy(self._caller.group)))  # allowed to all
+        entry.judge(decide(_PROBE, self._present_policy()))  # allowed to all
         return Answer(HTTPStatus.OK, self._proof(nonce), close=False)
 
     def _proof(self, nonce: str) -> dict[str, object]:
         self._agent.uncount()  # the controller's own: it keeps the channel open from one probe to the next
         return self._told() | {"proof": self._gate.proof(nonce, self._caller)}
+
+    def _present_policy(self) -> GroupPolicy:
+        """Return the policy of the group that the agent is in now; what follows is recorded under that group."""
+        policy = self._gate.policy(self._caller.agent)
+        if policy.group != self._caller.group:
+            self._caller = replace(self._caller, group=policy.group)
+        return policy
 
     def _exchange(self, progress: Progress) -> Exchange:
         return Exchange(

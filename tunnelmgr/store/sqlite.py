@@ -9,8 +9,10 @@ import fcntl
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import astuple
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -29,6 +31,14 @@ Answer = TypeVar("Answer")
 
 APPLICATION = 0x746E6C6D
 """`tnlm`, in SQLite's application_id: tells our file from another's."""
+
+CHECKPOINT_PAGES = 64
+"""Pages of 4 KiB in the WAL after which they are moved into the database; SQLite's own default is 1000."""
+WAL_LIMIT = 512 * 1024
+"""Bytes to which the WAL is cut at the first write after a checkpoint; without a limit it stays as long as the longest
+transaction ever was (https://www.sqlite.org/pragma.html#pragma_journal_size_limit)."""
+CLOSE_PATIENCE = 1.0
+"""Seconds that `close` waits for a call in another thread; SQLite must not be closed under it."""
 
 _AGENT = """
 INSERT INTO agent (id, incarnation, source, "group", name, addresses, port, labels, first_seen, changed, present, story)
@@ -55,6 +65,7 @@ class SqliteStore:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self._use = threading.Lock()
         self._lock = _locked(file)
         try:
             self._db = self._guarded(lambda: _opened(file))
@@ -79,9 +90,11 @@ class SqliteStore:
         self._guarded(lambda: self._write(changes))
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._db.close()
-        self._lock.close()
+        """Let go of the file, unless a call that hangs still uses it: then the end of the process does so."""
+        if self._use.acquire(timeout=CLOSE_PATIENCE):
+            self._db.close()
+            self._lock.close()
+            self._use.release()
 
     def _write(self, changes: Changes) -> None:
         with _transaction(self._db):
@@ -101,14 +114,14 @@ class SqliteStore:
                 agent.incarnation,
                 agent.source,
                 agent.group,
-                agent.name,
+                _storable(agent.name),
                 json.dumps(agent.addresses),
                 agent.port,
                 json.dumps(agent.labels),
                 record.first_seen,
                 record.changed,
                 int(record.present),
-                json.dumps([(moment.at, moment.step, moment.detail) for moment in record.story]),
+                json.dumps([astuple(moment) for moment in record.story]),
             ),
         )
         proof = record.proved
@@ -116,19 +129,26 @@ class SqliteStore:
             self._db.execute("DELETE FROM pin WHERE agent = ?", (agent.id,))
         else:
             keys, possessed = json.dumps(proof.keys), json.dumps(record.possessed)
-            self._db.execute(_PIN, (agent.id, agent.incarnation, proof.method.value, keys, proof.detail, possessed))
+            facts = (agent.id, agent.incarnation, proof.method.value, keys, _storable(proof.detail), possessed)
+            self._db.execute(_PIN, facts)
         mark = record.quarantine
         if mark is None:
             self._db.execute("DELETE FROM quarantine WHERE agent = ?", (agent.id,))
         else:
-            facts = (mark.since, mark.code, mark.message, json.dumps(mark.disputed), int(mark.examined))
-            self._db.execute(_QUARANTINE, (agent.id, *facts))
+            message, disputed = _storable(mark.message), json.dumps(mark.disputed)
+            self._db.execute(_QUARANTINE, (agent.id, mark.since, mark.code, message, disputed, int(mark.examined)))
 
     def _guarded(self, act: Callable[[], Answer]) -> Answer:
         try:
-            return act()
-        except (sqlite3.Error, OSError) as failed:
+            with self._use:
+                return act()
+        except (sqlite3.Error, OSError, UnicodeError) as failed:
             raise StoreError(f"{self.file}: {failed}") from failed
+
+
+def _storable(text: str) -> str:
+    """Return a text with `?` for lone surrogates, which JSON may hold (RFC 8259, section 8.2) and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _locked(file: Path) -> IO[bytes]:
@@ -170,6 +190,8 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA foreign_keys = ON")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
     for number, name in enumerate(known[version:], start=version + 1):
         script = (files("tunnelmgr.store.migrations") / name).read_text(encoding="utf-8")
         with _transaction(db):

@@ -56,10 +56,10 @@ def evolve(world: World, event: Event, now: float) -> World:  # noqa: C901, PLR0
             return tunnels.progress(world, event, now)
         case TunnelEnded():
             return tunnels.ended(world, event, now)
-        case RetryRequested(agent):
-            return people.retry(world, agent, now)
-        case ReleaseRequested(agent, reason):
-            return people.release(world, agent, reason, now)
+        case RetryRequested():
+            return people.retry(world, event, now)
+        case ReleaseRequested():
+            return people.release(world, event, now)
         case SeedAdded(seed):
             return replace(world, seeds={**world.seeds, seed.id: seed})
         case DrainRequested():

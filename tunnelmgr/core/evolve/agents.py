@@ -5,6 +5,7 @@ Rules:
   fleet, only after a time (`core/missing.py`).
 - The source that had an agent first keeps it; a source that is not configured (any more) tells nothing.
 - An agent whose end an event told does not come back in the same incarnation, whatever a listing says.
+- An agent's group comes from the rules (`Rules.group_of`) when they change, not with its source's next answer.
 """
 
 from dataclasses import replace
@@ -21,15 +22,16 @@ MISSES_TO_LEAVE = 2
 
 
 def reconfigured(world: World, rules: Rules, now: float) -> World:
-    """Drop the evidence that the rules no longer accept, and the agents whose source is no longer there."""
+    """Put agents into their groups, and drop evidence that is no longer accepted and agents without a source."""
     records = {}
-    for id_, record in world.records.items():
+    for id_, known in world.records.items():
+        record = _regrouped(known, rules.group_of(known.agent), now) if known.present else known
         trust = record.trust
         if trust and not _stands(trust, record.agent, rules, world.rules):
             trust = None
         present = record.present and record.agent.source in rules.trust
         if record.present and not present:
-            record = _left(record, f"source {record.agent.source} is no longer configured", now)  # noqa: PLW2901
+            record = _left(record, f"source {record.agent.source} is no longer configured", now)
         records[id_] = respecified(replace(record, trust=trust), rules)
     sources = {name: world.sources.get(name, SourceView(name)) for name in rules.trust}
     return rested(keys_assigned(replace(world, rules=rules, records=records, sources=sources), now), records, now)
@@ -81,7 +83,7 @@ def _listed(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId, 
     changed = {}
     for described in event.snapshot.agents:
         known = world.records.get(described.id)
-        agent = _incarnated(known, described)
+        agent = _incarnated(known, _grouped(described, world.rules))
         if known is not None and known.ended and known.agent.incarnation == agent.incarnation:
             continue  # the listing lags behind the event that ended it
         if known is not None and known.present:
@@ -133,9 +135,25 @@ def _seen(known: Record | None, agent: Agent, rules: Rules, now: float) -> Recor
         record = record.told(now, "seen", f"again, at {agent.address}")
     elif known.agent.addresses != agent.addresses or known.agent.port != agent.port:
         record = record.told(now, "moved", f"to {agent.address}")
+    record = _regrouped(record, agent.group, now)
     if record.trust and not rules.accepts(agent, record.trust.method):
         record = replace(record, trust=None)
     return respecified(replace(record, agent=agent, present=True, missed=0), rules)
+
+
+def _grouped(agent: Agent, rules: Rules) -> Agent:
+    """Return an agent as its source describes it, in the group that the rules put it into."""
+    group = rules.group_of(agent)
+    return agent if group == agent.group else replace(agent, group=group)
+
+
+def _regrouped(record: Record, group: str, now: float) -> Record:
+    """Return the record with its agent in a group; a change is part of its story."""
+    before = record.agent.group
+    if group == before:
+        return record
+    changed = replace(record, agent=replace(record.agent, group=group))
+    return changed.told(now, "regrouped", f"from {before} to {group}")
 
 
 def _incarnated(known: Record | None, agent: Agent) -> Agent:

@@ -2,30 +2,30 @@
 
 from dataclasses import replace
 
-from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.events import ReleaseRequested, RetryRequested
 from tunnelmgr.core.evolve.claims import keys_assigned
 from tunnelmgr.core.evolve.common import respecified, rested
 from tunnelmgr.core.world import World
 
 
-def retry(world: World, agent: AgentId, now: float) -> World:
+def retry(world: World, event: RetryRequested, now: float) -> World:
     """Make the next try due now."""
-    status = world.tunnels.get(agent)
+    status = world.tunnels.get(event.agent)
     if status is None or status.working:
         return world
-    world = world.with_record(world.records[agent].told(now, "retry", "asked for by an operator"))
-    return world.with_tunnel(agent, replace(status, failures=0, retry_at=None))
+    world = world.with_record(world.records[event.agent].told(now, "retry", "asked for by an operator", event.uid))
+    return world.with_tunnel(event.agent, replace(status, failures=0, retry_at=None))
 
 
-def release(world: World, agent: AgentId, reason: str, now: float) -> World:
+def release(world: World, event: ReleaseRequested, now: float) -> World:
     """End a quarantine, or the wait for evidence as strong as what there was before."""
-    record = world.records.get(agent)
+    record = world.records.get(event.agent)
     if record is None or not record.held_back:
         return world
-    # What was believed of the key led here; evidence is asked for anew.
+    # What was believed of the key led here; evidence is asked for again.
     free = respecified(replace(record, quarantine=None, trust=None, proved=None, possessed=()), world.rules)
-    world = world.with_record(free.told(now, "released", reason))
-    return rested(keys_assigned(world, now), {agent}, now)
+    world = world.with_record(free.told(now, "released", event.reason, event.uid))
+    return rested(keys_assigned(world, now), {event.agent}, now)
 
 
 def forget(world: World, before: float, wall: float) -> World:

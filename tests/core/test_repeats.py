@@ -1,0 +1,171 @@
+"""Agents that fail again and again: their stories count, and nothing grows with the number of tries."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tunnelmgr.core.backoff import MANY, SCHEDULES
+from tunnelmgr.core.changes import REPEATS, Changes, changes, moments
+from tunnelmgr.core.events import Failure, TunnelDialled, TunnelEnded
+from tunnelmgr.core.world import Moment, Quarantine, Record
+from tunnelmgr.errors import Pace
+
+if TYPE_CHECKING:
+    from tests.core.conftest import Story
+    from tunnelmgr.core.agent import Agent
+
+
+def fail(story: Story, agent: Agent, why: str = "nobody answers", *, dialled: bool = False) -> None:
+    """Let the next try of an agent fail, as soon as it is due for sure."""
+    status = story.world.tunnels.get(agent.id)
+    story.now += 5 if status is None or status.failures < MANY else SCHEDULES[Pace.SOON].longest + 1
+    story.act()
+    if dialled:
+        story.dialled(agent)
+    story.hear(TunnelEnded(agent.id, story.status(agent).life, Failure("unreachable", Pace.SOON, why)))
+
+
+def last(story: Story, agent: Agent, count: int = 1) -> list[tuple[str, int]]:
+    """Return the last steps of an agent's story, each with how often it was taken."""
+    return [(moment.step, moment.count) for moment in story.record(agent).story[-count:]]
+
+
+def test_a_failure_that_repeats_is_one_moment_with_a_count(story: Story) -> None:
+    """It tells since when, until when and how often, and what was before it is not pushed out of the story."""
+    agent = story.agent()
+    story.believed(agent)
+    for _ in range(200):
+        fail(story, agent)
+
+    moment = story.record(agent).story[-1]
+    assert story.steps(agent) == ["seen", "evidence", "failed"]
+    assert (moment.count, moment.since, moment.at) == (200, 105.0, story.now)
+    assert story.status(agent).failures == 200
+
+
+def test_another_reason_is_a_moment_of_its_own_at_once(story: Story) -> None:
+    """A change is never folded into what was before."""
+    agent = story.agent()
+    story.believed(agent)
+    for why in ("nobody answers", "nobody answers", "refused"):
+        fail(story, agent, why)
+
+    assert last(story, agent, 2) == [("failed", 2), ("failed", 1)]
+    assert story.record(agent).story[-1].detail == "refused"
+
+
+def test_every_step_of_a_life_that_fails_in_the_same_way_is_counted(story: Story) -> None:
+    """An agent that logs in and fails afterwards fills its story no more than one that does not answer."""
+    agent = story.agent()
+    story.believed(agent)
+    for _ in range(17):
+        fail(story, agent, "the port is taken", dialled=True)
+
+    assert last(story, agent, 2) == [("dialled", 17), ("failed", 17)]
+    assert len(story.record(agent).story) == 4
+
+
+def test_a_recovery_is_told_at_once_and_what_fails_after_it_begins_afresh(story: Story) -> None:
+    """A life that comes up ends the count of those that did not."""
+    agent = story.agent()
+    story.believed(agent)
+    for _ in range(3):
+        fail(story, agent)
+    story.now += 5
+    story.act()
+    story.up_again(agent)
+    story.hear(TunnelEnded(agent.id, story.status(agent).life, Failure("lost", Pace.SOON, "gone")))
+    fail(story, agent)
+
+    assert last(story, agent, 6) == [
+        ("failed", 3),
+        ("dialled", 1),
+        ("bound", 1),
+        ("probed", 1),
+        ("lost", 1),
+        ("failed", 1),
+    ]
+
+
+def test_steps_that_repeat_without_a_failure_are_told_each_time(story: Story) -> None:
+    """Only a life that failed makes the next one a repetition."""
+    record = Record(story.agent(), 1.0, 1.0).told(1.0, "evidence", "same").told(2.0, "evidence", "same")
+
+    assert [moment.count for moment in record.story] == [1, 1]
+
+
+@pytest.mark.parametrize(("count", "news"), [(1, True), (2, True), (3, False), (4, True), (17, False), (1024, True)])
+def test_of_repeated_moments_fewer_and_fewer_are_news(count: int, news: bool) -> None:
+    """The log and the audit grow with the logarithm of the number of tries."""
+    assert Moment(1.0, "failed", "why", count=count).is_news is news
+
+
+def test_a_moment_that_is_repeated_is_told_once_more_with_its_count(story: Story) -> None:
+    """Who writes the audit hears of each repetition, and of nothing that was told before."""
+    agent = story.agent()
+    story.believed(agent)
+    for _ in range(2):
+        fail(story, agent, dialled=True)
+    before = story.world
+
+    fail(story, agent, dialled=True)
+
+    told = moments(before, story.world)
+    assert [(moment.step, moment.count) for _, moment in told] == [("dialled", 3), ("failed", 3)]
+
+
+def test_repetitions_are_written_once_a_minute_and_everything_else_at_once(story: Story) -> None:
+    """600 dead agents do not write hundreds of times a second; no quarantine and no new reason waits."""
+    agent = story.agent()
+    story.believed(agent)
+    for _ in range(2):
+        fail(story, agent, dialled=True)
+    written = story.world
+    fail(story, agent, dialled=True)
+    record = story.record(agent)
+
+    assert not changes(written, story.world)
+    for changed in (
+        replace(record, changed=written.records[agent.id].changed + REPEATS),
+        replace(record, quarantine=Quarantine(1.0, "code", "why")),
+        replace(record, proved=story.trust(2)),
+        replace(record, possessed=("a key",)),
+        replace(record, present=False),
+        replace(record, agent=replace(agent, addresses=("10.0.0.9",))),
+        record.told(story.now, "failed", "another reason"),
+        replace(record, story=()),
+    ):
+        assert changes(story.world.with_record(replace(record, story=())), story.world) == Changes((record,))
+        assert changes(written, story.world.with_record(changed)) == Changes((changed,))
+
+
+def test_an_agent_that_never_answers_is_written_once_a_minute(story: Story) -> None:
+    """The count on disk lags behind by less than a minute."""
+    agent = story.agent()
+    story.believed(agent)
+    fail(story, agent)
+    written, began, writes = story.world, story.now, 0
+    while story.now - began < 3 * REPEATS:
+        fail(story, agent)
+        if changes(written, story.world):
+            written, writes = story.world, writes + 1
+
+    assert writes == 3
+
+
+def test_an_agent_that_shows_its_key_after_failures_is_written(story: Story) -> None:
+    """Possession decides between claims after a restart, so it does not wait for the minute."""
+    agent = story.agent()
+    story.believed(agent)
+    for _ in range(3):
+        fail(story, agent)
+    written = story.world
+    story.now += 5
+    story.act()
+
+    story.hear(TunnelDialled(agent.id, story.status(agent).life, "10.0.0.1", host_key=story.key()))
+
+    assert changes(written, story.world)

@@ -1,0 +1,181 @@
+"""The loop beside a disk that does not answer: what goes on, what waits, and what the next start finds."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.test_controller import KEY, OTHER_KEY, A, B, House, running
+from tunnelmgr.controller import Controller
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.changes import Changes
+from tunnelmgr.core.events import (
+    AgentEnded,
+    AgentsDiscovered,
+    DrainRequested,
+    Event,
+    EvidenceFound,
+    Failure,
+    Snapshot,
+    TunnelEnded,
+)
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.world import Record
+from tunnelmgr.errors import Pace
+from tunnelmgr.store import writer
+from tunnelmgr.store.sqlite import SqliteStore
+
+BOTH = AgentsDiscovered("cloud", Snapshot(frozenset({A, B})))
+
+
+@dataclass
+class Slow(House):
+    """A controller whose state is in a real SQLite file on a disk that answers only while `flowing` is set."""
+
+    file: Path = Path()
+    flowing: threading.Event = field(default_factory=threading.Event)
+    under_way: int = 0
+    most_under_way: int = 0
+    real: SqliteStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.real = SqliteStore(self.file)
+        self.flowing.set()
+        super().__post_init__()
+
+    def write(self, changes: Changes) -> None:
+        """Write once the disk answers."""
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.flowing.wait(10)
+        self.real.write(changes)
+        self.under_way -= 1
+        super().write(changes)
+
+    async def stall(self, *events: Event) -> None:
+        """Let the disk hang in the write that these events cause."""
+        self.flowing.clear()
+        self.tell(*events)
+        await self.until(lambda: self.under_way == 1)
+
+    def on_disk(self) -> dict[AgentId, Record]:
+        """Return what a start would find."""
+        return dict(self.real.load().records)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Slow]:
+    """Make a controller on such a disk; nothing hangs once the test is over."""
+    house = Slow(file=tmp_path / "state.db")
+    yield house
+    house.flowing.set()
+    house.real.close()
+
+
+async def test_a_stalled_write_delays_no_revocation(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that has ended is revoked in the very turn that takes its end in, while the write still hangs."""
+    turns: list[int] = []
+    take = Controller._take
+
+    def counted(self: Controller, events: list[Event]) -> None:
+        turns.append(len(events))
+        take(self, events)
+
+    monkeypatch.setattr(Controller, "_take", counted)
+    async with running(slow):
+        await slow.bring_up(A)
+        await slow.stall(BOTH)
+        turns.clear()
+
+        slow.tell(AgentEnded("cloud", A.id, "its source says so"))
+        await slow.until_done("close cloud:a REVOKE")
+
+        assert turns == [1]
+        assert slow.under_way == 1
+        slow.flowing.set()
+
+
+async def test_new_evidence_is_on_disk_before_its_agent_is_dialled(slow: Slow) -> None:
+    """No key is trusted for the first time before that is written, however long the disk takes."""
+    async with running(slow):
+        await slow.bring_up(A)
+        await slow.stall(BOTH)
+        slow.tell(EvidenceFound(B.id, "1", HostTrust(Method.CONSOLE, (OTHER_KEY,))))
+        await slow.until(lambda: slow.controller.world.status(B.id).phase is Phase.DOWN)
+        slow.tell(AgentEnded("cloud", A.id, "a turn in which the agent could have been dialled"))
+        await slow.until_done("close cloud:a REVOKE")
+        before = list(slow.done)
+
+        slow.flowing.set()
+        await slow.until_done("open b 1")
+
+        assert "open b 1" not in before
+        proved = slow.on_disk()[B.id].proved
+        assert proved is not None
+        assert proved.keys == (OTHER_KEY,)
+
+
+async def test_an_agent_whose_key_is_on_disk_is_dialled_again_during_a_stall(slow: Slow) -> None:
+    """Nothing new is believed, so nothing has to be written first."""
+    async with running(slow):
+        await slow.bring_up(A)
+        await slow.stall(BOTH)
+
+        slow.tell(TunnelEnded(A.id, 1, Failure("lost", Pace.SOON, "gone")))
+        await slow.until(lambda: slow.controller.world.status(A.id).phase is Phase.DOWN)
+        slow.now += 3600
+        slow.tell(BOTH)
+        await slow.until_done("open a 2")
+
+        assert slow.under_way == 1
+        slow.flowing.set()
+
+
+async def test_what_changes_during_a_write_is_in_the_next_one_and_there_is_one_at_a_time(slow: Slow) -> None:
+    """A crash at any time leaves the world as some write began with it."""
+    async with running(slow):
+        await slow.bring_up(A)
+        await slow.stall(BOTH)
+        slow.tell(AgentEnded("cloud", A.id, "over"))
+        await slow.until_done("close cloud:a REVOKE")
+        assert (slow.on_disk().keys(), slow.on_disk()[A.id].present) == ({A.id}, True)
+
+        slow.flowing.set()
+        await slow.until(lambda: slow.on_disk().keys() == {A.id, B.id} and not slow.on_disk()[A.id].present)
+
+    assert slow.most_under_way == 1
+
+
+async def test_a_disk_that_hangs_shows_and_heals(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`status` tells that the state is not being written while the write hangs, and no longer than that."""
+    monkeypatch.setattr(writer, "STALLED", 0.01)
+    async with running(slow):
+        await slow.bring_up(A)
+        await slow.stall(BOTH)
+
+        await slow.until(lambda: slow.controller.store_error == "the disk does not answer")
+        slow.flowing.set()
+        await slow.until(lambda: slow.controller.store_error is None)
+
+
+async def test_a_stop_does_not_wait_for_a_disk_that_hangs(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends, and the log tells that the last changes are not on disk."""
+    monkeypatch.setattr(writer, "LAST_WRITE", 0.05)
+    with capture_logs() as logs:
+        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+            tasks.create_task(slow.controller.run(), name="controller")
+            await slow.bring_up(A)
+            await slow.stall(BOTH)
+            slow.tell(DrainRequested())
+            await slow.until_done("close cloud:a DRAIN")
+            slow.tell(TunnelEnded(A.id, 1, None))
+
+    assert "state not written before the end: the disk does not answer" in [entry["event"] for entry in logs]
+    proved = slow.on_disk()[A.id].proved
+    assert proved is not None
+    assert proved.keys == (KEY,)

@@ -1,0 +1,125 @@
+"""A configuration with all that can fail on the way to following it done beforehand.
+
+Files are read, keys loaded and sources made here, in a thread, and each only once. What is returned can be followed
+without a further check, so that a reload either changes everything or nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+import structlog
+
+from tunnelmgr.config import Config, Source, SourceConfig, SshConfig, load, source_type
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.events import Rules
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.discovery.ec2_events import Queue
+from tunnelmgr.errors import ConfigError
+from tunnelmgr.tunnel.keys import Login, load_login
+
+log = structlog.get_logger(__name__)
+
+Made = TypeVar("Made")
+
+
+@runtime_checkable
+class QueueOwner(Protocol):
+    """A source that may have a queue of events."""
+
+    def queue(self) -> Queue | None:
+        """Return it, None where the configuration names none."""
+        ...
+
+
+@runtime_checkable
+class KeyFile(Protocol):
+    """A source's configuration that pins keys."""
+
+    def pinned_keys(self) -> Mapping[AgentId, str]:
+        """Return the keys by agent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSource:
+    """A source that has been made, the queue of its events if it has one, and the keys that it pins if it can."""
+
+    source: Source
+    queue: Queue | None = None
+    pinned: Mapping[AgentId, str] | None = None
+
+    @property
+    def config(self) -> SourceConfig:
+        """The source's configuration."""
+        return self.source.config
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that a daemon needs to follow a configuration."""
+
+    config: Config
+    login: Login
+    sources: tuple[PreparedSource, ...]
+    policies: Mapping[str, GroupPolicy]
+    rules: Rules
+
+
+@dataclass(slots=True)
+class _Examiner:
+    """Loads the keys of `[ssh]` while the rest of the file is checked."""
+
+    login: Login | None = field(default=None)
+
+    def __call__(self, ssh: SshConfig) -> None:
+        self.login = load_login(ssh)
+
+
+def prepare(file: Path, running: Mapping[str, PreparedSource] | None = None) -> Prepared:
+    """Read a configuration and make everything that it needs; raises ConfigError with every problem. Blocks.
+
+    A source in `running` whose configuration is the same is used again.
+    """
+    examiner = _Examiner()
+    config = load(file, examiner)
+    if examiner.login is None:
+        raise AssertionError("a configuration without problems has an [ssh] that was examined")
+    kept = running or {}
+    problems: list[str] = []
+    sources = []
+    for at, entry in enumerate(config.source):
+        before = kept.get(entry.name)
+        try:
+            sources.append(before if before is not None and before.config == entry else prepared_source(entry))
+        except ConfigError as bad:
+            problems += [f"source[{at}]: {problem}" for problem in bad.problems]
+    if problems:
+        raise ConfigError(problems, file=str(file))
+    return Prepared(config, examiner.login, tuple(sources), config.policies(), config.rules())
+
+
+def prepared_source(config: SourceConfig) -> PreparedSource:
+    """Make a source with its queue and its pinned keys; raises ConfigError if any of that fails."""
+    source = build(config)
+    queue = _guarded(config, source.queue) if isinstance(source, QueueOwner) else None
+    pinned = _guarded(config, config.pinned_keys) if isinstance(config, KeyFile) else None
+    return PreparedSource(source, queue, pinned)
+
+
+def build(config: SourceConfig) -> Source:
+    """Make the source that a configuration describes; raises ConfigError if that fails."""
+    kind = source_type(config.type)
+    if kind is None:
+        raise ConfigError([f"there is no source type {config.type}"])
+    return _guarded(config, lambda: kind(config))
+
+
+def _guarded(config: SourceConfig, make: Callable[[], Made]) -> Made:
+    """Return what `make` makes; a bulkhead, because sources are plug-ins that may fail in any way."""
+    try:
+        return make()
+    except Exception as broken:
+        log.exception("source cannot be made", source=config.name)
+        raise ConfigError([f"{config.name} cannot be made by its plug-in {config.type}: {broken}"]) from broken

@@ -1,0 +1,134 @@
+"""Writes what has changed in the world down beside the loop, which never waits for the disk.
+
+    something changed ─▶ a write, in a thread ─▶ done   ─▶ what changed meanwhile is the next write
+                                              └▶ failed ─▶ tried again with the next change, or after a while
+
+At most one write is under way. Each is one transaction that holds the difference to the last one that succeeded, so a
+crash at any time leaves the world as some write began with it, and the next start goes on from there.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+
+from tunnelmgr.blocking import CallingThread
+from tunnelmgr.core.changes import Changes, changes, is_pinned
+from tunnelmgr.core.world import Record, World
+from tunnelmgr.errors import StoreError
+
+log = structlog.get_logger(__name__)
+
+RETRY: Final = 5.0
+"""Seconds between tries while the state cannot be written and nothing new has changed."""
+STALLED: Final = 5.0
+"""Seconds that one write may take before it is shown as a fault."""
+LAST_WRITE: Final = 5.0
+"""Seconds that the end of the process waits for the last write."""
+
+
+class WritableStore(Protocol):
+    """What writes state down; blocks."""
+
+    def write(self, changes: Changes) -> None:
+        """Write all or nothing; raises StoreError."""
+        ...
+
+
+@dataclass(slots=True)
+class StateWriter:
+    """Knows what the store holds, and brings it up to date; `ended` is called when a write is over."""
+
+    store: WritableStore
+    ended: Callable[[], None]
+    _written: World = field(default_factory=World)
+    _tried: World = field(default_factory=World)
+    _failure: str | None = None
+    _failed_at: float = 0.0
+    _task: asyncio.Task[None] | None = None
+    _began: float = 0.0
+    _thread: CallingThread = field(default_factory=lambda: CallingThread("state write"))
+
+    def start(self, world: World) -> None:
+        """Begin with a store that holds this world."""
+        self._written = self._tried = world
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a write is under way."""
+        return self._task is not None
+
+    @property
+    def error(self) -> str | None:
+        """Why the state is not being written, None if it is."""
+        if self._failure is None and self.busy and time.monotonic() - self._began > STALLED:
+            return "the disk does not answer"
+        return self._failure
+
+    @property
+    def retry_in(self) -> float | None:
+        """Seconds until a write that failed is tried again; None if none has failed."""
+        if self._failure is None or self.busy:
+            return None
+        # Never zero: what failed may have become needless, and the loop would turn again and again.
+        return max(RETRY / 10, self._failed_at + RETRY - time.monotonic())
+
+    def may_dial(self, record: Record) -> bool:
+        """Tell whether what proves an agent has been written, or a write of it has failed."""
+        return is_pinned(self._tried, record)
+
+    def is_behind(self, world: World) -> bool:
+        """Tell whether the last write lacks something of `world`."""
+        return self._tried.records is not world.records or self._tried.seeds is not world.seeds
+
+    def write(self, world: World, tasks: asyncio.TaskGroup) -> None:
+        """Begin to write what has changed, unless a write is under way or the same has just failed."""
+        if self.busy:
+            return
+        due = changes(self._written, world)
+        if due and self._is_worthwhile(world):
+            self._began = time.monotonic()
+            self._task = tasks.create_task(self._write(due, world), name="state write")
+
+    async def finish(self, world: World) -> None:
+        """Write what is left; gives up after `LAST_WRITE` seconds, because a stop must not wait for a hung disk."""
+        try:
+            async with asyncio.timeout(LAST_WRITE):
+                if self._task is not None:
+                    await asyncio.wait([self._task])
+                if due := changes(self._written, world):
+                    await self._write(due, world)
+        except TimeoutError:
+            log.error("state not written before the end: the disk does not answer")  # noqa: TRY400 - no trace needed
+            if self._task is not None:
+                self._task.cancel()
+
+    def close(self) -> None:
+        """End the thread; it is not waited for."""
+        self._thread.close()
+
+    def _is_worthwhile(self, world: World) -> bool:
+        if self._failure is None or time.monotonic() >= self._failed_at + RETRY:
+            return True
+        return bool(changes(self._tried, world))
+
+    async def _write(self, due: Changes, world: World) -> None:
+        """Write in a thread; a failure is kept, shown, and tried again. Waits as long as the disk takes."""
+        try:
+            await self._thread.call(self.store.write, due)
+        except StoreError as failed:
+            if self._failure is None:
+                log.error("state cannot be written; tunnels go on", error=str(failed))  # noqa: TRY400 - no trace needed
+            self._failure, self._failed_at = str(failed), time.monotonic()
+        else:
+            if self._failure is not None:
+                log.info("state is written again")
+            self._failure = None
+            self._written = world
+        self._tried = world
+        self._task = None
+        self.ended()
