@@ -37,7 +37,7 @@ differential: install ## Compare the gate with the real registry, request by req
 abuse-full: install ## Let a hostile agent do its worst at full size: a million opens, 100,000 requests
 	OPENS=1000000 REQUESTS=100000 PROBE_INTERVAL=15 $(RUN)/python -m pytest tests/abuse --timeout=0 -rP
 
-newest: ## Try the tunnel with asyncssh's newest release, before it is added to fastpath.PROVED
+newest: ## Try the tunnel with asyncssh's newest release, which pyproject.toml does not allow until it is proved
 	$(MAKE) VENV=.venv-newest install
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
 	PROVING=1 .venv-newest/bin/python -m pytest -q tests/tunnel
