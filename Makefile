@@ -3,11 +3,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+PIP := $(RUN)/python -m pip install -q --disable-pip-version-check
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
 	wget busybox dash shellcheck podman buildah docker.io autossh
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential abuse-full soak newest install lock bench clean
+.PHONY: help demo test lint acceptance fast differential abuse-full soak newest install wheel lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,17 +41,23 @@ abuse-full: install ## Let a hostile agent do its worst at full size: a million 
 soak: install ## Stop, kill and cut the parts again and again while clients pull, and count what they see; as root
 	$(RUN)/python benchmarks/kills.py --times $(or $(TIMES),20)
 
-newest: ## Try the tunnel with asyncssh's newest release, before it is added to fastpath.PROVED
+newest: ## Try the tunnel with asyncssh's newest release, which pyproject.toml does not allow until it is proved
 	$(MAKE) VENV=.venv-newest install
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
 	PROVING=1 .venv-newest/bin/python -m pytest -q tests/tunnel
 
 bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
-	$(RUN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	$(PIP) --require-hashes --only-binary=:all: -r requirements-bench.lock
 	$(RUN)/python benchmarks/plan.py
 	for name in gate manifests throughput scale storm starvation churn reconnect fairness flood; do \
 		$(RUN)/python benchmarks/$$name.py --json build/bench/$$name.json || exit 1; done
 	$(RUN)/python benchmarks/plots.py build/bench docs/performance
+
+wheel: ## Build dist/tunnelmgr-*.whl, with a build backend that is taken by its hash
+	$(PYTHON) -m venv build/backend
+	build/backend/bin/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary=:all: \
+		-r requirements-build.lock
+	build/backend/bin/python -m pip wheel -q --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist .
 
 lock: ## Pin every dependency again, with hashes (and extras, which pip else takes from the newest release)
 	uv pip compile pyproject.toml -q --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate -o requirements.lock
@@ -58,13 +65,16 @@ lock: ## Pin every dependency again, with hashes (and extras, which pip else tak
 		--no-annotate -o requirements-dev.lock
 	uv pip compile pyproject.toml -q --group bench -c requirements-dev.lock --generate-hashes --no-strip-extras \
 		--no-emit-index-url --no-header --no-annotate -o requirements-bench.lock
+	uv pip compile --group pyproject.toml:build -q -c requirements-dev.lock --generate-hashes --no-strip-extras \
+		--no-emit-index-url --no-header --no-annotate -o requirements-build.lock
 
 install: $(VENV)/.installed .packages
 
-$(VENV)/.installed: requirements-dev.lock pyproject.toml
+$(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	$(RUN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --require-hashes --only-binary=:all: -r requirements-build.lock
+	$(PIP) --require-hashes --only-binary=:all: --no-binary=www-authenticate --no-build-isolation -r requirements-dev.lock
+	$(PIP) --no-index --no-deps --no-build-isolation -e .
 	touch $@
 
 # Installed when a program is missing and this user may; the demo says plainly what it cannot show without them.
@@ -81,4 +91,4 @@ $(VENV)/.installed: requirements-dev.lock pyproject.toml
 		else echo "missing:$$missing; install the packages: $(PACKAGES)"; fi; fi
 
 clean: ## Remove what these targets made
-	rm -rf $(VENV) .venv-newest build .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-newest build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

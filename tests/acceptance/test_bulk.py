@@ -27,25 +27,25 @@ from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.tunnel import fastpath, pump
+from tunnelmgr.tunnel import asyncssh_internals, pump
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.ssh import dial
 
 folder, address, host_key, size, ours = sys.argv[1:]
 content = random.Random(7).randbytes(int(size))
 past_asyncssh = {"sent": 0, "heard": 0}
-account, work_off = pump.account, fastpath._work_off
+account, work_off = pump.account, asyncssh_internals._work_off
 
 def accounted(channel, count):
     past_asyncssh["sent"] += count
     account(channel, count)
 
-def hearing(connection, wire, out_of_time):
-    taken = work_off(connection, wire, out_of_time)
+def hearing(connection, cipher, wire, out_of_time):
+    taken = work_off(connection, cipher, wire, out_of_time)
     past_asyncssh["heard"] += taken
     return taken
 
-pump.account, fastpath._work_off = accounted, hearing
+pump.account, asyncssh_internals._work_off = accounted, hearing
 
 async def answer(reader, writer):
     writer.write(content)

@@ -84,6 +84,50 @@ def test_the_story_of_an_agent_stands_in_order(field: "Field") -> None:
     assert [moment["step"] for moment in shown["story"]] == ["seen", "evidence", "dialled", "bound", "probed"]
 
 
+IMITATION = """
+import http.server, json, socket
+
+class Imitation(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = json.dumps({"agent": "static:builder-1", "group": "builders", "controller": "registry-1"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+Server(("::1", 5000), Imitation).serve_forever()
+"""
+"""A program that answers on [::1]:5000 word for word as the gate does."""
+
+
+def test_the_hook_is_not_deceived_by_a_squatter_that_answers_like_the_gate(field: "Field") -> None:
+    """Beside a tunnel that is up, another user's program holds the address that clients may try first: exit 69."""
+    agent = field.boot("builder-1")
+    squatter = agent.popen(
+        ["setpriv", "--reuid", "1001", "--regid", "1001", "--clear-groups", "/usr/bin/python3", "-c", IMITATION],
+        log=field.folder / "squatter.log",
+    )
+    until(lambda: agent.listeners(5000), "the squatter listens")
+    field.up(agent)
+    script = field.folder / "wait.sh"
+    script.write_text(field.controller.command("hook", "wait").stdout)
+
+    deceived = agent.run(["sh", str(script)], timeout=60)
+    squatter.kill()
+    squatter.wait()
+    until(lambda: "::1" in agent.listeners(5000), "the tunnel holds both addresses", timeout=30)
+    honest = agent.run(["sh", str(script)], timeout=60)
+
+    assert deceived.returncode == 69, deceived.stderr
+    assert "uid 1001 listens on [::1]:5000, not tunnel (uid 4242)" in deceived.stderr
+    assert honest.returncode == 0, honest.stderr
+
+
 def test_the_hook_ends_when_the_registry_is_there(field: "Field") -> None:
     """The script that `tunnelmgr hook wait` prints waits on a real agent until its tunnel is up."""
     agent = field.boot("builder")

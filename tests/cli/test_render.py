@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 from tests.control.fake_daemon import KEY, FakeDaemon, fleet, record, up, world
 from tunnelmgr.cli import render
-from tunnelmgr.control.views import RegistryFacts, agent_view, agents_view, status_view, story_view
+from tunnelmgr.control.views import FastPathFacts, RegistryFacts, agent_view, agents_view, status_view, story_view
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import Moment, Quarantine
@@ -148,6 +148,15 @@ def test_the_registry_is_told_in_words(registry: RegistryFacts, words: str) -> N
     daemon = FakeDaemon(world=world((record("builder-1"), up())), registry=registry)
 
     assert any(words in line for line in lines(render.status(facts(daemon), [])))
+
+
+def test_a_fast_path_that_is_off_is_told_with_its_reason_and_is_no_problem() -> None:
+    """Everything works, more slowly; while it is on, nothing is said of it."""
+    off = facts(FakeDaemon(fast_path=FastPathFacts(active=False, reason="Channel._send_window is missing")))
+
+    assert any("off: Channel._send_window is missing" in line for line in lines(render.status(off, [])))
+    assert render.problems(off, []) == render.problems(facts(FakeDaemon()), [])
+    assert not any("fast path" in line for line in lines(render.status(facts(FakeDaemon()), [])))
 
 
 def test_problems_hang_under_their_mark() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tunnelmgr.control.views import DaemonFacts, RegistryFacts
+from tunnelmgr.control.views import DaemonFacts, FastPathFacts, RegistryFacts
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, Rules
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
@@ -78,6 +78,7 @@ class FakeDaemon:
     traffic: Mapping[AgentId, Traffic] = field(default_factory=dict)
     registry: RegistryFacts = field(default_factory=lambda: RegistryFacts(reachable=True, loopback_only=True))
     store_error: str | None = None
+    fast_path: FastPathFacts = field(default_factory=FastPathFacts)
     bad: ConfigError | None = None
     remarks: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -85,7 +86,7 @@ class FakeDaemon:
 
     def facts(self) -> DaemonFacts:
         """Return facts."""
-        return DaemonFacts("registry-1", "1.2.3", 12.34, self.registry, self.store_error)
+        return DaemonFacts("registry-1", "1.2.3", 12.34, self.registry, self.store_error, fast_path=self.fast_path)
 
     def report(self, event: Event) -> None:
         """Remember an event."""

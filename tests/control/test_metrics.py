@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.control.fake_daemon import NOW, FakeDaemon
 from tests.tunnel.ssh_server import free_port
 from tunnelmgr.control.metrics import MetricsServer
-from tunnelmgr.control.views import RegistryFacts
+from tunnelmgr.control.views import FastPathFacts, RegistryFacts
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.tunnel import Endpoint, Phase
 from tunnelmgr.core.world import SourceView
@@ -111,6 +111,14 @@ async def test_health_is_told(reachable: bool, error: str | None) -> None:
     assert samples["tunnelmgr_registry_reachable", labels()] == int(reachable)
     assert samples["tunnelmgr_state_ok", labels()] == int(error is None)
     assert samples["tunnelmgr_uptime_seconds", labels()] == 12.34
+
+
+@pytest.mark.parametrize("active", [True, False])
+async def test_whether_the_fast_path_is_on_is_a_number(active: bool) -> None:
+    """An alert can tell that tunnels have become slower."""
+    samples = await scrape(MetricsServer(FakeDaemon(fast_path=FastPathFacts(active, None))))
+
+    assert samples["tunnelmgr_fast_path_active", labels()] == int(active)
 
 
 async def test_requests_are_counted_by_what_became_of_them() -> None:

@@ -79,6 +79,7 @@ def test_status_has_every_promised_key_with_its_type() -> None:
     assert (view["agents"], view["up"], view["quarantined"]) == (4, 1, 1)
     assert set(view["sources"][0]) >= {"name", "ok", "last_success", "error"}
     assert set(view["registry"]) >= {"reachable", "loopback_only"}
+    assert view["fast_path"] == {"active": True, "reason": None}
 
 
 def test_the_phases_add_up_to_the_agents() -> None:

@@ -15,6 +15,7 @@ from tunnelmgr.core.trust import Method
 from tunnelmgr.daemon import checks
 from tunnelmgr.daemon.checks import Finding, check
 from tunnelmgr.errors import DiscoveryError
+from tunnelmgr.tunnel.fastpath import FastPath
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIAGkZnzWcWDkVGJCSmtWFcZOcmXJ9vSVP6sHJqMF5kP"
 AGENT = Agent(AgentId("ec2:i-1"), "1", "cloud", "ci", "one", ("192.0.2.7",), 22)
@@ -71,6 +72,25 @@ async def test_a_site_where_all_is_well_has_no_failure(site: Site) -> None:
         finding.check for finding in findings
     }
     assert "SHA256:" in named(findings, "ssh key").message
+
+
+@pytest.mark.parametrize(
+    ("path", "result", "message"),
+    [
+        (FastPath(active=True), "ok", "on: bulk data goes past asyncssh"),
+        (FastPath(active=False, reason="asyncssh 3.0 is not proved"), "note", "off: asyncssh 3.0 is not proved; "),
+    ],
+)
+async def test_whether_the_fast_path_is_on_is_found(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: FastPath, result: str, message: str
+) -> None:
+    """Being off is no failure, and not hidden."""
+    monkeypatch.setattr(checks, "fast_path", lambda: path)
+
+    found = named(await check(load(site.file)), "fast path")
+
+    assert found.result == result
+    assert found.message.startswith(message)
 
 
 # --- keys and places ---

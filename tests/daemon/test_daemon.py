@@ -7,11 +7,13 @@ import socket as sockets
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.daemon.conftest import Site
+from tests.tunnel.renaming import renamed
 from tests.tunnel.ssh_server import Sshd, free_port, generate, sshd_at_work, until
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.daemon.daemon import run
@@ -422,6 +424,18 @@ async def test_the_commands_exit_status_tells_why_it_did_not_start(site: Site) -
     async with daemon(site) as process:
         assert await process.end() == 2
     assert b"source[0].agent[0].nonsense: unknown key" in process.said
+
+
+async def test_a_daemon_without_the_fast_path_says_so_and_works(site: Site, tmp_path: Path) -> None:
+    """With an asyncssh that has renamed what the fast path needs: one line in the log, the status, and a pull."""
+    async with daemon(site, PYTHONPATH=f"{renamed('_send_window', tmp_path / 'lib')}:{Path.cwd()}") as process:
+        await process.phase("up")
+        assert await fetch(site) == b"HTTP/1.1 200 OK"
+        status = await process.ask(process.client.status)
+
+    assert status["fast_path"] == {"active": False, "reason": "asyncssh: Channel._send_window is missing"}
+    assert process.said.count(b"fast path switched off") == 1
+    assert process.said.count(b"Channel._send_window is missing") == 1
 
 
 async def test_metrics_are_served_where_the_configuration_says(site: Site) -> None:

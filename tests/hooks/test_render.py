@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from tests.hooks.test_wait import gate
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ConfigError
 from tunnelmgr.hooks import KINDS, SYSCTL, authorized_keys_line, cloud_init, key_file, render, sshd_settings
@@ -139,13 +140,24 @@ def test_every_recipe_has_the_same_sysctl(file: str) -> None:
     assert ["sysctl", "-q", "-p", "/etc/sysctl.d/60-tunnelmgr.conf"] in parse(cloud_init(LINE))["runcmd"]
 
 
-def test_cloud_init_installs_the_script(hook: Hook) -> None:
-    """The packed script is the very one that `tunnelmgr hook wait` prints."""
+def test_cloud_init_installs_the_script(hook: Hook, localhost: Localhost) -> None:
+    """The packed script is what `tunnelmgr hook wait` prints, without the comments below its head, and works."""
     entry = written(cloud_init(LINE), "/usr/local/bin/tunnelmgr-wait")
 
     assert entry["permissions"] == "0755"
     assert entry["encoding"] == "gz+b64"
-    assert gzip.decompress(base64.b64decode(entry["content"])).decode() == hook.text == render("wait")
+    installed = gzip.decompress(base64.b64decode(entry["content"])).decode()
+    assert installed.partition("\n\n")[0] == render("wait").partition("\n\n")[0]
+    assert commands(installed) == commands(render("wait")) == commands(hook.text)
+
+    localhost.v4.open(gate)
+    hook.text = installed
+    assert hook.run().code == 0
+
+
+def commands(script: str) -> list[str]:
+    """Return a script's lines without those that are comments."""
+    return [line for line in script.splitlines() if not line.lstrip().startswith("#")]
 
 
 def test_cloud_init_is_the_same_every_time() -> None:

@@ -14,8 +14,8 @@ from tests.tunnel.ssh_server import Sshd, free_port, generate, sshd_at_work
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.stream import Stream
 from tunnelmgr.tunnel import pump
+from tunnelmgr.tunnel.asyncssh_internals import account
 from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.fastpath import account
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.packets import LARGEST
 from tunnelmgr.tunnel.ssh import SshConnection, dial

@@ -15,7 +15,7 @@ from tunnelmgr.tunnel import fastpath
 from tunnelmgr.tunnel.keys import Login
 
 if "PROVING" in os.environ:  # `make newest`: with a release that nobody has proved yet
-    fastpath._USABLE = True
+    fastpath.PROVED |= {asyncssh.__version__}
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,15 @@ async def sshd(key: asyncssh.SSHKey, host_key: asyncssh.SSHKey) -> AsyncIterator
     """Run an agent's sshd that behaves."""
     async with sshd_at_work(Sshd(host_key, key)) as sshd:
         yield sshd
+
+
+@pytest.fixture
+def unproved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work with a release of asyncssh that nobody has proved."""
+    monkeypatch.setattr(fastpath, "PROVED", frozenset())
+    fastpath.fast_path.cache_clear()
+    yield
+    fastpath.fast_path.cache_clear()
 
 
 @pytest.fixture

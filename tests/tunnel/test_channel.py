@@ -10,9 +10,8 @@ import pytest
 
 from tests.tunnel.ssh_server import Sshd, free_port, sshd_at_work, until
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.tunnel import fastpath
+from tunnelmgr.tunnel.asyncssh_internals import widen
 from tunnelmgr.tunnel.channel import READ_AHEAD, ForwardedChannel
-from tunnelmgr.tunnel.fastpath import widen
 from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.line import SEND_AHEAD
 from tunnelmgr.tunnel.ssh import SshConnection, dial
@@ -204,11 +203,9 @@ async def test_an_agent_that_sends_faster_than_we_read_is_held(
     assert got == total
 
 
-async def test_where_asyncssh_keeps_the_window_reading_is_paused(
-    sshd: Sshd, login: Login, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("unproved")
+async def test_where_asyncssh_keeps_the_window_reading_is_paused(sshd: Sshd, login: Login) -> None:
     """A release that is not proved: what we have not read is bounded by our read-ahead, the rest is asyncssh's."""
-    monkeypatch.setattr(fastpath, "_USABLE", False)
     total = 4 << 20
     async with pair(sshd, login) as both, asyncio.timeout(20):
         both.writer.write(bytes(total))

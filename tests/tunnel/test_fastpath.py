@@ -1,450 +1,171 @@
-"""What is assumed of asyncssh: that its private parts are what we take them for, and end up as it would leave them.
-
-These are the contract tests: a release of asyncssh is proved once they and `test_pump.py` pass with it.
-"""
+"""The switch of the fast path: whatever it rests on is looked for, and without any part of it all goes on, bounded."""
 
 import asyncio
+import json
 import os
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import pairwise
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
-from asyncssh.crypto.cipher import GCMCipher
-from asyncssh.encryption import GCMEncryption
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests.tunnel.both_ends import CONTENT, KIB, Both, opened
-from tests.tunnel.ssh_server import until
+from tests.tunnel.renaming import renamed
 from tunnelmgr.tunnel import fastpath
-from tunnelmgr.tunnel.fastpath import PROVED, account, await_window, exchanges_keys, hear, outlet, window
-from tunnelmgr.tunnel.packets import LARGEST, Batch
+from tunnelmgr.tunnel.asyncssh_internals import ATTRIBUTES, CLASSES, UNSEEN, Attribute
+from tunnelmgr.tunnel.channel import PIECE, READ_AHEAD
+from tunnelmgr.tunnel.fastpath import FastPath, fast_path, misfits, pass_on, receiver
+from tunnelmgr.tunnel.packets import LARGEST
+from tunnelmgr.tunnel.window import MOST
 
-AT_ODDS = [
-    ("conn", "_kex_complete", False),
-    ("conn", "_auth_complete", False),
-    ("conn", "_deferred_packets", [(94, ())]),
-    ("conn", "_compressor", object()),
-    ("conn", "_send_encryption", None),
-    ("conn", "_rekey_bytes", 0),
-    ("conn", "_rekey_seconds", 1),
-    ("conn", "_transport", None),
-    ("chan", "_send_state", "eof_pending"),
-    ("chan", "_send_buf", [(bytearray(b"queued"), None)]),
-    ("chan", "_encoding", "utf-8"),
-    ("chan", "_send_pktsize", LARGEST - 1),
-    ("chan", "_conn", None),
-]
-"""States in which only asyncssh may send."""
-DEAF = [
-    ("_auth_final", False),
-    ("_kex", object()),
-    ("_kex_complete", False),
-    ("_recv_handler", lambda: False),
-    ("_decompressor", object()),
-    ("_recv_encryption", None),
-]
-"""States in which only asyncssh may read."""
+ROOT = Path(__file__).parents[2]
+UNEXPORTED = ("GCMCipher", "GCMEncryption")
+"""Classes that asyncssh does not export and the fast path needs."""
 
 
-def test_this_release_of_asyncssh_is_proved() -> None:
-    """A new one is added to `PROVED` once all of this file passes with it."""
-    if os.environ.get("PROVING"):
-        pytest.skip("this run is to find out")
-    assert asyncssh.__version__ in PROVED
+def carried(asyncssh_in: Path | None = None) -> Mapping[str, Any]:
+    """Carry data both ways in a process of its own, with the asyncssh of this folder; returns what it prints."""
+    path = os.pathsep.join(str(folder) for folder in (asyncssh_in, ROOT) if folder is not None)
+    command = [sys.executable, "-W", "error", "-m", "tests.tunnel.both_directions"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
 
 
-async def test_every_private_attribute_is_there_with_its_type() -> None:
-    """What `fastpath` reads and writes means what it assumes."""
-    async with opened() as both:
-        conn, chan = both.conn, both.chan
-        for encryption in (conn._send_encryption, conn._recv_encryption):
-            assert type(encryption) is GCMEncryption
-            assert type(encryption._cipher) is GCMCipher
-            assert (type(encryption._cipher._key), type(encryption._cipher._iv)) == (bytes, bytes)
-            assert len(encryption._cipher._iv) == 12
-        assert (conn._auth_complete, conn._auth_final, conn._kex_complete) == (True, True, True)
-        assert (conn._kex, conn._deferred_packets, conn._inpbuf) == (None, [], b"")
-        assert (conn._compressor, conn._decompressor) == (None, None)
-        assert conn._recv_handler == conn._recv_pkthdr
-        for counter in (conn._send_seq, conn._recv_seq, conn._rekey_bytes_sent, conn._rekey_bytes):
-            assert type(counter) is int
-        for counter in (chan._send_window, chan._send_chan, chan._send_pktsize):
-            assert type(counter) is int
-        assert type(conn._rekey_seconds) in {int, float}
-        assert type(conn._rekey_time) is float
-        assert (chan._send_state, chan._recv_state) == ("open", "open")
-        assert (chan._send_buf, chan._encoding, chan._send_paused) == ([], None, False)
-        assert chan._conn is conn
-        assert conn._channels[chan._recv_chan] is chan
-        assert (conn._send_enchdrlen, conn._send_blocksize) == (1, 16)
+def test_with_the_proved_release_the_fast_path_is_on() -> None:
+    """Data goes past asyncssh, in both directions within the bounds."""
+    facts = carried()
+
+    assert (facts["active"], facts["reason"]) == (True, None)
+    assert facts["bulk"] > 0
+    assert facts["from_agent"] <= MOST
 
 
-# --- sending ---
+@pytest.mark.parametrize("attribute", ATTRIBUTES, ids=str)
+def test_without_any_one_attribute_all_goes_through_the_public_api(attribute: Attribute, tmp_path: Path) -> None:
+    """A release that has renamed it turns the fast path off; both directions work, and what waits is bounded."""
+    facts = carried(renamed(attribute.name, tmp_path))
+
+    assert not facts["active"]
+    assert f"{attribute} is missing" in facts["reason"]
+    assert facts["bulk"] == 0
+    assert facts["to_agent"] <= PIECE + LARGEST
+    assert facts["from_agent"] <= READ_AHEAD + LARGEST
 
 
-def sent_by_us(both: Both, data: bytes) -> None:
-    """Send as `Pump` does."""
-    way, batch = outlet(both.chan), Batch()
-    assert way is not None
-    left = data
-    for place in batch.room(len(data)):
-        piece, left = left[: len(place)], left[len(place) :]
-        place[: len(piece)] = piece
-    account(both.chan, len(data))
-    both.conn._send(batch.buffer[: batch.seal(way.seal, way.channel, len(data))])
+@pytest.mark.parametrize("name", UNEXPORTED)
+def test_without_a_class_that_asyncssh_does_not_export_nothing_breaks(name: str, tmp_path: Path) -> None:
+    """It is looked for when the process starts, and missed then, not on the first connection."""
+    facts = carried(renamed(name, tmp_path))
+
+    assert not facts["active"]
+    assert facts["bulk"] == 0
 
 
-async def test_a_batch_leaves_the_connection_as_asyncssh_itself_would() -> None:
-    """Counter, sequence number, window, and bytes towards the next key exchange move by the same steps."""
-    async with opened() as both:
+def test_every_attribute_that_the_code_names_is_in_the_list() -> None:
+    """The list is read off the protocols, beyond which mypy lets nothing be used; here the text itself is read."""
+    text = (ROOT / "tunnelmgr/tunnel/asyncssh_internals.py").read_text(encoding="utf-8")
+    code = re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.DOTALL)
 
-        def state() -> tuple[int, int, int, int]:
-            cipher = both.conn._send_encryption._cipher
-            counts = int.from_bytes(cipher._iv[4:], "big"), both.conn._send_seq
-            return (*counts, both.conn._rekey_bytes_sent, both.chan._send_window)
-
-        def moved(before: tuple[int, ...]) -> list[int]:
-            return [now - then for now, then in zip(state(), before, strict=True)]
-
-        before = state()
-        both.chan.write(CONTENT[:LARGEST])
-        by_asyncssh = moved(before)
-        before = state()
-        sent_by_us(both, CONTENT[:LARGEST])
-        by_us = moved(before)
-        got = await both.reader.readexactly(2 * LARGEST)
-
-    ignore = [1, 1, 16, 0]  # asyncssh puts an IGNORE of one block before each packet
-    assert by_us == [step - more for step, more in zip(by_asyncssh, ignore, strict=True)]
-    assert got == 2 * CONTENT[:LARGEST]
+    used = set(re.findall(r"\.(_[a-z]\w*|send_packet)", code))
+    assert used == {attribute.name for attribute in ATTRIBUTES}
 
 
-async def test_asyncssh_and_we_may_take_turns() -> None:
-    """Each goes on where the other stopped."""
-    async with opened() as both:
-        for turn in range(10):
-            piece = CONTENT[turn * 1000 : (turn + 1) * 1000]
-            if turn % 2:
-                both.chan.write(piece)
-            else:
-                sent_by_us(both, piece)
-        assert await both.reader.readexactly(10_000) == CONTENT[:10_000]
+def test_no_other_file_names_a_private_attribute_of_asyncssh() -> None:
+    """What another file names so is its own."""
+    names = {attribute.name for attribute in ATTRIBUTES if attribute.name.startswith("_")}
+    for file in (ROOT / "tunnelmgr").rglob("*.py"):
+        if file.name != "asyncssh_internals.py":
+            foreign = re.findall(r"(?<!self)\.(_[a-z]\w*)", file.read_text(encoding="utf-8"))
+            assert not names & set(foreign), file
 
 
-@pytest.mark.parametrize(("whose", "attribute", "value"), AT_ODDS)
-async def test_whatever_is_not_as_expected_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
-    """There is no way out past it."""
-    async with opened() as both:
-        if attribute == "_rekey_seconds":
-            both.conn._rekey_time = 0.0
-        assert outlet(both.chan) is not None or attribute == "_rekey_seconds"
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(getattr(both, whose), attribute, value)
-            assert outlet(both.chan) is None
+# --- the look ---
 
 
-async def test_in_a_release_that_is_not_proved_nothing_goes_past_asyncssh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither out nor in."""
-    async with opened() as both:
-        monkeypatch.setattr(fastpath, "_USABLE", False)
-        assert outlet(both.chan) is None
-        with asyncsshs_own(both) as own:
-            assert heard(both, sealed_adjust(both, 1)) == b""
-        assert len(own) == 1
+@pytest.mark.usefixtures("unproved")
+def test_a_release_that_is_not_proved_turns_it_off() -> None:
+    """However well its attributes look."""
+    assert fast_path() == FastPath(active=False, reason=f"asyncssh {asyncssh.__version__} is not proved; proved: ")
 
 
-# --- hearing ---
+@pytest.fixture
+def examined_again() -> Any:  # noqa: ANN401
+    """Forget what was found, before and after."""
+    fast_path.cache_clear()
+    yield
+    fast_path.cache_clear()
 
 
-def sealed(both: Both, *payloads: bytes) -> bytes:
-    """Return packets under the seals that come next from the agent; asyncssh's own code makes them."""
-    cipher, wire = both.conn._recv_encryption._cipher, b""
-    agents = GCMCipher("aes128-gcm", cipher._key, cipher._iv)
-    for payload in payloads:
-        padding = 16 - (1 + len(payload)) % 16
-        padding += 16 if padding < 4 else 0
-        packet = bytes([padding]) + payload + os.urandom(padding)
-        body, tag = agents.encrypt_and_sign(len(packet).to_bytes(4, "big"), packet)
-        wire += body + tag
-    return wire
+@pytest.mark.usefixtures("examined_again")
+def test_a_cryptography_that_cannot_encrypt_in_place_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are sealed where they lie."""
+    monkeypatch.setattr(fastpath, "AESGCM", object)
+
+    assert fast_path() == FastPath(active=False, reason="cryptography has no AESGCM.encrypt_into")
 
 
-def adjust(both: Both, room: int, channel: int | None = None) -> bytes:
-    """Return a window adjust for our channel."""
-    return struct.pack(">BII", 93, both.chan._recv_chan if channel is None else channel, room)
+@pytest.mark.usefixtures("examined_again")
+def test_classes_that_take_other_arguments_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their constructors raise is a reason, and no fault of ours."""
+    monkeypatch.setitem(CLASSES, fastpath.Channel, type("SSHTCPChannel", (), {}))
 
+    path = fast_path()
 
-def data(both: Both, content: bytes, channel: int | None = None) -> bytes:
-    """Return data for our channel."""
-    number = both.chan._recv_chan if channel is None else channel
-    return struct.pack(">BII", 94, number, len(content)) + content
-
-
-def sealed_adjust(both: Both, room: int, channel: int | None = None) -> bytes:
-    """Return a window adjust under the seal that comes next from the agent."""
-    return sealed(both, adjust(both, room, channel))
-
-
-IGNORE = struct.pack(">BI", 2, 0)
-
-
-@contextmanager
-def asyncsshs_own(both: Both, *, swallow: bool = True) -> Iterator[list[bytes]]:
-    """Write down what is left to asyncssh, and keep it from asyncssh if it is to be swallowed."""
-    own: list[bytes] = []
-    receive = both.conn.data_received
-
-    def received(wire: bytes) -> None:
-        own.append(wire)
-        if not swallow:
-            receive(wire)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(both.conn, "data_received", received)
-        yield own
-
-
-def heard(both: Both, wire: bytes) -> bytes:
-    """Have it heard; returns what is left of it."""
-    return wire[hear(both.conn, memoryview(wire), lambda: False)[0] :]
-
-
-def heard_state(both: Both) -> tuple[int, int, int, int]:
-    """Return what moves when a packet is heard."""
-    cipher = both.conn._recv_encryption._cipher
-    counter = int.from_bytes(cipher._iv[4:], "big")
-    return counter, both.conn._recv_seq, both.chan._send_window, both.chan._recv_window
-
-
-@pytest.mark.parametrize("kind", ["adjust", "data"])
-async def test_what_is_heard_leaves_the_connection_as_asyncssh_itself_would(kind: str) -> None:
-    """Counter, sequence number and windows move by the same steps, and the data arrives."""
-    async with opened() as both:
-
-        def said() -> bytes:
-            return sealed(both, adjust(both, 1000) if kind == "adjust" else data(both, b"x" * 1000))
-
-        def moved(before: tuple[int, ...]) -> list[int]:
-            return [now - then for now, then in zip(heard_state(both), before, strict=True)]
-
-        before = heard_state(both)
-        both.conn.data_received(said())
-        by_asyncssh = moved(before)
-        before = heard_state(both)
-        with asyncsshs_own(both) as own:
-            assert heard(both, said()) == b""
-        by_us = moved(before)
-
-        assert own == []
-        assert by_us == by_asyncssh
-        assert by_us[:2] == [1, 1]
-        if kind == "data":
-            assert [await both.ours.read(), await both.ours.read()] == [b"x" * 1000] * 2
-
-
-KEEPALIVE = b"\0\0\0\x15keepalive@openssh.com\1"
-
-
-async def test_a_keepalive_is_answered_as_asyncssh_itself_would() -> None:
-    """With a failure, which is an answer too; both directions move by the same steps, but for asyncssh's IGNORE."""
-    async with opened() as both:
-
-        def said() -> bytes:
-            return sealed(both, struct.pack(">BI", 98, both.chan._recv_chan) + KEEPALIVE)
-
-        def state() -> tuple[int, ...]:
-            cipher = both.conn._send_encryption._cipher
-            counter = int.from_bytes(cipher._iv[4:], "big")
-            return *heard_state(both), counter, both.conn._send_seq, both.conn._rekey_bytes_sent
-
-        def moved(before: tuple[int, ...]) -> list[int]:
-            return [now - then for now, then in zip(state(), before, strict=True)]
-
-        agents = both.writer.channel  # that waits for both answers
-        agents._request_waiters += [asyncio.get_running_loop().create_future() for _ in range(2)]
-        before = state()
-        both.conn.data_received(said())
-        by_asyncssh = moved(before)
-        before = state()
-        with asyncsshs_own(both) as own:
-            assert heard(both, said()) == b""
-        by_us = moved(before)
-        both.chan.write(b"and the connection stands")
-        assert await both.reader.readexactly(25) == b"and the connection stands"
-
-        assert own == []
-        assert by_us == [
-            *by_asyncssh[:4],
-            *(step - more for step, more in zip(by_asyncssh[4:], (1, 1, 16), strict=True)),
-        ]
+    assert not path.active
+    assert path.reason is not None
+    assert "SSHTCPChannel() takes no arguments" in path.reason
 
 
 @pytest.mark.parametrize(
-    ("whose", "attribute", "value"),
+    ("kind", "fitting", "other"),
     [
-        ("chan", "_request_queue", [("earlier", None, True)]),
-        ("chan", "_send_state", "closed"),
-        ("chan", "_recv_state", "closed"),
-        ("conn", "_rekey_bytes", 0),
-        ("conn", "_compressor", object()),
+        (int, 1, True),
+        (int, 1, 1.0),
+        (float, 1, "1"),
+        (float, 1.0, None),
+        (bytes, b"", ""),
+        (str | None, None, b""),
+        (list[object], [], ()),
     ],
 )
-async def test_a_keepalive_that_cannot_be_answered_now_is_left_to_asyncssh(
-    whose: str, attribute: str, value: object
-) -> None:
-    """It knows when to answer, and what."""
-    async with opened() as both:
-        wire = sealed(both, struct.pack(">BI", 98, both.chan._recv_chan) + KEEPALIVE)
-        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
-            patch.setattr(getattr(both, whose), attribute, value)
-            assert heard(both, wire) == b""
-        assert own == [wire]
+def test_an_attribute_of_another_type_is_told(kind: object, fitting: object, other: object) -> None:
+    """As one that is missing."""
+
+    class Sample:
+        value = fitting
+
+    attribute = Attribute(Sample, "value", kind)
+    assert list(misfits([attribute], {Sample: Sample()})) == []
+    Sample.value = other
+    assert list(misfits([attribute], {Sample: Sample()})) == [f"Sample.value is of type {type(other).__name__}"]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    kinds=st.lists(st.sampled_from(["adjust", "data", "ignore", "long"]), min_size=1, max_size=8),
-    cuts=st.lists(st.integers(0, 1 << 20), max_size=8),
-)
-def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list[int]) -> None:
-    """Packets for us and for asyncssh, in pieces of any size: each is worked off once, by whom it is for."""
-
-    async def run() -> None:
-        async with opened() as both:
-            contents = [os.urandom(30_000 if kind == "long" else 100) for kind in kinds if kind in {"data", "long"}]
-            coming = iter(contents)
-            payloads = [
-                adjust(both, 10) if kind == "adjust" else IGNORE if kind == "ignore" else data(both, next(coming))
-                for kind in kinds
-            ]
-            before, wire, tail = heard_state(both), sealed(both, *payloads), b""
-            places = sorted({cut % len(wire) for cut in cuts} | {0, len(wire)})
-            with asyncsshs_own(both, swallow=False) as own:
-                for start, end in pairwise(places):
-                    tail = heard(both, tail + wire[start:end])
-
-            counter, sequence, window_, _ = heard_state(both)
-            assert tail == b""
-            assert len(own) == kinds.count("ignore")
-            assert (counter - before[0], sequence - before[1]) == (len(kinds), len(kinds))
-            assert window_ - before[2] == 10 * kinds.count("adjust")
-            got = b""
-            while len(got) < sum(map(len, contents)):
-                got += await both.ours.read()
-            assert got == b"".join(contents)
-
-    asyncio.run(run())
+# --- what arrives for others ---
 
 
-@pytest.mark.parametrize("within", [3, 20, 40])
-async def test_a_packet_that_asyncssh_has_begun_is_its_own_to_the_end(within: int) -> None:
-    """After a key exchange it may hold the beginning of one; from the next packet on we hear again."""
-    async with opened() as both:
-        wire = sealed(both, data(both, b"x" * 100), adjust(both, 10))
-        first = len(sealed(both, data(both, b"x" * 100)))
-        before, tail = heard_state(both), b""
-        both.conn.data_received(wire[:within])
-        with asyncsshs_own(both, swallow=False) as own:
-            for place in range(within, len(wire), 7):
-                tail = heard(both, tail + wire[place : place + 7])
-
-        assert tail == b""
-        assert b"".join(own) == wire[within:first]
-        assert heard_state(both)[1:3] == (before[1] + 2, before[2] + 10)
-        assert await both.ours.read() == b"x" * 100
-
-
-@pytest.mark.parametrize(("attribute", "value"), DEAF)
-async def test_what_arrives_in_any_other_state_is_left_to_asyncssh(attribute: str, value: object) -> None:
-    """Nothing is read and nothing is changed."""
-    async with opened() as both:
-        wire, before = sealed_adjust(both, 1), heard_state(both)[1:]
-
-        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
-            patch.setattr(both.conn, attribute, value)
-            assert heard(both, wire) == b""
-
-        assert own == [wire]
-        assert heard_state(both)[1:] == before
-
-
-@pytest.mark.parametrize(
-    ("whose", "attribute", "value"),
-    [
-        ("adjust", "_recv_state", "closed"),
-        ("data", "_recv_state", "eof"),
-        ("data", "_recv_window", 3),
-        ("data", "_encoding", "utf-8"),
-    ],
-)
-async def test_what_a_channel_does_not_take_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
-    """It knows what to say to that."""
-    async with opened() as both:
-        wire = sealed(both, adjust(both, 1) if whose == "adjust" else data(both, b"data"))
-        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
-            patch.setattr(both.chan, attribute, value)
-            assert heard(both, wire) == b""
-        assert own == [wire]
-
-
-async def test_what_is_for_no_channel_or_of_another_key_is_left_to_asyncssh() -> None:
-    """Whole packets, one by one; and one longer than any of ours with all that follows."""
-    async with opened() as both:
-        for wire in (
-            sealed(both, adjust(both, 1, channel=99)),
-            sealed(both, data(both, b"data", channel=99)),
-            sealed(both, data(both, b"")),
-            b"\0\0\0\x10" + bytes(32),
-        ):
-            with asyncsshs_own(both) as own:
-                assert heard(both, wire) == b""
-            assert own == [wire]
-        with asyncsshs_own(both) as own:
-            assert heard(both, b"\xff" * 10) == b""
-        assert own == [b"\xff" * 10]
-
-
-async def test_nothing_is_heard_once_the_connection_is_over() -> None:
-    """A packet may end it, and what follows is nobody's."""
-    async with opened() as both:
-        wire = sealed(both, adjust(both, 1))
-        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
-            patch.setattr(both.conn, "_transport", None)
-            assert heard(both, wire) == b""
-        assert own == []
-
-
-async def test_something_else_than_asyncssh_hears_everything() -> None:
-    """The line also carries other protocols, in tests."""
+def test_what_is_not_asyncssh_gets_all_that_arrives_piece_by_piece() -> None:
+    """The line also carries other protocols: a look at the host key, and in tests."""
     told: list[bytes] = []
 
     class Other(asyncio.Protocol):
         def data_received(self, data: bytes) -> None:
             told.append(data)
 
-    assert hear(Other(), memoryview(bytes(36)), lambda: False) == (36, False)
-    assert told == [bytes(36)]
-    assert not exchanges_keys(Other())
-
-
-# --- waiting ---
-
-
-async def test_a_channel_that_waits_for_its_window_is_told_when_it_opens() -> None:
-    """Although asyncssh holds nothing of it, which it takes for a reason not to."""
-    async with opened(window=64 * KIB) as both:
-        assert window(both.chan) == 64 * KIB
-        both.reader.channel.pause_reading()
-        sent_by_us(both, CONTENT[: 64 * KIB])
-        assert window(both.chan) == 0
-        both.ours.pause_writing()
-        await_window(both.chan)
-
-        both.reader.channel.resume_reading()
-        await until(both.ours._window.is_set)
-        assert window(both.chan) > 0
+    other = Other()
+    assert receiver(other) is pass_on
+    assert pass_on(other, memoryview(bytes(UNSEEN + 36)), lambda: False) == (UNSEEN + 36, False)
+    assert told == [bytes(UNSEEN), bytes(36)]
+    assert pass_on(other, memoryview(bytes(UNSEEN + 36)), lambda: True) == (UNSEEN, True)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.tunnel.both_ends import ALL, CONTENT, KIB, MIB, Both, Tap, opened
 from tests.tunnel.ssh_server import until
-from tunnelmgr.tunnel import fastpath
 from tunnelmgr.tunnel.channel import ForwardedChannel
 from tunnelmgr.tunnel.packets import BATCH, LARGEST
 from tunnelmgr.tunnel.pump import Pump
@@ -92,10 +91,9 @@ async def test_another_cipher_goes_through_asyncssh() -> None:
         assert both.bulk == []
 
 
-async def test_a_release_that_is_not_proved_goes_through_asyncssh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what it holds for a window bounded by a piece."""
-    monkeypatch.setattr(fastpath, "_USABLE", False)
-
+@pytest.mark.usefixtures("unproved")
+async def test_a_release_that_is_not_proved_goes_through_asyncssh() -> None:
+    """What asyncssh holds until the agent's window opens is a piece at most."""
     async with opened(window=64 * KIB) as both, asyncio.TaskGroup() as tasks:
         both.reader.channel.pause_reading()
         tasks.create_task(both.tap.send(CONTENT), name="source")
@@ -361,16 +359,26 @@ async def test_a_half_closed_agent_still_gets_all() -> None:
         assert await both.carried(CONTENT) == CONTENT
 
 
-async def test_a_key_exchange_that_never_ends_lets_nothing_out() -> None:
-    """What is written meanwhile would wait inside asyncssh without a bound; so the source waits instead."""
+@pytest.mark.parametrize("proved", [True, False])
+async def test_a_key_exchange_that_never_ends_lets_no_more_than_a_piece_out(
+    proved: bool, request: pytest.FixtureRequest
+) -> None:
+    """What is written meanwhile waits inside asyncssh without a bound; so the source waits once a piece does."""
+    if not proved:
+        request.getfixturevalue("unproved")
     async with opened() as both, asyncio.TaskGroup() as tasks:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(both.conn, "_kex_complete", False)
-            feeding = tasks.create_task(both.tap.send(CONTENT), name="source")
-            pouring = tasks.create_task(both.pour(), name="pour")
-            await asyncio.sleep(0.05)
-            assert both.conn._deferred_packets == []
-            assert both.bulk == []
+        both.server._transport.pause_reading()
+        both.conn._send_kexinit()  # which the server does not answer
+        both.conn._kexinit_sent = True
+        feeding = tasks.create_task(both.tap.send(CONTENT), name="source")
+        pouring = tasks.create_task(both.pour(), name="pour")
+        await until(lambda: both.connection._line.exchanging_keys)
+        await asyncio.sleep(0.05)
+        held = [len(b"".join(parts)) for _, parts in both.conn._deferred_packets]
+        assert (len(held), max(held) <= LARGEST + 16) == (1, True)
+        assert both.bulk == []
+
+        both.server._transport.resume_reading()
         assert await both.reader.read() == CONTENT
         assert await pouring == len(CONTENT)
         assert feeding.done()

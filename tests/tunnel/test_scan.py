@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import asyncssh
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.tunnel.ssh_server import Sshd, free_port, generate, public, sshd_at_work, tcp_at_work, until
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.trust.certificate import is_certificate, parse
 from tunnelmgr.tunnel.admission import Admission
-from tunnelmgr.tunnel.scan import shown_certificate, shown_key
+from tunnelmgr.tunnel.scan import _LookingDialer, _Overhearing, host_key_shown, shown_certificate, shown_key
 
 KINDS = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa"]
 
@@ -94,7 +96,7 @@ async def test_a_certificate_whose_signature_is_forged_is_not_shown(key: asyncss
     genuine.public_data = bytes(forged)
 
     async with showing(host, genuine, key) as sshd:
-        with pytest.raises(UnreachableError, match="Invalid OpenSSH certificate"):
+        with pytest.raises(UnreachableError, match="Unable to decode host key"):
             await shown_certificate(sshd.agent(), 5)
 
 
@@ -149,3 +151,54 @@ async def test_a_look_takes_its_place_with_all_other_dials(sshd: Sshd) -> None:
         await shown_key(replace(sshd.agent(), port=free_port()), 5, permit=admission.permit())
 
     assert (admission._places, admission._ahead, admission._slots) == (0, 0, 0)
+
+
+# --- what is overheard ---
+
+
+def packet(payload: bytes) -> bytes:
+    """Return an SSH packet before any encryption (RFC 4253, section 6)."""
+    padding = 8 - (5 + len(payload)) % 8 + 8
+    return (1 + len(payload) + padding).to_bytes(4) + bytes([padding]) + payload + bytes(padding)
+
+
+def string(content: bytes) -> bytes:
+    """Return a string as RFC 4251, section 5, has it."""
+    return len(content).to_bytes(4) + content
+
+
+REPLY = packet(b"\x1f" + string(b"blob") + string(b"theirs") + string(b"signature"))
+
+
+@pytest.mark.parametrize("before", [b"", b"Welcome\r\n", b"any line\nanother\r\n"])
+def test_the_key_is_found_behind_other_lines_and_other_packets(before: bytes) -> None:
+    """A server may greet first (RFC 4253, section 4.2), and it names its algorithms before it shows its key."""
+    heard = before + b"SSH-2.0-test\r\n" + packet(b"\x14" + bytes(100)) + packet(b"\x02" + string(b"")) + REPLY
+
+    assert host_key_shown(heard) == b"blob"
+    assert host_key_shown(heard + b"\xff" * 100) == b"blob"
+
+
+@given(st.binary(max_size=200), st.booleans(), st.integers(0, len(REPLY) - 1))
+def test_no_bytes_are_taken_for_a_key_that_is_not_whole(noise: bytes, begins: bool, cut: int) -> None:
+    """Whatever arrives, or is cut off, is read without a fault."""
+    assert host_key_shown((b"SSH-2.0-test\n" if begins else b"") + noise) in {None, *windows(noise)}
+    assert host_key_shown(b"SSH-2.0-test\n" + REPLY[:cut]) in {None, b"blob"}
+    assert host_key_shown(b"SSH-2.0-test\n" + packet(b"\x1f" + (1 << 20).to_bytes(4) + noise)) is None
+
+
+def windows(noise: bytes) -> set[bytes]:
+    """Return every piece of some bytes."""
+    return {noise[start:end] for start in range(len(noise)) for end in range(start, len(noise) + 1)}
+
+
+def test_a_key_that_did_not_sign_the_key_exchange_is_not_returned() -> None:
+    """An agent may send another's certificate as well; only what is for the proved key counts."""
+    own, other = generate(), generate()
+    dialer = _LookingDialer(("127.0.0.1",), 1)
+    dialer.overheard = _Overhearing(asyncio.Protocol())
+    dialer.overheard.heard += b"SSH-2.0-test\n" + packet(b"\x1f" + string(certified(other, generate()).public_data))
+
+    assert dialer.shown(own.convert_to_public()) is None
+    assert dialer.shown(None) is None
+    assert is_certificate(dialer.shown(other.convert_to_public()) or b"")

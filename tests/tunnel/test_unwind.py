@@ -18,6 +18,7 @@ from tunnelmgr.core.tunnel import TunnelSpec
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.stream import Stream
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.fastpath import fast_path
 from tunnelmgr.tunnel.line import Line
 from tunnelmgr.tunnel.scan import shown_key
 from tunnelmgr.tunnel.ssh import Peer, SshConnection
@@ -30,7 +31,8 @@ OURS = (Worker, SshConnection, asyncssh.SSHClientConnection, Peer, Line, Stream,
 
 @pytest.fixture(autouse=True)
 def _no_collections() -> Iterator[None]:
-    """Collect nothing during the test; what earlier tests left is collected before."""
+    """Collect nothing during the test; what earlier tests and the examination of asyncssh left is collected before."""
+    fast_path()
     gc.collect()
     gc.disable()
     yield

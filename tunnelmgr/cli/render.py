@@ -84,6 +84,8 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     said = f"answers, listens {where[registry['loopback_only']]}" if registry["reachable"] else "does not answer"
     sheet.add_row("registry", _marked(Text(said), ok=registry["reachable"] and registry["loopback_only"] is not False))
     sheet.add_row("state", _marked(Text("written" if facts["state"]["ok"] else "NOT written"), ok=facts["state"]["ok"]))
+    if not facts["fast_path"]["active"]:
+        sheet.add_row("fast path", Text.assemble(("● ", "yellow"), cell(f"off: {facts['fast_path']['reason']}")))
     wrong = Table.grid(padding=(0, 1))
     for problem in problems(facts, agents):
         wrong.add_row(Text("✖", style="red"), cell(problem))

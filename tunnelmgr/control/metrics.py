@@ -88,6 +88,11 @@ class WorldCollector(Collector):
             int(facts.audit.error is None and not facts.audit.lost_recently),
         )
         yield CounterMetricFamily("tunnelmgr_audit_lost", "Audit entries that could not be written", facts.audit.lost)
+        yield GaugeMetricFamily(
+            "tunnelmgr_fast_path_active",
+            "1 if bulk data goes past asyncssh, 0 if through it, more slowly",
+            value=int(facts.fast_path.active),
+        )
         reachable = int(facts.registry.reachable)
         yield GaugeMetricFamily("tunnelmgr_registry_reachable", "1 if the registry answers", value=reachable)
 

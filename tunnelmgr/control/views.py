@@ -40,6 +40,14 @@ class AuditFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class FastPathFacts:
+    """Whether bulk data goes past asyncssh; if not, the reason."""
+
+    active: bool = True
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonFacts:
     """What there is to say of the daemon beside its world."""
 
@@ -49,6 +57,7 @@ class DaemonFacts:
     registry: RegistryFacts
     store_error: str | None
     audit: AuditFacts = AuditFacts()
+    fast_path: FastPathFacts = FastPathFacts()
 
 
 def agent_view(record: Record, status: TunnelStatus, forwards: tuple[Forward, ...], traffic: Counters | None) -> Json:
@@ -153,6 +162,7 @@ def status_view(world: World, facts: DaemonFacts) -> Json:
             "lost": facts.audit.lost,
             "lost_recently": facts.audit.lost_recently,
         },
+        "fast_path": {"active": facts.fast_path.active, "reason": facts.fast_path.reason},
         "state": {"ok": facts.store_error is None, "error": facts.store_error},
     }
 

@@ -1,4 +1,4 @@
-"""Every protocol by which the layers meet; each is implemented by exactly one folder above."""
+"""The protocols that more than one folder uses; any other stands beside the code that calls it."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar

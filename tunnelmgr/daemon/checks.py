@@ -18,6 +18,7 @@ from tunnelmgr.daemon.evidence import ConsoleReader
 from tunnelmgr.daemon.prepared import KeyFile, build
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError
 from tunnelmgr.gate.inspect import answer_of, listening, loopback_only
+from tunnelmgr.tunnel.fastpath import fast_path
 from tunnelmgr.tunnel.keys import load_key, load_login
 from tunnelmgr.tunnel.path import shortfalls
 
@@ -52,6 +53,7 @@ async def check(config: Config) -> list[Finding]:
             findings += await _registry(str(forward.target), forward.target)
     findings += [Finding("groups", "ok", _groups(config))]
     findings += [Finding("path to agents", "note", lack) for lack in shortfalls()]
+    findings.append(_fast_path())
     findings += await asyncio.to_thread(_rotation, config)
     for source_config in config.source:
         try:
@@ -139,6 +141,15 @@ def _exposure(name: str, target: Endpoint) -> str:
         return f"{name} is no loopback address: what reaches it may be read on the way, and others reach it too"
     where = ", ".join(listening(target.port))
     return f"it listens on {where}: anybody who reaches this machine can pull; set http.addr to {name}"
+
+
+def _fast_path() -> Finding:
+    path = fast_path()
+    if path.active:
+        return Finding("fast path", "ok", "on: bulk data goes past asyncssh")
+    return Finding(
+        "fast path", "note", f"off: {path.reason}; tunnels work, more slowly. Install what requirements.lock names"
+    )
 
 
 def _groups(config: Config) -> str:

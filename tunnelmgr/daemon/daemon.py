@@ -19,7 +19,7 @@ from tunnelmgr.control.audit import AuditLog
 from tunnelmgr.control.metrics import MetricsServer
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.control.systemd import notify, watchdog_interval
-from tunnelmgr.control.views import AuditFacts, DaemonFacts
+from tunnelmgr.control.views import AuditFacts, DaemonFacts, FastPathFacts
 from tunnelmgr.controller import Clock, Controller
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.changes import restored
@@ -48,6 +48,7 @@ from tunnelmgr.store.connect import Store, open_store
 from tunnelmgr.trust.resolve import Resolver
 from tunnelmgr.tunnel.admission import Admission, Permit, places_for
 from tunnelmgr.tunnel.channel import ForwardedChannel
+from tunnelmgr.tunnel.fastpath import fast_path
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.scan import shown_certificate, shown_key
 from tunnelmgr.tunnel.supervisor import Supervisor
@@ -120,8 +121,9 @@ class Daemon:
         """Return what there is to say of this process."""
         uptime = time.monotonic() - self.started
         audit = AuditFacts(self.audit.error, self.audit.lost, self.audit.lost_recently)
+        path = FastPathFacts(fast_path().active, fast_path().reason)
         return DaemonFacts(
-            self.begun.name, __version__, uptime, self.registry.facts, self.controller.store_error, audit
+            self.begun.name, __version__, uptime, self.registry.facts, self.controller.store_error, audit, path
         )
 
     def report(self, event: Event) -> None:
@@ -171,6 +173,7 @@ class Daemon:
             background = self._start_bells()
             self._heed_signals()
             notify("READY=1", f"STATUS={self._summary()}")
+            _log_fast_path()
             log.info("running", controller=self.begun.name, version=__version__, file=str(self.file))
             await self.controller.run()
         finally:
@@ -363,6 +366,14 @@ class Daemon:
 def descriptors() -> int:
     """Return how many descriptors this process may open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _log_fast_path() -> None:
+    path = fast_path()
+    if path.active:
+        log.info("fast path switched on")
+    else:
+        log.warning("fast path switched off", reason=path.reason)
 
 
 async def run(file: Path) -> None:

@@ -129,7 +129,7 @@ write_files:
   - path: {installed}
     owner: root:root
     permissions: '0755'
-    # What `tunnelmgr hook wait` prints, packed because EC2 takes 16 KB of user-data.
+    # What `tunnelmgr hook wait` prints, without the comments below its head, and packed: EC2 takes 16 KB of user-data.
     encoding: gz+b64
     content: |
 {script}
@@ -212,7 +212,7 @@ def cloud_init(line: str, user: str = "tunnel") -> str:
     if problems:
         raise ConfigError(problems)
     # A fixed time, so that the same script is the same user-data.
-    packed = base64.b64encode(gzip.compress(_wait_script().encode(), mtime=0)).decode()
+    packed = base64.b64encode(gzip.compress(_terse(_wait_script()).encode(), mtime=0)).decode()
     return _CLOUD_INIT.format(
         user=user,
         line=line,
@@ -226,6 +226,12 @@ def cloud_init(line: str, user: str = "tunnel") -> str:
 
 def _wait_script() -> str:
     return (files(__name__) / "wait.sh").read_text(encoding="utf-8")
+
+
+def _terse(script: str) -> str:
+    """Leave out the lines that are comments, except the script's head; no text in it has a line that looks like one."""
+    head, end, body = script.partition("\n\n")
+    return head + end + "".join(line for line in body.splitlines(keepends=True) if not line.lstrip().startswith("#"))
 
 
 def _without_shebang(script: str) -> str:

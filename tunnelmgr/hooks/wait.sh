@@ -4,14 +4,16 @@
 # usage: tunnelmgr-wait [--soft]
 #
 # It asks http://localhost:5000/.well-known/tunnelmgr who answers there, then /v2/ whether the registry is behind it.
+# The listener must belong to the user as whom the controller logs in, or to root, as far as /proc/net tells its owner.
 # Needs curl or wget (GNU's, wget2 or busybox's). Writes to stderr only, and never reads stdin.
 #
 # Environment:
 #   TUNNELMGR_WAIT      seconds that it may take in all, 1 to 86400 (120)
 #   TUNNELMGR_REGISTRY  HOST:PORT to wait for (localhost:5000)
+#   TUNNELMGR_USER      the user as whom the controller logs in, or its uid (tunnel)
 # Exit status:
 #   0   ready
-#   69  somebody else answers on the port
+#   69  somebody else answers on the port, or holds it
 #   75  not in time (0 with --soft)
 #   77  the controller refuses this agent
 #   78  misconfigured: no curl or wget, a bad setting, an unknown option
@@ -188,8 +190,50 @@ take_message() {
     esac
 }
 
+# Sets $holder to the uid that listens at $1, an address of loopback, if it is neither $owner nor root; else to nothing.
+# sshd listens with the uid of the user that has logged in (measured with OpenSSH 9.2). Of several listeners that fit an
+# address, the kernel takes the one for exactly this address. Addresses are in /proc/net/tcp and tcp6 (proc(5)) as the
+# machine's memory has them, so each is looked for in both orders of bytes.
+find_holder() {
+    holder=
+    [ -n "$owner" ] || return 0
+    case $1 in
+        127.0.0.1:*) family=4 ;;
+        '[::1]':*) family=6 ;;
+        *) return 0 ;;
+    esac
+    exactly=
+    anywhere=
+    read_listeners /proc/net/tcp
+    read_listeners /proc/net/tcp6
+    for uid in ${exactly:-$anywhere}; do
+        case $uid in "$owner" | 0) ;; *) holder=$uid ;; esac
+    done
+}
+
+# Adds to $exactly and $anywhere the uids of the listeners that the table $1 has for the port in $family.
+read_listeners() {
+    [ -r "$1" ] || return 0
+    while read -r _ place _ state _ _ _ uid _; do
+        case $state in
+            st) continue ;;
+            0A) ;;
+            *) break ;; # the listening sockets come first
+        esac
+        [ "${place#*:}" = "$hex_port" ] || continue
+        case $family-${place%:*} in
+            4-0100007F | 4-7F000001 | 4-0000000000000000FFFF00000100007F | 4-00000000000000000000FFFF7F000001 | \
+                6-00000000000000000000000001000000 | 6-00000000000000000000000000000001) exactly="$exactly $uid" ;;
+            4-00000000 | ?-00000000000000000000000000000000) anywhere="$anywhere $uid" ;;
+        esac
+    done <"$1"
+}
+
 # Sets $sight to what http://$1 is: `nobody`, `silent`, `stranger`, `refused`, `starting` or `ours`.
 identify() {
+    find_holder "$1"
+    sight=stranger
+    [ -z "$holder" ] || return 0
     ask "$1/.well-known/tunnelmgr"
     take_message
     case $status in
@@ -235,7 +279,10 @@ describe() {
     case $sight in
         nobody) seen="nobody listens there yet" ;;
         silent) seen="the port takes connections, but no answer comes" ;;
-        stranger) seen="somebody else answers on $door" ;;
+        stranger)
+            seen="somebody else answers on $door"
+            [ -z "$holder" ] || seen="uid $holder listens on $door"
+            ;;
         *)
             case $status in
                 [0-9]*) seen="the tunnel stands, but the registry is not ready: HTTP $status${message:+, $message}" ;;
@@ -247,7 +294,14 @@ describe() {
 
 give_up_on_others() {
     case $sight in
-        stranger) say "$there is answered by something that is not tunnelmgr. Do not pull from it." ;;
+        stranger)
+            if [ -n "$holder" ]; then
+                say "uid $holder listens on $there, not $user (uid $owner), as whom the controller logs in." \
+                    "Do not pull from it."
+            else
+                say "$there is answered by something that is not tunnelmgr. Do not pull from it."
+            fi
+            ;;
         silent) say "$there takes connections but never answers, so it is not tunnelmgr." ;;
     esac
     fail 69 "See who holds the port: ss -ltnp 'sport = :$port' (as root). Stop it, or give it another port."
@@ -333,11 +387,29 @@ read_settings() {
             ;;
     esac
     [ "$port" != bad ] || fail 78 "TUNNELMGR_REGISTRY must be HOST:PORT, such as localhost:5000"
+    hex_port=$(printf %04X "$port")
     first=$registry
     doors=$registry
     if [ "$host" = localhost ]; then
         first=127.0.0.1:$port
         doors="$first [::1]:$port"
+    fi
+}
+
+# Sets $user, and $owner to its uid: to nothing if there is no such user, or if uids mean something else here.
+find_owner() {
+    owner=
+    user=${TUNNELMGR_USER:-tunnel}
+    case $user in
+        -* | *[!0-9A-Za-z._-]*) fail 78 "TUNNELMGR_USER must be the name of a user, or a uid" ;;
+        *[!0-9]*) owner=$(id -u "$user" 2>/dev/null) || owner= ;;
+        *) owner=$user ;;
+    esac
+    [ -n "$owner" ] || [ -z "${TUNNELMGR_USER:-}" ] || fail 78 "TUNNELMGR_USER: there is no user $user here"
+    # In a user namespace of its own (user_namespaces(7)) a process sees other uids than the machine has.
+    if ! { read -r inside outside length </proc/self/uid_map; } 2>/dev/null ||
+        [ "$inside $outside $length" != '0 0 4294967295' ]; then
+        owner=
     fi
 }
 
@@ -358,6 +430,7 @@ main() {
     read_options "$@"
     set -f # [::1] is no pattern
     read_settings
+    find_owner
     find_client
     fractions=no
     quickest=100
@@ -374,6 +447,7 @@ main() {
     told=0
     late=no
     sight=nobody
+    holder=
     while :; do
         before=$sight
         look

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import asyncssh
 
 from tunnelmgr.core.ports import Source
-from tunnelmgr.tunnel.fastpath import manage_window, widen, window
+from tunnelmgr.tunnel.asyncssh_internals import manage_window, widen, window
 from tunnelmgr.tunnel.line import Line
-from tunnelmgr.tunnel.pump import Outflow, Pump, send
+from tunnelmgr.tunnel.pump import Outflow, Pump, hand, send
 from tunnelmgr.tunnel.window import Window
 
 Result = TypeVar("Result")
@@ -54,8 +54,10 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
         """Keep the channel, and have asyncssh hold no more than one piece for it."""
         self._ssh = chan
-        self._widest = window(chan)
-        self._theirs = Window() if manage_window(chan) else None
+        if self._line.fast:
+            self._widest = window(chan)
+            self._theirs = Window()
+            manage_window(chan)
         chan.set_write_buffer_limits(0)
 
     def session_started(self) -> None:
@@ -135,12 +137,12 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
 
     def _send(self, unsent: memoryview) -> int:
         """Send some of it, or have the next attempt wait; returns how many bytes were sent."""
-        channel = self._open()
-        count = send(self._outflow(), unsent)
+        outflow = self._outflow()
+        count = send(outflow, unsent)
         if count is None:
             piece = bytes(unsent[:PIECE])
             try:
-                channel.write(piece)
+                hand(outflow, piece)
             except OSError as closed:
                 raise ConnectionResetError("the channel is closed") from closed
             count = len(piece)

@@ -1,7 +1,9 @@
 """The TCP connection under an SSH connection: asyncssh's transport, with the back-pressure that asyncssh lacks.
 
 - asyncssh ignores `pause_writing` from its transport, and puts aside without bound what is written while keys are
-  exchanged, which the other side may begin and never end. So whoever writes waits on the line instead.
+  exchanged, which the other side may begin and never end. So writers wait on the line instead. asyncssh tells nobody
+  that it puts something aside, but what it sends it writes here at once: where less was written than it was handed, the
+  rest was put aside (`expect`).
 - asyncssh processes whatever it is given in one go, and a read may hold thousands of messages: it is given a piece at a
   time, in steps of the agent's `Share`, and no more than its `NoOpBudget` allows. What waits is left in the socket, and
   so with the agent.
@@ -19,7 +21,8 @@ from typing import Final
 
 from tunnelmgr.fair_queue import NoOpBudget, Share, fair_queue
 from tunnelmgr.stream import Stream
-from tunnelmgr.tunnel.fastpath import LONGEST, exchanges_keys, hear, let_go
+from tunnelmgr.tunnel.asyncssh_internals import LONGEST
+from tunnelmgr.tunnel.fastpath import fast_path, let_go, receiver
 from tunnelmgr.tunnel.half_open import Ends
 from tunnelmgr.tunnel.packets import Batch
 from tunnelmgr.tunnel.path import acknowledge
@@ -37,7 +40,7 @@ RECHECK: Final = 0.05
 LATELY: Final = 0.25
 """Seconds after a rest for which the agent counts as one that floods."""
 EXCHANGE_LOOK: Final = 0.01
-"""Seconds between two looks whether a key exchange is over: asyncssh tells nobody."""
+"""Seconds between two looks whether a key exchange is over."""
 SPARE: Final = 4
 """Batches that are kept for the next use."""
 PUT_OFF: Final = 4
@@ -80,12 +83,18 @@ class Line(asyncio.Transport):
         self._rested = float("-inf")
         self._queued = False  # whether `_read` waits for its turn
         self._more = False  # whether the tail holds what can be processed now
+        self._expected = 0
+        self.written = 0
+        """Bytes that asyncssh has written here."""
+        self.fast: Final = fast_path().active
+        """Whether data may go past asyncssh."""
         self.share: Final = Share(fair_queue(self._loop))
         self.pumps = 0
         """How many carry bulk data on this line; what its agent says meanwhile is of these."""
         self.reads = 0
         """How often bytes have arrived."""
         self.protocol = make()
+        self._process = receiver(self.protocol)
         self.protocol.connection_made(self)
         self._stream.heed(self._on_readable)
 
@@ -108,8 +117,16 @@ class Line(asyncio.Transport):
 
     @property
     def exchanging_keys(self) -> bool:
-        """Tell whether what is written now would wait inside asyncssh, without a bound."""
-        return not self._ended and exchanges_keys(self.protocol)
+        """Tell whether asyncssh has put aside what it was handed, and would put aside more.
+
+        What else it writes meanwhile counts as if it were that: the messages of the key exchange, a kilobyte or two,
+        and its answers to unknown messages. So beyond what is waited for, it holds as many bytes as those.
+        """
+        return not self._ended and self.written < self._expected
+
+    def expect(self, before: int, octets: int) -> None:
+        """Take note that asyncssh was handed so many bytes to send when `written` was at `before`."""
+        self._expected = max(self._expected, before) + octets
 
     def idle(self) -> bool:
         """Send what was put off, and tell whether the kernel has taken everything."""
@@ -148,6 +165,7 @@ class Line(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send with all else that is written in the running step, or else in this iteration of the loop."""
+        self.written += len(data)
         self._stream.put_off(data)
         if not self._flushing:
             self._flushing = True
@@ -205,7 +223,7 @@ class Line(asyncio.Transport):
         self.reads += 1
         # The thread's own time: another process on a busy machine is not the agent's to pay for.
         began = time.thread_time()
-        count, self._more = hear(self.protocol, arrived, lambda: self.share.out_of_time)
+        count, self._more = self._process(self.protocol, arrived, lambda: self.share.out_of_time)
         self._tail = bytes(arrived[count:])
         self._settle(count, time.thread_time() - began)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import asyncssh
 
 from tunnelmgr.core.ports import Source
-from tunnelmgr.tunnel.fastpath import Outlet, account, await_window, outlet
+from tunnelmgr.tunnel.asyncssh_internals import Outlet, account, await_window, outlet
 from tunnelmgr.tunnel.line import EXCHANGE_LOOK, Line, keep, spare
 from tunnelmgr.tunnel.packets import BATCH, LARGEST
 
@@ -34,7 +34,7 @@ def send(outflow: Outflow, data: memoryview) -> int | None:
 
     Returns how many bytes: 0 while the window is closed, None where it is for asyncssh to send them.
     """
-    way = outlet(outflow.channel)
+    way = outlet(outflow.channel) if outflow.line.fast else None
     if way is None:
         return None
     if not way.window:
@@ -48,6 +48,17 @@ def send(outflow: Outflow, data: memoryview) -> int | None:
     return count
 
 
+def hand(outflow: Outflow, piece: bytes) -> None:
+    """Have asyncssh send a piece, and the line know what should come of it; raises OSError once the channel is closed.
+
+    What the agent's window has no room for stays in the channel's own buffer, and is not expected on the line.
+    """
+    channel, line = outflow.channel, outflow.line
+    held, before = channel.get_write_buffer_size(), line.written
+    channel.write(piece)
+    line.expect(before, held + len(piece) - channel.get_write_buffer_size())
+
+
 class Pump:
     """Carries up to `limit` bytes, and calls `carried` with the size of each batch.
 
@@ -57,6 +68,7 @@ class Pump:
 
     def __init__(self, source: Source, outflow: Outflow, limit: int, carried: Callable[[int], None]) -> None:
         self._source = source
+        self._outflow = outflow
         self._channel = outflow.channel
         self._line = outflow.line
         self._widest = outflow.widest
@@ -100,7 +112,7 @@ class Pump:
             return
         if self._channel.is_closing():
             raise ConnectionResetError("the channel is closed")
-        way = outlet(self._channel)
+        way = outlet(self._channel) if self._line.fast else None
         if way is None:
             self._slowly()
         elif way.window >= self._enough():
@@ -139,7 +151,7 @@ class Pump:
         piece = memoryview(bytearray(min(self._left, LARGEST)))
         count = self._source.receive_into((piece,))
         if count:
-            self._channel.write(bytes(piece[:count]))
+            hand(self._outflow, bytes(piece[:count]))
         self._go_on(count)
 
     def _go_on(self, count: int | None) -> None:

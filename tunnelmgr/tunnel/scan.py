@@ -2,9 +2,10 @@
 
 import asyncio
 import base64
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import asyncssh
 
@@ -14,6 +15,7 @@ from tunnelmgr.core.plain import said
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.tunnel.admission import Admission, Permit
 from tunnelmgr.tunnel.dialer import Dialer
+from tunnelmgr.tunnel.fastpath import let_go
 from tunnelmgr.tunnel.ssh import FAULTS, HOST_KEY_ALGORITHMS, SAFE, algorithms_of
 from tunnelmgr.tunnel.unwind import unwind
 
@@ -25,6 +27,12 @@ _CERTIFIED = (
     "rsa-sha2-512-cert-v01@openssh.com",
     "rsa-sha2-256-cert-v01@openssh.com",
 )
+BEGINNING: Final = 64 * 1024
+"""Bytes of what a server says that are kept: more than its first lines and two of its packets need."""
+KEX_ECDH_REPLY: Final = 31
+"""SSH_MSG_KEX_ECDH_REPLY (RFC 5656, section 4); the only messages of this number in the key exchanges that we offer."""
+_PACKET: Final = struct.Struct(">IBBI")
+"""Packet length, padding length, message, length of the first field (RFC 4253, section 6)."""
 
 
 async def shown_key(
@@ -72,19 +80,16 @@ async def _shown(agent: Agent, algorithms: Sequence[str], look: _Look) -> bytes:
         try:
             await dialer.reach(agent.port)
             await permit.computing(dialer.heard)
-            await _exchange_keys(agent, algorithms, look, dialer)
+            return await _exchange_keys(agent, algorithms, look, dialer)
         finally:
             dialer.close()
-    if dialer.blob is None:
-        raise UnreachableError(f"{dialer.reached} port {agent.port}", "it showed no host key")
-    return dialer.blob
 
 
-async def _exchange_keys(agent: Agent, algorithms: Sequence[str], look: _Look, dialer: "_LookingDialer") -> None:
+async def _exchange_keys(agent: Agent, algorithms: Sequence[str], look: _Look, dialer: "_LookingDialer") -> bytes:
     where = f"{dialer.reached} port {agent.port}"
     try:
         async with asyncio.timeout(dialer.left):
-            await asyncssh.get_server_host_key(
+            proved = await asyncssh.get_server_host_key(
                 tunnel=cast("Any", dialer),  # the type wants a close that asyncssh does not call
                 host=dialer.reached,
                 port=agent.port,
@@ -95,39 +100,103 @@ async def _exchange_keys(agent: Agent, algorithms: Sequence[str], look: _Look, d
                     client_keys=None, **{**SAFE, "encryption_algs": list(look.ciphers)}
                 ),
             )
+            blob = dialer.shown(proved)
     except TimeoutError as late:
         unwind(late)
         raise UnreachableError(where, f"no answer within {look.patience:g} s") from late
     except FAULTS as failed:
         unwind(failed)
         raise UnreachableError(where, said(failed)) from failed
+    if blob is None:
+        raise UnreachableError(where, "it showed no host key")
+    return blob
 
 
 class _LookingDialer(Dialer):
-    """Keeps the blob that the key exchange is signed with; asyncssh hands out only the key in a certificate."""
+    """Keeps what the agent says in the first key exchange; asyncssh hands out only the key in a certificate."""
 
-    blob: bytes | None = None
+    overheard: "_Overhearing | None" = None
 
     async def create_connection(
         self, factory: Callable[[], asyncio.Protocol], _host: str, port: int
     ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-        """Connect as ever, and look on at the key exchange."""
+        """Connect as ever, and listen to the key exchange."""
 
-        def watched() -> asyncio.Protocol:
-            protocol = factory()
-            protocol.validate_server_host_key = self._look  # type: ignore[attr-defined]
-            return protocol
+        def listening() -> asyncio.Protocol:
+            self.overheard = _Overhearing(factory())
+            return self.overheard
 
-        return await super().create_connection(watched, _host, port)
+        transport, _ = await super().create_connection(listening, _host, port)
+        if self.overheard is None:
+            raise AssertionError("a line without a protocol")
+        return transport, self.overheard.inner
 
-    def _look(self, blob: bytes) -> asyncssh.SSHKey:
-        self.blob = blob
-        size = int.from_bytes(blob[:4], "big")
-        kind = blob[4 : 4 + size]
-        line = kind + b" " + base64.b64encode(blob)
-        try:
-            if kind.endswith(b"-cert-v01@openssh.com"):
-                return asyncssh.import_certificate(line).key
-            return asyncssh.import_public_key(line)
-        except (asyncssh.KeyImportError, ValueError) as odd:
-            raise asyncssh.HostKeyNotVerifiable(str(odd)) from odd
+    def close(self) -> None:
+        """Close the connection, and free what asyncssh had of it."""
+        super().close()
+        overheard, self.overheard = self.overheard, None  # asyncssh's connection holds this dialer
+        if overheard is not None:
+            asyncio.get_running_loop().call_soon(let_go, overheard.inner)
+
+    def shown(self, proved: asyncssh.SSHKey | None) -> bytes | None:
+        """Return the certificate or key that was shown for the key with which the key exchange was signed.
+
+        Of what else an agent may have sent, nothing is returned: its blob would be for another key.
+        """
+        blob = None if self.overheard is None else host_key_shown(bytes(self.overheard.heard))
+        if blob is None or proved is None:
+            return None
+        return blob if _key_of(blob).public_data == proved.public_data else None
+
+
+class _Overhearing(asyncio.Protocol):
+    """Passes on to asyncssh what arrives, and keeps its beginning, which is not encrypted (RFC 4253, section 6)."""
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self.inner = inner
+        self.heard = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Pass it on."""
+        self.inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep it, up to a bound, and pass it on."""
+        if len(self.heard) < BEGINNING:
+            self.heard += data
+        self.inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """Pass it on."""
+        return self.inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass it on."""
+        self.inner.connection_lost(exc)
+
+
+def host_key_shown(heard: bytes) -> bytes | None:
+    """Return the host key or certificate (K_S) in what a server says first, None if there is none.
+
+    That is an identification line, perhaps after other lines (RFC 4253, section 4.2), and packets; the one that replies
+    to our part of an elliptic key exchange begins with K_S (RFC 5656, section 4).
+    """
+    line, end, left = heard.partition(b"\n")
+    while end and not line.startswith(b"SSH-"):
+        line, end, left = left.partition(b"\n")
+    while len(left) > _PACKET.size:
+        length, _, message, size = _PACKET.unpack_from(left)
+        if message == KEX_ECDH_REPLY:
+            blob = left[_PACKET.size :][:size]
+            return blob if len(blob) == size and _PACKET.size + size <= 4 + length else None
+        left = left[4 + length :]
+    return None
+
+
+def _key_of(blob: bytes) -> asyncssh.SSHKey:
+    """Return the key in a certificate, or the key; raises ValueError where it is neither."""
+    kind = blob[4 : 4 + int.from_bytes(blob[:4])]
+    line = kind + b" " + base64.b64encode(blob)
+    if kind.endswith(b"-cert-v01@openssh.com"):
+        return asyncssh.import_certificate(line).key
+    return asyncssh.import_public_key(line)

@@ -1,0 +1,213 @@
+"""Whose listener it is: the script believes the tunnel's user and root, as far as the kernel tells."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.hooks.test_wait import MISCONFIGURED, READY, STRANGER, gate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.hooks.conftest import Hook, Localhost
+
+TUNNEL, SQUATTER, ROOT = 998, 1001, 0
+V4, V4_BIG_ENDIAN, V4_ANY, V4_OTHER = "0100007F", "7F000001", "00000000", "0200007F"
+V6, V6_BIG_ENDIAN, V6_ANY = "0" * 24 + "01000000", "0" * 31 + "1", "0" * 32
+V4_MAPPED = "0000000000000000FFFF00000100007F"
+LISTENS, ESTABLISHED = "0A", "01"
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+
+
+@dataclass
+class Kernel:
+    """What the script reads in /proc: the sockets as (address, port, state, uid), and the map of uids."""
+
+    folder: Path
+    tcp: list[tuple[str, int, str, int]] = field(default_factory=list)
+    tcp6: list[tuple[str, int, str, int]] = field(default_factory=list)
+    uid_map: str = "         0          0 4294967295\n"
+
+    def show(self, hook: Hook) -> None:
+        """Have the script read this instead, and take the tunnel's user for `TUNNEL`."""
+        tcp, tcp6, uid_map = self.folder / "tcp", self.folder / "tcp6", self.folder / "uid_map"
+        for file, sockets in ((tcp, self.tcp), (tcp6, self.tcp6)):
+            file.write_text(HEAD + "".join(self._line(*socket) for socket in sockets))
+        uid_map.write_text(self.uid_map)
+        for was, now in (("/proc/net/tcp6\n", f"{tcp6}\n"), ("/proc/net/tcp\n", f"{tcp}\n")):
+            assert hook.text.count(f"read_listeners {was}") == 1
+            hook.text = hook.text.replace(was, now)
+        assert hook.text.count("</proc/self/uid_map") == 1
+        hook.text = hook.text.replace("/proc/self/uid_map", str(uid_map))
+        hook.environment.setdefault("TUNNELMGR_USER", str(TUNNEL))
+        hook.hurry()
+
+    @staticmethod
+    def _line(address: str, port: int, state: str, uid: int) -> str:
+        nobody = f"{'0' * len(address)}:0000"
+        return (
+            f"   0: {address}:{port:04X} {nobody} {state} 00000000:00000000 00:00000000 00000000 {uid:5}"
+            "        0 2835020 1 0000000055c5cf2a 100 0 0 10 0\n"
+        )
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    """Return a kernel that shows no socket yet."""
+    return Kernel(tmp_path)
+
+
+@pytest.fixture
+def port(localhost: Localhost) -> int:
+    """Return a port on which both addresses answer as the gate does."""
+    localhost.v4.open(gate)
+    localhost.v6.open(gate)
+    return localhost.v4.port
+
+
+@pytest.mark.parametrize("addresses", [(V4, V6), (V4_BIG_ENDIAN, V6_BIG_ENDIAN)])
+@pytest.mark.parametrize("uid", [TUNNEL, ROOT])
+def test_listeners_of_the_tunnels_user_or_of_root_are_believed(
+    hook: Hook, kernel: Kernel, port: int, addresses: tuple[str, str], uid: int
+) -> None:
+    """Root on the agent may do anything there, so that its listener is no worse than its sshd."""
+    kernel.tcp = [(addresses[0], port, LISTENS, uid)]
+    kernel.tcp6 = [(addresses[1], port, LISTENS, uid)]
+    kernel.show(hook)
+
+    outcome = hook.run()
+
+    assert outcome.code == READY, outcome.err
+
+
+@pytest.mark.parametrize("address", [V4, V4_BIG_ENDIAN, V4_ANY, V4_MAPPED, V6, V6_BIG_ENDIAN, V6_ANY])
+def test_a_listener_of_another_user_is_somebody_else(
+    hook: Hook, kernel: Kernel, port: int, shell: list[str], address: str
+) -> None:
+    """Exit 69 although it answers word for word as the gate does; it is named by its uid."""
+    hook.shell = shell
+    (kernel.tcp if len(address) == 8 else kernel.tcp6).append((address, port, LISTENS, SQUATTER))
+    kernel.show(hook)
+
+    outcome = hook.run("--soft")
+
+    assert outcome.code == STRANGER, outcome.err
+    assert outcome.out == ""
+    assert f"uid {SQUATTER} listens on " in outcome.err
+    assert f"not {TUNNEL} (uid {TUNNEL}), as whom the controller logs in" in outcome.err
+    assert "Do not pull from it" in outcome.err
+
+
+def test_a_squatter_is_not_even_asked(hook: Hook, kernel: Kernel, localhost: Localhost, port: int) -> None:
+    """What it would answer does not count."""
+    kernel.tcp = [(V4, port, LISTENS, SQUATTER)]
+    kernel.show(hook)
+
+    assert hook.run().code == STRANGER
+    assert localhost.v4.asked == []
+
+
+def test_the_listener_for_exactly_the_address_counts(hook: Hook, kernel: Kernel, port: int) -> None:
+    """The kernel prefers it to one for every address, which another user may hold beside it for IPv6 alone."""
+    kernel.tcp = [(V4, port, LISTENS, TUNNEL)]
+    kernel.tcp6 = [(V6_ANY, port, LISTENS, SQUATTER)]
+    hook.registry = f"127.0.0.1:{port}"
+    kernel.show(hook)
+
+    outcome = hook.run()
+
+    assert outcome.code == READY, outcome.err
+
+
+def test_other_ports_other_addresses_and_mere_connections_do_not_count(hook: Hook, kernel: Kernel, port: int) -> None:
+    """Builds have sockets of their own; those of the tunnel's channels belong to whoever pulls."""
+    kernel.tcp = [
+        (V4, port + 1, LISTENS, SQUATTER),
+        (V4_OTHER, port, LISTENS, SQUATTER),
+        (V4, port, LISTENS, TUNNEL),
+        (V4, port, ESTABLISHED, SQUATTER),
+    ]
+    kernel.tcp6 = [(V6, port, LISTENS, TUNNEL)]
+    kernel.show(hook)
+
+    outcome = hook.run()
+
+    assert outcome.code == READY, outcome.err
+
+
+def test_a_listener_that_the_kernel_does_not_show_is_judged_by_its_answer_alone(
+    hook: Hook, kernel: Kernel, port: int
+) -> None:
+    """It may be reached by a redirection."""
+    assert port
+    kernel.show(hook)
+
+    outcome = hook.run()
+
+    assert outcome.code == READY, outcome.err
+
+
+def test_where_uids_mean_something_else_the_owner_is_not_judged(hook: Hook, kernel: Kernel, port: int) -> None:
+    """In a container with a user namespace of its own, the tunnel's user has no uid."""
+    kernel.tcp = [(V4, port, LISTENS, 65534)]
+    kernel.uid_map = "         0     100000      65536\n"
+    kernel.show(hook)
+
+    outcome = hook.run()
+
+    assert outcome.code == READY, outcome.err
+
+
+@pytest.mark.parametrize("lacking", [("tcp", "tcp6"), ("uid_map",), ("tcp", "tcp6", "uid_map")])
+def test_without_proc_the_owner_is_not_judged(
+    hook: Hook, kernel: Kernel, port: int, shell: list[str], lacking: tuple[str, ...]
+) -> None:
+    """And nothing is said about it."""
+    hook.shell = shell
+    kernel.tcp = [(V4, port, LISTENS, SQUATTER)]
+    kernel.show(hook)
+    for file in lacking:
+        (kernel.folder / file).unlink()
+
+    outcome = hook.run()
+
+    assert outcome.code == READY, outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_without_the_tunnels_user_the_owner_is_not_judged(hook: Hook, kernel: Kernel, port: int) -> None:
+    """The controller may log in as somebody else; who wants it judged names the user."""
+    kernel.tcp = [(V4, port, LISTENS, SQUATTER)]
+    hook.environment["TUNNELMGR_USER"] = ""
+    kernel.show(hook)  # and there is no `id` on this machine
+
+    outcome = hook.run()
+
+    assert outcome.code == READY, outcome.err
+
+
+@pytest.mark.parametrize("user", ["no-such-user-here", "-u", "a b", "$(id)", "../x"])
+def test_a_user_who_is_none_is_misconfigured(hook: Hook, shell: list[str], user: str) -> None:
+    """Exit 78: whoever names a user wants the owner judged."""
+    hook.shell = shell
+    hook.environment["TUNNELMGR_USER"] = user
+
+    outcome = hook.run()
+
+    assert outcome.code == MISCONFIGURED, outcome.err
+    assert "TUNNELMGR_USER" in outcome.err
+
+
+@pytest.mark.skipif(not os.access("/proc/net/tcp", os.R_OK), reason="there is no /proc/net here")
+def test_the_kernels_own_tables_are_understood(hook: Hook, localhost: Localhost, port: int) -> None:
+    """With the tester's own listeners and the real files, which show them as the tester's."""
+    assert port == localhost.v4.port
+    hook.environment["TUNNELMGR_USER"] = str(os.getuid())
+
+    outcome = hook.run()
+
+    assert outcome.code == READY, outcome.err

@@ -1,0 +1,155 @@
+"""The documented installation: done word for word in a clean export, and nothing comes in but by its hash."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TARGET = "/opt/tunnelmgr"
+FETCHING = ("--require-hashes", "--only-binary=:all:")
+LOCAL = ("--no-index", "--no-deps")
+TRIAL = "--no-deps --upgrade asyncssh"
+"""What `make newest` runs: it is there to fetch what nobody has pinned yet."""
+
+
+def blocks(section: str) -> list[str]:
+    """Return the lines of code in a section of docs/operations.md."""
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    (body,) = re.findall(rf"^## {section}\n(.*?)(?=^##? |^### |\Z)", text, re.DOTALL | re.MULTILINE)
+    return re.findall(r"^    (.+)$", body, re.MULTILINE)
+
+
+def pip_lines() -> Iterator[tuple[str, str]]:
+    """Find where the project tells anybody to run pip: the file, and the command's words."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        if name.startswith(("docs/", "README", "CONTRIBUTING", "Makefile", "systemd/", ".ci/")):
+            text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+            for line in text.splitlines():
+                if re.search(r"\bpip (install|wheel)\b|\$\(PIP\)", line) and TRIAL not in line:
+                    yield name, line.strip()
+    roles = (ROOT / "ansible/roles/controller/tasks/main.yml").read_text(encoding="utf-8")
+    for words in re.findall(r"extra_args: (.*)", roles):
+        yield "the role", words
+
+
+def missing(words: str) -> list[str]:
+    """Return the options that a command of pip lacks; what makes `PIP` itself lacks none."""
+    if words.startswith("PIP :="):
+        return []
+    wanted = (*LOCAL, *(("--no-build-isolation",) if re.search(r" (-e )?\.( |$)", words) else ()))
+    if "-r " in words or "require-hashes" in words:
+        wanted = FETCHING
+    return [option for option in wanted if option not in words]
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    """Export the tree as it is, without what git does not know of."""
+    changed = subprocess.run(["git", "stash", "create"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folder = tmp_path / "export"
+    folder.mkdir()
+    archive = subprocess.run(
+        ["git", "archive", changed.strip() or "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    ).stdout
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    return folder
+
+
+def environment(command: str, report: Path) -> Mapping[str, str]:
+    """Return an environment in which pip can fetch only if it fetches by hash, and never a package to be built."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    variables |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ONLY_BINARY": ":all:", "PIP_REPORT": str(report)}
+    if "--require-hashes" not in command:
+        variables |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    return variables
+
+
+def done(command: str, folder: Path, report: Path) -> subprocess.CompletedProcess[str]:
+    """Run a documented command in the export."""
+    return subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=folder,
+        env=environment(command, report),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(900)
+def test_the_documented_commands_install_a_tunnelmgr_that_runs(export: Path, tmp_path: Path) -> None:
+    """Build and installation, in fresh environments; every package that was fetched is a wheel with its hash."""
+    commands = [line for line in blocks("Install") if "-m venv" in line or "/pip " in line]
+    assert len(commands) == 6
+
+    fetched = []
+    for number, command in enumerate(commands):
+        report = tmp_path / f"{number}.json"
+        run = done(command.replace(TARGET, str(tmp_path / "opt")), export, report)
+        assert run.returncode == 0, f"{command}\n{run.stdout}{run.stderr}"
+        if report.exists() and "--require-hashes" in command:
+            fetched += json.loads(report.read_text(encoding="utf-8"))["install"]
+
+    assert len(fetched) > 40
+    for package in fetched:
+        assert package["download_info"]["url"].endswith(".whl")
+        assert package["download_info"]["archive_info"]["hashes"]["sha256"]
+    version = subprocess.run([tmp_path / "opt/bin/tunnelmgr", "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"tunnelmgr \d+\.\d+\.\d+\n", version.stdout)
+    assert not list((tmp_path / "opt").rglob("hatchling"))
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("command", ["install --no-deps .", "wheel --no-deps -w dist ."])
+def test_a_build_that_fetches_its_backend_would_have_failed(export: Path, tmp_path: Path, command: str) -> None:
+    """The environment of the test above is one in which what was documented once does not work."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+
+    run = done(f"{tmp_path}/venv/bin/pip {command}", export, tmp_path / "report.json")
+
+    assert run.returncode != 0
+    assert "hatchling" in run.stderr
+
+
+def test_whoever_is_told_to_run_pip_is_told_to_run_it_safely() -> None:
+    """What is fetched is fetched by its hash and not built; what is built or local fetches nothing."""
+    found = list(pip_lines())
+
+    assert {name for name, _ in found} >= {"docs/operations.md", "Makefile", "the role"}
+    assert [(name, words, missing(words)) for name, words in found if missing(words)] == []
+
+
+def test_the_upgrade_installs_as_the_installation_does() -> None:
+    """With the same commands of pip, and `--force-reinstall` for a wheel of the same version."""
+    installs = [line for line in blocks("Install") if line.startswith(f"{TARGET}/bin/pip")]
+    upgrades = [line for line in blocks("Upgrade") if "/pip " in line]
+
+    assert [line.replace(" --force-reinstall", "") for line in upgrades] == installs
+
+
+def test_the_group_that_is_pinned_for_builds_has_what_a_build_requires() -> None:
+    """And requirements-build.lock has each of the group."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    locked = (ROOT / "requirements-build.lock").read_text(encoding="utf-8")
+
+    assert set(project["dependency-groups"]["build"]) >= set(project["build-system"]["requires"])
+    for entry in project["dependency-groups"]["build"]:
+        (name,) = re.findall(r"^[\w-]+", entry)
+        assert re.search(rf"^{name}==", locked, re.MULTILINE)
+
+
+def test_no_file_names_an_index_of_packages() -> None:
+    """Which index is used is for the machine to say."""
+    for file in (*ROOT.glob("requirements*.lock"), ROOT / "pyproject.toml", ROOT / "Makefile"):
+        text = file.read_text(encoding="utf-8").replace("--no-emit-index-url", "")
+        assert not re.search(r"index-url|find-links|https?://(?!opencontainers)", text), file

@@ -1,0 +1,17 @@
+"""An asyncssh that has renamed something inside, as its next release may."""
+
+import re
+import shutil
+from pathlib import Path
+
+import asyncssh
+
+
+def renamed(name: str, folder: Path) -> Path:
+    """Copy asyncssh into a folder, with another name for `name` throughout, so that it works as before."""
+    copy = folder / "asyncssh"
+    shutil.copytree(Path(asyncssh.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in copy.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(re.sub(rf"\b{name}\b", f"{name}_renamed", text), encoding="utf-8")
+    return folder
