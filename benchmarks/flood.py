@@ -241,6 +241,7 @@ def main() -> int:
         Bar("the other agent's worst p99, ms", max(one.p99 for one in loud), max(SOON, 2 * quiet), least=False),
         Bar("log and audit, bytes/s", max(one.growth for one in loud), GROWTH, least=False),
         Bar("the other agent's requests without an entry", sum(one.unaudited for one in rounds), 0, least=False),
+        Bar("audit entries lost", float(str(audit["lost"])), 0, least=False),
     ]
     heads = [
         "flood",

@@ -169,12 +169,49 @@ async def test_requests_that_differ_have_entries_of_their_own(desk: Desk, change
 
 async def test_at_the_end_what_is_folded_is_written(desk: Desk) -> None:
     """A stop loses no entry."""
+    desk.book.has_room.set()
     for _ in range(3):
         desk.auditor.record(request())
 
-    desk.auditor.flush()
+    await desk.auditor.flush()
 
     assert [entry.get("count") for entry in desk.entries] == [None, 2]
+
+
+async def test_what_is_folded_waits_for_room(desk: Desk) -> None:
+    """Many folded entries that come due at once do not overrun the agent's queue; a disk that fails costs them."""
+    for number in range(3):
+        for _ in range(2):
+            desk.auditor.record(request(reference=str(number)))
+    desk.book.is_full = True
+    desk.later(FOLD)
+    assert len(desk.entries) == 3
+
+    desk.auditor.record(request(reference="0"))
+    desk.book.is_full = False
+    desk.later(1.0)
+    assert [entry["count"] for entry in desk.entries[3:]] == [2, 1, 1]
+
+    desk.auditor.record(request(reference="0"))
+    desk.book.is_full, desk.book.healthy = True, False
+    desk.later(FOLD)
+    assert len(desk.entries) == 7
+
+
+async def test_a_stop_waits_for_room_and_not_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is folded at a stop is written once there is room, or handed over when the patience is over."""
+    for _ in range(2):
+        desk.auditor.record(request())
+    monkeypatch.setattr(auditing, "PATIENCE", 0.01)
+
+    await desk.auditor.flush()
+    assert len(desk.entries) == 2
+
+    desk.auditor.record(request())
+    desk.auditor.record(request())
+    desk.book.healthy = False
+    await desk.auditor.flush()
+    assert len(desk.entries) == 4
 
 
 async def test_time_alone_writes_what_is_folded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

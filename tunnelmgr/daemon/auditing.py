@@ -7,6 +7,7 @@ Beyond a burst, an agent gets `RATE` entries a second, and waits for more; see `
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -117,8 +118,15 @@ class Auditor:
         except TimeoutError:
             return
 
-    def flush(self) -> None:
-        """Write down all that is folded so far."""
+    async def flush(self) -> None:
+        """Write down all that is folded so far, for at most `PATIENCE` seconds where the disk is slow."""
+        folded = [repeats.last for repeats in self._repeats.values() if repeats.last is not None]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                for request in folded:
+                    if self.log.healthy:
+                        await self.log.room(request.caller.agent)
+                    self._write_repeats(self._repeats.pop(_likeness(request)))
         for repeats in self._repeats.values():
             self._write_repeats(repeats)
         self._repeats.clear()
@@ -134,7 +142,9 @@ class Auditor:
         for key, repeats in list(self._repeats.items()):
             if now < repeats.until:
                 continue
-            if repeats.count:
+            if repeats.last is not None:
+                if self.log.full(repeats.last.caller.agent) and self.log.healthy:
+                    continue  # they fold further until there is room
                 self._write_repeats(repeats)
                 self._repeats[key] = _Repeats(now + FOLD)
             else:

@@ -185,7 +185,7 @@ class Daemon:
                 task.cancel()
             await self.metrics.close()
             await control.close()
-            self.auditor.flush()
+            await self.auditor.flush()
             self.audit.close()
 
     async def _start_metrics(self, at: Endpoint) -> None:
