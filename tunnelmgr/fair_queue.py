@@ -6,8 +6,8 @@ All work that an agent causes runs in *steps*: reading a piece of its SSH connec
 of its channels, one batch of bulk data. Every step belongs to the agent's `Share`. A step runs at once while this
 iteration of the loop has time left and nobody with a better claim waits; otherwise it waits in the queue.
 
-- Each iteration of the loop gives `SLICE` seconds to steps; then the loop polls its sockets and timers. A step is short
-  by itself, or calls `Share.checkpoint` (in a task) or looks at `Share.out_of_time` often enough to be short.
+- Once steps have used `SLICE` seconds, the next one waits until the loop has polled its sockets and timers; then a new
+  slice begins. A step is short by itself, or calls `Share.checkpoint` (in a task) or looks at `Share.out_of_time` often enough to be short.
 - Sparse shares go first, as in FQ-CoDel (RFC 8290, section 4.2): an agent that asks now and then is served before those
   that always have something waiting. A share is sparse while it has credit; steps use it up, and it grows again, slowly
   and up to `QUANTUM`, only while nothing of the share waits. A sparse share's step runs at once even if the slice is
@@ -38,9 +38,9 @@ from weakref import WeakKeyDictionary
 Result = TypeVar("Result")
 
 SLICE: Final = 0.0005
-"""Seconds of CPU time that one iteration of the loop gives to the agents' steps."""
+"""Seconds of CPU time that the agents' steps may use before the loop polls its sockets and timers."""
 LIMIT: Final = 0.002
-"""Seconds after which nobody runs in an iteration that has begun."""
+"""Seconds of CPU time after which not even a sparse share's step runs before the loop has polled."""
 QUANTUM: Final = 0.005
 """Seconds of CPU time for which a share that was idle goes before those that have a backlog."""
 REFILL: Final = 0.1
@@ -60,7 +60,7 @@ class FairQueue:
         self._waiting: list[tuple[bool, float, int, Share]] = []  # a heap: has a backlog, virtual time, arrival
         self._count = 0  # orders shares with equal claims by arrival
         self._floor = 0.0  # virtual time of the last share with a backlog that ran: idle shares go on from there
-        self._used = 0.0  # CPU seconds that steps have used in this iteration
+        self._used = 0.0  # CPU seconds that steps have used since a slice began
         self._running: Share | None = None
         self._began = 0.0  # thread time at which its step began
         self._deferred: list[Callable[[], object]] = []  # what follows the running step
@@ -103,7 +103,6 @@ class FairQueue:
         """Run a step and charge its share."""
         if self._running is not None:  # a step within a step is part of it
             return step()
-        self._schedule()
         if not share.sparse:
             self._floor = max(self._floor, share.virtual)
         self._running = share
@@ -117,6 +116,8 @@ class FairQueue:
             used = thread_time() - began
             self._used += used
             share.charge(used)
+            if self._used >= SLICE:
+                self._schedule()
 
     def defer(self, action: Callable[[], object]) -> bool:
         """Run an action at the end of the step that runs now; return False, and do nothing, if none does."""
@@ -132,10 +133,9 @@ class FairQueue:
 
     def _iterate(self) -> None:
         """Begin an iteration's slice, and give it to those that wait."""
-        idle = not self._used and not self._waiting
         self._used = 0.0
         self._scheduled = False
-        if not idle:
+        if self._waiting:
             self._schedule()  # first: a step that raises must not stop the queue
         while self._waiting and self._used < SLICE:
             share = heappop(self._waiting)[3]
