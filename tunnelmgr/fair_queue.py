@@ -7,11 +7,12 @@ of its channels, one batch of bulk data. Every step belongs to the agent's `Shar
 iteration of the loop has time left and nobody with a better claim waits; otherwise it waits in the queue.
 
 - Once steps have used `SLICE` seconds, the next one waits until the loop has polled its sockets and timers; then a new
-  slice begins. A step is short by itself, or calls `Share.checkpoint` (in a task) or looks at `Share.out_of_time` often enough to be short.
+  slice begins. A step is short by itself, or calls `Share.checkpoint` (in a task) or looks at `Share.out_of_time` often
+  enough to be short.
 - Sparse shares go first, as in FQ-CoDel (RFC 8290, section 4.2): an agent that asks now and then is served before those
   that always have something waiting. A share is sparse while it has credit; steps use it up, and it grows again, slowly
   and up to `QUANTUM`, only while nothing of the share waits. A sparse share's step runs at once even if the slice is
-  used up, unless the iteration has taken `LIMIT`.
+  used up, unless steps have used `LIMIT`.
 - Among the others the claim is virtual time, as in Linux's Completely Fair Scheduler
   (Documentation/scheduler/sched-design-CFS.rst): a share's virtual time grows by the CPU time that its steps use, and
   the share with the least goes first. Time in which a share was idle is not saved up.
