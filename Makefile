@@ -14,7 +14,7 @@ help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: install ## Do the main job for real, with real parts; KEEP=1 leaves it running
-	$(RUN)/tunnelmgr demo $(if $(KEEP),--keep)
+	$(RUN)/python -m lab $(if $(KEEP),--keep)
 
 test: install lint ## Run every test and every check
 	$(RUN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
@@ -44,7 +44,7 @@ soak: install ## Stop, kill and cut the parts again and again while clients pull
 newest: ## Try the tunnel with asyncssh's newest release, which pyproject.toml does not allow until it is proved
 	$(MAKE) VENV=.venv-newest install
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
-	PROVING=1 .venv-newest/bin/python -m pytest -q tests/tunnel
+	PROVING=1 .venv-newest/bin/python -m pytest -q tests/dataplane tests/ssh tests/tunnel
 
 bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
 	$(PIP) --require-hashes --only-binary=:all: -r requirements-bench.lock

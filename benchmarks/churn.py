@@ -16,9 +16,9 @@ from crowd import Member, gather, source_of
 from figures import Bar, publish, table
 from peers import machine
 
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.processes import until
+from lab.controller import LabController
+from lab.lab import Lab
+from lab.processes import until
 
 PATIENCE = 120.0
 KIB = 1024

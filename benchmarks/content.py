@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from tunnelmgr.demo.images import make_image, skopeo_copy
-from tunnelmgr.demo.lab import Lab
+from lab.images import make_image, skopeo_copy
+from lab.lab import Lab
 
 PUSH = """
 import hashlib, http.client, os, sys

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import asyncssh
 
-from tunnelmgr.demo.agents import SSH_PORT, LabAgent
-from tunnelmgr.demo.processes import until
+from lab.agents import SSH_PORT, LabAgent
+from lab.processes import until
 from tunnelmgr.hooks import sshd_settings
 
 FIRST_PORT = 20_000

@@ -23,10 +23,10 @@ from figures import Bar, percentile, publish, table
 from peers import machine, ssh_command
 from pulls import MANIFESTS, MIB, fetch, request
 
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.processes import Process, until
+from lab.agents import LabAgent
+from lab.controller import LabController
+from lab.lab import Lab
+from lab.processes import Process, until
 
 PORTS = {"ours": 5000, "ssh": 5001}
 PAUSE = 0.03

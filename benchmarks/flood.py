@@ -26,10 +26,10 @@ from flooding import KINDS
 from peers import machine
 from pulls import MANIFESTS, MIB, fetch, request
 
-from tunnelmgr.demo.agents import LabAgent, yield_cpu
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.processes import until
+from lab.agents import LabAgent, yield_cpu
+from lab.controller import LabController
+from lab.lab import Lab
+from lab.processes import until
 
 PAUSE = 0.03
 CHANNELS = (4, 64, 128)

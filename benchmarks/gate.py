@@ -34,14 +34,14 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.ports import AgentChannel, Source
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.daemon.loop import loop_factory
-from tunnelmgr.fair_queue import Share, fair_queue
+from tunnelmgr.daemon.event_loop import loop_factory
+from tunnelmgr.dataplane.fair_queue import Share, fair_queue
+from tunnelmgr.dataplane.ssh_packets import BATCH, LARGEST
 from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.registry_socket import Upstream
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.gate.upstream import Upstream
-from tunnelmgr.tunnel.packets import BATCH, LARGEST
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 BARS = {"manifests": 0.70, "blobs": 0.95}

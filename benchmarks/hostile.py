@@ -16,7 +16,7 @@ from typing import Any
 import asyncssh
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tunnelmgr.tunnel.packets import Seal, nonce_after, sealed
+from tunnelmgr.dataplane.ssh_packets import Seal, nonce_after, sealed
 
 IGNORE = b"\x02\x00\x00\x00\x08harmless"
 """SSH_MSG_IGNORE with a few bytes (RFC 4253, section 11.2)."""

@@ -22,11 +22,11 @@ from crowd import Member, source_of
 from figures import publish, table
 from peers import machine
 
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.processes import Process, until
-from tunnelmgr.demo.registry import Registry
+from lab.agents import LabAgent
+from lab.controller import LabController
+from lab.lab import Lab
+from lab.processes import Process, until
+from lab.registry import Registry
 
 CLIENTS = 4
 BLOB = 24 * 1024 * 1024

@@ -5,10 +5,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunnelmgr.demo import processes
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.namespaces import Namespace
-from tunnelmgr.demo.processes import LabError, until
+from lab import processes
+from lab.agents import LabAgent
+from lab.namespaces import Namespace
+from lab.processes import LabError, until
 
 SOURCE = Path(__file__).with_name("delay_line.c")
 _numbers = itertools.count(1)

@@ -20,9 +20,9 @@ from figures import Spread, interleaved, publish, table
 from peers import KINDS, Bench, have, machine
 from pulls import again_and_again
 
+from lab.lab import Lab
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.tunnel.keys import make_key, public_line
+from tunnelmgr.ssh.login import make_key, public_line
 
 IP, REGISTRY = "10.77.0.11", Endpoint("127.0.0.1", 5000)
 CONNECTIONS = (1, 4)

@@ -19,21 +19,21 @@ from typing import Any
 import asyncssh
 import structlog
 
+from lab.agents import LabAgent
+from lab.namespaces import Machine
+from lab.processes import Process, until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
-from tunnelmgr.daemon.loop import loop_factory
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.namespaces import Machine
-from tunnelmgr.demo.processes import Process, until
+from tunnelmgr.daemon.event_loop import loop_factory
+from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.keys import Login
-from tunnelmgr.tunnel.ssh import SAFE, dial
+from tunnelmgr.ssh.client import SAFE, dial
+from tunnelmgr.ssh.login import Login
 
 GCM = "aes128-gcm@openssh.com"
 KEEPALIVE = 15

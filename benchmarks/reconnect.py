@@ -22,10 +22,10 @@ from figures import Bar, percentile, publish, table
 from peers import have, machine, ssh_command
 from pulls import request
 
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.processes import until
+from lab.agents import LabAgent
+from lab.controller import LabController
+from lab.lab import Lab
+from lab.processes import until
 
 INTERVAL = 5
 """Seconds between two probes, and between two keepalives of ssh."""

@@ -20,11 +20,11 @@ from crowd import Member, gather, listening, source_of
 from figures import Bar, Spread, publish, table
 from peers import KEEPALIVE, cpu_of, forward_command, have, machine, memory_of, ssh_command
 
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.namespaces import Machine
-from tunnelmgr.demo.processes import Process, until
+from lab.agents import LabAgent
+from lab.controller import LabController
+from lab.lab import Lab
+from lab.namespaces import Machine
+from lab.processes import Process, until
 
 SETTLE = 5.0
 """Seconds after the last one is up, before the CPU is measured."""

@@ -23,11 +23,11 @@ from figures import Bar, percentile, publish, table
 from peers import cpu_of, machine
 from storm import moment_of
 
-from tunnelmgr.demo.agents import SSH_PORT
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.processes import until
-from tunnelmgr.demo.unresponsive import SILENT, UNREACHABLE, addresses
+from lab.agents import SSH_PORT
+from lab.controller import LabController
+from lab.lab import Lab
+from lab.processes import until
+from lab.unresponsive import SILENT, UNREACHABLE, addresses
 
 HEAD = """\
 [controller]

@@ -26,10 +26,10 @@ from crowd import Member, gather, listening, source_of
 from figures import Bar, Spread, interleaved, publish, table
 from peers import UP, forward_command, machine, ssh_command
 
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.processes import until
+from lab.agents import LabAgent
+from lab.controller import LabController
+from lab.lab import Lab
+from lab.processes import until
 
 FORWARD = "127.0.0.1:5000:127.0.0.1:5000"
 KINDS = ("ssh", "asyncssh", "ours")

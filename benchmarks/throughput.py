@@ -25,10 +25,10 @@ from lines import Line, draw, take_cubic
 from peers import KINDS, Bench, Tunnel, have, machine
 from pulls import MIB, again_and_again
 
+from lab.lab import Lab
+from lab.processes import until
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.processes import until
-from tunnelmgr.tunnel.keys import make_key, public_line
+from tunnelmgr.ssh.login import make_key, public_line
 
 IP = "10.77.0.11"
 SOURCE, REGISTRY = Endpoint("127.0.0.1", 7000), Endpoint("127.0.0.1", 5000)

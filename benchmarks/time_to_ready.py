@@ -21,11 +21,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.cloud import Cloud, host_key_console
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.images import make_image, skopeo_copy
-from tunnelmgr.demo.lab import Lab
+from lab.agents import LabAgent
+from lab.controller import LabController
+from lab.ec2 import Cloud, host_key_console
+from lab.images import make_image, skopeo_copy
+from lab.lab import Lab
 
 PATIENCE = 120.0
 """Seconds after which a round has failed."""

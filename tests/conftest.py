@@ -6,7 +6,13 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-ON_BOTH_LOOPS = ("tests/tunnel/", "tests/test_stream.py", "tests/gate/test_upstream.py", "tests/gate/test_relay.py")
+ON_BOTH_LOOPS = (
+    "tests/dataplane/",
+    "tests/ssh/",
+    "tests/tunnel/",
+    "tests/gate/test_registry_socket.py",
+    "tests/gate/test_relay.py",
+)
 
 
 def pytest_asyncio_loop_factories(

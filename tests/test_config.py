@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tunnelmgr.config import DEFAULT_FILE, SourceConfig, config_file, examine_key_file, load, source_type, sources
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Grouping
+from tunnelmgr.core.oci import Action
 from tunnelmgr.core.policy import judge
-from tunnelmgr.core.registry import Action
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.errors import ConfigError

@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 from tunnelmgr import controller as loop
 from tunnelmgr.controller import Clock, Controller
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.changes import Changes
 from tunnelmgr.core.events import (
     AgentsDiscovered,
     DiscoveryFailed,
@@ -27,6 +26,7 @@ from tunnelmgr.core.events import (
     TunnelEnded,
     TunnelProbed,
 )
+from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.reconcile import CloseTunnel, OpenTunnel, SeekEvidence
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase

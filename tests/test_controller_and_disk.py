@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 from tests.test_controller import KEY, OTHER_KEY, A, B, House, running
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.changes import Changes
 from tunnelmgr.core.events import (
     AgentEnded,
     AgentsDiscovered,
@@ -23,6 +22,7 @@ from tunnelmgr.core.events import (
     Snapshot,
     TunnelEnded,
 )
+from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import Record

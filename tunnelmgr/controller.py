@@ -16,7 +16,6 @@ from typing import Protocol, assert_never
 import structlog
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.changes import moments
 from tunnelmgr.core.events import (
     Event,
     EvidenceAbsent,
@@ -28,6 +27,7 @@ from tunnelmgr.core.events import (
     TunnelProbed,
 )
 from tunnelmgr.core.evolve import evolve
+from tunnelmgr.core.persistence import moments
 from tunnelmgr.core.reconcile import (
     Action,
     CloseTunnel,

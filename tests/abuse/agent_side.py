@@ -15,7 +15,7 @@ from typing import Any
 import asyncssh
 from asyncssh.packet import Boolean, String, UInt32
 
-from tests.tunnel.ssh_server import Sshd, generate, sshd_at_work
+from tests.ssh.ssh_server import Sshd, generate, sshd_at_work
 
 IGNORE, GLOBAL_REQUEST, SUCCESS, FAILURE, OPEN, OPEN_CONFIRMATION, OPEN_FAILURE = 2, 80, 81, 82, 90, 91, 92
 AHEAD = 64 * 1024

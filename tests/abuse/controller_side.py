@@ -17,7 +17,6 @@ from typing import Any
 
 import asyncssh
 
-from tunnelmgr import fair_queue
 from tunnelmgr.cli.logs import LogFormat, configure
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, TunnelBound, TunnelEnded, TunnelProbed
@@ -26,13 +25,14 @@ from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
+from tunnelmgr.dataplane import fair_queue
+from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.ssh.login import Login
 from tunnelmgr.tunnel.admission import Admission
-from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
 from tunnelmgr.tunnel.worker import Settings

@@ -16,7 +16,7 @@ from typing import Any
 
 import asyncssh
 
-from tests.tunnel.ssh_server import free_port, generate, public, tcp_at_work, until
+from tests.ssh.ssh_server import free_port, generate, public, tcp_at_work, until
 
 ROOT = Path(__file__).parents[2]
 OPENS = int(os.environ.get("OPENS", "20000"))

@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from tests.abuse.lab import HOSTILE, MIB, OPENS, REQUESTS, Agent, Controller, Facts, staged, tell
-from tests.tunnel.ssh_server import until
+from tests.ssh.ssh_server import until
 
 ROUNDS = 5
 """Times that a ratio is measured at most: other programs on the machine can only make it worse."""

@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 
 from tests.abuse.lab import tell
-from tests.tunnel.ssh_server import Sshd, generate, sshd_at_work, tcp_at_work, until
+from tests.ssh.ssh_server import Sshd, generate, sshd_at_work, tcp_at_work, until
+from tunnelmgr.dataplane import transport as lines
+from tunnelmgr.dataplane.fair_queue import NO_OP_BURST
+from tunnelmgr.dataplane.fast_path import UNSEEN
+from tunnelmgr.dataplane.transport import LARGEST, SMALLEST, Line
 from tunnelmgr.errors import UnreachableError
-from tunnelmgr.fair_queue import NO_OP_BURST
-from tunnelmgr.tunnel import line as lines
-from tunnelmgr.tunnel.dialer import Dialer
-from tunnelmgr.tunnel.fastpath import UNSEEN
-from tunnelmgr.tunnel.keys import Login
-from tunnelmgr.tunnel.line import LARGEST, SMALLEST, Line
-from tunnelmgr.tunnel.scan import shown_key
-from tunnelmgr.tunnel.ssh import dial
+from tunnelmgr.ssh.client import dial
+from tunnelmgr.ssh.dialer import Dialer
+from tunnelmgr.ssh.host_key_scan import shown_key
+from tunnelmgr.ssh.login import Login
 
 # --- the line ---
 

@@ -10,14 +10,14 @@ import pytest
 import structlog
 
 from tests.abuse.lab import tell
-from tests.tunnel.ssh_server import Sshd, free_port, generate, sshd_at_work, tcp_at_work, until
+from tests.ssh.ssh_server import Sshd, free_port, generate, sshd_at_work, tcp_at_work, until
 from tunnelmgr.cli.logs import LogFormat, configure
-from tunnelmgr.core.plain import LIMIT, plain, said
+from tunnelmgr.core.sanitize import LIMIT, plain, said
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import TunnelError, UnreachableError
-from tunnelmgr.tunnel.keys import Login
-from tunnelmgr.tunnel.scan import shown_key
-from tunnelmgr.tunnel.ssh import dial
+from tunnelmgr.ssh.client import dial
+from tunnelmgr.ssh.host_key_scan import shown_key
+from tunnelmgr.ssh.login import Login
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\n\x00\x9b31m\u202egnp.exe " + "x" * 20_000
 """It names the window, clears the screen, goes back, ends a string, colours, turns the writing, and does not end."""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.cloud import Cloud, host_key_console
-from tunnelmgr.demo.controller import LabController
-from tunnelmgr.demo.images import digest_of, make_image, skopeo_copy
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.registry import Registry
+from lab.agents import LabAgent
+from lab.controller import LabController
+from lab.ec2 import Cloud, host_key_console
+from lab.images import digest_of, make_image, skopeo_copy
+from lab.lab import Lab
+from lab.registry import Registry
 
 IMAGE = "docker://localhost:5000/team/app:1"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.agents import LabAgent
+from lab.processes import until
 from tests.acceptance.conftest import Field
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.processes import until
 
 pytestmark = pytest.mark.acceptance
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tunnelmgr.demo.lab import Lab
-from tunnelmgr.demo.processes import until
-from tunnelmgr.tunnel.keys import make_key, public_line
+from lab.lab import Lab
+from lab.processes import until
+from tunnelmgr.ssh.login import make_key, public_line
 
 pytestmark = pytest.mark.acceptance
 
@@ -28,8 +28,8 @@ from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.tunnel import asyncssh_internals, pump
-from tunnelmgr.tunnel.keys import Login
-from tunnelmgr.tunnel.ssh import dial
+from tunnelmgr.ssh.login import Login
+from tunnelmgr.ssh.client import dial
 
 folder, address, host_key, size, ours = sys.argv[1:]
 content = random.Random(7).randbytes(int(size))

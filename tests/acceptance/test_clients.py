@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.images import digest_of, make_image, skopeo_copy
-from tunnelmgr.demo.namespaces import Machine
-from tunnelmgr.demo.processes import until
+from lab.agents import LabAgent
+from lab.images import digest_of, make_image, skopeo_copy
+from lab.namespaces import Machine
+from lab.processes import until
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Field

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tunnelmgr.demo.processes import until
+from lab.processes import until
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import CloudField

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.demo.images import make_image, skopeo_copy
-from tunnelmgr.demo.processes import Process, until
+from lab.images import make_image, skopeo_copy
+from lab.processes import Process, until
 
 if TYPE_CHECKING:
+    from lab.agents import LabAgent
     from tests.acceptance.conftest import Field
-    from tunnelmgr.demo.agents import LabAgent
 
 pytestmark = pytest.mark.acceptance
 

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.demo.processes import until
+from lab.processes import until
 
 if TYPE_CHECKING:
+    from lab.agents import LabAgent
+    from lab.processes import Process
     from tests.acceptance.conftest import Field
-    from tunnelmgr.demo.agents import LabAgent
-    from tunnelmgr.demo.processes import Process
 
 pytestmark = pytest.mark.acceptance
 

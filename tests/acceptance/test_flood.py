@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.agents import LabAgent, yield_cpu
+from lab.images import skopeo_copy
 from tests.acceptance.conftest import IMAGE, Field
-from tunnelmgr.demo.agents import LabAgent, yield_cpu
-from tunnelmgr.demo.images import skopeo_copy
 
 pytestmark = pytest.mark.acceptance
 

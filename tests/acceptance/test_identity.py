@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from lab.ec2 import host_key_console
+from lab.hetzner.client import HetznerService
+from lab.images import make_image, skopeo_copy
+from lab.processes import until
 from tunnelmgr.core.trust import fingerprint
-from tunnelmgr.demo.cloud import host_key_console
-from tunnelmgr.demo.hetzner.client import HetznerService
-from tunnelmgr.demo.images import make_image, skopeo_copy
-from tunnelmgr.demo.processes import until
-from tunnelmgr.tunnel.keys import make_key, public_line
+from tunnelmgr.ssh.login import make_key, public_line
 
 if TYPE_CHECKING:
+    from lab.agents import LabAgent
+    from lab.processes import Process
     from tests.acceptance.conftest import CloudField, Field
-    from tunnelmgr.demo.agents import LabAgent
-    from tunnelmgr.demo.processes import Process
 
 pytestmark = pytest.mark.acceptance
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.demo.cloud import host_key_console
-from tunnelmgr.demo.images import make_image, skopeo_copy
-from tunnelmgr.demo.processes import until
+from lab.ec2 import host_key_console
+from lab.images import make_image, skopeo_copy
+from lab.processes import until
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import CloudField, Field

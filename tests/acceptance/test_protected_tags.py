@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.agents import LabAgent
+from lab.images import digest_of, make_image, skopeo_copy
 from tests.acceptance.test_clients import ORAS
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.images import digest_of, make_image, skopeo_copy
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Field

@@ -11,16 +11,16 @@ import asyncssh
 import pytest
 import yaml
 
+from lab.agents import LabAgent
+from lab.processes import run, until
 from tests.acceptance.conftest import Field
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import TunnelSpec
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.processes import run, until
 from tunnelmgr.hooks import cloud_init
-from tunnelmgr.tunnel import dialer
-from tunnelmgr.tunnel.keys import Login
-from tunnelmgr.tunnel.ssh import dial
+from tunnelmgr.ssh.client import dial
+from tunnelmgr.ssh.login import Login
+from tunnelmgr.ssh import dialer
 
 pytestmark = pytest.mark.acceptance
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.agents import LabAgent
+from lab.images import digest_of, make_image, skopeo_copy
+from lab.namespaces import Machine
+from lab.processes import until
+from lab.registry import Registry
 from tests.acceptance.test_clients import ORAS, SETTINGS, docker_on
 from tests.gate import stateful_registry
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.images import digest_of, make_image, skopeo_copy
-from tunnelmgr.demo.namespaces import Machine
-from tunnelmgr.demo.processes import until
-from tunnelmgr.demo.registry import Registry
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Field

@@ -2,11 +2,11 @@
 
 import pytest
 
+from lab.agents import LabAgent
+from lab.processes import until
+from lab.unresponsive import SILENT, UNREACHABLE, addresses
 from tests.acceptance.conftest import GROUPS, Field
-from tests.tunnel.ssh_server import generate, public
-from tunnelmgr.demo.agents import LabAgent
-from tunnelmgr.demo.processes import until
-from tunnelmgr.demo.unresponsive import SILENT, UNREACHABLE, addresses
+from tests.ssh.ssh_server import generate, public
 
 pytestmark = pytest.mark.acceptance
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.demo.cloud import host_key_console
+from lab.ec2 import host_key_console
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import CloudField, Field

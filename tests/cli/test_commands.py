@@ -15,9 +15,9 @@ from click.testing import Result
 from tests.control.fake_daemon import FakeDaemon, record, up, world
 from tunnelmgr import __version__
 from tunnelmgr.cli import app, look
-from tunnelmgr.control.views import RegistryFacts
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested
+from tunnelmgr.core.health import RegistryHealth
 from tunnelmgr.errors import ConfigError
 
 Run = Callable[..., Result]
@@ -193,8 +193,11 @@ def test_status_is_1_and_names_each_agent_that_should_be_up(run: Run, socket: Pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"registry": RegistryFacts(reachable=False, loopback_only=None, error="refused")}, "does not answer: refused"),
-        ({"registry": RegistryFacts(reachable=True, loopback_only=False)}, "beyond loopback"),
+        (
+            {"registry": RegistryHealth(reachable=False, loopback_only=None, error="refused")},
+            "does not answer: refused",
+        ),
+        ({"registry": RegistryHealth(reachable=True, loopback_only=False)}, "beyond loopback"),
         ({"store_error": "disk full"}, "disk full"),
     ],
 )

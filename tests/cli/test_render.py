@@ -9,8 +9,9 @@ from rich.console import Console, RenderableType
 
 from tests.control.fake_daemon import KEY, FakeDaemon, fleet, record, up, world
 from tunnelmgr.cli import render
-from tunnelmgr.control.views import FastPathFacts, RegistryFacts, agent_view, agents_view, status_view, story_view
+from tunnelmgr.control.views import agent_view, agents_view, status_view, story_view
 from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.health import FastPathHealth, RegistryHealth
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import Moment, Quarantine
 
@@ -119,7 +120,7 @@ def test_an_empty_list_says_so() -> None:
 
 def facts(daemon: FakeDaemon) -> dict[str, Any]:
     """Return the daemon's status."""
-    return status_view(daemon.world, daemon.facts())
+    return status_view(daemon.world, daemon.health())
 
 
 def test_a_source_that_fails_and_one_that_never_answered_are_problems() -> None:
@@ -137,13 +138,13 @@ def test_a_source_that_fails_and_one_that_never_answered_are_problems() -> None:
 @pytest.mark.parametrize(
     ("registry", "words"),
     [
-        (RegistryFacts(reachable=True, loopback_only=True), "answers, listens on loopback only"),
-        (RegistryFacts(reachable=True, loopback_only=False), "answers, listens beyond loopback"),
-        (RegistryFacts(reachable=True, loopback_only=None), "cannot be told from here"),
-        (RegistryFacts(reachable=False, loopback_only=None), "does not answer"),
+        (RegistryHealth(reachable=True, loopback_only=True), "answers, listens on loopback only"),
+        (RegistryHealth(reachable=True, loopback_only=False), "answers, listens beyond loopback"),
+        (RegistryHealth(reachable=True, loopback_only=None), "cannot be told from here"),
+        (RegistryHealth(reachable=False, loopback_only=None), "does not answer"),
     ],
 )
-def test_the_registry_is_told_in_words(registry: RegistryFacts, words: str) -> None:
+def test_the_registry_is_told_in_words(registry: RegistryHealth, words: str) -> None:
     """What cannot be seen is not called well."""
     daemon = FakeDaemon(world=world((record("builder-1"), up())), registry=registry)
 
@@ -152,7 +153,7 @@ def test_the_registry_is_told_in_words(registry: RegistryFacts, words: str) -> N
 
 def test_a_fast_path_that_is_off_is_told_with_its_reason_and_is_no_problem() -> None:
     """Everything works, more slowly; while it is on, nothing is said of it."""
-    off = facts(FakeDaemon(fast_path=FastPathFacts(active=False, reason="Channel._send_window is missing")))
+    off = facts(FakeDaemon(fast_path=FastPathHealth(active=False, reason="Channel._send_window is missing")))
 
     assert any("off: Channel._send_window is missing" in line for line in lines(render.status(off, [])))
     assert render.problems(off, []) == render.problems(facts(FakeDaemon()), [])

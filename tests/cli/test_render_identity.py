@@ -31,7 +31,7 @@ def test_status_counts_the_agents_by_method() -> None:
     """An operator sees at a glance what the fleet rests on."""
     agents = [record("a", trust=CERTIFIED), record("b"), record("c"), record("d", trust=None)]
     daemon = FakeDaemon(world((agents[0], up()), *((agent, None) for agent in agents[1:])))
-    facts = status_view(daemon.world, daemon.facts())
+    facts = status_view(daemon.world, daemon.health())
 
     printed = lines(render.status(facts, agents_view(daemon.world, {})))
 
@@ -52,7 +52,7 @@ def test_a_queue_of_events_is_shown_behind_its_source(feed: dict[str, object], w
     agent = record("builder-1")
     calm = world((agent, up()))
     daemon = FakeDaemon(replace(calm, sources={"office": replace(calm.sources["office"], **feed)}))
-    facts, agents = status_view(daemon.world, daemon.facts()), agents_view(daemon.world, {})
+    facts, agents = status_view(daemon.world, daemon.health()), agents_view(daemon.world, {})
 
     line = next(line for line in lines(render.status(facts, agents)) if line.startswith("source"))
 

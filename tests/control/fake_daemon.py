@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tunnelmgr.control.views import DaemonFacts, FastPathFacts, RegistryFacts
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, Rules
+from tunnelmgr.core.health import DaemonHealth, FastPathHealth, RegistryHealth
+from tunnelmgr.core.oci import Action
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
-from tunnelmgr.core.registry import Action
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelStatus
 from tunnelmgr.core.world import Moment, Quarantine, Record, SourceView, World
@@ -76,17 +76,17 @@ class FakeDaemon:
 
     world: World = field(default_factory=fleet)
     traffic: Mapping[AgentId, Traffic] = field(default_factory=dict)
-    registry: RegistryFacts = field(default_factory=lambda: RegistryFacts(reachable=True, loopback_only=True))
+    registry: RegistryHealth = field(default_factory=lambda: RegistryHealth(reachable=True, loopback_only=True))
     store_error: str | None = None
-    fast_path: FastPathFacts = field(default_factory=FastPathFacts)
+    fast_path: FastPathHealth = field(default_factory=FastPathHealth)
     bad: ConfigError | None = None
     remarks: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     reloads: int = 0
 
-    def facts(self) -> DaemonFacts:
+    def health(self) -> DaemonHealth:
         """Return facts."""
-        return DaemonFacts("registry-1", "1.2.3", 12.34, self.registry, self.store_error, fast_path=self.fast_path)
+        return DaemonHealth("registry-1", "1.2.3", 12.34, self.registry, self.store_error, fast_path=self.fast_path)
 
     def report(self, event: Event) -> None:
         """Remember an event."""

@@ -8,18 +8,17 @@ from hypothesis import strategies as st
 
 from tests.control.fake_daemon import FORWARD, NOW, FakeDaemon, record, up, world
 from tunnelmgr.control.views import (
-    RegistryFacts,
     agent_view,
     agents_view,
     find,
-    status_of,
     status_view,
     story_view,
     timestamp,
 )
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.health import RegistryHealth
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import Record, SourceView
+from tunnelmgr.core.world import Record, SourceView, status_of
 from tunnelmgr.gate.traffic import Traffic
 
 TIME = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ"
@@ -72,7 +71,7 @@ def test_an_element_of_list_has_every_promised_key_with_its_type() -> None:
 def test_status_has_every_promised_key_with_its_type() -> None:
     """With the numbers that the world gives."""
     daemon = FakeDaemon()
-    view = status_view(daemon.world, daemon.facts())
+    view = status_view(daemon.world, daemon.health())
 
     for key, kind in STATUS_KEYS.items():
         assert isinstance(view[key], kind), key
@@ -85,7 +84,7 @@ def test_status_has_every_promised_key_with_its_type() -> None:
 def test_the_phases_add_up_to_the_agents() -> None:
     """Every present agent is in one of them, and those that left are in none."""
     daemon = FakeDaemon()
-    view = status_view(daemon.world, daemon.facts())
+    view = status_view(daemon.world, daemon.health())
 
     assert sum(view["phases"].values()) == view["agents"]
     assert view["phases"]["awaiting-identity"] == view["phases"]["down"] == 1
@@ -141,7 +140,7 @@ def test_a_source_that_fails_names_its_error() -> None:
     failing = replace(
         one, sources={"office": SourceView("office", ok=False, last_success=NOW, error="throttled", missing=2)}
     )
-    view = status_view(failing, FakeDaemon().facts())["sources"][0]
+    view = status_view(failing, FakeDaemon().health())["sources"][0]
 
     assert (
         view.items()
@@ -158,8 +157,8 @@ def test_a_source_that_fails_names_its_error() -> None:
 
 def test_what_cannot_be_told_of_the_registry_is_null() -> None:
     """`loopback_only` is neither true nor false where this machine cannot see it."""
-    daemon = FakeDaemon(registry=RegistryFacts(reachable=False, loopback_only=None, error="refused"))
-    view = status_view(daemon.world, daemon.facts())["registry"]
+    daemon = FakeDaemon(registry=RegistryHealth(reachable=False, loopback_only=None, error="refused"))
+    view = status_view(daemon.world, daemon.health())["registry"]
 
     assert view == {"reachable": False, "loopback_only": None, "error": "refused"}
 

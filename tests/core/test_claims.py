@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tunnelmgr.core.changes import Memory, restored
 from tunnelmgr.core.events import EvidenceFound, KeyExamined, Reconfigured, ReleaseRequested, TunnelDialled, TunnelEnded
+from tunnelmgr.core.persistence import Memory, restored
 from tunnelmgr.core.reconcile import CloseTunnel, ExamineKey, Manner, OpenTunnel, next_due
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase

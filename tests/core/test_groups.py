@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.core.changes import moments
 from tunnelmgr.core.events import Grouping, Reconfigured
+from tunnelmgr.core.persistence import moments
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase

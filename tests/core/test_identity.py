@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.core.changes import Memory, changes, restored
 from tunnelmgr.core.events import (
     AgentEnded,
     EvidenceAbsent,
@@ -19,6 +18,7 @@ from tunnelmgr.core.events import (
     ReleaseRequested,
     SeedAdded,
 )
+from tunnelmgr.core.persistence import Memory, changes, restored
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method

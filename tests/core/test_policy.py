@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnelmgr.core.globs import GlobSet
+from tunnelmgr.core.oci import Action, classify
 from tunnelmgr.core.policy import GroupPolicy, decide, judge, may_mount, may_see, protected_tags
-from tunnelmgr.core.registry import Action, classify
 
 DIGEST = "sha256:" + "a" * 64
 

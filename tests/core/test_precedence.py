@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.changes import Memory, restored
 from tunnelmgr.core.events import RetryRequested
+from tunnelmgr.core.persistence import Memory, restored
 from tunnelmgr.core.precedence import FIRST, LAST, NEW, PROVEN, Precedence, precedence_of
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.world import STORY_LENGTH, World

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tunnelmgr.core.backoff import MANY, SCHEDULES
-from tunnelmgr.core.changes import REPEATS, Changes, changes, moments
 from tunnelmgr.core.events import Failure, TunnelDialled, TunnelEnded
+from tunnelmgr.core.persistence import REPEATS, Changes, changes, moments
 from tunnelmgr.core.world import Moment, Quarantine, Record
 from tunnelmgr.errors import Pace
 

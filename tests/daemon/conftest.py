@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tunnel.ssh_server import Sshd, free_port, generate, sshd_at_work, tcp_at_work
+from tests.ssh.ssh_server import Sshd, free_port, generate, sshd_at_work, tcp_at_work
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.tunnel.keys import load_key, make_key
+from tunnelmgr.ssh.login import load_key, make_key
 
 
 @dataclass

@@ -14,8 +14,8 @@ from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.daemon import checks
 from tunnelmgr.daemon.checks import Finding, check
+from tunnelmgr.dataplane.fast_path import FastPath
 from tunnelmgr.errors import DiscoveryError
-from tunnelmgr.tunnel.fastpath import FastPath
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIAGkZnzWcWDkVGJCSmtWFcZOcmXJ9vSVP6sHJqMF5kP"
 AGENT = Agent(AgentId("ec2:i-1"), "1", "cloud", "ci", "one", ("192.0.2.7",), 22)

@@ -9,7 +9,7 @@ import asyncssh
 import pytest
 
 from tests.daemon.conftest import Site
-from tests.tunnel.ssh_server import Sshd, generate, sshd_at_work, until
+from tests.ssh.ssh_server import Sshd, generate, sshd_at_work, until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import DrainRequested, SeedAdded
 from tunnelmgr.core.seed import Seed
@@ -17,8 +17,8 @@ from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.daemon import Daemon
 from tunnelmgr.daemon.prepared import prepare
+from tunnelmgr.ssh.login import load_key
 from tunnelmgr.store.connect import open_store
-from tunnelmgr.tunnel.keys import load_key
 
 HOUR, YEAR = 3600, 365 * 86400
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.daemon.conftest import Site
-from tests.tunnel.renaming import renamed
-from tests.tunnel.ssh_server import Sshd, free_port, generate, sshd_at_work, until
+from tests.dataplane.renaming import renamed
+from tests.ssh.ssh_server import Sshd, free_port, generate, sshd_at_work, until
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.daemon.daemon import run
 from tunnelmgr.errors import ConfigError, ControlError, DaemonNotRunningError, StoreError

@@ -23,7 +23,7 @@ from tests.differential.oracle import DELETE, DENY, IMMUTABLE, PULL, PUSH, Forei
 from tests.gate.conftest import CALLER, Registry, digest_of, running_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.fair_queue import Share, fair_queue
+from tunnelmgr.dataplane.fair_queue import Share, fair_queue
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.gate.uploads import Upload

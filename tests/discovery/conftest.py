@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.hetzner import HetznerCloud
 from tests.discovery.hetzner_project import PATIENT, Make, Time, write
-from tunnelmgr.demo.hetzner import HetznerCloud
 from tunnelmgr.discovery.hetzner import HetznerConfig, HetznerSource
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.hetzner import HetznerCloud
 from tunnelmgr.config import Source
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import AgentsDiscovered, Reconfigured, Rules, Snapshot
 from tunnelmgr.core.evolve import evolve
 from tunnelmgr.core.missing import missing
 from tunnelmgr.core.world import World
-from tunnelmgr.demo.hetzner import HetznerCloud
 from tunnelmgr.discovery.hetzner import HetznerSource
 from tunnelmgr.discovery.polling import listed
 

@@ -12,9 +12,9 @@ import pytest
 from botocore.config import Config as BotoConfig
 from pydantic import ValidationError
 
+from lab.ec2 import Cloud, host_key_console
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Snapshot
-from tunnelmgr.demo.cloud import Cloud, host_key_console
 from tunnelmgr.discovery import aws, ec2
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from lab.ec2 import Cloud
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, Event, FeedHeard
-from tunnelmgr.demo.cloud import Cloud
 from tunnelmgr.discovery import ec2_events
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.discovery.ec2_events import EventFeed, Queue, SqsQueue, read

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import structlog
 
+from lab.hetzner import HetznerCloud, HetznerService
 from tests.discovery.hetzner_project import Make, Polled, gone, ids, only
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
-from tunnelmgr.demo.hetzner import HetznerCloud, HetznerService
 from tunnelmgr.discovery.hetzner import HetznerConfig
 
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 import pytest
 
+from lab.hetzner import HetznerCloud
 from tests.discovery.hetzner_project import Make, Time, launch_many
 from tunnelmgr.config import SourceConfig
 from tunnelmgr.core.events import Snapshot
-from tunnelmgr.demo.hetzner import HetznerCloud
 from tunnelmgr.discovery.hetzner_budget import Budget
 from tunnelmgr.discovery.polling import Poller
 from tunnelmgr.errors import DiscoveryError

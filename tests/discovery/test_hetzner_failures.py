@@ -10,8 +10,8 @@ import pytest
 import structlog
 from pydantic import ValidationError
 
+from lab.hetzner import HetznerCloud
 from tests.discovery.hetzner_project import Make, Time, ids, launch_many, write
-from tunnelmgr.demo.hetzner import HetznerCloud
 from tunnelmgr.errors import DiscoveryError
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from lab.hetzner import HetznerCloud
 from tests.discovery.hetzner_project import Make, Polled, gone, ids, launch_many
 from tunnelmgr.core.events import Snapshot
-from tunnelmgr.demo.hetzner import HetznerCloud
 from tunnelmgr.errors import DiscoveryError
 
 

@@ -21,7 +21,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.ports import Source
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.fair_queue import Share, fair_queue
+from tunnelmgr.dataplane.fair_queue import Share, fair_queue
 from tunnelmgr.gate.caller import Caller, RequestRecord
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic

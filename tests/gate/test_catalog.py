@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tunnelmgr.core.registry import classify
+from tunnelmgr.core.oci import classify
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate import catalog
 from tunnelmgr.gate.answers import Answer

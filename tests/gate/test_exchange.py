@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.gate.conftest import Records
+from tunnelmgr.core.oci import probe_request
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.core.registry import probe_request
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.exchange import Limits
 from tunnelmgr.gate.session import Gate

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.core.registry import classify
+from tunnelmgr.core.oci import classify
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.bodies import body_reader, encode_pieces

@@ -9,9 +9,9 @@ from structlog.testing import capture_logs
 from tests.gate.conftest import MemoryChannel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate.registry_socket import Upstream
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.gate.upstream import Upstream
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Scripted

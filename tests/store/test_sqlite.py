@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.changes import Changes
+from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import STORY_LENGTH, Moment, Quarantine, Record
 from tunnelmgr.errors import SchemaError, StoreError
@@ -303,7 +303,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.changes import Changes
+from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.world import Record
 from tunnelmgr.store.sqlite import SqliteStore
 
@@ -338,7 +338,7 @@ import subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.changes import Changes
+from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.world import Record
 from tunnelmgr.errors import StoreError
 from tunnelmgr.store.sqlite import SqliteStore

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
+from lab.ec2 import host_key_console
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.demo.cloud import host_key_console
 from tunnelmgr.errors import HostKeyUnknownError
 from tunnelmgr.trust.console import AT_ONCE, ConsoleKeys
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.demo.cloud import host_key_console
+from lab.ec2 import host_key_console
 from tunnelmgr.trust.console_block import host_keys
 
 BEGIN, END = "-----BEGIN SSH HOST KEY KEYS-----", "-----END SSH HOST KEY KEYS-----"

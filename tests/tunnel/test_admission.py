@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.tunnel.ssh_server import until
+from tests.ssh.ssh_server import until
 from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
 from tunnelmgr.tunnel import admission as rules
 from tunnelmgr.tunnel.admission import AHEAD, ELDER, MOST_SLOTS, PLACES, SLOTS, Admission, Permit, places_for

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.registry import WELL_KNOWN_PATH
+from tunnelmgr.core.oci import WELL_KNOWN_PATH
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ImpostorListenerError
 from tunnelmgr.tunnel.probe import ANSWER_LIMIT, Prover

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.tunnel.desk import Desk
-from tests.tunnel.ssh_server import Sshd, forward, free_port, generate, public, sshd_at_work, tcp_at_work, until
+from tests.ssh.desk import Desk
+from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, sshd_at_work, tcp_at_work, until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, TunnelDialled, TunnelEnded
 from tunnelmgr.core.precedence import FIRST

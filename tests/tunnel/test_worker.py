@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tunnel.desk import Desk
-from tests.tunnel.ssh_server import Sshd, forward, free_port, generate, public, tcp_at_work, until
-from tunnelmgr import fair_queue
+from tests.ssh.desk import Desk
+from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, tcp_at_work, until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
+from tunnelmgr.dataplane import fair_queue
+from tunnelmgr.dataplane.half_open import Ends
 from tunnelmgr.errors import (
     ConnectionLostError,
     ExposedListenerError,
@@ -31,7 +32,6 @@ from tunnelmgr.errors import (
 )
 from tunnelmgr.tunnel import worker
 from tunnelmgr.tunnel.admission import SLOTS, Admission
-from tunnelmgr.tunnel.half_open import Ends
 from tunnelmgr.tunnel.worker import Settings, Worker, next_beat
 
 TWO = ("127.0.0.1", "127.0.0.2")

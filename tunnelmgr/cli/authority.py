@@ -11,7 +11,7 @@ from tunnelmgr.cli.common import JsonOption, command, print_json
 from tunnelmgr.config import DEFAULT_FILE
 from tunnelmgr.core.trust import fingerprint
 from tunnelmgr.errors import ConfigError, ControlError
-from tunnelmgr.tunnel.keys import Signing, make_key, public_line, sign_host_key
+from tunnelmgr.ssh.login import Signing, make_key, public_line, sign_host_key
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The authority's name")]
 FolderOption = Annotated[

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tunnelmgr.config import DEFAULT_FILE, DEFAULT_SOCKET, config_file
 from tunnelmgr.control.client import ControlClient
-from tunnelmgr.core.plain import escaped, printable
+from tunnelmgr.core.sanitize import escaped, printable
 from tunnelmgr.errors import ConfigError, DaemonNotRunningError, TunnelmgrError
 
 P = ParamSpec("P")

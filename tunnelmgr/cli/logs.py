@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import structlog
 
-from tunnelmgr.core.plain import printable
+from tunnelmgr.core.sanitize import printable
 
 
 class LogFormat(StrEnum):

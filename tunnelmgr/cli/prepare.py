@@ -21,7 +21,7 @@ from tunnelmgr.cli.common import (
 from tunnelmgr.cli.template import configuration
 from tunnelmgr.config import load
 from tunnelmgr.errors import ControlError
-from tunnelmgr.tunnel.keys import make_key, public_lines
+from tunnelmgr.ssh.login import make_key, public_lines
 
 
 def register(app: typer.Typer) -> None:

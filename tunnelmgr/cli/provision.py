@@ -8,7 +8,7 @@ import typer
 from tunnelmgr import hooks
 from tunnelmgr.cli.common import ConfigOption, JsonOption, SocketOption, chosen_file, client, command, print_json
 from tunnelmgr.config import load
-from tunnelmgr.tunnel.keys import fresh_host_key, public_lines
+from tunnelmgr.ssh.login import fresh_host_key, public_lines
 
 
 class Cloud(StrEnum):

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunnelmgr.core.plain import printable
+from tunnelmgr.core.sanitize import printable
 
 Json = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""`run` and `demo`: commands that last."""
+"""`run`: the daemon in the foreground."""
 
 import asyncio
 import ctypes
@@ -18,7 +18,6 @@ _PR_SET_DUMPABLE = 4
 def register(app: typer.Typer) -> None:
     """Add this family's commands."""
     app.command(rich_help_panel="Daemon", epilog="Example: `tunnelmgr run -c ./tunnelmgr.toml --log-level debug`")(run)
-    app.command(rich_help_panel="Start here", epilog="Example: `sudo tunnelmgr demo --keep`")(demo)
 
 
 @command
@@ -36,7 +35,7 @@ def run(
     file = chosen_file(context, config)
     configure(log_format or (LogFormat.TEXT if sys.stderr.isatty() else LogFormat.JSON), log_level)
     from tunnelmgr.daemon.daemon import run as run_daemon  # noqa: PLC0415 - spares every other command its imports
-    from tunnelmgr.daemon.loop import loop_factory  # noqa: PLC0415 - as above
+    from tunnelmgr.daemon.event_loop import loop_factory  # noqa: PLC0415 - as above
 
     os.umask(0o077)
     keep_out_of_core_files()
@@ -54,13 +53,3 @@ def keep_out_of_core_files() -> None:
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-@command
-def demo(
-    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running at the end, until Ctrl-C")] = False,
-) -> None:
-    """Show the whole path with real parts on this machine: registry, agents, a cloud API, a stranger. Needs root."""
-    from tunnelmgr.demo.story import tell  # noqa: PLC0415 - as above
-
-    raise typer.Exit(tell(keep=keep))

@@ -1,1 +1,1 @@
-"""How people and scripts reach the daemon: one JSON API on a unix socket, its client, and metrics."""
+"""How people and scripts reach the daemon: one JSON API on a unix socket, its client, and the JSON shapes."""

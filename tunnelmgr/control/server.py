@@ -11,7 +11,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,32 +19,30 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 from aiohttp import web
 
-from tunnelmgr.blocking import in_thread
 from tunnelmgr.control.views import (
-    DaemonFacts,
     Json,
     agent_view,
     agents_view,
     find,
-    status_of,
     status_view,
     story_view,
     timestamp,
 )
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedAdded
-from tunnelmgr.core.plain import plain
+from tunnelmgr.core.health import Telemetry
 from tunnelmgr.core.policy import Verdict
+from tunnelmgr.core.sanitize import plain
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import public_key
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import World
+from tunnelmgr.core.world import status_of
 from tunnelmgr.errors import ConfigError, ControlError
+from tunnelmgr.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tunnelmgr.control.views import Counters
 
 log = structlog.get_logger(__name__)
 
@@ -56,22 +54,8 @@ SEED_LIFE = 30 * 86400.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Operations(Protocol):
-    """What the server needs of the daemon."""
-
-    @property
-    def world(self) -> World:
-        """The world as it is."""
-        ...
-
-    @property
-    def traffic(self) -> Mapping[AgentId, "Counters"]:
-        """What went through, by agent."""
-        ...
-
-    def facts(self) -> DaemonFacts:
-        """Return what is known of the daemon itself."""
-        ...
+class Operations(Telemetry, Protocol):
+    """What the server needs from the daemon."""
 
     def report(self, event: Event) -> None:
         """Hand an event to the controller."""
@@ -138,7 +122,7 @@ class ControlServer:
     # --- reading ---
 
     async def _status(self, _request: web.Request) -> web.Response:
-        return web.json_response(status_view(self._operations.world, self._operations.facts()))
+        return web.json_response(status_view(self._operations.world, self._operations.health()))
 
     async def _agents(self, request: web.Request) -> web.Response:
         departed = request.query.get("departed") == "true"

@@ -2,65 +2,20 @@
 
 from collections import Counter as Tally
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.health import DaemonHealth, TrafficCounters
 from tunnelmgr.core.tunnel import Forward, Phase, TunnelStatus
-from tunnelmgr.core.world import Record, World, resting_status
+from tunnelmgr.core.world import Record, World, status_of
 
 Json = dict[str, Any]
 
 
-class Counters(Protocol):
-    """What is counted of an agent's traffic."""
-
-    channels: int
-    to_agent: int
-    from_agent: int
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryFacts:
-    """How the registry does: whether it answers, and whether it listens on loopback only (None: cannot be told)."""
-
-    reachable: bool
-    loopback_only: bool | None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AuditFacts:
-    """How the audit log does: why it cannot be written, how many entries were lost, and whether some were just now."""
-
-    error: str | None = None
-    lost: int = 0
-    lost_recently: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class FastPathFacts:
-    """Whether bulk data goes past asyncssh; if not, the reason."""
-
-    active: bool = True
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DaemonFacts:
-    """What there is to say of the daemon beside its world."""
-
-    controller: str
-    version: str
-    uptime_s: float
-    registry: RegistryFacts
-    store_error: str | None
-    audit: AuditFacts = AuditFacts()
-    fast_path: FastPathFacts = FastPathFacts()
-
-
-def agent_view(record: Record, status: TunnelStatus, forwards: tuple[Forward, ...], traffic: Counters | None) -> Json:
+def agent_view(
+    record: Record, status: TunnelStatus, forwards: tuple[Forward, ...], traffic: TrafficCounters | None
+) -> Json:
     """Return one agent, as an element of `list --json`."""
     agent, trust = record.agent, record.trust
     return {
@@ -110,7 +65,7 @@ def story_view(record: Record) -> list[Json]:
     ]
 
 
-def agents_view(world: World, traffic: Mapping[AgentId, Counters], *, departed: bool = False) -> list[Json]:
+def agents_view(world: World, traffic: Mapping[AgentId, TrafficCounters], *, departed: bool = False) -> list[Json]:
     """Return every present agent, or also those that left and are remembered, newest first."""
     chosen = [record for id_, record in world.records.items() if departed or record.present or id_ in world.tunnels]
     chosen.sort(key=lambda record: (-record.first_seen, record.agent.id))
@@ -120,12 +75,7 @@ def agents_view(world: World, traffic: Mapping[AgentId, Counters], *, departed: 
     ]
 
 
-def status_of(world: World, record: Record) -> TunnelStatus:
-    """Return the status of an agent, also of one that left."""
-    return world.tunnels.get(record.agent.id) or resting_status(record, record.changed)
-
-
-def status_view(world: World, facts: DaemonFacts) -> Json:
+def status_view(world: World, facts: DaemonHealth) -> Json:
     """Return the whole, as `status --json`."""
     present = [record for record in world.records.values() if record.present]
     phases = [status_of(world, record).phase for record in present]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl
 
-from tunnelmgr.core.registry import Route, classify
+from tunnelmgr.core.oci import Route, classify
 from tunnelmgr.errors import MalformedRequestError
 
 _CHARACTER: Final = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"

@@ -12,7 +12,7 @@ from typing import assert_never
 
 from tunnelmgr.core.globs import GlobSet, check_name_glob
 from tunnelmgr.core.immutable_tags import ImmutableTags
-from tunnelmgr.core.registry import Action, RegistryRequest, is_name
+from tunnelmgr.core.oci import Action, RegistryRequest, is_name
 
 EVERYTHING = "**"
 

@@ -180,6 +180,11 @@ def resting_status(record: Record, since: float, life: int = 0) -> TunnelStatus:
     )
 
 
+def status_of(world: World, record: Record) -> TunnelStatus:
+    """Return the status of an agent, also of one that left."""
+    return world.tunnels.get(record.agent.id) or resting_status(record, record.changed)
+
+
 def spec_for(record: Record, rules: Rules) -> TunnelSpec | None:
     """Return the tunnel that an agent should have by its evidence; None without any, or without an address."""
     agent = record.agent

@@ -14,13 +14,13 @@ from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.daemon.evidence import ConsoleReader
 from tunnelmgr.daemon.prepared import KeyFile, build
+from tunnelmgr.daemon.trust_methods import ConsoleReader
+from tunnelmgr.dataplane.fast_path import fast_path_status
+from tunnelmgr.dataplane.socket_options import shortfalls
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError
-from tunnelmgr.gate.inspect import answer_of, listening, loopback_only
-from tunnelmgr.tunnel.fastpath import fast_path
-from tunnelmgr.tunnel.keys import load_key, load_login
-from tunnelmgr.tunnel.path import shortfalls
+from tunnelmgr.gate.registry_check import answer_of, listening, loopback_only
+from tunnelmgr.ssh.login import load_key, load_login
 
 MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr")})
 """What StateDirectory= and RuntimeDirectory= make at the first start (systemd.exec(5))."""
@@ -144,7 +144,7 @@ def _exposure(name: str, target: Endpoint) -> str:
 
 
 def _fast_path() -> Finding:
-    path = fast_path()
+    path = fast_path_status()
     if path.active:
         return Finding("fast path", "ok", "on: bulk data goes past asyncssh")
     return Finding(

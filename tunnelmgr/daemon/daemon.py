@@ -13,44 +13,44 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tunnelmgr import __version__
-from tunnelmgr.blocking import in_thread
 from tunnelmgr.config import ControllerConfig
-from tunnelmgr.control.audit import AuditLog
-from tunnelmgr.control.metrics import MetricsServer
 from tunnelmgr.control.server import ControlServer
-from tunnelmgr.control.systemd import notify, watchdog_interval
-from tunnelmgr.control.views import AuditFacts, DaemonFacts, FastPathFacts
 from tunnelmgr.controller import Clock, Controller
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.changes import restored
 from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured, Snapshot
+from tunnelmgr.core.health import AuditHealth, DaemonHealth, FastPathHealth
 from tunnelmgr.core.missing import missing
+from tunnelmgr.core.oci import Action, is_name
+from tunnelmgr.core.persistence import restored
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
 from tunnelmgr.core.precedence import precedence_of
 from tunnelmgr.core.reconcile import ExamineKey, Search
-from tunnelmgr.core.registry import Action, is_name
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
 from tunnelmgr.core.world import World
-from tunnelmgr.daemon.auditing import Auditor
-from tunnelmgr.daemon.evidence import Looks, methods_of
+from tunnelmgr.daemon.audit_trail import Auditor
 from tunnelmgr.daemon.garbage import collect, spare_the_old
-from tunnelmgr.daemon.lag import watch_lag
+from tunnelmgr.daemon.loop_lag import watch_lag
 from tunnelmgr.daemon.prepared import Prepared, prepare
-from tunnelmgr.daemon.registry import RegistryWatch
-from tunnelmgr.daemon.watches import Watches
+from tunnelmgr.daemon.registry_health import RegistryWatch
+from tunnelmgr.daemon.source_watches import Watches
+from tunnelmgr.daemon.trust_methods import Looks, methods_of
+from tunnelmgr.dataplane.channel import ForwardedChannel
+from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.errors import ConfigError, ControlError, TunnelmgrError
 from tunnelmgr.gate.caller import Caller, RequestRecord
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.observability.audit_log import AuditLog
+from tunnelmgr.observability.metrics import MetricsServer
+from tunnelmgr.observability.systemd import notify, watchdog_interval
+from tunnelmgr.ssh.host_key_scan import shown_certificate, shown_key
 from tunnelmgr.store.connect import Store, open_store
+from tunnelmgr.threads import in_thread
 from tunnelmgr.trust.resolve import Resolver
 from tunnelmgr.tunnel.admission import Admission, Permit, places_for
-from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.fastpath import fast_path
 from tunnelmgr.tunnel.probe import Prover
-from tunnelmgr.tunnel.scan import shown_certificate, shown_key
 from tunnelmgr.tunnel.supervisor import Supervisor
 from tunnelmgr.tunnel.worker import Settings
 
@@ -117,12 +117,12 @@ class Daemon:
         """The world as it is."""
         return self.controller.world
 
-    def facts(self) -> DaemonFacts:
+    def health(self) -> DaemonHealth:
         """Return what there is to say of this process."""
         uptime = time.monotonic() - self.started
-        audit = AuditFacts(self.audit.error, self.audit.lost, self.audit.lost_recently)
-        path = FastPathFacts(fast_path().active, fast_path().reason)
-        return DaemonFacts(
+        audit = AuditHealth(self.audit.error, self.audit.lost, self.audit.lost_recently)
+        path = FastPathHealth(fast_path_status().active, fast_path_status().reason)
+        return DaemonHealth(
             self.begun.name, __version__, uptime, self.registry.facts, self.controller.store_error, audit, path
         )
 
@@ -369,7 +369,7 @@ def descriptors() -> int:
 
 
 def _log_fast_path() -> None:
-    path = fast_path()
+    path = fast_path_status()
     if path.active:
         log.info("fast path switched on")
     else:

@@ -17,7 +17,7 @@ from tunnelmgr.core.events import Rules
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.discovery.ec2_events import Queue
 from tunnelmgr.errors import ConfigError
-from tunnelmgr.tunnel.keys import Login, load_login
+from tunnelmgr.ssh.login import Login, load_login
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ import boto3
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from tunnelmgr.core.plain import plain, said
+from tunnelmgr.core.sanitize import plain, said
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client

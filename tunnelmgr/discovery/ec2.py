@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from botocore.exceptions import ClientError
 from pydantic import AfterValidator, Field
 
-from tunnelmgr.blocking import each
 from tunnelmgr.config import SourceConfig, TrustOrder
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Snapshot
@@ -24,6 +23,7 @@ from tunnelmgr.core.trust import Method
 from tunnelmgr.discovery.aws import AwsError, Clients, explain
 from tunnelmgr.discovery.ec2_events import SqsQueue
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
+from tunnelmgr.threads import each
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
-from tunnelmgr.blocking import in_thread
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, Event, FeedHeard
 from tunnelmgr.discovery.aws import AwsError, explain
+from tunnelmgr.threads import in_thread
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient

@@ -26,7 +26,7 @@ from requests.exceptions import ConnectionError as Broken
 
 from tunnelmgr import __version__
 from tunnelmgr.config import examine_key_file
-from tunnelmgr.core.plain import plain
+from tunnelmgr.core.sanitize import plain
 from tunnelmgr.discovery.hetzner_budget import Budget
 from tunnelmgr.errors import DiscoveryError
 

@@ -12,12 +12,12 @@ from typing import Protocol, runtime_checkable
 
 import structlog
 
-from tunnelmgr.blocking import in_thread
 from tunnelmgr.config import Source
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event, Snapshot
 from tunnelmgr.core.missing import completed
 from tunnelmgr.errors import DiscoveryError
+from tunnelmgr.threads import in_thread
 
 log = structlog.get_logger(__name__)
 

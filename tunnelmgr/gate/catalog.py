@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
 
-from tunnelmgr.core.registry import RegistryRequest
+from tunnelmgr.core.oci import RegistryRequest
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.answers import Answer
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
+from tunnelmgr.core.oci import is_tag
 from tunnelmgr.core.policy import Verdict
-from tunnelmgr.core.registry import is_tag
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.answers import Answer
 from tunnelmgr.gate.catalog import RegistryPage
-from tunnelmgr.gate.claims import DELETING, Claims
 from tunnelmgr.gate.permitted import Permitted
+from tunnelmgr.gate.tag_locks import DELETING, Claims
 
 MOST_TAGS: Final = 1000
 """Protected tags of a repository that are asked for one delete; a registry on the same machine takes a second."""

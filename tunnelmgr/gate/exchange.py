@@ -11,17 +11,16 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
+from tunnelmgr.core.oci import RegistryRequest, is_digest
 from tunnelmgr.core.ports import Channel
-from tunnelmgr.core.registry import RegistryRequest, is_digest
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.answers import CONTINUE
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
 from tunnelmgr.gate.catalog import RegistryPage
-from tunnelmgr.gate.follow import told_location
 from tunnelmgr.gate.framing import BodyShape, Coding, HeadBuffer, RequestHead, ResponseHead
 from tunnelmgr.gate.headers import answer_head, registry_request
-from tunnelmgr.gate.link import RegistryLink
+from tunnelmgr.gate.location_rewrite import told_location
 from tunnelmgr.gate.manifest import (
     MAX_MANIFEST,
     ManifestTooLargeError,
@@ -29,6 +28,7 @@ from tunnelmgr.gate.manifest import (
     TaggedManifest,
     media_type,
 )
+from tunnelmgr.gate.registry_connection import RegistryLink
 
 # Docker's registry takes a manifest for missing unless its type is accepted, so all that it can store are named.
 _ANY_MANIFEST: Final = (

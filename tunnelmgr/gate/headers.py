@@ -8,10 +8,10 @@ Towards the agent, everything but hop-by-hop fields (RFC 9110, section 7.6.1); f
 from collections.abc import Iterator
 from typing import Final
 
-from tunnelmgr.core.registry import Body, RegistryRequest
+from tunnelmgr.core.oci import Body, RegistryRequest
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate.follow import told_links
 from tunnelmgr.gate.framing import BodyShape, Coding, Field, RequestHead, ResponseHead, connection_options
+from tunnelmgr.gate.location_rewrite import told_links
 
 _TO_REGISTRY: Final = frozenset(
     {

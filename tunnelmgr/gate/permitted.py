@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from tunnelmgr.core.oci import RegistryRequest
 from tunnelmgr.core.policy import GroupPolicy, Verdict
-from tunnelmgr.core.registry import RegistryRequest
+from tunnelmgr.gate.access_record import Entry
 from tunnelmgr.gate.answers import Answer, refusal
-from tunnelmgr.gate.entry import Entry
 from tunnelmgr.gate.exchange import Exchange
 from tunnelmgr.gate.framing import RequestHead
 

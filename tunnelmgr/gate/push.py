@@ -14,15 +14,15 @@ from typing import Final
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.locations import parse_reference, upload_place
+from tunnelmgr.core.oci import UPLOAD_STATE, RegistryRequest, Route, at_place, without_mount
 from tunnelmgr.core.policy import Verdict, may_mount, protected_tags
-from tunnelmgr.core.registry import UPLOAD_STATE, RegistryRequest, Route, at_place, without_mount
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.answers import Answer
-from tunnelmgr.gate.claims import TAGGING, Claims, Key
-from tunnelmgr.gate.follow import UnusableLocationError, location_of
 from tunnelmgr.gate.framing import RequestHead, ResponseHead
+from tunnelmgr.gate.location_rewrite import UnusableLocationError, location_of
 from tunnelmgr.gate.manifest import ManifestTooLargeError, PushedManifest
 from tunnelmgr.gate.permitted import Permitted
+from tunnelmgr.gate.tag_locks import TAGGING, Claims, Key
 from tunnelmgr.gate.uploads import Upload, Uploads
 
 _DONE: Final = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})

@@ -9,8 +9,8 @@ import structlog
 from tunnelmgr.core.ports import AgentChannel, Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate.registry_socket import Upstream
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
-from tunnelmgr.gate.upstream import Upstream
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 

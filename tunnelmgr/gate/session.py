@@ -22,24 +22,24 @@ from typing import Final
 import structlog
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.oci import WELL_KNOWN_PATH, Action, classify, probe_request
 from tunnelmgr.core.policy import GroupPolicy, decide, may_see
 from tunnelmgr.core.ports import AgentChannel
-from tunnelmgr.core.registry import WELL_KNOWN_PATH, Action, classify, probe_request
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateClosedError, GateError, MalformedRequestError
+from tunnelmgr.gate.access_record import Entry
 from tunnelmgr.gate.answers import Answer, refusal
 from tunnelmgr.gate.caller import Caller, NoRequestLog, RequestLog
 from tunnelmgr.gate.catalog import CatalogSearch
-from tunnelmgr.gate.claims import Claims
 from tunnelmgr.gate.deletion import Deleting
-from tunnelmgr.gate.entry import Entry
 from tunnelmgr.gate.exchange import AgentStalledError, Exchange, Limits, Progress, ReadOnlyError
-from tunnelmgr.gate.follow import RedirectedElsewhereError, UnusableLocationError
 from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, has_form_body, parse_request_head
-from tunnelmgr.gate.link import SLOTS, RegistryLink
-from tunnelmgr.gate.per_agent import PerAgent
+from tunnelmgr.gate.location_rewrite import RedirectedElsewhereError, UnusableLocationError
 from tunnelmgr.gate.permitted import Permitted
 from tunnelmgr.gate.push import READ_AT_ONCE, Pushing
+from tunnelmgr.gate.registry_connection import SLOTS, RegistryLink
+from tunnelmgr.gate.request_limit import PerAgent
+from tunnelmgr.gate.tag_locks import Claims
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
 from tunnelmgr.gate.uploads import Uploads
 

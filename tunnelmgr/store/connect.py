@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from tunnelmgr.core.changes import Changes, Memory
+from tunnelmgr.core.persistence import Changes, Memory
 from tunnelmgr.errors import StoreError
 from tunnelmgr.store.sqlite import SqliteStore
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.changes import Changes, Memory
+from tunnelmgr.core.persistence import Changes, Memory
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import Moment, Quarantine, Record

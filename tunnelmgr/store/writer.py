@@ -15,10 +15,10 @@ from typing import Final, Protocol
 
 import structlog
 
-from tunnelmgr.blocking import CallingThread
-from tunnelmgr.core.changes import Changes, changes, is_pinned
+from tunnelmgr.core.persistence import Changes, changes, is_pinned
 from tunnelmgr.core.world import Record, World
 from tunnelmgr.errors import StoreError
+from tunnelmgr.threads import CallingThread
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from tunnelmgr.core.plain import plain
+from tunnelmgr.core.sanitize import plain
 from tunnelmgr.core.trust import fingerprint
 
 HOST = 2

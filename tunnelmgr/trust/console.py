@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tunnelmgr.blocking import in_thread
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyUnknownError
+from tunnelmgr.threads import in_thread
 from tunnelmgr.trust.console_block import host_keys
 
 AT_ONCE = 4

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.plain import plain
+from tunnelmgr.core.sanitize import plain
 from tunnelmgr.core.trust import HostTrust, Method, fingerprint
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 

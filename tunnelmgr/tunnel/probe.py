@@ -15,7 +15,7 @@ import secrets
 from typing import Protocol
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.registry import probe_request
+from tunnelmgr.core.oci import probe_request
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ImpostorListenerError
 

@@ -8,9 +8,9 @@ import structlog
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, TunnelEnded
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
+from tunnelmgr.dataplane.half_open import Ends
+from tunnelmgr.dataplane.unwind import unwind
 from tunnelmgr.errors import Pace, TunnelError
-from tunnelmgr.tunnel.half_open import Ends
-from tunnelmgr.tunnel.unwind import unwind
 from tunnelmgr.tunnel.worker import Settings, Worker
 
 log = structlog.get_logger(__name__)

@@ -14,6 +14,9 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
+from tunnelmgr.dataplane.channel import ForwardedChannel
+from tunnelmgr.dataplane.half_open import Ends, reset_half_open
+from tunnelmgr.dataplane.unwind import unwind
 from tunnelmgr.errors import (
     AbusiveAgentError,
     ConnectionLostError,
@@ -22,13 +25,10 @@ from tunnelmgr.errors import (
     ProbeTimeoutError,
     TunnelError,
 )
+from tunnelmgr.ssh.client import ChannelRefused, Listener, SshConnection, dial
+from tunnelmgr.ssh.login import Login
 from tunnelmgr.tunnel.admission import Admission
-from tunnelmgr.tunnel.channel import ForwardedChannel
-from tunnelmgr.tunnel.half_open import Ends, reset_half_open
-from tunnelmgr.tunnel.keys import Login
 from tunnelmgr.tunnel.probe import Prover
-from tunnelmgr.tunnel.ssh import ChannelRefused, Listener, SshConnection, dial
-from tunnelmgr.tunnel.unwind import unwind
 
 log = structlog.get_logger(__name__)
 

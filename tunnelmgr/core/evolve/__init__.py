@@ -25,7 +25,7 @@ from tunnelmgr.core.events import (
     TunnelEnded,
     TunnelProbed,
 )
-from tunnelmgr.core.evolve import agents, claims, evidence, people, tunnels
+from tunnelmgr.core.evolve import agents, claims, evidence, operator, tunnels
 from tunnelmgr.core.world import World
 
 
@@ -57,13 +57,13 @@ def evolve(world: World, event: Event, now: float) -> World:  # noqa: C901, PLR0
         case TunnelEnded():
             return tunnels.ended(world, event, now)
         case RetryRequested():
-            return people.retry(world, event, now)
+            return operator.retry(world, event, now)
         case ReleaseRequested():
-            return people.release(world, event, now)
+            return operator.release(world, event, now)
         case SeedAdded(seed):
             return replace(world, seeds={**world.seeds, seed.id: seed})
         case DrainRequested():
             return replace(world, draining=True)
         case MemoryExpired(before, wall):
-            return people.forget(world, before, now if wall is None else wall)
+            return operator.forget(world, before, now if wall is None else wall)
     assert_never(event)

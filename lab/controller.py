@@ -1,0 +1,142 @@
+"""The controller as a user runs it: its own process, an ordinary configuration file, and the real command line."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+from lab.namespaces import Machine
+from lab.processes import LabError, Process, until
+from tunnelmgr.control.client import ControlClient
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import TunnelmgrError
+from tunnelmgr.hooks import authorized_keys_line
+from tunnelmgr.ssh.login import make_key, public_line
+
+LISTEN = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
+
+_HEAD = """\
+[controller]
+name = "registry-1"
+state = "sqlite:///{folder}/state.db"
+socket = "{folder}/tunnelmgr.sock"
+drain = "10s"
+
+[ssh]
+key = "{folder}/id_ed25519"
+connect_timeout = "3s"
+probe_interval = "{probe_interval}"
+"""
+
+
+class LabController:
+    """`tunnelmgr run` on a machine of the lab, with its files in one folder."""
+
+    def __init__(self, machine: Machine, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.machine = machine
+        self.folder = folder
+        self.file = folder / "tunnelmgr.toml"
+        self._environment = dict(environment or {})
+        self._process: Process | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        make_key(folder / "id_ed25519", "tunnelmgr@demo")
+
+    @property
+    def authorized_keys(self) -> str:
+        """The line that agents need."""
+        return authorized_keys_line(LISTEN, public_line(self.folder / "id_ed25519"))
+
+    @property
+    def client(self) -> ControlClient:
+        """The daemon's API."""
+        return ControlClient(self.folder / "tunnelmgr.sock")
+
+    @property
+    def log_file(self) -> Path:
+        """Where the daemon logs, one JSON object a line."""
+        return self.folder / "tunnelmgr.log"
+
+    @property
+    def pid(self) -> int:
+        """The daemon's own process id."""
+        if self._process is None:
+            raise LabError("the controller does not run")
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return int(children[0]) if children else self._process.pid
+
+    def configure(self, rest: str, *, probe_interval: str = "2s", head: str = _HEAD) -> None:
+        """Write the configuration: the usual head, and `rest`."""
+        self.file.write_text(head.format(folder=self.folder, probe_interval=probe_interval) + rest)
+
+    def start(self) -> None:
+        """Start the daemon and return when it answers."""
+        argv = [sys.executable, "-m", "tunnelmgr", "run", "-c", str(self.file), "--log-format", "json"]
+        self._process = process = self.machine.popen(argv, log=self.log_file, env=self._environment)
+        until(lambda: process.poll() is not None or self.answers(), "the controller answers", timeout=20)
+        if process.poll() is not None:
+            raise LabError(f"the controller does not start: {self.log()[-2000:]}")
+
+    def stop(self, patience: float = 20.0) -> int:
+        """Ask the daemon to drain, wait, and return its exit status."""
+        if self._process is None:
+            return 0
+        os.kill(self.pid, signal.SIGTERM)
+        process, self._process = self._process, None
+        until(lambda: process.poll() is not None, "the controller ends", timeout=patience)
+        return int(process.returncode)
+
+    def kill(self) -> None:
+        """End the daemon as kill -9 does."""
+        os.kill(self.pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(timeout=5)
+        self._process = None
+
+    def answers(self) -> bool:
+        """Tell whether the daemon answers on its socket."""
+        try:
+            self.client.status()
+        except TunnelmgrError:
+            return False
+        return True
+
+    def log(self) -> str:
+        """All that the daemon has logged."""
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def command(self, *words: str, timeout: float = 30.0) -> CompletedProcess[str]:
+        """Run the command line against this daemon, as a person would."""
+        argv = [sys.executable, "-m", "tunnelmgr", "-c", str(self.file), *words]
+        return self.machine.run(argv, timeout=timeout, env=self._environment)
+
+    def agent(self, wanted: str) -> dict[str, Any]:
+        """Return one agent with its story."""
+        return self.client.agent(wanted)
+
+    def wait(
+        self, wanted: str, condition: Callable[[dict[str, Any]], bool], what: str, timeout: float = 20.0
+    ) -> dict[str, Any]:
+        """Wait until an agent is as it should be, and return it; raises LabError with its state and story."""
+        last: dict[str, Any] = {}
+
+        def holds() -> bool:
+            try:
+                last.update(self.agent(wanted))
+            except TunnelmgrError as failed:
+                last["failed"] = str(failed)
+                return False
+            return condition(last)
+
+        try:
+            until(holds, what, timeout=timeout)
+        except LabError as late:
+            raise LabError(f"{late}; last seen: {json.dumps(last, indent=1)}") from late
+        return last
+
+    def wait_phase(self, wanted: str, phase: str, timeout: float = 20.0) -> dict[str, Any]:
+        """Wait until an agent is in a phase."""
+        return self.wait(wanted, lambda agent: agent["phase"] == phase, f"{wanted} is {phase}", timeout)

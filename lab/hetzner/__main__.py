@@ -1,0 +1,20 @@
+"""Serve the look-alike of Hetzner Cloud: `python -m lab.hetzner --listen 127.0.0.1:4011`."""
+
+from __future__ import annotations
+
+import argparse
+
+from lab.hetzner.server import LabHetzner, Listener
+
+
+def main() -> None:
+    """Serve until a signal ends the process."""
+    parser = argparse.ArgumentParser(prog="python -m lab.hetzner", description=__doc__)
+    parser.add_argument("--listen", default="127.0.0.1:4011", metavar="HOST:PORT")
+    host, _, port = parser.parse_args().listen.rpartition(":")
+    with Listener((host, int(port)), LabHetzner()) as listener:
+        listener.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Foreign texts, whatever they hold: what is made of them can be shown."""
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnelmgr.core.sanitize import LIMIT, escaped, plain, printable, said
+
+STEERING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Controls, marks of direction, halves of surrogates, what has no glyph, and separators of lines."""
+texts = st.text(st.characters(), max_size=300)
+json_values = st.recursive(
+    st.none() | st.integers() | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+)
+fuzzed = settings(derandomize=True, database=None, max_examples=300)
+
+
+@fuzzed
+@given(text=texts)
+def test_nothing_that_steers_a_terminal_is_left(text: str) -> None:
+    """Each character that is not printable becomes one `?`, and no other is touched."""
+    shown = printable(text)
+
+    assert not {unicodedata.category(char) for char in shown} & STEERING
+    assert len(shown) == len(text)
+    assert all(after == (before if before.isprintable() else "?") for before, after in zip(text, shown, strict=True))
+    assert printable(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "char", ["\x00", "\x1b", "\x7f", "\x80", "\x9b", "\x85", "\u200f", "\u202e", "\u2028", "\ud800"]
+)
+def test_each_kind_of_them_is_replaced(char: str) -> None:
+    """C0, DEL, C1 with its own CSI, marks of direction, separators and half a surrogate."""
+    assert printable(f"a{char}b") == "a?b"
+
+
+def test_a_character_that_is_kept_stays() -> None:
+    """A trace in the log has several lines."""
+    assert printable("a\nb\tc", keep="\n") == "a\nb?c"
+
+
+@fuzzed
+@given(text=texts, limit=st.integers(1, 400))
+def test_a_plain_text_is_one_short_line(text: str, limit: int) -> None:
+    """Whatever comes in; and what is plain stays so."""
+    line = plain(text, limit)
+
+    assert len(line) <= limit
+    assert line.isprintable()
+    assert plain(line, limit) == line.strip()
+
+
+@fuzzed
+@given(text=texts)
+def test_an_error_always_says_something_that_can_be_shown(text: str) -> None:
+    """Its own words, or its type."""
+    told = said(ValueError(text))
+
+    assert told
+    assert told.isprintable()
+    assert len(told) <= LIMIT
+
+
+@fuzzed
+@given(value=json_values)
+def test_an_escaped_document_means_the_same_and_can_be_shown(value: object) -> None:
+    """Scripts lose nothing, and a terminal is not steered."""
+    document = escaped(json.dumps(value, indent=2, ensure_ascii=False))
+
+    assert json.loads(document) == value
+    assert document.replace("\n", "").isprintable()

@@ -1,0 +1,356 @@
+"""What is written down: every refusal, every allowed action on a repository, and every step of trust and tunnels."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.ssh.ssh_server import until
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.world import Moment, Record, World
+from tunnelmgr.daemon import audit_trail
+from tunnelmgr.daemon.audit_trail import BURST, FOLD, RATE, Auditor
+from tunnelmgr.gate.caller import Caller, RequestRecord
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIAGkZnzWcWDkVGJCSmtWFcZOcmXJ9vSVP6sHJqMF5kP"
+AGENT = Agent(AgentId("ec2:i-1"), "i-1", "cloud", "ci", "ci-1", ("10.0.0.1",))
+RECORD = Record(AGENT, first_seen=0.0, changed=0.0, trust=HostTrust(Method.CONSOLE, (KEY,)))
+
+
+class Book:
+    """An audit log that keeps its entries."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self.is_full = False
+        self.healthy = True
+        self.has_room = asyncio.Event()
+
+    def note(self, code: str, agent: AgentId | None = None, **facts: object) -> None:
+        """Keep one entry; facts that are None are left out."""
+        entry = {"code": code, "agent": agent, **facts}
+        self.entries.append({name: value for name, value in entry.items() if value is not None})
+
+    def full(self, _agent: AgentId) -> bool:
+        """Tell whether the next entry would be lost."""
+        return self.is_full
+
+    async def room(self, _agent: AgentId) -> None:
+        """Wait until it would not be."""
+        await self.has_room.wait()
+
+
+class Desk:
+    """An auditor, what it wrote, and the time by which it goes."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.book = Book()
+        world = World(records={AGENT.id: RECORD})
+        self.auditor = Auditor(self.book, lambda: world, lambda: self.now)  # type: ignore[arg-type]
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """What was audited."""
+        return self.book.entries
+
+    def later(self, seconds: float) -> None:
+        """Let time pass, and the auditor look at what is folded."""
+        self.now += seconds
+        self.auditor._tick()
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    """Set up an auditor of a world with one agent."""
+    return Desk()
+
+
+def request(**changes: object) -> RequestRecord:
+    """Return a pull that was allowed."""
+    facts = {
+        "caller": Caller(AGENT.id, "ci-1", "ci", "registry-1", "127.0.0.1:5000", 7),
+        "method": "GET",
+        "action": "pull",
+        "repository": "team/app",
+        "reference": "1",
+        "verdict": "allowed",
+        "rule": "pull **",
+        "status": 200,
+        "bytes_to_agent": 10,
+        "bytes_from_agent": 1,
+        "took": 0.0125,
+    }
+    return RequestRecord(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+async def test_a_pull_is_told_with_agent_key_rule_and_size(desk: Desk) -> None:
+    """An entry says who, by which proof, did what, by which rule, with which result."""
+    desk.auditor.record(request())
+
+    assert desk.entries == [
+        {
+            "code": "request-allowed",
+            "agent": "ec2:i-1",
+            "incarnation": "i-1",
+            "group": "ci",
+            "address": "10.0.0.1",
+            "trust": "console",
+            "key": RECORD.trust.fingerprints[0] if RECORD.trust else "",
+            "channel": 7,
+            "method": "GET",
+            "action": "pull",
+            "repository": "team/app",
+            "reference": "1",
+            "verdict": "allow",
+            "rule": "pull **",
+            "status": 200,
+            "bytes_to_agent": 10,
+            "bytes_from_agent": 1,
+            "duration_ms": 12.5,
+        }
+    ]
+
+
+async def test_requests_that_are_alike_become_two_entries(desk: Desk) -> None:
+    """The first is written at once; the others become one entry with their count, both times and their sums."""
+    desk.auditor.record(request())
+    desk.now += 1
+    desk.auditor.record(request(took=0.5))
+    desk.now += 1
+    desk.auditor.record(request(bytes_to_agent=5))
+    assert len(desk.entries) == 1
+
+    desk.later(FOLD)
+
+    assert len(desk.entries) == 2
+    folded = desk.entries[1]
+    assert (folded["count"], folded["since"]) == (2, "1970-01-01T00:16:41.000Z")
+    assert (folded["bytes_to_agent"], folded["bytes_from_agent"], folded["duration_ms"]) == (15, 2, 500.0)
+
+
+async def test_requests_that_go_on_become_one_entry_a_window(desk: Desk) -> None:
+    """A flood of one kind for an hour is one entry in five seconds, and none once it has ended."""
+    for _ in range(100):
+        desk.auditor.record(request())
+        desk.later(FOLD / 2)
+    flooded = len(desk.entries)
+    desk.later(FOLD)
+    desk.later(FOLD)
+    after = len(desk.entries)
+    desk.later(10 * FOLD)
+
+    assert flooded <= 52
+    assert len(desk.entries) == after
+    assert sum(entry.get("count", 1) for entry in desk.entries) == 100
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "HEAD"},
+        {"repository": "team/other"},
+        {"reference": "2"},
+        {"verdict": "refused"},
+        {"status": 404},
+        {"error": "registry-unavailable"},
+        {"caller": Caller(AgentId("ec2:i-2"), "ci-2", "ci", "registry-1", "127.0.0.1:5000", 8)},
+    ],
+)
+async def test_requests_that_differ_have_entries_of_their_own(desk: Desk, change: dict[str, object]) -> None:
+    """Only requests of one agent for the same thing with the same result are counted together."""
+    desk.auditor.record(request())
+    desk.auditor.record(request(**change))
+
+    assert len(desk.entries) == 2
+
+
+async def test_at_the_end_what_is_folded_is_written(desk: Desk) -> None:
+    """A stop loses no entry."""
+    desk.book.has_room.set()
+    for _ in range(3):
+        desk.auditor.record(request())
+
+    await desk.auditor.flush()
+
+    assert [entry.get("count") for entry in desk.entries] == [None, 2]
+
+
+async def test_what_is_folded_waits_for_room(desk: Desk) -> None:
+    """Many folded entries that come due at once do not overrun the agent's queue; a disk that fails costs them."""
+    for number in range(3):
+        for _ in range(2):
+            desk.auditor.record(request(reference=str(number)))
+    desk.book.is_full = True
+    desk.later(FOLD)
+    assert len(desk.entries) == 3
+
+    desk.auditor.record(request(reference="0"))
+    desk.book.is_full = False
+    desk.later(1.0)
+    assert [entry["count"] for entry in desk.entries[3:]] == [2, 1, 1]
+
+    desk.auditor.record(request(reference="0"))
+    desk.book.is_full, desk.book.healthy = True, False
+    desk.later(FOLD)
+    assert len(desk.entries) == 7
+
+
+async def test_a_stop_waits_for_room_and_not_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is folded at a stop is written once there is room, or handed over when the patience is over."""
+    for _ in range(2):
+        desk.auditor.record(request())
+    monkeypatch.setattr(audit_trail, "PATIENCE", 0.01)
+
+    await desk.auditor.flush()
+    assert len(desk.entries) == 2
+
+    desk.auditor.record(request())
+    desk.auditor.record(request())
+    desk.book.healthy = False
+    await desk.auditor.flush()
+    assert len(desk.entries) == 4
+
+
+async def test_time_alone_writes_what_is_folded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to ask again for the last entry to be written."""
+    monkeypatch.setattr(audit_trail, "FOLD", 0.05)
+    clock = asyncio.get_running_loop().time
+    auditor = Auditor(desk.book, World, clock)  # type: ignore[arg-type]
+    auditor.record(request())
+    auditor.record(request())
+
+    await until(lambda: len(desk.entries) == 2)
+    await until(lambda: auditor._timer is None)
+
+    assert desk.entries[1]["count"] == 1
+
+
+async def test_an_agent_that_causes_many_entries_waits_for_its_rate(desk: Desk) -> None:
+    """A burst is free; beyond it the agent pays with time, and no other agent does."""
+    for number in range(int(BURST)):
+        desk.auditor.record(request(reference=str(number)))
+    await desk.auditor.settle(AGENT.id)
+
+    for number in range(int(RATE)):
+        desk.auditor.record(request(reference=f"more-{number}"))
+    bucket = desk.auditor._buckets[AGENT.id]
+    assert bucket.wait(desk.now) == pytest.approx(1.0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await desk.auditor.settle(AGENT.id)
+    await desk.auditor.settle(AgentId("ec2:i-2"))
+
+    desk.later(1.0)
+    await desk.auditor.settle(AGENT.id)
+    desk.later(BURST / RATE + 1)
+    assert AGENT.id not in desk.auditor._buckets
+
+
+async def test_an_agent_whose_entries_find_no_room_waits_for_the_disk_and_not_for_ever(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent goes on once its entries are written, once its patience is over, or at once if the disk fails."""
+    desk.book.is_full = True
+    monkeypatch.setattr(audit_trail, "PATIENCE", 0.01)
+    await desk.auditor.settle(AGENT.id)
+
+    monkeypatch.setattr(audit_trail, "PATIENCE", 10.0)
+    desk.book.healthy = False
+    await desk.auditor.settle(AGENT.id)
+    desk.book.healthy = True
+    desk.book.has_room.set()
+    async with asyncio.timeout(5):
+        await desk.auditor.settle(AGENT.id)
+
+
+@pytest.mark.parametrize("action", ["base", "well-known"])
+async def test_an_allowed_look_at_nothing_is_not_audited(desk: Desk, action: str) -> None:
+    """Version checks and our own probes use no repository, and cost no entry."""
+    desk.auditor.record(request(action=action))
+
+    assert desk.entries == []
+    assert desk.auditor._buckets == {}
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("refused", "request-refused"), ("malformed", "request-malformed")])
+async def test_every_refusal_is_audited(desk: Desk, verdict: str, code: str) -> None:
+    """Every refused request is in the log, also one that could not be read."""
+    desk.auditor.record(request(action="base", verdict=verdict))
+
+    assert [(entry["code"], entry["verdict"]) for entry in desk.entries] == [(code, "refuse")]
+
+
+async def test_the_log_has_a_line_for_each_entry(desk: Desk) -> None:
+    """Reads are for debugging, refusals and pushes information, and a failing registry is a warning."""
+    with capture_logs() as lines:
+        desk.auditor.record(request())
+        desk.auditor.record(request(action="push"))
+        desk.auditor.record(request(verdict="refused", status=403))
+        desk.auditor.record(request(status=503, error="registry-unavailable", reason="the registry hung up"))
+        for _ in range(10):
+            desk.auditor.record(request(verdict="refused", status=403))
+        desk.later(FOLD)
+
+    assert [(line["log_level"], line["event"], line.get("count")) for line in lines] == [
+        ("debug", "request", None),
+        ("info", "request", None),
+        ("info", "request", None),
+        ("warning", "request failed", None),
+        ("info", "request", 10),
+    ]
+    assert lines[0] == {
+        "agent": "ec2:i-1",
+        "group": "ci",
+        "action": "pull",
+        "repository": "team/app",
+        "reference": "1",
+        "verdict": "allowed",
+        "status": 200,
+        "bytes": 11,
+        "took": 0.0125,
+        "event": "request",
+        "log_level": "debug",
+    }
+
+
+async def test_a_request_of_an_agent_that_is_forgotten_still_names_it() -> None:
+    """The last request of an agent that has just gone is not lost."""
+    book = Book()
+
+    Auditor(book, World, lambda: 0.0).record(request())  # type: ignore[arg-type]
+
+    assert book.entries[0]["agent"] == "ec2:i-1"
+
+
+async def test_a_quarantine_is_told_with_its_reason_and_waiting_is_not(desk: Desk) -> None:
+    """The steps that matter are audited; that something is waited for is not."""
+    desk.auditor.moment(RECORD, Moment(1.0, "quarantined", "another key"))
+    desk.auditor.moment(RECORD, Moment(1.0, "waiting", "console: no block yet"))
+
+    assert [(entry["code"], entry["detail"]) for entry in desk.entries] == [("tunnel-quarantined", "another key")]
+
+
+async def test_a_repeated_step_is_audited_with_its_count(desk: Desk) -> None:
+    """The entry tells how often the same has happened, the first one does not."""
+    failed = Moment(1.0, "failed", "nobody answers")
+    desk.auditor.moment(RECORD, failed)
+    desk.auditor.moment(RECORD, failed.again(2.0))
+
+    assert [(entry["code"], entry.get("count")) for entry in desk.entries] == [
+        ("tunnel-failed", None),
+        ("tunnel-failed", 2),
+    ]
+
+
+async def test_who_released_an_agent_is_in_the_audit(desk: Desk) -> None:
+    """The entry has the user's id and the reason; an entry that nobody asked for has no user."""
+    desk.auditor.moment(RECORD, Moment(1.0, "released", "reinstalled", uid=1000))
+    desk.auditor.moment(RECORD, Moment(1.0, "probed", "up"))
+
+    assert [(entry["code"], entry["detail"], entry.get("uid")) for entry in desk.entries] == [
+        ("tunnel-released", "reinstalled", 1000),
+        ("tunnel-probed", "up", None),
+    ]

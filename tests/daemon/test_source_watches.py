@@ -1,0 +1,133 @@
+"""Sources come and go with the configuration; one that has not changed is left alone."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from tests.ssh.ssh_server import until
+from tunnelmgr.config import SourceConfig
+from tunnelmgr.core.events import AgentsDiscovered, Event, FeedClosed, FeedHeard, Snapshot
+from tunnelmgr.core.trust import Method
+from tunnelmgr.daemon.prepared import PreparedSource, prepared_source
+from tunnelmgr.daemon.source_watches import Watches
+from tunnelmgr.discovery.static import StaticAgent, StaticConfig
+
+
+def office(name: str = "office", *agents: str, poll: str = "1h") -> PreparedSource:
+    """Return a static source with these agents."""
+    entries = [StaticAgent(name=agent, address="192.0.2.7") for agent in agents]
+    return prepared_source(StaticConfig(name=name, type="static", trust=[Method.TOFU], poll=poll, agent=entries))
+
+
+@asynccontextmanager
+async def watching() -> AsyncIterator[tuple[Watches, list[Event], AsyncIOScheduler]]:
+    """Run a scheduler and a group of tasks for the watches, and end both."""
+    scheduler = AsyncIOScheduler(timezone="UTC")
+    scheduler.start()
+    events: list[Event] = []
+    async with asyncio.TaskGroup() as tasks:
+        watches = Watches(tasks, scheduler, events.append)
+        try:
+            yield watches, events, scheduler
+        finally:
+            watches.stop()
+            scheduler.shutdown(wait=False)
+
+
+def seen(events: list[Event]) -> list[tuple[str, set[str]]]:
+    """Return each answer's source and the names of its agents."""
+    return [
+        (event.source, {agent.name for agent in event.snapshot.agents})
+        for event in events
+        if isinstance(event, AgentsDiscovered)
+    ]
+
+
+async def test_a_source_is_asked_at_once_and_at_every_ring() -> None:
+    """Nobody waits an interval for the first answer."""
+    async with watching() as (watches, events, _):
+        watches.follow([office("office", "builder-1", poll="100ms")])
+        await until(lambda: len(events) >= 3)
+
+    assert seen(events)[0] == ("office", {"builder-1"})
+
+
+async def test_a_source_that_has_not_changed_goes_on_undisturbed() -> None:
+    """Its task and its bell are the same after a reload."""
+    async with watching() as (watches, events, scheduler):
+        watches.follow([office("office", "builder-1"), office("cellar", "builder-2")])
+        await until(lambda: len(events) == 2)
+        before, jobs = watches.running()["office"], {job.id for job in scheduler.get_jobs()}
+
+        watches.follow([office("office", "builder-1"), office("cellar", "builder-3")])
+        await until(lambda: len(events) == 3)
+
+        assert watches.running()["office"] is before
+        assert seen(events)[-1] == ("cellar", {"builder-3"})
+        assert len(jobs & {job.id for job in scheduler.get_jobs()}) == 1
+
+
+async def test_a_source_that_is_gone_is_asked_no_more() -> None:
+    """Neither task nor bell is left."""
+    async with watching() as (watches, events, scheduler):
+        watches.follow([office("office", "builder-1", poll="100ms")])
+        await until(lambda: events)
+        watches.follow([])
+
+        assert watches.running() == {}
+        assert scheduler.get_jobs() == []
+        count = len(events)
+        # Longer than its interval.
+        with pytest.raises(TimeoutError):
+            await until(lambda: len(events) > count, deadline=0.3)
+
+
+@dataclass
+class Listening:
+    """A source with a queue of events that stays silent."""
+
+    config: SourceConfig
+
+    def discover(self) -> Snapshot:
+        """Find nobody."""
+        return Snapshot(frozenset())
+
+    def queue(self) -> "Listening":
+        """Be the queue."""
+        return self
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Have nothing, at once."""
+        time.sleep(0.01)
+        return []
+
+    def delete(self, receipts: list[str]) -> None:
+        """Delete nothing."""
+
+
+async def test_a_queue_that_is_listened_to_no_more_is_told() -> None:
+    """A source's last failure of its queue is not shown for ever."""
+    source = Listening(SourceConfig(name="cloud", type="ec2", trust=[Method.CONSOLE]))
+    async with watching() as (watches, events, _):
+        watches.follow([PreparedSource(source, source.queue()), office()])
+        await until(lambda: FeedHeard("cloud", None) in events)
+
+        watches.follow([])
+
+        assert [event for event in events if isinstance(event, FeedClosed)] == [FeedClosed("cloud")]
+
+
+async def test_stopping_before_the_scheduler_runs_is_no_matter() -> None:
+    """A start may fail between the two."""
+    async with asyncio.TaskGroup() as tasks:
+        watches = Watches(tasks, AsyncIOScheduler(timezone="UTC"), lambda _event: None)
+        watches.follow([office()])
+        watches.stop()
+
+    assert watches.running() == {}

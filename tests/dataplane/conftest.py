@@ -1,0 +1,5 @@
+"""The data plane is tested between the same ends as the SSH adapter."""
+
+from tests.ssh.conftest import _home, desk, forgiving, host_key, key, login, sshd, unproved
+
+__all__ = ["_home", "desk", "forgiving", "host_key", "key", "login", "sshd", "unproved"]

@@ -1,0 +1,448 @@
+"""What is assumed of asyncssh: that its private parts are what we take them for, and end up as it would leave them.
+
+These are the contract tests: a release of asyncssh is proved once they and `test_pump.py` pass with it.
+"""
+
+import asyncio
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import asyncssh
+import pytest
+from asyncssh.crypto.cipher import GCMCipher
+from asyncssh.encryption import GCMEncryption
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.dataplane.both_ends import CONTENT, KIB, Both, opened
+from tests.ssh.ssh_server import until
+from tunnelmgr.dataplane.asyncssh_internals import (
+    ATTRIBUTES,
+    Channel,
+    Cipher,
+    Connection,
+    Encryption,
+    account,
+    await_window,
+    hear,
+    outlet,
+    window,
+)
+from tunnelmgr.dataplane.fast_path import PROVED, misfits
+from tunnelmgr.dataplane.ssh_packets import LARGEST, Batch
+
+AT_ODDS = [
+    ("conn", "_kex_complete", False),
+    ("conn", "_auth_complete", False),
+    ("conn", "_deferred_packets", [(94, ())]),
+    ("conn", "_compressor", object()),
+    ("conn", "_send_encryption", None),
+    ("conn", "_rekey_bytes", 0),
+    ("conn", "_rekey_seconds", 1),
+    ("conn", "_transport", None),
+    ("chan", "_send_state", "eof_pending"),
+    ("chan", "_send_buf", [(bytearray(b"queued"), None)]),
+    ("chan", "_encoding", "utf-8"),
+    ("chan", "_send_pktsize", LARGEST - 1),
+    ("chan", "_conn", None),
+]
+"""States in which only asyncssh may send."""
+DEAF = [
+    ("_auth_final", False),
+    ("_kex", object()),
+    ("_kex_complete", False),
+    ("_recv_handler", lambda: False),
+    ("_decompressor", object()),
+    ("_recv_encryption", None),
+]
+"""States in which only asyncssh may read."""
+
+
+def test_this_release_of_asyncssh_is_proved() -> None:
+    """A new one is added to `PROVED` once all of this file passes with it."""
+    if os.environ.get("PROVING"):
+        pytest.skip("this run is to find out")
+    assert asyncssh.__version__ in PROVED
+
+
+async def test_every_private_attribute_has_its_declared_type_on_an_open_connection() -> None:
+    """Types that were declared hold after the handshake, too, where many are no longer None."""
+    async with opened() as both:
+        encryption = both.conn._send_encryption
+        samples = {Connection: both.conn, Channel: both.chan, Encryption: encryption, Cipher: encryption._cipher}
+
+        assert list(misfits(ATTRIBUTES, samples)) == []
+
+
+async def test_every_private_attribute_means_what_is_assumed() -> None:
+    """The values on a connection at rest are those by which the code tells that it is at rest."""
+    async with opened() as both:
+        conn, chan = both.conn, both.chan
+        for encryption in (conn._send_encryption, conn._recv_encryption):
+            assert type(encryption) is GCMEncryption
+            assert type(encryption._cipher) is GCMCipher
+            assert (type(encryption._cipher._key), type(encryption._cipher._iv)) == (bytes, bytes)
+            assert len(encryption._cipher._iv) == 12
+        assert (conn._auth_complete, conn._auth_final, conn._kex_complete) == (True, True, True)
+        assert (conn._kex, conn._deferred_packets, conn._inpbuf) == (None, [], b"")
+        assert (conn._compressor, conn._decompressor) == (None, None)
+        assert conn._recv_handler == conn._recv_pkthdr
+        for counter in (conn._send_seq, conn._recv_seq, conn._rekey_bytes_sent, conn._rekey_bytes):
+            assert type(counter) is int
+        for counter in (chan._send_window, chan._send_chan, chan._send_pktsize):
+            assert type(counter) is int
+        assert type(conn._rekey_seconds) in {int, float}
+        assert type(conn._rekey_time) is float
+        assert (chan._send_state, chan._recv_state) == ("open", "open")
+        assert (chan._send_buf, chan._encoding, chan._send_paused) == ([], None, False)
+        assert chan._conn is conn
+        assert conn._channels[chan._recv_chan] is chan
+        assert (conn._recv_blocksize, chan._request_queue) == (16, [])
+        assert (conn._send_enchdrlen, conn._send_blocksize) == (1, 16)
+
+
+# --- sending ---
+
+
+def sent_by_us(both: Both, data: bytes) -> None:
+    """Send as `Pump` does."""
+    way, batch = outlet(both.chan), Batch()
+    assert way is not None
+    left = data
+    for place in batch.room(len(data)):
+        piece, left = left[: len(place)], left[len(place) :]
+        place[: len(piece)] = piece
+    account(both.chan, len(data))
+    both.conn._send(batch.buffer[: batch.seal(way.seal, way.channel, len(data))])
+
+
+async def test_a_batch_leaves_the_connection_as_asyncssh_itself_would() -> None:
+    """Counter, sequence number, window, and bytes towards the next key exchange move by the same steps."""
+    async with opened() as both:
+
+        def state() -> tuple[int, int, int, int]:
+            cipher = both.conn._send_encryption._cipher
+            counts = int.from_bytes(cipher._iv[4:], "big"), both.conn._send_seq
+            return (*counts, both.conn._rekey_bytes_sent, both.chan._send_window)
+
+        def moved(before: tuple[int, ...]) -> list[int]:
+            return [now - then for now, then in zip(state(), before, strict=True)]
+
+        before = state()
+        both.chan.write(CONTENT[:LARGEST])
+        by_asyncssh = moved(before)
+        before = state()
+        sent_by_us(both, CONTENT[:LARGEST])
+        by_us = moved(before)
+        got = await both.reader.readexactly(2 * LARGEST)
+
+    ignore = [1, 1, 16, 0]  # asyncssh puts an IGNORE of one block before each packet
+    assert by_us == [step - more for step, more in zip(by_asyncssh, ignore, strict=True)]
+    assert got == 2 * CONTENT[:LARGEST]
+
+
+async def test_asyncssh_and_we_may_take_turns() -> None:
+    """Each goes on where the other stopped."""
+    async with opened() as both:
+        for turn in range(10):
+            piece = CONTENT[turn * 1000 : (turn + 1) * 1000]
+            if turn % 2:
+                both.chan.write(piece)
+            else:
+                sent_by_us(both, piece)
+        assert await both.reader.readexactly(10_000) == CONTENT[:10_000]
+
+
+@pytest.mark.parametrize(("whose", "attribute", "value"), AT_ODDS)
+async def test_whatever_is_not_as_expected_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
+    """There is no way out past it."""
+    async with opened() as both:
+        if attribute == "_rekey_seconds":
+            both.conn._rekey_time = 0.0
+        assert outlet(both.chan) is not None or attribute == "_rekey_seconds"
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(getattr(both, whose), attribute, value)
+            assert outlet(both.chan) is None
+
+
+# --- hearing ---
+
+
+def sealed(both: Both, *payloads: bytes) -> bytes:
+    """Return packets under the seals that come next from the agent; asyncssh's own code makes them."""
+    cipher, wire = both.conn._recv_encryption._cipher, b""
+    agents = GCMCipher("aes128-gcm", cipher._key, cipher._iv)
+    for payload in payloads:
+        padding = 16 - (1 + len(payload)) % 16
+        padding += 16 if padding < 4 else 0
+        packet = bytes([padding]) + payload + os.urandom(padding)
+        body, tag = agents.encrypt_and_sign(len(packet).to_bytes(4, "big"), packet)
+        wire += body + tag
+    return wire
+
+
+def adjust(both: Both, room: int, channel: int | None = None) -> bytes:
+    """Return a window adjust for our channel."""
+    return struct.pack(">BII", 93, both.chan._recv_chan if channel is None else channel, room)
+
+
+def data(both: Both, content: bytes, channel: int | None = None) -> bytes:
+    """Return data for our channel."""
+    number = both.chan._recv_chan if channel is None else channel
+    return struct.pack(">BII", 94, number, len(content)) + content
+
+
+def sealed_adjust(both: Both, room: int, channel: int | None = None) -> bytes:
+    """Return a window adjust under the seal that comes next from the agent."""
+    return sealed(both, adjust(both, room, channel))
+
+
+IGNORE = struct.pack(">BI", 2, 0)
+
+
+@contextmanager
+def asyncsshs_own(both: Both, *, swallow: bool = True) -> Iterator[list[bytes]]:
+    """Write down what is left to asyncssh, and keep it from asyncssh if it is to be swallowed."""
+    own: list[bytes] = []
+    receive = both.conn.data_received
+
+    def received(wire: bytes) -> None:
+        own.append(wire)
+        if not swallow:
+            receive(wire)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(both.conn, "data_received", received)
+        yield own
+
+
+def heard(both: Both, wire: bytes) -> bytes:
+    """Have it heard; returns what is left of it."""
+    return wire[hear(both.conn, memoryview(wire), lambda: False)[0] :]
+
+
+def heard_state(both: Both) -> tuple[int, int, int, int]:
+    """Return what moves when a packet is heard."""
+    cipher = both.conn._recv_encryption._cipher
+    counter = int.from_bytes(cipher._iv[4:], "big")
+    return counter, both.conn._recv_seq, both.chan._send_window, both.chan._recv_window
+
+
+@pytest.mark.parametrize("kind", ["adjust", "data"])
+async def test_what_is_heard_leaves_the_connection_as_asyncssh_itself_would(kind: str) -> None:
+    """Counter, sequence number and windows move by the same steps, and the data arrives."""
+    async with opened() as both:
+
+        def said() -> bytes:
+            return sealed(both, adjust(both, 1000) if kind == "adjust" else data(both, b"x" * 1000))
+
+        def moved(before: tuple[int, ...]) -> list[int]:
+            return [now - then for now, then in zip(heard_state(both), before, strict=True)]
+
+        before = heard_state(both)
+        both.conn.data_received(said())
+        by_asyncssh = moved(before)
+        before = heard_state(both)
+        with asyncsshs_own(both) as own:
+            assert heard(both, said()) == b""
+        by_us = moved(before)
+
+        assert own == []
+        assert by_us == by_asyncssh
+        assert by_us[:2] == [1, 1]
+        if kind == "data":
+            assert [await both.ours.read(), await both.ours.read()] == [b"x" * 1000] * 2
+
+
+KEEPALIVE = b"\0\0\0\x15keepalive@openssh.com\1"
+
+
+async def test_a_keepalive_is_answered_as_asyncssh_itself_would() -> None:
+    """With a failure, which is an answer too; both directions move by the same steps, but for asyncssh's IGNORE."""
+    async with opened() as both:
+
+        def said() -> bytes:
+            return sealed(both, struct.pack(">BI", 98, both.chan._recv_chan) + KEEPALIVE)
+
+        def state() -> tuple[int, ...]:
+            cipher = both.conn._send_encryption._cipher
+            counter = int.from_bytes(cipher._iv[4:], "big")
+            return *heard_state(both), counter, both.conn._send_seq, both.conn._rekey_bytes_sent
+
+        def moved(before: tuple[int, ...]) -> list[int]:
+            return [now - then for now, then in zip(state(), before, strict=True)]
+
+        agents = both.writer.channel  # that waits for both answers
+        agents._request_waiters += [asyncio.get_running_loop().create_future() for _ in range(2)]
+        before = state()
+        both.conn.data_received(said())
+        by_asyncssh = moved(before)
+        before = state()
+        with asyncsshs_own(both) as own:
+            assert heard(both, said()) == b""
+        by_us = moved(before)
+        both.chan.write(b"and the connection stands")
+        assert await both.reader.readexactly(25) == b"and the connection stands"
+
+        assert own == []
+        assert by_us == [
+            *by_asyncssh[:4],
+            *(step - more for step, more in zip(by_asyncssh[4:], (1, 1, 16), strict=True)),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("whose", "attribute", "value"),
+    [
+        ("chan", "_request_queue", [("earlier", None, True)]),
+        ("chan", "_send_state", "closed"),
+        ("chan", "_recv_state", "closed"),
+        ("conn", "_rekey_bytes", 0),
+        ("conn", "_compressor", object()),
+    ],
+)
+async def test_a_keepalive_that_cannot_be_answered_now_is_left_to_asyncssh(
+    whose: str, attribute: str, value: object
+) -> None:
+    """It knows when to answer, and what."""
+    async with opened() as both:
+        wire = sealed(both, struct.pack(">BI", 98, both.chan._recv_chan) + KEEPALIVE)
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
+            patch.setattr(getattr(both, whose), attribute, value)
+            assert heard(both, wire) == b""
+        assert own == [wire]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["adjust", "data", "ignore", "long"]), min_size=1, max_size=8),
+    cuts=st.lists(st.integers(0, 1 << 20), max_size=8),
+)
+def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list[int]) -> None:
+    """Packets for us and for asyncssh, in pieces of any size: each is worked off once, by whom it is for."""
+
+    async def run() -> None:
+        async with opened() as both:
+            contents = [os.urandom(30_000 if kind == "long" else 100) for kind in kinds if kind in {"data", "long"}]
+            coming = iter(contents)
+            payloads = [
+                adjust(both, 10) if kind == "adjust" else IGNORE if kind == "ignore" else data(both, next(coming))
+                for kind in kinds
+            ]
+            before, wire, tail = heard_state(both), sealed(both, *payloads), b""
+            places = sorted({cut % len(wire) for cut in cuts} | {0, len(wire)})
+            with asyncsshs_own(both, swallow=False) as own:
+                for start, end in pairwise(places):
+                    tail = heard(both, tail + wire[start:end])
+
+            counter, sequence, window_, _ = heard_state(both)
+            assert tail == b""
+            assert len(own) == kinds.count("ignore")
+            assert (counter - before[0], sequence - before[1]) == (len(kinds), len(kinds))
+            assert window_ - before[2] == 10 * kinds.count("adjust")
+            got = b""
+            while len(got) < sum(map(len, contents)):
+                got += await both.ours.read()
+            assert got == b"".join(contents)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("within", [3, 20, 40])
+async def test_a_packet_that_asyncssh_has_begun_is_its_own_to_the_end(within: int) -> None:
+    """After a key exchange it may hold the beginning of one; from the next packet on we hear again."""
+    async with opened() as both:
+        wire = sealed(both, data(both, b"x" * 100), adjust(both, 10))
+        first = len(sealed(both, data(both, b"x" * 100)))
+        before, tail = heard_state(both), b""
+        both.conn.data_received(wire[:within])
+        with asyncsshs_own(both, swallow=False) as own:
+            for place in range(within, len(wire), 7):
+                tail = heard(both, tail + wire[place : place + 7])
+
+        assert tail == b""
+        assert b"".join(own) == wire[within:first]
+        assert heard_state(both)[1:3] == (before[1] + 2, before[2] + 10)
+        assert await both.ours.read() == b"x" * 100
+
+
+@pytest.mark.parametrize(("attribute", "value"), DEAF)
+async def test_what_arrives_in_any_other_state_is_left_to_asyncssh(attribute: str, value: object) -> None:
+    """Nothing is read and nothing is changed."""
+    async with opened() as both:
+        wire, before = sealed_adjust(both, 1), heard_state(both)[1:]
+
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
+            patch.setattr(both.conn, attribute, value)
+            assert heard(both, wire) == b""
+
+        assert own == [wire]
+        assert heard_state(both)[1:] == before
+
+
+@pytest.mark.parametrize(
+    ("whose", "attribute", "value"),
+    [
+        ("adjust", "_recv_state", "closed"),
+        ("data", "_recv_state", "eof"),
+        ("data", "_recv_window", 3),
+        ("data", "_encoding", "utf-8"),
+    ],
+)
+async def test_what_a_channel_does_not_take_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
+    """It knows what to say to that."""
+    async with opened() as both:
+        wire = sealed(both, adjust(both, 1) if whose == "adjust" else data(both, b"data"))
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
+            patch.setattr(both.chan, attribute, value)
+            assert heard(both, wire) == b""
+        assert own == [wire]
+
+
+async def test_what_is_for_no_channel_or_of_another_key_is_left_to_asyncssh() -> None:
+    """Whole packets, one by one; and one longer than any of ours with all that follows."""
+    async with opened() as both:
+        for wire in (
+            sealed(both, adjust(both, 1, channel=99)),
+            sealed(both, data(both, b"data", channel=99)),
+            sealed(both, data(both, b"")),
+            b"\0\0\0\x10" + bytes(32),
+        ):
+            with asyncsshs_own(both) as own:
+                assert heard(both, wire) == b""
+            assert own == [wire]
+        with asyncsshs_own(both) as own:
+            assert heard(both, b"\xff" * 10) == b""
+        assert own == [b"\xff" * 10]
+
+
+async def test_nothing_is_heard_once_the_connection_is_over() -> None:
+    """A packet may end it, and what follows is nobody's."""
+    async with opened() as both:
+        wire = sealed(both, adjust(both, 1))
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
+            patch.setattr(both.conn, "_transport", None)
+            assert heard(both, wire) == b""
+        assert own == []
+
+
+# --- waiting ---
+
+
+async def test_a_channel_that_waits_for_its_window_is_told_when_it_opens() -> None:
+    """Although asyncssh holds nothing of it, which it takes for a reason not to."""
+    async with opened(window=64 * KIB) as both:
+        assert window(both.chan) == 64 * KIB
+        both.reader.channel.pause_reading()
+        sent_by_us(both, CONTENT[: 64 * KIB])
+        assert window(both.chan) == 0
+        both.ours.pause_writing()
+        await_window(both.chan)
+
+        both.reader.channel.resume_reading()
+        await until(both.ours._window.is_set)
+        assert window(both.chan) > 0

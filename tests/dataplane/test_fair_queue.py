@@ -1,0 +1,541 @@
+"""The fair queue: who goes first, for how long, and what a task notices of it."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnelmgr.dataplane import fair_queue as module
+from tunnelmgr.dataplane.fair_queue import (
+    LIMIT,
+    NO_OP_BURST,
+    NO_OP_SHARE,
+    QUANTUM,
+    REFILL,
+    SLICE,
+    FairQueue,
+    NoOpBudget,
+    Share,
+    fair_queue,
+)
+
+LOCAL: contextvars.ContextVar[str] = contextvars.ContextVar("LOCAL", default="")
+
+
+class CpuTime:
+    """The thread's CPU time, which only the tests' steps use, and the time of day."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.clock = 0.0
+
+    def __call__(self) -> float:
+        """Return the CPU seconds used so far."""
+        return self.now
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> CpuTime:
+    """Have the queue measure by a clock of ours."""
+    cpu = CpuTime()
+    monkeypatch.setattr(module, "thread_time", cpu)
+    monkeypatch.setattr(module, "monotonic", lambda: cpu.clock)
+    return cpu
+
+
+def backlogged(queue: FairQueue) -> Share:
+    """Return the share of an agent that has used up its credit."""
+    share = Share(queue)
+    share.credit = -QUANTUM
+    return share
+
+
+class Steps:
+    """Steps that use CPU time, and the order in which they ran, each with the iteration of the loop in which it did."""
+
+    def __init__(self, cpu: CpuTime) -> None:
+        self._cpu = cpu
+        self.ran: list[str] = []
+        self.iterations: list[int] = []
+        self.iteration = 0
+
+    def of(self, name: str, seconds: float = SLICE) -> Callable[[], None]:
+        """Return a step that uses so much."""
+
+        def step() -> None:
+            self._cpu.now += seconds
+            self.ran.append(name)
+            self.iterations.append(self.iteration)
+
+        return step
+
+    async def until_run(self, count: int) -> None:
+        """Count iterations of the loop until so many steps have run."""
+        for _ in range(10 * count + 100):
+            if len(self.ran) >= count:
+                return
+            self.iteration += 1
+            await asyncio.sleep(0)
+        raise AssertionError(f"{len(self.ran)} of {count} steps have run")
+
+
+async def test_a_step_runs_at_once_while_the_slice_lasts(cpu: CpuTime) -> None:
+    """An agent that is alone waits for nothing but the end of a slice."""
+    queue, steps = FairQueue(), Steps(cpu)
+    share = backlogged(queue)
+
+    assert share.run(steps.of("first", SLICE / 2))
+    assert share.run(steps.of("second", SLICE / 2))
+    assert not share.run(steps.of("third"))
+
+    await steps.until_run(3)
+    assert steps.ran == ["first", "second", "third"]
+
+
+async def test_a_sparse_share_goes_before_those_with_a_backlog(cpu: CpuTime) -> None:
+    """A small request is served before the steps of those that always have some waiting, however many they are.
+
+    It may have used more CPU time than each of them: a hundred that flood get a hundredth each.
+    """
+    queue, steps = FairQueue(), Steps(cpu)
+    for number in range(100):
+        share = backlogged(queue)
+        for _ in range(2):
+            share.enqueue(steps.of(f"heavy {number}"))
+    await steps.until_run(50)
+
+    light = Share(queue)
+    light.charge(QUANTUM / 2)
+    before = len(steps.ran)
+    for _ in range(3):
+        light.run(steps.of("light", 0.0001))
+    await steps.until_run(before + 3)
+
+    assert steps.ran[before : before + 3] == ["light"] * 3
+
+
+async def test_among_those_with_a_backlog_the_one_with_the_least_cpu_time_goes_first(cpu: CpuTime) -> None:
+    """An agent that has just begun to flood goes before one that has flooded for long."""
+    queue, steps = FairQueue(), Steps(cpu)
+    old, young = backlogged(queue), backlogged(queue)
+    old.charge(1.0)
+    for _ in range(3):
+        old.enqueue(steps.of("old"))
+        young.enqueue(steps.of("young"))
+
+    await steps.until_run(6)
+
+    assert steps.ran == ["young"] * 3 + ["old"] * 3
+
+
+async def test_credit_comes_back_slowly_and_only_while_nothing_waits(cpu: CpuTime) -> None:
+    """Who uses less than a tenth of the time stays sparse; who floods does not become sparse by waiting."""
+    queue, steps = FairQueue(), Steps(cpu)
+    flooding, now_and_then = backlogged(queue), Share(queue)
+    for _ in range(3):
+        flooding.enqueue(steps.of("flood"))
+        cpu.clock += 1000.0
+    await steps.until_run(1)
+    assert not flooding.sparse
+
+    for _ in range(100):
+        now_and_then.run(steps.of("small", 0.001))
+        await steps.until_run(len(steps.ran))
+        cpu.clock += 0.0011 / REFILL
+        await asyncio.sleep(0)
+    assert now_and_then.sparse
+    now_and_then.rest(cpu.clock + 1000.0, 0.0)
+    assert now_and_then.credit == QUANTUM
+
+
+async def test_an_iteration_of_the_loop_gives_one_slice_to_those_that_wait(cpu: CpuTime) -> None:
+    """Sockets and timers are served between two slices, whatever waits in the queue."""
+    queue, steps = FairQueue(), Steps(cpu)
+    for number in range(8):
+        Share(queue).enqueue(steps.of(str(number), SLICE / 2))
+
+    await steps.until_run(8)
+
+    per_iteration = [steps.iterations.count(iteration) for iteration in set(steps.iterations)]
+    assert max(per_iteration) == 2
+
+
+async def test_shares_that_flood_get_equal_cpu_time(cpu: CpuTime) -> None:
+    """A share with long steps gets fewer of them."""
+    queue, steps = FairQueue(), Steps(cpu)
+    long, short = backlogged(queue), backlogged(queue)
+    for _ in range(40):
+        long.enqueue(steps.of("long", 4 * SLICE))
+    for _ in range(160):
+        short.enqueue(steps.of("short", SLICE))
+
+    await steps.until_run(100)
+
+    assert steps.ran[:100].count("short") == pytest.approx(80, abs=4)
+
+
+async def test_idle_time_is_not_saved_up(cpu: CpuTime) -> None:
+    """A share that was idle for long goes first for `QUANTUM` seconds, and then takes turns."""
+    queue, steps = FairQueue(), Steps(cpu)
+    busy, idle = backlogged(queue), Share(queue)
+    for _ in range(200):
+        busy.enqueue(steps.of("busy"))
+    await steps.until_run(100)
+    cpu.clock += 1000.0
+
+    for _ in range(50):
+        idle.enqueue(steps.of("idle"))
+    await steps.until_run(150)
+
+    first_busy = steps.ran.index("busy", 100)
+    assert first_busy - 100 <= QUANTUM / SLICE + 2
+    assert abs(steps.ran[first_busy:150].count("busy") - steps.ran[first_busy:150].count("idle")) <= 12
+
+
+async def test_a_sparse_share_may_overrun_the_slice_up_to_a_limit(cpu: CpuTime) -> None:
+    """A small request does not wait for the next iteration, unless this one has taken too long already."""
+    queue, steps = FairQueue(), Steps(cpu)
+    busy, light, late = backlogged(queue), Share(queue), Share(queue)
+
+    assert busy.run(steps.of("busy", SLICE))
+    assert not busy.run(steps.of("busy"))
+    assert light.run(steps.of("light", LIMIT))
+    assert not late.run(steps.of("late"))
+    await steps.until_run(4)
+    assert steps.ran == ["busy", "light", "late", "busy"]
+
+
+async def test_a_step_ends_after_a_slice_and_with_the_iterations_slice_unless_it_is_sparse(cpu: CpuTime) -> None:
+    """What a step is told about its time depends on its share's claim."""
+    queue = FairQueue()
+    told: list[bool] = []
+
+    def look(seconds: float) -> Callable[[], None]:
+        def step() -> None:
+            cpu.now += seconds
+            told.append(queue.out_of_time)
+
+        return step
+
+    backlogged(queue).run(look(SLICE / 2))
+    backlogged(queue).run(look(SLICE * 0.6))
+    Share(queue).run(look(SLICE / 2))
+    Share(queue).run(look(SLICE))
+
+    assert told == [False, True, False, True]
+    assert queue.out_of_time
+    assert Share(queue).out_of_time
+
+
+async def test_steps_of_one_share_keep_their_order(cpu: CpuTime) -> None:
+    """A step never overtakes one of the same agent that waits."""
+    queue, steps = FairQueue(), Steps(cpu)
+    share = Share(queue)
+    for name in "abcdef":
+        share.run(steps.of(name))
+
+    await steps.until_run(6)
+
+    assert steps.ran == list("abcdef")
+
+
+async def test_a_step_that_queues_the_next_one_runs_it_once(cpu: CpuTime) -> None:
+    """A step may put its successor into the queue; both run, and nothing else does."""
+    queue, steps = FairQueue(), Steps(cpu)
+    heard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+    share = Share(queue)
+
+    def first() -> None:
+        steps.of("first")()
+        share.enqueue(steps.of("second"))
+        share.enqueue(steps.of("third"))
+
+    share.enqueue(first)
+    await steps.until_run(3)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    assert steps.ran == ["first", "second", "third"]
+    assert heard == []
+
+
+async def test_a_step_within_a_step_is_charged_once(cpu: CpuTime) -> None:
+    """What a step sets off runs within it, and counts as part of it."""
+    queue, steps = FairQueue(), Steps(cpu)
+    outer, inner = Share(queue), Share(queue)
+
+    outer.run(lambda: inner.run(steps.of("inner", SLICE / 4)))
+
+    assert steps.ran == ["inner"]
+    assert outer.virtual == pytest.approx(SLICE / 4)
+    assert inner.virtual == 0.0
+
+
+async def test_a_deferred_action_follows_the_step_and_is_part_of_it(cpu: CpuTime) -> None:
+    """What a step puts off happens when it ends, before anybody else runs; without a step nothing can be put off."""
+    queue, steps = FairQueue(), Steps(cpu)
+    share = Share(queue)
+
+    def step() -> None:
+        assert share.defer(steps.of("deferred", SLICE / 4))
+        steps.of("step", SLICE / 4)()
+
+    share.run(step)
+
+    assert steps.ran == ["step", "deferred"]
+    assert share.virtual == pytest.approx(SLICE / 2)
+    assert not share.defer(steps.of("never"))
+
+
+async def test_a_step_that_raises_does_not_stop_the_queue(cpu: CpuTime) -> None:
+    """The loop hears of the error, and the others run on."""
+    queue, steps = FairQueue(), Steps(cpu)
+    heard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["exception"]))
+    share = Share(queue)
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    share.enqueue(broken)
+    share.enqueue(steps.of("next"))
+    Share(queue).enqueue(steps.of("other"))
+
+    await steps.until_run(2)
+    assert sorted(steps.ran) == ["next", "other"]
+    assert [type(error) for error in heard] == [ZeroDivisionError]
+
+
+async def test_what_is_used_outside_of_steps_can_be_charged(cpu: CpuTime) -> None:
+    """A share that was charged goes after one that was not."""
+    queue, steps = FairQueue(), Steps(cpu)
+    charged, other = backlogged(queue), backlogged(queue)
+    charged.charge(1.0)
+    charged.enqueue(steps.of("charged"))
+    other.enqueue(steps.of("other"))
+
+    await steps.until_run(2)
+
+    assert steps.ran == ["other", "charged"]
+
+
+def test_each_loop_has_one_queue_of_its_own() -> None:
+    """A loop that ended while steps waited blocks nobody on the next one."""
+
+    async def mine() -> FairQueue:
+        queue = fair_queue(asyncio.get_running_loop())
+        assert queue is fair_queue(asyncio.get_running_loop())
+        Share(queue).enqueue(lambda: None)
+        return queue
+
+    assert asyncio.run(mine()) is not asyncio.run(mine())
+
+
+@given(st.lists(st.floats(0.0001, 0.002), min_size=1, max_size=100), st.floats(0.00001, 0.0001))
+@settings(deadline=None, max_examples=30)
+def test_a_light_share_waits_for_one_step_however_many_flood(floods: list[float], small: float) -> None:
+    """From its arrival, at most the rest of one slice and one step run before a light share's step."""
+
+    async def play() -> None:
+        queue, steps = FairQueue(), Steps(cpu)
+        for number, seconds in enumerate(floods):
+            share = backlogged(queue)
+            for _ in range(200):
+                share.enqueue(steps.of(f"flood {number}", seconds))
+        light = Share(queue)
+        for _ in range(5):
+            await steps.until_run(len(steps.ran) + len(floods))
+            before, arrived = len(steps.ran), cpu.now
+            light.run(steps.of("light", small))
+            while "light" not in steps.ran[before:]:
+                await steps.until_run(len(steps.ran) + 1)
+            waited = cpu.now - arrived
+            assert waited <= SLICE + max(floods) + small + 1e-9
+
+    with pytest.MonkeyPatch.context() as patch:
+        cpu = CpuTime()
+        patch.setattr(module, "thread_time", cpu)
+        patch.setattr(module, "monotonic", lambda: cpu.clock)
+        asyncio.run(play())
+
+
+# --- coroutines ---
+
+
+async def test_a_scheduled_coroutine_waits_for_its_turn_at_each_step(cpu: CpuTime) -> None:
+    """Two agents' tasks take turns step by step, though each could go on."""
+    queue, steps = FairQueue(), Steps(cpu)
+
+    async def work(name: str) -> str:
+        for _ in range(4):
+            steps.of(name)()
+            await asyncio.sleep(0)
+        return f"{name} is done"
+
+    async with asyncio.TaskGroup() as tasks:
+        both = [tasks.create_task(Share(queue).scheduled(work(name)), name=name) for name in "ab"]
+        await steps.until_run(8)
+
+    assert [task.result() for task in both] == ["a is done", "b is done"]
+    assert steps.ran in (list("abababab"), list("babababa"))
+
+
+async def test_a_checkpoint_lets_others_run_once_the_slice_is_used_up(cpu: CpuTime) -> None:
+    """A task that never waits for anything gives way within one slice."""
+    queue, steps = FairQueue(), Steps(cpu)
+
+    async def busy(share: Share, name: str) -> None:
+        for _ in range(4):
+            steps.of(name, SLICE / 2)()
+            await share.checkpoint()
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in "ab":
+            share = Share(queue)
+            tasks.create_task(share.scheduled(busy(share, name)), name=name)
+
+    assert "".join(steps.ran) in {"aabbaabb", "bbaabbaa"}
+
+
+async def test_a_scheduled_coroutine_raises_what_it_raises() -> None:
+    """An error passes through, at the first step and at a later one."""
+    queue = FairQueue()
+
+    async def fail(*, late: bool) -> None:
+        if late:
+            await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    for late in (False, True):
+        with pytest.raises(ExceptionGroup) as raised:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(Share(queue).scheduled(fail(late=late)), name="fails")
+        assert raised.group_contains(ZeroDivisionError)
+
+
+async def test_a_task_that_waits_for_its_turn_can_be_cancelled(cpu: CpuTime) -> None:
+    """It is told at once, cleans up, and its turn goes to the next one."""
+    queue, steps = FairQueue(), Steps(cpu)
+    share = backlogged(queue)
+    cleaned: list[str] = []
+
+    async def work(name: str) -> None:
+        try:
+            await asyncio.sleep(0)
+            steps.of(name)()
+        finally:
+            cleaned.append(name)
+
+    async with asyncio.TaskGroup() as tasks:
+        one, _ = (tasks.create_task(share.scheduled(work(name)), name=name) for name in "ab")
+        await asyncio.sleep(0)
+        backlogged(queue).run(steps.of("uses the slice up"))
+        share.enqueue(steps.of("queued"))
+        await asyncio.sleep(0)
+        one.cancel()
+        one.cancel()
+
+    assert one.cancelled()
+    assert sorted(cleaned) == ["a", "b"]
+    assert "a" not in steps.ran
+    assert "b" in steps.ran
+
+
+async def test_a_deadline_ends_a_wait_for_a_turn() -> None:
+    """`asyncio.timeout` works within a scheduled coroutine as in any other."""
+    queue = FairQueue()
+
+    async def work() -> str:
+        try:
+            async with asyncio.timeout(0.01):
+                await asyncio.get_running_loop().create_future()
+        except TimeoutError:
+            return "late"
+        return "never"
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(Share(queue).scheduled(work()), name="late")
+
+    assert task.result() == "late"
+
+
+async def test_a_turn_runs_in_the_context_of_its_task(cpu: CpuTime) -> None:
+    """Context variables are those of the task, also in a step that waited."""
+    queue, steps = FairQueue(), Steps(cpu)
+    seen: list[str] = []
+
+    async def work(name: str) -> None:
+        LOCAL.set(name)
+        for _ in range(2):
+            await asyncio.sleep(0)
+            steps.of(name)()
+            seen.append(LOCAL.get())
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in "ab":
+            tasks.create_task(Share(queue).scheduled(work(name)), name=name)
+
+    assert seen == steps.ran
+    assert LOCAL.get() == ""
+
+
+async def test_a_scheduled_coroutine_can_be_closed_and_awaited() -> None:
+    """One that never runs is closed without a warning; awaited by another coroutine, it is part of that one."""
+    queue = FairQueue()
+
+    async def work() -> str:
+        await asyncio.sleep(0)
+        return "done"
+
+    unused = Share(queue).scheduled(work())
+    unused.close()
+
+    assert await Share(queue).scheduled(work()) == "done"
+
+
+# --- messages that carry no data ---
+
+
+def test_what_is_saved_up_may_be_spent_at_once() -> None:
+    """An agent that has been quiet is not slowed."""
+    budget = NoOpBudget(now=100.0)
+
+    budget.spend(NO_OP_BURST * 0.99)
+
+    assert budget.rest(now=100.0) == 0
+
+
+def test_beyond_that_a_connection_rests_until_its_share_has_paid() -> None:
+    """A tenth of the time at work is nine tenths at rest, however long it goes on."""
+    budget, now, worked = NoOpBudget(now=0.0), 0.0, 0.0
+    for _ in range(10_000):
+        budget.spend(0.001)
+        worked += 0.001
+        now += 0.001
+        now += budget.rest(now)
+
+    assert worked == pytest.approx(NO_OP_BURST + NO_OP_SHARE * now, rel=0.01)
+
+
+def test_bytes_in_channels_earn_more_than_they_cost() -> None:
+    """A pull or a push of any length never rests: 32 KiB take 0.3 ms at the most."""
+    budget = NoOpBudget(now=0.0)
+    for _ in range(10_000):
+        budget.spend(0.0003)
+        budget.earn(32 * 1024)
+        assert budget.rest(now=0.0) == 0
+
+
+def test_bytes_cannot_be_saved_up_for_a_flood() -> None:
+    """A gigabyte pulled buys no more than the burst that everybody has."""
+    budget = NoOpBudget(now=0.0)
+    budget.earn(1 << 30)
+    budget.rest(now=86400.0)
+
+    budget.spend(NO_OP_BURST + 1.0)
+
+    assert budget.rest(now=86400.0) == pytest.approx(1.0 / NO_OP_SHARE)

@@ -1,0 +1,173 @@
+"""The switch of the fast path: whatever it rests on is looked for, and without any part of it all goes on, bounded."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+
+from tests.dataplane.renaming import renamed
+from tunnelmgr.dataplane import fast_path
+from tunnelmgr.dataplane.asyncssh_internals import ATTRIBUTES, CLASSES, UNSEEN, Attribute
+from tunnelmgr.dataplane.channel import PIECE, READ_AHEAD
+from tunnelmgr.dataplane.fast_path import FastPath, fast_path_status, misfits, pass_on, receiver
+from tunnelmgr.dataplane.receive_window import MOST
+from tunnelmgr.dataplane.ssh_packets import LARGEST
+
+ROOT = Path(__file__).parents[2]
+UNEXPORTED = ("GCMCipher", "GCMEncryption")
+"""Classes that asyncssh does not export and the fast path needs."""
+
+
+def carried(asyncssh_in: Path | None = None) -> Mapping[str, Any]:
+    """Carry data both ways in a process of its own, with the asyncssh of this folder; returns what it prints."""
+    path = os.pathsep.join(str(folder) for folder in (asyncssh_in, ROOT) if folder is not None)
+    command = [sys.executable, "-W", "error", "-m", "tests.dataplane.both_directions"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def test_with_the_proved_release_the_fast_path_is_on() -> None:
+    """Data goes past asyncssh, in both directions within the bounds."""
+    facts = carried()
+
+    assert (facts["active"], facts["reason"]) == (True, None)
+    assert facts["bulk"] > 0
+    assert facts["from_agent"] <= MOST
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES, ids=str)
+def test_without_any_one_attribute_all_goes_through_the_public_api(attribute: Attribute, tmp_path: Path) -> None:
+    """A release that has renamed it turns the fast path off; both directions work, and what waits is bounded."""
+    facts = carried(renamed(attribute.name, tmp_path))
+
+    assert not facts["active"]
+    assert f"{attribute} is missing" in facts["reason"]
+    assert facts["bulk"] == 0
+    assert facts["to_agent"] <= PIECE + LARGEST
+    assert facts["from_agent"] <= READ_AHEAD + LARGEST
+
+
+@pytest.mark.parametrize("name", UNEXPORTED)
+def test_without_a_class_that_asyncssh_does_not_export_nothing_breaks(name: str, tmp_path: Path) -> None:
+    """It is looked for when the process starts, and missed then, not on the first connection."""
+    facts = carried(renamed(name, tmp_path))
+
+    assert not facts["active"]
+    assert facts["bulk"] == 0
+
+
+def test_every_attribute_that_the_code_names_is_in_the_list() -> None:
+    """The list is read off the protocols, beyond which mypy lets nothing be used; here the text itself is read."""
+    text = (ROOT / "tunnelmgr/dataplane/asyncssh_internals.py").read_text(encoding="utf-8")
+    code = re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.DOTALL)
+
+    used = set(re.findall(r"\.(_[a-z]\w*|send_packet)", code))
+    assert used == {attribute.name for attribute in ATTRIBUTES}
+
+
+def test_no_other_file_names_a_private_attribute_of_asyncssh() -> None:
+    """What another file names so is its own."""
+    names = {attribute.name for attribute in ATTRIBUTES if attribute.name.startswith("_")}
+    for file in (ROOT / "tunnelmgr").rglob("*.py"):
+        if file.name != "asyncssh_internals.py":
+            foreign = re.findall(r"(?<!self)\.(_[a-z]\w*)", file.read_text(encoding="utf-8"))
+            assert not names & set(foreign), file
+
+
+# --- the look ---
+
+
+@pytest.mark.usefixtures("unproved")
+def test_a_release_that_is_not_proved_turns_it_off() -> None:
+    """A release of asyncssh that is not in PROVED turns the fast path off, even if its attributes fit."""
+    assert fast_path_status() == FastPath(
+        active=False, reason=f"asyncssh {asyncssh.__version__} is not proved; proved: "
+    )
+
+
+@pytest.fixture
+def examined_again() -> Any:  # noqa: ANN401
+    """Forget what was found, before and after."""
+    fast_path_status.cache_clear()
+    yield
+    fast_path_status.cache_clear()
+
+
+@pytest.mark.usefixtures("examined_again")
+def test_a_cryptography_that_cannot_encrypt_in_place_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are sealed where they lie."""
+    monkeypatch.setattr(fast_path, "AESGCM", object)
+
+    assert fast_path_status() == FastPath(active=False, reason="cryptography has no AESGCM.encrypt_into")
+
+
+@pytest.mark.usefixtures("examined_again")
+def test_classes_that_take_other_arguments_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their constructors raise is a reason, and no fault of ours."""
+    monkeypatch.setitem(CLASSES, fast_path.Channel, type("SSHTCPChannel", (), {}))
+
+    path = fast_path_status()
+
+    assert not path.active
+    assert path.reason is not None
+    assert "SSHTCPChannel() takes no arguments" in path.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "fitting", "other"),
+    [
+        (int, 1, True),
+        (int, 1, 1.0),
+        (float, 1, "1"),
+        (float, 1.0, None),
+        (bytes, b"", ""),
+        (str | None, None, b""),
+        (list[object], [], ()),
+    ],
+)
+def test_an_attribute_of_another_type_is_told(kind: object, fitting: object, other: object) -> None:
+    """As one that is missing."""
+
+    class Sample:
+        value = fitting
+
+    attribute = Attribute(Sample, "value", kind)
+    assert list(misfits([attribute], {Sample: Sample()})) == []
+    Sample.value = other
+    assert list(misfits([attribute], {Sample: Sample()})) == [f"Sample.value is of type {type(other).__name__}"]
+
+
+# --- what arrives for others ---
+
+
+def test_what_is_not_asyncssh_gets_all_that_arrives_piece_by_piece() -> None:
+    """The line also carries other protocols: a look at the host key, and in tests."""
+    told: list[bytes] = []
+
+    class Other(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            told.append(data)
+
+    other = Other()
+    assert receiver(other) is pass_on
+    assert pass_on(other, memoryview(bytes(UNSEEN + 36)), lambda: False) == (UNSEEN + 36, False)
+    assert told == [bytes(UNSEEN), bytes(36)]
+    assert pass_on(other, memoryview(bytes(UNSEEN + 36)), lambda: True) == (UNSEEN, True)

@@ -1,0 +1,407 @@
+"""The TCP connection under an SSH connection: back-pressure, and addresses in order."""
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from tests.ssh.ssh_server import free_port, tcp_at_work, until
+from tunnelmgr.dataplane.fair_queue import LIMIT, SLICE, Share, fair_queue
+from tunnelmgr.dataplane.fast_path import UNSEEN
+from tunnelmgr.dataplane.transport import LARGEST, PUT_OFF, SEND_AHEAD, Line, spare
+from tunnelmgr.errors import UnreachableError
+from tunnelmgr.ssh.dialer import Dialer
+
+
+class Recording(asyncio.Protocol):
+    """Writes down what reaches asyncssh's place."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.calls.append("made")
+
+    def data_received(self, data: bytes) -> None:
+        """Note data."""
+        self.calls.append(data)
+
+    def eof_received(self) -> bool:
+        """Note the end."""
+        self.calls.append("eof")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the loss."""
+        self.calls.append(("lost", exc))
+
+
+class Conversing(asyncio.Protocol):
+    """Answers whatever comes, and notes whether it was acknowledged at once."""
+
+    def __init__(self) -> None:
+        self.quick: list[int] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002 - asyncio's form
+        """Look, and answer."""
+        connected = self._transport.get_extra_info("socket")
+        self.quick.append(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK))
+        self._transport.write(b"said")
+
+    def eof_received(self) -> bool:
+        """Let it end."""
+        return False
+
+
+@contextmanager
+def unread(make: Callable[[], asyncio.Protocol]) -> Iterator[tuple[Line, socket.socket]]:
+    """Return a line that reads only when the test has it read, and the socket at its other end."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        line = Line(make, socket.create_connection(server.getsockname()))
+        other, _ = server.accept()
+    line._stream.heed(None)
+    with other:
+        yield line, other
+    line.abort()
+
+
+async def arrive(line: Line, other: socket.socket, data: bytes) -> None:
+    """Send from the other end, and wait until it can be read."""
+    other.sendall(data)
+    await until(lambda: not line._stream.silent)
+
+
+async def test_everything_is_passed_on_in_order() -> None:
+    """What is above hears what it would hear without us."""
+
+    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+
+    async with tcp_at_work(talk) as endpoint:
+        dialer = Dialer(["127.0.0.1"])
+        _, protocol = await dialer.create_connection(Recording, "", endpoint.port)
+        assert isinstance(protocol, Recording)
+        await until(lambda: ("lost", None) in protocol.calls)
+
+    assert protocol.calls == ["made", b"hello", "eof", ("lost", None)]
+    assert dialer.reached == "127.0.0.1"
+
+
+async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quickened() -> None:
+    """A kernel in conversation puts its ACKs off, and Nagle's algorithm at the other end puts its data off until then.
+
+    TCP_QUICKACK reads as 1 while the kernel is not in conversation (`tcp(7)`).
+    """
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b"say")
+            await reader.readexactly(len(b"said"))
+
+    async with tcp_at_work(talk) as endpoint:
+        dialer = Dialer(["127.0.0.1"])
+        _, protocol = await dialer.create_connection(Conversing, "", endpoint.port)
+        assert isinstance(protocol, Conversing)
+        await until(lambda: len(protocol.quick) > 20)
+        assert set(protocol.quick[10:]) == {1}
+
+        assert dialer.line is not None
+        dialer.line.quickened()
+        protocol.quick.clear()
+        await until(lambda: len(protocol.quick) > 20)
+        assert 0 in protocol.quick
+        dialer.line.abort()
+
+
+async def test_an_answer_goes_out_with_what_it_answers() -> None:
+    """An answer is sent at the end of the step that caused it; other data waits for the next iteration of the loop."""
+    with unread(Conversing) as (line, other):
+        await arrive(line, other, b"say")
+        line._on_readable()
+        assert line.get_write_buffer_size() == 0
+        assert other.recv(100) == b"said"
+
+        assert isinstance(line.protocol, Conversing)
+        line.protocol.data_received(b"said later")
+        assert line.get_write_buffer_size() == len(b"said")
+        await until(lambda: line.get_write_buffer_size() == 0)
+
+
+async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> None:
+    """What arrives meanwhile waits for four batches at most, and for none once they stop."""
+
+    def heard() -> int:
+        assert isinstance(line.protocol, Recording)
+        return len(line.protocol.calls)
+
+    with unread(Recording) as (line, other):
+        await arrive(line, other, b"adjust")
+        for _ in range(PUT_OFF - 1):
+            line.send_batch(spare(), 8)
+            line._on_readable()
+        assert heard() == 1
+        line.send_batch(spare(), 8)
+        line._on_readable()
+        assert heard() == 2
+
+        await arrive(line, other, b"adjust")
+        line.send_batch(spare(), 8)
+        line._on_readable()
+        assert heard() == 2
+        line._on_readable()
+        assert heard() == 3
+
+
+class Costly(asyncio.Protocol):
+    """Uses up the slice for each message of `UNSEEN` bytes."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def data_received(self, data: bytes) -> None:
+        """Work for longer than a slice."""
+        self.sizes.append(len(data))
+        began = time.thread_time()
+        while time.thread_time() - began < SLICE:
+            pass
+
+
+async def test_a_piece_that_takes_too_long_goes_on_in_later_steps() -> None:
+    """A large piece of costly messages is processed bit by bit, in order and to its end, with others in between."""
+    with unread(Costly) as (line, other):
+        line._piece = LARGEST
+        await arrive(line, other, bytes(10 * UNSEEN))
+        assert isinstance(line.protocol, Costly)
+
+        line._on_readable()
+        first = list(line.protocol.sizes)
+        iterations = 0
+        while sum(line.protocol.sizes) < 10 * UNSEEN:
+            iterations += 1
+            await asyncio.sleep(0)
+
+        assert first == [UNSEEN]
+        assert line.protocol.sizes == [UNSEEN] * 10
+        assert iterations >= 9
+
+
+async def test_a_connection_whose_turn_has_not_come_is_not_polled() -> None:
+    """While a step waits in the queue, the loop does not report the same bytes in every iteration."""
+    with unread(Recording) as (line, other):
+        share = Share(fair_queue(asyncio.get_running_loop()))
+        await arrive(line, other, b"hello")
+        share.run(lambda: _use_up(2 * LIMIT))
+        line._on_readable()
+        assert isinstance(line.protocol, Recording)
+        assert line.protocol.calls == ["made"]
+
+        line._on_readable()
+        assert line._stream._reader is None
+
+        await until(lambda: b"hello" in line.protocol.calls)
+        assert line._stream._reader is not None
+
+
+async def test_a_step_that_finds_its_line_ended_does_nothing() -> None:
+    """A line may end while its step waits for its turn."""
+    with unread(Recording) as (line, other):
+        await arrive(line, other, b"hello")
+        Share(fair_queue(asyncio.get_running_loop())).run(lambda: _use_up(2 * LIMIT))
+        line._on_readable()
+        line.abort()
+
+        await until(lambda: len(line.protocol.calls) > 1)
+        assert line.protocol.calls == ["made", ("lost", None)]
+
+
+def _use_up(seconds: float) -> None:
+    began = time.thread_time()
+    while time.thread_time() - began < seconds:
+        pass
+
+
+async def test_a_reset_is_passed_on_with_its_reason() -> None:
+    """Whether it is found by reading or by writing, and once."""
+
+    async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    for write in (b"", b"x"):
+        async with tcp_at_work(reset) as endpoint:
+            line, protocol = await dialled(endpoint.port)
+            await asyncio.sleep(0.01)
+            if write:
+                line.write(write)
+            await until(lambda heard=protocol.calls: len(heard) > 1)
+            line.abort()
+            line.write(b"into nothing")
+            await line_turn()
+        (lost,) = protocol.calls[1:]
+        assert isinstance(lost, tuple)
+        assert isinstance(lost[1], ConnectionError)
+        assert line.is_closing()
+
+
+async def test_what_is_written_in_one_turn_goes_out_together() -> None:
+    """It sends an IGNORE before each message, and each with a call of its own."""
+    arrived: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        arrived.append(await reader.read(100))
+
+    async with tcp_at_work(listen) as endpoint:
+        line, _ = await dialled(endpoint.port)
+        for word in (b"one ", b"two ", b"three"):
+            line.write(word)
+        await until(lambda: arrived)
+        line.abort()
+
+    assert arrived == [b"one two three"]
+
+
+async def test_an_abort_still_sends_what_was_put_off() -> None:
+    """The SSH side says why it goes, and goes."""
+    arrived: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        arrived.append(await reader.read())
+
+    async with tcp_at_work(listen) as endpoint:
+        line, protocol = await dialled(endpoint.port)
+        line.write(b"goodbye")
+        line.abort()
+        await until(lambda: arrived)
+
+    assert arrived == [b"goodbye"]
+    assert protocol.calls == ["made", ("lost", None)]
+
+
+async def dialled(port: int) -> tuple[Line, Recording]:
+    """Return a line, and what is above it."""
+    line, protocol = await Dialer(["127.0.0.1"]).create_connection(Recording, "", port)
+    assert isinstance(line, Line)
+    assert isinstance(protocol, Recording)
+    return line, protocol
+
+
+async def test_a_writer_is_held_while_the_socket_takes_nothing() -> None:
+    """It waits at the bound, and goes on when the other side reads."""
+    reading = asyncio.Event()
+
+    async def read_late(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reading.wait()
+        with suppress(ConnectionError):
+            while await reader.read(1 << 20):
+                pass
+
+    async with tcp_at_work(read_late) as endpoint:
+        line, protocol = await dialled(endpoint.port)
+        line.write(bytes(64 << 20))
+        await line_turn()
+        assert line.get_write_buffer_size() > SEND_AHEAD
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(line.writable(), 0.05)
+        assert not line.idle()
+
+        reading.set()
+        await asyncio.wait_for(line.writable(), 5)
+        await until(line.idle)
+        line.abort()
+        await until(lambda: ("lost", None) in protocol.calls)
+
+
+async def line_turn() -> None:
+    """Let the loop turn once, so that the socket takes what it can."""
+    await asyncio.sleep(0)
+
+
+async def test_a_lost_line_holds_nobody() -> None:
+    """Whoever waits is let go and finds its channel closed, also within a key exchange that will never end."""
+
+    async def stay(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        await asyncio.Event().wait()
+
+    async with tcp_at_work(stay) as endpoint:
+        full, _ = await dialled(endpoint.port)
+        exchanging, _ = await dialled(endpoint.port)
+        full.write(bytes(64 << 20))
+        exchanging.expect(exchanging.written, 1)  # and it will never be written
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
+            waiting = [tasks.create_task(line.writable()) for line in (full, exchanging)]
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in waiting)
+            full.abort()
+            exchanging.abort()
+
+
+async def test_a_batch_is_used_again_once_its_last_byte_is_sent() -> None:
+    """And not before: what the kernel has not taken is still in it."""
+    reading = asyncio.Event()
+    got = bytearray()
+
+    async def read_late(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reading.wait()
+        while data := await reader.read(1 << 20):
+            got.extend(data)
+
+    sent = bytearray()
+    async with tcp_at_work(read_late) as endpoint:
+        line, _ = await dialled(endpoint.port)
+        while line.idle():
+            batch = spare()
+            batch.buffer[:] = bytes([len(sent) % 251]) * len(batch.buffer)
+            line.send_batch(batch, len(batch.buffer))
+            sent += batch.buffer
+        other = spare()
+        assert other is not batch
+        other.buffer[:] = bytes(len(other.buffer))
+        reading.set()
+        await until(line.idle)
+        assert spare() in {batch, other}
+        await until(lambda: len(got) == len(sent))
+        line.abort()
+
+    assert got == sent
+
+
+async def test_the_protocol_is_made_once_and_for_the_address_that_answers() -> None:
+    """An address that refuses leaves no half-made connection of asyncssh's behind."""
+    made: list[Recording] = []
+
+    def make() -> Recording:
+        made.append(Recording())
+        return made[-1]
+
+    async def stay(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with tcp_at_work(stay) as endpoint:
+        dialer = Dialer(["127.0.0.9", "127.0.0.1"])
+        transport, _ = await dialer.create_connection(make, "", endpoint.port)
+        transport.abort()
+        await until(lambda: made and ("lost", None) in made[0].calls)
+
+    assert len(made) == 1
+    assert dialer.reached == "127.0.0.1"
+
+
+async def test_no_address_at_all_is_unreachable() -> None:
+    """It is our error, like any address that refuses."""
+    with pytest.raises(UnreachableError, match="no address"):
+        await Dialer([]).create_connection(Recording, "", 22)
+    with pytest.raises(UnreachableError, match="refused"):
+        await Dialer(["127.0.0.1"]).create_connection(Recording, "", free_port())

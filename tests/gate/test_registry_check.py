@@ -1,0 +1,161 @@
+"""How the registry itself does, seen from beside it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.gate import registry_check
+from tunnelmgr.gate.registry_check import answer_of, listening, loopback_only
+
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+
+
+def row(local: str, state: str = "0A") -> str:
+    """Return a line of proc_net(5)."""
+    return f"   0: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
+
+
+def proc(tmp_path: Path, tcp: str = "", tcp6: str = "") -> Path:
+    """Write both tables."""
+    (tmp_path / "tcp").write_text(HEAD + tcp)
+    (tmp_path / "tcp6").write_text(HEAD + tcp6)
+    return tmp_path
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[Endpoint]:
+    """Run a server that answers any request with these bytes."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with serving(talk) as endpoint:
+        yield endpoint
+
+
+@asynccontextmanager
+async def serving(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[Endpoint]:
+    """Run a server on a free port."""
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        yield Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])
+
+
+# --- whether it answers ---
+
+
+async def test_a_registry_that_answers_200_is_well() -> None:
+    """Nothing to say of it."""
+    async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as endpoint:
+        assert await answer_of(endpoint) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 401 Unauthorized\r\n\r\n", "answers 401 to GET /v2/"),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "answers 503"),
+        (b"HTTP/1.1 \xff\r\n\r\n", "answers"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1\r\n\r\n", "does not speak HTTP"),
+        (b"", "does not speak HTTP"),
+        (b"x" * 100_000, "does not speak HTTP"),
+    ],
+    ids=lambda value: value[:16] if isinstance(value, str) else repr(value[:16]),
+)
+async def test_any_other_answer_is_named(answer: bytes, words: str) -> None:
+    """Whatever it is; a line without an end neither hangs nor raises."""
+    async with answering(answer) as endpoint:
+        wrong = await answer_of(endpoint)
+
+    assert wrong is not None
+    assert words in wrong
+    assert str(endpoint) in wrong
+
+
+async def test_nobody_there_is_told_in_the_systems_words() -> None:
+    """With the address once."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = Endpoint("127.0.0.1", taken.getsockname()[1])
+
+    assert await answer_of(endpoint) == f"{endpoint}: Connection refused"
+
+
+async def test_a_registry_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the time that it has."""
+    monkeypatch.setattr(registry_check, "PATIENCE", 0.1)
+    ended = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        ended.set()
+
+    async with serving(hang) as endpoint:
+        assert await answer_of(endpoint) == f"{endpoint} does not answer within 0.1 s"
+        await asyncio.wait_for(ended.wait(), 5)
+
+
+# --- where it listens ---
+
+
+@pytest.mark.parametrize(
+    ("tables", "addresses"),
+    [
+        ({"tcp": row("0100007F:1388")}, ("127.0.0.1",)),
+        ({"tcp": row("00000000:1388")}, ("0.0.0.0",)),  # noqa: S104
+        ({"tcp": row("0700020A:1388")}, ("10.2.0.7",)),
+        ({"tcp6": row("00000000000000000000000001000000:1388")}, ("::1",)),
+        ({"tcp6": row("00000000000000000000000000000000:1388")}, ("::",)),
+        ({"tcp6": row("0000000000000000FFFF00000100007F:1388")}, ("127.0.0.1",)),
+        ({"tcp6": row("B80D0120000000000000000001000000:1388")}, ("2001:db8::1",)),
+        ({"tcp": row("0100007F:1388") + row("0200007F:1388")}, ("127.0.0.1", "127.0.0.2")),
+        ({"tcp": row("0100007F:1389")}, ()),
+        ({"tcp": row("0100007F:1388", state="01")}, ()),
+    ],
+)
+def test_listeners_are_read_from_the_kernels_tables(
+    tmp_path: Path, tables: dict[str, str], addresses: tuple[str, ...]
+) -> None:
+    """Port 5000 is 1388 there; other ports and connections that stand do not count."""
+    assert listening(5000, proc(tmp_path, **tables)) == addresses
+
+
+def test_tables_that_cannot_be_read_tell_nothing(tmp_path: Path) -> None:
+    """As in a container without /proc."""
+    assert listening(5000, tmp_path / "nowhere") == ()
+
+
+@pytest.mark.parametrize(("host", "verdict"), [("127.0.0.1", True), ("0.0.0.0", False)])  # noqa: S104
+def test_a_real_listener_is_seen_where_it_is(host: str, verdict: bool) -> None:
+    """By the kernel of this machine, which has a connection that stood before."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        socket.create_connection(other.getsockname()),
+        socket.create_server((host, 0)) as server,
+    ):
+        port = server.getsockname()[1]
+
+        assert listening(port) == (host,)
+        assert loopback_only(Endpoint("127.0.0.1", port)) is verdict
+
+
+def test_a_port_on_which_nothing_is_seen_cannot_be_judged() -> None:
+    """It may live in another network namespace."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    assert loopback_only(Endpoint("127.0.0.1", port)) is None
+
+
+def test_a_target_beyond_loopback_is_beyond_loopback() -> None:
+    """Whatever listens here."""
+    assert loopback_only(Endpoint("192.0.2.7", 5000)) is False

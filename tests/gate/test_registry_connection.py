@@ -1,0 +1,191 @@
+"""A channel's connection to the registry, by itself."""
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.gate.conftest import MemoryChannel
+from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate.registry_connection import SLOTS, RegistryLink
+
+if TYPE_CHECKING:
+    from tests.gate.conftest import Script, Scripted, ScriptedRegistry
+
+GET = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+
+
+def link_to(registry: "ScriptedRegistry") -> RegistryLink:
+    """Return a link that waits as long as the test may take."""
+    return RegistryLink(registry.endpoint, asyncio.Semaphore(SLOTS), head_timeout=10, idle_timeout=10)
+
+
+async def test_sending_to_a_registry_that_hung_up_is_its_fault(scripted: "Scripted") -> None:
+    """It is unavailable; the agent did nothing wrong."""
+
+    async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with scripted(reset) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        await link.open()
+        with pytest.raises(RegistryUnavailableError, match="hung up"):
+            await send_for_ever(link)
+        link.abort()
+
+
+async def send_for_ever(link: RegistryLink) -> None:
+    """Send until it fails."""
+    while True:
+        await link.send(bytes(1 << 20))
+
+
+async def test_a_body_may_come_after_its_head(scripted: "Scripted") -> None:
+    """Nothing is yielded before there is something."""
+    asked = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD)
+        await asked.wait()
+        writer.write(b"ok")
+        await reader.read()
+
+    async with scripted(script) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        head = await link.ask("GET", GET)
+        asked.set()
+        body = [bytes(piece) async for pieces in link.body(head) for piece in pieces]
+        kept = await link.open()
+        link.abort()
+
+    assert body == [b"ok"]
+    assert kept
+
+
+async def test_an_answer_that_comes_as_the_body_ends_stops_the_clock(scripted: "Scripted") -> None:
+    """The task's end may be announced after the wait is over, and must do no harm then."""
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"ok")
+        await reader.read()
+
+    async with scripted(script) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        await link.open()
+        async with asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(link.send(GET), name="gate body")
+        while link._connection().idle:  # noqa: ASYNC110 (the bytes arrive by themselves, within the deadline)
+            await asyncio.sleep(0)
+        head = await link.receive_head("GET", after=sending)
+        await asyncio.sleep(0)
+        link.abort()
+
+    assert head.status == 200
+    assert complaints == []
+
+
+def breaking_off(head: bytes, *, reset: bool = False) -> "Script":
+    """Return a registry that answers with `head` and goes in the middle of the body."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        await writer.drain()
+        await reader.readexactly(1)
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    return script
+
+
+LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe"
+
+
+@pytest.mark.parametrize(("reset", "words"), [(False, "broke off"), (True, "hung up")])
+async def test_a_registry_that_goes_within_a_body_is_at_fault(
+    scripted: "Scripted", channel: MemoryChannel, reset: bool, words: str
+) -> None:
+    """The agent has a part of it, and is not told that it was all."""
+    async with scripted(breaking_off(LONG, reset=reset)) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        await link.ask("GET", GET)
+        await link.send(b"x")
+        with pytest.raises(RegistryUnavailableError, match=words):
+            await link.pour(channel, 1000, lambda _: None)
+        link.abort()
+
+
+async def test_a_registry_that_goes_within_a_chunk_is_at_fault(scripted: "Scripted") -> None:
+    """As above, for a body that tells its length as it goes."""
+    async with scripted(breaking_off(CHUNKED)) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        head = await link.ask("GET", GET)
+        await link.send(b"x")
+        with pytest.raises(RegistryUnavailableError, match="broke off"):
+            _ = [pieces async for pieces in link.body(head)]
+        link.abort()
+
+
+async def test_an_agent_that_goes_within_a_body_is_no_fault_of_the_registrys(scripted: "Scripted") -> None:
+    """Nobody is told that the registry is away."""
+    async with scripted(breaking_off(LONG + b"part")) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        await link.ask("GET", GET)
+        assert link.arrived(1000) == b"part"
+        with pytest.raises(ConnectionResetError):
+            await link.pour(GoneChannel(), 996, lambda _: None)
+        link.abort()
+
+
+class GoneChannel(MemoryChannel):
+    """A channel whose agent has gone."""
+
+    async def pour(self, *_: object) -> int:
+        """Fail, as a channel does."""
+        raise ConnectionResetError("the channel is closed")
+
+
+async def test_an_empty_body_is_over_at_once(scripted: "Scripted") -> None:
+    """Nothing is waited for."""
+    async with scripted(breaking_off(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as registry, asyncio.timeout(10):
+        link = link_to(registry)
+        head = await link.ask("GET", GET)
+        assert [pieces async for pieces in link.body(head)] == []
+        link.abort()
+
+
+async def test_an_agent_waits_for_a_slot_until_one_of_its_requests_is_answered(scripted: "Scripted") -> None:
+    """A request that finds no slot goes out once an earlier one has its answer, and fails if none has one in time."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await answer.wait()
+        writer.write(HEAD + b"ok")
+        await reader.read()
+
+    async with scripted(slow) as registry, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        slots = asyncio.Semaphore(1)
+        links = [
+            RegistryLink(registry.endpoint, slots, head_timeout=patience, idle_timeout=10) for patience in (9, 0.05)
+        ]
+        first = tasks.create_task(links[0].ask("GET", GET), name="first")
+        await asked.wait()
+        with pytest.raises(RegistryUnavailableError, match="earlier requests of this agent"):
+            await links[1].ask("GET", GET)
+
+        answer.set()
+        assert (await first).status == 200
+        assert (await links[1].ask("GET", GET)).status == 200
+        for link in links:
+            link.abort()

@@ -1,0 +1,162 @@
+"""What Prometheus sees, scraped over real HTTP and read with its own parser."""
+
+import asyncio
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.control.fake_daemon import NOW, FakeDaemon
+from tests.ssh.ssh_server import free_port
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.health import FastPathHealth, RegistryHealth
+from tunnelmgr.core.tunnel import Endpoint, Phase
+from tunnelmgr.core.world import SourceView
+from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.observability.metrics import MetricsServer
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@asynccontextmanager
+async def serving(server: MetricsServer) -> AsyncIterator[Endpoint]:
+    """Serve the metrics on a free port."""
+    at = Endpoint("127.0.0.1", free_port())
+    await server.start(at)
+    try:
+        yield at
+    finally:
+        await server.close()
+
+
+async def scrape(server: MetricsServer) -> Samples:
+    """Return every sample of one scrape."""
+    async with serving(server) as at:
+        body = await asyncio.to_thread(_fetch, f"http://{at}/metrics")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+
+
+def _fetch(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        return str(answer.read().decode())
+
+
+def labels(**pairs: str) -> frozenset[tuple[str, str]]:
+    """Return labels as a key."""
+    return frozenset(pairs.items())
+
+
+async def test_agents_are_counted_by_group_and_phase() -> None:
+    """With a zero for every phase that has none, so that alerts need no `absent()`; agents that left do not count."""
+    samples = await scrape(MetricsServer(FakeDaemon()))
+    found = {phase: samples["tunnelmgr_agents", labels(group="ci", phase=phase.value)] for phase in Phase}
+
+    assert found == {
+        Phase.UP: 1,
+        Phase.DOWN: 1,
+        Phase.QUARANTINED: 1,
+        Phase.AWAITING_IDENTITY: 1,
+        Phase.CONNECTING: 0,
+        Phase.DRAINING: 0,
+    }
+
+
+async def test_sources_tell_whether_and_when_they_answered() -> None:
+    """One that never did has no time rather than a false one."""
+    daemon = FakeDaemon()
+    sources = {
+        "office": SourceView("office", ok=True, last_success=NOW),
+        "cloud": SourceView("cloud", ok=False, error="throttled", missing=3),
+    }
+    daemon.world = replace(daemon.world, sources=sources)
+    samples = await scrape(MetricsServer(daemon))
+
+    assert samples["tunnelmgr_source_ok", labels(source="office")] == 1
+    assert samples["tunnelmgr_source_missing_agents", labels(source="office")] == 0
+    assert samples["tunnelmgr_source_missing_agents", labels(source="cloud")] == 3
+    assert samples["tunnelmgr_source_ok", labels(source="cloud")] == 0
+    assert samples["tunnelmgr_source_last_success_timestamp_seconds", labels(source="office")] == NOW
+    assert ("tunnelmgr_source_last_success_timestamp_seconds", labels(source="cloud")) not in samples
+
+
+async def test_traffic_is_summed_by_group_and_names_no_agent() -> None:
+    """Agents live for minutes; a label for each would fill Prometheus."""
+    traffic = {
+        AgentId("static:builder-1"): Traffic(channels=2, to_agent=100, from_agent=10),
+        AgentId("static:builder-2"): Traffic(channels=1, to_agent=11, from_agent=1),
+        AgentId("static:forgotten"): Traffic(channels=9, to_agent=9, from_agent=9),
+    }
+    samples = await scrape(MetricsServer(FakeDaemon(traffic=traffic)))
+
+    assert samples["tunnelmgr_channels", labels(group="ci")] == 3
+    assert samples["tunnelmgr_bytes_total", labels(group="ci", direction="to_agent")] == 111
+    assert samples["tunnelmgr_bytes_total", labels(group="ci", direction="from_agent")] == 11
+    assert not any("builder" in value for _, pairs in samples for _, value in pairs)
+
+
+@pytest.mark.parametrize(("reachable", "error"), [(True, None), (False, "disk full")])
+async def test_health_is_told(reachable: bool, error: str | None) -> None:
+    """Registry, state and uptime, as numbers to alert on."""
+    daemon = FakeDaemon(registry=RegistryHealth(reachable=reachable, loopback_only=None), store_error=error)
+    samples = await scrape(MetricsServer(daemon))
+
+    assert samples["tunnelmgr_registry_reachable", labels()] == int(reachable)
+    assert samples["tunnelmgr_state_ok", labels()] == int(error is None)
+    assert samples["tunnelmgr_uptime_seconds", labels()] == 12.34
+
+
+@pytest.mark.parametrize("active", [True, False])
+async def test_whether_the_fast_path_is_on_is_a_number(active: bool) -> None:
+    """An alert can tell that tunnels have become slower."""
+    samples = await scrape(MetricsServer(FakeDaemon(fast_path=FastPathHealth(active, None))))
+
+    assert samples["tunnelmgr_fast_path_active", labels()] == int(active)
+
+
+async def test_requests_are_counted_by_what_became_of_them() -> None:
+    """And each scrape goes on from the last."""
+    server = MetricsServer(FakeDaemon())
+    server.count("ci", "pull", "allowed", 200)
+    server.count("ci", "pull", "allowed", 200)
+    server.count("ci", "push", "refused", 403)
+    pulls = labels(group="ci", action="pull", verdict="allowed", status="200")
+    pushes = labels(group="ci", action="push", verdict="refused", status="403")
+
+    samples = await scrape(server)
+    assert (samples["tunnelmgr_requests_total", pulls], samples["tunnelmgr_requests_total", pushes]) == (2, 1)
+    server.count("ci", "pull", "allowed", 200)
+    assert (await scrape(server))["tunnelmgr_requests_total", pulls] == 3
+
+
+async def test_loop_lag_is_a_histogram() -> None:
+    """With a bucket at the 20 ms that a bulk pull may cost somebody else."""
+    server = MetricsServer(FakeDaemon())
+    for seconds in (0.0, 0.015, 0.3):
+        server.lagged(seconds)
+    samples = await scrape(server)
+
+    assert samples["tunnelmgr_loop_lag_seconds_count", labels()] == 3
+    assert samples["tunnelmgr_loop_lag_seconds_bucket", labels(le="0.02")] == 2
+    assert samples["tunnelmgr_loop_lag_seconds_sum", labels()] == pytest.approx(0.315)
+
+
+async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
+    """The daemon names the setting; nothing is left open."""
+    first, second = MetricsServer(FakeDaemon()), MetricsServer(FakeDaemon())
+    async with serving(first) as at:
+        with pytest.raises(OSError, match="in use"):
+            await second.start(at)
+        await second.close()
+
+
+async def test_closing_what_was_never_started_is_no_matter() -> None:
+    """The daemon closes it on every way out."""
+    await MetricsServer(FakeDaemon()).close()

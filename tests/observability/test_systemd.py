@@ -1,0 +1,67 @@
+"""The words that systemd hears, on a real datagram socket."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tunnelmgr.observability.systemd import notify, watchdog_interval
+
+
+def heard(listener: socket.socket) -> list[bytes]:
+    """Return the datagrams that have arrived."""
+    found = []
+    listener.setblocking(False)
+    while True:
+        try:
+            found.append(listener.recv(4096))
+        except BlockingIOError:
+            return found
+
+
+def test_assignments_arrive_in_one_datagram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One a line, as sd_notify(3) has it."""
+    place = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", place)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(place)
+        notify("READY=1", "STATUS=2 of 3 agents up")
+
+        assert heard(manager) == [b"READY=1\nSTATUS=2 of 3 agents up"]
+
+
+def test_a_socket_in_the_abstract_namespace_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name begins with @ in the environment and with NUL on the wire."""
+    name = f"tunnelmgr-test-{os.getpid()}"
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{name}")
+        notify("WATCHDOG=1")
+
+        assert heard(manager) == [b"WATCHDOG=1"]
+
+
+@pytest.mark.parametrize("address", [None, "", "/nowhere/notify", "@tunnelmgr-nobody"])
+def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+    """It is no reason to fail."""
+    if address is None:
+        monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    else:
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+
+    notify("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [(None, None), ("", None), ("soon", None), ("-1", None), ("30000000", 15.0)]
+)
+def test_the_watchdog_is_fed_twice_in_its_time(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, seconds: float | None
+) -> None:
+    """WATCHDOG_USEC is in microseconds; anything odd means no watchdog."""
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    if given is not None:
+        monkeypatch.setenv("WATCHDOG_USEC", given)
+
+    assert watchdog_interval() == seconds

@@ -1,0 +1,74 @@
+"""What the tunnel's tests stand on: keys, and an agent's sshd on loopback."""
+
+import gc
+import os
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from tests.ssh.desk import Desk
+from tests.ssh.ssh_server import Sshd, generate, sshd_at_work
+from tunnelmgr.dataplane import fast_path
+from tunnelmgr.ssh.login import Login
+
+if "PROVING" in os.environ:  # `make newest`: with a release that nobody has proved yet
+    fast_path.PROVED |= {asyncssh.__version__}
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tester's own keys and agent out of every test."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
+
+@pytest.fixture(scope="session")
+def key() -> asyncssh.SSHKey:
+    """Make the controller's key."""
+    return generate()
+
+
+@pytest.fixture(scope="session")
+def host_key() -> asyncssh.SSHKey:
+    """Make the agent's host key."""
+    return generate()
+
+
+@pytest.fixture
+def login(key: asyncssh.SSHKey) -> Login:
+    """Log in as the controller does."""
+    return Login("tunnel", key, 5.0)
+
+
+@pytest.fixture
+async def sshd(key: asyncssh.SSHKey, host_key: asyncssh.SSHKey) -> AsyncIterator[Sshd]:
+    """Run an agent's sshd that behaves."""
+    async with sshd_at_work(Sshd(host_key, key)) as sshd:
+        yield sshd
+
+
+@pytest.fixture
+def unproved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work with a release of asyncssh that nobody has proved."""
+    monkeypatch.setattr(fast_path, "PROVED", frozenset())
+    fast_path.fast_path_status.cache_clear()
+    yield
+    fast_path.fast_path_status.cache_clear()
+
+
+@pytest.fixture
+def desk(login: Login) -> Desk:
+    """Make a desk."""
+    return Desk(login)
+
+
+@pytest.fixture
+def forgiving() -> Iterator[None]:
+    """Collect what the server's side leaves: asyncssh drops a socket whose channel closed while it was connecting."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

@@ -1,0 +1,89 @@
+"""A desk for workers: what they are given, and where their events arrive."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from tests.ssh.ssh_server import until
+from tunnelmgr.core.events import Event, TunnelBound, TunnelProbed
+from tunnelmgr.core.oci import WELL_KNOWN_PATH
+from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
+from tunnelmgr.dataplane.channel import ForwardedChannel
+from tunnelmgr.ssh.login import Login
+from tunnelmgr.tunnel.admission import Admission
+from tunnelmgr.tunnel.probe import Prover
+from tunnelmgr.tunnel.worker import Settings
+
+
+@dataclass
+class Desk:
+    """What a worker is given, and where its events arrive. Its gate proves itself and echoes all else."""
+
+    login: Login
+    events: list[Event] = field(default_factory=list)
+    prover: Prover = field(default_factory=Prover)
+    serving: int = 0
+    cancelled: int = 0
+    silent: bool = False
+    breaks: bool = False
+    hangs_up: bool = False
+    opened: int = 0
+    proofs: int = 0
+
+    def settings(self, **changes: object) -> Settings:
+        """Return settings that are quick."""
+        plain = Settings(
+            login=self.login,
+            probe_interval=0.1,
+            max_channels=128,
+            drain=5.0,
+            admission=Admission(),
+            prover=self.prover,
+            serve=self.serve,
+            report=self.events.append,
+        )
+        return replace(plain, **changes)
+
+    async def serve(self, channel: ForwardedChannel, spec: TunnelSpec, _forward: Forward, endpoint: Endpoint) -> None:
+        """Answer a probe with its proof, and echo everything else."""
+        self.serving += 1
+        self.opened += 1
+        try:
+            await self._serve(channel, spec, endpoint)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.serving -= 1
+
+    async def _serve(self, channel: ForwardedChannel, spec: TunnelSpec, endpoint: Endpoint) -> None:
+        with suppress(ConnectionError):
+            while data := await channel.read():
+                if data.startswith(f"GET {WELL_KNOWN_PATH} ".encode()):
+                    if self.silent:
+                        await asyncio.Event().wait()
+                    nonce = data.partition(b"Nonce: ")[2].partition(b"\r\n")[0].decode()
+                    body = f'{{"proof": "{self.prover.proof(nonce, spec.agent, str(endpoint))}"}}'
+                    await channel.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+                    self.proofs += 1
+                    if self.hangs_up:
+                        return
+                    continue
+                if self.breaks:
+                    raise RuntimeError("a fault of ours")
+                await channel.write(data)
+
+    def of(self, kind: type) -> list[Event]:
+        """Return the events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def bound(self) -> TunnelBound:
+        """The latest report of what is bound."""
+        latest = self.of(TunnelBound)[-1]
+        assert isinstance(latest, TunnelBound)
+        return latest
+
+    async def up(self, probes: int = 1) -> None:
+        """Wait until so many probes have come back."""
+        await until(lambda: len(self.of(TunnelProbed)) >= probes, deadline=20)

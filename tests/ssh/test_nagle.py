@@ -1,0 +1,76 @@
+"""The one session that a tunnel asks for, to have the agent's sshd answer at once."""
+
+import asyncio
+
+import asyncssh
+import pytest
+
+from tests.ssh.ssh_server import Sshd, sshd_at_work, until
+from tunnelmgr.ssh import client
+from tunnelmgr.ssh.client import NOTHING, dial
+from tunnelmgr.ssh.login import Login
+
+
+async def test_one_command_that_does_nothing_is_asked_for_and_its_session_closed(
+    key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login
+) -> None:
+    """No input, no terminal, no environment; the channel does not outlive the answer."""
+    asked: list[asyncssh.SSHServerProcess[str]] = []
+    async with sshd_at_work(Sshd(host_key, key), process_factory=asked.append) as sshd:
+        connection = await dial(sshd.spec(), login)
+        await connection.quicken()
+
+        await until(lambda: asked and asked[0].channel.is_closing())
+        assert [process.command for process in asked] == [NOTHING]
+        assert asked[0].term_type is None
+        assert not asked[0].env
+        await until(lambda: not connection._conn._channels)
+        assert connection._line._quickened
+        assert not connection.lost.is_set()
+        connection.abort()
+        await connection._conn.wait_closed()
+
+
+async def test_an_agent_that_takes_no_sessions_keeps_its_tunnel(sshd: Sshd, login: Login) -> None:
+    """A refusal is no matter; all that it sends is acknowledged at once, then."""
+    connection = await dial(sshd.spec(), login)
+
+    await connection.quicken()
+
+    assert not connection._line._quickened
+    assert not connection.lost.is_set()
+    connection.abort()
+    await connection._conn.wait_closed()
+
+
+async def test_an_agent_that_never_answers_is_waited_for_no_longer_than_the_bound(
+    key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its session is closed from our side, so that nothing can be sent into it for ever."""
+    monkeypatch.setattr(client, "QUICKEN", 0.05)
+    begun = asyncio.Event()
+
+    class Silent(asyncssh.SSHServerSession[str]):
+        async def exec_requested(self, command: str) -> bool:  # type: ignore[override] # to never answer
+            raise NotImplementedError(command)
+
+    async with sshd_at_work(Sshd(host_key, key), session_factory=Silent) as sshd:
+        connection = await dial(sshd.spec(), login)
+        server = sshd.connection
+        monkeypatch.setattr(asyncssh.SSHServerChannel, "_process_exec_request", lambda *_: begun.set())
+        await connection.quicken()
+
+        assert begun.is_set()
+        await until(lambda: not server._channels)
+        assert not connection.lost.is_set()
+        connection.abort()
+        await connection._conn.wait_closed()
+
+
+async def test_a_lost_connection_ends_it_quietly(sshd: Sshd, login: Login) -> None:
+    """The worker learns of the loss elsewhere."""
+    connection = await dial(sshd.spec(), login)
+    connection.abort()
+    await connection._conn.wait_closed()
+
+    await connection.quicken()

@@ -1,0 +1,73 @@
+"""The health of the daemon and its parts, and traffic counters: what status and metrics show beside the world."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.world import World
+
+
+class TrafficCounters(Protocol):
+    """Counters of one agent's traffic: channels opened, and bytes in each direction."""
+
+    channels: int
+    to_agent: int
+    from_agent: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryHealth:
+    """Whether the registry answers, and whether it listens on loopback only (None if that cannot be determined)."""
+
+    reachable: bool
+    loopback_only: bool | None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditHealth:
+    """Why the audit log cannot be written, how many entries were lost, and whether some were lost lately."""
+
+    error: str | None = None
+    lost: int = 0
+    lost_recently: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FastPathHealth:
+    """Whether bulk data goes past asyncssh; if not, the reason."""
+
+    active: bool = True
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonHealth:
+    """The state of the daemon itself; `uptime_s` is in seconds."""
+
+    controller: str
+    version: str
+    uptime_s: float
+    registry: RegistryHealth
+    store_error: str | None
+    audit: AuditHealth = AuditHealth()
+    fast_path: FastPathHealth = FastPathHealth()
+
+
+class Telemetry(Protocol):
+    """What status and metrics read from the daemon."""
+
+    @property
+    def world(self) -> World:
+        """The world as it is now."""
+        ...
+
+    @property
+    def traffic(self) -> Mapping[AgentId, TrafficCounters]:
+        """Traffic counters by agent."""
+        ...
+
+    def health(self) -> DaemonHealth:
+        """Return the daemon's own health."""
+        ...

@@ -1,0 +1,238 @@
+"""What goes into the audit log and the daemon's log: requests, and the steps of tunnels and trust.
+
+An agent pays for what it has us write. Requests that are alike (`_likeness`) fold: the first is written at once, those
+that follow within `FOLD` seconds become one entry with a `count`, the time of the first (`since`) and that of the last.
+Beyond a burst, an agent gets `RATE` entries a second, and waits for more; see `Auditor.settle`.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import structlog
+
+from tunnelmgr.control.views import timestamp
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.rate_limit import TokenBucket
+from tunnelmgr.core.world import Moment, Record, World
+from tunnelmgr.gate.caller import RequestRecord
+from tunnelmgr.observability.audit_log import AuditLog
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+STEPS = frozenset(
+    {
+        "evidence",
+        "dialled",
+        "bound",
+        "probed",
+        "lost",
+        "failed",
+        "closed",
+        "left",
+        "rebuilt",
+        "regrouped",
+        "quarantined",
+        "released",
+        "retry",
+    }
+)
+"""The steps of an agent's story that are audited; the others tell only that it is waited for."""
+ACTIONS = frozenset({"pull", "push", "delete", "catalog"})
+"""The actions that are audited when they are allowed; every refusal is."""
+READS = frozenset({"base", "well-known", "pull", "catalog"})
+"""The actions that agents perform all day: allowed, they are logged at debug level only."""
+FOLD: Final = 5.0
+"""Seconds within which requests that are alike become one entry."""
+RATE: Final = 80.0
+"""Entries a second that one agent may cause in the long run: with the log, about 60 kB/s."""
+BURST: Final = 200.0
+"""Entries that it may cause at once."""
+PATIENCE: Final = 5.0
+"""Seconds that an agent waits at most until its entries find room; then they are lost, and counted."""
+
+
+@dataclass(slots=True)
+class _Repeats:
+    """Requests like one that is written already, which have not been written yet."""
+
+    until: float
+    since: float = 0.0
+    count: int = 0
+    last: RequestRecord | None = None
+
+    def add(self, request: RequestRecord, now: float) -> None:
+        self.count += 1
+        if self.last is None:
+            self.since, self.last = now, request
+            return
+        self.last = replace(
+            request,
+            bytes_to_agent=self.last.bytes_to_agent + request.bytes_to_agent,
+            bytes_from_agent=self.last.bytes_from_agent + request.bytes_from_agent,
+            took=max(self.last.took, request.took),
+        )
+
+
+@dataclass(slots=True)
+class Auditor:
+    """Writes down what happens, with what is known of the agent. Used on the event loop only."""
+
+    log: AuditLog
+    world: Callable[[], World]
+    clock: Callable[[], float]
+    _repeats: dict[tuple[object, ...], _Repeats] = field(default_factory=dict)
+    _buckets: dict[AgentId, TokenBucket] = field(default_factory=dict)
+    _timer: asyncio.TimerHandle | None = None
+
+    def moment(self, record: Record, moment: Moment) -> None:
+        """Audit a step of an agent's story."""
+        if moment.step in STEPS:
+            count = moment.count if moment.count > 1 else None
+            facts = _identity(record) | {"detail": moment.detail, "uid": moment.uid, "count": count}
+            self.log.note(f"tunnel-{moment.step}", **facts)
+
+    def record(self, request: RequestRecord) -> None:
+        """Write down a request that came through the gate, at once or with those that are alike."""
+        key, now = _likeness(request), self.clock()
+        repeats = self._repeats.get(key)
+        if repeats is None:
+            self._repeats[key] = _Repeats(now + FOLD)
+            self._write(request)
+            self._set_timer()
+        else:
+            repeats.add(request, now)
+
+    async def settle(self, agent: AgentId) -> None:
+        """Wait until the agent has paid for its entries: by its rate, and by the room that they take in the queue."""
+        bucket = self._buckets.get(agent)
+        if bucket is not None and (seconds := bucket.wait(self.clock())):
+            await asyncio.sleep(seconds)
+        if not (self.log.full(agent) and self.log.healthy):
+            return  # a disk that fails costs entries, and nobody waits for it
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self.log.room(agent)
+        except TimeoutError:
+            return
+
+    async def flush(self) -> None:
+        """Write down all that is folded so far, for at most `PATIENCE` seconds where the disk is slow."""
+        folded = [repeats.last for repeats in self._repeats.values() if repeats.last is not None]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                for request in folded:
+                    if self.log.healthy:
+                        await self.log.room(request.caller.agent)
+                    self._write_repeats(self._repeats.pop(_likeness(request)))
+        for repeats in self._repeats.values():
+            self._write_repeats(repeats)
+        self._repeats.clear()
+
+    def _set_timer(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FOLD / 5, self._tick)
+
+    def _tick(self) -> None:
+        """Write down what has been folded for long enough; a kind that goes on is folded further."""
+        self._timer = None
+        now = self.clock()
+        for key, repeats in list(self._repeats.items()):
+            if now < repeats.until:
+                continue
+            if repeats.last is not None:
+                if self.log.full(repeats.last.caller.agent) and self.log.healthy:
+                    continue  # they fold further until there is room
+                self._write_repeats(repeats)
+                self._repeats[key] = _Repeats(now + FOLD)
+            else:
+                del self._repeats[key]
+        self._buckets = {agent: bucket for agent, bucket in self._buckets.items() if not bucket.idle(now)}
+        if self._repeats or self._buckets:
+            self._set_timer()
+
+    def _write_repeats(self, repeats: _Repeats) -> None:
+        if repeats.last is not None:
+            self._write(repeats.last, count=repeats.count, since=timestamp(repeats.since))
+
+    def _write(self, request: RequestRecord, count: int | None = None, since: str | None = None) -> None:
+        allowed = request.verdict == "allowed"
+        if not allowed or request.action in ACTIONS:
+            self._buckets.setdefault(request.caller.agent, TokenBucket(RATE, BURST)).take(self.clock())
+            self._audit(request, count, since)
+        _log(request, count)
+
+    def _audit(self, request: RequestRecord, count: int | None, since: str | None) -> None:
+        self.log.note(
+            f"request-{request.verdict}",
+            **self._caller(request.caller.agent),
+            channel=request.caller.channel,
+            method=request.method,
+            action=request.action,
+            repository=request.repository or None,
+            reference=request.reference or None,
+            verdict="allow" if request.verdict == "allowed" else "refuse",
+            rule=request.rule or None,
+            status=request.status,
+            bytes_to_agent=request.bytes_to_agent,
+            bytes_from_agent=request.bytes_from_agent,
+            duration_ms=round(request.took * 1000, 1),
+            count=count,
+            since=since,
+        )
+
+    def _caller(self, agent: AgentId) -> dict[str, Any]:
+        record = self.world().records.get(agent)
+        return {"agent": agent} if record is None else _identity(record)
+
+
+def _likeness(request: RequestRecord) -> tuple[object, ...]:
+    """Return what requests have in common that become one entry."""
+    return (
+        request.caller.agent,
+        request.method,
+        request.action,
+        request.repository,
+        request.reference,
+        request.verdict,
+        request.rule,
+        request.status,
+        request.error,
+    )
+
+
+def _log(request: RequestRecord, count: int | None) -> None:
+    """Log one line: failures as warnings, pushes, deletes and refusals as information, reads for debugging."""
+    facts: dict[str, Any] = {
+        "agent": request.caller.agent,
+        "group": request.caller.group,
+        "action": str(request.action),
+        "repository": request.repository,
+        "reference": request.reference,
+        "verdict": request.verdict,
+        "status": request.status,
+        "bytes": request.bytes_to_agent + request.bytes_from_agent,
+        "took": round(request.took, 4),
+    }
+    if count is not None:
+        facts["count"] = count
+    if request.error:
+        log.warning("request failed", **facts, error=request.error, reason=request.reason)
+    elif request.verdict == "allowed" and request.action in READS:
+        log.debug("request", **facts)
+    else:
+        log.info("request", **facts)
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    trust = record.trust or record.proved
+    return {
+        "agent": record.agent.id,
+        "incarnation": record.agent.incarnation or None,
+        "group": record.agent.group,
+        "address": record.agent.addresses[0] if record.agent.addresses else None,
+        "trust": trust.method.value if trust else None,
+        "key": " ".join(trust.fingerprints) if trust else None,
+    }

@@ -1,8 +1,0 @@
-"""A look-alike of Hetzner Cloud's API that launches, rebuilds, deletes and fails on command.
-
-`HetznerCloud` serves it within this process; `HetznerService` on a machine of the lab. Both take the same commands.
-"""
-
-from tunnelmgr.demo.hetzner.client import HetznerCloud, HetznerService
-
-__all__ = ["HetznerCloud", "HetznerService"]

@@ -1,0 +1,142 @@
+"""Prometheus metrics, read off the world at each scrape; labels are groups and phases, never short-lived agents.
+
+Names follow https://prometheus.io/docs/practices/naming/.
+"""
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tunnelmgr.core.health import Telemetry
+from tunnelmgr.core.tunnel import Endpoint, Phase
+from tunnelmgr.core.world import status_of
+
+LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds. A bulk pull by one agent may cost another 20 ms; systemd's watchdog ends what hangs for good."""
+
+
+class WorldCollector(Collector):
+    """Turns the world into samples."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the samples of this moment."""
+        yield self._agents()
+        yield from self._sources()
+        yield from self._traffic()
+        yield from self._health()
+
+    def _agents(self) -> Metric:
+        world = self._telemetry.world
+        family = GaugeMetricFamily("tunnelmgr_agents", "Agents by group and phase", labels=["group", "phase"])
+        present = [record for record in world.records.values() if record.present]
+        tally = Tally((record.agent.group, status_of(world, record).phase) for record in present)
+        for group in {record.agent.group for record in present}:
+            for phase in Phase:
+                family.add_metric([group, phase.value], tally[group, phase])
+        return family
+
+    def _sources(self) -> Iterator[Metric]:
+        ok = GaugeMetricFamily("tunnelmgr_source_ok", "1 if the source's last answer was whole", labels=["source"])
+        last = GaugeMetricFamily(
+            "tunnelmgr_source_last_success_timestamp_seconds", "When a source last answered wholly", labels=["source"]
+        )
+        missing = GaugeMetricFamily(
+            "tunnelmgr_source_missing_agents",
+            "Agents that the source's last listing lacked and that stay",
+            labels=["source"],
+        )
+        for view in self._telemetry.world.sources.values():
+            ok.add_metric([view.name], int(view.ok))
+            missing.add_metric([view.name], view.missing)
+            if view.last_success is not None:
+                last.add_metric([view.name], view.last_success)
+        yield ok
+        yield last
+        yield missing
+
+    def _traffic(self) -> Iterator[Metric]:
+        world = self._telemetry.world
+        channels = GaugeMetricFamily("tunnelmgr_channels", "Open channels", labels=["group"])
+        carried = CounterMetricFamily("tunnelmgr_bytes", "Bytes carried", labels=["group", "direction"])
+        counts: dict[str, list[int]] = {}
+        for id_, traffic in self._telemetry.traffic.items():
+            if id_ in world.records:
+                sums = counts.setdefault(world.records[id_].agent.group, [0, 0, 0])
+                for at, value in enumerate((traffic.channels, traffic.to_agent, traffic.from_agent)):
+                    sums[at] += value
+        for group, (open_now, to_agent, from_agent) in counts.items():
+            channels.add_metric([group], open_now)
+            carried.add_metric([group, "to_agent"], to_agent)
+            carried.add_metric([group, "from_agent"], from_agent)
+        yield channels
+        yield carried
+
+    def _health(self) -> Iterator[Metric]:
+        facts = self._telemetry.health()
+        yield GaugeMetricFamily("tunnelmgr_uptime_seconds", "Seconds since the start", value=facts.uptime_s)
+        yield GaugeMetricFamily("tunnelmgr_state_ok", "1 if state can be written", value=int(facts.store_error is None))
+        yield GaugeMetricFamily(
+            "tunnelmgr_audit_ok",
+            "1 if the audit log is written and lost nothing lately",
+            int(facts.audit.error is None and not facts.audit.lost_recently),
+        )
+        yield CounterMetricFamily("tunnelmgr_audit_lost", "Audit entries that could not be written", facts.audit.lost)
+        yield GaugeMetricFamily(
+            "tunnelmgr_fast_path_active",
+            "1 if bulk data goes past asyncssh, 0 if through it, more slowly",
+            value=int(facts.fast_path.active),
+        )
+        reachable = int(facts.registry.reachable)
+        yield GaugeMetricFamily("tunnelmgr_registry_reachable", "1 if the registry answers", value=reachable)
+
+
+class MetricsServer:
+    """Serves `/metrics`, counts the gate's requests, and keeps how late the loop is."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(WorldCollector(telemetry))
+        self._requests = Counter(
+            "tunnelmgr_requests",
+            "Requests through the gate",
+            ["group", "action", "verdict", "status"],
+            registry=self._registry,
+        )
+        self._lag = Histogram(
+            "tunnelmgr_loop_lag_seconds",
+            "How late the event loop was",
+            registry=self._registry,
+            buckets=LAG_BUCKETS,
+        )
+        self._runner: web.AppRunner | None = None
+
+    def count(self, group: str, action: str, verdict: str, status: int) -> None:
+        """Count one request."""
+        self._requests.labels(group, action, verdict, str(status)).inc()
+
+    def lagged(self, seconds: float) -> None:
+        """Note that a timer of the event loop's was so late."""
+        self._lag.observe(seconds)
+
+    async def start(self, at: Endpoint) -> None:
+        """Listen; raises OSError where the address is taken."""
+        app = web.Application()
+        app.add_routes([web.get("/metrics", self._scrape)])
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, at.host, at.port).start()
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _scrape(self, _request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"})

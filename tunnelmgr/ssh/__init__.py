@@ -1,0 +1,1 @@
+"""The asyncssh adapter: connections that are dialled with every safe option, and errors that become ours."""

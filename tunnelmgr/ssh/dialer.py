@@ -1,0 +1,103 @@
+"""From an agent's addresses to a line: each is tried in turn, and its socket is tuned."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from weakref import ref
+
+from tunnelmgr.dataplane.socket_options import tune
+from tunnelmgr.dataplane.stream import connect, first_bytes
+from tunnelmgr.dataplane.transport import Line
+from tunnelmgr.errors import UnreachableError
+
+
+class Dialer:
+    """Opens the line to the first address that answers; handed to asyncssh as its `tunnel`, whose form it has.
+
+    `patience` is how long all of it may take, in seconds.
+    """
+
+    def __init__(self, addresses: Sequence[str], patience: float = 10.0) -> None:
+        self._addresses = addresses
+        self._patience = patience
+        self._connected: socket.socket | None = None
+        self.left = patience
+        """Seconds that are left for the handshake."""
+        self._line: ref[Line] | None = None  # weak: asyncssh keeps the dialer as long as the connection
+        self.reached = ""
+
+    async def reach(self, port: int) -> None:
+        """Connect to the first address, in order of preference, whose server speaks.
+
+        An SSH server sends its identification string without being asked (RFC 4253, section 4.2), so nothing of a
+        handshake needs to exist before. Raises UnreachableError with the last address's reason. Each address has its
+        share of the patience, so that one that swallows packets leaves time for the next.
+        """
+        clock = asyncio.get_running_loop()
+        began = clock.time()
+        self._connected = await self._first(port, listens=True)
+        self.left = self._patience - (clock.time() - began)
+
+    async def create_connection(
+        self, factory: Callable[[], asyncio.Protocol], _host: str, port: int
+    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        """Make the line of the connection that `reach` made, or of a new one.
+
+        Raises UnreachableError as `reach` does.
+        """
+        connected, self._connected = self._connected, None
+        line = Line(factory, connected or await self._first(port))
+        self._line = ref(line)
+        return line, line.protocol
+
+    @property
+    def line(self) -> Line | None:
+        """The line that was made, as long as somebody else holds it."""
+        return None if self._line is None else self._line()
+
+    def heard(self) -> int:
+        """Return a number that changes whenever bytes arrive on the line."""
+        line = self.line
+        return 0 if line is None else line.reads
+
+    def close(self) -> None:
+        """Close the connection, unless a line was made of it."""
+        if self._connected is not None:
+            self._connected.close()
+
+    async def _first(self, port: int, *, listens: bool = False) -> socket.socket:
+        refused = UnreachableError("the agent", "it has no address")
+        for address in self._addresses:
+            share = self._patience / len(self._addresses)
+            try:
+                async with asyncio.timeout(share):
+                    connected = await _connected(address, port, listens=listens)
+            except OSError as failed:
+                refused = UnreachableError(f"{address} port {port}", _reason(failed, share))
+                continue
+            tune(connected)
+            self.reached = address
+            return connected
+        raise refused
+
+
+async def _connected(address: str, port: int, *, listens: bool) -> socket.socket:
+    """Connect, and wait for the server's first bytes if `listens`; raises OSError."""
+    connected = await connect(address, port)
+    if listens:
+        try:
+            await first_bytes(connected)
+        except BaseException:
+            connected.close()
+            raise
+    return connected
+
+
+def _reason(failed: OSError, patience: float) -> str:
+    """Say it in the system's words: asyncio puts its own in their place, with the address once more."""
+    if failed.errno and not isinstance(failed, socket.gaierror):
+        return os.strerror(failed.errno)
+    if isinstance(failed, TimeoutError):
+        return f"no answer within {patience:g} s"
+    return failed.strerror or str(failed)
