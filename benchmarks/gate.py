@@ -167,11 +167,11 @@ class Accepted(Upstream):
 async def something(source: Source) -> None:
     """Wait until there is something to read."""
     readable = asyncio.Event()
-    source.heed(readable.set)
+    source.notify_readable(readable.set)
     try:
         await readable.wait()
     finally:
-        source.heed(None)
+        source.notify_readable(None)
 
 
 class Serve:

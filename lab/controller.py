@@ -114,13 +114,13 @@ class LabController:
         return self.machine.run(argv, timeout=timeout, env=self._environment)
 
     def agent(self, wanted: str) -> dict[str, Any]:
-        """Return one agent with its story."""
+        """Return one agent with its history."""
         return self.client.agent(wanted)
 
     def wait(
         self, wanted: str, condition: Callable[[dict[str, Any]], bool], what: str, timeout: float = 20.0
     ) -> dict[str, Any]:
-        """Wait until an agent is as it should be, and return it; raises LabError with its state and story."""
+        """Wait until an agent is as it should be, and return it; raises LabError with its state and history."""
         last: dict[str, Any] = {}
 
         def holds() -> bool:

@@ -308,7 +308,7 @@ async def test_a_drain_closes_gently_and_returns_when_all_is_over() -> None:
 
     assert still_running
     assert house.done[-1] == "write"
-    assert house.controller.world.records[A.id].story[-1].step == "closed"
+    assert house.controller.world.records[A.id].history[-1].step == "closed"
 
 
 async def test_a_drain_with_nothing_open_returns_at_once() -> None:

@@ -40,7 +40,7 @@ from tunnelmgr.core.reconcile import (
     plan,
 )
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import Moment, Record, World
+from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.store.writer import StateWriter, WritableStore
 
 log = structlog.get_logger(__name__)
@@ -89,7 +89,7 @@ class Clock:
 class Controller:
     """Owns the world. Others put events in by `report`, and read `world`, which is always whole.
 
-    `witness` is told what is new in the agents' stories, in order.
+    `witness` is told what is new in the agents' histories, in order.
     """
 
     world: World
@@ -97,7 +97,7 @@ class Controller:
     tunnels: Tunnels
     seek: Callable[[Search], None]
     clock: Callable[[], float]
-    witness: Callable[[Record, Moment], None] = lambda _record, _moment: None
+    witness: Callable[[Record, HistoryEntry], None] = lambda _record, _moment: None
     _behind: bool = False
     _held: bool = False
     _took: float = 0.0
@@ -199,7 +199,7 @@ class Controller:
         self._notice(before)
 
     def _notice(self, before: World) -> None:
-        """Log changed phases and sources, and tell the witness what was added to the stories."""
+        """Log changed phases and sources, and tell the witness what was added to the histories."""
         _log_phases(before, self.world)
         _log_missing(before, self.world)
         if before.records is not self.world.records:
@@ -256,8 +256,8 @@ def _log_phases(before: World, after: World) -> None:
         old = before.tunnels.get(id_)
         if old is status or (old is not None and old.phase is status.phase):
             continue
-        story = after.records[id_].story
-        if status.phase in QUIET and story and not story[-1].is_news:
+        history = after.records[id_].history
+        if status.phase in QUIET and history and not history[-1].is_news:
             continue
         _log_phase(id_, old.phase.value if old else None, after)
     for id_ in before.tunnels.keys() - after.tunnels.keys():

@@ -31,7 +31,7 @@ def source(field: "CloudField") -> dict[str, Any]:
 
 def lives(field: "CloudField", ids: list[str]) -> list[int]:
     """Return how often each agent has been dialled."""
-    return [sum(moment["step"] == "dialled" for moment in field.controller.agent(id_)["story"]) for id_ in ids]
+    return [sum(moment["step"] == "dialled" for moment in field.controller.agent(id_)["history"]) for id_ in ids]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_terminated_instance_loses_its_tunnel_at_the_next_listing(cloud_field:
 
 
 def test_an_instance_that_two_whole_listings_lack_is_gone(cloud_field: "CloudField") -> None:
-    """An instance that vanished without a word leaves, and stays in `list --all` with its story."""
+    """An instance that vanished without a word leaves, and stays in `list --all` with its history."""
     ids = two_up(cloud_field)
 
     cloud_field.cloud.forget(ids[0].removeprefix("ec2:"))

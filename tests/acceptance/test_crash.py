@@ -118,4 +118,4 @@ def test_a_full_disk_is_loud_and_costs_no_tunnel(field: "Field", small_disk: Pat
     field.controller.start()
 
     assert reached
-    assert "lost" in [moment["step"] for moment in field.controller.wait_phase("builder", "up", timeout=30)["story"]]
+    assert "lost" in [moment["step"] for moment in field.controller.wait_phase("builder", "up", timeout=30)["history"]]

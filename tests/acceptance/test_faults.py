@@ -15,8 +15,8 @@ pytestmark = pytest.mark.acceptance
 
 
 def steps(field: "Field", agent: "LabAgent") -> list[str]:
-    """Return the steps of an agent's story."""
-    return [moment["step"] for moment in field.controller.agent(agent.name)["story"]]
+    """Return the steps of an agent's history."""
+    return [moment["step"] for moment in field.controller.agent(agent.name)["history"]]
 
 
 def lost(field: "Field", agent: "LabAgent") -> None:
@@ -54,7 +54,9 @@ def test_a_silent_drop_is_found_by_the_probe_and_mended(field: "Field") -> None:
 
     field.controller.wait_phase("builder", "up", timeout=30)
     assert field.reaches(agent)
-    assert any("did not answer the probe" in moment["detail"] for moment in field.controller.agent("builder")["story"])
+    assert any(
+        "did not answer the probe" in moment["detail"] for moment in field.controller.agent("builder")["history"]
+    )
 
 
 def test_a_program_that_keeps_asking_does_not_keep_a_lost_port_taken(field: "Field") -> None:

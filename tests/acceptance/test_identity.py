@@ -149,8 +149,8 @@ def events(field: "Field") -> dict[str, Any]:
 
 
 def steps(field: "Field", id_: str) -> list[str]:
-    """Return the steps of an agent's story."""
-    return [moment["step"] for moment in field.controller.agent(id_)["story"]]
+    """Return the steps of an agent's history."""
+    return [moment["step"] for moment in field.controller.agent(id_)["history"]]
 
 
 # --- certificates ---

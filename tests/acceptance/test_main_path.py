@@ -74,14 +74,14 @@ def test_the_well_known_answer_names_the_agent_and_never_reaches_the_registry(fi
     assert "well-known" not in field.registry.log()
 
 
-def test_the_story_of_an_agent_stands_in_order(field: "Field") -> None:
+def test_the_history_of_an_agent_stands_in_order(field: "Field") -> None:
     """`show` tells how the agent came up, step by step."""
     agent = field.boot("builder")
     field.up(agent)
 
     shown = json.loads(field.controller.command("show", "builder", "--json").stdout)
 
-    assert [moment["step"] for moment in shown["story"]] == ["seen", "evidence", "dialled", "bound", "probed"]
+    assert [moment["step"] for moment in shown["history"]] == ["seen", "evidence", "dialled", "bound", "probed"]
 
 
 IMITATION = """

@@ -18,9 +18,9 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import TunnelSpec
 from tunnelmgr.hooks import cloud_init
+from tunnelmgr.ssh import dialer
 from tunnelmgr.ssh.client import dial
 from tunnelmgr.ssh.login import Login
-from tunnelmgr.ssh import dialer
 
 pytestmark = pytest.mark.acceptance
 

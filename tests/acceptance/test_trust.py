@@ -32,7 +32,7 @@ def test_the_first_key_is_pinned_across_restarts_until_released(field: "Field") 
     assert refused["error"] == "host-key-mismatch"
     assert released.returncode == 0
     assert up["fingerprints"] != refused["fingerprints"]
-    assert "reinstalled" in [moment["detail"] for moment in up["story"]]
+    assert "reinstalled" in [moment["detail"] for moment in up["history"]]
 
 
 def test_one_key_on_two_live_agents_quarantines_both(cloud_field: "CloudField", tmp_path: Path) -> None:

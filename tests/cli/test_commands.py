@@ -272,7 +272,7 @@ def test_watch_prints_each_change_until_it_is_interrupted(
         assert [json.loads(line)[0]["name"] for line in result.stdout.splitlines()] == ["builder-1", "builder-9"]
 
 
-def test_show_tells_the_story_in_order(run: Run, socket: Path) -> None:
+def test_show_tells_the_history_in_order(run: Run, socket: Path) -> None:
     """Each step on its line, the oldest first."""
     shown = run("show", "builder-1", "--socket", socket).stdout
 

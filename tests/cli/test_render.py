@@ -9,11 +9,11 @@ from rich.console import Console, RenderableType
 
 from tests.control.fake_daemon import KEY, FakeDaemon, fleet, record, up, world
 from tunnelmgr.cli import render
-from tunnelmgr.control.views import agent_view, agents_view, status_view, story_view
+from tunnelmgr.control.views import agent_view, agents_view, history_view, status_view
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.health import FastPathHealth, RegistryHealth
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.world import Moment, Quarantine
+from tunnelmgr.core.world import HistoryEntry, Quarantine
 
 MISMATCH = (
     "the machine at 10.20.30.40 port 22 holds another host key than console says "
@@ -173,9 +173,9 @@ def test_problems_hang_under_their_mark() -> None:
 
 
 def test_an_agents_sheet_tells_all_that_is_known() -> None:
-    """Held addresses, evidence, failures, and the story below."""
+    """Held addresses, evidence, failures, and the history below."""
     one = record("builder-1")
-    printed = lines(render.agent(agent_view(one, up(), fleet().rules.forwards, None) | {"story": story_view(one)}))
+    printed = lines(render.agent(agent_view(one, up(), fleet().rules.forwards, None) | {"history": history_view(one)}))
     text = "\n".join(printed)
 
     assert "registry: 127.0.0.1:5000, [::1]:5000 → 127.0.0.1:5000" in text
@@ -188,7 +188,7 @@ def test_an_agent_that_failed_shows_when_it_is_tried_next() -> None:
     """After how many failures."""
     view = next(view for view in listed() if view["name"] == "builder-2")
     soon = (datetime.now(UTC) + timedelta(seconds=90)).isoformat().replace("+00:00", "Z")
-    text = "\n".join(lines(render.agent(view | {"story": [], "retry_at": soon, "failures": 1})))
+    text = "\n".join(lines(render.agent(view | {"history": [], "retry_at": soon, "failures": 1})))
 
     assert "in 1m" in text
     assert "after 1 failure" in text
@@ -246,9 +246,9 @@ def hostile() -> dict[str, Any]:
     agent = Agent(AgentId(f"ec2:{EVIL}"), "1", EVIL, EVIL, EVIL, (EVIL,))
     trust = HostTrust(Method.CONSOLE, (KEY,), EVIL)
     mark = Quarantine(1.7e9, EVIL, EVIL)
-    one = replace(record("x"), agent=agent, trust=trust, quarantine=mark, story=(Moment(1.7e9, EVIL, EVIL),))
+    one = replace(record("x"), agent=agent, trust=trust, quarantine=mark, history=(HistoryEntry(1.7e9, EVIL, EVIL),))
     view = agent_view(one, replace(up(), message=EVIL, error=EVIL, login_key=EVIL), world().rules.forwards, None)
-    return {**view, "story": story_view(one)}
+    return {**view, "history": history_view(one)}
 
 
 def test_what_others_wrote_is_shown_as_text_in_every_table() -> None:
@@ -281,19 +281,19 @@ def test_what_others_wrote_is_shown_as_text_in_every_table() -> None:
 
 def test_a_step_that_a_person_asked_for_names_the_user() -> None:
     """A release is somebody's decision, and `show` tells whose."""
-    one = replace(record("x"), story=(Moment(1.7e9, "released", "reinstalled", uid=1000),))
+    one = replace(record("x"), history=(HistoryEntry(1.7e9, "released", "reinstalled", uid=1000),))
 
-    printed = lines(render.agent(agent_view(one, up(), (), None) | {"story": story_view(one)}))
+    printed = lines(render.agent(agent_view(one, up(), (), None) | {"history": history_view(one)}))
 
     assert any(line.endswith("reinstalled (by uid 1000)") for line in map(str.rstrip, printed))
 
 
 def test_a_step_that_was_repeated_tells_how_often_and_since_when() -> None:
     """An agent that has failed for hours is one line."""
-    failed = Moment(1.7e9, "failed", "nobody answers").again(1.7e9 + 60)
-    one = replace(record("x"), story=(failed,))
+    failed = HistoryEntry(1.7e9, "failed", "nobody answers").again(1.7e9 + 60)
+    one = replace(record("x"), history=(failed,))
 
-    printed = lines(render.agent(agent_view(one, up(), (), None) | {"story": story_view(one)}))
+    printed = lines(render.agent(agent_view(one, up(), (), None) | {"history": history_view(one)}))
 
     (line,) = [line.rstrip() for line in printed if "failed" in line]
     assert line.strip().startswith("2023-11-14 22:14:20.000")

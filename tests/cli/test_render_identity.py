@@ -7,7 +7,7 @@ import pytest
 from tests.cli.test_render import lines
 from tests.control.fake_daemon import KEY, FakeDaemon, record, up, world
 from tunnelmgr.cli import render
-from tunnelmgr.control.views import agent_view, agents_view, status_view, story_view
+from tunnelmgr.control.views import agent_view, agents_view, history_view, status_view
 from tunnelmgr.core.trust import HostTrust, Method, fingerprint
 
 CERTIFIED = HostTrust(Method.AUTHORITY, (KEY,), "certificate of authority images, serial 7")
@@ -17,7 +17,7 @@ def test_show_tells_the_method_its_evidence_and_which_key_of_ours_was_taken() ->
     """So that a person can see why, and whether a rotation is through."""
     one = record("builder-1", trust=CERTIFIED)
     status = up(login_key="SHA256:ours")
-    view = agent_view(one, status, world((one, status)).rules.forwards, None) | {"story": story_view(one)}
+    view = agent_view(one, status, world((one, status)).rules.forwards, None) | {"history": history_view(one)}
 
     printed = lines(render.agent(view))
 

@@ -10,7 +10,7 @@ from tunnelmgr.core.oci import Action
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelStatus
-from tunnelmgr.core.world import Moment, Quarantine, Record, SourceView, World
+from tunnelmgr.core.world import HistoryEntry, Quarantine, Record, SourceView, World
 from tunnelmgr.errors import ConfigError
 from tunnelmgr.gate.traffic import Traffic
 
@@ -29,7 +29,7 @@ def record(name: str, **changes: object) -> Record:
         first_seen=NOW,
         changed=NOW,
         trust=HostTrust(Method.PINNED, (KEY,)),
-        story=(Moment(NOW, "seen", "in source office"), Moment(NOW + 1, "evidence", "pinned")),
+        history=(HistoryEntry(NOW, "seen", "in source office"), HistoryEntry(NOW + 1, "evidence", "pinned")),
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
 

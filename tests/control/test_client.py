@@ -23,7 +23,7 @@ async def test_every_question_gets_its_answer(client: ControlClient, daemon: Fak
     assert (await ask(client.status))["controller"] == "registry-1"
     assert len(await ask(client.agents)) == 4
     assert len(await ask(client.agents, departed=True)) == 5
-    assert (await ask(client.agent, "builder-1"))["story"]
+    assert (await ask(client.agent, "builder-1"))["history"]
     assert (await ask(client.retry, "builder-2"))["retry"] == "now"
     assert (await ask(client.release, "builder-3", "all well"))["released"]
     assert (await ask(client.reload))["reloaded"]

@@ -136,12 +136,12 @@ async def test_status_and_agents_are_served(place: Path, ask: Ask) -> None:
     assert (code, len(agents)) == (200, 5)
 
 
-async def test_one_agent_is_served_with_its_story(place: Path, ask: Ask) -> None:
+async def test_one_agent_is_served_with_its_history(place: Path, ask: Ask) -> None:
     """By id, by name or by a beginning that fits one."""
     for wanted in ("static:builder-1", "builder-1", "other"):
         code, agent = await ask(request, place, "GET", f"/v1/agents/{wanted}")
         assert code == 200
-        assert [moment["step"] for moment in agent["story"]] == ["seen", "evidence"]
+        assert [moment["step"] for moment in agent["history"]] == ["seen", "evidence"]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ async def test_a_quarantined_agent_is_not_retried(
 
 
 async def test_a_release_is_handed_over_with_its_reason(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
-    """The reason ends up in the agent's story."""
+    """The reason ends up in the agent's history."""
     code, _ = await ask(request, place, "POST", "/v1/agents/builder-3/release", b'{"reason": "reinstalled"}')
 
     assert code == 200

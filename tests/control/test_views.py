@@ -11,8 +11,8 @@ from tunnelmgr.control.views import (
     agent_view,
     agents_view,
     find,
+    history_view,
     status_view,
-    story_view,
     timestamp,
 )
 from tunnelmgr.core.agent import AgentId
@@ -194,12 +194,12 @@ def test_the_status_of_an_agent_without_a_tunnel_comes_from_its_record() -> None
     assert status_of(daemon.world, records[AgentId("static:builder-3")]).phase is Phase.QUARANTINED
 
 
-def test_a_story_is_told_oldest_first() -> None:
+def test_a_history_is_told_oldest_first() -> None:
     """With times that sort as text."""
-    told = story_view(record("builder-1"))
+    told = history_view(record("builder-1"))
 
     assert [moment["step"] for moment in told] == ["seen", "evidence"]
-    assert told[0]["at"] < told[1]["at"]
+    assert told[0]["time"] < told[1]["time"]
 
 
 @pytest.mark.parametrize(("at", "text"), [(None, None), (0.0, "1970-01-01T00:00:00.000Z")])

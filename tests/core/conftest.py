@@ -1,4 +1,4 @@
-"""A story in which agents are discovered, believed and dialled, told in few words."""
+"""A history in which agents are discovered, believed and dialled, told in few words."""
 
 import base64
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,7 @@ RULES = Rules((FORWARD,), {"cloud": (Method.CONSOLE, Method.TOFU), "file": (Meth
 
 
 @dataclass
-class Story:
+class History:
     """Drives a world as the controller does; `now` is a number that the test moves."""
 
     world: World = field(default_factory=World)
@@ -114,13 +114,13 @@ class Story:
         return self.world.status(agent.id)
 
     def steps(self, agent: Agent) -> list[str]:
-        """Return the words of the agent's story, in order."""
-        return [moment.step for moment in self.record(agent).story]
+        """Return the words of the agent's history, in order."""
+        return [moment.step for moment in self.record(agent).history]
 
 
 @pytest.fixture
-def story() -> Story:
-    """Begin a story in which the configuration has been read."""
-    begun = Story()
+def history() -> History:
+    """Begin a history in which the configuration has been read."""
+    begun = History()
     begun.hear(Reconfigured(RULES))
     return begun

@@ -33,352 +33,357 @@ from tunnelmgr.core.world import STORY_LENGTH
 from tunnelmgr.errors import Pace
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Story
+    from tests.core.conftest import History
 
 IPV4, IPV6 = Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000)
 
 # --- discovery ---
 
 
-def test_a_listed_agent_awaits_its_identity(story: Story) -> None:
+def test_a_listed_agent_awaits_its_identity(history: History) -> None:
     """Nothing is dialled before there is evidence."""
-    agent = story.agent()
+    agent = history.agent()
 
-    story.listed(agent)
+    history.listed(agent)
 
-    assert story.status(agent).phase is Phase.AWAITING_IDENTITY
-    assert story.steps(agent) == ["seen"]
+    assert history.status(agent).phase is Phase.AWAITING_IDENTITY
+    assert history.steps(agent) == ["seen"]
 
 
-def test_an_agent_that_is_listed_again_unchanged_changes_nothing(story: Story) -> None:
+def test_an_agent_that_is_listed_again_unchanged_changes_nothing(history: History) -> None:
     """A poll of a quiet fleet writes nothing."""
-    story.listed(story.agent())
-    before = story.world.records
+    history.listed(history.agent())
+    before = history.world.records
 
-    story.listed(story.agent())
+    history.listed(history.agent())
 
-    assert story.world.records == before
+    assert history.world.records == before
 
 
-def test_an_agent_leaves_at_once_when_its_source_says_that_it_has_ended(story: Story) -> None:
+def test_an_agent_leaves_at_once_when_its_source_says_that_it_has_ended(history: History) -> None:
     """Terminated means terminated."""
-    agent = story.agent()
-    story.listed(agent)
+    agent = history.agent()
+    history.listed(agent)
 
-    story.listed(gone=frozenset({agent.id}))
+    history.listed(gone=frozenset({agent.id}))
 
-    assert not story.record(agent).present
-    assert agent.id not in story.world.tunnels
+    assert not history.record(agent).present
+    assert agent.id not in history.world.tunnels
 
 
-def test_one_listing_that_lacks_an_agent_is_not_its_end(story: Story) -> None:
+def test_one_listing_that_lacks_an_agent_is_not_its_end(history: History) -> None:
     """Clouds forget for a moment."""
-    agent = story.agent()
-    story.listed(agent)
+    agent = history.agent()
+    history.listed(agent)
 
-    story.listed()
+    history.listed()
 
-    assert story.record(agent).present
+    assert history.record(agent).present
 
 
-def test_two_complete_listings_in_a_row_that_lack_an_agent_are_its_end(story: Story) -> None:
+def test_two_complete_listings_in_a_row_that_lack_an_agent_are_its_end(history: History) -> None:
     """One of many that is gone without a word goes too."""
-    agent, others = story.agent(), [story.agent(f"other-{number}") for number in range(20)]
-    story.listed(agent, *others)
+    agent, others = history.agent(), [history.agent(f"other-{number}") for number in range(20)]
+    history.listed(agent, *others)
 
-    story.listed(*others)
-    assert story.record(agent).present
-    story.now += 1
-    story.listed(*others)
+    history.listed(*others)
+    assert history.record(agent).present
+    history.now += 1
+    history.listed(*others)
 
-    assert not story.record(agent).present
+    assert not history.record(agent).present
 
 
-def test_a_listing_that_has_the_agent_starts_the_count_anew(story: Story) -> None:
+def test_a_listing_that_has_the_agent_starts_the_count_anew(history: History) -> None:
     """Lacked, listed, lacked is not twice in a row."""
-    agent = story.agent()
-    story.listed(agent)
+    agent = history.agent()
+    history.listed(agent)
 
-    story.listed()
-    story.listed(agent)
-    story.listed()
+    history.listed()
+    history.listed(agent)
+    history.listed()
 
-    assert story.record(agent).present
+    assert history.record(agent).present
 
 
-def test_half_an_answer_takes_nobody_away(story: Story) -> None:
+def test_half_an_answer_takes_nobody_away(history: History) -> None:
     """While something could not be asked, absence means nothing."""
-    agent = story.agent()
-    story.listed(agent)
+    agent = history.agent()
+    history.listed(agent)
 
     for _ in range(5):
-        story.listed(failures=("eu-west-1: throttled",))
+        history.listed(failures=("eu-west-1: throttled",))
 
-    assert story.record(agent).present
-    assert not story.record(agent).missed
+    assert history.record(agent).present
+    assert not history.record(agent).missed
 
 
-def test_where_the_list_is_the_truth_one_absence_is_enough(story: Story) -> None:
+def test_where_the_list_is_the_truth_one_absence_is_enough(history: History) -> None:
     """A file does not forget for a moment."""
-    agent = story.agent(source="file")
-    story.listed(agent, source="file")
+    agent = history.agent(source="file")
+    history.listed(agent, source="file")
 
-    story.listed(source="file", absence_is_proof=True)
+    history.listed(source="file", absence_is_proof=True)
 
-    assert not story.record(agent).present
+    assert not history.record(agent).present
 
 
-def test_a_source_takes_only_its_own_agents_away(story: Story) -> None:
+def test_a_source_takes_only_its_own_agents_away(history: History) -> None:
     """What another source lists is none of its business."""
-    agent = story.agent()
-    story.listed(agent)
+    agent = history.agent()
+    history.listed(agent)
 
-    story.listed(source="file", gone=frozenset({agent.id}), absence_is_proof=True)
+    history.listed(source="file", gone=frozenset({agent.id}), absence_is_proof=True)
 
-    assert story.record(agent).present
+    assert history.record(agent).present
 
 
-def test_the_source_that_had_an_agent_first_keeps_it(story: Story) -> None:
+def test_the_source_that_had_an_agent_first_keeps_it(history: History) -> None:
     """Two sources that list one machine do not tear at it."""
-    agent = story.agent()
-    story.listed(agent)
+    agent = history.agent()
+    history.listed(agent)
 
-    story.listed(replace(agent, source="file"), source="file")
+    history.listed(replace(agent, source="file"), source="file")
 
-    assert story.record(agent).agent == agent
+    assert history.record(agent).agent == agent
 
 
-def test_an_agent_that_comes_back_is_believed_as_before(story: Story) -> None:
+def test_an_agent_that_comes_back_is_believed_as_before(history: History) -> None:
     """Its pin belongs to its incarnation, which is the same."""
-    agent = story.agent()
-    story.up(agent)
-    story.listed(gone=frozenset({agent.id}))
-    story.act()
-    story.ended(agent, None)
+    agent = history.agent()
+    history.up(agent)
+    history.listed(gone=frozenset({agent.id}))
+    history.act()
+    history.ended(agent, None)
 
-    story.listed(agent)
+    history.listed(agent)
 
-    assert story.record(agent).trust == story.trust()
-    assert story.status(agent).phase is Phase.DOWN
-    assert story.steps(agent)[-1] == "seen"
+    assert history.record(agent).trust == history.trust()
+    assert history.status(agent).phase is Phase.DOWN
+    assert history.steps(agent)[-1] == "seen"
 
 
-def test_an_agent_that_comes_back_with_a_key_that_another_has_meanwhile_is_quarantined_with_it(story: Story) -> None:
+def test_an_agent_that_comes_back_with_a_key_that_another_has_meanwhile_is_quarantined_with_it(
+    history: History,
+) -> None:
     """One key on two live agents, however it came about."""
-    first, second = story.agent("first"), story.agent("second")
-    story.believed(first)
-    story.listed(gone=frozenset({first.id}))
-    story.believed(second)
+    first, second = history.agent("first"), history.agent("second")
+    history.believed(first)
+    history.listed(gone=frozenset({first.id}))
+    history.believed(second)
 
-    story.listed(first, second)
+    history.listed(first, second)
 
-    assert story.record(first).quarantine is not None
-    assert story.record(second).quarantine is not None
-    assert story.status(first).error == "host-key-shared"
+    assert history.record(first).quarantine is not None
+    assert history.record(second).quarantine is not None
+    assert history.status(first).error == "host-key-shared"
 
 
-def test_a_rebuilt_agent_has_to_prove_itself_anew(story: Story) -> None:
+def test_a_rebuilt_agent_has_to_prove_itself_anew(history: History) -> None:
     """The same id, another machine."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
 
-    story.listed(replace(agent, incarnation="2"))
+    history.listed(replace(agent, incarnation="2"))
 
-    assert story.record(agent).trust is None
-    assert story.record(agent).spec is None
-    assert story.status(agent).phase is Phase.AWAITING_IDENTITY
-    assert story.steps(agent)[-1] == "rebuilt"
+    assert history.record(agent).trust is None
+    assert history.record(agent).spec is None
+    assert history.status(agent).phase is Phase.AWAITING_IDENTITY
+    assert history.steps(agent)[-1] == "rebuilt"
 
 
 @pytest.mark.parametrize("facts", [{"addresses": ("10.0.0.9",)}, {"port": 2222}])
-def test_an_agent_that_moved_keeps_its_evidence(story: Story, facts: dict[str, object]) -> None:
+def test_an_agent_that_moved_keeps_its_evidence(history: History, facts: dict[str, object]) -> None:
     """No address says who an agent is."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
 
-    story.listed(replace(agent, **facts))  # type: ignore[arg-type]
+    history.listed(replace(agent, **facts))  # type: ignore[arg-type]
 
-    spec = story.record(agent).spec
+    spec = history.record(agent).spec
     assert spec is not None
-    assert (spec.addresses, spec.port) == (story.record(agent).agent.addresses, story.record(agent).agent.port)
-    assert story.steps(agent)[-1] == "moved"
+    assert (spec.addresses, spec.port) == (history.record(agent).agent.addresses, history.record(agent).agent.port)
+    assert history.steps(agent)[-1] == "moved"
 
 
-def test_an_agent_without_an_address_has_nothing_to_dial(story: Story) -> None:
+def test_an_agent_without_an_address_has_nothing_to_dial(history: History) -> None:
     """Evidence alone makes no tunnel."""
-    agent = story.agent(addresses=())
+    agent = history.agent(addresses=())
 
-    story.believed(agent)
+    history.believed(agent)
 
-    assert story.record(agent).trust is not None
-    assert story.record(agent).spec is None
+    assert history.record(agent).trust is not None
+    assert history.record(agent).spec is None
 
 
-def test_a_change_of_group_that_asks_for_more_drops_weaker_evidence(story: Story) -> None:
+def test_a_change_of_group_that_asks_for_more_drops_weaker_evidence(history: History) -> None:
     """The minimum is the group's, and it is the new group's from now on."""
-    agent = story.agent()
-    story.hear(Reconfigured(replace(story.rules, minimum={"strict": Method.AUTHORITY})))
-    story.believed(agent)
+    agent = history.agent()
+    history.hear(Reconfigured(replace(history.rules, minimum={"strict": Method.AUTHORITY})))
+    history.believed(agent)
 
-    story.listed(replace(agent, group="strict"))
+    history.listed(replace(agent, group="strict"))
 
-    assert story.record(agent).trust is None
+    assert history.record(agent).trust is None
 
 
-def test_a_source_that_answers_in_part_is_not_well(story: Story) -> None:
+def test_a_source_that_answers_in_part_is_not_well(history: History) -> None:
     """Status shows what was lacking, and when all was well last."""
-    story.listed()
-    story.now += 10
+    history.listed()
+    history.now += 10
 
-    story.listed(failures=("eu-west-1: throttled", "us-east-1: no answer"))
+    history.listed(failures=("eu-west-1: throttled", "us-east-1: no answer"))
 
-    view = story.world.sources["cloud"]
+    view = history.world.sources["cloud"]
     assert (view.ok, view.last_success) == (False, 100.0)
     assert view.error == "eu-west-1: throttled; us-east-1: no answer"
 
 
-def test_a_source_that_fails_keeps_its_agents_and_its_last_success(story: Story) -> None:
+def test_a_source_that_fails_keeps_its_agents_and_its_last_success(history: History) -> None:
     """The last snapshot stays in force."""
-    agent = story.agent()
-    story.listed(agent)
-    story.now += 10
+    agent = history.agent()
+    history.listed(agent)
+    history.now += 10
 
-    story.hear(DiscoveryFailed("cloud", "throttled"))
+    history.hear(DiscoveryFailed("cloud", "throttled"))
 
-    view = story.world.sources["cloud"]
+    view = history.world.sources["cloud"]
     assert (view.ok, view.last_success, view.error) == (False, 100.0, "throttled")
-    assert story.record(agent).present
+    assert history.record(agent).present
 
 
-def test_a_source_that_recovers_is_well_again(story: Story) -> None:
+def test_a_source_that_recovers_is_well_again(history: History) -> None:
     """One whole answer is enough."""
-    story.hear(DiscoveryFailed("cloud", "throttled"))
+    history.hear(DiscoveryFailed("cloud", "throttled"))
 
-    story.listed()
+    history.listed()
 
-    assert story.world.sources["cloud"].ok
-    assert story.world.sources["cloud"].error is None
+    assert history.world.sources["cloud"].ok
+    assert history.world.sources["cloud"].error is None
 
 
-def test_a_source_that_is_not_configured_tells_nothing(story: Story) -> None:
+def test_a_source_that_is_not_configured_tells_nothing(history: History) -> None:
     """Its answer to a question from before a reload would bring agents that nobody takes away again."""
-    before = story.world
+    before = history.world
 
-    story.listed(story.agent(source="old"), source="old")
-    story.hear(DiscoveryFailed("old", "throttled"))
+    history.listed(history.agent(source="old"), source="old")
+    history.hear(DiscoveryFailed("old", "throttled"))
 
-    assert story.world == before
+    assert history.world == before
 
 
 # --- events of a source ---
 
 
-def test_an_agent_whose_end_an_event_told_is_gone_at_once(story: Story) -> None:
+def test_an_agent_whose_end_an_event_told_is_gone_at_once(history: History) -> None:
     """Before any poll."""
-    agent = story.agent()
-    story.listed(agent)
+    agent = history.agent()
+    history.listed(agent)
 
-    story.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
+    history.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
 
-    assert not story.record(agent).present
-    assert story.record(agent).story[-1].detail == "EC2 says terminated"
+    assert not history.record(agent).present
+    assert history.record(agent).history[-1].detail == "EC2 says terminated"
 
 
-def test_a_listing_that_lags_behind_does_not_bring_it_back(story: Story) -> None:
+def test_a_listing_that_lags_behind_does_not_bring_it_back(history: History) -> None:
     """In the same incarnation, whatever it says."""
-    agent = story.agent()
-    story.listed(agent)
-    story.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
+    agent = history.agent()
+    history.listed(agent)
+    history.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
 
-    story.listed(agent)
+    history.listed(agent)
 
-    assert not story.record(agent).present
+    assert not history.record(agent).present
 
 
-def test_a_new_incarnation_does_come_back(story: Story) -> None:
+def test_a_new_incarnation_does_come_back(history: History) -> None:
     """It is another machine."""
-    agent = story.agent()
-    story.listed(agent)
-    story.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
+    agent = history.agent()
+    history.listed(agent)
+    history.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
 
-    story.listed(replace(agent, incarnation="2"))
+    history.listed(replace(agent, incarnation="2"))
 
-    assert story.record(agent).present
+    assert history.record(agent).present
 
 
-def test_an_event_about_a_stranger_or_from_a_stranger_changes_nothing(story: Story) -> None:
+def test_an_event_about_a_stranger_or_from_a_stranger_changes_nothing(history: History) -> None:
     """Events are late, doubled, and about foreign instances."""
-    agent = story.agent()
-    story.listed(agent)
-    before = story.world
+    agent = history.agent()
+    history.listed(agent)
+    before = history.world
 
-    story.hear(
+    history.hear(
         AgentEnded("file", agent.id, "not its source"),
-        AgentEnded("cloud", story.agent("unknown").id, "unknown"),
+        AgentEnded("cloud", history.agent("unknown").id, "unknown"),
         FeedHeard("unknown", None),
     )
 
-    assert story.world is before
+    assert history.world is before
 
 
-def test_how_a_feed_does_is_shown_and_outlives_a_poll(story: Story) -> None:
+def test_how_a_feed_does_is_shown_and_outlives_a_poll(history: History) -> None:
     """A poll says nothing about it."""
-    story.hear(FeedHeard("cloud", "queue is gone"))
+    history.hear(FeedHeard("cloud", "queue is gone"))
 
-    story.listed()
+    history.listed()
 
-    assert (story.world.sources["cloud"].feed_ok, story.world.sources["cloud"].feed_error) == (False, "queue is gone")
+    assert (history.world.sources["cloud"].feed_ok, history.world.sources["cloud"].feed_error) == (
+        False,
+        "queue is gone",
+    )
 
 
-def test_an_agent_that_is_being_rebuilt_is_another_one_from_then_on(story: Story) -> None:
+def test_an_agent_that_is_being_rebuilt_is_another_one_from_then_on(history: History) -> None:
     """Though its id and creation time are the same; and so for each rebuild."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
 
     for _ in range(2):
-        story.listed(replace(agent, rebuilding=True))
-        story.listed(replace(agent, rebuilding=True))
-        story.listed(agent)
+        history.listed(replace(agent, rebuilding=True))
+        history.listed(replace(agent, rebuilding=True))
+        history.listed(agent)
 
-    assert story.record(agent).agent.incarnation == "1#2"
-    assert story.record(agent).trust is None
+    assert history.record(agent).agent.incarnation == "1#2"
+    assert history.record(agent).trust is None
 
 
 # --- configuration ---
 
 
-def test_agents_of_a_source_that_is_removed_leave(story: Story) -> None:
+def test_agents_of_a_source_that_is_removed_leave(history: History) -> None:
     """Nobody would notice their end any more."""
-    agent = story.agent()
-    story.listed(agent)
+    agent = history.agent()
+    history.listed(agent)
 
-    story.hear(Reconfigured(Rules(trust={"file": (Method.PINNED,)})))
+    history.hear(Reconfigured(Rules(trust={"file": (Method.PINNED,)})))
 
-    assert not story.record(agent).present
-    assert story.world.sources.keys() == {"file"}
-    assert story.steps(agent) == ["seen", "left"]
+    assert not history.record(agent).present
+    assert history.world.sources.keys() == {"file"}
+    assert history.steps(agent) == ["seen", "left"]
 
 
-def test_evidence_that_the_rules_no_longer_accept_is_dropped(story: Story) -> None:
+def test_evidence_that_the_rules_no_longer_accept_is_dropped(history: History) -> None:
     """The file decides, for those that are up too."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
 
-    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
 
-    assert story.record(agent).trust is None
-    assert story.status(agent).phase is Phase.AWAITING_IDENTITY
-    assert story.world.key_holders == {}
+    assert history.record(agent).trust is None
+    assert history.status(agent).phase is Phase.AWAITING_IDENTITY
+    assert history.world.key_holders == {}
 
 
-def test_a_changed_forward_changes_what_every_tunnel_should_be(story: Story) -> None:
+def test_a_changed_forward_changes_what_every_tunnel_should_be(history: History) -> None:
     """The plan sees the difference."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
 
-    story.hear(Reconfigured(replace(story.rules, forwards=())))
+    history.hear(Reconfigured(replace(history.rules, forwards=())))
 
-    spec = story.record(agent).spec
+    spec = history.record(agent).spec
     assert spec is not None
     assert spec.forwards == ()
 
@@ -386,142 +391,142 @@ def test_a_changed_forward_changes_what_every_tunnel_should_be(story: Story) -> 
 # --- evidence ---
 
 
-def test_evidence_makes_an_agent_ready_to_be_dialled(story: Story) -> None:
+def test_evidence_makes_an_agent_ready_to_be_dialled(history: History) -> None:
     """It is told with its fingerprint."""
-    agent = story.agent()
+    agent = history.agent()
 
-    story.believed(agent)
+    history.believed(agent)
 
-    spec = story.record(agent).spec
+    spec = history.record(agent).spec
     assert spec is not None
-    assert spec.trust == story.trust()
-    assert story.status(agent).phase is Phase.DOWN
-    assert story.record(agent).story[-1].detail.startswith("console: SHA256:")
+    assert spec.trust == history.trust()
+    assert history.status(agent).phase is Phase.DOWN
+    assert history.record(agent).history[-1].detail.startswith("console: SHA256:")
 
 
-def test_evidence_for_an_earlier_incarnation_is_not_believed(story: Story) -> None:
+def test_evidence_for_an_earlier_incarnation_is_not_believed(history: History) -> None:
     """The machine was rebuilt while it was searched for; it is searched for anew."""
-    agent = story.agent()
-    story.listed(agent)
-    story.act()
-    story.listed(replace(agent, incarnation="2"))
+    agent = history.agent()
+    history.listed(agent)
+    history.act()
+    history.listed(replace(agent, incarnation="2"))
 
-    story.hear(EvidenceFound(agent.id, "1", story.trust()))
+    history.hear(EvidenceFound(agent.id, "1", history.trust()))
 
-    assert story.record(agent).trust is None
-    assert not story.status(agent).working
+    assert history.record(agent).trust is None
+    assert not history.status(agent).working
 
 
-def test_evidence_that_the_rules_do_not_accept_is_as_good_as_none(story: Story) -> None:
+def test_evidence_that_the_rules_do_not_accept_is_as_good_as_none(history: History) -> None:
     """It is not asked for again at once, which would bring the same."""
-    agent = story.agent()
-    story.listed(agent)
-    story.act()
+    agent = history.agent()
+    history.listed(agent)
+    history.act()
 
-    story.hear(EvidenceFound(agent.id, "1", story.trust(method=Method.LABEL)))
+    history.hear(EvidenceFound(agent.id, "1", history.trust(method=Method.LABEL)))
 
-    assert story.record(agent).trust is None
-    assert story.status(agent).retry_at is not None
-    assert story.status(agent).message == "label: is not believed any more"
+    assert history.record(agent).trust is None
+    assert history.status(agent).retry_at is not None
+    assert history.status(agent).message == "label: is not believed any more"
 
 
-def test_evidence_once_found_stays(story: Story) -> None:
+def test_evidence_once_found_stays(history: History) -> None:
     """A second word on the same incarnation cannot put another key in the place of the first."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
 
-    story.hear(EvidenceFound(agent.id, "1", story.trust(2)))
+    history.hear(EvidenceFound(agent.id, "1", history.trust(2)))
 
-    assert story.record(agent).trust == story.trust()
-    assert story.world.key_holders == {story.key(): agent.id}
+    assert history.record(agent).trust == history.trust()
+    assert history.world.key_holders == {history.key(): agent.id}
 
 
-def test_evidence_for_an_agent_that_has_left_is_not_kept(story: Story) -> None:
+def test_evidence_for_an_agent_that_has_left_is_not_kept(history: History) -> None:
     """Its search is over, and so is its status."""
-    agent = story.agent()
-    story.listed(agent)
-    story.act()
-    story.listed(gone=frozenset({agent.id}))
+    agent = history.agent()
+    history.listed(agent)
+    history.act()
+    history.listed(gone=frozenset({agent.id}))
 
-    story.hear(EvidenceFound(agent.id, "1", story.trust()))
+    history.hear(EvidenceFound(agent.id, "1", history.trust()))
 
-    assert story.record(agent).trust is None
-    assert agent.id not in story.world.tunnels
+    assert history.record(agent).trust is None
+    assert agent.id not in history.world.tunnels
 
 
-def test_a_key_that_another_live_agent_has_quarantines_both(story: Story) -> None:
+def test_a_key_that_another_live_agent_has_quarantines_both(history: History) -> None:
     """Neither can be told from the other; the message names both and what to do."""
-    first, second = story.agent("first"), story.agent("second")
-    story.believed(first)
+    first, second = history.agent("first"), history.agent("second")
+    history.believed(first)
 
-    story.believed(second)
+    history.believed(second)
 
     for one, other in ((first, second), (second, first)):
-        mark = story.record(one).quarantine
+        mark = history.record(one).quarantine
         assert mark is not None
         assert mark.code == "host-key-shared"
         assert other.id in mark.message
         assert "tunnelmgr release" in mark.message
 
 
-def test_an_address_used_again_by_another_machine_is_simply_another_agent(story: Story) -> None:
+def test_an_address_used_again_by_another_machine_is_simply_another_agent(history: History) -> None:
     """No quarantine, no mix-up."""
-    old, new = story.agent("old"), story.agent("new")
-    story.up(old)
+    old, new = history.agent("old"), history.agent("new")
+    history.up(old)
 
-    story.up(new, 2)
+    history.up(new, 2)
 
-    assert story.status(new).phase is Phase.UP
-    assert story.record(old).quarantine is None
+    assert history.status(new).phase is Phase.UP
+    assert history.record(old).quarantine is None
 
 
-def test_missing_evidence_is_told_with_its_reason_and_waited_for(story: Story) -> None:
+def test_missing_evidence_is_told_with_its_reason_and_waited_for(history: History) -> None:
     """`list` says for what, and since when."""
-    agent = story.agent()
-    story.listed(agent)
-    story.act()
-    story.now += 5
+    agent = history.agent()
+    history.listed(agent)
+    history.act()
+    history.now += 5
 
-    story.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
+    history.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
 
-    status = story.status(agent)
+    status = history.status(agent)
     assert (status.phase, status.since, status.working) == (Phase.AWAITING_IDENTITY, 100.0, False)
     assert (status.error, status.message) == ("host-key-unknown", "console: no host key block yet")
     assert status.retry_at is not None
-    assert story.steps(agent) == ["seen", "waiting"]
+    assert history.steps(agent) == ["seen", "waiting"]
 
 
-def test_the_same_lack_is_told_once(story: Story) -> None:
-    """A story of sixty moments is not filled by one wait."""
-    agent = story.agent()
-    story.listed(agent)
+def test_the_same_lack_is_told_once(history: History) -> None:
+    """A history of sixty moments is not filled by one wait."""
+    agent = history.agent()
+    history.listed(agent)
 
     for _ in range(3):
-        story.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
+        history.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
 
-    assert story.steps(agent) == ["seen", "waiting"]
-    assert story.status(agent).failures == 3
+    assert history.steps(agent) == ["seen", "waiting"]
+    assert history.status(agent).failures == 3
 
 
-def test_the_lack_of_evidence_for_an_earlier_incarnation_delays_nothing(story: Story) -> None:
+def test_the_lack_of_evidence_for_an_earlier_incarnation_delays_nothing(history: History) -> None:
     """The next search is about the machine that is there now, and may begin at once."""
-    agent = story.agent()
-    story.listed(agent)
-    story.act()
-    story.listed(replace(agent, incarnation="2"))
+    agent = history.agent()
+    history.listed(agent)
+    history.act()
+    history.listed(replace(agent, incarnation="2"))
 
-    story.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
+    history.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
 
-    assert not story.status(agent).working
-    assert story.status(agent).retry_at is None
+    assert not history.status(agent).working
+    assert history.status(agent).retry_at is None
 
 
-def test_word_about_an_unknown_agent_changes_nothing(story: Story) -> None:
+def test_word_about_an_unknown_agent_changes_nothing(history: History) -> None:
     """It may have been forgotten while it was searched for."""
-    unknown, before = story.agent("unknown"), story.world
+    unknown, before = history.agent("unknown"), history.world
 
-    story.hear(
-        EvidenceFound(unknown.id, "1", story.trust()),
+    history.hear(
+        EvidenceFound(unknown.id, "1", history.trust()),
         EvidenceAbsent(unknown.id, "1", "nothing"),
         TunnelDialled(unknown.id, 1, "10.0.0.1:22"),
         TunnelEnded(unknown.id, 1, None),
@@ -529,517 +534,517 @@ def test_word_about_an_unknown_agent_changes_nothing(story: Story) -> None:
         ReleaseRequested(unknown.id, "none"),
     )
 
-    assert story.world == before
+    assert history.world == before
 
 
-def test_evidence_weaker_than_the_proof_of_before_does_not_count(story: Story) -> None:
+def test_evidence_weaker_than_the_proof_of_before_does_not_count(history: History) -> None:
     """Whoever spoils the better evidence gains nothing by it."""
-    agent = story.agent()
-    story.believed(agent)
-    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.TOFU,)})))
+    agent = history.agent()
+    history.believed(agent)
+    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.TOFU,)})))
 
-    story.hear(EvidenceFound(agent.id, "1", story.trust(2, Method.TOFU)))
+    history.hear(EvidenceFound(agent.id, "1", history.trust(2, Method.TOFU)))
 
-    assert story.record(agent).trust is None
-    assert "weaker than console" in story.status(agent).message
+    assert history.record(agent).trust is None
+    assert "weaker than console" in history.status(agent).message
 
 
-def test_evidence_of_another_key_than_the_proof_of_before_quarantines(story: Story) -> None:
+def test_evidence_of_another_key_than_the_proof_of_before_quarantines(history: History) -> None:
     """A key that changes is looked at by a person."""
-    agent = story.agent()
-    story.believed(agent)
-    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    agent = history.agent()
+    history.believed(agent)
+    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
 
-    story.hear(EvidenceFound(agent.id, "1", story.trust(2, Method.AUTHORITY)))
+    history.hear(EvidenceFound(agent.id, "1", history.trust(2, Method.AUTHORITY)))
 
-    assert story.status(agent).phase is Phase.QUARANTINED
-    assert story.status(agent).error == "host-key-mismatch"
+    assert history.status(agent).phase is Phase.QUARANTINED
+    assert history.status(agent).error == "host-key-mismatch"
 
 
-def test_what_contradicts_the_evidence_quarantines(story: Story) -> None:
+def test_what_contradicts_the_evidence_quarantines(history: History) -> None:
     """Another machine was found where the agent should be."""
-    agent = story.agent()
-    story.listed(agent)
-    story.act()
+    agent = history.agent()
+    history.listed(agent)
+    history.act()
 
-    story.hear(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
+    history.hear(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
 
-    assert story.status(agent).phase is Phase.QUARANTINED
-    assert story.status(agent).message == "its certificate is for another agent"
+    assert history.status(agent).phase is Phase.QUARANTINED
+    assert history.status(agent).message == "its certificate is for another agent"
 
 
-def test_a_quarantine_keeps_its_first_reason(story: Story) -> None:
+def test_a_quarantine_keeps_its_first_reason(history: History) -> None:
     """What a person is to look into is what came first; a search that was under way may find more of it."""
-    agent = story.agent()
-    story.listed(agent)
-    story.act()
-    story.hear(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
+    agent = history.agent()
+    history.listed(agent)
+    history.act()
+    history.hear(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
 
-    story.hear(EvidenceContradicted(agent.id, "1", "its certificate is for a third one"))
+    history.hear(EvidenceContradicted(agent.id, "1", "its certificate is for a third one"))
 
-    assert story.status(agent).message == "its certificate is for another agent"
-    assert story.steps(agent).count("quarantined") == 1
+    assert history.status(agent).message == "its certificate is for another agent"
+    assert history.steps(agent).count("quarantined") == 1
 
 
-def test_a_contradiction_of_an_earlier_incarnation_only_ends_the_search(story: Story) -> None:
+def test_a_contradiction_of_an_earlier_incarnation_only_ends_the_search(history: History) -> None:
     """The machine was rebuilt meanwhile."""
-    agent = story.agent()
-    story.listed(agent)
-    story.act()
-    story.listed(replace(agent, incarnation="2"))
+    agent = history.agent()
+    history.listed(agent)
+    history.act()
+    history.listed(replace(agent, incarnation="2"))
 
-    story.hear(EvidenceContradicted(agent.id, "1", "another machine"))
+    history.hear(EvidenceContradicted(agent.id, "1", "another machine"))
 
-    assert story.record(agent).quarantine is None
-    assert not story.status(agent).working
+    assert history.record(agent).quarantine is None
+    assert not history.status(agent).working
 
 
-def test_a_contradiction_of_an_unknown_agent_changes_nothing(story: Story) -> None:
+def test_a_contradiction_of_an_unknown_agent_changes_nothing(history: History) -> None:
     """It may have been forgotten."""
-    before = story.world
+    before = history.world
 
-    story.hear(EvidenceContradicted(story.agent("unknown").id, "1", "another machine"))
+    history.hear(EvidenceContradicted(history.agent("unknown").id, "1", "another machine"))
 
-    assert story.world is before
+    assert history.world is before
 
 
-def seeded(story: Story) -> None:
+def seeded(history: History) -> None:
     """Let the cloud's agents be proved by a seed, and add one."""
-    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.SEEDED,)})))
-    story.hear(SeedAdded(Seed("one", story.key(), expires=200.0)))
+    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.SEEDED,)})))
+    history.hear(SeedAdded(Seed("one", history.key(), expires=200.0)))
 
 
-def test_a_seed_proves_the_first_agent_that_names_it(story: Story) -> None:
+def test_a_seed_proves_the_first_agent_that_names_it(history: History) -> None:
     """And becomes its own."""
-    agent = story.agent()
-    seeded(story)
-    story.listed(agent)
-    story.act()
+    agent = history.agent()
+    seeded(history)
+    history.listed(agent)
+    history.act()
 
-    story.hear(EvidenceFound(agent.id, "1", story.trust(method=Method.SEEDED)))
+    history.hear(EvidenceFound(agent.id, "1", history.trust(method=Method.SEEDED)))
 
-    assert story.record(agent).trust == story.trust(method=Method.SEEDED)
-    assert story.world.seeds["one"].holder == agent.id
+    assert history.record(agent).trust == history.trust(method=Method.SEEDED)
+    assert history.world.seeds["one"].holder == agent.id
 
 
-def test_a_seed_proves_nobody_else(story: Story) -> None:
+def test_a_seed_proves_nobody_else(history: History) -> None:
     """A second machine that names it has copied it."""
-    first, second = story.agent("first"), story.agent("second")
-    seeded(story)
-    story.listed(first, second)
-    story.act()
-    story.hear(EvidenceFound(first.id, "1", story.trust(method=Method.SEEDED)))
+    first, second = history.agent("first"), history.agent("second")
+    seeded(history)
+    history.listed(first, second)
+    history.act()
+    history.hear(EvidenceFound(first.id, "1", history.trust(method=Method.SEEDED)))
 
-    story.hear(EvidenceFound(second.id, "1", story.trust(method=Method.SEEDED)))
+    history.hear(EvidenceFound(second.id, "1", history.trust(method=Method.SEEDED)))
 
-    assert story.record(second).trust is None
-    assert story.record(first).quarantine is None
-    assert "its seed was used already" in story.status(second).message
+    assert history.record(second).trust is None
+    assert history.record(first).quarantine is None
+    assert "its seed was used already" in history.status(second).message
 
 
 # --- the tunnel's life ---
 
 
-def test_a_tunnel_is_up_when_a_probe_has_come_back(story: Story) -> None:
+def test_a_tunnel_is_up_when_a_probe_has_come_back(history: History) -> None:
     """Not when it was dialled, nor when it was bound."""
-    agent = story.agent()
-    story.dialling(agent)
+    agent = history.agent()
+    history.dialling(agent)
 
-    story.hear(TunnelDialled(agent.id, 1, "10.0.0.1:22"), TunnelBound(agent.id, 1, (IPV4, IPV6)))
-    before = story.status(agent).phase
-    story.hear(TunnelProbed(agent.id, 1, 0.02))
+    history.hear(TunnelDialled(agent.id, 1, "10.0.0.1:22"), TunnelBound(agent.id, 1, (IPV4, IPV6)))
+    before = history.status(agent).phase
+    history.hear(TunnelProbed(agent.id, 1, 0.02))
 
     assert before is Phase.CONNECTING
-    assert story.status(agent).phase is Phase.UP
-    assert story.status(agent).probe_ms == pytest.approx(20)
-    assert story.steps(agent) == ["seen", "evidence", "dialled", "bound", "probed"]
+    assert history.status(agent).phase is Phase.UP
+    assert history.status(agent).probe_ms == pytest.approx(20)
+    assert history.steps(agent) == ["seen", "evidence", "dialled", "bound", "probed"]
 
 
-def test_a_later_probe_is_no_news(story: Story) -> None:
+def test_a_later_probe_is_no_news(history: History) -> None:
     """It moves the time of the last probe and nothing else."""
-    agent = story.agent()
-    story.up(agent)
-    since, steps = story.status(agent).since, story.steps(agent)
-    story.now += 15
+    agent = history.agent()
+    history.up(agent)
+    since, steps = history.status(agent).since, history.steps(agent)
+    history.now += 15
 
-    story.hear(TunnelProbed(agent.id, 1, 0.03))
+    history.hear(TunnelProbed(agent.id, 1, 0.03))
 
-    assert story.status(agent).probed_at == story.now
-    assert story.status(agent).since == since
-    assert story.steps(agent) == steps
-
-
-def test_binding_again_the_same_is_no_news(story: Story) -> None:
-    """A worker that asks again for what it lacks does not fill the story."""
-    agent = story.agent()
-    story.up(agent)
-    before = story.world
-
-    story.hear(TunnelBound(agent.id, 1, (IPV4, IPV6)))
-
-    assert story.world is before
+    assert history.status(agent).probed_at == history.now
+    assert history.status(agent).since == since
+    assert history.steps(agent) == steps
 
 
-def test_an_address_that_was_refused_is_named(story: Story) -> None:
+def test_binding_again_the_same_is_no_news(history: History) -> None:
+    """A worker that asks again for what it lacks does not fill the history."""
+    agent = history.agent()
+    history.up(agent)
+    before = history.world
+
+    history.hear(TunnelBound(agent.id, 1, (IPV4, IPV6)))
+
+    assert history.world is before
+
+
+def test_an_address_that_was_refused_is_named(history: History) -> None:
     """A host without IPv6 is well all the same."""
-    agent = story.agent()
-    story.listen = (IPV4,)
-    story.up(agent)
+    agent = history.agent()
+    history.listen = (IPV4,)
+    history.up(agent)
 
-    story.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,)))
+    history.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,)))
 
-    assert story.record(agent).story[-1].detail == "127.0.0.1:5000; not [::1]:5000"
-    assert story.status(agent).error is None
+    assert history.record(agent).history[-1].detail == "127.0.0.1:5000; not [::1]:5000"
+    assert history.status(agent).error is None
 
 
-def test_a_squatter_is_shown_on_a_tunnel_that_comes_up_all_the_same(story: Story) -> None:
+def test_a_squatter_is_shown_on_a_tunnel_that_comes_up_all_the_same(history: History) -> None:
     """Clients may ask the squatter first, so status must say so."""
-    agent = story.agent()
-    story.dialling(agent)
+    agent = history.agent()
+    history.dialling(agent)
 
-    story.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,), ("[::1]:5000",)), TunnelProbed(agent.id, 1, 0.02))
+    history.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,), ("[::1]:5000",)), TunnelProbed(agent.id, 1, 0.02))
 
-    assert story.status(agent).phase is Phase.UP
-    assert story.status(agent).error == "listen-refused"
-    assert "[::1]:5000" in story.status(agent).message
+    assert history.status(agent).phase is Phase.UP
+    assert history.status(agent).error == "listen-refused"
+    assert "[::1]:5000" in history.status(agent).message
 
 
-def test_a_squatter_that_lets_go_is_shown_no_more(story: Story) -> None:
+def test_a_squatter_that_lets_go_is_shown_no_more(history: History) -> None:
     """The defect goes with its cause, without a new tunnel."""
-    agent = story.agent()
-    story.dialling(agent)
-    story.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,), ("[::1]:5000",)), TunnelProbed(agent.id, 1, 0.02))
+    agent = history.agent()
+    history.dialling(agent)
+    history.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,), ("[::1]:5000",)), TunnelProbed(agent.id, 1, 0.02))
 
-    story.hear(TunnelBound(agent.id, 1, (IPV4, IPV6)))
+    history.hear(TunnelBound(agent.id, 1, (IPV4, IPV6)))
 
-    assert story.status(agent).error is None
+    assert history.status(agent).error is None
 
 
-def test_a_report_from_an_earlier_life_changes_nothing(story: Story) -> None:
+def test_a_report_from_an_earlier_life_changes_nothing(history: History) -> None:
     """A worker of the past neither brings a tunnel up nor ends it."""
-    agent = story.agent()
-    story.dialling(agent)
-    story.ended(agent)
-    story.now += 10
-    story.act()
-    before = story.world
+    agent = history.agent()
+    history.dialling(agent)
+    history.ended(agent)
+    history.now += 10
+    history.act()
+    before = history.world
 
-    story.hear(TunnelProbed(agent.id, 1, 0.02), TunnelEnded(agent.id, 1, None))
+    history.hear(TunnelProbed(agent.id, 1, 0.02), TunnelEnded(agent.id, 1, None))
 
-    assert story.status(agent).life == 2
-    assert story.world is before
+    assert history.status(agent).life == 2
+    assert history.world is before
 
 
-def test_a_report_does_not_end_a_search(story: Story) -> None:
+def test_a_report_does_not_end_a_search(history: History) -> None:
     """A search for evidence is no worker, whatever its number."""
-    agent = story.agent()
-    story.listed(agent)
-    story.act()
-    before = story.world
+    agent = history.agent()
+    history.listed(agent)
+    history.act()
+    before = history.world
 
-    story.hear(TunnelEnded(agent.id, story.status(agent).life, None))
+    history.hear(TunnelEnded(agent.id, history.status(agent).life, None))
 
-    assert story.world is before
+    assert history.world is before
 
 
-def test_a_failed_dial_is_tried_again_by_the_schedule(story: Story) -> None:
+def test_a_failed_dial_is_tried_again_by_the_schedule(history: History) -> None:
     """The error stays visible while the next try is under way."""
-    agent = story.agent()
-    story.dialling(agent)
+    agent = history.agent()
+    history.dialling(agent)
 
-    story.ended(agent)
+    history.ended(agent)
 
-    status = story.status(agent)
+    status = history.status(agent)
     assert (status.phase, status.failures, status.error) == (Phase.DOWN, 1, "code-soon")
     assert status.retry_at is not None
-    assert story.steps(agent)[-1] == "failed"
-    story.now = status.retry_at
-    story.act()
-    assert story.status(agent).error == "code-soon"
+    assert history.steps(agent)[-1] == "failed"
+    history.now = status.retry_at
+    history.act()
+    assert history.status(agent).error == "code-soon"
 
 
-def test_failures_in_a_row_are_counted(story: Story) -> None:
+def test_failures_in_a_row_are_counted(history: History) -> None:
     """The schedule depends on them."""
-    agent = story.agent()
-    story.dialling(agent)
+    agent = history.agent()
+    history.dialling(agent)
 
     for _ in range(3):
-        story.ended(agent)
-        story.now += 10
-        story.act()
+        history.ended(agent)
+        history.now += 10
+        history.act()
 
-    assert story.status(agent).failures == 3
+    assert history.status(agent).failures == 3
 
 
-def test_a_tunnel_that_was_settled_starts_its_retries_afresh(story: Story) -> None:
+def test_a_tunnel_that_was_settled_starts_its_retries_afresh(history: History) -> None:
     """What stood for long was no failure of before."""
-    agent = story.agent()
-    story.dialling(agent)
-    story.ended(agent)
-    story.now += 10
-    story.up(agent)
-    story.now += 60
+    agent = history.agent()
+    history.dialling(agent)
+    history.ended(agent)
+    history.now += 10
+    history.up(agent)
+    history.now += 60
 
-    story.ended(agent)
+    history.ended(agent)
 
-    assert story.status(agent).failures == 1
-    assert story.steps(agent)[-1] == "lost"
+    assert history.status(agent).failures == 1
+    assert history.steps(agent)[-1] == "lost"
 
 
-def test_a_tunnel_that_was_up_for_a_moment_does_not(story: Story) -> None:
+def test_a_tunnel_that_was_up_for_a_moment_does_not(history: History) -> None:
     """One that flaps is held back more each time."""
-    agent = story.agent()
-    story.dialling(agent)
-    story.ended(agent)
-    story.now += 10
-    story.up(agent)
-    story.now += 1
+    agent = history.agent()
+    history.dialling(agent)
+    history.ended(agent)
+    history.now += 10
+    history.up(agent)
+    history.now += 1
 
-    story.ended(agent)
+    history.ended(agent)
 
-    assert story.status(agent).failures == 2
+    assert history.status(agent).failures == 2
 
 
-def test_a_failure_that_only_a_person_can_judge_quarantines(story: Story) -> None:
+def test_a_failure_that_only_a_person_can_judge_quarantines(history: History) -> None:
     """No next try, and the reason stays."""
-    agent = story.agent()
-    story.dialling(agent)
+    agent = history.agent()
+    history.dialling(agent)
 
-    story.ended(agent, Pace.NEVER)
+    history.ended(agent, Pace.NEVER)
 
-    status, mark = story.status(agent), story.record(agent).quarantine
+    status, mark = history.status(agent), history.record(agent).quarantine
     assert (status.phase, status.error, status.retry_at) == (Phase.QUARANTINED, "code-never", None)
     assert mark is not None
     assert mark.message == "it failed, never"
-    assert story.steps(agent)[-2:] == ["failed", "quarantined"]
+    assert history.steps(agent)[-2:] == ["failed", "quarantined"]
 
 
-def test_a_worker_that_fails_in_quarantine_leaves_the_reason_for_that_in_place(story: Story) -> None:
+def test_a_worker_that_fails_in_quarantine_leaves_the_reason_for_that_in_place(history: History) -> None:
     """Nor does it leave a time to try again, at which there would be nothing to do."""
-    agent = story.agent()
-    story.up(agent)
-    story.hear(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
+    agent = history.agent()
+    history.up(agent)
+    history.hear(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
 
-    story.ended(agent)
+    history.ended(agent)
 
-    assert story.status(agent).error == "host-key-mismatch"
-    assert story.status(agent).retry_at is None
+    assert history.status(agent).error == "host-key-mismatch"
+    assert history.status(agent).retry_at is None
 
 
-def test_an_end_that_was_asked_for_is_no_failure(story: Story) -> None:
+def test_an_end_that_was_asked_for_is_no_failure(history: History) -> None:
     """A revoked tunnel's last cry quarantines nobody."""
-    agent = story.agent()
-    story.up(agent)
-    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.AUTHORITY,)})))
-    story.act()
+    agent = history.agent()
+    history.up(agent)
+    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.act()
 
-    story.ended(agent, Pace.NEVER)
+    history.ended(agent, Pace.NEVER)
 
-    assert story.record(agent).quarantine is None
-    assert (story.status(agent).failures, story.status(agent).retry_at) == (0, None)
-    assert story.steps(agent)[-1] == "closed"
+    assert history.record(agent).quarantine is None
+    assert (history.status(agent).failures, history.status(agent).retry_at) == (0, None)
+    assert history.steps(agent)[-1] == "closed"
 
 
-def test_a_drained_tunnel_that_breaks_is_closed_too(story: Story) -> None:
+def test_a_drained_tunnel_that_breaks_is_closed_too(history: History) -> None:
     """It was to end anyway."""
-    agent = story.agent()
-    story.up(agent)
-    story.hear(Reconfigured(replace(story.rules, forwards=())))
-    story.act()
+    agent = history.agent()
+    history.up(agent)
+    history.hear(Reconfigured(replace(history.rules, forwards=())))
+    history.act()
 
-    story.ended(agent)
+    history.ended(agent)
 
-    assert story.status(agent).retry_at is None
-    assert story.steps(agent)[-1] == "closed"
+    assert history.status(agent).retry_at is None
+    assert history.steps(agent)[-1] == "closed"
 
 
-def test_the_status_of_an_agent_that_has_left_goes_with_its_worker(story: Story) -> None:
+def test_the_status_of_an_agent_that_has_left_goes_with_its_worker(history: History) -> None:
     """As long as the worker lives it is counted, and no longer."""
-    agent = story.agent()
-    story.up(agent)
+    agent = history.agent()
+    history.up(agent)
 
-    story.listed(gone=frozenset({agent.id}))
-    while_it_lives = agent.id in story.world.tunnels
-    story.ended(agent)
+    history.listed(gone=frozenset({agent.id}))
+    while_it_lives = agent.id in history.world.tunnels
+    history.ended(agent)
 
     assert while_it_lives
-    assert agent.id not in story.world.tunnels
+    assert agent.id not in history.world.tunnels
 
 
-def test_an_agent_that_has_left_is_shown_as_down_since_it_was_first_seen(story: Story) -> None:
-    """`show` can still tell its story."""
-    agent = story.agent()
-    story.listed(agent)
-    story.listed(gone=frozenset({agent.id}))
+def test_an_agent_that_has_left_is_shown_as_down_since_it_was_first_seen(history: History) -> None:
+    """`show` can still tell its history."""
+    agent = history.agent()
+    history.listed(agent)
+    history.listed(gone=frozenset({agent.id}))
 
-    assert story.status(agent).phase is Phase.DOWN
-    assert story.status(agent).since == 100.0
+    assert history.status(agent).phase is Phase.DOWN
+    assert history.status(agent).since == 100.0
 
 
-def test_a_story_keeps_its_latest_moments(story: Story) -> None:
+def test_a_history_keeps_its_latest_moments(history: History) -> None:
     """The oldest go first."""
-    agent = story.agent()
-    story.listed(agent)
+    agent = history.agent()
+    history.listed(agent)
 
     for number in range(STORY_LENGTH + 5):
-        story.hear(EvidenceAbsent(agent.id, "1", f"reason {number}"))
+        history.hear(EvidenceAbsent(agent.id, "1", f"reason {number}"))
 
-    told = story.record(agent).story
+    told = history.record(agent).history
     assert len(told) == STORY_LENGTH
     assert told[-1].detail == f"reason {STORY_LENGTH + 4}"
 
 
-def test_evidence_that_may_run_out_is_asked_for_at_each_life(story: Story) -> None:
+def test_evidence_that_may_run_out_is_asked_for_at_each_life(history: History) -> None:
     """A certificate is good for one tunnel."""
-    agent = story.agent()
-    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.AUTHORITY,)})))
-    story.listed(agent)
-    story.act()
-    story.hear(EvidenceFound(agent.id, "1", story.trust(method=Method.AUTHORITY)))
-    story.act()
+    agent = history.agent()
+    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.listed(agent)
+    history.act()
+    history.hear(EvidenceFound(agent.id, "1", history.trust(method=Method.AUTHORITY)))
+    history.act()
 
-    story.ended(agent)
+    history.ended(agent)
 
-    assert story.record(agent).trust is None
-    assert story.record(agent).proved == story.trust(method=Method.AUTHORITY)
-    assert story.status(agent).phase is Phase.AWAITING_IDENTITY
+    assert history.record(agent).trust is None
+    assert history.record(agent).proved == history.trust(method=Method.AUTHORITY)
+    assert history.status(agent).phase is Phase.AWAITING_IDENTITY
 
 
-def test_asking_anew_for_evidence_does_not_hurry_a_dial_that_fails(story: Story) -> None:
+def test_asking_anew_for_evidence_does_not_hurry_a_dial_that_fails(history: History) -> None:
     """Each life is held back by the failures of those before, though there was a search between them."""
-    agent = story.agent()
-    story.hear(Reconfigured(replace(story.rules, trust={"cloud": (Method.AUTHORITY,)})))
-    story.listed(agent)
+    agent = history.agent()
+    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.listed(agent)
 
     for _ in range(3):
-        story.act()
-        story.hear(EvidenceFound(agent.id, "1", story.trust(method=Method.AUTHORITY)))
-        story.act()
-        story.ended(agent)
-        held_back_until = story.status(agent).retry_at
+        history.act()
+        history.hear(EvidenceFound(agent.id, "1", history.trust(method=Method.AUTHORITY)))
+        history.act()
+        history.ended(agent)
+        held_back_until = history.status(agent).retry_at
         assert held_back_until is not None
-        story.now = held_back_until
+        history.now = held_back_until
 
-    assert story.status(agent).failures == 3
+    assert history.status(agent).failures == 3
 
 
 # --- people, and time ---
 
 
-def test_a_retry_makes_the_next_try_due_now(story: Story) -> None:
+def test_a_retry_makes_the_next_try_due_now(history: History) -> None:
     """An operator who has mended the agent need not wait."""
-    agent = story.agent()
-    story.dialling(agent)
-    story.ended(agent, Pace.SLOW)
+    agent = history.agent()
+    history.dialling(agent)
+    history.ended(agent, Pace.SLOW)
 
-    story.hear(RetryRequested(agent.id, uid=1000))
+    history.hear(RetryRequested(agent.id, uid=1000))
 
-    assert (story.status(agent).retry_at, story.status(agent).failures) == (None, 0)
-    assert (story.record(agent).story[-1].step, story.record(agent).story[-1].uid) == ("retry", 1000)
+    assert (history.status(agent).retry_at, history.status(agent).failures) == (None, 0)
+    assert (history.record(agent).history[-1].step, history.record(agent).history[-1].uid) == ("retry", 1000)
 
 
-def test_a_retry_of_what_is_under_way_changes_nothing(story: Story) -> None:
+def test_a_retry_of_what_is_under_way_changes_nothing(history: History) -> None:
     """There is nothing to hurry."""
-    agent = story.agent()
-    story.dialling(agent)
-    before = story.world
+    agent = history.agent()
+    history.dialling(agent)
+    before = history.world
 
-    story.hear(RetryRequested(agent.id))
+    history.hear(RetryRequested(agent.id))
 
-    assert story.world is before
+    assert history.world is before
 
 
-def test_a_release_ends_a_quarantine_and_forgets_the_key(story: Story) -> None:
+def test_a_release_ends_a_quarantine_and_forgets_the_key(history: History) -> None:
     """What was believed led there; evidence is asked for anew."""
-    agent = story.agent()
-    story.dialling(agent)
-    story.ended(agent, Pace.NEVER)
+    agent = history.agent()
+    history.dialling(agent)
+    history.ended(agent, Pace.NEVER)
 
-    story.hear(ReleaseRequested(agent.id, "rebuilt by hand", uid=1000))
+    history.hear(ReleaseRequested(agent.id, "rebuilt by hand", uid=1000))
 
-    record = story.record(agent)
+    record = history.record(agent)
     assert (record.quarantine, record.trust, record.spec) == (None, None, None)
-    assert story.status(agent).phase is Phase.AWAITING_IDENTITY
-    assert story.world.key_holders == {}
-    last = record.story[-1]
+    assert history.status(agent).phase is Phase.AWAITING_IDENTITY
+    assert history.world.key_holders == {}
+    last = record.history[-1]
     assert (last.step, last.detail, last.uid) == ("released", "rebuilt by hand", 1000)
 
 
-def test_a_release_of_an_agent_that_is_free_changes_nothing(story: Story) -> None:
+def test_a_release_of_an_agent_that_is_free_changes_nothing(history: History) -> None:
     """Its pin stays."""
-    agent = story.agent()
-    story.believed(agent)
-    before = story.world
+    agent = history.agent()
+    history.believed(agent)
+    before = history.world
 
-    story.hear(ReleaseRequested(agent.id, "none"))
+    history.hear(ReleaseRequested(agent.id, "none"))
 
-    assert story.world is before
+    assert history.world is before
 
 
-def test_a_quarantine_outlives_absence(story: Story) -> None:
+def test_a_quarantine_outlives_absence(history: History) -> None:
     """Going away and coming back is no way out."""
-    agent = story.agent()
-    story.dialling(agent)
-    story.ended(agent, Pace.NEVER)
-    story.listed(gone=frozenset({agent.id}))
+    agent = history.agent()
+    history.dialling(agent)
+    history.ended(agent, Pace.NEVER)
+    history.listed(gone=frozenset({agent.id}))
 
-    story.listed(replace(agent, incarnation="2"))
+    history.listed(replace(agent, incarnation="2"))
 
-    assert story.status(agent).phase is Phase.QUARANTINED
+    assert history.status(agent).phase is Phase.QUARANTINED
 
 
-def test_what_left_long_ago_is_forgotten(story: Story) -> None:
+def test_what_left_long_ago_is_forgotten(history: History) -> None:
     """Nothing of it stays."""
-    agent, other = story.agent(), story.agent("other")
-    story.listed(agent, other)
-    story.listed(other, gone=frozenset({agent.id}))
+    agent, other = history.agent(), history.agent("other")
+    history.listed(agent, other)
+    history.listed(other, gone=frozenset({agent.id}))
 
-    story.hear(MemoryExpired(story.now + 1))
+    history.hear(MemoryExpired(history.now + 1))
 
-    assert story.world.records.keys() == {other.id}
-    assert story.world.tunnels.keys() == {other.id}
+    assert history.world.records.keys() == {other.id}
+    assert history.world.tunnels.keys() == {other.id}
 
 
-def test_what_left_just_now_is_remembered(story: Story) -> None:
+def test_what_left_just_now_is_remembered(history: History) -> None:
     """`show` can tell why an agent went."""
-    agent = story.agent()
-    story.listed(agent)
-    story.listed(gone=frozenset({agent.id}))
+    agent = history.agent()
+    history.listed(agent)
+    history.listed(gone=frozenset({agent.id}))
 
-    story.hear(MemoryExpired(story.now))
+    history.hear(MemoryExpired(history.now))
 
-    assert agent.id in story.world.records
+    assert agent.id in history.world.records
 
 
-def test_an_agent_with_a_worker_is_not_forgotten(story: Story) -> None:
+def test_an_agent_with_a_worker_is_not_forgotten(history: History) -> None:
     """Somebody has to hear of the worker's end."""
-    agent = story.agent()
-    story.up(agent)
-    story.listed(gone=frozenset({agent.id}))
+    agent = history.agent()
+    history.up(agent)
+    history.listed(gone=frozenset({agent.id}))
 
-    story.hear(MemoryExpired(story.now + 1))
+    history.hear(MemoryExpired(history.now + 1))
 
-    assert agent.id in story.world.records
-
-
-def test_a_failure_is_told_with_its_own_words(story: Story) -> None:
-    """The story says why."""
-    agent = story.agent()
-    story.dialling(agent)
-
-    story.hear(TunnelEnded(agent.id, 1, Failure("unreachable", Pace.SOON, "cannot reach 10.0.0.1:22: refused")))
-
-    assert story.record(agent).story[-1].detail == "cannot reach 10.0.0.1:22: refused"
+    assert agent.id in history.world.records
 
 
-def test_a_quarantined_agent_without_a_worker_is_shown_as_such_at_once(story: Story) -> None:
+def test_a_failure_is_told_with_its_own_words(history: History) -> None:
+    """The history says why."""
+    agent = history.agent()
+    history.dialling(agent)
+
+    history.hear(TunnelEnded(agent.id, 1, Failure("unreachable", Pace.SOON, "cannot reach 10.0.0.1:22: refused")))
+
+    assert history.record(agent).history[-1].detail == "cannot reach 10.0.0.1:22: refused"
+
+
+def test_a_quarantined_agent_without_a_worker_is_shown_as_such_at_once(history: History) -> None:
     """With the reason, and without a next try."""
-    first, second = story.agent("first"), story.agent("second")
-    story.dialling(first)
-    story.ended(first)
+    first, second = history.agent("first"), history.agent("second")
+    history.dialling(first)
+    history.ended(first)
 
-    story.listed(first, second)
-    story.hear(EvidenceFound(second.id, "1", story.trust()))
+    history.listed(first, second)
+    history.hear(EvidenceFound(second.id, "1", history.trust()))
 
-    assert [story.status(one).phase for one in (first, second)] == [Phase.QUARANTINED] * 2
-    assert story.status(first).retry_at is None
+    assert [history.status(one).phase for one in (first, second)] == [Phase.QUARANTINED] * 2
+    assert history.status(first).retry_at is None

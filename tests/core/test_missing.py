@@ -13,63 +13,63 @@ from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.missing import LONGEST_ABSENCE, completed, missing, patience
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Story
+    from tests.core.conftest import History
     from tunnelmgr.core.agent import Agent
 
 
-def fleet(story: Story, count: int) -> list[Agent]:
+def fleet(history: History, count: int) -> list[Agent]:
     """Let the cloud list so many agents."""
-    agents = [story.agent(f"agent-{number}") for number in range(count)]
-    story.listed(*agents)
+    agents = [history.agent(f"agent-{number}") for number in range(count)]
+    history.listed(*agents)
     return agents
 
 
-def present(story: Story) -> int:
+def present(history: History) -> int:
     """Return how many agents are there."""
-    return sum(record.present for record in story.world.records.values())
+    return sum(record.present for record in history.world.records.values())
 
 
-def test_two_empty_listings_in_a_row_take_nobody_away_at_once(story: Story) -> None:
+def test_two_empty_listings_in_a_row_take_nobody_away_at_once(history: History) -> None:
     """Half a second apart they are one hiccup; the source says how many are missing and for how long they stay."""
-    fleet(story, 300)
+    fleet(history, 300)
 
     for _ in range(2):
-        story.listed()
-        story.now += 0.5
+        history.listed()
+        history.now += 0.5
 
-    view = story.world.sources["cloud"]
-    assert present(story) == 300
+    view = history.world.sources["cloud"]
+    assert present(history) == 300
     assert (view.ok, view.missing) == (False, 300)
     assert view.error == ("its listing lacks 300 of 300 agents: 0 were found by their ids, 300 stay for up to 45 s")
 
 
-def test_a_fleet_that_is_scaled_to_zero_without_a_word_is_gone_within_a_minute(story: Story) -> None:
+def test_a_fleet_that_is_scaled_to_zero_without_a_word_is_gone_within_a_minute(history: History) -> None:
     """Polls that are ten seconds apart need no more."""
-    fleet(story, 300)
-    began = story.now
+    fleet(history, 300)
+    began = history.now
 
-    while present(story):
-        story.now += 10
-        story.listed()
+    while present(history):
+        history.now += 10
+        history.listed()
 
-    assert story.now - began <= 60
-    story.listed()
-    assert (story.world.sources["cloud"].ok, story.world.sources["cloud"].missing) == (True, 0)
+    assert history.now - began <= 60
+    history.listed()
+    assert (history.world.sources["cloud"].ok, history.world.sources["cloud"].missing) == (True, 0)
 
 
-def test_the_agents_that_a_listing_has_again_begin_anew(story: Story) -> None:
+def test_the_agents_that_a_listing_has_again_begin_anew(history: History) -> None:
     """A later absence is another one."""
-    agents = fleet(story, 10)
-    story.listed()
-    story.now += 40
-    story.listed(*agents)
-    story.now += 40
-    story.listed()
-    story.now += 10
+    agents = fleet(history, 10)
+    history.listed()
+    history.now += 40
+    history.listed(*agents)
+    history.now += 40
+    history.listed()
+    history.now += 10
 
-    story.listed()
+    history.listed()
 
-    assert present(story) == 10
+    assert present(history) == 10
 
 
 @pytest.mark.parametrize(("lacks", "seconds"), [(1, 0.0), (75, 0.8), (150, 5.6), (270, 33.0), (300, 45.0)])
@@ -88,21 +88,21 @@ def test_the_wait_is_never_longer_than_the_longest(present: int) -> None:
     assert max(waits) <= LONGEST_ABSENCE
 
 
-def test_those_that_the_listing_explains_are_not_asked_for(story: Story) -> None:
+def test_those_that_the_listing_explains_are_not_asked_for(history: History) -> None:
     """Neither those that have ended, nor any where the answer is half or the file's."""
-    here, ended, outside, lacking = agents = fleet(story, 4)
+    here, ended, outside, lacking = agents = fleet(history, 4)
     listing = Snapshot(frozenset({here}), gone=frozenset({ended.id}), outside=frozenset({outside.id}))
 
-    assert missing(story.world, "cloud", listing) == (lacking,)
-    assert missing(story.world, "file", listing) == ()
-    assert missing(story.world, "cloud", Snapshot(frozenset(), failures=("throttled",))) == ()
-    assert missing(story.world, "cloud", Snapshot(frozenset(), absence_is_proof=True)) == ()
-    assert set(missing(story.world, "cloud", Snapshot(frozenset()))) == set(agents)
+    assert missing(history.world, "cloud", listing) == (lacking,)
+    assert missing(history.world, "file", listing) == ()
+    assert missing(history.world, "cloud", Snapshot(frozenset(), failures=("throttled",))) == ()
+    assert missing(history.world, "cloud", Snapshot(frozenset(), absence_is_proof=True)) == ()
+    assert set(missing(history.world, "cloud", Snapshot(frozenset()))) == set(agents)
 
 
-def test_what_was_learnt_by_id_completes_the_listing(story: Story) -> None:
+def test_what_was_learnt_by_id_completes_the_listing(history: History) -> None:
     """Found, ended and outside are kept apart; a failure makes it half an answer."""
-    listed, found, ended, outside = (story.agent(name) for name in ("listed", "found", "ended", "outside"))
+    listed, found, ended, outside = (history.agent(name) for name in ("listed", "found", "ended", "outside"))
     answer = Snapshot(
         frozenset({found}), frozenset({ended.id}), failures=("b: throttled",), outside=frozenset({outside.id})
     )
@@ -116,50 +116,50 @@ def test_what_was_learnt_by_id_completes_the_listing(story: Story) -> None:
     )
 
 
-def test_agents_that_were_found_by_their_ids_stay_and_the_source_is_shown_as_failing(story: Story) -> None:
+def test_agents_that_were_found_by_their_ids_stay_and_the_source_is_shown_as_failing(history: History) -> None:
     """Its listings cannot be relied upon while they lack most of what is there."""
-    agents = fleet(story, 4)
+    agents = fleet(history, 4)
 
     for _ in range(3):
-        story.now += 600
-        story.listed(*agents, unlisted=frozenset(agent.id for agent in agents[:3]))
+        history.now += 600
+        history.listed(*agents, unlisted=frozenset(agent.id for agent in agents[:3]))
 
-    view = story.world.sources["cloud"]
-    assert present(story) == 4
+    view = history.world.sources["cloud"]
+    assert present(history) == 4
     assert (view.ok, view.missing) == (False, 3)
     assert view.error is not None
     assert "lacks 3 of 4 agents: 3 were found by their ids, 0 stay" in view.error
 
 
-def test_agents_that_were_taken_out_of_the_source_leave_with_the_second_listing(story: Story) -> None:
+def test_agents_that_were_taken_out_of_the_source_leave_with_the_second_listing(history: History) -> None:
     """That they have other labels explains why they are not listed, however many they are."""
-    agents = fleet(story, 4)
+    agents = fleet(history, 4)
     outside = frozenset(agent.id for agent in agents)
 
-    story.listed(outside=outside)
-    assert present(story) == 4
-    story.listed(outside=outside)
+    history.listed(outside=outside)
+    assert present(history) == 4
+    history.listed(outside=outside)
 
-    assert present(story) == 0
+    assert present(history) == 0
 
 
-def test_an_agent_that_has_ended_leaves_at_once_though_most_of_the_fleet_is_missing(story: Story) -> None:
+def test_an_agent_that_has_ended_leaves_at_once_though_most_of_the_fleet_is_missing(history: History) -> None:
     """What is known to be over waits for nobody."""
-    agents = fleet(story, 4)
+    agents = fleet(history, 4)
 
-    story.listed(gone=frozenset({agents[0].id}))
+    history.listed(gone=frozenset({agents[0].id}))
 
-    assert present(story) == 3
-    assert not story.record(agents[0]).present
+    assert present(history) == 3
+    assert not history.record(agents[0]).present
 
 
-def test_an_absence_that_goes_on_writes_nothing_more(story: Story) -> None:
+def test_an_absence_that_goes_on_writes_nothing_more(history: History) -> None:
     """A poll twice a second would wear the disk."""
-    fleet(story, 4)
-    story.listed()
-    story.listed()
-    before = dict(story.world.records)
+    fleet(history, 4)
+    history.listed()
+    history.listed()
+    before = dict(history.world.records)
 
-    story.listed()
+    history.listed()
 
-    assert all(story.world.records[id_] is record for id_, record in before.items())
+    assert all(history.world.records[id_] is record for id_, record in before.items())

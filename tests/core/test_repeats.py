@@ -1,4 +1,4 @@
-"""Agents that fail again and again: their stories count, and nothing grows with the number of tries."""
+"""Agents that fail again and again: their histories count, and nothing grows with the number of tries."""
 
 from __future__ import annotations
 
@@ -10,77 +10,77 @@ import pytest
 from tunnelmgr.core.backoff import MANY, SCHEDULES
 from tunnelmgr.core.events import Failure, TunnelDialled, TunnelEnded
 from tunnelmgr.core.persistence import REPEATS, Changes, changes, moments
-from tunnelmgr.core.world import Moment, Quarantine, Record
+from tunnelmgr.core.world import HistoryEntry, Quarantine, Record
 from tunnelmgr.errors import Pace
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Story
+    from tests.core.conftest import History
     from tunnelmgr.core.agent import Agent
 
 
-def fail(story: Story, agent: Agent, why: str = "nobody answers", *, dialled: bool = False) -> None:
+def fail(history: History, agent: Agent, why: str = "nobody answers", *, dialled: bool = False) -> None:
     """Let the next try of an agent fail, as soon as it is due for sure."""
-    status = story.world.tunnels.get(agent.id)
-    story.now += 5 if status is None or status.failures < MANY else SCHEDULES[Pace.SOON].longest + 1
-    story.act()
+    status = history.world.tunnels.get(agent.id)
+    history.now += 5 if status is None or status.failures < MANY else SCHEDULES[Pace.SOON].longest + 1
+    history.act()
     if dialled:
-        story.dialled(agent)
-    story.hear(TunnelEnded(agent.id, story.status(agent).life, Failure("unreachable", Pace.SOON, why)))
+        history.dialled(agent)
+    history.hear(TunnelEnded(agent.id, history.status(agent).life, Failure("unreachable", Pace.SOON, why)))
 
 
-def last(story: Story, agent: Agent, count: int = 1) -> list[tuple[str, int]]:
-    """Return the last steps of an agent's story, each with how often it was taken."""
-    return [(moment.step, moment.count) for moment in story.record(agent).story[-count:]]
+def last(history: History, agent: Agent, count: int = 1) -> list[tuple[str, int]]:
+    """Return the last steps of an agent's history, each with how often it was taken."""
+    return [(moment.step, moment.count) for moment in history.record(agent).history[-count:]]
 
 
-def test_a_failure_that_repeats_is_one_moment_with_a_count(story: Story) -> None:
-    """It tells since when, until when and how often, and what was before it is not pushed out of the story."""
-    agent = story.agent()
-    story.believed(agent)
+def test_a_failure_that_repeats_is_one_moment_with_a_count(history: History) -> None:
+    """It tells since when, until when and how often, and what was before it is not pushed out of the history."""
+    agent = history.agent()
+    history.believed(agent)
     for _ in range(200):
-        fail(story, agent)
+        fail(history, agent)
 
-    moment = story.record(agent).story[-1]
-    assert story.steps(agent) == ["seen", "evidence", "failed"]
-    assert (moment.count, moment.since, moment.at) == (200, 105.0, story.now)
-    assert story.status(agent).failures == 200
+    moment = history.record(agent).history[-1]
+    assert history.steps(agent) == ["seen", "evidence", "failed"]
+    assert (moment.count, moment.since, moment.at) == (200, 105.0, history.now)
+    assert history.status(agent).failures == 200
 
 
-def test_another_reason_is_a_moment_of_its_own_at_once(story: Story) -> None:
+def test_another_reason_is_a_moment_of_its_own_at_once(history: History) -> None:
     """A change is never folded into what was before."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
     for why in ("nobody answers", "nobody answers", "refused"):
-        fail(story, agent, why)
+        fail(history, agent, why)
 
-    assert last(story, agent, 2) == [("failed", 2), ("failed", 1)]
-    assert story.record(agent).story[-1].detail == "refused"
+    assert last(history, agent, 2) == [("failed", 2), ("failed", 1)]
+    assert history.record(agent).history[-1].detail == "refused"
 
 
-def test_every_step_of_a_life_that_fails_in_the_same_way_is_counted(story: Story) -> None:
-    """An agent that logs in and fails afterwards fills its story no more than one that does not answer."""
-    agent = story.agent()
-    story.believed(agent)
+def test_every_step_of_a_life_that_fails_in_the_same_way_is_counted(history: History) -> None:
+    """An agent that logs in and fails afterwards fills its history no more than one that does not answer."""
+    agent = history.agent()
+    history.believed(agent)
     for _ in range(17):
-        fail(story, agent, "the port is taken", dialled=True)
+        fail(history, agent, "the port is taken", dialled=True)
 
-    assert last(story, agent, 2) == [("dialled", 17), ("failed", 17)]
-    assert len(story.record(agent).story) == 4
+    assert last(history, agent, 2) == [("dialled", 17), ("failed", 17)]
+    assert len(history.record(agent).history) == 4
 
 
-def test_a_recovery_is_told_at_once_and_what_fails_after_it_begins_afresh(story: Story) -> None:
+def test_a_recovery_is_told_at_once_and_what_fails_after_it_begins_afresh(history: History) -> None:
     """A life that comes up ends the count of those that did not."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
     for _ in range(3):
-        fail(story, agent)
-    story.now += 5
-    story.act()
-    story.up_again(agent)
-    story.hear(TunnelEnded(agent.id, story.status(agent).life, Failure("lost", Pace.SOON, "gone")))
-    fail(story, agent)
+        fail(history, agent)
+    history.now += 5
+    history.act()
+    history.up_again(agent)
+    history.hear(TunnelEnded(agent.id, history.status(agent).life, Failure("lost", Pace.SOON, "gone")))
+    fail(history, agent)
 
-    assert last(story, agent, 6) == [
+    assert last(history, agent, 6) == [
         ("failed", 3),
         ("dialled", 1),
         ("bound", 1),
@@ -90,82 +90,82 @@ def test_a_recovery_is_told_at_once_and_what_fails_after_it_begins_afresh(story:
     ]
 
 
-def test_steps_that_repeat_without_a_failure_are_told_each_time(story: Story) -> None:
+def test_steps_that_repeat_without_a_failure_are_told_each_time(history: History) -> None:
     """Only a life that failed makes the next one a repetition."""
-    record = Record(story.agent(), 1.0, 1.0).told(1.0, "evidence", "same").told(2.0, "evidence", "same")
+    record = Record(history.agent(), 1.0, 1.0).told(1.0, "evidence", "same").told(2.0, "evidence", "same")
 
-    assert [moment.count for moment in record.story] == [1, 1]
+    assert [moment.count for moment in record.history] == [1, 1]
 
 
 @pytest.mark.parametrize(("count", "news"), [(1, True), (2, True), (3, False), (4, True), (17, False), (1024, True)])
 def test_of_repeated_moments_fewer_and_fewer_are_news(count: int, news: bool) -> None:
     """The log and the audit grow with the logarithm of the number of tries."""
-    assert Moment(1.0, "failed", "why", count=count).is_news is news
+    assert HistoryEntry(1.0, "failed", "why", count=count).is_news is news
 
 
-def test_a_moment_that_is_repeated_is_told_once_more_with_its_count(story: Story) -> None:
+def test_a_moment_that_is_repeated_is_told_once_more_with_its_count(history: History) -> None:
     """Who writes the audit hears of each repetition, and of nothing that was told before."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
     for _ in range(2):
-        fail(story, agent, dialled=True)
-    before = story.world
+        fail(history, agent, dialled=True)
+    before = history.world
 
-    fail(story, agent, dialled=True)
+    fail(history, agent, dialled=True)
 
-    told = moments(before, story.world)
+    told = moments(before, history.world)
     assert [(moment.step, moment.count) for _, moment in told] == [("dialled", 3), ("failed", 3)]
 
 
-def test_repetitions_are_written_once_a_minute_and_everything_else_at_once(story: Story) -> None:
+def test_repetitions_are_written_once_a_minute_and_everything_else_at_once(history: History) -> None:
     """600 dead agents do not write hundreds of times a second; no quarantine and no new reason waits."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
     for _ in range(2):
-        fail(story, agent, dialled=True)
-    written = story.world
-    fail(story, agent, dialled=True)
-    record = story.record(agent)
+        fail(history, agent, dialled=True)
+    written = history.world
+    fail(history, agent, dialled=True)
+    record = history.record(agent)
 
-    assert not changes(written, story.world)
+    assert not changes(written, history.world)
     for changed in (
         replace(record, changed=written.records[agent.id].changed + REPEATS),
         replace(record, quarantine=Quarantine(1.0, "code", "why")),
-        replace(record, proved=story.trust(2)),
+        replace(record, proved=history.trust(2)),
         replace(record, possessed=("a key",)),
         replace(record, present=False),
         replace(record, agent=replace(agent, addresses=("10.0.0.9",))),
-        record.told(story.now, "failed", "another reason"),
-        replace(record, story=()),
+        record.told(history.now, "failed", "another reason"),
+        replace(record, history=()),
     ):
-        assert changes(story.world.with_record(replace(record, story=())), story.world) == Changes((record,))
-        assert changes(written, story.world.with_record(changed)) == Changes((changed,))
+        assert changes(history.world.with_record(replace(record, history=())), history.world) == Changes((record,))
+        assert changes(written, history.world.with_record(changed)) == Changes((changed,))
 
 
-def test_an_agent_that_never_answers_is_written_once_a_minute(story: Story) -> None:
+def test_an_agent_that_never_answers_is_written_once_a_minute(history: History) -> None:
     """The count on disk lags behind by less than a minute."""
-    agent = story.agent()
-    story.believed(agent)
-    fail(story, agent)
-    written, began, writes = story.world, story.now, 0
-    while story.now - began < 3 * REPEATS:
-        fail(story, agent)
-        if changes(written, story.world):
-            written, writes = story.world, writes + 1
+    agent = history.agent()
+    history.believed(agent)
+    fail(history, agent)
+    written, began, writes = history.world, history.now, 0
+    while history.now - began < 3 * REPEATS:
+        fail(history, agent)
+        if changes(written, history.world):
+            written, writes = history.world, writes + 1
 
     assert writes == 3
 
 
-def test_an_agent_that_shows_its_key_after_failures_is_written(story: Story) -> None:
+def test_an_agent_that_shows_its_key_after_failures_is_written(history: History) -> None:
     """Possession decides between claims after a restart, so it does not wait for the minute."""
-    agent = story.agent()
-    story.believed(agent)
+    agent = history.agent()
+    history.believed(agent)
     for _ in range(3):
-        fail(story, agent)
-    written = story.world
-    story.now += 5
-    story.act()
+        fail(history, agent)
+    written = history.world
+    history.now += 5
+    history.act()
 
-    story.hear(TunnelDialled(agent.id, story.status(agent).life, "10.0.0.1", host_key=story.key()))
+    history.hear(TunnelDialled(agent.id, history.status(agent).life, "10.0.0.1", host_key=history.key()))
 
-    assert changes(written, story.world)
+    assert changes(written, history.world)

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from tests.ssh.ssh_server import until
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.world import Moment, Record, World
+from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.daemon import audit_trail
 from tunnelmgr.daemon.audit_trail import BURST, FOLD, RATE, Auditor
 from tunnelmgr.gate.caller import Caller, RequestRecord
@@ -327,15 +327,15 @@ async def test_a_request_of_an_agent_that_is_forgotten_still_names_it() -> None:
 
 async def test_a_quarantine_is_told_with_its_reason_and_waiting_is_not(desk: Desk) -> None:
     """The steps that matter are audited; that something is waited for is not."""
-    desk.auditor.moment(RECORD, Moment(1.0, "quarantined", "another key"))
-    desk.auditor.moment(RECORD, Moment(1.0, "waiting", "console: no block yet"))
+    desk.auditor.moment(RECORD, HistoryEntry(1.0, "quarantined", "another key"))
+    desk.auditor.moment(RECORD, HistoryEntry(1.0, "waiting", "console: no block yet"))
 
     assert [(entry["code"], entry["detail"]) for entry in desk.entries] == [("tunnel-quarantined", "another key")]
 
 
 async def test_a_repeated_step_is_audited_with_its_count(desk: Desk) -> None:
     """The entry tells how often the same has happened, the first one does not."""
-    failed = Moment(1.0, "failed", "nobody answers")
+    failed = HistoryEntry(1.0, "failed", "nobody answers")
     desk.auditor.moment(RECORD, failed)
     desk.auditor.moment(RECORD, failed.again(2.0))
 
@@ -347,8 +347,8 @@ async def test_a_repeated_step_is_audited_with_its_count(desk: Desk) -> None:
 
 async def test_who_released_an_agent_is_in_the_audit(desk: Desk) -> None:
     """The entry has the user's id and the reason; an entry that nobody asked for has no user."""
-    desk.auditor.moment(RECORD, Moment(1.0, "released", "reinstalled", uid=1000))
-    desk.auditor.moment(RECORD, Moment(1.0, "probed", "up"))
+    desk.auditor.moment(RECORD, HistoryEntry(1.0, "released", "reinstalled", uid=1000))
+    desk.auditor.moment(RECORD, HistoryEntry(1.0, "probed", "up"))
 
     assert [(entry["code"], entry["detail"], entry.get("uid")) for entry in desk.entries] == [
         ("tunnel-released", "reinstalled", 1000),

@@ -274,7 +274,7 @@ async def test_an_agent_that_is_moved_to_another_group_loses_its_tunnel_and_its_
         assert after["group"] == "ci"
         assert (await fetch(site, "/v2/team/app/tags/list")).startswith(b"HTTP/1.1 403 ")
         told = await process.ask(process.client.agent, "builder-1")
-        steps = {moment["step"]: moment["detail"] for moment in told["story"]}
+        steps = {moment["step"]: moment["detail"] for moment in told["history"]}
         assert steps["regrouped"] == "from default to ci"
 
 
@@ -337,7 +337,7 @@ async def test_what_was_learned_outlives_a_kill(site: Site) -> None:
     async with daemon(site) as process:
         agent = await process.phase("up")
         told = await process.ask(process.client.agent, "builder-1")
-        assert [moment["step"] for moment in told["story"]].count("seen") == 1
+        assert [moment["step"] for moment in told["history"]].count("seen") == 1
         assert agent["trust"] == "tofu"
         process.child.kill()
         await process.end()

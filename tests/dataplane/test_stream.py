@@ -79,7 +79,7 @@ async def test_what_arrives_is_laid_out_over_the_buffers(ends: Ends) -> None:
 
     ends.other.send(b"abcde")
     readable = asyncio.Event()
-    ends.stream.heed(readable.set)
+    ends.stream.notify_readable(readable.set)
     await asyncio.wait_for(readable.wait(), 5)
 
     assert ends.stream.receive_into((room[:2], room[2:4])) == 4
@@ -97,11 +97,11 @@ async def test_a_reader_is_called_until_it_is_replaced(ends: Ends) -> None:
     calls: list[str] = []
     ends.other.send(b"x")
 
-    ends.stream.heed(lambda: calls.append("first"))
+    ends.stream.notify_readable(lambda: calls.append("first"))
     await until(lambda: calls.count("first") > 2)
-    ends.stream.heed(lambda: calls.append("second"))
+    ends.stream.notify_readable(lambda: calls.append("second"))
     await until(lambda: calls.count("second") > 2)
-    ends.stream.heed(None)
+    ends.stream.notify_readable(None)
     calls.clear()
     for _ in range(5):
         await asyncio.sleep(0)
@@ -113,7 +113,7 @@ async def test_a_broken_connection_is_a_connection_error_to_its_reader(ends: End
     """Whatever class the kernel's error has."""
     ends.reset()
     readable = asyncio.Event()
-    ends.stream.heed(readable.set)
+    ends.stream.notify_readable(readable.set)
     await asyncio.wait_for(readable.wait(), 5)
 
     with pytest.raises(ConnectionError):
@@ -253,10 +253,10 @@ async def test_a_close_sends_everything_first(ends: Ends) -> None:
 async def test_an_abort_drops_what_is_unsent_and_hears_nothing_more(ends: Ends) -> None:
     """At once, as often as it is asked for."""
     ends.fill()
-    ends.stream.heed(lambda: pytest.fail("nobody reads any more"))
+    ends.stream.notify_readable(lambda: pytest.fail("nobody reads any more"))
     ends.stream.abort()
     ends.stream.abort()
-    ends.stream.heed(lambda: pytest.fail("nobody reads any more"))
+    ends.stream.notify_readable(lambda: pytest.fail("nobody reads any more"))
     ends.stream.send(b"x")
 
     assert ends.stream.closed

@@ -72,7 +72,7 @@ def unread(make: Callable[[], asyncio.Protocol]) -> Iterator[tuple[Line, socket.
     with socket.create_server(("127.0.0.1", 0)) as server:
         line = Line(make, socket.create_connection(server.getsockname()))
         other, _ = server.accept()
-    line._stream.heed(None)
+    line._stream.notify_readable(None)
     with other:
         yield line, other
     line.abort()

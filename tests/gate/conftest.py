@@ -111,7 +111,7 @@ class MemoryChannel:
         """Give the agent what comes from a source, in pieces of 64 KiB."""
         room, left = memoryview(bytearray(65536)), limit
         readable = asyncio.Event()
-        source.heed(readable.set)
+        source.notify_readable(readable.set)
         try:
             while left and (count := source.receive_into((room[: min(left, 65536)],))) != 0:
                 if count is None:
@@ -122,7 +122,7 @@ class MemoryChannel:
                 left -= count
                 carried(count)
         finally:
-            source.heed(None)
+            source.notify_readable(None)
         return limit - left
 
     def write_eof(self) -> None:

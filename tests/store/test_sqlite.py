@@ -17,7 +17,7 @@ import pytest
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.world import STORY_LENGTH, Moment, Quarantine, Record
+from tunnelmgr.core.world import STORY_LENGTH, HistoryEntry, Quarantine, Record
 from tunnelmgr.errors import SchemaError, StoreError
 from tunnelmgr.store.sqlite import APPLICATION, SqliteStore
 
@@ -25,7 +25,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 AGENT = Agent(
     AgentId("ec2:i-0a"), "i-0a", "jenkins", "ci", "böhm", ("10.0.0.1", "2001:db8::1"), 2222, (("role", "ci"),)
 )
-RECORD = Record(AGENT, first_seen=1.5, changed=2.5, story=(Moment(1.5, "seen", "at 10.0.0.1:2222", uid=7),))
+RECORD = Record(AGENT, first_seen=1.5, changed=2.5, history=(HistoryEntry(1.5, "seen", "at 10.0.0.1:2222", uid=7),))
 SCRIPTS = sorted(entry.name for entry in files("tunnelmgr.store.migrations").iterdir() if entry.name.endswith(".sql"))
 
 
@@ -81,15 +81,17 @@ def test_an_id_that_is_no_unicode_text_is_an_error_of_the_store(store: SqliteSto
 def test_ten_thousand_small_writes_leave_a_short_wal(store: SqliteStore, file: Path) -> None:
     """Neither many changes nor one large one let the file beside the state grow for good."""
     store._db.execute("PRAGMA synchronous = OFF")  # the size is what counts here, not 10,000 waits for the disk
-    story = tuple(Moment(1.5, "failed", "x" * 150) for _ in range(STORY_LENGTH))
-    fleet = [replace(RECORD, agent=replace(AGENT, id=AgentId(f"ec2:i-{number}")), story=story) for number in range(600)]
+    history = tuple(HistoryEntry(1.5, "failed", "x" * 150) for _ in range(STORY_LENGTH))
+    fleet = [
+        replace(RECORD, agent=replace(AGENT, id=AgentId(f"ec2:i-{number}")), history=history) for number in range(600)
+    ]
     wal = file.with_name("state.db-wal")
 
     store.write(Changes(tuple(fleet)))
     large = wal.stat().st_size
     sizes = []
     for number in range(10_000):
-        store.write(Changes((replace(fleet[number % 600], changed=float(number), story=story[:1]),)))
+        store.write(Changes((replace(fleet[number % 600], changed=float(number), history=history[:1]),)))
         sizes.append(wal.stat().st_size)
 
     assert large > 5_000_000
@@ -100,7 +102,7 @@ def test_ten_thousand_small_writes_leave_a_short_wal(store: SqliteStore, file: P
 
 
 def test_a_record_comes_back_as_it_was(store: SqliteStore) -> None:
-    """Agent, times and story."""
+    """Agent, times and history."""
     store.write(Changes((RECORD,)))
 
     assert read_again(store) == RECORD

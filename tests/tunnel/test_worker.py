@@ -101,7 +101,7 @@ def public_print(key: asyncssh.SSHKey | None) -> str:
 
 
 async def test_a_tunnel_is_dialled_then_bound_then_probed(sshd: Sshd, desk: Desk) -> None:
-    """The events tell the story in this order, each of this life."""
+    """The events tell the history in this order, each of this life."""
     both = forward(*TWO)
     async with alive(sshd.spec(both), desk.settings()):
         await desk.up()

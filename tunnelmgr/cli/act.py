@@ -36,7 +36,7 @@ def retry(
 def release(
     context: typer.Context,
     agent: AgentArgument,
-    reason: Annotated[str, typer.Option(help="Why it is safe; kept in the agent's story")],
+    reason: Annotated[str, typer.Option(help="Why it is safe; kept in the agent's history")],
     config: ConfigOption = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,

@@ -108,7 +108,7 @@ def show(
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell one agent's whole story: seen, evidence, dialled, bound, probed, lost, and why."""
+    """Tell one agent's whole history: seen, evidence, dialled, bound, probed, lost, and why."""
     facts = client(context, config, socket).agent(agent)
     if as_json:
         print_json(facts)

@@ -153,7 +153,7 @@ def _fitting(rows: list[dict[str, Text]], width: int) -> list[str]:
 
 
 def agent(facts: Json) -> RenderableType:
-    """Return `show`: what is known, then the story."""
+    """Return `show`: what is known, then the history."""
     sheet = Table.grid(padding=(0, 2))
     sheet.add_column(style="dim", no_wrap=True)
     sheet.add_column(overflow="fold")
@@ -180,13 +180,13 @@ def agent(facts: Json) -> RenderableType:
         f"{size(facts['bytes_from_agent'])} from it"
     )
     sheet.add_row("traffic", cell(traffic))
-    story = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    story.add_column("TIME (UTC)", no_wrap=True)
-    story.add_column("STEP", no_wrap=True)
-    story.add_column("WHAT", overflow="fold")
-    for moment in facts["story"]:
-        story.add_row(cell(_clock(moment["at"])), cell(moment["step"]), cell(_what(moment)))
-    return Group(sheet, Text(""), story)
+    history = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    history.add_column("TIME (UTC)", no_wrap=True)
+    history.add_column("STEP", no_wrap=True)
+    history.add_column("WHAT", overflow="fold")
+    for entry in facts["history"]:
+        history.add_row(cell(_clock(entry["time"])), cell(entry["step"]), cell(_what(entry)))
+    return Group(sheet, Text(""), history)
 
 
 def _what(moment: Json) -> str:

@@ -32,7 +32,7 @@ class ControlClient:
         return list(self._ask("GET", "/v1/agents?departed=true" if departed else "/v1/agents"))
 
     def agent(self, wanted: str) -> dict[str, Any]:
-        """Return one agent with its story."""
+        """Return one agent with its history."""
         return dict(self._ask("GET", f"/v1/agents/{quote(wanted, safe='')}"))
 
     def retry(self, wanted: str) -> dict[str, Any]:

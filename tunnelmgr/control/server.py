@@ -24,8 +24,8 @@ from tunnelmgr.control.views import (
     agent_view,
     agents_view,
     find,
+    history_view,
     status_view,
-    story_view,
     timestamp,
 )
 from tunnelmgr.core.agent import Agent, AgentId
@@ -135,7 +135,7 @@ class ControlServer:
         world = self._operations.world
         record = world.records[id_]
         view = agent_view(record, status_of(world, record), world.rules.forwards, self._operations.traffic.get(id_))
-        return {**view, "story": story_view(record)}
+        return {**view, "history": history_view(record)}
 
     def _named(self, request: web.Request, *, strictly: bool = False) -> AgentId:
         wanted = request.match_info["agent"]
@@ -181,7 +181,7 @@ class ControlServer:
         body = await _body(request) if request.can_read_body else {}
         reason = str(body.get("reason", "")).strip()
         if not reason:
-            raise web.HTTPBadRequest(text=f"say why {id_} is safe again; the reason is kept in its story")
+            raise web.HTTPBadRequest(text=f"say why {id_} is safe again; the reason is kept in its history")
         self._operations.report(ReleaseRequested(id_, reason, _peer(request)[0]))
         return web.json_response({"agent": id_, "released": True})
 

@@ -46,22 +46,22 @@ def agent_view(
     }
 
 
-def story_view(record: Record) -> list[Json]:
-    """Return an agent's story, oldest first.
+def history_view(record: Record) -> list[Json]:
+    """Return an agent's history, oldest first.
 
     `uid` is the user who asked for a step, null where nobody did. `since` is when a repeated step was first taken, null
     for one that was not repeated.
     """
     return [
         {
-            "at": timestamp(moment.at),
-            "step": moment.step,
-            "detail": moment.detail,
-            "uid": moment.uid,
-            "count": moment.count,
-            "since": timestamp(moment.since),
+            "time": timestamp(entry.at),
+            "step": entry.step,
+            "detail": entry.detail,
+            "uid": entry.uid,
+            "count": entry.count,
+            "since": timestamp(entry.since),
         }
-        for moment in record.story
+        for entry in record.history
     ]
 
 

@@ -113,7 +113,7 @@ class DiscoveryFailed:
 
 @dataclass(frozen=True, slots=True)
 class AgentEnded:
-    """A source's event feed says that an agent is over for good; `why` is told in its story."""
+    """A source's event feed says that an agent is over for good; `why` is told in its history."""
 
     source: str
     agent: AgentId

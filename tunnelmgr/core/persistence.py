@@ -7,7 +7,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.evolve.claims import keys_assigned
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import REMEMBERED, HostTrust
-from tunnelmgr.core.world import LIFE, Moment, Record, World, resting_status
+from tunnelmgr.core.world import LIFE, HistoryEntry, Record, World, resting_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Memory:
     seeds: Mapping[str, Seed] = field(default_factory=dict)
 
 
-Story = tuple[Moment, ...]
+History = tuple[HistoryEntry, ...]
 
 REPEATS = 60.0
 """Seconds between two writes of an agent that fails again and again in the same way."""
@@ -55,8 +55,8 @@ def is_pinned(written: World, record: Record) -> bool:
     return known.proved is record.proved or known.proved == record.proved
 
 
-def moments(before: World, after: World) -> tuple[tuple[Record, Moment], ...]:
-    """Return what has been added to the agents' stories, each moment with the record that it stands in."""
+def moments(before: World, after: World) -> tuple[tuple[Record, HistoryEntry], ...]:
+    """Return what has been added to the agents' histories, each moment with the record that it stands in."""
     return tuple(
         (record, moment)
         for id_, record in after.records.items()
@@ -75,9 +75,9 @@ def _is_due(written: Record | None, record: Record) -> bool:
 def _only_counts(before: Record, record: Record) -> bool:
     """Tell whether all that is written is the same in two records but how often and when their last steps happened."""
     return (
-        bool(before.story and record.story)
-        and record.story[-1].count > 1
-        and _same_steps(before.story, record.story)
+        bool(before.history and record.history)
+        and record.history[-1].count > 1
+        and _same_steps(before.history, record.history)
         and before.present is record.present
         and before.possessed == record.possessed
         and (before.agent is record.agent or before.agent == record.agent)
@@ -86,22 +86,24 @@ def _only_counts(before: Record, record: Record) -> bool:
     )
 
 
-def _same_steps(before: Story, story: Story) -> bool:
-    """Tell whether two stories differ in the counts of the last life's steps only, in whatever order those stand."""
-    if before[:-1] == story[:-1] and _step(before[-1]) == _step(story[-1]):
+def _same_steps(before: History, history: History) -> bool:
+    """Tell whether two histories differ in the counts of the last life's steps only, in whatever order those stand."""
+    if before[:-1] == history[:-1] and _step(before[-1]) == _step(history[-1]):
         return True  # the usual case, which is looked at often: one step that repeats
-    return before[:-LIFE] == story[:-LIFE] and sorted(map(_step, before[-LIFE:])) == sorted(map(_step, story[-LIFE:]))
+    return before[:-LIFE] == history[:-LIFE] and sorted(map(_step, before[-LIFE:])) == sorted(
+        map(_step, history[-LIFE:])
+    )
 
 
-def _step(moment: Moment) -> tuple[str, str]:
+def _step(moment: HistoryEntry) -> tuple[str, str]:
     return moment.step, moment.detail
 
 
-def _added(before: Record | None, record: Record) -> Story:
+def _added(before: Record | None, record: Record) -> History:
     """Return the moments behind the last one that was there before; one that is repeated moves to the end."""
-    known = set(map(id, before.story)) if before else set()
-    told = [at for at, moment in enumerate(record.story) if id(moment) in known]
-    return record.story[told[-1] + 1 :] if told else record.story
+    known = set(map(id, before.history)) if before else set()
+    told = [at for at, moment in enumerate(record.history) if id(moment) in known]
+    return record.history[told[-1] + 1 :] if told else record.history
 
 
 def restored(memory: Memory, now: float) -> World:

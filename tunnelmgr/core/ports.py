@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 class Source(Protocol):
     """A socket that is read straight into somebody else's buffers."""
 
-    def heed(self, reader: Callable[[], None] | None) -> None:
+    def notify_readable(self, reader: Callable[[], None] | None) -> None:
         """Call `reader` at each turn of the loop in which there is something to read, until it is replaced."""
         ...
 

@@ -1,6 +1,6 @@
-"""Which agent is served first where not all can be served at once: pure, and derived from the agent's story.
+"""Which agent is served first where not all can be served at once: pure, and derived from the agent's history.
 
-Agents that were up come first, then new ones, then failing ones by the number of their failures in a row. The story is
+Agents that were up come first, then new ones, then failing ones by the number of their failures in a row. The history is
 in the store, so the order also holds right after a restart, when nothing else is remembered of earlier tries.
 """
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.tunnel import TunnelStatus
-from tunnelmgr.core.world import Moment, Record, World
+from tunnelmgr.core.world import HistoryEntry, Record, World
 
 PROVEN: Final = 0
 """The rank of an agent whose tunnel was up when it was last tried."""
@@ -21,7 +21,7 @@ FORGIVEN: Final = 2
 The first is the loss itself. The next is often a port that the agent's sshd has not freed yet.
 """
 _STARTS: Final = frozenset({"seen", "moved", "rebuilt", "retry", "released"})
-"""Steps of a story after which earlier failures mean nothing: another machine, another address, or a person's word."""
+"""Steps of a history after which earlier failures mean nothing: another machine, another address, or a person's word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Precedence:
 
 def precedence(record: Record, status: TunnelStatus | None) -> Precedence:
     """Return the place in the order of the agent with this record and status."""
-    failed, was_up = _last_tries(record.story)
+    failed, was_up = _last_tries(record.history)
     failures = max(failed, status.failures if status else 0)
     rank = max(PROVEN, failures - FORGIVEN + NEW) if was_up else NEW + failures
     return Precedence(rank, record.first_seen)
@@ -59,10 +59,10 @@ def precedence_of(world: World, agent: AgentId) -> Precedence:
     return precedence(record, world.tunnels.get(agent)) if record else LAST
 
 
-def _last_tries(story: tuple[Moment, ...]) -> tuple[int, bool]:
-    """Return the failures since the tunnel was last up, or since the story's last start, and whether it was up."""
+def _last_tries(history: tuple[HistoryEntry, ...]) -> tuple[int, bool]:
+    """Return the failures since the tunnel was last up, or since the history's last start, and whether it was up."""
     failed = 0
-    for moment in reversed(story):
+    for moment in reversed(history):
         if moment.step == "failed":
             failed += moment.count
         elif moment.step in {"probed", "lost"}:

@@ -10,7 +10,7 @@ from tunnelmgr.core.trust import HostTrust
 from tunnelmgr.core.tunnel import Phase, TunnelSpec, TunnelStatus
 
 STORY_LENGTH = 60
-"""How many moments of an agent's story are kept; the oldest go first."""
+"""How many moments of an agent's history are kept; the oldest go first."""
 RETRIED = frozenset({"evidence", "dialled", "bound", "failed"})
 """The steps of a life that ends before its tunnel is up."""
 LIFE = len(RETRIED)
@@ -18,8 +18,8 @@ LIFE = len(RETRIED)
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """One step in an agent's story: `step` is a word such as `seen` or `bound`, `detail` a sentence part.
+class HistoryEntry:
+    """One step in an agent's history: `step` is a word such as `seen` or `bound`, `detail` a sentence part.
 
     `uid` is the user of this machine who asked for it, None where nobody did. `count` says how often in a row an agent
     that fails has come to this step in the same way: for the first time at `since`, for the last time at `at`.
@@ -37,7 +37,7 @@ class Moment:
         """Tell whether the moment is worth a line: of repeated ones, the second, the fourth, the eighth and so on."""
         return self.count & (self.count - 1) == 0
 
-    def again(self, at: float) -> "Moment":
+    def again(self, at: float) -> "HistoryEntry":
         """Return the moment as it is when the same has happened once more."""
         since = self.at if self.since is None else self.since
         return replace(self, at=at, count=self.count + 1, since=since)
@@ -98,7 +98,7 @@ class Record:
     possessed: tuple[str, ...] = ()
     spec: TunnelSpec | None = None
     quarantine: Quarantine | None = None
-    story: tuple[Moment, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
 
     @property
     def held_back(self) -> bool:
@@ -106,22 +106,22 @@ class Record:
         return self.quarantine is not None or (self.trust is None and self.proved is not None)
 
     def told(self, at: float, step: str, detail: str, uid: int | None = None) -> "Record":
-        """Return the record with one more moment in its story.
+        """Return the record with one more moment in its history.
 
         A life that fails in the same way as the one before adds nothing but to the count of each of its moments.
         """
-        known = _repeated(self.story, step, detail)
+        known = _repeated(self.history, step, detail)
         if known is not None:
-            story = (*(moment for moment in self.story if moment is not known), known.again(at))
+            history = (*(moment for moment in self.history if moment is not known), known.again(at))
         else:
-            story = (*self.story[1 - STORY_LENGTH :], Moment(at, step, detail, uid))
-        return replace(self, story=story, changed=at)
+            history = (*self.history[1 - STORY_LENGTH :], HistoryEntry(at, step, detail, uid))
+        return replace(self, history=history, changed=at)
 
 
-def _repeated(story: tuple[Moment, ...], step: str, detail: str) -> Moment | None:
+def _repeated(history: tuple[HistoryEntry, ...], step: str, detail: str) -> HistoryEntry | None:
     """Return the moment that a step repeats: the same one in a life that has failed, with no other step since."""
     failed = False
-    for moment in reversed(story[-LIFE:]):
+    for moment in reversed(history[-LIFE:]):
         if moment.step not in RETRIED:
             return None
         failed = failed or moment.step == "failed"

@@ -16,7 +16,7 @@ import structlog
 from tunnelmgr.control.views import timestamp
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.rate_limit import TokenBucket
-from tunnelmgr.core.world import Moment, Record, World
+from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.gate.caller import RequestRecord
 from tunnelmgr.observability.audit_log import AuditLog
 
@@ -39,7 +39,7 @@ STEPS = frozenset(
         "retry",
     }
 )
-"""The steps of an agent's story that are audited; the others tell only that it is waited for."""
+"""The steps of an agent's history that are audited; the others tell only that it is waited for."""
 ACTIONS = frozenset({"pull", "push", "delete", "catalog"})
 """The actions that are audited when they are allowed; every refusal is."""
 READS = frozenset({"base", "well-known", "pull", "catalog"})
@@ -87,8 +87,8 @@ class Auditor:
     _buckets: dict[AgentId, TokenBucket] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
 
-    def moment(self, record: Record, moment: Moment) -> None:
-        """Audit a step of an agent's story."""
+    def moment(self, record: Record, moment: HistoryEntry) -> None:
+        """Audit a step of an agent's history."""
         if moment.step in STEPS:
             count = moment.count if moment.count > 1 else None
             facts = _identity(record) | {"detail": moment.detail, "uid": moment.uid, "count": count}

@@ -95,19 +95,19 @@ class Pump:
 
     def fail(self, broken: Exception) -> None:
         """End it before its time."""
-        self._source.heed(None)
+        self._source.notify_readable(None)
         if not self.done.done():
             self.done.set_exception(broken)
 
     def stop(self) -> None:
         """Carry nothing more; called once."""
         self._line.pumps -= 1
-        self._source.heed(None)
+        self._source.notify_readable(None)
         self.done.cancel()
 
     def _step(self) -> None:
         if not self._line.idle():
-            self._source.heed(None)
+            self._source.notify_readable(None)
             self._line.when_idle(self.step)
             return
         if self._channel.is_closing():
@@ -118,7 +118,7 @@ class Pump:
         elif way.window >= self._enough():
             self._carry(way)
         else:
-            self._source.heed(None)
+            self._source.notify_readable(None)
             await_window(self._channel)
 
     def _enough(self) -> int:
@@ -142,11 +142,11 @@ class Pump:
     def _slowly(self) -> None:
         """Carry a piece through asyncssh, once what it holds already is on its way."""
         if self._line.exchanging_keys:
-            self._source.heed(None)
+            self._source.notify_readable(None)
             self._loop.call_later(EXCHANGE_LOOK, self.step)
             return
         if self._channel.get_write_buffer_size():  # asyncssh will say when the agent's window has opened
-            self._source.heed(None)
+            self._source.notify_readable(None)
             return
         piece = memoryview(bytearray(min(self._left, LARGEST)))
         count = self._source.receive_into((piece,))
@@ -159,10 +159,10 @@ class Pump:
             self._left -= count
             self._carried(count)
         if count == 0 or not self._left:
-            self._source.heed(None)
+            self._source.notify_readable(None)
             self.done.set_result(self._limit - self._left)
         elif self._line.idle():
-            self._source.heed(self.step)
+            self._source.notify_readable(self.step)
         else:
-            self._source.heed(None)
+            self._source.notify_readable(None)
             self._line.when_idle(self.step)

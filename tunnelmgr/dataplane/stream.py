@@ -58,7 +58,7 @@ class Stream:
 
     # --- reading ---
 
-    def heed(self, reader: Callable[[], None] | None) -> None:
+    def notify_readable(self, reader: Callable[[], None] | None) -> None:
         """Call `reader` at each turn of the loop in which there is something to read, until it is replaced."""
         if reader == self._reader or self.closed:
             return
@@ -150,7 +150,7 @@ class Stream:
 
     def close(self) -> None:
         """Close once everything is sent."""
-        self.heed(None)
+        self.notify_readable(None)
         self._afterwards(self.abort)
 
     def abort(self, *, reset: bool = False) -> None:
@@ -159,7 +159,7 @@ class Stream:
             return
         if reset:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-        self.heed(None)
+        self.notify_readable(None)
         self.closed = True
         self._drop_unsent()
         self.socket.close()

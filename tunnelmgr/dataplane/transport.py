@@ -96,7 +96,7 @@ class Line(asyncio.Transport):
         self.protocol = make()
         self._process = receiver(self.protocol)
         self.protocol.connection_made(self)
-        self._stream.heed(self._on_readable)
+        self._stream.notify_readable(self._on_readable)
 
     @property
     def ends(self) -> Ends:
@@ -203,7 +203,9 @@ class Line(asyncio.Transport):
 
     def _on_readable(self) -> None:
         if self._queued:
-            self._stream.heed(None)  # else the loop would call again in each iteration until the step's turn comes
+            self._stream.notify_readable(
+                None
+            )  # else the loop would call again in each iteration until the step's turn comes
         elif not self._puts_off():
             self._queued = not self.share.run(self._read)
 
@@ -280,7 +282,7 @@ class Line(asyncio.Transport):
         if self._ended:
             return
         if rest:
-            self._stream.heed(None)
+            self._stream.notify_readable(None)
             self._resting = self._loop.call_later(rest, self._go_on)
         else:
             self._watch()
@@ -290,11 +292,11 @@ class Line(asyncio.Transport):
         if self._ended:
             return
         if self._more:
-            self._stream.heed(None)
+            self._stream.notify_readable(None)
             self._queued = True
             self.share.enqueue(self._read)
         else:
-            self._stream.heed(self._on_readable)
+            self._stream.notify_readable(self._on_readable)
 
     def _end(self, lost: OSError | None) -> None:
         """Let everybody go: writers find their channels closed."""

@@ -54,15 +54,15 @@ class Upstream:
         if (data := self._receive()) is not None:
             return data
         self._readable = asyncio.get_running_loop().create_future()
-        self._stream.heed(self._on_readable)
+        self._stream.notify_readable(self._on_readable)
         try:
             return await self._readable
         finally:
             self._readable = None
 
-    def heed(self, reader: Callable[[], None] | None) -> None:
+    def notify_readable(self, reader: Callable[[], None] | None) -> None:
         """See `Source`."""
-        self._stream.heed(reader)
+        self._stream.notify_readable(reader)
 
     def receive_into(self, buffers: Sequence[memoryview]) -> int | None:
         """See `Source`."""
@@ -78,7 +78,9 @@ class Upstream:
 
     def _on_readable(self) -> None:
         if self._readable is None or self._readable.done():
-            self._stream.heed(None)  # heeded on after a read, since the next one mostly comes before the next bytes
+            self._stream.notify_readable(
+                None
+            )  # heeded on after a read, since the next one mostly comes before the next bytes
             return
         try:
             data = self._receive()

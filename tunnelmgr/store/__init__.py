@@ -1,1 +1,1 @@
-"""What must survive the process: agents as last seen, pins, quarantines, stories."""
+"""What must survive the process: agents as last seen, pins, quarantines, histories."""

@@ -21,7 +21,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.persistence import Changes, Memory
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.world import Moment, Quarantine, Record
+from tunnelmgr.core.world import HistoryEntry, Quarantine, Record
 from tunnelmgr.errors import SchemaError, StoreError
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ CLOSE_PATIENCE = 1.0
 """Seconds that `close` waits for a call in another thread; SQLite must not be closed under it."""
 
 _AGENT = """
-INSERT INTO agent (id, incarnation, source, "group", name, addresses, port, labels, first_seen, changed, present, story)
+INSERT INTO agent (id, incarnation, source, "group", name, addresses, port, labels, first_seen, changed, present, history)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET
     incarnation = excluded.incarnation, source = excluded.source, "group" = excluded."group", name = excluded.name,
     addresses = excluded.addresses, port = excluded.port, labels = excluded.labels, changed = excluded.changed,
-    present = excluded.present, story = excluded.story
+    present = excluded.present, history = excluded.history
 """
 _PIN = "INSERT OR REPLACE INTO pin (agent, incarnation, method, keys, detail, possessed) VALUES (?, ?, ?, ?, ?, ?)"
 _SEED = 'INSERT OR REPLACE INTO seed (id, "key", expires, holder, incarnation) VALUES (?, ?, ?, ?, ?)'
@@ -121,7 +121,7 @@ class SqliteStore:
                 record.first_seen,
                 record.changed,
                 int(record.present),
-                json.dumps([astuple(moment) for moment in record.story]),
+                json.dumps([astuple(moment) for moment in record.history]),
             ),
         )
         proof = record.proved
@@ -247,7 +247,7 @@ def _record(row: sqlite3.Row) -> Record:
         proved=HostTrust(Method(row["method"]), tuple(json.loads(row["keys"])), row["detail"]) if pinned else None,
         possessed=tuple(json.loads(row["possessed"])) if pinned else (),
         quarantine=_quarantine(row) if row["code"] else None,
-        story=tuple(Moment(*moment) for moment in json.loads(row["story"])),
+        history=tuple(HistoryEntry(*moment) for moment in json.loads(row["history"])),
     )
 
 

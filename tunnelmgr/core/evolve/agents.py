@@ -148,7 +148,7 @@ def _grouped(agent: Agent, rules: Rules) -> Agent:
 
 
 def _regrouped(record: Record, group: str, now: float) -> Record:
-    """Return the record with its agent in a group; a change is part of its story."""
+    """Return the record with its agent in a group; a change is part of its history."""
     before = record.agent.group
     if group == before:
         return record

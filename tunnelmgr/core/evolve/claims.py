@@ -84,7 +84,7 @@ def examined(world: World, event: KeyExamined, now: float) -> World:
     if mark is None or not mark.disputed or not record.present or record.agent.incarnation != event.incarnation:
         return rested(world, {event.agent}, now)
     what = f"showed {fingerprint(event.key)}" if event.key else event.message
-    if all((moment.step, moment.detail) != ("examined", what) for moment in record.story):
+    if all((moment.step, moment.detail) != ("examined", what) for moment in record.history):
         record = record.told(now, "examined", what)
     world = world.with_record(replace(record, quarantine=replace(mark, examined=True)))
     if event.key in mark.disputed:
