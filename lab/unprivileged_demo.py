@@ -59,7 +59,7 @@ _IMAGE = f"docker://localhost:{LISTEN_PORT}/team/app:1"
 
 
 def play(narrator: Narrator, folder: Path, *, keep: bool) -> None:
-    """Tell the history with one agent on this machine's loopback."""
+    """Run the demo with one agent on this machine's loopback."""
     narrator.console.print(
         "Not root, so no machines with their own addresses: one agent on loopback, named in the file.\n"
         "Left out: the cloud, the agents side by side, the address that changes hands. As root it shows all.\n",

@@ -119,7 +119,7 @@ def test_failures_from_before_another_start_do_not_count(history: History, again
 
 
 def test_failures_count_however_many_there_are(history: History) -> None:
-    """Repeated failures are one moment with a count, and the latest ones count if the history has lost its beginning."""
+    """Repeated failures are one entry with a count, and the latest ones count if the history has lost its start."""
     agent = history.agent()
     history.believed(agent)
     fails(history, agent, STORY_LENGTH + 1)

@@ -1,7 +1,7 @@
 """Which agent is served first where not all can be served at once: pure, and derived from the agent's history.
 
-Agents that were up come first, then new ones, then failing ones by the number of their failures in a row. The history is
-in the store, so the order also holds right after a restart, when nothing else is remembered of earlier tries.
+Agents that were up come first, then new ones, then failing ones by the number of their failures in a row. The history
+is in the store, so the order also holds right after a restart, when nothing else is remembered of earlier tries.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ FORGIVEN: Final = 2
 The first is the loss itself. The next is often a port that the agent's sshd has not freed yet.
 """
 _STARTS: Final = frozenset({"seen", "moved", "rebuilt", "retry", "released"})
-"""Steps of a history after which earlier failures mean nothing: another machine, another address, or a person's word."""
+"""Steps after which earlier failures mean nothing: another machine, another address, or an operator's request."""
 
 
 @dataclass(frozen=True, slots=True)

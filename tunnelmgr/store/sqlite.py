@@ -41,8 +41,9 @@ CLOSE_PATIENCE = 1.0
 """Seconds that `close` waits for a call in another thread; SQLite must not be closed under it."""
 
 _AGENT = """
-INSERT INTO agent (id, incarnation, source, "group", name, addresses, port, labels, first_seen, changed, present, history)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO agent (
+    id, incarnation, source, "group", name, addresses, port, labels, first_seen, changed, present, history
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET
     incarnation = excluded.incarnation, source = excluded.source, "group" = excluded."group", name = excluded.name,
     addresses = excluded.addresses, port = excluded.port, labels = excluded.labels, changed = excluded.changed,
