@@ -253,7 +253,7 @@ def hostile() -> dict[str, Any]:
 
 def test_what_others_wrote_is_shown_as_text_in_every_table() -> None:
     """It is neither markup nor does it steer the terminal."""
-    facts = status_view(world(), FakeDaemon().facts())
+    facts = status_view(world(), FakeDaemon().health())
     facts |= {"controller": EVIL, "trust": {EVIL: 1}, "state": {"ok": False, "error": EVIL}}
     facts["sources"] = [
         {

@@ -85,7 +85,7 @@ async def test_whether_the_fast_path_is_on_is_found(
     site: Site, monkeypatch: pytest.MonkeyPatch, path: FastPath, result: str, message: str
 ) -> None:
     """Being off is no failure, and not hidden."""
-    monkeypatch.setattr(checks, "fast_path", lambda: path)
+    monkeypatch.setattr(checks, "fast_path_status", lambda: path)
 
     found = named(await check(load(site.file)), "fast path")
 

@@ -11,7 +11,7 @@ CREATE TABLE agent (
     first_seen  REAL NOT NULL,  -- seconds since the epoch, as every time here
     changed     REAL NOT NULL,
     present     INTEGER NOT NULL,
-    hihistory     TEXT NOT NULL   -- JSON array of [at, step, detail, uid, count, since], oldest first
+    history     TEXT NOT NULL   -- JSON array of [at, step, detail, uid, count, since], oldest first
 ) STRICT;
 
 -- What was last believed of an incarnation: evidence that can be had once only, and the measure for what comes later.
