@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tunnelmgr import controller as loop
-from tunnelmgr.controller import Clock, Controller
+from tunnelmgr.controller import Clock, Controller, Performers
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import (
     AgentsDiscovered,
@@ -27,10 +27,10 @@ from tunnelmgr.core.events import (
     TunnelProbed,
 )
 from tunnelmgr.core.persistence import Changes
-from tunnelmgr.core.reconcile import CloseTunnel, OpenTunnel, SeekEvidence
+from tunnelmgr.core.reconcile import CloseTunnel, OpenTunnel, Search
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import World
+from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.errors import Pace, StoreError
 from tunnelmgr.store import writer
 
@@ -58,7 +58,7 @@ class House:
     controller: Controller = field(init=False)
 
     def __post_init__(self) -> None:
-        self.controller = Controller(World(), self, self, self._seek, lambda: self.now)
+        self.controller = Controller(World(), self, lambda: self.now)
 
     def write(self, changes: Changes) -> None:
         """Write down, or fail."""
@@ -77,7 +77,8 @@ class House:
         """Note a closing."""
         self.done.append(f"close {action.agent} {action.manner.name}")
 
-    def _seek(self, action: SeekEvidence) -> None:
+    def search(self, action: Search) -> None:
+        """Note a search."""
         self.done.append(f"seek {action.agent.name}")
 
     def tell(self, *events: Event) -> None:
@@ -111,12 +112,23 @@ class House:
         self.done.clear()
 
 
+@dataclass
+class Recorded:
+    """Keeps what is new in the histories."""
+
+    steps: list[tuple[str, int]] = field(default_factory=list)
+
+    def history_grew(self, _record: Record, entry: HistoryEntry) -> None:
+        """Keep the step and its count."""
+        self.steps.append((entry.step, entry.count))
+
+
 @asynccontextmanager
 async def running(house: House | None = None) -> AsyncIterator[House]:
     """Run a controller; at the end it drains, unless it has drained before."""
     house = house or House()
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(house.controller.run(), name="controller")
+        task = tasks.create_task(house.controller.run(Performers(house, house)), name="controller")
         try:
             yield house
         finally:
@@ -298,7 +310,7 @@ async def test_a_drain_closes_gently_and_returns_when_all_is_over() -> None:
     """Not before, and with everything written."""
     house = House()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(house.controller.run(), name="controller")
+        task = tasks.create_task(house.controller.run(Performers(house, house)), name="controller")
         await house.bring_up(A)
         house.tell(DrainRequested())
         await house.until_done("close cloud:a DRAIN")
@@ -315,7 +327,7 @@ async def test_a_drain_with_nothing_open_returns_at_once() -> None:
     """A search for evidence is no reason to stay."""
     house = House()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(house.controller.run(), name="controller")
+        task = tasks.create_task(house.controller.run(Performers(house, house)), name="controller")
         house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
         await house.until_done("seek a")
         house.tell(DrainRequested())
@@ -421,13 +433,13 @@ async def test_a_listing_that_lacks_agents_is_told_once_and_its_end_too() -> Non
 
 async def test_a_failure_that_repeats_is_told_ever_less_often_and_seldom_written() -> None:
     """Dead agents cost neither the log nor the audit nor the disk something for each try."""
-    witnessed: list[tuple[str, int]] = []
     house = House()
-    house.controller.witness = lambda _record, moment: witnessed.append((moment.step, moment.count))
+    recorded = Recorded()
+    house.controller.history = recorded
     with capture_logs() as logs:
         async with running(house):
             await house.bring_up(A)
-            witnessed.clear()
+            recorded.steps.clear()
             logs.clear()
             for life in range(1, 20):
                 house.tell(TunnelEnded(A.id, life, Failure("unreachable", Pace.SOON, "nobody answers")))
@@ -438,7 +450,7 @@ async def test_a_failure_that_repeats_is_told_ever_less_often_and_seldom_written
             written = house.done.count("write")
             phases = [entry["phase"] for entry in logs if entry["event"] == "phase"]
 
-    assert [moment for moment in witnessed if moment[0] != "closed"] == [
+    assert [step for step in recorded.steps if step[0] != "closed"] == [
         ("lost", 1),
         *(("failed", 2**power) for power in range(5)),
     ]

@@ -63,15 +63,58 @@ PROGRESS = (EvidenceFound, EvidenceAbsent, KeyExamined, TunnelDialled, TunnelBou
 
 
 class Tunnels(Protocol):
-    """What opens and closes tunnels."""
+    """Opens and closes tunnels; `tunnel/supervisor.py` does."""
 
     def open(self, action: OpenTunnel) -> None:
         """Start a worker."""
         ...
 
     def close(self, action: CloseTunnel) -> None:
-        """End one."""
+        """End a worker."""
         ...
+
+
+class EvidenceSearches(Protocol):
+    """Searches for host key evidence; `daemon/evidence_searches.py` does."""
+
+    def search(self, action: Search) -> None:
+        """Start a search, which ends in an event."""
+        ...
+
+
+class HistoryListener(Protocol):
+    """Receives what is new in the agents' histories; `daemon/audit_trail.py` does."""
+
+    def history_grew(self, record: Record, entry: HistoryEntry) -> None:
+        """Receive one entry; entries come in order."""
+        ...
+
+
+class NoHistoryListener:
+    """Ignores what is new."""
+
+    def history_grew(self, record: Record, entry: HistoryEntry) -> None:
+        """Ignore it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Performers:
+    """What performs the controller's actions, and reports back to it by events."""
+
+    tunnels: Tunnels
+    searches: EvidenceSearches
+
+    def perform(self, action: Action) -> None:
+        """Begin one action; returns at once."""
+        match action:
+            case OpenTunnel():
+                self.tunnels.open(action)
+            case CloseTunnel():
+                self.tunnels.close(action)
+            case SeekEvidence() | ExamineKey():
+                self.searches.search(action)
+            case _:
+                assert_never(action)
 
 
 class Clock:
@@ -89,15 +132,13 @@ class Clock:
 class Controller:
     """Owns the world. Others put events in by `report`, and read `world`, which is always whole.
 
-    `witness` is told what is new in the agents' histories, in order.
+    What performs its actions is given to `run`, because it needs the controller to report to.
     """
 
     world: World
     store: WritableStore
-    tunnels: Tunnels
-    seek: Callable[[Search], None]
     clock: Callable[[], float]
-    witness: Callable[[Record, HistoryEntry], None] = lambda _record, _moment: None
+    history: HistoryListener = field(default_factory=NoHistoryListener)
     _behind: bool = False
     _held: bool = False
     _took: float = 0.0
@@ -124,21 +165,21 @@ class Controller:
         if not self._can_wait(event):
             self._urgent.set()
 
-    async def run(self) -> None:
+    async def run(self, performers: Performers) -> None:
         """Reconcile until a drain is complete."""
         self._writer.start(self.world)
         try:
             async with asyncio.TaskGroup() as tasks:
                 while not (self.world.draining and not _standing(self.world)):
-                    self._turn(await self._events(), tasks)
+                    self._turn(await self._events(), performers, tasks)
                 await self._writer.finish(self.world)
         finally:
             self._writer.close()
 
-    def _turn(self, events: list[Event], tasks: asyncio.TaskGroup) -> None:
+    def _turn(self, events: list[Event], performers: Performers, tasks: asyncio.TaskGroup) -> None:
         began = time.perf_counter()
         self._take(events)
-        self._reconcile(tasks)
+        self._reconcile(performers, tasks)
         self._took = time.perf_counter() - began
 
     async def _events(self) -> list[Event]:
@@ -199,22 +240,22 @@ class Controller:
         self._notice(before)
 
     def _notice(self, before: World) -> None:
-        """Log changed phases and sources, and tell the witness what was added to the histories."""
+        """Log changed phases and sources, and pass on what was added to the histories."""
         _log_phases(before, self.world)
         _log_missing(before, self.world)
         if before.records is not self.world.records:
             for record, moment in moments(before, self.world):
                 if moment.is_news:
-                    self.witness(record, moment)
+                    self.history.history_grew(record, moment)
 
-    def _reconcile(self, tasks: asyncio.TaskGroup) -> None:
+    def _reconcile(self, performers: Performers, tasks: asyncio.TaskGroup) -> None:
         now = self.clock()
         actions = self._due(now)
         before = self.world
         self.world = begin(before, actions, now)
         _log_phases(before, self.world)
         for action in actions:
-            self._perform(action)
+            performers.perform(action)
         self._writer.write(self.world, tasks)
 
     def _due(self, now: float) -> tuple[Action, ...]:
@@ -230,17 +271,6 @@ class Controller:
     def _may_begin(self, action: Action) -> bool:
         """Tell whether an action need not wait for the store: only a first dial by new evidence does."""
         return not isinstance(action, OpenTunnel) or self._writer.may_dial(self.world.records[action.agent])
-
-    def _perform(self, action: Action) -> None:
-        match action:
-            case OpenTunnel():
-                self.tunnels.open(action)
-            case CloseTunnel():
-                self.tunnels.close(action)
-            case SeekEvidence() | ExamineKey():
-                self.seek(action)
-            case _:
-                assert_never(action)
 
 
 def _standing(world: World) -> bool:

@@ -327,8 +327,8 @@ async def test_a_request_of_an_agent_that_is_forgotten_still_names_it() -> None:
 
 async def test_a_quarantine_is_told_with_its_reason_and_waiting_is_not(desk: Desk) -> None:
     """The steps that matter are audited; that something is waited for is not."""
-    desk.auditor.moment(RECORD, HistoryEntry(1.0, "quarantined", "another key"))
-    desk.auditor.moment(RECORD, HistoryEntry(1.0, "waiting", "console: no block yet"))
+    desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "quarantined", "another key"))
+    desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "waiting", "console: no block yet"))
 
     assert [(entry["code"], entry["detail"]) for entry in desk.entries] == [("tunnel-quarantined", "another key")]
 
@@ -336,8 +336,8 @@ async def test_a_quarantine_is_told_with_its_reason_and_waiting_is_not(desk: Des
 async def test_a_repeated_step_is_audited_with_its_count(desk: Desk) -> None:
     """The entry tells how often the same has happened, the first one does not."""
     failed = HistoryEntry(1.0, "failed", "nobody answers")
-    desk.auditor.moment(RECORD, failed)
-    desk.auditor.moment(RECORD, failed.again(2.0))
+    desk.auditor.history_grew(RECORD, failed)
+    desk.auditor.history_grew(RECORD, failed.again(2.0))
 
     assert [(entry["code"], entry.get("count")) for entry in desk.entries] == [
         ("tunnel-failed", None),
@@ -347,8 +347,8 @@ async def test_a_repeated_step_is_audited_with_its_count(desk: Desk) -> None:
 
 async def test_who_released_an_agent_is_in_the_audit(desk: Desk) -> None:
     """The entry has the user's id and the reason; an entry that nobody asked for has no user."""
-    desk.auditor.moment(RECORD, HistoryEntry(1.0, "released", "reinstalled", uid=1000))
-    desk.auditor.moment(RECORD, HistoryEntry(1.0, "probed", "up"))
+    desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "released", "reinstalled", uid=1000))
+    desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "probed", "up"))
 
     assert [(entry["code"], entry["detail"], entry.get("uid")) for entry in desk.entries] == [
         ("tunnel-released", "reinstalled", 1000),

@@ -4,9 +4,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.events import Event
 from tunnelmgr.core.trust import HostTrust
 
 Result = TypeVar("Result")
+
+
+class EventSink(Protocol):
+    """Takes events; the controller is one."""
+
+    def report(self, event: Event) -> None:
+        """Take an event; returns at once, and events are processed in order."""
+        ...
 
 
 class Source(Protocol):

@@ -87,12 +87,12 @@ class Auditor:
     _buckets: dict[AgentId, TokenBucket] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
 
-    def moment(self, record: Record, moment: HistoryEntry) -> None:
+    def history_grew(self, record: Record, entry: HistoryEntry) -> None:
         """Audit a step of an agent's history."""
-        if moment.step in STEPS:
-            count = moment.count if moment.count > 1 else None
-            facts = _identity(record) | {"detail": moment.detail, "uid": moment.uid, "count": count}
-            self.log.note(f"tunnel-{moment.step}", **facts)
+        if entry.step in STEPS:
+            count = entry.count if entry.count > 1 else None
+            facts = _identity(record) | {"detail": entry.detail, "uid": entry.uid, "count": count}
+            self.log.note(f"tunnel-{entry.step}", **facts)
 
     def record(self, request: RequestRecord) -> None:
         """Write down a request that came through the gate, at once or with those that are alike."""

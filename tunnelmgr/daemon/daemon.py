@@ -15,7 +15,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from tunnelmgr import __version__
 from tunnelmgr.config import ControllerConfig
 from tunnelmgr.control.server import ControlServer
-from tunnelmgr.controller import Clock, Controller
+from tunnelmgr.controller import Clock, Controller, Performers
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured, Snapshot
 from tunnelmgr.core.health import AuditHealth, DaemonHealth, FastPathHealth
@@ -104,9 +104,7 @@ class Daemon:
         self.metrics = MetricsServer(self)
         self.supervisor = Supervisor(self.tasks, self._settings(self.following))
         world = restored(self.store.load(), self.clock())
-        self.controller = Controller(
-            world, self.store, self.supervisor, self._seek, self.clock, witness=self.auditor.moment
-        )
+        self.controller = Controller(world, self.store, self.clock, self.auditor)
         self.registry = RegistryWatch(self._forwards)
         self.watches = Watches(self.tasks, self.scheduler, self.report, self._missing)
 
@@ -175,7 +173,7 @@ class Daemon:
             notify("READY=1", f"STATUS={self._summary()}")
             _log_fast_path()
             log.info("running", controller=self.begun.name, version=__version__, file=str(self.file))
-            await self.controller.run()
+            await self.controller.run(Performers(self.supervisor, self))
         finally:
             notify("STOPPING=1")
             self.watches.stop()
@@ -327,7 +325,8 @@ class Daemon:
 
     # --- searches ---
 
-    def _seek(self, action: Search) -> None:
+    def search(self, action: Search) -> None:
+        """Search for evidence."""
         if isinstance(action, ExamineKey):
             seeking = self.resolver.examine(action.agent, action.keys, self._key, self.report)
         else:
