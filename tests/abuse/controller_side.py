@@ -21,12 +21,12 @@ from tunnelmgr.cli.logs import LogFormat, configure
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, TunnelBound, TunnelEnded, TunnelProbed
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.dataplane import fair_queue
-from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
@@ -35,7 +35,7 @@ from tunnelmgr.ssh.login import Login
 from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
-from tunnelmgr.tunnel.worker import Settings
+from tunnelmgr.tunnel.worker import TunnelSettings
 
 Order = dict[str, Any]
 
@@ -51,21 +51,27 @@ class Side:
             proof=lambda nonce, caller: self.prover.proof(nonce, caller.agent, caller.listener),
         )
         key = asyncssh.import_private_key(order["key"])
-        self.settings = Settings(
+        self.settings = TunnelSettings(
             login=Login("tunnel", key, order["connect_timeout"]),
             probe_interval=1.0,
             max_channels=order["max_channels"],
             drain=1.0,
             admission=Admission(),
             prover=self.prover,
-            serve=self.serve,
-            report=report,
+            channel_handler=self,
+            events=self,
         )
         for agent in order["agents"]:
             settings = replace(self.settings, probe_interval=agent["probe_interval"])
             Supervisor(tasks, settings).open(OpenTunnel(AgentId(agent["id"]), 1, spec(agent, order), FIRST))
 
-    async def serve(self, channel: ForwardedChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint) -> None:
+    def report(self, event: Event) -> None:
+        """Print an event."""
+        report(event)
+
+    async def serve_channel(
+        self, channel: AgentChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint
+    ) -> None:
         """Serve a channel as the daemon does."""
         if forward.protocol == "tcp":
             await relay(channel, forward.target, Traffic())

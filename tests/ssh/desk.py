@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from tests.ssh.ssh_server import until
 from tunnelmgr.core.events import Event, TunnelBound, TunnelProbed
 from tunnelmgr.core.oci import WELL_KNOWN_PATH
+from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
-from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.ssh.login import Login
 from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.probe import Prover
-from tunnelmgr.tunnel.worker import Settings
+from tunnelmgr.tunnel.worker import TunnelSettings
 
 
 @dataclass
@@ -30,21 +30,31 @@ class Desk:
     opened: int = 0
     proofs: int = 0
 
-    def settings(self, **changes: object) -> Settings:
+    def settings(self, **changes: object) -> TunnelSettings:
         """Return settings that are quick."""
-        plain = Settings(
+        plain = TunnelSettings(
             login=self.login,
             probe_interval=0.1,
             max_channels=128,
             drain=5.0,
             admission=Admission(),
             prover=self.prover,
-            serve=self.serve,
-            report=self.events.append,
+            channel_handler=self,
+            events=self,
         )
         return replace(plain, **changes)
 
-    async def serve(self, channel: ForwardedChannel, spec: TunnelSpec, _forward: Forward, endpoint: Endpoint) -> None:
+    def report(self, event: Event) -> None:
+        """Keep an event."""
+        self.events.append(event)
+
+    async def serve_channel(
+        self,
+        channel: AgentChannel,
+        spec: TunnelSpec,
+        forward: Forward,  # noqa: ARG002 - the protocol's form
+        endpoint: Endpoint,
+    ) -> None:
         """Answer a probe with its proof, and echo everything else."""
         self.serving += 1
         self.opened += 1
@@ -56,7 +66,7 @@ class Desk:
         finally:
             self.serving -= 1
 
-    async def _serve(self, channel: ForwardedChannel, spec: TunnelSpec, endpoint: Endpoint) -> None:
+    async def _serve(self, channel: AgentChannel, spec: TunnelSpec, endpoint: Endpoint) -> None:
         with suppress(ConnectionError):
             while data := await channel.read():
                 if data.startswith(f"GET {WELL_KNOWN_PATH} ".encode()):

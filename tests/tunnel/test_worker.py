@@ -32,7 +32,7 @@ from tunnelmgr.errors import (
 )
 from tunnelmgr.tunnel import worker
 from tunnelmgr.tunnel.admission import SLOTS, Admission
-from tunnelmgr.tunnel.worker import Settings, Worker, next_beat
+from tunnelmgr.tunnel.worker import TunnelSettings, Worker, next_beat
 
 TWO = ("127.0.0.1", "127.0.0.2")
 """Stands for the two families of loopback, of which a test machine may lack one."""
@@ -65,7 +65,7 @@ class Life:
 
 
 @asynccontextmanager
-async def alive(spec: TunnelSpec, settings: Settings, stale: Ends | None = None) -> AsyncIterator[Life]:
+async def alive(spec: TunnelSpec, settings: TunnelSettings, stale: Ends | None = None) -> AsyncIterator[Life]:
     """Let a worker live for as long as the block at most."""
     life = Life(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings, stale))
     async with asyncio.TaskGroup() as tasks:
@@ -577,10 +577,10 @@ async def test_an_unexpected_fault_in_a_session_ends_the_worker_and_its_connecti
 # --- many channels ---
 
 
-def patient(settings: Settings) -> Settings:
+def patient(settings: TunnelSettings) -> TunnelSettings:
     """Return the same settings with a probe's usual time, for tests that keep both ends of it busy."""
 
-    class Patient(Settings):
+    class Patient(TunnelSettings):
         probe_timeout = 10.0  # type: ignore[assignment]
 
     return Patient(**{each.name: getattr(settings, each.name) for each in fields(settings)})

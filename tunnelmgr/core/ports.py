@@ -87,6 +87,14 @@ class AgentChannel(Channel, Protocol):
         ...
 
 
+class EventSink(Protocol):
+    """Takes events from every other part of the process; the controller is one."""
+
+    def report(self, event: Event) -> None:
+        """Queue an event for the controller's loop, which processes events in order."""
+        ...
+
+
 class HostKeySource(Protocol):
     """One way to learn which host keys an agent has."""
 

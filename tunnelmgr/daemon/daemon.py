@@ -23,6 +23,7 @@ from tunnelmgr.core.missing import missing
 from tunnelmgr.core.oci import Action, is_name
 from tunnelmgr.core.persistence import restored
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
+from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.precedence import precedence_of
 from tunnelmgr.core.reconcile import ExamineKey, Search
 from tunnelmgr.core.seed import Seed
@@ -35,7 +36,6 @@ from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.registry_health import RegistryWatch
 from tunnelmgr.daemon.source_watches import Watches
 from tunnelmgr.daemon.trust_methods import Looks, methods_of
-from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.errors import ConfigError, ControlError, TunnelmgrError
 from tunnelmgr.gate.caller import Caller, RequestRecord
@@ -52,7 +52,7 @@ from tunnelmgr.trust.resolve import Resolver
 from tunnelmgr.tunnel.admission import Admission, Permit, places_for
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
-from tunnelmgr.tunnel.worker import Settings
+from tunnelmgr.tunnel.worker import TunnelSettings
 
 log = structlog.get_logger(__name__)
 
@@ -261,20 +261,23 @@ class Daemon:
     def _forwards(self) -> tuple[Forward, ...]:
         return self.following.rules.forwards
 
-    def _settings(self, prepared: Prepared) -> Settings:
+    def _settings(self, prepared: Prepared) -> TunnelSettings:
         ssh = prepared.config.ssh
-        return Settings(
+        return TunnelSettings(
             login=prepared.login,
             probe_interval=ssh.probe_interval,
             max_channels=ssh.max_channels,
             drain=prepared.config.controller.drain,
             admission=self.admission,
             prover=self.prover,
-            serve=self._serve,
-            report=self.report,
+            channel_handler=self,
+            events=self,
         )
 
-    async def _serve(self, channel: ForwardedChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint) -> None:
+    async def serve_channel(
+        self, channel: AgentChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint
+    ) -> None:
+        """Relay the channel, or serve it through the gate; see `ChannelHandler`."""
         traffic = self.traffic.setdefault(spec.agent, Traffic())
         if forward.protocol == "tcp":
             await relay(channel, forward.target, traffic)

@@ -11,7 +11,7 @@ from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.dataplane.half_open import Ends
 from tunnelmgr.dataplane.unwind import unwind
 from tunnelmgr.errors import Pace, TunnelError
-from tunnelmgr.tunnel.worker import Settings, Worker
+from tunnelmgr.tunnel.worker import TunnelSettings, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ class Supervisor:
     """Performs the tunnel actions; `settings` may be replaced, which later workers see."""
 
     tasks: asyncio.TaskGroup
-    settings: Settings
+    settings: TunnelSettings
     _stale: dict[AgentId, Ends] = field(default_factory=dict)  # the oldest first
     _lives: dict[AgentId, tuple[Worker, asyncio.Task[Failure | None]]] = field(default_factory=dict)
 
@@ -57,7 +57,7 @@ class Supervisor:
             if len(self._stale) > REMEMBERED:
                 del self._stale[next(iter(self._stale))]
         failure = None if task.cancelled() else task.result()
-        self.settings.report(TunnelEnded(worker.spec.agent, worker.life, failure))
+        self.settings.events.report(TunnelEnded(worker.spec.agent, worker.life, failure))
 
 
 async def _guarded(worker: Worker) -> Failure | None:

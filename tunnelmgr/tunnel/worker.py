@@ -2,16 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import floor
+from typing import Protocol
 from zlib import crc32
 
 import structlog
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import Event, TunnelBound, TunnelDialled, TunnelProbed
+from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
+from tunnelmgr.core.ports import AgentChannel, EventSink
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.dataplane.channel import ForwardedChannel
@@ -41,12 +43,19 @@ BEAT = 0.5
 REOPENED = 20
 """Probes through one stream; the next one is opened anew, which shows that the listener still takes connections."""
 
-Serve = Callable[[ForwardedChannel, TunnelSpec, Forward, Endpoint], Awaitable[None]]
-"""Carries one channel to its target; must not raise."""
+
+class ChannelHandler(Protocol):
+    """Serves the channels that agents open through their listeners."""
+
+    async def serve_channel(
+        self, channel: AgentChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint
+    ) -> None:
+        """Carry one channel that came in through `endpoint` to the forward's target; must not raise."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TunnelSettings:
     """What all workers share. Times in seconds."""
 
     login: Login
@@ -55,8 +64,8 @@ class Settings:
     drain: float
     admission: Admission
     prover: Prover
-    serve: Serve
-    report: Callable[[Event], None]
+    channel_handler: ChannelHandler
+    events: EventSink
 
     @property
     def probe_timeout(self) -> float:
@@ -75,14 +84,14 @@ class KeptStream:
 class Worker:
     """Lives once. `drain` ends it gently, cancelling `run` ends it at once."""
 
-    def __init__(self, opening: OpenTunnel, settings: Settings, stale: Ends | None = None) -> None:
+    def __init__(self, opening: OpenTunnel, settings: TunnelSettings, stale: Ends | None = None) -> None:
         """Make a worker; `stale` is the connection for which the agent's sshd may still hold the listeners."""
         self.spec = opening.spec
         self.life = opening.life
         self._settings = settings
         self._permit = settings.admission.permit(opening.precedence)
         self.stale = stale
-        self._report = settings.report
+        self._events = settings.events
         self._asked_to_drain = False
         self._news = asyncio.Event()
         self._kept: dict[Endpoint, KeptStream] = {}
@@ -110,7 +119,7 @@ class Worker:
             connection = await dial(self.spec, self._settings.login, self._permit)
             try:
                 connection.when_lost(self._news.set)
-                self._report(
+                self._events.report(
                     TunnelDialled(
                         self.spec.agent, self.life, connection.address, connection.login_key, connection.host_key
                     )
@@ -202,7 +211,7 @@ class Worker:
         held = tuple(endpoint for endpoint in wanted if endpoint in self._listeners)
         refused = tuple(endpoint for endpoint in wanted if endpoint not in self._listeners)
         squatted = [str(endpoint) for endpoint in refused if await self._answers(connection, endpoint)]
-        self._report(TunnelBound(self.spec.agent, self.life, held, refused, tuple(squatted)))
+        self._events.report(TunnelBound(self.spec.agent, self.life, held, refused, tuple(squatted)))
 
     async def _answers(self, connection: SshConnection, endpoint: Endpoint) -> bool:
         """Tell whether another process on the agent listens where we may not; a host without IPv6 is no matter.
@@ -261,7 +270,7 @@ class Worker:
 
     async def _serve_one(self, channel: ForwardedChannel, forward: Forward, endpoint: Endpoint) -> None:
         try:
-            await self._settings.serve(channel, self.spec, forward, endpoint)
+            await self._settings.channel_handler.serve_channel(channel, self.spec, forward, endpoint)
         except asyncio.CancelledError as cancelled:
             channel.abort()
             unwind(cancelled)
@@ -293,7 +302,7 @@ class Worker:
         finally:
             self._probing = 0
             self._shed()
-        self._report(TunnelProbed(self.spec.agent, self.life, time.monotonic() - begun))
+        self._events.report(TunnelProbed(self.spec.agent, self.life, time.monotonic() - begun))
 
     async def _probe_one(self, connection: SshConnection, forward: Forward) -> bool:
         """Probe one forward; returns False where the probe may have been declined by ourselves in a crowd."""
