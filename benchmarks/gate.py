@@ -38,9 +38,9 @@ from tunnelmgr.daemon.event_loop import loop_factory
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue
 from tunnelmgr.dataplane.ssh_packets import BATCH, LARGEST
 from tunnelmgr.gate.caller import Caller
-from tunnelmgr.gate.registry_socket import Upstream
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.target_socket import TargetSocket
 from tunnelmgr.gate.traffic import Traffic
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -127,7 +127,7 @@ def seed(endpoint: Endpoint, blob_mib: int) -> dict[str, str]:
 # --- the two paths ---
 
 
-class Accepted(Upstream):
+class Accepted(TargetSocket):
     """A connection of the load, which stands for an agent's channel."""
 
     def __init__(self, connected: socket.socket) -> None:

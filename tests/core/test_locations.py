@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.core.locations import Reference, UploadPlace, is_content, parse_reference, upload_place
+from tunnelmgr.core.locations import Reference, UploadLocation, is_content, parse_reference, upload_location
 
 HEX = "0123456789abcdef" * 4
 DIGEST = f"sha256:{HEX}"
@@ -105,7 +105,7 @@ def test_any_upload_of_the_repository_is_a_place(path: str, query: str) -> None:
     """What its query means is the registry's own affair."""
     reference = Reference("", path, query or None)
 
-    assert upload_place(reference, "a/b") == UploadPlace(path, query)
+    assert upload_location(reference, "a/b") == UploadLocation(path, query)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_any_upload_of_the_repository_is_a_place(path: str, query: str) -> None:
 )
 def test_anything_else_is_no_place(path: str, query: str) -> None:
     """It lies elsewhere, or its query says what only a request that was judged may say."""
-    assert upload_place(Reference("", path, query), "a/b") is None
+    assert upload_location(Reference("", path, query), "a/b") is None
 
 
 def test_blobs_and_manifests_of_the_repository_are_content() -> None:

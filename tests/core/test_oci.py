@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.core.oci import MAX_PARAMETERS, Action, Body, Route, at_place, classify, is_name, without_mount
+from tunnelmgr.core.oci import (
+    MAX_PARAMETERS,
+    BodyKind,
+    RegistryAction,
+    Route,
+    at_location,
+    classify,
+    is_repository_name,
+    without_mount,
+)
 from tunnelmgr.errors import MalformedRequestError
 
 HEX = "0123456789abcdef" * 4
@@ -18,33 +27,33 @@ UPLOAD = "/v2/team/app/blobs/uploads/2f0c9f4e-6a7e-4a5b-9a51-0a1b2c3d4e5f"
 @pytest.mark.parametrize(
     ("method", "target", "action", "reference"),
     [
-        ("GET", "/v2/", Action.BASE, ""),
-        ("HEAD", "/v2/", Action.BASE, ""),
-        ("GET", f"/v2/team/app/blobs/{DIGEST}", Action.PULL, DIGEST),
-        ("HEAD", f"/v2/team/app/blobs/{DIGEST}", Action.PULL, DIGEST),
-        ("GET", "/v2/team/app/manifests/v1", Action.PULL, "v1"),
-        ("HEAD", f"/v2/team/app/manifests/{DIGEST}", Action.PULL, DIGEST),
-        ("POST", "/v2/team/app/blobs/uploads/", Action.PUSH, ""),
-        ("POST", f"/v2/team/app/blobs/uploads/?digest={DIGEST}", Action.PUSH, ""),
-        ("POST", "/v2/team/app/blobs/uploads/?digest-algorithm=sha512", Action.PUSH, ""),
-        ("PATCH", UPLOAD, Action.PUSH, UPLOAD[-36:]),
-        ("PUT", f"{UPLOAD}?digest={DIGEST}", Action.PUSH, UPLOAD[-36:]),
-        ("PUT", "/v2/team/app/manifests/v1", Action.PUSH, "v1"),
-        ("GET", "/v2/team/app/tags/list", Action.PULL, ""),
-        ("GET", "/v2/team/app/tags/list?n=10&last=v1", Action.PULL, ""),
-        ("DELETE", "/v2/team/app/manifests/v1", Action.DELETE, "v1"),
-        ("DELETE", f"/v2/team/app/blobs/{DIGEST}", Action.DELETE, DIGEST),
-        ("POST", f"/v2/team/app/blobs/uploads/?mount={DIGEST}&from=base/os", Action.PUSH, ""),
-        ("GET", f"/v2/team/app/referrers/{DIGEST}", Action.PULL, DIGEST),
-        ("GET", f"/v2/team/app/referrers/{DIGEST}?artifactType=application%2Fx%2Bjson", Action.PULL, DIGEST),
-        ("GET", UPLOAD, Action.PUSH, UPLOAD[-36:]),
-        ("DELETE", UPLOAD, Action.PUSH, UPLOAD[-36:]),
-        ("HEAD", UPLOAD, Action.PUSH, UPLOAD[-36:]),
-        ("GET", "/v2/_catalog?n=100", Action.CATALOG, ""),
-        ("GET", "/.well-known/tunnelmgr", Action.WELL_KNOWN, ""),
+        ("GET", "/v2/", RegistryAction.BASE, ""),
+        ("HEAD", "/v2/", RegistryAction.BASE, ""),
+        ("GET", f"/v2/team/app/blobs/{DIGEST}", RegistryAction.PULL, DIGEST),
+        ("HEAD", f"/v2/team/app/blobs/{DIGEST}", RegistryAction.PULL, DIGEST),
+        ("GET", "/v2/team/app/manifests/v1", RegistryAction.PULL, "v1"),
+        ("HEAD", f"/v2/team/app/manifests/{DIGEST}", RegistryAction.PULL, DIGEST),
+        ("POST", "/v2/team/app/blobs/uploads/", RegistryAction.PUSH, ""),
+        ("POST", f"/v2/team/app/blobs/uploads/?digest={DIGEST}", RegistryAction.PUSH, ""),
+        ("POST", "/v2/team/app/blobs/uploads/?digest-algorithm=sha512", RegistryAction.PUSH, ""),
+        ("PATCH", UPLOAD, RegistryAction.PUSH, UPLOAD[-36:]),
+        ("PUT", f"{UPLOAD}?digest={DIGEST}", RegistryAction.PUSH, UPLOAD[-36:]),
+        ("PUT", "/v2/team/app/manifests/v1", RegistryAction.PUSH, "v1"),
+        ("GET", "/v2/team/app/tags/list", RegistryAction.PULL, ""),
+        ("GET", "/v2/team/app/tags/list?n=10&last=v1", RegistryAction.PULL, ""),
+        ("DELETE", "/v2/team/app/manifests/v1", RegistryAction.DELETE, "v1"),
+        ("DELETE", f"/v2/team/app/blobs/{DIGEST}", RegistryAction.DELETE, DIGEST),
+        ("POST", f"/v2/team/app/blobs/uploads/?mount={DIGEST}&from=base/os", RegistryAction.PUSH, ""),
+        ("GET", f"/v2/team/app/referrers/{DIGEST}", RegistryAction.PULL, DIGEST),
+        ("GET", f"/v2/team/app/referrers/{DIGEST}?artifactType=application%2Fx%2Bjson", RegistryAction.PULL, DIGEST),
+        ("GET", UPLOAD, RegistryAction.PUSH, UPLOAD[-36:]),
+        ("DELETE", UPLOAD, RegistryAction.PUSH, UPLOAD[-36:]),
+        ("HEAD", UPLOAD, RegistryAction.PUSH, UPLOAD[-36:]),
+        ("GET", "/v2/_catalog?n=100", RegistryAction.CATALOG, ""),
+        ("GET", "/.well-known/tunnelmgr", RegistryAction.WELL_KNOWN, ""),
     ],
 )
-def test_every_endpoint_of_the_api_is_known(method: str, target: str, action: Action, reference: str) -> None:
+def test_every_endpoint_of_the_api_is_known(method: str, target: str, action: RegistryAction, reference: str) -> None:
     """end-1 to end-14 of the OCI distribution spec, the catalog and our own path."""
     request = classify(method, target)
 
@@ -242,11 +251,11 @@ def test_an_upload_goes_on_at_the_place_that_the_registry_gave_it() -> None:
     """Its path and query stand for the agent's; only what the endpoint knows follows."""
     request = classify("PUT", f"{UPLOAD}?state=open&digest=sha256%3A{HEX}")
 
-    placed = at_place(request, "/v2/team/app/blobs/uploads/7", "_state=Ab%3D%3D")
+    placed = at_location(request, "/v2/team/app/blobs/uploads/7", "_state=Ab%3D%3D")
 
     assert placed.target() == f"/v2/team/app/blobs/uploads/7?_state=Ab%3D%3D&digest=sha256%3A{HEX}"
-    assert at_place(request, "/x", "").target() == f"/x?digest=sha256%3A{HEX}"
-    assert at_place(classify("GET", UPLOAD), "/x", "y").target() == "/x?y"
+    assert at_location(request, "/x", "").target() == f"/x?digest=sha256%3A{HEX}"
+    assert at_location(classify("GET", UPLOAD), "/x", "y").target() == "/x?y"
 
 
 def test_a_mount_names_its_source() -> None:
@@ -293,20 +302,20 @@ def test_what_is_plain_but_no_endpoint_is_unknown(method: str, target: str) -> N
     """It is well-formed, so it gets a verdict, and the verdict is no."""
     request = classify(method, target)
 
-    assert (request.action, request.route) == (Action.UNKNOWN, Route.UNKNOWN)
+    assert (request.action, request.route) == (RegistryAction.UNKNOWN, Route.UNKNOWN)
 
 
 @pytest.mark.parametrize(
     ("method", "target", "body"),
     [
-        ("GET", "/v2/a/manifests/v1", Body.NONE),
-        ("PUT", "/v2/a/manifests/v1", Body.MANIFEST),
-        ("POST", "/v2/a/blobs/uploads/", Body.BLOB),
-        ("PATCH", UPLOAD, Body.BLOB),
-        ("DELETE", UPLOAD, Body.NONE),
+        ("GET", "/v2/a/manifests/v1", BodyKind.NONE),
+        ("PUT", "/v2/a/manifests/v1", BodyKind.MANIFEST),
+        ("POST", "/v2/a/blobs/uploads/", BodyKind.BLOB),
+        ("PATCH", UPLOAD, BodyKind.BLOB),
+        ("DELETE", UPLOAD, BodyKind.NONE),
     ],
 )
-def test_a_request_says_which_body_it_may_have(method: str, target: str, body: Body) -> None:
+def test_a_request_says_which_body_it_may_have(method: str, target: str, body: BodyKind) -> None:
     """The gate decides by it what Content-Type the registry sees."""
     assert classify(method, target).body is body
 
@@ -358,6 +367,6 @@ def test_an_accepted_target_reads_the_same_when_it_is_written_anew(method: str, 
 
     assert classify(method, request.target()) == request
     assert request.target().isascii()
-    assert not request.repository or is_name(request.repository)
+    assert not request.repository or is_repository_name(request.repository)
     if request.repository:
         assert request.path.startswith(f"/v2/{request.repository}/")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnelmgr.core.globs import GlobSet
-from tunnelmgr.core.oci import Action, classify
+from tunnelmgr.core.oci import RegistryAction, classify
 from tunnelmgr.core.policy import GroupPolicy, decide, judge, may_mount, may_see, protected_tags
 
 DIGEST = "sha256:" + "a" * 64
@@ -19,9 +19,9 @@ def test_a_group_without_grants_pulls_everything_and_pushes_nothing() -> None:
     """The contract's default."""
     policy = GroupPolicy.build("ci")
 
-    assert judge(Action.PULL, "team/app", policy).allowed
-    assert not judge(Action.PUSH, "team/app", policy).allowed
-    assert not judge(Action.DELETE, "team/app", policy).allowed
+    assert judge(RegistryAction.PULL, "team/app", policy).allowed
+    assert not judge(RegistryAction.PUSH, "team/app", policy).allowed
+    assert not judge(RegistryAction.DELETE, "team/app", policy).allowed
 
 
 def test_a_refusal_reads_as_the_contract_says() -> None:
@@ -36,7 +36,10 @@ def test_deny_wins_over_every_grant() -> None:
     """No grant reaches a denied repository."""
     policy = GroupPolicy.build("ci", pull=("**",), push=("**",), delete=("**",), deny=("team/secret-*",))
 
-    verdicts = [judge(action, "team/secret-1", policy) for action in (Action.PULL, Action.PUSH, Action.DELETE)]
+    verdicts = [
+        judge(action, "team/secret-1", policy)
+        for action in (RegistryAction.PULL, RegistryAction.PUSH, RegistryAction.DELETE)
+    ]
 
     assert [verdict.rule for verdict in verdicts] == ["deny team/secret-*"] * 3
     assert not any(verdict.allowed for verdict in verdicts)
@@ -46,21 +49,23 @@ def test_push_implies_pull_but_not_delete() -> None:
     """Who pushed may look at what it pushed."""
     policy = GroupPolicy.build("ci", pull=(), push=("team/*",))
 
-    assert judge(Action.PULL, "team/app", policy).rule == "push team/*"
-    assert not judge(Action.DELETE, "team/app", policy).allowed
-    assert not judge(Action.PULL, "other/app", policy).allowed
+    assert judge(RegistryAction.PULL, "team/app", policy).rule == "push team/*"
+    assert not judge(RegistryAction.DELETE, "team/app", policy).allowed
+    assert not judge(RegistryAction.PULL, "other/app", policy).allowed
 
 
 def test_delete_needs_its_own_grant() -> None:
     """A delete grant is enough, and is only that."""
     policy = GroupPolicy.build("ci", pull=(), delete=("team/**",))
 
-    assert judge(Action.DELETE, "team/a/b", policy).rule == "delete team/**"
-    assert not judge(Action.PULL, "team/a/b", policy).allowed
+    assert judge(RegistryAction.DELETE, "team/a/b", policy).rule == "delete team/**"
+    assert not judge(RegistryAction.PULL, "team/a/b", policy).allowed
 
 
-@pytest.mark.parametrize("action", [Action.BASE, Action.CATALOG, Action.UNKNOWN, Action.WELL_KNOWN])
-def test_no_grant_is_about_anything_but_repositories(action: Action) -> None:
+@pytest.mark.parametrize(
+    "action", [RegistryAction.BASE, RegistryAction.CATALOG, RegistryAction.UNKNOWN, RegistryAction.WELL_KNOWN]
+)
+def test_no_grant_is_about_anything_but_repositories(action: RegistryAction) -> None:
     """Judging a repository by another action is refused."""
     assert not judge(action, "team/app", GroupPolicy.build("ci")).allowed
 
@@ -109,7 +114,7 @@ def test_the_order_of_rules_does_not_matter() -> None:
     patterns = ("team/*", "**", "team/app*", "*/app")
 
     verdicts = {
-        judge(Action.PULL, "team/app", GroupPolicy.build("ci", pull=order))
+        judge(RegistryAction.PULL, "team/app", GroupPolicy.build("ci", pull=order))
         for order in itertools.permutations(patterns)
     }
 

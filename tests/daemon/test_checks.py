@@ -144,7 +144,7 @@ async def test_a_registry_on_another_machine_is_no_loopback(site: Site, monkeypa
     async def well(_target: object) -> None:
         return None
 
-    monkeypatch.setattr(checks, "answer_of", well)
+    monkeypatch.setattr(checks, "registry_error", well)
     site.registry = replace(site.registry, host="192.0.2.1")
 
     found = named(await check(load(site.write())), "registry on loopback only")
@@ -154,7 +154,7 @@ async def test_a_registry_on_another_machine_is_no_loopback(site: Site, monkeypa
 
 async def test_a_registry_in_another_network_is_only_noted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers, and where it listens cannot be seen."""
-    monkeypatch.setattr(checks, "loopback_only", lambda _target: None)
+    monkeypatch.setattr(checks, "is_loopback_only", lambda _target: None)
 
     assert named(await check(load(site.file)), "registry on loopback only").result == "note"
 

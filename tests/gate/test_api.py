@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.gate.conftest import MANIFEST_TYPE, digest_of, running_registry
-from tests.gate.test_framing import MALFORMED
+from tests.gate.test_head_parser import MALFORMED
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.session import Gate
 

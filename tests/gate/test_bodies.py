@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.errors import MalformedRequestError
-from tunnelmgr.gate.bodies import PIECES, ChunkedBody
+from tunnelmgr.gate.bodies import MAX_PIECES, ChunkedBody
 from tunnelmgr.gate.session import Gate
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ def chunked(sizes: list[int]) -> bytes:
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 4096))
 def test_a_chunked_body_is_decoded_whole_in_few_pieces_at_a_time(sizes: list[int], read: int) -> None:
-    """However a body is cut into chunks and reads, all of it comes out, at most `PIECES` pieces a feed."""
+    """However a body is cut into chunks and reads, all of it comes out, at most `MAX_PIECES` pieces a feed."""
     reader, wire, found = ChunkedBody(MalformedRequestError), chunked(sizes) + b"after", b""
 
     for start in range(0, len(wire), read):
         pieces = reader.feed(wire[start : start + read])
         while True:
-            assert len(pieces) <= PIECES
+            assert len(pieces) <= MAX_PIECES
             found += b"".join(pieces)
             if reader.done or not reader.more:
                 break
@@ -55,7 +55,7 @@ def test_feeding_nothing_to_a_body_that_is_decoded_so_far_gives_nothing() -> Non
 
 async def test_an_upload_in_tiny_chunks_lets_others_run(talk: "Talk", scripted: "Scripted") -> None:
     """Between two feeds of an upload's chunks is a checkpoint, and the registry gets the whole body."""
-    count = 10 * PIECES
+    count = 10 * MAX_PIECES
     uploaded = asyncio.get_running_loop().create_future()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,10 +75,10 @@ async def test_an_upload_in_tiny_chunks_lets_others_run(talk: "Talk", scripted: 
 
     assert answer.status == 202
     assert (await uploaded).count(b"x") == count
-    assert agent.channel.checkpoints >= count // PIECES
+    assert agent.channel.checkpoints >= count // MAX_PIECES
 
 
-@pytest.mark.parametrize("count", [1, 5 * PIECES])
+@pytest.mark.parametrize("count", [1, 5 * MAX_PIECES])
 async def test_an_answer_in_tiny_chunks_arrives_whole(talk: "Talk", scripted: "Scripted", count: int) -> None:
     """A registry may cut its answer into chunks as it likes."""
 

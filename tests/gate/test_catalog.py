@@ -11,9 +11,9 @@ import pytest
 from tunnelmgr.core.oci import classify
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate import catalog
-from tunnelmgr.gate.answers import Answer
-from tunnelmgr.gate.catalog import FILTERED, CatalogSearch, Fetch, RegistryPage
-from tunnelmgr.gate.exchange import Limits
+from tunnelmgr.gate.catalog import NAMES_PER_CHECKPOINT, CatalogSearch, Fetch, RegistryPage
+from tunnelmgr.gate.exchange import Timeouts
+from tunnelmgr.gate.local_reply import LocalReply
 from tunnelmgr.gate.session import Gate
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class FakeCatalog:
         self.targets: list[str] = []
 
     async def __call__(self, target: str) -> RegistryPage:
-        """Answer one request."""
+        """LocalReply one request."""
         self.targets.append(target)
         query = dict(classify("GET", target).query)
         size = int(query.get("n", min(100, self._most)))
@@ -60,7 +60,7 @@ async def look(fetch: FakeCatalog, query: str = "", visible: str = "open/") -> t
     return listed(answer), next_query(answer.link)
 
 
-def listed(answer: Answer) -> list[str]:
+def listed(answer: LocalReply) -> list[str]:
     """Return the names on a page."""
     names = answer.content["repositories"]
     assert isinstance(names, list)
@@ -190,7 +190,7 @@ async def test_other_agents_run_while_names_are_filtered() -> None:
         nonlocal passed
         passed += 1
 
-    names = [f"open/{number}" for number in range(10 * FILTERED)]
+    names = [f"open/{number}" for number in range(10 * NAMES_PER_CHECKPOINT)]
 
     async def fetch(_: str) -> RegistryPage:
         return RegistryPage(200, json.dumps({"repositories": names}).encode(), has_next=False)
@@ -315,7 +315,7 @@ async def test_a_page_is_bounded_in_time_and_size(
 ) -> None:
     """It is held in memory, so it may not be endless."""
     gate = gate_for()
-    gate.limits = Limits(answer=0.2)
+    gate.limits = Timeouts(answer=0.2)
 
     async with scripted(answering(body)) as registry, talk(gate, registry.endpoint) as agent:
         refused = await agent.ask("GET", "/v2/_catalog")

@@ -13,7 +13,7 @@ from tests.gate.conftest import Records
 from tunnelmgr.core.oci import probe_request
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate.exchange import Limits
+from tunnelmgr.gate.exchange import Timeouts
 from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
 
@@ -31,7 +31,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 def impatient(**seconds: float) -> Gate:
     """Make a gate that may push, and waits as told; a wait that is to run out is a few milliseconds."""
     policy = GroupPolicy.build("ci", push=("**",), immutable_tags=("release-*",))
-    return Gate(policy=lambda _: policy, proof=lambda nonce, caller: nonce + caller.name, limits=Limits(**seconds))
+    return Gate(policy=lambda _: policy, proof=lambda nonce, caller: nonce + caller.name, limits=Timeouts(**seconds))
 
 
 def replying(*answers: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]:

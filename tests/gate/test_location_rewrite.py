@@ -5,8 +5,13 @@ import pytest
 from tunnelmgr.core.oci import classify
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.framing import parse_response_head
-from tunnelmgr.gate.location_rewrite import RedirectedElsewhereError, UnusableLocationError, told_links, told_location
+from tunnelmgr.gate.head_parser import parse_response_head
+from tunnelmgr.gate.location_rewrite import (
+    RedirectedElsewhereError,
+    UnusableLocationError,
+    rewrite_links,
+    rewrite_location,
+)
 
 TARGET = Endpoint("127.0.0.1", 5001)
 HOST = "localhost:5000"
@@ -18,7 +23,7 @@ def told(status: int, *locations: str) -> str | None:
     """Return the Location that the agent is told of an answer to a push to team/app."""
     lines = [f"Location: {location}" for location in locations]
     raw = "\r\n".join((f"HTTP/1.1 {status} X", *lines, "Content-Length: 0", "", "")).encode("latin-1")
-    return told_location(parse_response_head("PUT", raw), PUSH, HOST, TARGET)
+    return rewrite_location(parse_response_head("PUT", raw), PUSH, HOST, TARGET)
 
 
 @pytest.mark.parametrize("status", [201, 202, 307, 416])
@@ -89,4 +94,4 @@ def test_an_answer_with_two_locations_is_broken() -> None:
 )
 def test_page_links_stay_only_if_they_lead_back(value: bytes, links: list[str]) -> None:
     """A link elsewhere is left out, since it is of no use to the agent."""
-    assert list(told_links(value, HOST, TARGET)) == links
+    assert list(rewrite_links(value, HOST, TARGET)) == links

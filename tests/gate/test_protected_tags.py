@@ -14,10 +14,9 @@ from tests.gate.stateful_registry import stateful_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate import deletion
-from tunnelmgr.gate.exchange import Limits
+from tunnelmgr.gate.exchange import Timeouts
 from tunnelmgr.gate.manifest import MAX_MANIFEST, PushedManifest, TaggedManifest
-from tunnelmgr.gate.push import READ_AT_ONCE
+from tunnelmgr.gate.push import MAX_BUFFERED_MANIFESTS
 from tunnelmgr.gate.session import Gate
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ async def test_an_agent_cannot_fill_the_memory_with_manifests(talk: "Talk", gate
     expecting = head + KIND.encode() + b"\r\nExpect: 100-continue\r\n\r\n"
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        opened = [talk(gate, registry.endpoint) for _ in range(READ_AT_ONCE + 1)]
+        opened = [talk(gate, registry.endpoint) for _ in range(MAX_BUFFERED_MANIFESTS + 1)]
         agents = [await one.__aenter__() for one in opened]
         for number, agent in enumerate(agents):
             agent.channel.send(expecting % (number, len(manifest)))
@@ -297,7 +296,7 @@ class Tags:
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer each request on one connection."""
+        """LocalReply each request on one connection."""
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             method, target, _ = head.split(" ", 2)
@@ -382,7 +381,7 @@ async def test_a_delete_is_refused_if_there_are_too_many_protected_tags(
     talk: "Talk", gate: Gate, scripted: "Scripted", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number of requests for one delete is bounded."""
-    monkeypatch.setattr(deletion, "MOST_TAGS", 2)
+    monkeypatch.setattr("tunnelmgr.gate.delete.MAX_PROTECTED_TAGS", 2)
     tags = Tags([b'{"tags": ["release-1", "release-2", "release-3"]}'])
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
@@ -446,7 +445,7 @@ async def test_a_push_is_refused_if_the_registry_tells_no_digest(
 async def test_a_search_for_protected_tags_ends_in_time(talk: "Talk", scripted: "Scripted") -> None:
     """A registry that does not answer costs the delete, and is told as the reason."""
     policy = GroupPolicy.build("ci", delete=("work/**",), immutable_tags=("*",))
-    gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce, limits=Limits(search=0.02))
+    gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce, limits=Timeouts(search=0.02))
     tags = Tags(held=asyncio.Event())
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:

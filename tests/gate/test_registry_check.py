@@ -10,7 +10,7 @@ import pytest
 
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate import registry_check
-from tunnelmgr.gate.registry_check import answer_of, listening, loopback_only
+from tunnelmgr.gate.registry_check import is_loopback_only, listen_addresses, registry_error
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 
@@ -55,7 +55,7 @@ async def serving(
 async def test_a_registry_that_answers_200_is_well() -> None:
     """Nothing to say of it."""
     async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as endpoint:
-        assert await answer_of(endpoint) is None
+        assert await registry_error(endpoint) is None
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ async def test_a_registry_that_answers_200_is_well() -> None:
 async def test_any_other_answer_is_named(answer: bytes, words: str) -> None:
     """Whatever it is; a line without an end neither hangs nor raises."""
     async with answering(answer) as endpoint:
-        wrong = await answer_of(endpoint)
+        wrong = await registry_error(endpoint)
 
     assert wrong is not None
     assert words in wrong
@@ -86,7 +86,7 @@ async def test_nobody_there_is_told_in_the_systems_words() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = Endpoint("127.0.0.1", taken.getsockname()[1])
 
-    assert await answer_of(endpoint) == f"{endpoint}: Connection refused"
+    assert await registry_error(endpoint) == f"{endpoint}: Connection refused"
 
 
 async def test_a_registry_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ async def test_a_registry_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch
         ended.set()
 
     async with serving(hang) as endpoint:
-        assert await answer_of(endpoint) == f"{endpoint} does not answer within 0.1 s"
+        assert await registry_error(endpoint) == f"{endpoint} does not answer within 0.1 s"
         await asyncio.wait_for(ended.wait(), 5)
 
 
@@ -126,12 +126,12 @@ def test_listeners_are_read_from_the_kernels_tables(
     tmp_path: Path, tables: dict[str, str], addresses: tuple[str, ...]
 ) -> None:
     """Port 5000 is 1388 there; other ports and connections that stand do not count."""
-    assert listening(5000, proc(tmp_path, **tables)) == addresses
+    assert listen_addresses(5000, proc(tmp_path, **tables)) == addresses
 
 
 def test_tables_that_cannot_be_read_tell_nothing(tmp_path: Path) -> None:
     """As in a container without /proc."""
-    assert listening(5000, tmp_path / "nowhere") == ()
+    assert listen_addresses(5000, tmp_path / "nowhere") == ()
 
 
 @pytest.mark.parametrize(("host", "verdict"), [("127.0.0.1", True), ("0.0.0.0", False)])  # noqa: S104
@@ -144,8 +144,8 @@ def test_a_real_listener_is_seen_where_it_is(host: str, verdict: bool) -> None:
     ):
         port = server.getsockname()[1]
 
-        assert listening(port) == (host,)
-        assert loopback_only(Endpoint("127.0.0.1", port)) is verdict
+        assert listen_addresses(port) == (host,)
+        assert is_loopback_only(Endpoint("127.0.0.1", port)) is verdict
 
 
 def test_a_port_on_which_nothing_is_seen_cannot_be_judged() -> None:
@@ -153,9 +153,9 @@ def test_a_port_on_which_nothing_is_seen_cannot_be_judged() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
-    assert loopback_only(Endpoint("127.0.0.1", port)) is None
+    assert is_loopback_only(Endpoint("127.0.0.1", port)) is None
 
 
 def test_a_target_beyond_loopback_is_beyond_loopback() -> None:
     """Whatever listens here."""
-    assert loopback_only(Endpoint("192.0.2.7", 5000)) is False
+    assert is_loopback_only(Endpoint("192.0.2.7", 5000)) is False

@@ -9,7 +9,7 @@ import pytest
 
 from tests.gate.conftest import MemoryChannel
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.registry_connection import SLOTS, RegistryLink
+from tunnelmgr.gate.registry_connection import MAX_PENDING_REQUESTS, RegistryConnection
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Script, Scripted, ScriptedRegistry
@@ -18,9 +18,11 @@ GET = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 
 
-def link_to(registry: "ScriptedRegistry") -> RegistryLink:
+def link_to(registry: "ScriptedRegistry") -> RegistryConnection:
     """Return a link that waits as long as the test may take."""
-    return RegistryLink(registry.endpoint, asyncio.Semaphore(SLOTS), head_timeout=10, idle_timeout=10)
+    return RegistryConnection(
+        registry.endpoint, asyncio.Semaphore(MAX_PENDING_REQUESTS), head_timeout=10, idle_timeout=10
+    )
 
 
 async def test_sending_to_a_registry_that_hung_up_is_its_fault(scripted: "Scripted") -> None:
@@ -37,7 +39,7 @@ async def test_sending_to_a_registry_that_hung_up_is_its_fault(scripted: "Script
         link.abort()
 
 
-async def send_for_ever(link: RegistryLink) -> None:
+async def send_for_ever(link: RegistryConnection) -> None:
     """Send until it fails."""
     while True:
         await link.send(bytes(1 << 20))
@@ -177,7 +179,8 @@ async def test_an_agent_waits_for_a_slot_until_one_of_its_requests_is_answered(s
     async with scripted(slow) as registry, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         slots = asyncio.Semaphore(1)
         links = [
-            RegistryLink(registry.endpoint, slots, head_timeout=patience, idle_timeout=10) for patience in (9, 0.05)
+            RegistryConnection(registry.endpoint, slots, head_timeout=patience, idle_timeout=10)
+            for patience in (9, 0.05)
         ]
         first = tasks.create_task(links[0].ask("GET", GET), name="first")
         await asked.wait()

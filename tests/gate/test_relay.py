@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 from tests.gate.conftest import MemoryChannel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.registry_socket import Upstream
 from tunnelmgr.gate.relay import relay
+from tunnelmgr.gate.target_socket import TargetSocket
 from tunnelmgr.gate.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -118,10 +118,10 @@ async def test_a_revoked_relay_is_aborted_at_once(channel: "MemoryChannel", scri
 async def test_a_target_that_does_not_answer_in_time_is_away() -> None:
     """Connecting has a deadline."""
     with pytest.raises(RegistryUnavailableError, match="no answer in time"):
-        await Upstream.open(Endpoint("127.0.0.1", 1), timeout=0)
+        await TargetSocket.open(Endpoint("127.0.0.1", 1), timeout=0)
 
 
-async def write_for_ever(upstream: Upstream) -> None:
+async def write_for_ever(upstream: TargetSocket) -> None:
     """Write until it fails."""
     while True:
         await upstream.write(bytes(1 << 20))
@@ -136,7 +136,7 @@ async def test_writing_to_a_lost_target_is_an_error(scripted: "Scripted") -> Non
         writer.transport.abort()
 
     async with scripted(stall) as target, asyncio.timeout(10):
-        upstream = await Upstream.open(target.endpoint)
+        upstream = await TargetSocket.open(target.endpoint)
         started.set()
         with pytest.raises(ConnectionError):
             await write_for_ever(upstream)
@@ -155,7 +155,7 @@ async def test_a_connection_that_we_closed_reads_as_ended(scripted: "Scripted") 
         await reader.read()
 
     async with scripted(listen) as target, asyncio.timeout(10):
-        upstream = await Upstream.open(target.endpoint)
+        upstream = await TargetSocket.open(target.endpoint)
         upstream.abort()
         assert await upstream.read() == b""
         assert not upstream.idle

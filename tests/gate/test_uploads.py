@@ -13,11 +13,11 @@ import pytest
 from tests.gate.conftest import digest_of, running_registry
 from tests.gate.stateful_registry import stateful_registry
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.locations import UploadPlace
+from tunnelmgr.core.locations import UploadLocation
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.session import Gate
-from tunnelmgr.gate.uploads import KEPT, PER_AGENT, Uploads
+from tunnelmgr.gate.uploads import MAX_UPLOADS, RETENTION, Uploads
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Registry, Reply, Scripted, Talk
@@ -30,9 +30,9 @@ EMPTY_INDEX = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
 METHODS = ("GET", "HEAD", "PATCH", "PUT", "DELETE")
 
 
-def place(name: str = "u1", repository: str = "work/app") -> UploadPlace:
+def place(name: str = "u1", repository: str = "work/app") -> UploadLocation:
     """Return a place in the registry."""
-    return UploadPlace(f"/v2/{repository}/blobs/uploads/{name}", f"_state={name}")
+    return UploadLocation(f"/v2/{repository}/blobs/uploads/{name}", f"_state={name}")
 
 
 def path_of(reply: "Reply") -> str:
@@ -108,7 +108,7 @@ def test_the_uploads_of_an_agent_are_bounded() -> None:
     """The one unused for longest makes room, and nobody else's does."""
     uploads = Uploads()
     others = uploads.begin(OTHER, REGISTRY, "work/app", place())
-    own = [uploads.begin(ONE, REGISTRY, "work/app", place(str(number))) for number in range(PER_AGENT)]
+    own = [uploads.begin(ONE, REGISTRY, "work/app", place(str(number))) for number in range(MAX_UPLOADS)]
     uploads.move(ONE, own[0], place())
 
     new = uploads.begin(ONE, REGISTRY, "work/app", place("new"))
@@ -117,7 +117,7 @@ def test_the_uploads_of_an_agent_are_bounded() -> None:
     assert uploads.find(ONE, own[1]) is None
     assert uploads.find(ONE, new) is not None
     assert uploads.find(OTHER, others) is not None
-    assert len(uploads) == PER_AGENT + 1
+    assert len(uploads) == MAX_UPLOADS + 1
 
 
 def test_an_upload_is_kept_for_a_day_after_its_last_use() -> None:
@@ -125,10 +125,10 @@ def test_an_upload_is_kept_for_a_day_after_its_last_use() -> None:
     clock = Clock()
     uploads = Uploads(clock)
     begun = uploads.begin(ONE, REGISTRY, "work/app", place())
-    clock.now = KEPT
+    clock.now = RETENTION
     uploads.move(ONE, begun, place())
 
-    clock.now = 2 * KEPT
+    clock.now = 2 * RETENTION
     used = uploads.find(ONE, begun)
     clock.now += 1
 
@@ -141,9 +141,9 @@ def test_agents_that_left_do_not_stay_in_memory() -> None:
     clock = Clock()
     uploads = Uploads(clock)
     uploads.begin(ONE, REGISTRY, "work/app", place())
-    clock.now = KEPT / 2
+    clock.now = RETENTION / 2
     young = uploads.begin(ONE, REGISTRY, "work/app", place())
-    clock.now = KEPT + 1
+    clock.now = RETENTION + 1
 
     uploads.begin(OTHER, REGISTRY, "work/app", place())
 

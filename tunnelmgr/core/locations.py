@@ -41,7 +41,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class UploadPlace:
+class UploadLocation:
     """Where a registry goes on with an upload: a path, and a query that only the registry understands."""
 
     path: str
@@ -59,7 +59,7 @@ def parse_reference(value: bytes) -> Reference | None:
     return Reference((matched[1] or "").lower(), path, matched[3])
 
 
-def upload_place(reference: Reference, repository: str) -> UploadPlace | None:
+def upload_location(reference: Reference, repository: str) -> UploadLocation | None:
     """Return where an upload to the repository goes on, None where the reference is no such place.
 
     The spec leaves the location to the registry (OCI distribution spec, "Pushing blobs"). What is asked of it here is
@@ -73,7 +73,7 @@ def upload_place(reference: Reference, repository: str) -> UploadPlace | None:
         return None
     if any(name in _OURS for name, _ in parse_qsl(query, keep_blank_values=True)):
         return None
-    return UploadPlace(reference.path, query)
+    return UploadLocation(reference.path, query)
 
 
 def is_content(reference: Reference, repository: str) -> bool:

@@ -10,7 +10,8 @@ The rules, which leave every accepted target exactly one reading:
   grammar.
 - What goes to the registry is written anew from the parsed parts, never copied.
 
-A path of plain characters that is no endpoint of the API is no error: it gets `Action.UNKNOWN`, which no policy allows.
+A path of allowed characters that is not an endpoint of the API is not an error: it gets `RegistryAction.UNKNOWN`, which
+no policy allows.
 """
 
 import re
@@ -43,7 +44,7 @@ _NOT_IN_QUERY = re.compile(r"[^A-Za-z0-9._~:/=&%+-]")
 _ENCODED_COLON = re.compile(r"%3A", re.IGNORECASE)
 
 
-class Action(StrEnum):
+class RegistryAction(StrEnum):
     """What a request would do, which is what grants are about."""
 
     BASE = "base"
@@ -55,7 +56,7 @@ class Action(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Body(StrEnum):
+class BodyKind(StrEnum):
     """Which body a request may carry."""
 
     NONE = "none"
@@ -87,7 +88,7 @@ class RegistryRequest:
     """
 
     method: str
-    action: Action
+    action: RegistryAction
     route: Route
     path: str
     repository: str = ""
@@ -95,7 +96,7 @@ class RegistryRequest:
     mount_from: str = ""
     query: tuple[tuple[str, str], ...] = ()
     carried: str = ""
-    body: Body = Body.NONE
+    body: BodyKind = BodyKind.NONE
 
     def target(self) -> str:
         """Return the origin-form to send to the registry (RFC 9112, section 3.2.1)."""
@@ -121,29 +122,29 @@ class RegistryRequest:
         return (self.reference,) if ":" in self.reference else ()
 
 
-_READ = (Action.PULL, Body.NONE)
-_METHODS: Mapping[Route, Mapping[str, tuple[Action, Body]]] = MappingProxyType(
+_READ = (RegistryAction.PULL, BodyKind.NONE)
+_METHODS: Mapping[Route, Mapping[str, tuple[RegistryAction, BodyKind]]] = MappingProxyType(
     {
-        Route.BASE: dict.fromkeys(("GET", "HEAD"), (Action.BASE, Body.NONE)),
-        Route.WELL_KNOWN: dict.fromkeys(("GET", "HEAD"), (Action.WELL_KNOWN, Body.NONE)),
-        Route.CATALOG: {"GET": (Action.CATALOG, Body.NONE)},
+        Route.BASE: dict.fromkeys(("GET", "HEAD"), (RegistryAction.BASE, BodyKind.NONE)),
+        Route.WELL_KNOWN: dict.fromkeys(("GET", "HEAD"), (RegistryAction.WELL_KNOWN, BodyKind.NONE)),
+        Route.CATALOG: {"GET": (RegistryAction.CATALOG, BodyKind.NONE)},
         Route.TAGS: {"GET": _READ},
         Route.REFERRERS: {"GET": _READ},
         Route.MANIFEST: {
             "GET": _READ,
             "HEAD": _READ,
-            "PUT": (Action.PUSH, Body.MANIFEST),
-            "DELETE": (Action.DELETE, Body.NONE),
+            "PUT": (RegistryAction.PUSH, BodyKind.MANIFEST),
+            "DELETE": (RegistryAction.DELETE, BodyKind.NONE),
         },
-        Route.BLOB: {"GET": _READ, "HEAD": _READ, "DELETE": (Action.DELETE, Body.NONE)},
-        Route.UPLOADS: {"POST": (Action.PUSH, Body.BLOB)},
+        Route.BLOB: {"GET": _READ, "HEAD": _READ, "DELETE": (RegistryAction.DELETE, BodyKind.NONE)},
+        Route.UPLOADS: {"POST": (RegistryAction.PUSH, BodyKind.BLOB)},
         # Even reading an upload's state belongs to push: its location is a capability of who began it.
         Route.UPLOAD: {
-            "GET": (Action.PUSH, Body.NONE),
-            "HEAD": (Action.PUSH, Body.NONE),
-            "PATCH": (Action.PUSH, Body.BLOB),
-            "PUT": (Action.PUSH, Body.BLOB),
-            "DELETE": (Action.PUSH, Body.NONE),
+            "GET": (RegistryAction.PUSH, BodyKind.NONE),
+            "HEAD": (RegistryAction.PUSH, BodyKind.NONE),
+            "PATCH": (RegistryAction.PUSH, BodyKind.BLOB),
+            "PUT": (RegistryAction.PUSH, BodyKind.BLOB),
+            "DELETE": (RegistryAction.PUSH, BodyKind.NONE),
         },
         Route.UNKNOWN: {},
     }
@@ -155,7 +156,7 @@ def probe_request(listener: str, nonce: str) -> bytes:
     return f"GET {WELL_KNOWN_PATH} HTTP/1.1\r\nHost: {listener}\r\nTunnelmgr-Nonce: {nonce}\r\n\r\n".encode()
 
 
-def is_name(text: str) -> bool:
+def is_repository_name(text: str) -> bool:
     """Whether `text` may name a repository (OCI distribution spec, "Pulling manifests", and the rules above)."""
     return 0 < len(text) <= MAX_NAME and all(
         _COMPONENT.fullmatch(part) and part not in RESERVED for part in text.split("/")
@@ -197,7 +198,7 @@ _LOCATED: Mapping[str, Callable[[str], bool]] = MappingProxyType({"state": _is_o
 _PARAMETERS: Mapping[tuple[str, Route], Mapping[str, Callable[[str], bool]]] = MappingProxyType(
     {
         ("GET", Route.TAGS): {"n": _is_count, "last": is_tag, **_MIRRORED},
-        ("GET", Route.CATALOG): {"n": _is_count, "last": is_name},
+        ("GET", Route.CATALOG): {"n": _is_count, "last": is_repository_name},
         ("GET", Route.REFERRERS): {"artifactType": _is_media_type, **_MIRRORED},
         ("GET", Route.MANIFEST): _MIRRORED,
         ("HEAD", Route.MANIFEST): _MIRRORED,
@@ -208,7 +209,7 @@ _PARAMETERS: Mapping[tuple[str, Route], Mapping[str, Callable[[str], bool]]] = M
             "digest": is_digest,
             "digest-algorithm": _is_algorithm,
             "mount": is_digest,
-            "from": is_name,
+            "from": is_repository_name,
         },
         ("GET", Route.UPLOAD): _LOCATED,
         ("HEAD", Route.UPLOAD): _LOCATED,
@@ -228,7 +229,7 @@ def classify(method: str, target: str) -> RegistryRequest:
     located = _locate(path)
     allowed = _METHODS[located.route].get(method)
     if allowed is None:
-        return RegistryRequest(method=method, action=Action.UNKNOWN, route=Route.UNKNOWN, path=located.path)
+        return RegistryRequest(method=method, action=RegistryAction.UNKNOWN, route=Route.UNKNOWN, path=located.path)
     action, body = allowed
     given = _parse_query(query, _PARAMETERS.get((method, located.route), {}))
     named = dict(given)
@@ -249,7 +250,7 @@ def classify(method: str, target: str) -> RegistryRequest:
     )
 
 
-def at_place(request: RegistryRequest, path: str, query: str) -> RegistryRequest:
+def at_location(request: RegistryRequest, path: str, query: str) -> RegistryRequest:
     """Return a request that goes on with an upload, at the place that the registry itself gave to the upload."""
     return replace(request, path=path, carried=query)
 
@@ -305,7 +306,7 @@ _KINDS: Mapping[str, Route] = MappingProxyType(
 
 def _in_repository(route: Route, components: list[str], tail: str, reference: str) -> _Located:
     name = "/".join(components)
-    if not is_name(name):
+    if not is_repository_name(name):
         raise InvalidNameError("this is no name of a repository")
     return _Located(route, f"/v2/{name}/{tail}{reference}", name, reference)
 

@@ -12,7 +12,7 @@ from typing import assert_never
 
 from tunnelmgr.core.globs import GlobSet, check_name_glob
 from tunnelmgr.core.immutable_tags import ImmutableTags
-from tunnelmgr.core.oci import Action, RegistryRequest, is_name
+from tunnelmgr.core.oci import RegistryAction, RegistryRequest, is_repository_name
 
 EVERYTHING = "**"
 
@@ -62,20 +62,20 @@ class GroupPolicy:
 def decide(request: RegistryRequest, policy: GroupPolicy) -> Verdict:
     """Judge one request by its group's grants; whether a mount may go along is `may_mount`'s to say."""
     match request.action:
-        case Action.BASE | Action.WELL_KNOWN:
+        case RegistryAction.BASE | RegistryAction.WELL_KNOWN:
             return Verdict(allowed=True, rule="always", reason="")
-        case Action.CATALOG:
+        case RegistryAction.CATALOG:
             return Verdict(allowed=True, rule="catalog", reason="")
-        case Action.UNKNOWN:
+        case RegistryAction.UNKNOWN:
             reason = f"tunnelmgr: {request.method} {request.path} is no endpoint of the registry API"
             return Verdict(allowed=False, rule="endpoint", reason=reason)
-        case Action.PULL | Action.PUSH | Action.DELETE:
+        case RegistryAction.PULL | RegistryAction.PUSH | RegistryAction.DELETE:
             return judge(request.action, request.repository, policy)
         case _:
             assert_never(request.action)
 
 
-def judge(action: Action, repository: str, policy: GroupPolicy) -> Verdict:
+def judge(action: RegistryAction, repository: str, policy: GroupPolicy) -> Verdict:
     """Judge pull, push or delete of one repository."""
     if (pattern := policy.deny.find(repository)) is not None:
         return _verdict(policy, action, repository, rule=f"deny {pattern}", allowed=False)
@@ -86,7 +86,7 @@ def judge(action: Action, repository: str, policy: GroupPolicy) -> Verdict:
 
 def may_see(repository: str, policy: GroupPolicy) -> bool:
     """Whether the catalog names this repository to the group: one that it may pull, by a name that requests may use."""
-    return is_name(repository) and judge(Action.PULL, repository, policy).allowed
+    return is_repository_name(repository) and judge(RegistryAction.PULL, repository, policy).allowed
 
 
 def may_mount(request: RegistryRequest, policy: GroupPolicy) -> bool:
@@ -94,37 +94,37 @@ def may_mount(request: RegistryRequest, policy: GroupPolicy) -> bool:
 
     A mount that names none lets the registry search all of them (end-11, automatic content discovery): never.
     """
-    return bool(request.mount_from) and judge(Action.PULL, request.mount_from, policy).allowed
+    return bool(request.mount_from) and judge(RegistryAction.PULL, request.mount_from, policy).allowed
 
 
 def protected_tags(request: RegistryRequest, policy: GroupPolicy) -> Mapping[str, str]:
     """Return the tags that this request would write and that are written once, each with the rule that says so."""
-    if request.action is not Action.PUSH:
+    if request.action is not RegistryAction.PUSH:
         return {}
     rules = ((tag, policy.immutable_tags.rule(tag)) for tag in request.tags)
     return {tag: rule for tag, rule in rules if rule is not None}
 
 
-def _grant(action: Action, repository: str, policy: GroupPolicy) -> str | None:
+def _grant(action: RegistryAction, repository: str, policy: GroupPolicy) -> str | None:
     for kind, globs in _granting(action, policy):
         if (pattern := globs.find(repository)) is not None:
             return f"{kind} {pattern}"
     return None
 
 
-def _granting(action: Action, policy: GroupPolicy) -> tuple[tuple[str, GlobSet], ...]:
+def _granting(action: RegistryAction, policy: GroupPolicy) -> tuple[tuple[str, GlobSet], ...]:
     match action:
-        case Action.PULL:
+        case RegistryAction.PULL:
             return ("pull", policy.pull), ("push", policy.push)
-        case Action.PUSH:
+        case RegistryAction.PUSH:
             return (("push", policy.push),)
-        case Action.DELETE:
+        case RegistryAction.DELETE:
             return (("delete", policy.delete),)
         case _:
             return ()
 
 
-def _verdict(policy: GroupPolicy, action: Action, repository: str, *, rule: str, allowed: bool) -> Verdict:
+def _verdict(policy: GroupPolicy, action: RegistryAction, repository: str, *, rule: str, allowed: bool) -> Verdict:
     may = "may" if allowed else "may not"
     reason = f"tunnelmgr: group {policy.group} {may} {action} {repository}"
     return Verdict(allowed=allowed, rule=rule, reason=reason)

@@ -19,7 +19,7 @@ from tunnelmgr.daemon.trust_methods import ConsoleReader
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.socket_options import shortfalls
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError
-from tunnelmgr.gate.registry_check import answer_of, listening, loopback_only
+from tunnelmgr.gate.registry_check import is_loopback_only, listen_addresses, registry_error
 from tunnelmgr.ssh.login import load_key, load_login
 
 MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr")})
@@ -120,11 +120,11 @@ def _place(name: str, file: Path) -> Finding:
 
 
 async def _registry(name: str, target: Endpoint) -> list[Finding]:
-    wrong = await answer_of(target)
+    wrong = await registry_error(target)
     if wrong is not None:
         return [Finding("registry", "failed", f"{wrong}; start it, or correct the forward's target")]
     found = [Finding("registry", "ok", f"{name} answers")]
-    only = loopback_only(target)
+    only = is_loopback_only(target)
     if only is False:
         found.append(Finding("registry on loopback only", "failed", _exposure(name, target)))
     elif only is None:
@@ -139,7 +139,7 @@ async def _registry(name: str, target: Endpoint) -> list[Finding]:
 def _exposure(name: str, target: Endpoint) -> str:
     if not ip_address(target.host).is_loopback:
         return f"{name} is no loopback address: what reaches it may be read on the way, and others reach it too"
-    where = ", ".join(listening(target.port))
+    where = ", ".join(listen_addresses(target.port))
     return f"it listens on {where}: anybody who reaches this machine can pull; set http.addr to {name}"
 
 
@@ -184,7 +184,7 @@ def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:
 
 def _taken(endpoint: Endpoint) -> bool:
     """Tell whether a listener here stands in the way, be it one for every address."""
-    return any(host == endpoint.host or ip_address(host).is_unspecified for host in listening(endpoint.port))
+    return any(host == endpoint.host or ip_address(host).is_unspecified for host in listen_addresses(endpoint.port))
 
 
 def _is_loopback(address: str) -> bool:

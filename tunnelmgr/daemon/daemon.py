@@ -20,7 +20,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import DrainRequested, Event, MemoryExpired, Reconfigured, Snapshot
 from tunnelmgr.core.health import AuditHealth, DaemonHealth, FastPathHealth
 from tunnelmgr.core.missing import missing
-from tunnelmgr.core.oci import Action, is_name
+from tunnelmgr.core.oci import RegistryAction, is_repository_name
 from tunnelmgr.core.persistence import restored
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
 from tunnelmgr.core.ports import AgentChannel
@@ -130,11 +130,11 @@ class Daemon:
 
     def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
         """Return what the agent's policy says; raises ValueError for what is no action or no repository."""
-        if not is_name(repository):
+        if not is_repository_name(repository):
             raise ValueError(f"{repository!r} is no name of a repository")
-        if action not in {Action.PULL, Action.PUSH, Action.DELETE}:
+        if action not in {RegistryAction.PULL, RegistryAction.PUSH, RegistryAction.DELETE}:
             raise ValueError(f"{action!r} is none of pull, push and delete")
-        return judge(Action(action), repository, self._policy(agent))
+        return judge(RegistryAction(action), repository, self._policy(agent))
 
     async def reload(self) -> list[str]:
         """Read the file again and follow it; raises ConfigError, and then nothing has changed.

@@ -8,7 +8,7 @@ import structlog
 
 from tunnelmgr.core.health import RegistryHealth
 from tunnelmgr.core.tunnel import Endpoint, Forward
-from tunnelmgr.gate.registry_check import answer_of, loopback_only
+from tunnelmgr.gate.registry_check import is_loopback_only, registry_error
 
 log = structlog.get_logger(__name__)
 
@@ -42,5 +42,5 @@ class RegistryWatch:
 
 
 async def _facts(target: Endpoint) -> RegistryHealth:
-    error = await answer_of(target)
-    return RegistryHealth(error is None, await asyncio.to_thread(loopback_only, target), error)
+    error = await registry_error(target)
+    return RegistryHealth(error is None, await asyncio.to_thread(is_loopback_only, target), error)

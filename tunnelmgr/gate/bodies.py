@@ -10,10 +10,10 @@ from typing import Protocol, assert_never
 import h11
 
 from tunnelmgr.errors import GateError
-from tunnelmgr.gate.framing import BodyShape, Coding
+from tunnelmgr.gate.head_parser import BodyFraming, Coding
 
 LAST_CHUNK = b"0\r\n\r\n"
-PIECES = 32
+MAX_PIECES = 32
 """Pieces that one feed of a chunked body decodes at most: about a millisecond, however small the chunks are."""
 _CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: gate\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -77,7 +77,7 @@ class ChunkedBody:
         self.more = False
 
     def feed(self, data: bytes) -> Sequence[Piece]:
-        """Decode up to `PIECES` pieces of what was fed; a piece is a chunk, or the part of it that has arrived."""
+        """Decode up to `MAX_PIECES` pieces of what was fed; a piece is a chunk, or the part of it that has arrived."""
         if not data and not self.more:
             return ()
         pieces: list[Piece] = []
@@ -85,7 +85,7 @@ class ChunkedBody:
         try:
             if data:
                 self._connection.receive_data(data)
-            while len(pieces) < PIECES and isinstance(event := self._connection.next_event(), h11.Data):
+            while len(pieces) < MAX_PIECES and isinstance(event := self._connection.next_event(), h11.Data):
                 pieces.append(event.data)
         except h11.RemoteProtocolError as refused:
             raise self._error(f"the body's chunks are broken: {refused}") from refused
@@ -112,7 +112,7 @@ class BodyUntilClose:
         return (data,) if data else ()
 
 
-def body_reader(shape: BodyShape, error: type[GateError]) -> BodyReader:
+def body_reader(shape: BodyFraming, error: type[GateError]) -> BodyReader:
     """Return the reader for a body; `error` is whose fault a broken one is."""
     match shape.coding:
         case Coding.NONE | Coding.COUNTED:

@@ -17,17 +17,17 @@ from urllib.parse import quote
 
 from tunnelmgr.core.oci import RegistryRequest
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.answers import Answer
+from tunnelmgr.gate.local_reply import LocalReply
 
 PAGE: Final = 100
 """Names on a page when the agent does not say, as in docker-registry."""
 MOST: Final = 1000
 """Names on a page at most, and asked of the registry at once; docker-registry's default `catalog.maxentries`."""
-SEARCHED: Final = 100
+MAX_REGISTRY_PAGES: Final = 100
 """Pages of the registry that are read for one of ours."""
 PATIENCE: Final = 5.0
 """Seconds that the search for one page may take, the wait for the agent's other searches included."""
-FILTERED: Final = 64
+NAMES_PER_CHECKPOINT: Final = 64
 """Names that are filtered between two checkpoints: about 0.2 ms."""
 
 
@@ -58,8 +58,8 @@ class CatalogSearch:
     turn: asyncio.Semaphore
     patience: float = field(default_factory=lambda: PATIENCE)
 
-    async def page(self, request: RegistryRequest, *, close: bool) -> Answer:
-        """Answer a catalog request with visible names only; raises RegistryUnavailableError."""
+    async def page(self, request: RegistryRequest, *, close: bool) -> LocalReply:
+        """LocalReply a catalog request with visible names only; raises RegistryUnavailableError."""
         asked = dict(request.query)
         wanted = min(int(asked.get("n", PAGE)), MOST)
         names: list[str] = []
@@ -75,24 +75,25 @@ class CatalogSearch:
                 ) from None
         if more and wanted and not names:
             raise RegistryUnavailableError(
-                f"no repository of yours is on the first {SEARCHED} pages of the catalog from here: ask for it by name"
+                f"no repository of yours is on the first {MAX_REGISTRY_PAGES} pages of the catalog from here: "
+                "ask for it by name"
             )
         shown = names[:wanted]
         link = _link(shown[-1], wanted) if shown and (more or len(names) > wanted) else ""
-        return Answer(HTTPStatus.OK, {"repositories": shown}, close, link)
+        return LocalReply(HTTPStatus.OK, {"repositories": shown}, close, link)
 
     async def _find(self, names: list[str], wanted: int, last: str) -> bool:
         """Add visible names that follow `last`, one more than wanted if there are; return whether there may be more."""
         more, size = wanted > 0, f"n={MOST}"
         searched = 0
-        while more and len(names) <= wanted and searched < SEARCHED:
+        while more and len(names) <= wanted and searched < MAX_REGISTRY_PAGES:
             page = await self.fetch(_target(size, last))
             if page.status == HTTPStatus.BAD_REQUEST and size:
                 size = ""  # a registry with a smaller `maxentries` takes no number above it, but has a default
                 continue
             found = _names(page)
-            for start in range(0, len(found), FILTERED):
-                names += filter(self.visible, found[start : start + FILTERED])
+            for start in range(0, len(found), NAMES_PER_CHECKPOINT):
+                names += filter(self.visible, found[start : start + NAMES_PER_CHECKPOINT])
                 await self.checkpoint()
             more = page.has_next and bool(found)
             last = found[-1] if found else ""

@@ -15,12 +15,12 @@ from tunnelmgr.core.oci import RegistryRequest, is_digest
 from tunnelmgr.core.ports import Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
-from tunnelmgr.gate.answers import CONTINUE
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
 from tunnelmgr.gate.catalog import RegistryPage
-from tunnelmgr.gate.framing import BodyShape, Coding, HeadBuffer, RequestHead, ResponseHead
-from tunnelmgr.gate.headers import answer_head, registry_request
-from tunnelmgr.gate.location_rewrite import told_location
+from tunnelmgr.gate.head_encoder import encode_request_head, encode_response_head
+from tunnelmgr.gate.head_parser import BodyFraming, Coding, ReceiveBuffer, RequestHead, ResponseHead
+from tunnelmgr.gate.local_reply import CONTINUE
+from tunnelmgr.gate.location_rewrite import rewrite_location
 from tunnelmgr.gate.manifest import (
     MAX_MANIFEST,
     ManifestTooLargeError,
@@ -28,7 +28,7 @@ from tunnelmgr.gate.manifest import (
     TaggedManifest,
     media_type,
 )
-from tunnelmgr.gate.registry_connection import RegistryLink
+from tunnelmgr.gate.registry_connection import RegistryConnection
 
 # Docker's registry takes a manifest for missing unless its type is accepted, so all that it can store are named.
 _ANY_MANIFEST: Final = (
@@ -41,7 +41,7 @@ MAX_PAGE: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Timeouts:
     """Seconds that the gate waits."""
 
     idle: float = 120.0  # for the first byte of a request
@@ -90,10 +90,10 @@ class Exchange:
         self,
         *,
         agent: Channel,
-        inbox: HeadBuffer,
-        link: RegistryLink,
+        inbox: ReceiveBuffer,
+        link: RegistryConnection,
         target: Endpoint,
-        limits: Limits,
+        limits: Timeouts,
         progress: Progress,
     ) -> None:
         self._agent = agent
@@ -109,7 +109,7 @@ class Exchange:
         Raises RegistryUnavailableError, MalformedRequestError for broken chunks, AgentStalledError, and ConnectionError
         when the agent is gone.
         """
-        wire = registry_request(head, request)
+        wire = encode_request_head(head, request)
         if head.body.coding is Coding.NONE:
             return await self._link.ask(head.method, wire)
         return await self._upload(head, wire)
@@ -121,11 +121,11 @@ class Exchange:
         if answer.status == HTTPStatus.METHOD_NOT_ALLOWED and head.method != "HEAD" and not _is_json(answer):
             raise ReadOnlyError(head.method, self._target)
         if location is None:
-            location = told_location(answer, request, head.host, self._target)
+            location = rewrite_location(answer, request, head.host, self._target)
         if not head.keep_alive:
             self._progress.keep_alive = False
         close = not self._progress.keep_alive
-        first = answer_head(answer, location=location, host=head.host, target=self._target, close=close)
+        first = encode_response_head(answer, location=location, host=head.host, target=self._target, close=close)
         self._progress.status = answer.status
         try:
             async with asyncio.timeout(self._limits.answer) as limit:
@@ -179,7 +179,7 @@ class Exchange:
         reader = body_reader(head.body, MalformedRequestError)
         manifest = PushedManifest(media_type(dict(head.fields).get(b"content-type", b"")))
         while not reader.done:
-            data = b"" if reader.more else self._inbox.take_rest() or await self._receive_body()
+            data = b"" if reader.more else self._inbox.take_all() or await self._receive_body()
             for piece in reader.feed(data):
                 manifest.add(piece)
             await self._agent.checkpoint()
@@ -189,8 +189,8 @@ class Exchange:
     async def ask_with(self, head: RequestHead, request: RegistryRequest, manifest: PushedManifest) -> ResponseHead:
         """Carry a request whose body has been read to the registry; returns and raises as `ask` does."""
         await self._link.open()
-        shape = BodyShape(Coding.COUNTED, len(manifest.content))
-        wire = registry_request(replace(head, body=shape), request)
+        shape = BodyFraming(Coding.COUNTED, len(manifest.content))
+        wire = encode_request_head(replace(head, body=shape), request)
         return await self._hear_while(head, self._link.send(wire + manifest.content))
 
     async def _upload(self, head: RequestHead, wire: bytes) -> ResponseHead:
@@ -221,7 +221,7 @@ class Exchange:
 
     async def _send_body(self, reader: BodyReader, wire: bytes, *, chunked: bool) -> None:
         await self._link.send(wire)
-        data = self._inbox.take_rest()
+        data = self._inbox.take_all()
         while True:
             pieces = reader.feed(data)
             if reader.rest:

@@ -17,7 +17,7 @@ from tunnelmgr.core.locations import Reference, is_content, parse_reference
 from tunnelmgr.core.oci import RegistryRequest
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.framing import ResponseHead
+from tunnelmgr.gate.head_parser import ResponseHead
 
 _LINK: Final = re.compile(rb"<([^<>]*)>(.*)")
 _LONGEST_SHOWN: Final = 200
@@ -60,7 +60,7 @@ def leads_here(reference: Reference, host: str, target: Endpoint) -> bool:
     return reference.authority in {"", host.lower(), str(target)}
 
 
-def told_location(answer: ResponseHead, request: RegistryRequest, host: str, target: Endpoint) -> str | None:
+def rewrite_location(answer: ResponseHead, request: RegistryRequest, host: str, target: Endpoint) -> str | None:
     """Return the Location to tell the agent, None without one; raises RegistryUnavailableError if it is not usable."""
     value = location_of(answer)
     if value is None:
@@ -75,7 +75,7 @@ def told_location(answer: ResponseHead, request: RegistryRequest, host: str, tar
     return _through_gate(reference, host)
 
 
-def told_links(value: bytes, host: str, target: Endpoint) -> Iterator[str]:
+def rewrite_links(value: bytes, host: str, target: Endpoint) -> Iterator[str]:
     """Keep a page link (OCI distribution spec, "Listing Tags") that stays here; one that leads elsewhere is no use."""
     matched = _LINK.fullmatch(value)
     reference = parse_reference(matched[1]) if matched else None

@@ -13,21 +13,21 @@ from http import HTTPStatus
 from typing import Final
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.locations import parse_reference, upload_place
-from tunnelmgr.core.oci import UPLOAD_STATE, RegistryRequest, Route, at_place, without_mount
+from tunnelmgr.core.locations import parse_reference, upload_location
+from tunnelmgr.core.oci import UPLOAD_STATE, RegistryRequest, Route, at_location, without_mount
 from tunnelmgr.core.policy import Verdict, may_mount, protected_tags
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate.answers import Answer
-from tunnelmgr.gate.framing import RequestHead, ResponseHead
+from tunnelmgr.gate.authorized_request import AuthorizedRequest
+from tunnelmgr.gate.head_parser import RequestHead, ResponseHead
+from tunnelmgr.gate.local_reply import LocalReply
 from tunnelmgr.gate.location_rewrite import UnusableLocationError, location_of
 from tunnelmgr.gate.manifest import ManifestTooLargeError, PushedManifest
-from tunnelmgr.gate.permitted import Permitted
-from tunnelmgr.gate.tag_locks import TAGGING, Claims, Key
+from tunnelmgr.gate.tag_locks import TAGGING, Key, TagLocks
 from tunnelmgr.gate.uploads import Upload, Uploads
 
 _DONE: Final = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
 _GOES_ON: Final = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
-READ_AT_ONCE: Final = 4
+MAX_BUFFERED_MANIFESTS: Final = 4
 """Manifests of one agent that are read into memory at the same time; further ones wait unread."""
 _NOT_BEGUN: Final = Verdict(
     allowed=False, rule="upload", reason="tunnelmgr: this agent has no such upload open: begin it again"
@@ -35,23 +35,23 @@ _NOT_BEGUN: Final = Verdict(
 
 
 @dataclass(frozen=True, slots=True)
-class Pushing:
+class PushHandler:
     """One agent's pushes to one registry."""
 
     uploads: Uploads
-    writing: Claims
+    writing: TagLocks
     reading: asyncio.Semaphore
     agent: AgentId
     target: Endpoint
 
-    async def carry(self, push: Permitted) -> Answer | None:
+    async def carry(self, push: AuthorizedRequest) -> LocalReply | None:
         """Carry a push out, or return why not."""
         request = push.request
         if request.route is Route.UPLOAD:
             place = self.uploads.find(self.agent, self._upload(request))
             if place is None:
                 return push.refuse(_NOT_BEGUN, HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN")
-            request = at_place(request, place.path, place.query)
+            request = at_location(request, place.path, place.query)
         elif rules := protected_tags(request, push.policy):
             return await self._write_once(push, rules)
         elif not may_mount(request, push.policy):
@@ -61,7 +61,7 @@ class Pushing:
         await push.exchange.pass_back(push.head, push.request, answer, location=location)
         return None
 
-    async def _write_once(self, push: Permitted, rules: Mapping[str, str]) -> Answer | None:
+    async def _write_once(self, push: AuthorizedRequest, rules: Mapping[str, str]) -> LocalReply | None:
         # No deadline: only this agent's own requests are in the way, and each of their steps has one.
         async with self.reading:
             try:
@@ -83,7 +83,9 @@ class Pushing:
         tags = {(*place, tag): manifest.digest for tag in rules}
         return tags | {(*place, digest): TAGGING for digest in (manifest.digest, *request.digests)}
 
-    async def _refused(self, push: Permitted, rules: Mapping[str, str], manifest: PushedManifest) -> Verdict | None:
+    async def _refused(
+        self, push: AuthorizedRequest, rules: Mapping[str, str], manifest: PushedManifest
+    ) -> Verdict | None:
         """Look at each protected tag; returns why one may not be written, None if all may."""
         repository = push.request.repository
         for tag, rule in rules.items():
@@ -110,7 +112,7 @@ class Pushing:
         if value is None or HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
             return None
         reference = parse_reference(value)
-        place = upload_place(reference, request.repository) if reference is not None else None
+        place = upload_location(reference, request.repository) if reference is not None else None
         if place is None:
             if answer.status in _GOES_ON:
                 raise UnusableLocationError(answer.status, value, request.repository)

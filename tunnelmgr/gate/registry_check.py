@@ -12,7 +12,7 @@ PATIENCE = 5.0
 _LISTENING = "0A"
 
 
-async def answer_of(target: Endpoint) -> str | None:
+async def registry_error(target: Endpoint) -> str | None:
     """Return what is wrong with the registry's answer to `GET /v2/`, None if nothing is (OCI spec, end-1)."""
     request = f"GET /v2/ HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n"
     try:
@@ -38,7 +38,7 @@ async def answer_of(target: Endpoint) -> str | None:
     return f"{target} answers {words[1].decode('latin-1')} to GET /v2/"
 
 
-def listening(port: int, proc: Path = Path("/proc/net")) -> tuple[str, ...]:
+def listen_addresses(port: int, proc: Path = Path("/proc/net")) -> tuple[str, ...]:
     """Return the local addresses on which something listens on `port`, empty where that is unreadable.
 
     From /proc/net/tcp, which has those that listen before all others (Linux, Documentation/networking/proc_net_tcp).
@@ -58,11 +58,11 @@ def listening(port: int, proc: Path = Path("/proc/net")) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def loopback_only(target: Endpoint) -> bool | None:
+def is_loopback_only(target: Endpoint) -> bool | None:
     """Tell whether the registry's port is bound on loopback only; None where that cannot be seen from here."""
     if not ip_address(target.host).is_loopback:
         return False
-    bound = listening(target.port)
+    bound = listen_addresses(target.port)
     if not bound:
         return None
     return all(ip_address(address).is_loopback for address in bound)

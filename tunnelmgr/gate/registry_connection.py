@@ -15,15 +15,15 @@ from tunnelmgr.core.ports import Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.bodies import Piece, body_reader
-from tunnelmgr.gate.framing import HeadBuffer, ResponseHead, parse_response_head
-from tunnelmgr.gate.registry_socket import Upstream
+from tunnelmgr.gate.head_parser import ReceiveBuffer, ResponseHead, parse_response_head
+from tunnelmgr.gate.target_socket import TargetSocket
 
-SLOTS: Final = 4
+MAX_PENDING_REQUESTS: Final = 4
 """Requests without a body that one agent may have in the registry at once, until their answers begin."""
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 
 
-class RegistryLink:
+class RegistryConnection:
     """The registry as one channel sees it; every failure of it is a RegistryUnavailableError."""
 
     def __init__(self, target: Endpoint, slots: asyncio.Semaphore, *, head_timeout: float, idle_timeout: float) -> None:
@@ -31,8 +31,8 @@ class RegistryLink:
         self._slots = slots
         self._head_timeout = head_timeout
         self._idle_timeout = idle_timeout
-        self._upstream: Upstream | None = None
-        self._inbox = HeadBuffer(RegistryUnavailableError)
+        self._upstream: TargetSocket | None = None
+        self._inbox = ReceiveBuffer(RegistryUnavailableError)
         self._heard = False
         self._last = False
 
@@ -43,7 +43,7 @@ class RegistryLink:
         if self._upstream is not None and self._upstream.idle and not self._inbox:
             return True
         self.abort()
-        self._upstream = await Upstream.open(self._target)
+        self._upstream = await TargetSocket.open(self._target)
         return False
 
     def abort(self) -> None:
@@ -51,7 +51,7 @@ class RegistryLink:
         if self._upstream is not None:
             self._upstream.abort()
             self._upstream = None
-        self._inbox.take_rest()
+        self._inbox.take_all()
 
     def end_with_answer(self) -> None:
         """Drop the connection once the current answer has been read: the request on it was never sent whole."""
@@ -64,7 +64,7 @@ class RegistryLink:
                 await self._slots.acquire()
         except TimeoutError as late:
             raise RegistryUnavailableError(
-                f"the registry at {self._target} has not answered {SLOTS} earlier requests of this agent"
+                f"the registry at {self._target} has not answered {MAX_PENDING_REQUESTS} earlier requests of this agent"
             ) from late
         try:
             return await self._ask(method, wire)
@@ -113,7 +113,7 @@ class RegistryLink:
 
     def arrived(self, count: int) -> bytes:
         """Return what has arrived of a body of `count` bytes."""
-        data = self._inbox.take_rest()
+        data = self._inbox.take_all()
         self._inbox.feed(data[count:])
         return data[:count]
 
@@ -137,7 +137,7 @@ class RegistryLink:
     async def body(self, answer: ResponseHead) -> AsyncGenerator[Sequence[Piece], None]:
         """Yield the answer's body as it comes, without its coding; the caller sets the deadlines."""
         reader = body_reader(answer.body, RegistryUnavailableError)
-        data = b"" if reader.done else self._inbox.take_rest()
+        data = b"" if reader.done else self._inbox.take_all()
         while not reader.done:
             if pieces := reader.feed(data):
                 yield pieces
@@ -176,7 +176,7 @@ class RegistryLink:
         except ConnectionError as lost:
             raise RegistryUnavailableError(f"the registry at {self._target} hung up") from lost
 
-    def _connection(self) -> Upstream:
+    def _connection(self) -> TargetSocket:
         assert self._upstream is not None  # noqa: S101 (`open` comes before every exchange)
         return self._upstream
 

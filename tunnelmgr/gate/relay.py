@@ -9,7 +9,7 @@ import structlog
 from tunnelmgr.core.ports import AgentChannel, Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.registry_socket import Upstream
+from tunnelmgr.gate.target_socket import TargetSocket
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -35,7 +35,7 @@ async def relay(channel: AgentChannel, target: Endpoint, traffic: Traffic) -> No
 
 
 async def _carry(agent: Channel, target: Endpoint) -> None:
-    upstream = await Upstream.open(target)
+    upstream = await TargetSocket.open(target)
     whole = False
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -53,13 +53,13 @@ async def _carry(agent: Channel, target: Endpoint) -> None:
             upstream.abort()
 
 
-async def _to_target(agent: Channel, upstream: Upstream) -> None:
+async def _to_target(agent: Channel, upstream: TargetSocket) -> None:
     while data := await agent.read():
         await upstream.write(data)
         await agent.checkpoint()
     upstream.write_eof()
 
 
-async def _to_agent(agent: Channel, upstream: Upstream) -> None:
+async def _to_agent(agent: Channel, upstream: TargetSocket) -> None:
     await agent.pour(upstream, sys.maxsize, lambda _: None)
     agent.write_eof()

@@ -22,28 +22,28 @@ from typing import Final
 import structlog
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.oci import WELL_KNOWN_PATH, Action, classify, probe_request
+from tunnelmgr.core.oci import WELL_KNOWN_PATH, RegistryAction, classify, probe_request
 from tunnelmgr.core.policy import GroupPolicy, decide, may_see
 from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateClosedError, GateError, MalformedRequestError
-from tunnelmgr.gate.access_record import Entry
-from tunnelmgr.gate.answers import Answer, refusal
+from tunnelmgr.gate.authorized_request import AuthorizedRequest
 from tunnelmgr.gate.caller import Caller, NoRequestLog, RequestLog
 from tunnelmgr.gate.catalog import CatalogSearch
-from tunnelmgr.gate.deletion import Deleting
-from tunnelmgr.gate.exchange import AgentStalledError, Exchange, Limits, Progress, ReadOnlyError
-from tunnelmgr.gate.framing import Coding, HeadBuffer, RequestHead, has_form_body, parse_request_head
+from tunnelmgr.gate.concurrency_limit import ConcurrencyLimit
+from tunnelmgr.gate.delete import DeleteHandler
+from tunnelmgr.gate.exchange import AgentStalledError, Exchange, Progress, ReadOnlyError, Timeouts
+from tunnelmgr.gate.head_parser import Coding, ReceiveBuffer, RequestHead, has_form_body, parse_request_head
+from tunnelmgr.gate.local_reply import LocalReply, refusal
 from tunnelmgr.gate.location_rewrite import RedirectedElsewhereError, UnusableLocationError
-from tunnelmgr.gate.permitted import Permitted
-from tunnelmgr.gate.push import READ_AT_ONCE, Pushing
-from tunnelmgr.gate.registry_connection import SLOTS, RegistryLink
-from tunnelmgr.gate.request_limit import PerAgent
-from tunnelmgr.gate.tag_locks import Claims
+from tunnelmgr.gate.push import MAX_BUFFERED_MANIFESTS, PushHandler
+from tunnelmgr.gate.registry_connection import MAX_PENDING_REQUESTS, RegistryConnection
+from tunnelmgr.gate.request_record import PendingRecord
+from tunnelmgr.gate.tag_locks import TagLocks
 from tunnelmgr.gate.traffic import MeteredChannel, Traffic
 from tunnelmgr.gate.uploads import Uploads
 
-DRAINED: Final = 1024 * 1024
+MAX_DISCARDED: Final = 1024 * 1024
 """Bytes of a refused body that are read and thrown away, so that the agent gets to read its answer."""
 TLS_HANDSHAKE: Final = b"\x16\x03"
 """How every TLS connection begins (RFC 8446, section 5.1)."""
@@ -69,12 +69,12 @@ class Gate:
     proof: Proof
     requests: RequestLog = field(default_factory=NoRequestLog)
     closed: Callable[[], str | None] = lambda: None
-    limits: Limits = field(default_factory=Limits)
+    limits: Timeouts = field(default_factory=Timeouts)
     uploads: Uploads = field(default_factory=Uploads)
-    writing: Claims = field(default_factory=Claims)
-    slots: PerAgent = field(default_factory=lambda: PerAgent(SLOTS))
-    reading: PerAgent = field(default_factory=lambda: PerAgent(READ_AT_ONCE))
-    searching: PerAgent = field(default_factory=lambda: PerAgent(1))
+    writing: TagLocks = field(default_factory=TagLocks)
+    slots: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(MAX_PENDING_REQUESTS))
+    reading: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(MAX_BUFFERED_MANIFESTS))
+    searching: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(1))
 
     async def serve(self, channel: AgentChannel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
         """Serve one channel until it ends; raises nothing but CancelledError."""
@@ -100,16 +100,16 @@ class Session:
 
     def __init__(self, gate: Gate, agent: MeteredChannel, caller: Caller, target: Endpoint) -> None:
         limits = gate.limits
-        self.link = RegistryLink(
+        self.link = RegistryConnection(
             target, gate.slots.of(caller.agent), head_timeout=limits.answer, idle_timeout=limits.answer
         )
         self._gate = gate
         self._agent = agent
         self._caller = caller
         self._target = target
-        self._inbox = HeadBuffer(MalformedRequestError)
-        self._pushing = Pushing(gate.uploads, gate.writing, gate.reading.of(caller.agent), caller.agent, target)
-        self._deleting = Deleting(gate.writing, gate.searching.of(caller.agent), target, limits.search)
+        self._inbox = ReceiveBuffer(MalformedRequestError)
+        self._pushing = PushHandler(gate.uploads, gate.writing, gate.reading.of(caller.agent), caller.agent, target)
+        self._deleting = DeleteHandler(gate.writing, gate.searching.of(caller.agent), target, limits.search)
         self._log = log.bind(agent=caller.agent)
         self._recorded = (0, 0)
         self._question = probe_request(caller.listener, "").removesuffix(_HEAD_END)
@@ -148,7 +148,7 @@ class Session:
     async def _serve_request(self) -> bool:
         """Serve one request; returns whether another may follow."""
         began = time.monotonic()  # finer than uvloop's, which counts milliseconds
-        entry, progress = Entry(), Progress()
+        entry, progress = PendingRecord(), Progress()
         try:
             await self._attempt(entry, progress)
         finally:
@@ -157,10 +157,10 @@ class Session:
         await self._gate.requests.settle(self._caller.agent)
         return progress.keep_alive
 
-    async def _attempt(self, entry: Entry, progress: Progress) -> None:
-        """Answer the next request, whatever it is and whatever comes of it."""
+    async def _attempt(self, entry: PendingRecord, progress: Progress) -> None:
+        """LocalReply the next request, whatever it is and whatever comes of it."""
         head: RequestHead | None = None
-        answer: Answer | None
+        answer: LocalReply | None
         try:
             raw = await self._read_head()
             if raw is None:
@@ -198,7 +198,7 @@ class Session:
             raise AgentStalledError("the head did not come in time") from late
         return raw
 
-    async def _answer(self, head: RequestHead, entry: Entry, progress: Progress) -> Answer | None:
+    async def _answer(self, head: RequestHead, entry: PendingRecord, progress: Progress) -> LocalReply | None:
         """Judge one request and carry it through; returns the gate's own answer if it gives one."""
         close = head.ends_channel
         policy = self._present_policy()
@@ -210,17 +210,17 @@ class Session:
         entry.judge(verdict)
         if not verdict.allowed:
             return refusal(HTTPStatus.FORBIDDEN, "DENIED", verdict.reason, close=close)
-        if request.action is Action.WELL_KNOWN:
-            return Answer(HTTPStatus.OK, self._identity(head), close)
+        if request.action is RegistryAction.WELL_KNOWN:
+            return LocalReply(HTTPStatus.OK, self._identity(head), close)
         if (why := self._gate.closed()) is not None:
             raise GateClosedError(why)
-        return await self._carry(Permitted(head, request, policy, entry, self._exchange(progress)))
+        return await self._carry(AuthorizedRequest(head, request, policy, entry, self._exchange(progress)))
 
-    async def _carry(self, permitted: Permitted) -> Answer | None:
+    async def _carry(self, permitted: AuthorizedRequest) -> LocalReply | None:
         """Carry a permitted request through; returns the gate's own answer if it gives one."""
         head, request, exchange = permitted.head, permitted.request, permitted.exchange
         match request.action:
-            case Action.CATALOG:
+            case RegistryAction.CATALOG:
                 search = CatalogSearch(
                     fetch=partial(exchange.fetch, head),
                     visible=partial(may_see, policy=permitted.policy),
@@ -228,9 +228,9 @@ class Session:
                     turn=self._gate.searching.of(self._caller.agent),
                 )
                 return await search.page(request, close=head.ends_channel)
-            case Action.PUSH:
+            case RegistryAction.PUSH:
                 return await self._pushing.carry(permitted)
-            case Action.DELETE:
+            case RegistryAction.DELETE:
                 return await self._deleting.carry(permitted)
         await exchange.pass_back(head, request, await exchange.ask(head, request))
         return None
@@ -242,10 +242,10 @@ class Session:
         nonce = _NONCE.fullmatch(raw, len(self._question), len(raw) - len(_HEAD_END))
         return None if nonce is None else nonce[0].decode("ascii")
 
-    def _answer_probe(self, nonce: str, entry: Entry) -> Answer:
+    def _answer_probe(self, nonce: str, entry: PendingRecord) -> LocalReply:
         entry.method, entry.request = _PROBE.method, _PROBE
         entry.judge(decide(_PROBE, self._present_policy()))  # allowed to all
-        return Answer(HTTPStatus.OK, self._proof(nonce), close=False)
+        return LocalReply(HTTPStatus.OK, self._proof(nonce), close=False)
 
     def _proof(self, nonce: str) -> dict[str, object]:
         self._agent.uncount()  # the controller's own: it keeps the channel open from one probe to the next
@@ -281,7 +281,7 @@ class Session:
         caller = self._caller
         return {"agent": caller.agent, "group": caller.group, "controller": caller.controller}
 
-    def _failure(self, failed: GateError, head: RequestHead | None, entry: Entry) -> Answer:
+    def _failure(self, failed: GateError, head: RequestHead | None, entry: PendingRecord) -> LocalReply:
         """Turn an error into the answer that tells it; the registry's part of it is over."""
         self.link.abort()
         match failed:
@@ -299,7 +299,7 @@ class Session:
         close = head is None or head.ends_channel
         return refusal(status, code, str(failed), close=close)
 
-    async def _tell(self, answer: Answer, head: RequestHead | None, progress: Progress) -> None:
+    async def _tell(self, answer: LocalReply, head: RequestHead | None, progress: Progress) -> None:
         progress.status = answer.status
         progress.keep_alive = not answer.close
         try:
@@ -313,7 +313,7 @@ class Session:
     async def _drain(self) -> None:
         """Read what the agent still sends, so that its own side does not reset before it has read the answer."""
         self._agent.write_eof()
-        left = DRAINED
+        left = MAX_DISCARDED
         try:
             async with asyncio.timeout(self._gate.limits.drain):
                 while left > 0 and (data := await self._agent.read()):
@@ -321,7 +321,7 @@ class Session:
         except TimeoutError:
             self._log.debug("agent did not end its refused request")
 
-    def _record(self, entry: Entry, progress: Progress, *, took: float) -> None:
+    def _record(self, entry: PendingRecord, progress: Progress, *, took: float) -> None:
         sent, received = self._recorded
         self._recorded = self._agent.to_agent, self._agent.from_agent
         record = entry.record(

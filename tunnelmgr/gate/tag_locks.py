@@ -15,12 +15,12 @@ DELETING: Final = "deleting"
 
 
 @dataclass(slots=True)
-class _Held:
+class _Lock:
     purpose: str
     holders: int
 
 
-class Claims:
+class TagLocks:
     """Tags and digests, each held for one purpose by one request or by several that want the same.
 
     A look at the registry and the write that follows from it are two requests; a claim makes one step of them. A tag is
@@ -28,7 +28,7 @@ class Claims:
     """
 
     def __init__(self) -> None:
-        self._held: dict[Key, _Held] = {}
+        self._held: dict[Key, _Lock] = {}
 
     @contextmanager
     def claim(self, wanted: Mapping[Key, str]) -> Iterator[bool]:
@@ -37,7 +37,7 @@ class Claims:
             yield False
             return
         for key, purpose in wanted.items():
-            self._held.setdefault(key, _Held(purpose, 0)).holders += 1
+            self._held.setdefault(key, _Lock(purpose, 0)).holders += 1
         try:
             yield True
         finally:

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.locations import UploadPlace
+from tunnelmgr.core.locations import UploadLocation
 from tunnelmgr.core.tunnel import Endpoint
 
-PER_AGENT: Final = 256
+MAX_UPLOADS: Final = 256
 """Uploads that one agent may have open; docker sends five layers at a time, and agents run a handful of pushes."""
-KEPT: Final = 86400.0
+RETENTION: Final = 86400.0
 """Seconds for which an unused upload is remembered; the registry itself purges after a week."""
 
 
@@ -38,7 +38,7 @@ class Upload:
 
 @dataclass(slots=True)
 class _Kept:
-    place: UploadPlace
+    place: UploadLocation
     used: float
 
 
@@ -51,26 +51,26 @@ class Uploads:
         self._by_agent: dict[AgentId, dict[Upload, _Kept]] = {}
         self._swept = clock()
 
-    def begin(self, agent: AgentId, registry: Endpoint, repository: str, place: UploadPlace) -> Upload:
+    def begin(self, agent: AgentId, registry: Endpoint, repository: str, place: UploadLocation) -> Upload:
         """Remember an upload that the agent began; returns it with an id that nobody can guess."""
         upload = Upload(registry, repository, secrets.token_hex(16))
         self.move(agent, upload, place)
         return upload
 
-    def move(self, agent: AgentId, upload: Upload, place: UploadPlace) -> None:
+    def move(self, agent: AgentId, upload: Upload, place: UploadLocation) -> None:
         """Remember where the registry goes on with an upload."""
         now = self._clock()
         self._sweep(now)
         own = self._by_agent.setdefault(agent, {})
         own.pop(upload, None)
         own[upload] = _Kept(place, now)
-        if len(own) > PER_AGENT:
+        if len(own) > MAX_UPLOADS:
             del own[next(iter(own))]
 
-    def find(self, agent: AgentId, upload: Upload) -> UploadPlace | None:
+    def find(self, agent: AgentId, upload: Upload) -> UploadLocation | None:
         """Return where the registry goes on with an upload, None if this agent did not begin it or it is forgotten."""
         kept = self._by_agent.get(agent, {}).get(upload)
-        return None if kept is None or self._clock() - kept.used > KEPT else kept.place
+        return None if kept is None or self._clock() - kept.used > RETENTION else kept.place
 
     def forget(self, agent: AgentId, upload: Upload) -> None:
         """Drop an upload that has ended."""
@@ -84,9 +84,9 @@ class Uploads:
 
     def _sweep(self, now: float) -> None:
         """Forget what grew old, now and then: agents that left will never ask again."""
-        if now - self._swept < KEPT / 24:
+        if now - self._swept < RETENTION / 24:
             return
         self._swept = now
         for agent, own in list(self._by_agent.items()):
-            for upload in [upload for upload, kept in own.items() if now - kept.used > KEPT]:
+            for upload in [upload for upload, kept in own.items() if now - kept.used > RETENTION]:
                 self.forget(agent, upload)

@@ -17,7 +17,7 @@ _LONGEST_PHRASE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LocalReply:
     """One complete answer.
 
     `close` says that no request follows on this channel, `link` is the Link field's value, and `reason` stands in the
@@ -47,10 +47,10 @@ class Answer:
         return head.encode() + b"\r\n" + (b"" if without_body else body)
 
 
-def refusal(status: HTTPStatus, code: str, message: str, *, close: bool) -> Answer:
+def refusal(status: HTTPStatus, code: str, message: str, *, close: bool) -> LocalReply:
     """Return a refusal with one of the spec's error codes; `message` is for the person at the agent."""
     told = message if message.startswith("tunnelmgr: ") else f"tunnelmgr: {message}"
-    return Answer(status, {"errors": [{"code": code, "message": told}]}, close, reason=told)
+    return LocalReply(status, {"errors": [{"code": code, "message": told}]}, close, reason=told)
 
 
 def _phrase(reason: str) -> str:

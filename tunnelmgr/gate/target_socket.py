@@ -13,13 +13,13 @@ from tunnelmgr.dataplane.stream import Stream, connect
 from tunnelmgr.errors import RegistryUnavailableError
 
 CONNECT_TIMEOUT: Final = 5.0
-HELD_UNSENT: Final = 256 * 1024
+MAX_UNSENT: Final = 256 * 1024
 """Bytes written and not yet taken by the kernel, above which `write` waits."""
-PIECE: Final = 64 * 1024
+MAX_READ: Final = 64 * 1024
 """Bytes that one `read` returns at most."""
 
 
-class Upstream:
+class TargetSocket:
     """An open connection; one task may read and one may write."""
 
     def __init__(self, connected: socket.socket) -> None:
@@ -71,7 +71,7 @@ class Upstream:
     def _receive(self) -> bytes | None:
         if self._stream.closed:
             return b""
-        data = self._stream.receive(PIECE)
+        data = self._stream.receive(MAX_READ)
         if data == b"" and self._stream.failure is not None:
             raise self._stream.failure
         return data
@@ -101,7 +101,7 @@ class Upstream:
         """Send; returns whether more may follow before `drained`. Raises ConnectionError."""
         self._check_writable()
         self._stream.send(data)
-        return self._stream.unsent <= HELD_UNSENT
+        return self._stream.unsent <= MAX_UNSENT
 
     async def drained(self) -> None:
         """Wait until everything is sent; raises ConnectionError."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.gate.registry_socket import HELD_UNSENT, Upstream
+from tunnelmgr.gate.target_socket import MAX_UNSENT, TargetSocket
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Scripted
@@ -25,7 +25,7 @@ async def test_a_registry_that_sends_faster_than_we_read_is_held_back_and_loses_
         all_sent.set()
 
     async with asyncio.timeout(30), scripted(flood) as registry:
-        upstream = await Upstream.open(registry.endpoint)
+        upstream = await TargetSocket.open(registry.endpoint)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(all_sent.wait(), 0.2)
         got = 0
@@ -47,7 +47,7 @@ async def test_a_registry_that_does_not_read_holds_the_writer(scripted: "Scripte
             got.extend(data)
 
     async with asyncio.timeout(30), scripted(read_late) as registry:
-        upstream = await Upstream.open(registry.endpoint)
+        upstream = await TargetSocket.open(registry.endpoint)
         sent: list[int] = []
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(send_for_ever(upstream, sent), 0.2)
@@ -60,11 +60,11 @@ async def test_a_registry_that_does_not_read_holds_the_writer(scripted: "Scripte
     assert len(got) == sum(sent)
 
 
-async def send_for_ever(upstream: Upstream, sent: list[int]) -> None:
+async def send_for_ever(upstream: TargetSocket, sent: list[int]) -> None:
     """Send, and wait whenever too much is unsent."""
     while True:
-        sent.append(HELD_UNSENT)
-        if not upstream.send(bytes(HELD_UNSENT)):
+        sent.append(MAX_UNSENT)
+        if not upstream.send(bytes(MAX_UNSENT)):
             await upstream.drained()
 
 
@@ -77,7 +77,7 @@ async def test_reads_in_a_row_and_a_read_that_was_given_up_lose_nothing(scripted
             writer.write(b"x")
 
     async with asyncio.timeout(10), scripted(drip) as registry:
-        upstream = await Upstream.open(registry.endpoint)
+        upstream = await TargetSocket.open(registry.endpoint)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(upstream.read(), 0.01)
         for _ in range(20):
@@ -96,7 +96,7 @@ async def test_an_answer_that_came_before_the_connection_broke_is_read(scripted:
         await writer.drain()
 
     async with asyncio.timeout(10), scripted(refuse) as registry:
-        upstream = await Upstream.open(registry.endpoint)
+        upstream = await TargetSocket.open(registry.endpoint)
         with pytest.raises(ConnectionError):
             await write_for_ever(upstream)
         assert (await upstream.read()).startswith(b"HTTP/1.1 413")
@@ -105,16 +105,16 @@ async def test_an_answer_that_came_before_the_connection_broke_is_read(scripted:
         upstream.abort()
 
 
-async def write_for_ever(upstream: Upstream) -> None:
+async def write_for_ever(upstream: TargetSocket) -> None:
     """Write until it fails."""
     while True:
         await upstream.write(bytes(1 << 16))
 
 
-Wait = Callable[[Upstream], Awaitable[object]]
+Wait = Callable[[TargetSocket], Awaitable[object]]
 
 
-@pytest.mark.parametrize("wait", [Upstream.read, write_for_ever], ids=["read", "write"])
+@pytest.mark.parametrize("wait", [TargetSocket.read, write_for_ever], ids=["read", "write"])
 async def test_whoever_waits_is_let_go_when_we_abort(scripted: "Scripted", wait: Wait) -> None:
     """A reader has its end, a writer its error."""
 
@@ -122,7 +122,7 @@ async def test_whoever_waits_is_let_go_when_we_abort(scripted: "Scripted", wait:
         await writer.wait_closed()
 
     @asynccontextmanager
-    async def waiting(upstream: Upstream):  # noqa: ANN202 - a context
+    async def waiting(upstream: TargetSocket):  # noqa: ANN202 - a context
         async with asyncio.TaskGroup() as tasks:
 
             async def run() -> None:
@@ -136,6 +136,6 @@ async def test_whoever_waits_is_let_go_when_we_abort(scripted: "Scripted", wait:
             yield
 
     async with asyncio.timeout(10), scripted(stall) as registry:
-        upstream = await Upstream.open(registry.endpoint)
+        upstream = await TargetSocket.open(registry.endpoint)
         async with waiting(upstream):
             upstream.abort()

@@ -11,17 +11,17 @@ from tunnelmgr.core.oci import classify
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.bodies import body_reader, encode_pieces
-from tunnelmgr.gate.framing import (
+from tunnelmgr.gate.head_encoder import encode_request_head, encode_response_head
+from tunnelmgr.gate.head_parser import (
     MAX_HEAD,
-    BodyShape,
+    BodyFraming,
     Coding,
-    HeadBuffer,
+    ReceiveBuffer,
     RequestHead,
     has_form_body,
     parse_request_head,
     parse_response_head,
 )
-from tunnelmgr.gate.headers import answer_head, registry_request
 
 TARGET = Endpoint("127.0.0.1", 5001)
 
@@ -33,7 +33,7 @@ def head_of(*lines: str, method: str = "GET", target: str = "/v2/") -> bytes:
 
 def parse(raw: bytes) -> RequestHead:
     """Read one whole head."""
-    inbox = HeadBuffer(MalformedRequestError)
+    inbox = ReceiveBuffer(MalformedRequestError)
     inbox.feed(raw)
     taken = inbox.take_head()
     assert taken is not None
@@ -46,7 +46,7 @@ def test_a_plain_head_is_read() -> None:
 
     assert (head.method, head.target, head.host) == ("GET", "/v2/", "localhost:5000")
     assert (b"accept", b"a/b") in head.fields
-    assert head.body == BodyShape(Coding.NONE)
+    assert head.body == BodyFraming(Coding.NONE)
     assert head.keep_alive
     assert not head.expects_continue
 
@@ -54,13 +54,13 @@ def test_a_plain_head_is_read() -> None:
 @pytest.mark.parametrize(
     ("lines", "body"),
     [
-        ((), BodyShape(Coding.NONE)),
-        (("Content-Length: 0",), BodyShape(Coding.NONE)),
-        (("Content-Length: 17",), BodyShape(Coding.COUNTED, 17)),
-        (("Transfer-Encoding: Chunked",), BodyShape(Coding.CHUNKED)),
+        ((), BodyFraming(Coding.NONE)),
+        (("Content-Length: 0",), BodyFraming(Coding.NONE)),
+        (("Content-Length: 17",), BodyFraming(Coding.COUNTED, 17)),
+        (("Transfer-Encoding: Chunked",), BodyFraming(Coding.CHUNKED)),
     ],
 )
-def test_a_body_is_announced_in_one_way(lines: tuple[str, ...], body: BodyShape) -> None:
+def test_a_body_is_announced_in_one_way(lines: tuple[str, ...], body: BodyFraming) -> None:
     """RFC 9112, section 6.3."""
     assert parse(head_of(*lines, method="PUT")).body == body
 
@@ -153,7 +153,7 @@ def test_a_hundred_fields_and_a_long_request_line_still_pass() -> None:
 
 def test_an_incomplete_head_is_waited_for() -> None:
     """A CR at the edge may still get its LF."""
-    inbox = HeadBuffer(MalformedRequestError)
+    inbox = ReceiveBuffer(MalformedRequestError)
     whole = head_of()
 
     for byte in whole[:-1]:
@@ -195,7 +195,7 @@ def test_the_registry_sees_named_fields_only() -> None:
     )
     head = parse(head_of(*lines, target="/v2/a/manifests/v1"))
 
-    wire = registry_request(head, classify(head.method, head.target))
+    wire = encode_request_head(head, classify(head.method, head.target))
 
     assert wire.decode().split("\r\n") == [
         "GET /v2/a/manifests/v1 HTTP/1.1",
@@ -227,7 +227,7 @@ def test_a_body_is_announced_anew(target: str, lines: tuple[str, ...], told: set
     """Its length as it was parsed; its type only where the type means something."""
     head = parse(head_of(*lines, method="PUT", target=target))
 
-    wire = registry_request(head, classify(head.method, head.target)).decode()
+    wire = encode_request_head(head, classify(head.method, head.target)).decode()
 
     assert {line for line in wire.split("\r\n") if line.startswith(("Content-", "Transfer-", "content-"))} == told
 
@@ -235,17 +235,17 @@ def test_a_body_is_announced_anew(target: str, lines: tuple[str, ...], told: set
 @pytest.mark.parametrize(
     ("method", "head", "body"),
     [
-        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 5", BodyShape(Coding.COUNTED, 5)),
-        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0", BodyShape(Coding.NONE)),
-        ("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5", BodyShape(Coding.CHUNKED)),
-        ("GET", "HTTP/1.1 200 OK\r\nX: y", BodyShape(Coding.UNTIL_CLOSE)),
-        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5", BodyShape(Coding.NONE)),
-        ("PUT", "HTTP/1.1 204 No Content\r\nX: y", BodyShape(Coding.NONE)),
-        ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5", BodyShape(Coding.NONE)),
-        ("GET", "HTTP/1.1 103 Early Hints\r\nX: y", BodyShape(Coding.NONE)),
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 5", BodyFraming(Coding.COUNTED, 5)),
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0", BodyFraming(Coding.NONE)),
+        ("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5", BodyFraming(Coding.CHUNKED)),
+        ("GET", "HTTP/1.1 200 OK\r\nX: y", BodyFraming(Coding.UNTIL_CLOSE)),
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5", BodyFraming(Coding.NONE)),
+        ("PUT", "HTTP/1.1 204 No Content\r\nX: y", BodyFraming(Coding.NONE)),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5", BodyFraming(Coding.NONE)),
+        ("GET", "HTTP/1.1 103 Early Hints\r\nX: y", BodyFraming(Coding.NONE)),
     ],
 )
-def test_an_answers_body_is_told_by_its_head(method: str, head: str, body: BodyShape) -> None:
+def test_an_answers_body_is_told_by_its_head(method: str, head: str, body: BodyFraming) -> None:
     """RFC 9112, section 6.3."""
     assert parse_response_head(method, head.encode() + b"\r\n\r\n").body == body
 
@@ -287,7 +287,7 @@ def answer(*lines: str, location: str | None = None, close: bool = False) -> lis
     """Return the lines that the agent sees of a registry's answer."""
     raw = "\r\n".join(("HTTP/1.1 202 Accepted", *lines, "", "")).encode()
     head = parse_response_head("POST", raw)
-    written = answer_head(head, location=location, host="localhost:5000", target=TARGET, close=close)
+    written = encode_response_head(head, location=location, host="localhost:5000", target=TARGET, close=close)
     return written.decode().split("\r\n")[1:-2]
 
 
@@ -316,7 +316,7 @@ def test_a_body_of_unknown_length_is_chunked_to_the_agent(lines: tuple[str, ...]
     assert not any(line.startswith("Content-Length") for line in told)
 
 
-def read_body(shape: BodyShape, wire: bytes, cuts: list[int]) -> tuple[bytes, bytes, bool]:
+def read_body(shape: BodyFraming, wire: bytes, cuts: list[int]) -> tuple[bytes, bytes, bool]:
     """Feed `wire` cut at `cuts`; return the body, what follows it, and whether it came whole."""
     reader = body_reader(shape, MalformedRequestError)
     edges = [0, *sorted(cuts), len(wire)]
@@ -337,7 +337,7 @@ def test_a_counted_body_ends_where_it_says_however_it_is_cut(body: bytes, after:
     wire = body + after
     cuts = [cut for cut in cuts if cut <= len(wire)]
 
-    assert read_body(BodyShape(Coding.COUNTED, len(body)), wire, cuts) == (body, after, True)
+    assert read_body(BodyFraming(Coding.COUNTED, len(body)), wire, cuts) == (body, after, True)
 
 
 @settings(deadline=None)  # a busy machine is no failure
@@ -356,24 +356,24 @@ def test_a_chunked_body_reads_the_same_however_it_is_cut(
     wire += b"0\r\n" + trailer + b"\r\n" + after
     cuts = [cut for cut in cuts if cut <= len(wire)]
 
-    assert read_body(BodyShape(Coding.CHUNKED), wire, cuts) == (b"".join(chunks), after, True)
+    assert read_body(BodyFraming(Coding.CHUNKED), wire, cuts) == (b"".join(chunks), after, True)
 
 
 def test_chunks_may_come_after_their_head() -> None:
     """Then nothing has arrived with it."""
-    assert read_body(BodyShape(Coding.CHUNKED), b"3\r\nabc\r\n0\r\n\r\n", [0]) == (b"abc", b"", True)
+    assert read_body(BodyFraming(Coding.CHUNKED), b"3\r\nabc\r\n0\r\n\r\n", [0]) == (b"abc", b"", True)
 
 
 @pytest.mark.parametrize("wire", [b"x\r\n", b"-1\r\n", b"3\r\nabcd\r\n", b"3 \x00\r\nabc\r\n"])
 def test_a_broken_chunk_is_an_error(wire: bytes) -> None:
     """Nobody guesses where it ends."""
     with pytest.raises(MalformedRequestError):
-        read_body(BodyShape(Coding.CHUNKED), wire, [])
+        read_body(BodyFraming(Coding.CHUNKED), wire, [])
 
 
 def test_a_body_until_close_takes_everything() -> None:
     """Only the stream's end is its end."""
-    reader = body_reader(BodyShape(Coding.UNTIL_CLOSE), RegistryUnavailableError)
+    reader = body_reader(BodyFraming(Coding.UNTIL_CLOSE), RegistryUnavailableError)
 
     assert b"".join(reader.feed(b"abc")) == b"abc"
     assert reader.feed(b"") == ()
@@ -427,7 +427,7 @@ _STREAMS = st.one_of(
 
 def heads_in(pieces: list[bytes]) -> tuple[list[RequestHead], bool]:
     """Return every head that the stream gives, and whether it ended in an error."""
-    inbox = HeadBuffer(MalformedRequestError)
+    inbox = ReceiveBuffer(MalformedRequestError)
     heads: list[RequestHead] = []
     try:
         for piece in pieces:

@@ -5,20 +5,20 @@ from http import HTTPStatus
 
 from tunnelmgr.core.oci import RegistryRequest
 from tunnelmgr.core.policy import GroupPolicy, Verdict
-from tunnelmgr.gate.access_record import Entry
-from tunnelmgr.gate.answers import Answer, refusal
 from tunnelmgr.gate.exchange import Exchange
-from tunnelmgr.gate.framing import RequestHead
+from tunnelmgr.gate.head_parser import RequestHead
+from tunnelmgr.gate.local_reply import LocalReply, refusal
+from tunnelmgr.gate.request_record import PendingRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Permitted:
+class AuthorizedRequest:
     """A request that is not refused by its group's grants; what it names may still be protected."""
 
     head: RequestHead
     request: RegistryRequest
     policy: GroupPolicy
-    entry: Entry
+    entry: PendingRecord
     exchange: Exchange
 
     def refuse(
@@ -28,7 +28,7 @@ class Permitted:
         code: str = "DENIED",
         *,
         body_read: bool = False,
-    ) -> Answer:
+    ) -> LocalReply:
         """Record a refusal and return it; the channel can go on if the request's body has been read."""
         self.entry.judge(verdict)
         close = not self.head.keep_alive if body_read else self.head.ends_channel

@@ -9,7 +9,7 @@ from tunnelmgr.gate.caller import Caller, RequestRecord
 
 
 @dataclass(slots=True)
-class Entry:
+class PendingRecord:
     """What is known of the current request, for its record."""
 
     method: str = "-"

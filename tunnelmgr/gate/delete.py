@@ -18,28 +18,28 @@ from tunnelmgr.core.oci import is_tag
 from tunnelmgr.core.policy import Verdict
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.answers import Answer
+from tunnelmgr.gate.authorized_request import AuthorizedRequest
 from tunnelmgr.gate.catalog import RegistryPage
-from tunnelmgr.gate.permitted import Permitted
-from tunnelmgr.gate.tag_locks import DELETING, Claims
+from tunnelmgr.gate.local_reply import LocalReply
+from tunnelmgr.gate.tag_locks import DELETING, TagLocks
 
-MOST_TAGS: Final = 1000
+MAX_PROTECTED_TAGS: Final = 1000
 """Protected tags of a repository that are asked for one delete; a registry on the same machine takes a second."""
-MOST_PAGES: Final = 100
+MAX_TAG_PAGES: Final = 100
 """Pages of tags that are read for one delete."""
 
 
 @dataclass(frozen=True, slots=True)
-class Deleting:
+class DeleteHandler:
     """One agent's deletes in one registry."""
 
-    writing: Claims
+    writing: TagLocks
     searching: asyncio.Semaphore
     target: Endpoint
     patience: float
     """Seconds for the search for protected tags."""
 
-    async def carry(self, delete: Permitted) -> Answer | None:
+    async def carry(self, delete: AuthorizedRequest) -> LocalReply | None:
         """Carry a delete out, or return why not."""
         request = delete.request
         if request.has_tag and (rule := delete.policy.immutable_tags.rule(request.reference)):
@@ -57,7 +57,7 @@ class Deleting:
         await delete.exchange.pass_back(delete.head, request, answer)
         return None
 
-    async def _protected(self, delete: Permitted) -> Verdict | None:
+    async def _protected(self, delete: AuthorizedRequest) -> Verdict | None:
         """Return why the digest may not be deleted, None if no protected tag points to it."""
         try:
             # One search of an agent at a time: each may be a thousand requests to the registry.
@@ -70,13 +70,13 @@ class Deleting:
             ) from late
 
 
-async def _search(delete: Permitted) -> Verdict | None:
+async def _search(delete: AuthorizedRequest) -> Verdict | None:
     repository, digest = delete.request.repository, delete.request.reference
     asked = 0
     async for tag, rule in _protected_tags(delete):
         asked += 1
-        if asked > MOST_TAGS:
-            return _untold(delete, rule, f"{repository} has more than {MOST_TAGS} protected tags")
+        if asked > MAX_PROTECTED_TAGS:
+            return _untold(delete, rule, f"{repository} has more than {MAX_PROTECTED_TAGS} protected tags")
         there = await delete.exchange.look_up(delete.head, repository, tag)
         if there is None:
             continue
@@ -90,11 +90,11 @@ async def _search(delete: Permitted) -> Verdict | None:
     return None
 
 
-async def _protected_tags(delete: Permitted) -> AsyncIterator[tuple[str, str]]:
+async def _protected_tags(delete: AuthorizedRequest) -> AsyncIterator[tuple[str, str]]:
     """Yield the repository's protected tags with their rules; raises RegistryUnavailableError if there is no end."""
     place = f"/v2/{delete.request.repository}/tags/list"
     target = place
-    for _ in range(MOST_PAGES):
+    for _ in range(MAX_TAG_PAGES):
         page = await delete.exchange.fetch(delete.head, target)
         if page.status == HTTPStatus.NOT_FOUND:
             return
@@ -123,7 +123,7 @@ def _read(page: RegistryPage) -> list[str]:
     return [tag for tag in tags if isinstance(tag, str) and is_tag(tag)]
 
 
-def _untold(delete: Permitted, rule: str, reason: str) -> Verdict:
+def _untold(delete: AuthorizedRequest, rule: str, reason: str) -> Verdict:
     told = (
         f"tunnelmgr: {delete.request.reference} was not deleted, since a protected tag may point to it ({rule}): "
         f"{reason}; delete it on the registry itself"
@@ -131,6 +131,6 @@ def _untold(delete: Permitted, rule: str, reason: str) -> Verdict:
     return Verdict(allowed=False, rule=rule, reason=told)
 
 
-def _being_tagged(delete: Permitted) -> Verdict:
+def _being_tagged(delete: AuthorizedRequest) -> Verdict:
     told = f"tunnelmgr: {delete.request.reference} is being pushed under a protected tag just now"
     return Verdict(allowed=False, rule="immutable_tags", reason=told)

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 import pytest
 
-from tunnelmgr.gate.answers import Answer, refusal
+from tunnelmgr.gate.local_reply import LocalReply, refusal
 
 
 def test_a_refusal_says_why_in_its_status_line_and_in_its_body() -> None:
@@ -21,7 +21,7 @@ def test_a_refusal_says_why_in_its_status_line_and_in_its_body() -> None:
 
 def test_other_answers_have_the_usual_phrase() -> None:
     """An answer without a reason reads as everywhere."""
-    assert Answer(HTTPStatus.OK, {}, close=False).encode(without_body=True).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert LocalReply(HTTPStatus.OK, {}, close=False).encode(without_body=True).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 @pytest.mark.parametrize("message", ["one\r\nSet-Cookie: two", "a\0b", "täglich", "tab\there"])

@@ -8,10 +8,10 @@ Towards the agent, everything but hop-by-hop fields (RFC 9110, section 7.6.1); f
 from collections.abc import Iterator
 from typing import Final
 
-from tunnelmgr.core.oci import Body, RegistryRequest
+from tunnelmgr.core.oci import BodyKind, RegistryRequest
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate.framing import BodyShape, Coding, Field, RequestHead, ResponseHead, connection_options
-from tunnelmgr.gate.location_rewrite import told_links
+from tunnelmgr.gate.head_parser import BodyFraming, Coding, Field, RequestHead, ResponseHead, connection_options
+from tunnelmgr.gate.location_rewrite import rewrite_links
 
 _TO_REGISTRY: Final = frozenset(
     {
@@ -42,7 +42,7 @@ _HOP_BY_HOP: Final = frozenset(
 )
 
 
-def registry_request(head: RequestHead, request: RegistryRequest) -> bytes:
+def encode_request_head(head: RequestHead, request: RegistryRequest) -> bytes:
     """Write the request for the registry, from parsed parts only."""
     dropped = connection_options(head.fields)
     lines = [f"{request.method} {request.target()} HTTP/1.1\r\nHost: {head.host}\r\n".encode("ascii")]
@@ -51,20 +51,22 @@ def registry_request(head: RequestHead, request: RegistryRequest) -> bytes:
     ]
     if head.body.coding is not Coding.NONE:
         lines.append(b"Content-Type: %b\r\n" % _content_type(head, request))
-    if request.body is not Body.NONE:
+    if request.body is not BodyKind.NONE:
         lines.append(_length_line(head.body))
     lines.append(b"\r\n")
     return b"".join(lines)
 
 
-def answer_head(answer: ResponseHead, *, location: str | None, host: str, target: Endpoint, close: bool) -> bytes:
+def encode_response_head(
+    answer: ResponseHead, *, location: str | None, host: str, target: Endpoint, close: bool
+) -> bytes:
     """Write the answer's head for the agent, with the given Location instead of the registry's."""
     lines = [b"HTTP/1.1 %d %b\r\n" % (answer.status, answer.reason)]
     if location is not None:
         lines.append(f"Location: {location}\r\n".encode("latin-1"))
     for name, value in _passing_to_agent(answer):
         if name == b"link":
-            lines += [f"Link: {link}\r\n".encode("latin-1") for link in told_links(value, host, target)]
+            lines += [f"Link: {link}\r\n".encode("latin-1") for link in rewrite_links(value, host, target)]
         else:
             lines.append(b"%b: %b\r\n" % (name.title(), value))
     if answer.body.coding in {Coding.CHUNKED, Coding.UNTIL_CLOSE}:
@@ -82,10 +84,10 @@ def _passes_to_registry(name: bytes) -> bool:
 def _content_type(head: RequestHead, request: RegistryRequest) -> bytes:
     """Return what the body is; a blob is always plain bytes, whatever the agent calls it."""
     given = [value for name, value in head.fields if name == b"content-type"]
-    return given[0] if given and request.body is Body.MANIFEST else b"application/octet-stream"
+    return given[0] if given and request.body is BodyKind.MANIFEST else b"application/octet-stream"
 
 
-def _length_line(body: BodyShape) -> bytes:
+def _length_line(body: BodyFraming) -> bytes:
     if body.coding is Coding.CHUNKED:
         return b"Transfer-Encoding: chunked\r\n"
     return b"Content-Length: %d\r\n" % body.length

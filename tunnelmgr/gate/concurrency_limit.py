@@ -6,7 +6,7 @@ from weakref import WeakValueDictionary
 from tunnelmgr.core.agent import AgentId
 
 
-class PerAgent:
+class ConcurrencyLimit:
     """A semaphore for each agent; one that nobody holds a reference to any more takes no memory."""
 
     def __init__(self, limit: int) -> None:

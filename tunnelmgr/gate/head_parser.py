@@ -48,14 +48,14 @@ class Coding(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class BodyShape:
+class BodyFraming:
     """A body's coding, and for a counted one its length in bytes."""
 
     coding: Coding
     length: int = 0
 
 
-_NO_BODY: Final = BodyShape(Coding.NONE)
+_NO_BODY: Final = BodyFraming(Coding.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class RequestHead:
     target: str
     host: str
     fields: tuple[Field, ...]
-    body: BodyShape
+    body: BodyFraming
     expects_continue: bool
     keep_alive: bool
 
@@ -83,11 +83,11 @@ class ResponseHead:
     status: int
     reason: bytes
     fields: tuple[Field, ...]
-    body: BodyShape
+    body: BodyFraming
     keep_alive: bool
 
 
-class HeadBuffer:
+class ReceiveBuffer:
     """Bytes that arrived and were not read yet; a whole head can be taken off the front."""
 
     __slots__ = ("_bytes", "_error", "_scanned")
@@ -125,7 +125,7 @@ class HeadBuffer:
         self._scanned = len(self._bytes)
         return None
 
-    def take_rest(self) -> bytes:
+    def take_all(self) -> bytes:
         """Remove and return everything."""
         rest = bytes(self._bytes)
         self._bytes.clear()
@@ -142,7 +142,7 @@ def _is_clean(part: bytearray) -> bool:
 
 
 def parse_request_head(raw: bytes) -> RequestHead:
-    """Parse one head as `HeadBuffer` gave it; raises MalformedRequestError by the rules above."""
+    """Parse one head as `ReceiveBuffer` gave it; raises MalformedRequestError by the rules above."""
     request_line, *lines = raw[:-4].split(b"\r\n")
     method, target = _read_request_line(request_line)
     fields = _read_fields(lines, MalformedRequestError)
@@ -228,35 +228,35 @@ def _read_host(named: Named) -> str:
     raise MalformedRequestError("there must be exactly one Host, a name or address with an optional port")
 
 
-def _request_body(named: Named) -> BodyShape:
+def _request_body(named: Named) -> BodyFraming:
     match named.get(b"transfer-encoding"), named.get(b"content-length"):
         case None, None:
             return _NO_BODY
         case [coding], None if coding.lower() == b"chunked":
-            return BodyShape(Coding.CHUNKED)
+            return BodyFraming(Coding.CHUNKED)
         case None, [length] if _LENGTH.fullmatch(length):
             return _counted(length)
     raise MalformedRequestError("the body's length must be told once, by Content-Length or by `chunked`")
 
 
-def _response_body(method: str, status: int, named: Named) -> BodyShape:
+def _response_body(method: str, status: int, named: Named) -> BodyFraming:
     codings, lengths = named.get(b"transfer-encoding"), set(named.get(b"content-length", ()))
     if (codings and [coding.lower() for coding in codings] != [b"chunked"]) or len(lengths) > 1:
         raise RegistryUnavailableError("the registry's answer does not say in one way where it ends")
     if method == "HEAD" or status in _NO_CONTENT or status < 200:  # noqa: PLR2004 (RFC 9112, 6.3: 1xx, 204, 304)
         return _NO_BODY
     if codings:
-        return BodyShape(Coding.CHUNKED)
+        return BodyFraming(Coding.CHUNKED)
     match list(lengths):
         case []:
-            return BodyShape(Coding.UNTIL_CLOSE)
+            return BodyFraming(Coding.UNTIL_CLOSE)
         case [length] if _LENGTH.fullmatch(length):
             return _counted(length)
     raise RegistryUnavailableError("the length of the registry's answer is no number")
 
 
-def _counted(length: bytes) -> BodyShape:
-    return BodyShape(Coding.COUNTED, int(length)) if int(length) else _NO_BODY
+def _counted(length: bytes) -> BodyFraming:
+    return BodyFraming(Coding.COUNTED, int(length)) if int(length) else _NO_BODY
 
 
 def _check_content_type(named: Named) -> None:
