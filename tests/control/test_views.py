@@ -157,10 +157,15 @@ def test_a_source_that_fails_names_its_error() -> None:
 
 def test_what_cannot_be_told_of_the_registry_is_null() -> None:
     """`loopback_only` is neither true nor false where this machine cannot see it."""
-    daemon = FakeDaemon(registry=RegistryHealth(reachable=False, loopback_only=None, error="refused"))
+    daemon = FakeDaemon(registry=RegistryHealth(False, None, "refused", checked_at=NOW))
     view = status_view(daemon.world, daemon.health())["registry"]
 
-    assert view == {"reachable": False, "loopback_only": None, "error": "refused"}
+    assert view == {
+        "reachable": False,
+        "loopback_only": None,
+        "error": "refused",
+        "checked_at": "2023-11-14T22:13:20.000Z",
+    }
 
 
 # --- order and presence ---

@@ -1,5 +1,6 @@
 """What `check` finds before a start; each finding names what to do."""
 
+import asyncio
 import os
 import socket
 from dataclasses import dataclass, replace
@@ -138,6 +139,26 @@ async def test_a_registry_that_is_away_fails(site: Site) -> None:
     assert "registry on loopback only" not in {finding.check for finding in findings}
 
 
+async def test_a_registry_that_asks_for_a_password_fails_and_its_exposure_is_still_checked(site: Site) -> None:
+    """The default configuration of Debian's registry answers 401: `check` names `auth`, which has to go."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "0.0.0.0", 0) as server:  # noqa: S104 - what is to be found
+        site.registry = replace(site.registry, port=server.sockets[0].getsockname()[1])
+        findings = await check(load(site.write()))
+
+    registry = named(findings, "registry")
+    assert registry.result == "failed"
+    assert "remove `auth` from the registry's configuration" in registry.message
+    assert "start" not in registry.message
+    exposed = named(findings, "registry on loopback only")
+    assert (exposed.result, "0.0.0.0" in exposed.message) == ("failed", True)  # noqa: S104
+
+
 async def test_a_registry_on_another_machine_is_no_loopback(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message speaks of the target, not of what listens here."""
 
@@ -149,7 +170,7 @@ async def test_a_registry_on_another_machine_is_no_loopback(site: Site, monkeypa
 
     found = named(await check(load(site.write())), "registry on loopback only")
     assert found.result == "failed"
-    assert "no loopback address" in found.message
+    assert f"{site.registry} is not loopback" in found.message
 
 
 async def test_a_registry_in_another_network_is_only_noted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

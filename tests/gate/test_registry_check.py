@@ -61,7 +61,7 @@ async def test_a_registry_that_answers_200_is_well() -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"HTTP/1.1 401 Unauthorized\r\n\r\n", "answers 401 to GET /v2/"),
+        (b"HTTP/1.1 401 Unauthorized\r\n\r\n", "answers 401 to GET /v2/, not 200; remove `auth`"),
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "answers 503"),
         (b"HTTP/1.1 \xff\r\n\r\n", "answers"),
         (b"SSH-2.0-OpenSSH_9.2p1\r\n", "does not speak HTTP"),
@@ -86,7 +86,9 @@ async def test_nobody_there_is_told_in_the_systems_words() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = Endpoint("127.0.0.1", taken.getsockname()[1])
 
-    assert await registry_error(endpoint) == f"{endpoint}: Connection refused"
+    assert await registry_error(endpoint) == (
+        f"{endpoint}: Connection refused; start the registry, or correct the forward's target"
+    )
 
 
 async def test_a_registry_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +102,9 @@ async def test_a_registry_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch
         ended.set()
 
     async with serving(hang) as endpoint:
-        assert await registry_error(endpoint) == f"{endpoint} does not answer within 0.1 s"
+        wrong = await registry_error(endpoint)
+        assert wrong is not None
+        assert wrong.startswith(f"{endpoint} does not answer within 0.1 s; start the registry")
         await asyncio.wait_for(ended.wait(), 5)
 
 

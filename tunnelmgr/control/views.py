@@ -105,6 +105,7 @@ def status_view(world: World, facts: DaemonHealth) -> Json:
             "reachable": facts.registry.reachable,
             "loopback_only": facts.registry.loopback_only,
             "error": facts.registry.error,
+            "checked_at": timestamp(facts.registry.checked_at),
         },
         "audit": {
             "ok": facts.audit.error is None and not facts.audit.lost_recently,

@@ -1,7 +1,7 @@
 """The health of the daemon and its parts, and traffic counters: what status and metrics show beside the world."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tunnelmgr.core.agent import AgentId
@@ -18,11 +18,15 @@ class TrafficCounters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RegistryHealth:
-    """Whether the registry answers, and whether it listens on loopback only (None if that cannot be determined)."""
+    """Whether the registry answers, and whether it listens on loopback only (None if that cannot be determined).
+
+    `checked_at` is when it was found so, in seconds since the epoch, None before the first check.
+    """
 
     reachable: bool
     loopback_only: bool | None
     error: str | None = None
+    checked_at: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ async def check(config: Config) -> list[Finding]:
     findings = [*_keys(config), _place("state", _state_file(config)), _place("socket", config.controller.socket)]
     for forward in config.forwards():
         if forward.protocol == "registry":
-            findings += await _registry(str(forward.target), forward.target)
+            findings += await _registry(forward.target)
     findings += [Finding("groups", "ok", _groups(config))]
     findings += [Finding("path to agents", "note", lack) for lack in shortfalls()]
     findings.append(_fast_path())
@@ -97,7 +97,7 @@ def _rotation(config: Config) -> list[Finding]:
     except (ConfigError, ControlError):
         return []
     lacking = sorted(agent["agent"] for agent in agents if agent["login_key"] != wanted)
-    message = f"{len(agents) - len(lacking)} of {len(agents)} agents accept the next key"
+    message = f"{len(agents) - len(lacking)} of {_count(len(agents))} accept the next key"
     return [Finding("key rotation", "note", message + (f"; not yet: {', '.join(lacking)}" if lacking else ""))]
 
 
@@ -119,28 +119,29 @@ def _place(name: str, file: Path) -> Finding:
     return Finding(name, "ok", str(file))
 
 
-async def _registry(name: str, target: Endpoint) -> list[Finding]:
+async def _registry(target: Endpoint) -> list[Finding]:
+    """Check that the registry answers and, if anything listens there, that only this machine can reach it."""
     wrong = await registry_error(target)
-    if wrong is not None:
-        return [Finding("registry", "failed", f"{wrong}; start it, or correct the forward's target")]
-    found = [Finding("registry", "ok", f"{name} answers")]
+    if wrong is None:
+        return [Finding("registry", "ok", f"{target} answers"), _reach(target)]
+    answers = Finding("registry", "failed", wrong)
+    return [answers, _reach(target)] if listen_addresses(target.port) else [answers]
+
+
+def _reach(target: Endpoint) -> Finding:
+    """Check that the registry listens on loopback only."""
+    name = "registry on loopback only"
     only = is_loopback_only(target)
-    if only is False:
-        found.append(Finding("registry on loopback only", "failed", _exposure(name, target)))
-    elif only is None:
-        found.append(
-            Finding("registry on loopback only", "note", "cannot be told from here: another process's network")
-        )
-    else:
-        found.append(Finding("registry on loopback only", "ok", "yes"))
-    return found
+    if only is None:
+        return Finding(name, "note", f"cannot be checked from here: what listens on {target} is in another network")
+    return Finding(name, "ok", "yes") if only else Finding(name, "failed", _exposure(target))
 
 
-def _exposure(name: str, target: Endpoint) -> str:
+def _exposure(target: Endpoint) -> str:
     if not ip_address(target.host).is_loopback:
-        return f"{name} is no loopback address: what reaches it may be read on the way, and others reach it too"
+        return f"{target} is not loopback: the traffic is readable on its way, and others can reach the registry too"
     where = ", ".join(listen_addresses(target.port))
-    return f"it listens on {where}: anybody who reaches this machine can pull; set http.addr to {name}"
+    return f"it listens on {where}: anyone who can reach this machine can pull; set http.addr to {target}"
 
 
 def _fast_path() -> Finding:
@@ -160,7 +161,11 @@ def _source(source: Source, snapshot: Snapshot) -> list[Finding]:
     name = f"source {source.config.name}"
     if snapshot.failures:
         return [Finding(name, "failed", "; ".join(snapshot.failures))]
-    return [Finding(name, "ok", f"{len(snapshot.agents)} agents")]
+    return [Finding(name, "ok", _count(len(snapshot.agents)))]
+
+
+def _count(agents: int) -> str:
+    return f"{agents} agent" if agents == 1 else f"{agents} agents"
 
 
 def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:

@@ -1,8 +1,9 @@
 """Keeping an eye on the registries behind the gate."""
 
 import asyncio
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -22,6 +23,7 @@ class RegistryWatch:
     forwards: Callable[[], tuple[Forward, ...]]
     facts: RegistryHealth = UNKNOWN
     bell: asyncio.Event = field(default_factory=asyncio.Event)
+    clock: Callable[[], float] = time.time
 
     async def run(self) -> None:
         """Look at each ring, until cancelled; each look has its own deadline."""
@@ -38,7 +40,7 @@ class RegistryWatch:
         now = worst or (found[0] if found else UNKNOWN)
         if now != self.facts:
             log.info("registry", reachable=now.reachable, loopback_only=now.loopback_only, error=now.error)
-        self.facts = now
+        self.facts = replace(now, checked_at=self.clock()) if found else now
 
 
 async def _facts(target: Endpoint) -> RegistryHealth:

@@ -10,10 +10,17 @@ from tunnelmgr.core.tunnel import Endpoint
 
 PATIENCE = 5.0
 _LISTENING = "0A"
+_START = "start the registry, or correct the forward's target"
+_CORRECT = "correct the registry's configuration, or the forward's target"
+_WITHOUT_AUTH = "remove `auth` from the registry's configuration: the gate decides what agents may do"
+"""Debian's docker-registry comes with `auth` in /etc/docker/registry/config.yml."""
 
 
 async def registry_error(target: Endpoint) -> str | None:
-    """Return what is wrong with the registry's answer to `GET /v2/`, None if nothing is (OCI spec, end-1)."""
+    """Return what is wrong with the registry's answer to `GET /v2/` and what to do, None if nothing is wrong.
+
+    OCI distribution spec, end-1.
+    """
     request = f"GET /v2/ HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n"
     try:
         async with asyncio.timeout(PATIENCE):
@@ -24,18 +31,19 @@ async def registry_error(target: Endpoint) -> str | None:
             finally:
                 writer.close()
     except TimeoutError:
-        return f"{target} does not answer within {PATIENCE:g} s"
+        return f"{target} does not answer within {PATIENCE:g} s; {_START}"
     except OSError as failed:
         # The system's own words: asyncio puts the address there once more.
-        return f"{target}: {os.strerror(failed.errno) if failed.errno else failed}"
+        return f"{target}: {os.strerror(failed.errno) if failed.errno else failed}; {_START}"
     except ValueError:  # a line without an end
-        return f"{target} does not speak HTTP"
+        return f"{target} does not speak HTTP; {_CORRECT}"
     words = status.split()
     if len(words) < 2 or not words[0].startswith(b"HTTP/1."):  # noqa: PLR2004 - version and status
-        return f"{target} does not speak HTTP"
+        return f"{target} does not speak HTTP; {_CORRECT}"
     if words[1] == b"200":
         return None
-    return f"{target} answers {words[1].decode('latin-1')} to GET /v2/"
+    remedy = _WITHOUT_AUTH if words[1] == b"401" else _CORRECT
+    return f"{target} answers {words[1].decode('latin-1')} to GET /v2/, not 200; {remedy}"
 
 
 def listen_addresses(port: int, proc: Path = Path("/proc/net")) -> tuple[str, ...]:
