@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tunnelmgr.config import DEFAULT_FILE, SourceConfig, config_file, examine_key_file, load, source_type, sources
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Grouping
-from tunnelmgr.core.oci import Action
+from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policy import judge
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Forward
@@ -152,15 +152,15 @@ def test_a_group_without_grants_may_pull_everything_and_nothing_else(
     """As soon as it has any grant, it has what it was granted."""
     policy = load(write(f'[ssh]\nkey = "KEYFILE"\n[[group]]\nname = "ci"\n{grants}\n')).policies()["ci"]
 
-    assert judge(Action.PULL, "team/app", policy).allowed is pulls
-    assert judge(Action.PUSH, "team/app", policy).allowed is pushes
+    assert judge(RegistryAction.PULL, "team/app", policy).allowed is pulls
+    assert judge(RegistryAction.PUSH, "team/app", policy).allowed is pushes
 
 
 def test_a_group_that_is_only_mentioned_gets_the_default_policy(write: Callable[[str], Path]) -> None:
     """A source without a group belongs to `default`, which may pull."""
     config = load(write('[ssh]\nkey = "KEYFILE"\n[[source]]\nname = "office"\ntype = "static"\n'))
 
-    assert judge(Action.PULL, "team/app", config.policies()["default"]).allowed
+    assert judge(RegistryAction.PULL, "team/app", config.policies()["default"]).allowed
 
 
 def test_all_problems_are_told_at_once_each_with_its_place(problems: Callable[[str], list[str]]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, Rules
 from tunnelmgr.core.health import DaemonHealth, FastPathHealth, RegistryHealth
-from tunnelmgr.core.oci import Action
+from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelStatus
@@ -97,7 +97,7 @@ class FakeDaemon:
         del agent
         if action not in {"pull", "push", "delete"}:
             raise ValueError(f"{action!r} is none of pull, push and delete")
-        return judge(Action(action), repository, GroupPolicy.build("ci", pull=["**"], push=["team/*"]))
+        return judge(RegistryAction(action), repository, GroupPolicy.build("ci", pull=["**"], push=["team/*"]))
 
     async def reload(self) -> list[str]:
         """Remember the request, and refuse it where the test wants so."""

@@ -11,10 +11,10 @@ Result = TypeVar("Result")
 
 
 class EventSink(Protocol):
-    """Takes events; the controller is one."""
+    """Takes events from every other part of the process; the controller is one."""
 
     def report(self, event: Event) -> None:
-        """Take an event; returns at once, and events are processed in order."""
+        """Queue an event for the controller's loop, which processes events in order; returns at once."""
         ...
 
 
@@ -84,14 +84,6 @@ class AgentChannel(Channel, Protocol):
 
     async def wanted(self) -> bool:
         """Wait until there is something to read; False once the agent's side has ended, or the tunnel drains."""
-        ...
-
-
-class EventSink(Protocol):
-    """Takes events from every other part of the process; the controller is one."""
-
-    def report(self, event: Event) -> None:
-        """Queue an event for the controller's loop, which processes events in order."""
         ...
 
 
