@@ -17,7 +17,7 @@ from figures import Bar, publish, table
 from peers import machine
 
 from lab.controller import LabController
-from lab.lab import Lab
+from lab.network import Lab
 from lab.processes import until
 
 PATIENCE = 120.0

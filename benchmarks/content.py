@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from lab.images import make_image, skopeo_copy
-from lab.lab import Lab
+from lab.network import Lab
 
 PUSH = """
 import hashlib, http.client, os, sys

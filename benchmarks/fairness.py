@@ -25,7 +25,7 @@ from pulls import MANIFESTS, MIB, fetch, request
 
 from lab.agents import LabAgent
 from lab.controller import LabController
-from lab.lab import Lab
+from lab.network import Lab
 from lab.processes import Process, until
 
 PORTS = {"ours": 5000, "ssh": 5001}

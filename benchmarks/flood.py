@@ -28,7 +28,7 @@ from pulls import MANIFESTS, MIB, fetch, request
 
 from lab.agents import LabAgent, yield_cpu
 from lab.controller import LabController
-from lab.lab import Lab
+from lab.network import Lab
 from lab.processes import until
 
 PAUSE = 0.03

@@ -24,7 +24,7 @@ from peers import machine
 
 from lab.agents import LabAgent
 from lab.controller import LabController
-from lab.lab import Lab
+from lab.network import Lab
 from lab.processes import Process, until
 from lab.registry import Registry
 
@@ -107,7 +107,7 @@ class Site:
             self._stop_registry,
             self._kill_registry,
             self._agent.restart_sshd,
-            self._agent.reset_connections,
+            self._agent.faults.reset_connections,
             self._cut,
         )
         return dict(zip(KINDS, acts, strict=True))
@@ -129,9 +129,9 @@ class Site:
         self._registry.start()
 
     def _cut(self) -> None:
-        self._agent.cut_connections()
+        self._agent.faults.cut_connections()
         time.sleep(2)
-        self._agent.heal()
+        self._agent.faults.heal()
 
 
 def end(clients: Sequence[Process]) -> None:

@@ -20,7 +20,7 @@ from figures import Spread, interleaved, publish, table
 from peers import KINDS, Bench, have, machine
 from pulls import again_and_again
 
-from lab.lab import Lab
+from lab.network import Lab
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.ssh.login import make_key, public_line
 

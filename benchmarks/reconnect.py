@@ -24,7 +24,7 @@ from pulls import request
 
 from lab.agents import LabAgent
 from lab.controller import LabController
-from lab.lab import Lab
+from lab.network import Lab
 from lab.processes import until
 
 INTERVAL = 5
@@ -57,8 +57,8 @@ def answers(agent: LabAgent) -> bool:
 
 def vanish(agent: LabAgent) -> None:
     """End the connection on the agent, and lose all that would tell of it."""
-    agent.cut_connections()
-    agent.reset_connections()
+    agent.faults.cut_connections()
+    agent.faults.reset_connections()
 
 
 def outage(agent: LabAgent, happens: Callable[[LabAgent], None]) -> float:
@@ -100,7 +100,7 @@ class Site:
         print(f"  {what}: {', '.join(f'{one.who} {one.seconds:.2f}' for one in found)}", file=sys.stderr)
         self.outages += found
         for _, one in self._everyone:
-            one.heal()
+            one.faults.heal()
 
     def _boot(self, who: str, first: int, count: int) -> list[LabAgent]:
         booted = [

@@ -22,8 +22,8 @@ from peers import KEEPALIVE, cpu_of, forward_command, have, machine, memory_of, 
 
 from lab.agents import LabAgent
 from lab.controller import LabController
-from lab.lab import Lab
 from lab.namespaces import Machine
+from lab.network import Lab
 from lab.processes import Process, until
 
 SETTLE = 5.0

@@ -25,9 +25,9 @@ from storm import moment_of
 
 from lab.agents import SSH_PORT
 from lab.controller import LabController
-from lab.lab import Lab
+from lab.faults.unresponsive import SILENT, UNREACHABLE, addresses
+from lab.network import Lab
 from lab.processes import until
-from lab.unresponsive import SILENT, UNREACHABLE, addresses
 
 HEAD = """\
 [controller]
@@ -64,7 +64,7 @@ class Site:
     def __init__(self, lab: Lab, folder: Path, good: int, dead: int) -> None:
         self.controller = LabController(lab.controller, folder / "controller")
         lab.registry(lab.controller, folder / "registry")
-        lab.unresponsive()
+        lab.add_unresponsive_networks()
         self._host = lab.agent("crowd", "10.77.0.11", self.controller.authorized_keys)
         crowd = gather(self._host, good + NEW, folder / "crowd")
         self._good, self._coming = crowd[:good], crowd[good:]
@@ -95,7 +95,7 @@ class Site:
             if number and number % len(self._good) == 0:
                 time.sleep(STOOD)
             began = time.time()
-            self._host.reset_connections(member.port)
+            self._host.faults.reset_connections(member.port)
             self._note("cut", member, began)
 
     def appear(self) -> None:

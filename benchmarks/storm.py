@@ -28,7 +28,7 @@ from peers import UP, forward_command, machine, ssh_command
 
 from lab.agents import LabAgent
 from lab.controller import LabController
-from lab.lab import Lab
+from lab.network import Lab
 from lab.processes import until
 
 FORWARD = "127.0.0.1:5000:127.0.0.1:5000"

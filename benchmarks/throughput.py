@@ -25,7 +25,7 @@ from lines import Line, draw, take_cubic
 from peers import KINDS, Bench, Tunnel, have, machine
 from pulls import MIB, again_and_again
 
-from lab.lab import Lab
+from lab.network import Lab
 from lab.processes import until
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.ssh.login import make_key, public_line

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from lab.agents import LabAgent
 from lab.controller import LabController
-from lab.ec2 import Cloud, host_key_console
+from lab.ec2 import Ec2Service, host_key_console
 from lab.images import make_image, skopeo_copy
-from lab.lab import Lab
+from lab.network import Lab
 
 PATIENCE = 120.0
 """Seconds after which a round has failed."""
@@ -69,7 +69,7 @@ class Site:
 
     def __init__(self, stack: ExitStack, folder: Path, agents: int) -> None:
         lab = stack.enter_context(Lab(folder / "lab"))
-        self.cloud = stack.enter_context(Cloud(lab.controller, 5556, folder / "cloud"))
+        self.cloud = stack.enter_context(Ec2Service(lab.controller, 5556, folder / "cloud"))
         stack.callback(lab.registry(lab.controller, folder / "registry").stop)
         self.controller = LabController(lab.controller, folder / "controller", self.cloud.environment)
         layout = make_image(folder / "image", layers=1)

@@ -1,6 +1,5 @@
-"""A laboratory of real parts on one machine: network namespaces, OpenSSH, a Docker registry, stand-ins for the clouds.
+"""A laboratory on one machine: network namespaces, OpenSSH, a Docker registry, stand-ins for the clouds, faults.
 
-`make demo` shows the product in it; the acceptance tests and the benchmarks run in it. It is not part of the product's
-package. Nothing here listens on, or sends to, anything but loopback and namespaces that the lab itself makes and
-removes.
+`make demo`, the acceptance tests and the benchmarks run in it. It is not part of the product's package. It uses only
+loopback and namespaces that it makes and removes itself.
 """

@@ -1,4 +1,4 @@
-"""The controller as a user runs it: its own process, an ordinary configuration file, and the real command line."""
+"""The controller as a user runs it: a process of its own, a configuration file, and the real command line."""
 
 import json
 import os
@@ -47,30 +47,30 @@ class LabController:
 
     @property
     def authorized_keys(self) -> str:
-        """The line that agents need."""
+        """The line of authorized_keys that agents need."""
         return authorized_keys_line(LISTEN, public_line(self.folder / "id_ed25519"))
 
     @property
     def client(self) -> ControlClient:
-        """The daemon's API."""
+        """A client of the daemon's API."""
         return ControlClient(self.folder / "tunnelmgr.sock")
 
     @property
     def log_file(self) -> Path:
-        """Where the daemon logs, one JSON object a line."""
+        """The daemon's log, one JSON object per line."""
         return self.folder / "tunnelmgr.log"
 
     @property
     def pid(self) -> int:
         """The daemon's own process id."""
         if self._process is None:
-            raise LabError("the controller does not run")
+            raise LabError("the controller is not running")
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         return int(children[0]) if children else self._process.pid
 
-    def configure(self, rest: str, *, probe_interval: str = "2s", head: str = _HEAD) -> None:
-        """Write the configuration: the usual head, and `rest`."""
-        self.file.write_text(head.format(folder=self.folder, probe_interval=probe_interval) + rest)
+    def configure(self, sections: str, *, probe_interval: str = "2s", head: str = _HEAD) -> None:
+        """Write the configuration: the usual head, followed by `sections`."""
+        self.file.write_text(head.format(folder=self.folder, probe_interval=probe_interval) + sections)
 
     def start(self) -> None:
         """Start the daemon and return when it answers."""
@@ -90,14 +90,14 @@ class LabController:
         return int(process.returncode)
 
     def kill(self) -> None:
-        """End the daemon as kill -9 does."""
+        """Kill the daemon with SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
         if self._process is not None:
             self._process.wait(timeout=5)
         self._process = None
 
     def answers(self) -> bool:
-        """Tell whether the daemon answers on its socket."""
+        """Report whether the daemon answers on its socket."""
         try:
             self.client.status()
         except TunnelmgrError:
@@ -105,12 +105,12 @@ class LabController:
         return True
 
     def log(self) -> str:
-        """All that the daemon has logged."""
+        """Return the daemon's log."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
-    def command(self, *words: str, timeout: float = 30.0) -> CompletedProcess[str]:
-        """Run the command line against this daemon, as a person would."""
-        argv = [sys.executable, "-m", "tunnelmgr", "-c", str(self.file), *words]
+    def command(self, *arguments: str, timeout: float = 30.0) -> CompletedProcess[str]:
+        """Run a command of the command line against this daemon."""
+        argv = [sys.executable, "-m", "tunnelmgr", "-c", str(self.file), *arguments]
         return self.machine.run(argv, timeout=timeout, env=self._environment)
 
     def agent(self, wanted: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class LabController:
     def wait(
         self, wanted: str, condition: Callable[[dict[str, Any]], bool], what: str, timeout: float = 20.0
     ) -> dict[str, Any]:
-        """Wait until an agent is as it should be, and return it; raises LabError with its state and history."""
+        """Wait until the condition holds for an agent, and return it; raises LabError with its state and history."""
         last: dict[str, Any] = {}
 
         def holds() -> bool:

@@ -1,4 +1,4 @@
-"""Container images made from nothing, and the real client that pushes and pulls them."""
+"""Container images of random data, and skopeo to push and pull them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from subprocess import CompletedProcess
 
-_SKOPEO = ("skopeo", "--insecure-policy")  # else it wants /etc/containers/policy.json
+_SKOPEO = ("skopeo", "--insecure-policy")  # without this it requires /etc/containers/policy.json
 
 
 def make_image(folder: Path, tag: str = "test", layers: int = 3, kib_per_layer: int = 64) -> str:
@@ -42,7 +42,7 @@ def skopeo_copy(
 
 
 def digest_of(machine: Machine | None, image: str) -> str:
-    """Return the digest of an image's manifest as bytes on the wire: OCI image spec, "Digests"."""
+    """Return the digest of an image's manifest: OCI image spec, "Digests"."""
     plain = ["--tls-verify=false"] if image.startswith("docker:") else []
     raw = (machine or Machine()).run([*_SKOPEO, "inspect", "--raw", *plain, image], check=True).stdout
     return "sha256:" + hashlib.sha256(raw.encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Places where programs run: the host, and network namespaces plugged into one bridge of their own.
+"""Machines to run programs on: the host, and network namespaces that are attached to one bridge.
 
-The bridge sits in a namespace of its own, so the host gains neither an interface nor an address, and labs whose subnets
-are equal do not meet.
+The bridge is in a namespace of its own, so the host gets neither an interface nor an address, and labs with equal
+subnets do not see each other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAMED = Path("/run/netns")  # ip-netns(8)
 
 
 class Machine:
-    """Somewhere programs run; made without a namespace it is the host itself."""
+    """A place to run programs: the network namespace `netns`, or the host itself if that is None."""
 
     def __init__(
         self, started: Processes | None = None, *, netns: Path | None = None, exec_prefix: Sequence[str] = ()
@@ -38,7 +38,7 @@ class Machine:
 
     @property
     def exec_prefix(self) -> list[str]:
-        """What to put before an argv so that it runs here."""
+        """The words to put before an argv to run it here."""
         return list(self._exec_prefix)
 
     def run(
@@ -63,7 +63,7 @@ class Machine:
         stdout: Stream = DEVNULL,
         stderr: Stream = DEVNULL,
     ) -> processes.Process:
-        """Start a program here; the lab ends it at the latest when it closes itself."""
+        """Start a program here; it ends with the lab at the latest."""
         whole = [*self._exec_prefix, *argv]
         return self.processes.start(whole, log=log, env=env, stdin=stdin, stdout=stdout, stderr=stderr)
 
@@ -71,19 +71,19 @@ class Machine:
         """Open a TCP connection as a program here would; the socket then works in any thread of ours."""
         if self._netns is None:
             return socket.create_connection((host, port), timeout)
-        with ThreadPoolExecutor(1) as visitor:  # a namespace belongs to a thread; this one ends with the visit
-            return visitor.submit(_connect_within, self._netns, host, port, timeout).result(timeout + 5)
+        with ThreadPoolExecutor(1) as executor:  # setns(2) moves one thread; this one ends after the call
+            return executor.submit(_connect_within, self._netns, host, port, timeout).result(timeout + 5)
 
     def listeners(self, port: int) -> list[str]:
-        """Return the local addresses on which somebody here listens on this TCP port, sorted; `*` is every address."""
+        """Return the local addresses that have a listener on this TCP port, sorted; `*` is every address."""
         shown = self.run(["ss", "-Hltn", f"sport = :{port}"], check=True).stdout
         local = [line.split()[3] for line in shown.splitlines()]
         return sorted({address.rpartition(":")[0].strip("[]") for address in local})
 
     def require_free(self, port: int) -> None:
-        """Raise LabError if somebody listens on this TCP port already, lest their answers pass for ours."""
+        """Raise LabError if this TCP port has a listener, whose answers we would take for our own server's."""
         if taken := self.listeners(port):
-            raise LabError(f"port {port} is taken on {', '.join(taken)}")
+            raise LabError(f"another process listens on port {port} of {', '.join(taken)}. Stop it, then try again.")
 
 
 class Namespace(Machine):
@@ -96,13 +96,13 @@ class Namespace(Machine):
 
 
 class Switch:
-    """A bridge in a namespace of its own, and the namespaces that are plugged into it."""
+    """A bridge in a namespace of its own, and the namespaces that are attached to it."""
 
     def __init__(self, prefix: str, started: Processes) -> None:
         self._prefix = prefix
         self._processes = started
         self._name = f"{prefix}-switch"
-        self._plugs: dict[str, str] = {}  # namespace → its port on the bridge
+        self._interfaces: dict[str, str] = {}  # namespace → its port on the bridge
         self._count = 0
 
     def open(self) -> None:
@@ -112,11 +112,11 @@ class Switch:
         _ip("-n", self._name, "link", "set", "bridge0", "up")
 
     def attach(self, label: str, ip: str, *, ipv6: bool = True) -> Namespace:
-        """Make a namespace that has this IPv4 address on the bridge, and ::1 on its loopback if `ipv6`."""
+        """Make a namespace with this IPv4 address on the bridge, and with ::1 on its loopback if `ipv6`."""
         self._count += 1
         name, interface = f"{self._prefix}-{self._count}-{label}", f"port{self._count}"
         _ip("netns", "add", name)
-        self._plugs[name] = interface
+        self._interfaces[name] = interface
         namespace = Namespace(name, ip, self._processes)
         namespace.run(["sysctl", "-q", "-w", f"net.ipv6.conf.all.disable_ipv6={int(not ipv6)}"], check=True)
         _ip("-n", name, "link", "set", "lo", "up")
@@ -126,29 +126,29 @@ class Switch:
         _ip("-n", name, "addr", "add", f"{ip}/24", "dev", "eth0")
         return namespace
 
-    def unplug(self, namespace: Namespace) -> None:
-        """Cut the cable: from here on nothing of the namespace is heard, not even a FIN."""
-        if interface := self._plugs.get(namespace.name):
+    def detach(self, namespace: Namespace) -> None:
+        """Detach the namespace from the bridge: no packet leaves it any more, not even a FIN."""
+        if interface := self._interfaces.get(namespace.name):
             processes.run(["ip", "-n", self._name, "link", "del", interface])
 
     def remove(self, namespace: Namespace) -> None:
-        """Delete the namespace and end whatever still runs in it."""
-        self.unplug(namespace)
-        if self._plugs.pop(namespace.name, None):
+        """Delete the namespace and kill the processes in it."""
+        self.detach(namespace)
+        if self._interfaces.pop(namespace.name, None):
             _delete(namespace.name)
 
     def close(self) -> None:
-        """Delete all that was made here, also after a failure half-way."""
-        while self._plugs:
-            _delete(self._plugs.popitem()[0])
+        """Delete everything that was made here, also after an `attach` that failed."""
+        while self._interfaces:
+            _delete(self._interfaces.popitem()[0])
         _delete(self._name)
 
 
 def _mac(ip: str) -> str:
-    """Return an Ethernet address that follows from the IP.
+    """Return an Ethernet address that is derived from the IP.
 
-    A stranger that reuses an IP is then reachable at once, as in a cloud; otherwise the neighbour tables of the others
-    would point at the dead machine for up to a minute.
+    A machine that reuses an IP is then reachable at once, as in a cloud. Otherwise the neighbour tables of the others
+    would point to the dead machine for up to a minute.
     """
     return ":".join(f"{byte:02x}" for byte in (0x02, 0x00, *IPv4Address(ip).packed))
 
@@ -158,7 +158,7 @@ def _ip(*arguments: str) -> None:
 
 
 def _delete(name: str) -> None:
-    """Remove a namespace of ours; a program that slipped out of its process group is found by living in it."""
+    """Delete a namespace of ours and kill its processes, also those that left their process group."""
     for pid in processes.run(["ip", "netns", "pids", name]).stdout.split():
         processes.kill(int(pid))
     processes.run(["ip", "netns", "del", name])

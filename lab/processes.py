@@ -1,4 +1,4 @@
-"""Child processes that can be relied upon to end: each wait is bounded and each kill is by the id of our own child."""
+"""Child processes that always end: every wait has a deadline, and only our own children are killed, by their ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Found = TypeVar("Found")
 Stream = int | IO[bytes]
 
 # All HTTP in the lab is plain, and a CA bundle set for the host makes the registry panic.
-_UNWANTED = frozenset({"AWS_CA_BUNDLE", "AWS_PROFILE", "SSH_AUTH_SOCK"})
+_REMOVED_VARIABLES = frozenset({"AWS_CA_BUNDLE", "AWS_PROFILE", "SSH_AUTH_SOCK"})
 
 
 class LabError(TunnelmgrError):
@@ -29,25 +29,25 @@ class LabError(TunnelmgrError):
     code = "lab"
 
 
-def until(condition: Callable[[], Found], what: str, *, timeout: float = 10.0, pause: float = 0.02) -> Found:
-    """Wait for the condition to be truthy and return its value; raise LabError after `timeout` seconds."""
+def until(condition: Callable[[], Found], expectation: str, *, timeout: float = 10.0, pause: float = 0.02) -> Found:
+    """Wait until the condition is truthy and return its value; raises LabError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         if found := condition():
             return found
         if time.monotonic() > deadline:
-            raise LabError(f"{what}: not within {timeout:g} s")
+            raise LabError(f"timed out after {timeout:g} s: expected that {expectation}")
         time.sleep(pause)
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Our own environment without what would lead a lab program astray, with `extra` on top."""
-    kept = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
+    """Return our own environment without the variables that would mislead a program of the lab, and with `extra`."""
+    kept = {name: value for name, value in os.environ.items() if name not in _REMOVED_VARIABLES}
     return kept | dict(extra or {})
 
 
 def kill(pid: int, sig: int = signal.SIGKILL) -> None:
-    """Signal one process; one that is gone already is as good."""
+    """Signal one process; do nothing if it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, sig)
 
@@ -55,7 +55,7 @@ def kill(pid: int, sig: int = signal.SIGKILL) -> None:
 class Process(subprocess.Popen[bytes]):
     """A child that leads its own process group; a signal sent to it reaches the whole group.
 
-    `nsenter --pid` has to fork, so the program wanted is a grandchild: signalling the child alone would miss it.
+    `nsenter --pid` has to fork, so the program is a grandchild, which a signal to the child alone would not reach.
     """
 
     def send_signal(self, sig: int) -> None:
@@ -65,7 +65,7 @@ class Process(subprocess.Popen[bytes]):
                 os.killpg(self.pid, sig)
 
     def end(self, *, patience: float = 0.0) -> None:
-        """End the group, kindly for `patience` seconds if given, and reap the child."""
+        """Kill the group, `patience` seconds after SIGTERM if given, and reap the child."""
         if patience:
             self.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -78,7 +78,7 @@ class Process(subprocess.Popen[bytes]):
 
 
 class Processes:
-    """The long-running children of one lab, so that each of them can be ended."""
+    """The long-running children of one lab, which end with it."""
 
     def __init__(self) -> None:
         self._started: list[Process] = []
@@ -120,7 +120,7 @@ def run(
     """Run a program to its end with `feed` on its stdin; its outputs are captured as text.
 
     Raises subprocess.TimeoutExpired after `timeout` seconds (the program is killed first) and, with `check`, LabError
-    that tells what it printed when its exit status is not 0.
+    with the program's output if its exit status is not 0.
     """
     process = Process(list(argv), stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment(env), start_new_session=True)
     try:

@@ -1,11 +1,11 @@
-"""Starts the EC2 look-alike on a machine of the lab and commands it."""
+"""Starts the stand-in for EC2 on a machine of the lab and controls it."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Self
 
-from lab.service import Service
+from lab.cloud_service import CloudService
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 REGION = "eu-west-1"
 
 
-class Cloud(Service):
-    """An EC2 API on loopback of one machine of the lab, or of the host when no machine is given."""
+class Ec2Service(CloudService):
+    """An EC2 API on loopback of a machine of the lab, or of the host if no machine is given."""
 
     def __init__(self, machine: Machine | None, port: int, folder: Path) -> None:
         super().__init__("lab.ec2", machine, port, folder)
@@ -29,7 +29,7 @@ class Cloud(Service):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs in its environment; the credentials are of no worth anywhere."""
+        """The environment that clients need; the credentials are dummies."""
         return {
             "AWS_ACCESS_KEY_ID": "lab",
             "AWS_SECRET_ACCESS_KEY": "lab",  # pragma: allowlist secret
@@ -38,7 +38,7 @@ class Cloud(Service):
         }
 
     def start(self, environment: Mapping[str, str] | None = None) -> Self:
-        """Start the API and wait until it answers (some 2 s, nearly all of it moto's imports)."""
+        """Start the API and wait until it answers (about 2 s, most of it moto's imports)."""
         return super().start(self.environment | dict(environment or {}))
 
     def launch(
@@ -52,12 +52,12 @@ class Cloud(Service):
     ) -> str:
         """Run an instance with this private address and return its id; it is `running` at once.
 
-        With `console`, that is its console output from the beginning.
+        `console` is its console output.
         """
         return str(self.command("launch", region, ip, dict(tags or {}), public=public, console=console))
 
     def console(self, instance: str, text: str) -> None:
-        """Set the whole console output; before this the API answers without any."""
+        """Set the whole console output; until then the API returns none."""
         self.command("console", instance, text)
 
     def state(self, instance: str, name: str) -> None:
@@ -65,11 +65,11 @@ class Cloud(Service):
         self.command("state", instance, name)
 
     def terminate(self, instance: str) -> None:
-        """Terminate the instance; it stays listed, and its address is free for another at once."""
+        """Terminate the instance; it stays listed, and its address is free for another one at once."""
         self.command("terminate", instance)
 
     def forget(self, instance: str) -> None:
-        """Remove the instance as if it had never been."""
+        """Remove the instance from every answer."""
         self.command("forget", instance)
 
     def fault(
@@ -81,30 +81,30 @@ class Cloud(Service):
         later_pages: bool = False,
         stall: float = 0.0,
     ) -> None:
-        """Let the next calls of an action such as DescribeInstances fail, each with one `(code, HTTP status)`.
+        """Make the next calls of an action such as DescribeInstances fail, each with one `(code, HTTP status)`.
 
-        `forever` makes the fault stay until `clear_faults`; `later_pages` spares the first page of a listing, which
-        makes a truncated answer (see `page_size`); `stall` waits so many seconds first, also at most until
-        `clear_faults`. An empty code only stalls, and then the call succeeds.
+        `forever` keeps the fault until `clear_faults`. `later_pages` exempts the first page of a listing, which makes a
+        truncated answer (see `page_size`). `stall` delays the answer by so many seconds, at most until `clear_faults`.
+        With an empty code the call only stalls, then succeeds.
         """
         common = {"forever": forever, "later_pages": later_pages, "stall": stall}
         self.command("fault", action, [{"code": code, "status": status, **common} for code, status in faults])
 
     def empty_listings(self, times: int | None = None) -> None:
-        """Let the next listings, or all until `clear_faults`, succeed with no instance; asking by id works as ever."""
+        """Make the next listings, or all until `clear_faults`, return no instance; requests by id are not affected."""
         fault = {"empty": True, "forever": times is None}
         self.command("fault", "DescribeInstances", [fault] * (times or 1))
 
     def clear_faults(self) -> None:
-        """Let every call succeed again, those that stall now included."""
+        """Make every call succeed again, also those that stall now."""
         self.command("clear-faults")
 
     def page_size(self, reservations: int) -> None:
-        """Cut DescribeInstances into pages of so many launches each; 0 does as the client asks."""
+        """Limit the pages of DescribeInstances to this many launches; 0 means as the client requests."""
         self.command("page-size", reservations)
 
     def calls(self, action: str) -> int:
-        """Count the calls of an action so far, failed ones included."""
+        """Return the number of calls of an action so far, including failed ones."""
         return int(str(self.command("calls", action)))
 
     def queue(self, name: str, *, region: str = REGION) -> str:
@@ -122,5 +122,5 @@ class Cloud(Service):
         self.send(name, json.dumps({"version": "0", "detail-type": kind, "source": "aws.ec2", "detail": detail}))
 
     def left(self, name: str, *, region: str = REGION) -> int:
-        """Count the messages of a queue that nobody has deleted."""
+        """Return the number of messages in a queue, including those in flight."""
         return int(str(self.command("left", region, name)))

@@ -1,4 +1,4 @@
-"""The instances inside moto, with what its API lacks: states by hand, addresses given back, instances forgotten."""
+"""The instances in moto, with what its API lacks: setting states, freeing addresses, removing instances."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fleet:
         self._subnets: dict[tuple[str, str], Any] = {}
 
     def launch(self, region: str, ip: str, tags: Mapping[str, str], *, public: bool) -> str:
-        """Run an instance that has this private address, and a made-up public one if `public`; return its id."""
+        """Run an instance with this private address, and with a random public one if `public`; return its id."""
         reservation = ec2_backends[DEFAULT_ACCOUNT_ID][region].run_instances(
             "ami-12345678",
             1,
@@ -39,24 +39,24 @@ class Fleet:
         return str(reservation.instances[0].id)
 
     def knows(self, instance: str) -> bool:
-        """Tell whether an instance of this id was launched and not forgotten."""
+        """Report whether an instance with this id exists."""
         return any(backend.get_instance_by_id(instance) for backend in ec2_backends[DEFAULT_ACCOUNT_ID].values())
 
     def set_state(self, instance: str, name: str) -> None:
-        """Make the API show this state."""
-        state = self._find(instance)[1]._state  # noqa: SLF001 - moto goes through no pending or shutting-down by itself
+        """Set the state that the API shows."""
+        state = self._find(instance)[1]._state  # noqa: SLF001 - moto itself has no pending or shutting-down state
         state.name, state.code = name, _STATE_CODES[name]
 
     def terminate(self, instance: str) -> None:
-        """Terminate an instance; unlike in moto, its private address is gone from it and free at once."""
+        """Terminate an instance; unlike in moto, it loses its private address, which is free at once."""
         backend, found = self._find(instance)
         address = found.private_ip
         backend.terminate_instances([instance])
         backend.get_subnet(found.subnet_id).del_subnet_ip(address)
-        found.nics[0].private_ip_address = None  # EC2 shows none any more
+        found.nics[0].private_ip_address = None  # EC2 shows none either
 
     def forget(self, instance: str) -> None:
-        """Remove an instance as if it had never been, as EC2 does an hour after its end."""
+        """Remove an instance from every answer, as EC2 does an hour after its termination."""
         backend, found = self._find(instance)
         if found._state.name != "terminated":  # noqa: SLF001 - as above
             self.terminate(instance)
@@ -70,7 +70,7 @@ class Fleet:
                 return backend, found
         raise KeyError(instance)
 
-    def _subnet(self, region: str, ip: str) -> Any:  # noqa: ANN401 - moto's models are its own affair
+    def _subnet(self, region: str, ip: str) -> Any:  # noqa: ANN401 - moto's models are untyped
         network = str(ipaddress.ip_network(f"{ip}/16", strict=False))
         if (region, network) not in self._subnets:
             backend = ec2_backends[DEFAULT_ACCOUNT_ID][region]

@@ -1,4 +1,4 @@
-"""SQS queues inside moto, filled as EventBridge fills them: moto tells nobody of an instance's changes by itself."""
+"""SQS queues in moto; the lab sends the messages that EventBridge would, because moto sends none."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Queues:
         self._backend(region).send_message(name, body)
 
     def left(self, region: str, name: str) -> int:
-        """Count the messages that nobody has deleted."""
-        return len(self._backend(region).get_queue(name)._messages)  # noqa: SLF001 - with those in flight
+        """Return the number of messages that are not deleted."""
+        return len(self._backend(region).get_queue(name)._messages)  # noqa: SLF001 - includes those in flight
 
-    def _backend(self, region: str) -> Any:  # noqa: ANN401 - moto's models are its own affair
+    def _backend(self, region: str) -> Any:  # noqa: ANN401 - moto's models are untyped
         return sqs_backends[DEFAULT_ACCOUNT_ID][region]

@@ -1,4 +1,4 @@
-"""What stands between a client and moto: console output, faults, small pages, and the commands under `/_lab/`."""
+"""The layer between a client and moto: console output, faults, small pages, and the commands under `/_lab/`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 from xml.sax.saxutils import escape
 
-from lab.ec2.faults import Fault, Faults
+from lab.cloud_service import COMMANDS, run_command
 from lab.ec2.fleet import Fleet
 from lab.ec2.queues import Queues
-from lab.service import COMMANDS, obey
+from lab.faults.api import Fault, Faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +28,7 @@ _EMPTY = b"""\
 </DescribeInstancesResponse>"""
 
 
-class LabCloud:
+class Ec2Api:
     """A WSGI application around moto's."""
 
     def __init__(self, moto: WSGIApplication) -> None:
@@ -37,7 +37,7 @@ class LabCloud:
         self._queues = Queues()
         self._faults = Faults()
         self._consoles: dict[str, str] = {}
-        self._page_size = 0  # 0: as the client asks
+        self._page_size = 0  # 0: as the client requests
         self._lock = threading.Lock()
         self._calls: Counter[str] = Counter()
         self._commands: Mapping[str, Callable[..., object]] = {
@@ -61,7 +61,7 @@ class LabCloud:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         path = environ.get("PATH_INFO", "")
         if path.startswith(COMMANDS):
-            return _answer(start_response, *self._obey(path.removeprefix(COMMANDS), body), "application/json")
+            return _answer(start_response, *self._run_command(path.removeprefix(COMMANDS), body), "application/json")
         is_form = environ.get("CONTENT_TYPE", "").startswith(_FORM)
         form = dict(parse_qsl(body.decode(), keep_blank_values=True)) if is_form else {}
         action = form.get("Action") or environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
@@ -81,9 +81,9 @@ class LabCloud:
         environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
         return self._moto(environ, start_response)
 
-    def _obey(self, command: str, body: bytes) -> tuple[int, bytes]:
+    def _run_command(self, command: str, body: bytes) -> tuple[int, bytes]:
         with self._lock:
-            return obey(self._commands, command, body)
+            return run_command(self._commands, command, body)
 
     def _launch(self, region: str, ip: str, tags: Mapping[str, str], *, public: bool, console: str | None) -> str:
         instance = self._fleet.launch(region, ip, tags, public=public)
@@ -96,7 +96,7 @@ class LabCloud:
 
     def _console_output(self, instance: str) -> bytes:
         """See https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_GetConsoleOutput.html."""
-        text = self._consoles.get(instance)  # EC2 leaves Output out while there is none
+        text = self._consoles.get(instance)  # EC2 omits the element while there is no output
         output = f"<output>{base64.b64encode(text.encode()).decode()}</output>" if text is not None else ""
         return (
             '<GetConsoleOutputResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>lab</requestId>'
@@ -106,7 +106,7 @@ class LabCloud:
 
 
 def _error(code: str, *, in_xml: bool) -> tuple[bytes, str]:
-    """Return an error as EC2 (XML) or as the JSON services word it, and its content type."""
+    """Return an error in the form of EC2 (XML) or of the JSON services, and its content type."""
     if in_xml:
         error = f"<Code>{escape(code)}</Code><Message>injected by the lab</Message>"
         return (

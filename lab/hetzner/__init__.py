@@ -1,6 +1,7 @@
-"""A look-alike of Hetzner Cloud's API that launches, rebuilds, deletes and fails on command.
+"""A stand-in for Hetzner Cloud's API, whose servers and failures tests control.
 
-`HetznerCloud` serves it within this process; `HetznerService` on a machine of the lab. Both take the same commands.
+`HetznerCloud` serves it in this process; `HetznerService` runs it as a process on a machine of the lab. Both take the
+same commands.
 """
 
 from lab.hetzner.client import HetznerCloud, HetznerService

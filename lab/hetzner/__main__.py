@@ -1,10 +1,10 @@
-"""Serve the look-alike of Hetzner Cloud: `python -m lab.hetzner --listen 127.0.0.1:4011`."""
+"""Serve the stand-in for Hetzner Cloud: `python -m lab.hetzner --listen 127.0.0.1:4011`."""
 
 from __future__ import annotations
 
 import argparse
 
-from lab.hetzner.server import LabHetzner, Listener
+from lab.hetzner.server import ApiServer, HetznerApi
 
 
 def main() -> None:
@@ -12,8 +12,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.hetzner", description=__doc__)
     parser.add_argument("--listen", default="127.0.0.1:4011", metavar="HOST:PORT")
     host, _, port = parser.parse_args().listen.rpartition(":")
-    with Listener((host, int(port)), LabHetzner()) as listener:
-        listener.serve_forever()
+    with ApiServer((host, int(port)), HetznerApi()) as server:
+        server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Starts the look-alike of Hetzner Cloud, within this process or on a machine of the lab, and commands it."""
+"""Starts the stand-in for Hetzner Cloud, in this process or on a machine of the lab, and controls it."""
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Protocol, Self
 
-from lab.hetzner.server import TOKEN, LabHetzner, Listener
-from lab.service import Service
+from lab.cloud_service import CloudService
+from lab.hetzner.server import TOKEN, ApiServer, HetznerApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class _Commands(Protocol):
-    """The commands, however they reach the API."""
+    """The commands, over any transport."""
 
     @property
     def token(self) -> str:
-        """The only token that the API accepts; it is of no worth anywhere."""
+        """The only token that the API accepts; a dummy."""
         return TOKEN
 
     @property
@@ -30,7 +30,7 @@ class _Commands(Protocol):
         ...
 
     def command(self, name: str, *args: object, **kwargs: object) -> object:
-        """Give a command and return its result."""
+        """Run a command and return its result."""
         ...
 
     @property
@@ -57,15 +57,15 @@ class _Commands(Protocol):
         return int(str(self.command("launch", name, ip, dict(labels or {}), private=private, ipv6=ipv6)))
 
     def delete(self, id_: int) -> None:
-        """Delete the server; unlike on EC2 nothing of it is listed any more."""
+        """Delete the server; unlike on EC2 it disappears from every listing."""
         self.command("delete", id_)
 
     def state(self, id_: int, status: str) -> None:
-        """Show the server in this state, such as running, starting, off, migrating or unknown."""
+        """Set the server's state, such as running, starting, off, migrating or unknown."""
         self.command("state", id_, status)
 
     def rebuild(self, id_: int) -> None:
-        """Begin to write an image over the server's disk; `state(id, "running")` ends it."""
+        """Start to rebuild the server from an image; `state(id, "running")` ends that."""
         self.command("state", id_, "rebuilding")
 
     def relabel(self, id_: int, labels: Mapping[str, str]) -> None:
@@ -73,52 +73,52 @@ class _Commands(Protocol):
         self.command("relabel", id_, dict(labels))
 
     def budget(self, remaining: int, limit: int = 3600) -> None:
-        """Set how many requests the project has left; they come back as they do in truth."""
+        """Set how many requests the project has left; the rate limit restores them as Hetzner's does."""
         self.command("budget", remaining, limit)
 
     def fault(self, call: str, *, times: int = 1, **fault: object) -> None:
-        """Let the next calls fail; `call` is `list` or `get`, and `fault` the fields of a `HetznerFault`.
+        """Make the next calls fail; `call` is `list` or `get`, and `fault` has the fields of a `HetznerFault`.
 
-        `status=503` answers so; `cut=0.5` breaks the connection half-way through the answer, `cut=0` before it;
-        `empty=True` makes a listing succeed with no server; `stall=5` waits so many seconds, at most until
-        `clear_faults`; `forever` and `later_pages` are as for EC2.
+        `status=503` answers with that status; `cut=0.5` breaks the connection in the middle of the answer, `cut=0`
+        before it; `empty=True` makes a listing return no server; `stall=5` delays the answer by so many seconds, at
+        most until `clear_faults`; `forever` and `later_pages` are as for EC2.
         """
         self.command("fault", call, [fault] * times)
 
     def clear_faults(self) -> None:
-        """Let every call succeed again, those that stall now included."""
+        """Make every call succeed again, also those that stall now."""
         self.command("clear-faults")
 
 
 class HetznerCloud(_Commands):
-    """The API within this process, on a free port of 127.0.0.1 while the `with` lasts."""
+    """The API in this process, on a free port of 127.0.0.1, until the `with` ends."""
 
     def __init__(self) -> None:
-        self._lab = LabHetzner()
-        self._listener: Listener | None = None
+        self._api = HetznerApi()
+        self._server: ApiServer | None = None
         self._thread: threading.Thread | None = None
         self._port = 0
 
     @property
     def port(self) -> int:
-        """The TCP port on 127.0.0.1; it stays the same when the API stops and starts again."""
+        """The TCP port on 127.0.0.1; a restart keeps it."""
         return self._port
 
     def start(self) -> Self:
-        """Listen."""
-        self._listener = listener = Listener(("127.0.0.1", self._port), self._lab)
-        self._port = listener.server_address[1]
-        self._thread = threading.Thread(target=listener.serve_forever, args=(0.01,), name="hetzner")
+        """Start to listen."""
+        self._server = server = ApiServer(("127.0.0.1", self._port), self._api)
+        self._port = server.server_address[1]
+        self._thread = threading.Thread(target=server.serve_forever, args=(0.01,), name="hetzner")
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Refuse connections from here on; the servers stay, the faults do not."""
-        if self._listener and self._thread:
-            self._listener.shutdown()
-            self._listener.server_close()
+        """Stop listening; the servers stay, the faults are cleared."""
+        if self._server and self._thread:
+            self._server.shutdown()
+            self._server.server_close()
             self._thread.join(5)
-            self._listener = self._thread = None
+            self._server = self._thread = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -129,15 +129,15 @@ class HetznerCloud(_Commands):
         self.stop()
 
     def command(self, name: str, *args: object, **kwargs: object) -> object:
-        """Give a command and return its result."""
-        return self._lab.commands[name](*args, **kwargs)
+        """Run a command and return its result."""
+        return self._api.commands[name](*args, **kwargs)
 
     def before_page(self, change: Callable[[int], None] | None) -> None:
-        """Call `change` with the page's number before each page of a listing is made."""
-        self._lab.before_page = change
+        """Call `change` with the page's number before each page of a listing."""
+        self._api.before_page = change
 
 
-class HetznerService(Service, _Commands):
+class HetznerService(CloudService, _Commands):
     """The API as a process of its own, on a machine of the lab or on the host."""
 
     def __init__(self, machine: Machine | None, port: int, folder: Path) -> None:

@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 class Fleet:
-    """Servers by id; safe to use from many threads. Unknown ids raise KeyError."""
+    """Servers by id; thread-safe. Unknown ids raise KeyError."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class Fleet:
         """Create a server and return its id; it is `running` at once. `ipv6` is its network, in CIDR notation."""
         with self._lock:
             if any(server["name"] == name for server in self._servers.values()):
-                raise ValueError(f"the name {name} is taken")  # it must be unique in a project
+                raise ValueError(f"the name {name} is taken")  # names are unique in a project
             id_ = next(self._ids)
             self._servers[id_] = _server(id_, name, dict(labels or {}))
             self._servers[id_]["public_net"] |= {"ipv4": _ipv4(id_, ip), "ipv6": _ipv6(id_, ipv6)}
@@ -51,14 +51,14 @@ class Fleet:
         return id_
 
     def delete(self, id_: int) -> None:
-        """Remove a server; it is not listed any more, and its name and addresses are free at once."""
+        """Remove a server; its name and addresses are free at once."""
         with self._lock:
             del self._servers[id_]
 
     def state(self, id_: int, status: str) -> None:
-        """Show the server in this state."""
+        """Set the server's status."""
         if status not in STATUSES:
-            raise ValueError(f"{status} is no status of a server")
+            raise ValueError(f"invalid status of a server: {status}")
         with self._lock:
             self._servers[id_]["status"] = status
 
@@ -75,8 +75,8 @@ class Fleet:
     def select(self, selector: str, sort: Iterable[str]) -> list[Json]:
         """Return the servers that match a label selector, sorted by keys such as `id` or `name:desc`.
 
-        Without a key the order is no promise, so the newest come first here. Raises ValueError for a bad selector or
-        key.
+        Without a key Hetzner promises no order, so the newest come first here. Raises ValueError for an invalid
+        selector or key.
         """
         matches = _parse(selector)
         with self._lock:
@@ -94,7 +94,7 @@ def _parse(selector: str) -> Callable[[Mapping[str, str]], bool]:
 
 
 def _term(term: str) -> Callable[[Mapping[str, str]], bool]:
-    """Return the test that one requirement of a selector stands for; what lacks the key is also not equal."""
+    """Return the predicate for one requirement of a selector; a server without the key is "not equal"."""
     if match := _SET.fullmatch(term):
         key, wanted, values = match[1], match[2] == "in", {value.strip() for value in match[3].split(",")}
         return lambda labels: (labels.get(key) in values) is wanted
@@ -104,7 +104,7 @@ def _term(term: str) -> Callable[[Mapping[str, str]], bool]:
     if match := _EXISTS.fullmatch(term):
         key, wanted = match[2], not match[1]
         return lambda labels: (key in labels) is wanted
-    raise ValueError(f"bad label selector: {term!r}")
+    raise ValueError(f"invalid label selector: {term!r}")
 
 
 def _ipv4(id_: int, ip: str | None) -> Json | None:

@@ -1,4 +1,4 @@
-"""What answers in Hetzner's place: listing in pages, the rate limit, faults, and the commands under `/_lab/`.
+"""The stand-in for Hetzner's API: listing in pages, the rate limit, faults, and the commands under `/_lab/`.
 
 docs.hetzner.cloud: "Authentication", "Errors", "Pagination", "Rate Limiting".
 """
@@ -19,9 +19,9 @@ from socketserver import ThreadingTCPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from lab.ec2.faults import Fault, Faults
+from lab.cloud_service import COMMANDS, run_command
+from lab.faults.api import Fault, Faults
 from lab.hetzner.fleet import Fleet, Json
-from lab.service import COMMANDS, obey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,15 +41,15 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class HetznerFault(Fault):
-    """One way for a call to go wrong, here with any status, JSON or not, or with a connection that breaks."""
+    """A failure of one call: any status, with JSON or not, or a connection that breaks."""
 
-    status: int = 0  # 0: as it would be without the fault
-    cut: float | None = None  # the share of the answer after which the connection breaks; 0: unanswered
+    status: int = 0  # 0: as without the fault
+    cut: float | None = None  # fraction of the answer after which the connection breaks; 0: no answer
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the API says; `share` is how much of it is sent before the connection breaks."""
+    """The API's answer; `share` is the fraction that is sent before the connection breaks."""
 
     status: int
     body: bytes
@@ -58,14 +58,14 @@ class Answer:
 
 
 class RateLimit:
-    """The requests that a project has left; what was spent comes back evenly, all of it within an hour."""
+    """The requests that a project has left; they are restored evenly, all within an hour."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.set(3600, 3600)
 
     def set(self, remaining: float, limit: int = 3600) -> None:
-        """Set what is left, and of how many."""
+        """Set the remaining requests and the limit."""
         with self._lock:
             self._limit, self._remaining, self._at = limit, float(remaining), time.monotonic()
 
@@ -81,7 +81,7 @@ class RateLimit:
             return True
 
     def headers(self) -> Mapping[str, str]:
-        """Return what each answer tells of it."""
+        """Return the rate limit's headers."""
         with self._lock:
             whole_in = (self._limit - self._remaining) * _HOUR / self._limit
             return {
@@ -91,8 +91,8 @@ class RateLimit:
             }
 
 
-class LabHetzner:
-    """One project behind the API."""
+class HetznerApi:
+    """The API of one project."""
 
     def __init__(self) -> None:
         self.fleet = Fleet()
@@ -164,15 +164,15 @@ class LabHetzner:
             return _error(HTTPStatus.NOT_FOUND, message=f"server with ID '{match[1]}' not found")
 
 
-class Listener(ThreadingTCPServer):
-    """Serves the API; leaving the `with` also ends the connections that clients keep open."""
+class ApiServer(ThreadingTCPServer):
+    """Serves the API; `server_close` also ends the connections that clients keep open."""
 
     allow_reuse_address = True
-    daemon_threads = False  # each is waited for
+    daemon_threads = False  # server_close waits for each
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], lab: LabHetzner) -> None:
-        self.lab = lab
+    def __init__(self, address: tuple[str, int], api: HetznerApi) -> None:
+        self.api = api
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         super().__init__(address, _Handler)
@@ -191,10 +191,10 @@ class Listener(ThreadingTCPServer):
 
     def server_close(self) -> None:
         """Close everything and wait for every thread."""
-        self.lab.faults.clear()
+        self.api.faults.clear()
         with self._lock:
             for connection in self._open:
-                with contextlib.suppress(OSError):  # the client was faster
+                with contextlib.suppress(OSError):  # the client has closed it
                     connection.shutdown(socket.SHUT_RDWR)
         super().server_close()
 
@@ -202,17 +202,17 @@ class Listener(ThreadingTCPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: Listener
+    server: ApiServer
 
     def do_GET(self) -> None:
         """Answer as the API."""
-        lab = self.server.lab
-        self._send(lab.answer(self.path, self.headers.get("Authorization")), lab.limit.headers())
+        api = self.server.api
+        self._send(api.answer(self.path, self.headers.get("Authorization")), api.limit.headers())
 
     def do_POST(self) -> None:
-        """Obey a command."""
+        """Run a command."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, result = obey(self.server.lab.commands, self.path.removeprefix(COMMANDS), body)
+        status, result = run_command(self.server.api.commands, self.path.removeprefix(COMMANDS), body)
         self._send(Answer(status, result), {})
 
     def _send(self, answer: Answer, headers: Mapping[str, str]) -> None:
@@ -225,11 +225,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         sent = len(answer.body) if answer.share is None else int(len(answer.body) * answer.share)
         self.close_connection = self.close_connection or sent < len(answer.body)
-        with contextlib.suppress(ConnectionError):  # the client has given up
+        with contextlib.suppress(ConnectionError):  # the client has closed the connection
             self.wfile.write(answer.body[:sent])
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named so in the base class
-        """Say nothing; `requests` has them all."""
+        """Log nothing; `requests` has every request."""
 
 
 def _json(body: Json) -> Answer:
@@ -237,7 +237,7 @@ def _json(body: Json) -> Answer:
 
 
 def _error(status: int, code: str = "", message: str = "injected by the lab") -> Answer:
-    """Return an error as the API words it; those that come from a proxy before it are no JSON."""
+    """Return an error in the API's form; those of a proxy before the API are not JSON."""
     if not code and status not in _CODES:
         return Answer(status, f"<html>{status}</html>".encode(), "text/html")
     error = {"code": code or _CODES[status], "message": message, "details": None}

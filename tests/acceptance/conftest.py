@@ -8,9 +8,9 @@ import pytest
 
 from lab.agents import LabAgent
 from lab.controller import LabController
-from lab.ec2 import Cloud, host_key_console
+from lab.ec2 import Ec2Service, host_key_console
 from lab.images import digest_of, make_image, skopeo_copy
-from lab.lab import Lab
+from lab.network import Lab
 from lab.registry import Registry
 
 IMAGE = "docker://localhost:5000/team/app:1"
@@ -85,7 +85,7 @@ class Field:
 class CloudField(Field):
     """A field whose agents are EC2 instances."""
 
-    def __init__(self, lab: Lab, folder: Path, cloud: Cloud) -> None:
+    def __init__(self, lab: Lab, folder: Path, cloud: Ec2Service) -> None:
         super().__init__(lab, folder)
         self.cloud = cloud
         self.controller = LabController(lab.controller, folder / "cloud-controller", cloud.environment)
@@ -142,7 +142,7 @@ def field(lab: Lab, tmp_path: Path) -> Iterator[Field]:
 @pytest.fixture
 def cloud_field(lab: Lab, tmp_path: Path) -> Iterator[CloudField]:
     """Make a field with an EC2 API beside the registry."""
-    with Cloud(lab.controller, 5556, tmp_path / "cloud") as cloud:
+    with Ec2Service(lab.controller, 5556, tmp_path / "cloud") as cloud:
         field = CloudField(lab, tmp_path, cloud)
         yield field
         field.registry.stop()

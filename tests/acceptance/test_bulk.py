@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.lab import Lab
+from lab.network import Lab
 from lab.processes import until
 from tunnelmgr.ssh.login import make_key, public_line
 

@@ -108,7 +108,7 @@ def test_a_full_disk_is_loud_and_costs_no_tunnel(field: "Field", small_disk: Pat
 
     filler = small_disk / "filler"
     subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True, timeout=10)
-    agent.reset_connections()
+    agent.faults.reset_connections()
     until(lambda: not field.controller.client.status()["state"]["ok"], "the full disk shows", timeout=20)
     field.controller.wait_phase("builder", "up")
     reached = field.reaches(agent)

@@ -36,7 +36,7 @@ def test_a_tunnel_comes_back_after_a_reset(field: "Field") -> None:
     agent = field.boot("builder")
     field.up(agent)
 
-    agent.reset_connections()
+    agent.faults.reset_connections()
 
     lost(field, agent)
     field.controller.wait_phase("builder", "up")
@@ -48,9 +48,9 @@ def test_a_silent_drop_is_found_by_the_probe_and_mended(field: "Field") -> None:
     agent = field.boot("builder")
     field.up(agent)
 
-    agent.drop()
+    agent.faults.drop()
     lost(field, agent)
-    agent.heal()
+    agent.faults.heal()
 
     field.controller.wait_phase("builder", "up", timeout=30)
     assert field.reaches(agent)
@@ -68,7 +68,7 @@ def test_a_program_that_keeps_asking_does_not_keep_a_lost_port_taken(field: "Fie
     agent.popen(["sh", "-c", asking])
     until(lambda: field.controller.agent("builder")["bytes_to_agent"] > 0, "the program asks")
 
-    agent.cut_connections()
+    agent.faults.cut_connections()
     lost(field, agent)
 
     field.controller.wait_phase("builder", "up", timeout=60)
@@ -80,7 +80,7 @@ def test_a_port_that_a_dead_connection_holds_is_freed_by_a_reset(field: "Field")
     agent.run(["sysctl", "-q", "-w", "net.ipv4.tcp_retries2=15"], check=True)
     field.up(agent)
 
-    agent.forget_connections()
+    agent.faults.forget_connections()
     lost(field, agent)
 
     field.controller.wait_phase("builder", "up")

@@ -3,8 +3,8 @@
 import pytest
 
 from lab.agents import LabAgent
+from lab.faults.unresponsive import SILENT, UNREACHABLE, addresses
 from lab.processes import until
-from lab.unresponsive import SILENT, UNREACHABLE, addresses
 from tests.acceptance.conftest import GROUPS, Field
 from tests.ssh.ssh_server import generate, public
 
@@ -36,7 +36,7 @@ class Fleet:
 
     def __init__(self, field: Field) -> None:
         self._field = field
-        field.lab.unresponsive()
+        field.lab.add_unresponsive_networks()
         places = [*addresses(SILENT, DEAD), *addresses(UNREACHABLE, DEAD)]
         self._dead = "".join(entry(f"dead-{place}", place, public(generate())) for place in places)
 
@@ -62,7 +62,7 @@ def test_agents_that_never_answer_starve_nobody(field: Field) -> None:
         controller.wait_phase(agent.name, "up", timeout=SOON)
     until(fleet.all_failed, "all dead agents have failed", timeout=60)
 
-    good[0].reset_connections()
+    good[0].faults.reset_connections()
     controller.wait(good[0].name, lambda agent: agent["phase"] != "up", "the cut is noticed")
     controller.wait_phase(good[0].name, "up", timeout=SOON)
 

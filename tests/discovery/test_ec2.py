@@ -12,7 +12,7 @@ import pytest
 from botocore.config import Config as BotoConfig
 from pydantic import ValidationError
 
-from lab.ec2 import Cloud, host_key_console
+from lab.ec2 import Ec2Service, host_key_console
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.discovery import aws, ec2
@@ -28,17 +28,17 @@ HOSTS = itertools.count(10)
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ec2Service]:
     """Run one look-alike for all tests here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with Cloud(None, port, tmp_path_factory.mktemp("cloud")) as cloud:
+    with Ec2Service(None, port, tmp_path_factory.mktemp("cloud")) as cloud:
         yield cloud
 
 
 @pytest.fixture
-def cloud(api: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+def cloud(api: Ec2Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2Service]:
     """Return the look-alike without faults, with credentials for it in the environment."""
     for name, value in api.environment.items():
         monkeypatch.setenv(name, value)
@@ -48,7 +48,7 @@ def cloud(api: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
 
 
 @pytest.fixture
-def launch(cloud: Cloud, request: pytest.FixtureRequest) -> Callable[..., str]:
+def launch(cloud: Ec2Service, request: pytest.FixtureRequest) -> Callable[..., str]:
     """Return a function that launches an instance which only this test's source lists."""
 
     def launched(region: str = "eu-west-1", *, public: bool = False, **tags: str) -> str:
@@ -59,7 +59,7 @@ def launch(cloud: Cloud, request: pytest.FixtureRequest) -> Callable[..., str]:
 
 
 @pytest.fixture
-def source(cloud: Cloud, request: pytest.FixtureRequest) -> Callable[..., Ec2Source]:
+def source(cloud: Ec2Service, request: pytest.FixtureRequest) -> Callable[..., Ec2Source]:
     """Return a function that makes a source which lists this test's instances."""
 
     def made(**facts: object) -> Ec2Source:
@@ -125,7 +125,7 @@ def test_filters_decide_which_instances_are_agents(
 
 @pytest.mark.parametrize("state", ["shutting-down", "terminated", "stopping", "stopped"])
 def test_an_instance_after_running_is_gone(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source], state: str
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source], state: str
 ) -> None:
     """EC2 lists it for an hour yet."""
     instance = launch()
@@ -138,7 +138,7 @@ def test_an_instance_after_running_is_gone(
 
 
 def test_a_terminated_instance_has_no_address_and_is_gone(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """As the API really shows it."""
     instance = launch()
@@ -148,7 +148,7 @@ def test_a_terminated_instance_has_no_address_and_is_gone(
 
 
 def test_a_pending_instance_is_neither_there_nor_gone(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """Its time is still to come."""
     cloud.state(launch(), "pending")
@@ -171,7 +171,7 @@ def test_the_public_address_is_taken_where_that_is_wanted(
     assert not agent.addresses[0].startswith("10.77.")
 
 
-def test_all_pages_are_read(cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
+def test_all_pages_are_read(cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
     """However small they are cut."""
     launched = {launch() for _ in range(5)}
     cloud.page_size(2)
@@ -190,7 +190,7 @@ def test_several_regions_are_one_answer(launch: Callable[..., str], source: Call
 
 
 def test_a_region_that_fails_leaves_the_others_and_is_named(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """The answer says that it is not whole, so that nobody leaves by it."""
     by_region = {region: launch(region) for region in ("eu-west-1", "us-east-1")}
@@ -204,7 +204,7 @@ def test_a_region_that_fails_leaves_the_others_and_is_named(
     assert failure == f"{failed}: UnauthorizedOperation: the permission ec2:DescribeInstances is missing"
 
 
-def test_where_no_region_answers_there_is_no_snapshot(cloud: Cloud, source: Callable[..., Ec2Source]) -> None:
+def test_where_no_region_answers_there_is_no_snapshot(cloud: Ec2Service, source: Callable[..., Ec2Source]) -> None:
     """An empty fleet is something else."""
     cloud.fault("DescribeInstances", [DENIED], forever=True)
 
@@ -217,7 +217,7 @@ def test_where_no_region_answers_there_is_no_snapshot(cloud: Cloud, source: Call
 
 
 def test_what_came_before_a_broken_page_counts(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """It is there; what is missing is not gone; and its console can be read already."""
     launched = {launch() for _ in range(3)}
@@ -234,7 +234,7 @@ def test_what_came_before_a_broken_page_counts(
 
 
 def test_a_throttled_call_is_tried_again(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """One RequestLimitExceeded is no failure."""
     instance = launch()
@@ -249,7 +249,7 @@ def test_a_throttled_call_is_tried_again(
 
 @pytest.mark.usefixtures("impatient")
 def test_a_region_that_throttles_on_and_on_fails(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """It is not an empty fleet."""
     launch()
@@ -260,7 +260,7 @@ def test_a_region_that_throttles_on_and_on_fails(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_region_that_stalls_is_given_up(cloud: Cloud, source: Callable[..., Ec2Source]) -> None:
+def test_a_region_that_stalls_is_given_up(cloud: Ec2Service, source: Callable[..., Ec2Source]) -> None:
     """Every call has a deadline."""
     cloud.fault("DescribeInstances", [("", 200)], stall=20, forever=True)
 
@@ -291,7 +291,7 @@ def test_without_credentials_the_message_says_where_they_come_from(
 
 
 def test_a_role_is_assumed_once_for_all_regions(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """And kept from poll to poll."""
     launched = {launch("eu-west-1"), launch("us-east-1")}
@@ -305,7 +305,7 @@ def test_a_role_is_assumed_once_for_all_regions(
 
 
 def test_a_role_is_renewed_before_it_expires(
-    cloud: Cloud, source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch
+    cloud: Ec2Service, source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A controller lives longer than a role's hour."""
     before = cloud.calls("AssumeRole")
@@ -318,7 +318,7 @@ def test_a_role_is_renewed_before_it_expires(
     assert cloud.calls("AssumeRole") == before + 2
 
 
-def test_a_role_that_may_not_be_assumed_is_named(cloud: Cloud, source: Callable[..., Ec2Source]) -> None:
+def test_a_role_that_may_not_be_assumed_is_named(cloud: Ec2Service, source: Callable[..., Ec2Source]) -> None:
     """The permission, as IAM spells it."""
     cloud.fault("AssumeRole", [("AccessDenied", 403)])
 
@@ -330,7 +330,7 @@ def test_a_role_that_may_not_be_assumed_is_named(cloud: Cloud, source: Callable[
 
 
 def test_instances_that_an_empty_listing_lacks_are_found_by_their_ids(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """A filter finds them beside an unknown id; one of them has ended."""
     there, ended = launch(), launch()
@@ -361,7 +361,7 @@ def test_instances_that_the_filters_exclude_are_outside_where_their_tags_say_why
 
 
 def test_many_instances_are_asked_for_in_several_calls(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """EC2 takes a limited number of values in a filter."""
     monkeypatch.setattr(ec2, "FILTER_VALUES", 2)
@@ -376,7 +376,7 @@ def test_many_instances_are_asked_for_in_several_calls(
 
 
 def test_a_look_up_that_fails_says_so(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """What is not known is no proof."""
     launch()
@@ -394,7 +394,7 @@ def test_a_look_up_that_fails_says_so(
 
 
 def test_the_console_is_read_as_text(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """Decoded, once."""
     cloud.console(launch(), "line one\r\nline two\r\n")
@@ -415,7 +415,7 @@ def test_a_console_without_output_yet_is_empty(launch: Callable[..., str], sourc
 
 @pytest.mark.parametrize("code", ["UnsupportedOperation", "InvalidParameterCombination"])
 def test_an_instance_that_has_no_latest_output_is_asked_for_that_of_its_boot(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source], code: str
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source], code: str
 ) -> None:
     """Only Nitro has both."""
     cloud.console(launch(), "as it booted")
@@ -427,7 +427,7 @@ def test_an_instance_that_has_no_latest_output_is_asked_for_that_of_its_boot(
 
 
 def test_a_console_that_may_have_lost_its_beginning_is_not_read(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """A program that scrolls the true block away could print another; EC2 keeps the last 64 KB, counted in bytes."""
     instance = launch()
@@ -445,7 +445,7 @@ def test_a_console_that_may_have_lost_its_beginning_is_not_read(
 
 
 def test_a_console_that_may_not_be_read_names_the_permission(
-    cloud: Cloud, launch: Callable[..., str], source: Callable[..., Ec2Source]
+    cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
     """So that `awaiting-identity` says why."""
     launch()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from lab.ec2 import Cloud
+from lab.ec2 import Ec2Service
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, Event, FeedHeard
 from tunnelmgr.discovery import ec2_events
@@ -24,14 +24,14 @@ PORT = 5563
 
 
 @pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ec2Service]:
     """Serve SQS on loopback."""
-    with Cloud(None, PORT, tmp_path_factory.mktemp("cloud")) as cloud:
+    with Ec2Service(None, PORT, tmp_path_factory.mktemp("cloud")) as cloud:
         yield cloud
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch, cloud: Ec2Service) -> None:
     """Poll and retry in moments, with credentials that are of no worth anywhere."""
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
@@ -79,7 +79,7 @@ async def until(condition: Any) -> None:  # noqa: ANN401
             await asyncio.sleep(0.02)
 
 
-def queue_of(cloud: Cloud, name: str) -> SqsQueue:
+def queue_of(cloud: Ec2Service, name: str) -> SqsQueue:
     """Make a queue, and what reads it, as a source does."""
     config = Ec2Config.model_validate(
         {
@@ -95,7 +95,7 @@ def queue_of(cloud: Cloud, name: str) -> SqsQueue:
     return queue
 
 
-async def test_a_terminated_event_revokes_and_is_deleted(cloud: Cloud) -> None:
+async def test_a_terminated_event_revokes_and_is_deleted(cloud: Ec2Service) -> None:
     """So does shutting-down, which comes before it."""
     queue = queue_of(cloud, "ended")
     cloud.event("ended", "i-1", "shutting-down")
@@ -108,7 +108,7 @@ async def test_a_terminated_event_revokes_and_is_deleted(cloud: Cloud) -> None:
     assert heard.health == [None]
 
 
-async def test_a_running_event_wakes_a_poll_and_believes_nothing(cloud: Cloud) -> None:
+async def test_a_running_event_wakes_a_poll_and_believes_nothing(cloud: Ec2Service) -> None:
     """At once, and twice more, because EC2's listing lags behind its events."""
     queue = queue_of(cloud, "running")
     cloud.event("running", "i-1", "running")
@@ -120,7 +120,7 @@ async def test_a_running_event_wakes_a_poll_and_believes_nothing(cloud: Cloud) -
     assert cloud.left("running") == 0
 
 
-async def test_late_doubled_and_reordered_events_are_harmless(cloud: Cloud) -> None:
+async def test_late_doubled_and_reordered_events_are_harmless(cloud: Ec2Service) -> None:
     """An end stays an end, whatever comes after it; and each message is deleted."""
     queue = queue_of(cloud, "doubled")
     for state in ("terminated", "running", "terminated", "pending", "shutting-down", "stopping", "stopped"):
@@ -168,7 +168,7 @@ GARBAGE = [
 ]
 
 
-async def test_garbage_is_deleted_too(cloud: Cloud) -> None:
+async def test_garbage_is_deleted_too(cloud: Ec2Service) -> None:
     """A message that stays would come again for ever."""
     queue = queue_of(cloud, "garbage")
     for body in filter(None, GARBAGE):
@@ -182,7 +182,7 @@ async def test_garbage_is_deleted_too(cloud: Cloud) -> None:
     assert heard.health == [None]
 
 
-async def test_more_messages_than_one_answer_holds_are_all_read(cloud: Cloud) -> None:
+async def test_more_messages_than_one_answer_holds_are_all_read(cloud: Ec2Service) -> None:
     """SQS gives ten at a time."""
     queue = queue_of(cloud, "many")
     for number in range(25):
@@ -194,7 +194,7 @@ async def test_more_messages_than_one_answer_holds_are_all_read(cloud: Cloud) ->
     assert len(set(heard.ended)) == 25
 
 
-async def test_a_queue_that_fails_is_told_once_and_heals(cloud: Cloud) -> None:
+async def test_a_queue_that_fails_is_told_once_and_heals(cloud: Ec2Service) -> None:
     """With the permission that is missing; what came meanwhile is not lost."""
     queue = queue_of(cloud, "failing")
 
@@ -211,7 +211,7 @@ async def test_a_queue_that_fails_is_told_once_and_heals(cloud: Cloud) -> None:
     assert heard.ended == ["ec2:i-1"]
 
 
-async def test_what_cannot_be_deleted_has_counted_all_the_same(cloud: Cloud) -> None:
+async def test_what_cannot_be_deleted_has_counted_all_the_same(cloud: Ec2Service) -> None:
     """It comes again, and changes nothing more; that it cannot be deleted is told."""
     queue = queue_of(cloud, "undeleted")
     cloud.event("undeleted", "i-1", "terminated")
@@ -293,7 +293,7 @@ async def test_a_message_without_a_body_or_a_receipt_is_no_trouble() -> None:
     assert queue.deleted == ["a", "b"]
 
 
-async def test_nothing_to_delete_asks_nothing(cloud: Cloud) -> None:
+async def test_nothing_to_delete_asks_nothing(cloud: Ec2Service) -> None:
     """SQS refuses an empty batch."""
     before = cloud.calls("DeleteMessageBatch")
 

@@ -1,4 +1,4 @@
-"""The lab works: what the acceptance tests build upon is itself proved with plain OpenSSH and plain boto3."""
+"""The lab itself works: its machines with plain OpenSSH, its stand-in for EC2 with plain boto3."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lab.ec2 import Cloud, host_key_console
+from lab.ec2 import Ec2Service, host_key_console
 from lab.images import digest_of, make_image, skopeo_copy
-from lab.lab import Lab
+from lab.network import Lab
 from lab.processes import LabError, until
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """Make the controller's private key; the public one lies beside it."""
+    """Make the controller's key pair and return the file of the private key."""
     place = tmp_path / "id_ed25519"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place], check=True, timeout=10)
     return place
@@ -50,7 +50,7 @@ def authorized(key: Path) -> str:
 
 
 def dial(lab: Lab, agent: LabAgent, key: Path, host_key: str) -> Process:
-    """Start plain OpenSSH as the controller would dial, trusting only this host key."""
+    """Dial the agent with plain OpenSSH, as the controller would; trust only this host key."""
     known = key.with_name(f"known_hosts_{time.monotonic_ns()}")
     known.write_text(f"{agent.ip} {host_key}\n")
     options = {
@@ -68,12 +68,12 @@ def dial(lab: Lab, agent: LabAgent, key: Path, host_key: str) -> Process:
 
 
 def await_tunnel(agent: LabAgent) -> None:
-    """Wait until the agent's sshd holds both listeners."""
-    until(lambda: agent.listeners(5000) == ["127.0.0.1", "::1"], "the tunnel stands", timeout=5)
+    """Wait until the agent's sshd has both listeners."""
+    until(lambda: agent.listeners(5000) == ["127.0.0.1", "::1"], "the tunnel is open", timeout=5)
 
 
 def test_an_image_travels_between_two_agents_through_plain_openssh(lab: Lab, key: Path, tmp_path: Path) -> None:
-    """What one agent pushes, another pulls with the same digest, and nobody but loopback hears the registry."""
+    """An image pushed by one agent is pulled by another with the same digest; the registry listens on loopback only."""
     registry = lab.registry(lab.controller, tmp_path / "registry")
     agents = [lab.agent(f"a{number}", f"10.77.0.1{number}", authorized(key)) for number in (1, 2)]
     for agent in agents:
@@ -91,10 +91,10 @@ def test_an_image_travels_between_two_agents_through_plain_openssh(lab: Lab, key
     assert lab.controller.listeners(5000) == ["127.0.0.1"]
 
 
-def test_a_strangers_key_is_refused_at_a_reused_address(lab: Lab, key: Path) -> None:
-    """A killed machine's address serves another machine at once, and strict checking tells the two apart."""
+def test_a_strange_key_is_refused_at_a_reused_address(lab: Lab, key: Path) -> None:
+    """The address of a killed machine is free for another at once, and strict host key checking refuses the other."""
     first = lab.agent("first", "10.77.0.11", authorized(key))
-    standing = dial(lab, first, key, first.host_key)
+    tunnel = dial(lab, first, key, first.host_key)
     await_tunnel(first)
 
     first.kill()
@@ -103,19 +103,21 @@ def test_a_strangers_key_is_refused_at_a_reused_address(lab: Lab, key: Path) -> 
     assert dial(lab, second, key, first.host_key).wait(5) == 255
     dial(lab, second, key, second.host_key)
     await_tunnel(second)
-    assert standing.wait(5) == 255
+    assert tunnel.wait(5) == 255
 
 
-def test_faults_reach_a_standing_tunnel(lab: Lab, key: Path) -> None:
-    """Silence, resets, a frozen session and a restarted sshd each end the tunnel, and it can be made again after."""
+def test_each_fault_ends_an_open_tunnel(lab: Lab, key: Path) -> None:
+    """Lost packets, resets, a frozen session and a restarted sshd each end the tunnel; a new one can be opened."""
     agent = lab.agent("a1", "10.77.0.11", authorized(key))
+    packets = agent.faults
+    faults = [packets.drop, packets.reject, packets.reset_connections, agent.pause_sshd_sessions, agent.restart_sshd]
 
-    for fault in (agent.drop, agent.reject, agent.reset_connections, agent.pause_sshd_sessions, agent.restart_sshd):
+    for fault in faults:
         tunnel = dial(lab, agent, key, agent.host_key)
         await_tunnel(agent)
         fault()
         assert tunnel.wait(6) == 255
-        agent.heal()
+        packets.heal()
         agent.resume_sshd_sessions()
         agent.restart_sshd()
 
@@ -123,7 +125,7 @@ def test_faults_reach_a_standing_tunnel(lab: Lab, key: Path) -> None:
 
 
 def test_a_machine_can_lack_ipv6_share_a_key_and_be_misconfigured(lab: Lab, key: Path) -> None:
-    """Agents differ by what acceptance tests need: no ::1, another's host key, options that outweigh the lab's."""
+    """An agent can have no ::1, a given host key, and sshd options that override those of the lab."""
     agent = lab.agent(
         "a1",
         "10.77.0.11",
@@ -140,7 +142,7 @@ def test_a_machine_can_lack_ipv6_share_a_key_and_be_misconfigured(lab: Lab, key:
 
 
 def test_nothing_remains_after_a_failed_setup(tmp_path: Path) -> None:
-    """An agent that cannot start tells why, and closing the lab still removes everything."""
+    """An agent that cannot boot raises an error with the reason, and closing the lab still removes everything."""
     with Lab(tmp_path / "lab") as lab:
         prefix = lab.controller.name.removesuffix("-1-controller")
         with pytest.raises(LabError, match="nonsense"):
@@ -172,15 +174,15 @@ for line in sys.stdin:
 
 
 class Boto:
-    """A boto3 client on the controller's machine that evaluates one expression a line."""
+    """A boto3 client on the controller's machine that evaluates one expression per line."""
 
-    def __init__(self, lab: Lab, cloud: Cloud) -> None:
+    def __init__(self, lab: Lab, cloud: Ec2Service) -> None:
         pipe = subprocess.PIPE
         argv = [sys.executable, "-c", BOTO, cloud.endpoint]
         self.process = lab.controller.popen(argv, env=cloud.environment, stdin=pipe, stdout=pipe)
 
     def ask(self, expression: str) -> str:
-        """Evaluate, and return what it prints."""
+        """Evaluate the expression and return what it prints."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(expression.encode() + b"\n")
@@ -189,9 +191,9 @@ class Boto:
 
 
 def test_the_cloud_launches_terminates_forgets_and_fails_on_command(lab: Lab, tmp_path: Path) -> None:
-    """Each command of the lab shows in what plain boto3 sees."""
+    """Plain boto3 sees the effect of each command of the stand-in for EC2."""
     key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
-    with Cloud(lab.controller, 5556, tmp_path / "cloud") as cloud, contextlib.ExitStack() as stack:
+    with Ec2Service(lab.controller, 5556, tmp_path / "cloud") as cloud, contextlib.ExitStack() as stack:
         boto = Boto(lab, cloud)
         stack.callback(boto.process.end)
         first = cloud.launch("10.77.0.11", {"role": "ci"})

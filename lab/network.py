@@ -1,4 +1,4 @@
-"""The lab: one switch, a controller's machine, and as many agents as asked for, all gone when it closes."""
+"""The lab's network: one switch, the controller's machine, and agents; closing it removes everything."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import shutil
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-from lab import unresponsive
 from lab.agents import AgentOptions, LabAgent
+from lab.faults import unresponsive
 from lab.namespaces import Machine, Namespace, Switch
 from lab.processes import LabError, Processes
 from lab.registry import Registry
@@ -35,10 +35,10 @@ _serial = itertools.count(1)
 
 
 class Lab:
-    """A network on one machine; enter it, and leave it to have every process and namespace of it removed.
+    """A network of namespaces on this machine; leaving the `with` removes every process and namespace of it.
 
-    Several labs may stand at once, in one process or in several: their names carry the process id and a number, and
-    their equal addresses live on separate bridges.
+    Several labs can be open at once, in one process or in several: their names contain the process id and a number, and
+    their equal addresses are on separate bridges.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +68,7 @@ class Lab:
 
     @property
     def controller(self) -> Namespace:
-        """The machine beside the registry, from which agents are dialled."""
+        """The machine of the controller and the registry, from which agents are dialled."""
         if self._controller is None:
             raise LabError("the lab is not open: use `with Lab(folder) as lab`")
         return self._controller
@@ -84,10 +84,10 @@ class Lab:
         user: str = "tunnel",
         ipv6: bool = True,
     ) -> LabAgent:
-        """Start an agent at an address of 10.77.0.0/24; return when its sshd listens.
+        """Boot an agent at an address of 10.77.0.0/24 and return when its sshd listens.
 
         `host_key` is a private key file to use instead of a new key; `sshd_options` are lines of sshd_config that
-        outweigh the lab's own.
+        override the lab's own.
         """
         folder = self._folder / f"agent-{next(self._count)}-{name}"
         folder.mkdir(parents=True)
@@ -99,22 +99,14 @@ class Lab:
             raise
         return agent
 
-    def unresponsive(self, ip: str = "10.77.0.250") -> None:
-        """Let the controller's machine have a way to networks where nobody answers; see `lab/unresponsive.py`."""
-        unresponsive.put_behind(self._switch.attach("unresponsive", ip), self.controller, self._folder / "silent.log")
+    def add_unresponsive_networks(self, ip: str = "10.77.0.250") -> None:
+        """Route the networks of `lab/faults/unresponsive.py` from the controller's machine."""
+        router = self._switch.attach("unresponsive", ip)
+        unresponsive.add_networks(router, self.controller, self._folder / "silent.log")
 
-    def registry(
-        self,
-        machine: Machine | None,
-        folder: Path,
-        port: int = 5000,
-        host: str = "127.0.0.1",
-        *,
-        read_only: bool = False,
-    ) -> Registry:
-        """Start a docker-registry on a machine of the lab (None: on the host); it ends with the lab at the latest."""
-        where = machine or Machine(self._processes)
-        return Registry(where, folder, port=port, host=host, read_only=read_only).start()
+    def registry(self, machine: Machine | None, folder: Path, port: int = 5000) -> Registry:
+        """Start a docker-registry on a machine of the lab (None: on the host); closing the lab stops it."""
+        return Registry(machine or Machine(self._processes), folder, port=port).start()
 
 
 def _check_host() -> None:

@@ -1,0 +1,1 @@
+"""Fault injection: failing cloud API calls, lost and rejected packets, and machines that never answer."""
