@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 from lab.namespaces import Machine
-from lab.processes import LabError, Process, until
+from lab.processes import LabError, Process, Stream, until
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import TunnelmgrError
@@ -110,8 +110,12 @@ class LabController:
 
     def command(self, *arguments: str, timeout: float = 30.0) -> CompletedProcess[str]:
         """Run a command of the command line against this daemon."""
-        argv = [sys.executable, "-m", "tunnelmgr", "-c", str(self.file), *arguments]
-        return self.machine.run(argv, timeout=timeout, env=self._environment)
+        return self.machine.run(self._argv(*arguments), timeout=timeout, env=self._environment)
+
+    def show(self, *arguments: str, output: Stream, timeout: float = 30.0) -> int:
+        """Run a command of the command line with both its outputs to a stream; return its exit status."""
+        process = self.machine.popen(self._argv(*arguments), env=self._environment, stdout=output, stderr=output)
+        return process.wait(timeout)
 
     def agent(self, wanted: str) -> dict[str, Any]:
         """Return one agent with its history."""
@@ -140,3 +144,6 @@ class LabController:
     def wait_phase(self, wanted: str, phase: str, timeout: float = 20.0) -> dict[str, Any]:
         """Wait until an agent is in a phase."""
         return self.wait(wanted, lambda agent: agent["phase"] == phase, f"{wanted} is {phase}", timeout)
+
+    def _argv(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "tunnelmgr", "-c", str(self.file), *arguments]

@@ -149,12 +149,10 @@ class _Demo:
             detail(f"{name} is quarantined: {quarantined['error']}; the controller did not log in")
 
     def _list(self) -> None:
-        listed = self._controller.command("list", "--all")
-        ensure(listed.returncode == 0, f"`tunnelmgr list` succeeds: {listed.stderr}")
         phases = {agent["name"]: agent["phase"] for agent in self._controller.client.agents()}
         wanted = {"builder": "up", "ci-1": "up", "ci-3": "quarantined"}
         ensure(phases == wanted, f"the agents are {wanted}, not {phases}")
-        self._progress.show_command("tunnelmgr list --all", listed.stdout)
+        self._progress.show_command(self._controller, "list", "--all")
 
     def _keep_running(self) -> None:
         curl = "curl -s localhost:5000/v2/_catalog"

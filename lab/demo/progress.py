@@ -1,5 +1,6 @@
 """The demo's output: one line per step, with a spinner while the step runs."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lab.controller import LabController
 from lab.processes import LabError
 
 _INDENT = " " * 11  # as wide as the time and the mark of a step
@@ -30,10 +32,13 @@ class Progress:
         for line in lines:
             self.console.print(f"{_INDENT}{line}", style="dim", markup=False)
 
-    def show_command(self, command: str, output: str) -> None:
-        """Print a command and its output."""
-        self.console.print(f"\n$ {command}", style="bold", markup=False)
-        self.console.print(output, markup=False)
+    def show_command(self, controller: LabController, *arguments: str) -> None:
+        """Run a command of tunnelmgr that writes to our own standard output, so that it finds the terminal."""
+        self.console.print(f"\n$ tunnelmgr {' '.join(arguments)}", style="bold", markup=False)
+        sys.stdout.flush()
+        status = controller.show(*arguments, output=sys.stdout.fileno())
+        ensure(status == 0, f"`tunnelmgr {' '.join(arguments)}` exits with status 0, not {status}")
+        self.console.print()
 
     def note(self, text: str, style: str = "") -> None:
         """Print a paragraph between the steps."""

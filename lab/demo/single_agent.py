@@ -159,4 +159,4 @@ class _Demo:
             self._start_sshd("impostor")
             self._reload(_AGENT.format(port=SSH_PORT, key=key))
             detail(str(self._controller.wait_phase("builder", "quarantined")["message"]))
-        self._progress.show_command("tunnelmgr list", self._controller.command("list").stdout)
+        self._progress.show_command(self._controller, "list")

@@ -46,19 +46,24 @@ class Field:
         return agent
 
     def static(
-        self, *agents: LabAgent, trust: str = "pinned", probe_interval: str = "1s", group: str = "builders"
+        self,
+        *agents: LabAgent,
+        trust: str = "pinned",
+        probe_interval: str = "1s",
+        group: str = "builders",
+        groups: str = GROUPS,
     ) -> None:
-        """Configure a static source of these agents."""
-        text = f'{GROUPS}\n[[source]]\nname = "office"\ntype = "static"\ngroup = "{group}"\n'
+        """Configure a static source that puts these agents into a group."""
+        text = f'{groups}\n[[source]]\nname = "office"\ntype = "static"\ngroup = "{group}"\n'
         text += f'trust = ["{trust}"]\npoll = "1s"\n'
         for agent in agents:
             text += f'[[source.agent]]\nname = "{agent.name}"\naddress = "{agent.ip}"\n'
             text += f'host_key = "{agent.host_key}"\n' if trust == "pinned" else ""
         self.controller.configure(text, probe_interval=probe_interval)
 
-    def up(self, *agents: LabAgent) -> None:
+    def up(self, *agents: LabAgent, groups: str = GROUPS) -> None:
         """Start the controller with these agents and wait until all are up."""
-        self.static(*agents)
+        self.static(*agents, groups=groups)
         self.controller.start()
         for agent in agents:
             self.controller.wait_phase(agent.name, "up")

@@ -37,23 +37,12 @@ SECRET = "localhost:5000/secret/app:1"  # noqa: S105 (the name of a repository)
 MAY_NOT_PULL = "tunnelmgr: group builders may not pull secret/app"
 MAY_NOT_PUSH = "tunnelmgr: group builders may not push other/app"
 
-SETTINGS = """
+GROUPS = """
 [[group]]
 name = "builders"
 pull = ["**"]
 push = ["team/*"]
 deny = ["secret/**"]
-
-[[source]]
-name = "office"
-type = "static"
-group = "builders"
-trust = ["pinned"]
-poll = "1s"
-[[source.agent]]
-name = "builder"
-address = "{ip}"
-host_key = "{host_key}"
 """
 
 
@@ -61,9 +50,7 @@ host_key = "{host_key}"
 def builder(field: "Field") -> LabAgent:
     """Return an agent whose tunnel is up, and that may not pull secret/** nor push but to team/*."""
     agent = field.boot("builder")
-    field.controller.configure(SETTINGS.format(ip=agent.ip, host_key=agent.host_key), probe_interval="1s")
-    field.controller.start()
-    field.controller.wait_phase("builder", "up")
+    field.up(agent, groups=GROUPS)
     return agent
 
 

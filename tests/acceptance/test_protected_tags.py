@@ -18,23 +18,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.acceptance
 
 APP = "localhost:5000/team/app"
-SETTINGS = """
+GROUPS = """
 [[group]]
 name = "builders"
 push = ["team/*"]
 delete = ["team/*"]
 immutable_tags = ["*"]
-
-[[source]]
-name = "office"
-type = "static"
-group = "builders"
-trust = ["pinned"]
-poll = "1s"
-[[source.agent]]
-name = "builder"
-address = "{ip}"
-host_key = "{host_key}"
 """
 
 
@@ -42,9 +31,7 @@ host_key = "{host_key}"
 def builder(field: "Field") -> LabAgent:
     """Return an agent whose tunnel is up, and that may push and delete but change no tag of team/*."""
     agent = field.boot("builder")
-    field.controller.configure(SETTINGS.format(ip=agent.ip, host_key=agent.host_key), probe_interval="1s")
-    field.controller.start()
-    field.controller.wait_phase("builder", "up")
+    field.up(agent, groups=GROUPS)
     return agent
 
 

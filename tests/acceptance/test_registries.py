@@ -1,4 +1,4 @@
-"""Real clients and registries that are not set up as usual: another make, another host name, a mirror, read-only."""
+"""Real clients with unusual registries: another product, another host name, a mirror, a read-only replica."""
 
 import sys
 import tempfile
@@ -12,7 +12,7 @@ from lab.images import digest_of, make_image, skopeo_copy
 from lab.namespaces import Machine
 from lab.processes import until
 from lab.registry import Registry
-from tests.acceptance.test_clients import ORAS, SETTINGS, docker_on
+from tests.acceptance.test_clients import GROUPS, ORAS, docker_on
 from tests.gate import stateful_registry
 
 if TYPE_CHECKING:
@@ -29,24 +29,22 @@ MIRROR = """
 
 @pytest.fixture
 def builder(field: "Field") -> LabAgent:
-    """Return an agent whose tunnel is up, and that may push to team/*."""
+    """Return an agent that is up and may push to team/*."""
     agent = field.boot("builder")
-    field.controller.configure(SETTINGS.format(ip=agent.ip, host_key=agent.host_key), probe_interval="1s")
-    field.controller.start()
-    field.controller.wait_phase("builder", "up")
+    field.up(agent, groups=GROUPS)
     return agent
 
 
 def push_with_oras(field: "Field", agent: LabAgent, target: str) -> list[str]:
-    """Push a file with the Python SDK of ORAS; returns the status that it prints last."""
+    """Push a file with the Python SDK of ORAS; return the HTTP status, which it prints last."""
     file = field.folder / "artifact"
     file.write_bytes(b"artifact")
-    words = [sys.executable, "-c", ORAS, "basic", "push", target, str(file)]
-    return agent.run(words, env={"HOME": str(field.folder)}, timeout=60).stdout.split()[-1:]
+    argv = [sys.executable, "-c", ORAS, "basic", "push", target, str(file)]
+    return agent.run(argv, env={"HOME": str(field.folder)}, timeout=60).stdout.split()[-1:]
 
 
-def test_clients_push_to_a_registry_that_keeps_its_uploads_state_otherwise(field: "Field", builder: LabAgent) -> None:
-    """Pushes of skopeo and ORAS reach a stand-in for olareg, whose locations have `state=` and need it."""
+def test_clients_push_to_a_registry_that_keeps_upload_state_elsewhere(field: "Field", builder: LabAgent) -> None:
+    """Skopeo and ORAS push to a stand-in for olareg, whose Location headers carry a required `state=`."""
     layout = make_image(field.folder / "image", layers=3)
     field.registry.stop()
     server = field.lab.controller.popen([sys.executable, stateful_registry.__file__, "5000"])
@@ -63,7 +61,7 @@ def test_clients_push_to_a_registry_that_keeps_its_uploads_state_otherwise(field
 
 
 def test_clients_push_to_a_registry_that_names_its_public_host(field: "Field", builder: LabAgent) -> None:
-    """With `http.host` set docker-registry names that host in every Location, which the agent cannot reach."""
+    """Pushes succeed even if docker-registry's `http.host` puts a host into Location that the agent cannot reach."""
     layout = make_image(field.folder / "image", layers=3)
     field.registry.stop()
 
@@ -82,8 +80,8 @@ def test_clients_push_to_a_registry_that_names_its_public_host(field: "Field", b
     assert artifact == ["201"]
 
 
-def test_docker_prints_why_a_read_only_registry_takes_no_push(field: "Field", builder: LabAgent) -> None:
-    """Not `error parsing HTTP 405 response body`."""
+def test_docker_prints_why_a_read_only_registry_refuses_a_push(field: "Field", builder: LabAgent) -> None:
+    """Docker prints the gate's message, not `error parsing HTTP 405 response body`."""
     layout = make_image(field.folder / "image", layers=1)
     field.registry.stop()
     folder = field.folder / "replica"
@@ -100,8 +98,8 @@ def test_docker_prints_why_a_read_only_registry_takes_no_push(field: "Field", bu
     assert "tunnelmgr: the registry at 127.0.0.1:5000 does not allow POST here: it is a read-only" in pushed.stderr
 
 
-def test_containerd_pulls_through_the_tunnel_as_through_a_mirror(field: "Field", builder: LabAgent) -> None:
-    """It asks for docker.io's images with `ns=docker.io`, which ends at the gate."""
+def test_containerd_uses_the_tunnel_as_a_mirror(field: "Field", builder: LabAgent) -> None:
+    """Containerd requests docker.io's images with `ns=docker.io`, which the gate does not forward."""
     assert skopeo_copy(builder, make_image(field.folder / "image"), f"docker://{APP}").returncode == 0
     hosts = field.folder / "hosts" / "docker.io"
     hosts.mkdir(parents=True)
