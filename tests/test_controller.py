@@ -55,6 +55,7 @@ class House:
     store_fails: str | None = None
     now: float = 100.0
     written: set[AgentId] = field(default_factory=set)
+    history: list[tuple[str, int]] = field(default_factory=list)
     controller: Controller = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +81,10 @@ class House:
     def search(self, action: Search) -> None:
         """Note a search."""
         self.done.append(f"seek {action.agent.name}")
+
+    def history_grew(self, _record: Record, entry: HistoryEntry) -> None:
+        """Keep what is new in the histories."""
+        self.history.append((entry.step, entry.count))
 
     def tell(self, *events: Event) -> None:
         """Report events, all of them before the loop can take up the first."""
@@ -112,23 +117,12 @@ class House:
         self.done.clear()
 
 
-@dataclass
-class Recorded:
-    """Keeps what is new in the histories."""
-
-    steps: list[tuple[str, int]] = field(default_factory=list)
-
-    def history_grew(self, _record: Record, entry: HistoryEntry) -> None:
-        """Keep the step and its count."""
-        self.steps.append((entry.step, entry.count))
-
-
 @asynccontextmanager
 async def running(house: House | None = None) -> AsyncIterator[House]:
     """Run a controller; at the end it drains, unless it has drained before."""
     house = house or House()
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(house.controller.run(Performers(house, house)), name="controller")
+        task = tasks.create_task(house.controller.run(Performers(house, house), house), name="controller")
         try:
             yield house
         finally:
@@ -310,7 +304,7 @@ async def test_a_drain_closes_gently_and_returns_when_all_is_over() -> None:
     """Not before, and with everything written."""
     house = House()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(house.controller.run(Performers(house, house)), name="controller")
+        task = tasks.create_task(house.controller.run(Performers(house, house), house), name="controller")
         await house.bring_up(A)
         house.tell(DrainRequested())
         await house.until_done("close cloud:a DRAIN")
@@ -327,7 +321,7 @@ async def test_a_drain_with_nothing_open_returns_at_once() -> None:
     """A search for evidence is no reason to stay."""
     house = House()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(house.controller.run(Performers(house, house)), name="controller")
+        task = tasks.create_task(house.controller.run(Performers(house, house), house), name="controller")
         house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
         await house.until_done("seek a")
         house.tell(DrainRequested())
@@ -434,12 +428,10 @@ async def test_a_listing_that_lacks_agents_is_told_once_and_its_end_too() -> Non
 async def test_a_failure_that_repeats_is_told_ever_less_often_and_seldom_written() -> None:
     """Dead agents cost neither the log nor the audit nor the disk something for each try."""
     house = House()
-    recorded = Recorded()
-    house.controller.history = recorded
     with capture_logs() as logs:
         async with running(house):
             await house.bring_up(A)
-            recorded.steps.clear()
+            house.history.clear()
             logs.clear()
             for life in range(1, 20):
                 house.tell(TunnelEnded(A.id, life, Failure("unreachable", Pace.SOON, "nobody answers")))
@@ -450,7 +442,7 @@ async def test_a_failure_that_repeats_is_told_ever_less_often_and_seldom_written
             written = house.done.count("write")
             phases = [entry["phase"] for entry in logs if entry["event"] == "phase"]
 
-    assert [step for step in recorded.steps if step[0] != "closed"] == [
+    assert [step for step in house.history if step[0] != "closed"] == [
         ("lost", 1),
         *(("failed", 2**power) for power in range(5)),
     ]

@@ -168,7 +168,7 @@ async def test_a_stop_does_not_wait_for_a_disk_that_hangs(slow: Slow, monkeypatc
     monkeypatch.setattr(writer, "LAST_WRITE", 0.05)
     with capture_logs() as logs:
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-            tasks.create_task(slow.controller.run(Performers(slow, slow)), name="controller")
+            tasks.create_task(slow.controller.run(Performers(slow, slow), slow), name="controller")
             await slow.bring_up(A)
             await slow.stall(BOTH)
             slow.tell(DrainRequested())

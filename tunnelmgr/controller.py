@@ -132,13 +132,13 @@ class Clock:
 class Controller:
     """Owns the world. Others put events in by `report`, and read `world`, which is always whole.
 
-    What performs its actions is given to `run`, because it needs the controller to report to.
+    What performs its actions, and what listens to the histories, is given to `run`: both need the controller.
     """
 
     world: World
     store: WritableStore
     clock: Callable[[], float]
-    history: HistoryListener = field(default_factory=NoHistoryListener)
+    _history: HistoryListener = field(default_factory=NoHistoryListener)
     _behind: bool = False
     _held: bool = False
     _took: float = 0.0
@@ -165,8 +165,9 @@ class Controller:
         if not self._can_wait(event):
             self._urgent.set()
 
-    async def run(self, performers: Performers) -> None:
+    async def run(self, performers: Performers, history: HistoryListener) -> None:
         """Reconcile until a drain is complete."""
+        self._history = history
         self._writer.start(self.world)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -246,7 +247,7 @@ class Controller:
         if before.records is not self.world.records:
             for record, moment in moments(before, self.world):
                 if moment.is_news:
-                    self.history.history_grew(record, moment)
+                    self._history.history_grew(record, moment)
 
     def _reconcile(self, performers: Performers, tasks: asyncio.TaskGroup) -> None:
         now = self.clock()

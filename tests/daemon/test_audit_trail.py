@@ -11,7 +11,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.daemon import audit_trail
-from tunnelmgr.daemon.audit_trail import BURST, FOLD, RATE, Auditor
+from tunnelmgr.daemon.audit_trail import BURST, FOLD, RATE, AuditTrail
 from tunnelmgr.gate.caller import Caller, RequestRecord
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIAGkZnzWcWDkVGJCSmtWFcZOcmXJ9vSVP6sHJqMF5kP"
@@ -48,8 +48,8 @@ class Desk:
     def __init__(self) -> None:
         self.now = 1000.0
         self.book = Book()
-        world = World(records={AGENT.id: RECORD})
-        self.auditor = Auditor(self.book, lambda: world, lambda: self.now)  # type: ignore[arg-type]
+        self.world = World(records={AGENT.id: RECORD})
+        self.auditor = AuditTrail(self.book, self, lambda: self.now)  # type: ignore[arg-type]
 
     @property
     def entries(self) -> list[dict[str, Any]]:
@@ -60,6 +60,12 @@ class Desk:
         """Let time pass, and the auditor look at what is folded."""
         self.now += seconds
         self.auditor._tick()
+
+
+class Empty:
+    """A view of an empty world."""
+
+    world = World()
 
 
 @pytest.fixture
@@ -218,7 +224,7 @@ async def test_time_alone_writes_what_is_folded(desk: Desk, monkeypatch: pytest.
     """Nobody has to ask again for the last entry to be written."""
     monkeypatch.setattr(audit_trail, "FOLD", 0.05)
     clock = asyncio.get_running_loop().time
-    auditor = Auditor(desk.book, World, clock)  # type: ignore[arg-type]
+    auditor = AuditTrail(desk.book, desk, clock)  # type: ignore[arg-type]
     auditor.record(request())
     auditor.record(request())
 
@@ -320,7 +326,7 @@ async def test_a_request_of_an_agent_that_is_forgotten_still_names_it() -> None:
     """The last request of an agent that has just gone is not lost."""
     book = Book()
 
-    Auditor(book, World, lambda: 0.0).record(request())  # type: ignore[arg-type]
+    AuditTrail(book, Empty(), lambda: 0.0).record(request())  # type: ignore[arg-type]
 
     assert book.entries[0]["agent"] == "ec2:i-1"
 

@@ -45,7 +45,7 @@ async def running(site: Site, wall: Wall) -> AsyncIterator[Daemon]:
         try:
             yield daemon
         finally:
-            daemon.report(DrainRequested())
+            daemon.controller.report(DrainRequested())
             await task
     store.close()
 
@@ -68,9 +68,9 @@ async def test_a_certificate_is_valid_by_the_wall_clock_as_it_is_set(site: Site)
             known = world.tunnels.get(AgentId("static:builder-1"))
             return (known.phase, known.message) if known else (Phase.DOWN, "")
 
-        await until(lambda: "is not valid before" in status(daemon.world)[1])
+        await until(lambda: "is not valid before" in status(daemon.controller.world)[1])
         wall.ahead = YEAR + 60
-        await until(lambda: status(daemon.world)[0] is Phase.UP)
+        await until(lambda: status(daemon.controller.world)[0] is Phase.UP)
 
 
 @pytest.mark.parametrize(("ahead", "known"), [(0, True), (2 * HOUR, False)])
@@ -79,11 +79,11 @@ async def test_a_seed_expires_by_the_wall_clock(site: Site, ahead: float, *, kno
     wall = Wall()
     key = generate()
     async with running(site, wall) as daemon:
-        daemon.report(SeedAdded(Seed("one", public(key), expires=time.time() + HOUR)))
-        await until(lambda: "one" in daemon.world.seeds)
+        daemon.controller.report(SeedAdded(Seed("one", public(key), expires=time.time() + HOUR)))
+        await until(lambda: "one" in daemon.controller.world.seeds)
 
         wall.ahead = ahead
-        found = daemon.seed("one")
+        found = daemon.searches.usable_seed("one")
 
     assert (found is not None) == known
 

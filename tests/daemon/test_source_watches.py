@@ -15,7 +15,7 @@ from tunnelmgr.config import SourceConfig
 from tunnelmgr.core.events import AgentsDiscovered, Event, FeedClosed, FeedHeard, Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.daemon.prepared import PreparedSource, prepared_source
-from tunnelmgr.daemon.source_watches import Watches
+from tunnelmgr.daemon.source_watches import SourceWatches
 from tunnelmgr.discovery.static import StaticAgent, StaticConfig
 
 
@@ -25,14 +25,25 @@ def office(name: str = "office", *agents: str, poll: str = "1h") -> PreparedSour
     return prepared_source(StaticConfig(name=name, type="static", trust=[Method.TOFU], poll=poll, agent=entries))
 
 
+@dataclass
+class Events:
+    """Keeps what is reported."""
+
+    reported: list[Event]
+
+    def report(self, event: Event) -> None:
+        """Keep an event."""
+        self.reported.append(event)
+
+
 @asynccontextmanager
-async def watching() -> AsyncIterator[tuple[Watches, list[Event], AsyncIOScheduler]]:
+async def watching() -> AsyncIterator[tuple[SourceWatches, list[Event], AsyncIOScheduler]]:
     """Run a scheduler and a group of tasks for the watches, and end both."""
     scheduler = AsyncIOScheduler(timezone="UTC")
     scheduler.start()
     events: list[Event] = []
     async with asyncio.TaskGroup() as tasks:
-        watches = Watches(tasks, scheduler, events.append)
+        watches = SourceWatches(tasks, scheduler, Events(events))
         try:
             yield watches, events, scheduler
         finally:
@@ -126,7 +137,7 @@ async def test_a_queue_that_is_listened_to_no_more_is_told() -> None:
 async def test_stopping_before_the_scheduler_runs_is_no_matter() -> None:
     """A start may fail between the two."""
     async with asyncio.TaskGroup() as tasks:
-        watches = Watches(tasks, AsyncIOScheduler(timezone="UTC"), lambda _event: None)
+        watches = SourceWatches(tasks, AsyncIOScheduler(timezone="UTC"), Events([]))
         watches.follow([office()])
         watches.stop()
 

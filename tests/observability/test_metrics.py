@@ -54,9 +54,16 @@ def labels(**pairs: str) -> frozenset[tuple[str, str]]:
     return frozenset(pairs.items())
 
 
+def metrics_of(daemon: FakeDaemon) -> MetricsServer:
+    """Return a server that watches this daemon."""
+    server = MetricsServer()
+    server.watch(daemon)
+    return server
+
+
 async def test_agents_are_counted_by_group_and_phase() -> None:
     """With a zero for every phase that has none, so that alerts need no `absent()`; agents that left do not count."""
-    samples = await scrape(MetricsServer(FakeDaemon()))
+    samples = await scrape(metrics_of(FakeDaemon()))
     found = {phase: samples["tunnelmgr_agents", labels(group="ci", phase=phase.value)] for phase in Phase}
 
     assert found == {
@@ -77,7 +84,7 @@ async def test_sources_tell_whether_and_when_they_answered() -> None:
         "cloud": SourceView("cloud", ok=False, error="throttled", missing=3),
     }
     daemon.world = replace(daemon.world, sources=sources)
-    samples = await scrape(MetricsServer(daemon))
+    samples = await scrape(metrics_of(daemon))
 
     assert samples["tunnelmgr_source_ok", labels(source="office")] == 1
     assert samples["tunnelmgr_source_missing_agents", labels(source="office")] == 0
@@ -94,7 +101,7 @@ async def test_traffic_is_summed_by_group_and_names_no_agent() -> None:
         AgentId("static:builder-2"): Traffic(channels=1, to_agent=11, from_agent=1),
         AgentId("static:forgotten"): Traffic(channels=9, to_agent=9, from_agent=9),
     }
-    samples = await scrape(MetricsServer(FakeDaemon(traffic=traffic)))
+    samples = await scrape(metrics_of(FakeDaemon(traffic=traffic)))
 
     assert samples["tunnelmgr_channels", labels(group="ci")] == 3
     assert samples["tunnelmgr_bytes_total", labels(group="ci", direction="to_agent")] == 111
@@ -106,7 +113,7 @@ async def test_traffic_is_summed_by_group_and_names_no_agent() -> None:
 async def test_health_is_told(reachable: bool, error: str | None) -> None:
     """Registry, state and uptime, as numbers to alert on."""
     daemon = FakeDaemon(registry=RegistryHealth(reachable=reachable, loopback_only=None), store_error=error)
-    samples = await scrape(MetricsServer(daemon))
+    samples = await scrape(metrics_of(daemon))
 
     assert samples["tunnelmgr_registry_reachable", labels()] == int(reachable)
     assert samples["tunnelmgr_state_ok", labels()] == int(error is None)
@@ -116,14 +123,14 @@ async def test_health_is_told(reachable: bool, error: str | None) -> None:
 @pytest.mark.parametrize("active", [True, False])
 async def test_whether_the_fast_path_is_on_is_a_number(active: bool) -> None:
     """An alert can tell that tunnels have become slower."""
-    samples = await scrape(MetricsServer(FakeDaemon(fast_path=FastPathHealth(active, None))))
+    samples = await scrape(metrics_of(FakeDaemon(fast_path=FastPathHealth(active, None))))
 
     assert samples["tunnelmgr_fast_path_active", labels()] == int(active)
 
 
 async def test_requests_are_counted_by_what_became_of_them() -> None:
     """And each scrape goes on from the last."""
-    server = MetricsServer(FakeDaemon())
+    server = metrics_of(FakeDaemon())
     server.count("ci", "pull", "allowed", 200)
     server.count("ci", "pull", "allowed", 200)
     server.count("ci", "push", "refused", 403)
@@ -138,7 +145,7 @@ async def test_requests_are_counted_by_what_became_of_them() -> None:
 
 async def test_loop_lag_is_a_histogram() -> None:
     """With a bucket at the 20 ms that a bulk pull may cost somebody else."""
-    server = MetricsServer(FakeDaemon())
+    server = metrics_of(FakeDaemon())
     for seconds in (0.0, 0.015, 0.3):
         server.lagged(seconds)
     samples = await scrape(server)
@@ -150,7 +157,7 @@ async def test_loop_lag_is_a_histogram() -> None:
 
 async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
     """The daemon names the setting; nothing is left open."""
-    first, second = MetricsServer(FakeDaemon()), MetricsServer(FakeDaemon())
+    first, second = metrics_of(FakeDaemon()), metrics_of(FakeDaemon())
     async with serving(first) as at:
         with pytest.raises(OSError, match="in use"):
             await second.start(at)
@@ -159,4 +166,4 @@ async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
 
 async def test_closing_what_was_never_started_is_no_matter() -> None:
     """The daemon closes it on every way out."""
-    await MetricsServer(FakeDaemon()).close()
+    await metrics_of(FakeDaemon()).close()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.world import World
+from tunnelmgr.core.ports import WorldView
 
 
 class TrafficCounters(Protocol):
@@ -59,13 +59,8 @@ class DaemonHealth:
     fast_path: FastPathHealth = FastPathHealth()
 
 
-class Telemetry(Protocol):
+class Telemetry(WorldView, Protocol):
     """What status and metrics read from the daemon."""
-
-    @property
-    def world(self) -> World:
-        """The world as it is now."""
-        ...
 
     @property
     def traffic(self) -> Mapping[AgentId, TrafficCounters]:

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import Event
 from tunnelmgr.core.trust import HostTrust
+from tunnelmgr.core.world import World
 
 Result = TypeVar("Result")
 
@@ -84,6 +85,15 @@ class AgentChannel(Channel, Protocol):
 
     async def wanted(self) -> bool:
         """Wait until there is something to read; False once the agent's side has ended, or the tunnel drains."""
+        ...
+
+
+class WorldView(Protocol):
+    """Reads the world; the controller is one."""
+
+    @property
+    def world(self) -> World:
+        """The world as it is now, immutable and whole."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 An agent pays for what it has us write. Requests that are alike (`_likeness`) fold: the first is written at once, those
 that follow within `FOLD` seconds become one entry with a `count`, the time of the first (`since`) and that of the last.
-Beyond a burst, an agent gets `RATE` entries a second, and waits for more; see `Auditor.settle`.
+Beyond a burst, an agent gets `RATE` entries a second, and waits for more; see `AuditTrail.settle`.
 """
 
 import asyncio
@@ -15,8 +15,9 @@ import structlog
 
 from tunnelmgr.control.views import timestamp
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.ports import WorldView
 from tunnelmgr.core.rate_limit import TokenBucket
-from tunnelmgr.core.world import HistoryEntry, Record, World
+from tunnelmgr.core.world import HistoryEntry, Record
 from tunnelmgr.gate.caller import RequestRecord
 from tunnelmgr.observability.audit_log import AuditLog
 
@@ -77,11 +78,11 @@ class _Repeats:
 
 
 @dataclass(slots=True)
-class Auditor:
+class AuditTrail:
     """Writes down what happens, with what is known of the agent. Used on the event loop only."""
 
-    log: AuditLog
-    world: Callable[[], World]
+    audit: AuditLog
+    view: WorldView
     clock: Callable[[], float]
     _repeats: dict[tuple[object, ...], _Repeats] = field(default_factory=dict)
     _buckets: dict[AgentId, TokenBucket] = field(default_factory=dict)
@@ -92,7 +93,7 @@ class Auditor:
         if entry.step in STEPS:
             count = entry.count if entry.count > 1 else None
             facts = _identity(record) | {"detail": entry.detail, "uid": entry.uid, "count": count}
-            self.log.note(f"tunnel-{entry.step}", **facts)
+            self.audit.note(f"tunnel-{entry.step}", **facts)
 
     def record(self, request: RequestRecord) -> None:
         """Write down a request that came through the gate, at once or with those that are alike."""
@@ -110,11 +111,11 @@ class Auditor:
         bucket = self._buckets.get(agent)
         if bucket is not None and (seconds := bucket.wait(self.clock())):
             await asyncio.sleep(seconds)
-        if not (self.log.full(agent) and self.log.healthy):
+        if not (self.audit.full(agent) and self.audit.healthy):
             return  # a disk that fails costs entries, and nobody waits for it
         try:
             async with asyncio.timeout(PATIENCE):
-                await self.log.room(agent)
+                await self.audit.room(agent)
         except TimeoutError:
             return
 
@@ -124,8 +125,8 @@ class Auditor:
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 for request in folded:
-                    if self.log.healthy:
-                        await self.log.room(request.caller.agent)
+                    if self.audit.healthy:
+                        await self.audit.room(request.caller.agent)
                     self._write_repeats(self._repeats.pop(_likeness(request)))
         for repeats in self._repeats.values():
             self._write_repeats(repeats)
@@ -143,7 +144,7 @@ class Auditor:
             if now < repeats.until:
                 continue
             if repeats.last is not None:
-                if self.log.full(repeats.last.caller.agent) and self.log.healthy:
+                if self.audit.full(repeats.last.caller.agent) and self.audit.healthy:
                     continue  # they fold further until there is room
                 self._write_repeats(repeats)
                 self._repeats[key] = _Repeats(now + FOLD)
@@ -165,7 +166,7 @@ class Auditor:
         _log(request, count)
 
     def _audit(self, request: RequestRecord, count: int | None, since: str | None) -> None:
-        self.log.note(
+        self.audit.note(
             f"request-{request.verdict}",
             **self._caller(request.caller.agent),
             channel=request.caller.channel,
@@ -184,7 +185,7 @@ class Auditor:
         )
 
     def _caller(self, agent: AgentId) -> dict[str, Any]:
-        record = self.world().records.get(agent)
+        record = self.view.world.records.get(agent)
         return {"agent": agent} if record is None else _identity(record)
 
 

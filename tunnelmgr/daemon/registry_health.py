@@ -1,9 +1,10 @@
-"""Keeping an eye on the registries behind the gate."""
+"""The health of the registries behind the gate, checked at intervals."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import structlog
 
@@ -16,33 +17,53 @@ log = structlog.get_logger(__name__)
 UNKNOWN = RegistryHealth(reachable=False, loopback_only=None)
 
 
+class HasForwards(Protocol):
+    """What names the registries to check; the active configuration does."""
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """The forwards that every tunnel has."""
+        ...
+
+
 @dataclass(slots=True)
 class RegistryWatch:
-    """Looks at every registry that a forward leads to whenever `bell` is rung; `facts` tell of the worst one."""
+    """Checks every registry that a forward leads to; `health` is that of the worst one."""
 
-    forwards: Callable[[], tuple[Forward, ...]]
-    facts: RegistryHealth = UNKNOWN
-    bell: asyncio.Event = field(default_factory=asyncio.Event)
+    configuration: HasForwards
+    health: RegistryHealth = UNKNOWN
     clock: Callable[[], float] = time.time
+    _due: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def check_soon(self) -> None:
+        """Have `run` check now; a job of the scheduler."""
+        self._due.set()
 
     async def run(self) -> None:
-        """Look at each ring, until cancelled; each look has its own deadline."""
+        """Check each time that a check is due, until cancelled; each check has its own deadline."""
         while True:
-            await self.bell.wait()
-            self.bell.clear()
-            await self.look()
+            await self._due.wait()
+            self._due.clear()
+            await self.check()
 
-    async def look(self) -> None:
-        """Bring `facts` up to date, and log what has changed."""
-        targets = dict.fromkeys(forward.target for forward in self.forwards() if forward.protocol == "registry")
-        found = [await _facts(target) for target in targets]
+    async def check(self) -> None:
+        """Bring `health` up to date, and log what has changed."""
+        forwards = self.configuration.forwards
+        targets = dict.fromkeys(forward.target for forward in forwards if forward.protocol == "registry")
+        found = [await _check_one(target) for target in targets]
         worst = next((each for each in found if not each.reachable or each.loopback_only is False), None)
         now = worst or (found[0] if found else UNKNOWN)
-        if now != self.facts:
-            log.info("registry", reachable=now.reachable, loopback_only=now.loopback_only, error=now.error)
-        self.facts = replace(now, checked_at=self.clock()) if found else now
+        if now != self.health:
+            level = log.info if now.reachable and now.loopback_only is not False else log.error
+            level(
+                "registry health changed",
+                reachable=now.reachable,
+                loopback_only=now.loopback_only,
+                error=now.error,
+            )
+        self.health = replace(now, checked_at=self.clock()) if found else now
 
 
-async def _facts(target: Endpoint) -> RegistryHealth:
+async def _check_one(target: Endpoint) -> RegistryHealth:
     error = await registry_error(target)
     return RegistryHealth(error is None, await asyncio.to_thread(is_loopback_only, target), error)

@@ -1,71 +1,88 @@
-"""The sources that are watched: each with its poller, its bell, and its feed of events where it has one."""
+"""The sources that are polled: each with its poller, its timer, and its feed of events if it has one."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from tunnelmgr.core.events import Event, FeedClosed
+from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.events import FeedClosed, Snapshot
+from tunnelmgr.core.missing import missing
+from tunnelmgr.core.ports import EventSink, WorldView
 from tunnelmgr.daemon.prepared import PreparedSource
 from tunnelmgr.discovery.ec2_events import EventFeed
 from tunnelmgr.discovery.polling import Missing, Poller, nothing_missing
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """One source at work."""
+class SourceWatch:
+    """One source that is being polled."""
 
     prepared: PreparedSource
     tasks: tuple[asyncio.Task[None], ...]
-    bell: Job
+    timer: Job
+
+
+@dataclass(frozen=True, slots=True)
+class MissingAgents:
+    """Says which agents a listing lacks, by the world as it is now."""
+
+    view: WorldView
+
+    def of(self, source: str, listing: Snapshot) -> tuple[Agent, ...]:
+        """Return the agents of a source that its listing lacks; called in the source's thread."""
+        return missing(self.view.world, source, listing)
 
 
 @dataclass(slots=True)
-class Watches:
-    """Starts and stops the watching of sources as the configuration says."""
+class SourceWatches:
+    """Starts and stops polling sources as the configuration says."""
 
     tasks: asyncio.TaskGroup
     scheduler: AsyncIOScheduler
-    report: Callable[[Event], None]
+    events: EventSink
     missing: Missing = nothing_missing
-    _watched: dict[str, Watch] = field(default_factory=dict)
+    _watches: dict[str, SourceWatch] = field(default_factory=dict)
 
     def follow(self, sources: Sequence[PreparedSource]) -> None:
-        """Watch exactly these sources; one whose configuration is unchanged goes on undisturbed."""
+        """Poll exactly these sources; one whose configuration is unchanged is not disturbed."""
         wanted = {prepared.config.name: prepared for prepared in sources}
-        for name, watch in list(self._watched.items()):
+        for name, watch in list(self._watches.items()):
             if name not in wanted or wanted[name].config != watch.prepared.config:
-                for task in watch.tasks:
-                    task.cancel()
-                watch.bell.remove()
-                if watch.prepared.queue is not None:
-                    self.report(FeedClosed(name))
-                del self._watched[name]
+                self._end(name)
         for name, prepared in wanted.items():
-            if name not in self._watched:
-                self._watched[name] = self._start(prepared)
+            if name not in self._watches:
+                self._watches[name] = self._start(prepared)
 
     def running(self) -> dict[str, PreparedSource]:
-        """Return the sources that are watched, by name."""
-        return {name: watch.prepared for name, watch in self._watched.items()}
+        """Return the sources that are polled, by name."""
+        return {name: watch.prepared for name, watch in self._watches.items()}
 
     def stop(self) -> None:
-        """Watch nothing any more."""
+        """Stop polling."""
         self.follow([])
 
-    def _start(self, prepared: PreparedSource) -> Watch:
+    def _start(self, prepared: PreparedSource) -> SourceWatch:
         config = prepared.config
-        poller = Poller(prepared.source, self.report, missing=self.missing)
+        poller = Poller(prepared.source, self.events.report, missing=self.missing)
 
-        async def ring() -> None:
+        async def poll_now() -> None:
             poller.bell.set()
 
-        # Jitter: controllers started together do not ask the cloud together.
-        job = self.scheduler.add_job(ring, "interval", seconds=config.poll, jitter=config.poll / 10)
+        # Jitter: controllers that start together do not poll the cloud together.
+        timer = self.scheduler.add_job(poll_now, "interval", seconds=config.poll, jitter=config.poll / 10)
         tasks = [self.tasks.create_task(poller.run(), name=f"source {config.name}")]
         if prepared.queue is not None:
-            feed = EventFeed(config.name, prepared.queue, self.report, poller.bell.set)
+            feed = EventFeed(config.name, prepared.queue, self.events.report, poller.bell.set)
             tasks.append(self.tasks.create_task(feed.run(), name=f"events {config.name}"))
-        return Watch(prepared, tuple(tasks), job)
+        return SourceWatch(prepared, tuple(tasks), timer)
+
+    def _end(self, name: str) -> None:
+        watch = self._watches.pop(name)
+        for task in watch.tasks:
+            task.cancel()
+        watch.timer.remove()
+        if watch.prepared.queue is not None:
+            self.events.report(FeedClosed(name))

@@ -100,9 +100,8 @@ class WorldCollector(Collector):
 class MetricsServer:
     """Serves `/metrics`, counts the gate's requests, and keeps how late the loop is."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(WorldCollector(telemetry))
         self._requests = Counter(
             "tunnelmgr_requests",
             "Requests through the gate",
@@ -116,6 +115,10 @@ class MetricsServer:
             buckets=LAG_BUCKETS,
         )
         self._runner: web.AppRunner | None = None
+
+    def watch(self, telemetry: Telemetry) -> None:
+        """Also serve what the daemon reports of its world and its health."""
+        self._registry.register(WorldCollector(telemetry))
 
     def count(self, group: str, action: str, verdict: str, status: int) -> None:
         """Count one request."""

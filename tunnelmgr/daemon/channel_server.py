@@ -1,0 +1,56 @@
+"""Serving the channels that agents open: through the gate, or as a raw relay for forwards of protocol `tcp`."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.ports import AgentChannel
+from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
+from tunnelmgr.daemon.active_configuration import ActiveConfiguration
+from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.relay import relay
+from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.tunnel.probe import Prover
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeProofs:
+    """Answers probes that come back through an agent's listener."""
+
+    prover: Prover
+
+    def proof(self, nonce: str, caller: Caller) -> str:
+        """Return the proof that a probe with this nonce came through this caller's listener."""
+        return self.prover.proof(nonce, caller.agent, caller.listener)
+
+
+@dataclass(slots=True)
+class ChannelServer:
+    """Hands each channel to the gate with its caller, and counts traffic by agent; the tunnels' `ChannelHandler`."""
+
+    configuration: ActiveConfiguration
+    gate: Gate
+    controller: str
+    """The controller's name, which the gate tells to callers."""
+    traffic: dict[AgentId, Traffic] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    async def serve_channel(
+        self, channel: AgentChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint
+    ) -> None:
+        """Serve a channel that came in at `endpoint` of a tunnel, until it ends."""
+        traffic = self.traffic.setdefault(spec.agent, Traffic())
+        if forward.protocol == "tcp":
+            await relay(channel, forward.target, traffic)
+            return
+        caller = Caller(
+            agent=spec.agent,
+            name=spec.name,
+            group=self.configuration.group_of(spec.agent),
+            controller=self.controller,
+            listener=str(endpoint),
+            channel=next(self._numbers),
+        )
+        await self.gate.serve(channel, caller, forward.target, traffic)

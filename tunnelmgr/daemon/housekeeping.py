@@ -1,0 +1,70 @@
+"""Work that comes round by the clock and belongs to no tunnel: registry checks, forgetting, watchdog, loop lag."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from tunnelmgr.controller import Controller
+from tunnelmgr.core.events import MemoryExpired
+from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.daemon.channel_server import ChannelServer
+from tunnelmgr.daemon.garbage import collect
+from tunnelmgr.daemon.loop_lag import watch_lag
+from tunnelmgr.daemon.registry_health import RegistryWatch
+from tunnelmgr.observability.metrics import MetricsServer
+from tunnelmgr.observability.systemd import notify, watchdog_interval
+
+MEMORY = 7 * 86400.0
+"""Seconds for which an agent that left is remembered, with its quarantine."""
+REGISTRY_CHECK = 10.0
+"""Seconds between two checks of the registry."""
+STATUS_INTERVAL = 10.0
+"""Seconds between two status lines for systemd if it sets no watchdog."""
+
+
+def make_scheduler() -> AsyncIOScheduler:
+    """Return a scheduler whose jobs run late rather than never, and once rather than several times."""
+    defaults = {"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
+    return AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
+
+
+@dataclass(frozen=True, slots=True)
+class Housekeeping:
+    """The scheduled jobs of the daemon; `wall` is the wall clock, by which seeds expire."""
+
+    scheduler: AsyncIOScheduler
+    controller: Controller
+    channels: ChannelServer
+    registry: RegistryWatch
+    metrics: MetricsServer
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+
+    def start(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """Schedule the jobs and return the tasks that run until they are cancelled."""
+        self.scheduler.add_job(self.registry.check_soon, "interval", seconds=REGISTRY_CHECK)
+        self.scheduler.add_job(self.forget, "interval", hours=1)
+        self.scheduler.add_job(self.notify_systemd, "interval", seconds=watchdog_interval() or STATUS_INTERVAL)
+        self.scheduler.start()
+        return [
+            tasks.create_task(self.registry.run(), name="registry check"),
+            tasks.create_task(watch_lag(self.metrics.lagged), name="loop lag"),
+        ]
+
+    async def forget(self) -> None:
+        """Forget agents that left long ago, and collect garbage."""
+        self.controller.report(MemoryExpired(self.clock() - MEMORY, self.wall()))
+        for id_ in [id_ for id_ in self.channels.traffic if id_ not in self.controller.world.records]:
+            del self.channels.traffic[id_]
+        collect()
+
+    async def notify_systemd(self) -> None:
+        """Tell systemd that the loop runs; this job runs in it."""
+        notify("WATCHDOG=1", f"STATUS={self.summary()}")
+
+    def summary(self) -> str:
+        """Return one line about the fleet."""
+        phases = [status.phase for status in self.controller.world.tunnels.values()]
+        return f"{phases.count(Phase.UP)} of {len(phases)} agents up, {phases.count(Phase.QUARANTINED)} quarantined"

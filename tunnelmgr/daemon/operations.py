@@ -1,0 +1,65 @@
+"""What the control socket and the metrics ask of the daemon."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tunnelmgr import __version__
+from tunnelmgr.controller import Controller
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.events import Event
+from tunnelmgr.core.health import AuditHealth, DaemonHealth, FastPathHealth, TrafficCounters
+from tunnelmgr.core.policy import Verdict
+from tunnelmgr.core.world import World
+from tunnelmgr.daemon.channel_server import ChannelServer
+from tunnelmgr.daemon.registry_health import RegistryWatch
+from tunnelmgr.daemon.reload import Reload
+from tunnelmgr.dataplane.fast_path import fast_path_status
+from tunnelmgr.observability.audit_log import AuditLog
+
+
+@dataclass(slots=True)
+class DaemonOperations:
+    """Implements `Operations` of control/server.py and `Telemetry` of core/health.py with the daemon's parts."""
+
+    controller: Controller
+    channels: ChannelServer
+    registry: RegistryWatch
+    audit: AuditLog
+    reloads: Reload
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def world(self) -> World:
+        """The world as it is now."""
+        return self.controller.world
+
+    @property
+    def traffic(self) -> Mapping[AgentId, TrafficCounters]:
+        """Traffic counters by agent."""
+        return self.channels.traffic
+
+    def health(self) -> DaemonHealth:
+        """Return the daemon's own health."""
+        path = fast_path_status()
+        return DaemonHealth(
+            controller=self.reloads.started_with.name,
+            version=__version__,
+            uptime_s=time.monotonic() - self.started,
+            registry=self.registry.health,
+            store_error=self.controller.store_error,
+            audit=AuditHealth(self.audit.error, self.audit.lost, self.audit.lost_recently),
+            fast_path=FastPathHealth(path.active, path.reason),
+        )
+
+    def report(self, event: Event) -> None:
+        """Pass an operator's request to the controller."""
+        self.controller.report(event)
+
+    def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
+        """Return what the agent's policy says; raises ValueError for an unknown action or an invalid repository."""
+        return self.reloads.configuration.explain(agent, action, repository)
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again and return remarks; raises ConfigError and changes nothing if it is invalid."""
+        return await self.reloads.run()

@@ -1,0 +1,74 @@
+"""Following a configuration: at the start, and again whenever the file is read again."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import structlog
+
+from tunnelmgr.config import ControllerConfig
+from tunnelmgr.controller import Controller
+from tunnelmgr.core.events import Reconfigured
+from tunnelmgr.daemon.active_configuration import ActiveConfiguration
+from tunnelmgr.daemon.evidence_searches import EvidenceSearches
+from tunnelmgr.daemon.prepared import Prepared, prepare
+from tunnelmgr.daemon.source_watches import SourceWatches
+from tunnelmgr.threads import in_thread
+from tunnelmgr.tunnel.supervisor import Supervisor
+from tunnelmgr.tunnel.worker import TunnelSettings
+
+log = structlog.get_logger(__name__)
+
+FIXED = ("name", "state", "socket", "metrics", "metrics_public", "audit")
+"""Keys of `[controller]` that take effect at the next start only."""
+
+
+@dataclass(slots=True)
+class Reload:
+    """Switches every part to a configuration; `started_with` is the `[controller]` table of the start."""
+
+    file: Path
+    started_with: ControllerConfig
+    configuration: ActiveConfiguration
+    controller: Controller
+    searches: EvidenceSearches
+    supervisor: Supervisor
+    sources: SourceWatches
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def run(self) -> list[str]:
+        """Read the file again and follow it; raises ConfigError, and then nothing has changed.
+
+        Reloads run one at a time, so that the configuration that was read last is the one that is followed. Returns
+        remarks about changes that take effect at the next start only.
+        """
+        async with self._turn:
+            prepared = await in_thread(prepare, self.file, self.sources.running())
+            remarks = [
+                f"controller.{key} has changed and takes effect at the next start"
+                for key in FIXED
+                if getattr(prepared.config.controller, key) != getattr(self.started_with, key)
+            ]
+            self.follow(prepared)
+        log.info("configuration reloaded", file=str(self.file), remarks=remarks)
+        return remarks
+
+    def follow(self, prepared: Prepared) -> None:
+        """Switch to a configuration; no step here can fail, so no configuration is followed in part."""
+        self.configuration.prepared = prepared
+        self.supervisor.settings = with_configuration(self.supervisor.settings, prepared)
+        self.searches.follow()
+        self.sources.follow(prepared.sources)
+        self.controller.report(Reconfigured(prepared.rules))
+
+
+def with_configuration(settings: TunnelSettings, prepared: Prepared) -> TunnelSettings:
+    """Return the settings that later workers get under a configuration."""
+    ssh, controller = prepared.config.ssh, prepared.config.controller
+    return replace(
+        settings,
+        login=prepared.login,
+        probe_interval=ssh.probe_interval,
+        max_channels=ssh.max_channels,
+        drain=controller.drain,
+    )

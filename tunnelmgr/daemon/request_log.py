@@ -1,0 +1,35 @@
+"""The gate's request log: metrics and audit of every request, and whether the gate must refuse for lack of an audit."""
+
+from dataclasses import dataclass
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.daemon.active_configuration import ActiveConfiguration
+from tunnelmgr.daemon.audit_trail import AuditTrail
+from tunnelmgr.gate.caller import RequestRecord
+from tunnelmgr.observability.audit_log import AuditLog
+from tunnelmgr.observability.metrics import MetricsServer
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedRequests:
+    """Counts and audits requests; the gate's `RequestLog`."""
+
+    configuration: ActiveConfiguration
+    audit: AuditLog
+    trail: AuditTrail
+    metrics: MetricsServer
+
+    def record(self, request: RequestRecord) -> None:
+        """Count a request and audit it."""
+        self.metrics.count(request.caller.group, request.action, request.verdict, request.status)
+        self.trail.record(request)
+
+    async def settle(self, agent: AgentId) -> None:
+        """Wait until an agent that has caused many entries may cause more."""
+        await self.trail.settle(agent)
+
+    def refusal(self) -> str | None:
+        """Return why no request may pass: the audit is required and cannot be written. None if requests may pass."""
+        if not self.configuration.requires_audit() or self.audit.healthy:
+            return None
+        return "the audit log cannot be written; repair controller.audit on the registry's machine"
