@@ -44,7 +44,7 @@ soak: install ## Stop, kill and cut the parts again and again while clients pull
 newest: ## Try the tunnel with asyncssh's newest release, which pyproject.toml does not allow until it is proved
 	$(MAKE) VENV=.venv-newest install
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
-	PROVING=1 .venv-newest/bin/python -m pytest -q tests/dataplane tests/ssh tests/tunnel
+	TRY_NEWEST_ASYNCSSH=1 .venv-newest/bin/python -m pytest -q tests/dataplane tests/ssh tests/tunnel
 
 bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
 	$(PIP) --require-hashes --only-binary=:all: -r requirements-bench.lock

@@ -36,7 +36,7 @@ from tunnelmgr.core.ports import AgentChannel, Source
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.event_loop import loop_factory
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue
-from tunnelmgr.dataplane.ssh_packets import BATCH, LARGEST
+from tunnelmgr.dataplane.ssh_packets import BATCH_PACKETS, PACKET_DATA_BYTES
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.session import Gate
@@ -147,9 +147,9 @@ class Accepted(TargetSocket):
         seen, self._seen = self._seen, b""
         return seen or await super().read()
 
-    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
         """Send what comes from `source`, a batch at a time, as a tunnel does."""
-        room, left = memoryview(bytearray(BATCH * LARGEST)), limit
+        room, left = memoryview(bytearray(BATCH_PACKETS * PACKET_DATA_BYTES)), limit
         while left:
             count = source.receive_into((room[:left],))
             if count is None:

@@ -108,7 +108,7 @@ async def serve_ours(how: str, spec: TunnelSpec, login: Login, listen: Endpoint,
     gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
     caller = Caller(spec.agent, "bench", "ci", "bench", "127.0.0.1:5000")
     connection = await dial(spec, login)
-    await connection.quicken()
+    await connection.disable_nagle()
 
     async def serve(channel: ForwardedChannel) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import asyncssh
 from asyncssh.packet import Boolean, String, UInt32
 
-from tests.ssh.ssh_server import Sshd, generate, sshd_at_work
+from tests.ssh.ssh_server import Sshd, generate, running_sshd
 
 IGNORE, GLOBAL_REQUEST, SUCCESS, FAILURE, OPEN, OPEN_CONFIRMATION, OPEN_FAILURE = 2, 80, 81, 82, 90, 91, 92
 AHEAD = 64 * 1024
@@ -178,7 +178,7 @@ async def main() -> None:
     with suppress(PermissionError):
         os.nice(int(sys.argv[1]))
     accepts = asyncssh.import_public_key(await loop.run_in_executor(None, sys.stdin.readline))
-    async with sshd_at_work(Sshd(generate(), accepts)) as sshd:
+    async with running_sshd(Sshd(generate(), accepts)) as sshd:
         say({"port": sshd.port, "host_key": sshd.host_key})
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             order = json.loads(line)

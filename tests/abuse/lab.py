@@ -16,7 +16,7 @@ from typing import Any
 
 import asyncssh
 
-from tests.ssh.ssh_server import free_port, generate, public, tcp_at_work, until
+from tests.ssh.ssh_server import free_port, generate, public, running_tcp_server, until
 
 ROOT = Path(__file__).parents[2]
 OPENS = int(os.environ.get("OPENS", "20000"))
@@ -166,7 +166,7 @@ class Stage:
 
     async def controller(self, *agents: Agent, **how: object) -> Controller:
         """Start the controller's side and wait until every tunnel is up."""
-        target = await self.tasks(tcp_at_work(give_blob))
+        target = await self.tasks(running_tcp_server(give_blob))
         made = await self.tasks(child("controller_side"))
         order = {"max_channels": 128, "connect_timeout": 10.0, "no_op_budget": True} | how
         told = [

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from tests.abuse.lab import tell
-from tests.ssh.ssh_server import Sshd, generate, sshd_at_work, tcp_at_work, until
+from tests.ssh.ssh_server import Sshd, generate, running_sshd, running_tcp_server, until
 from tunnelmgr.dataplane import transport as lines
 from tunnelmgr.dataplane.fair_queue import NO_OP_BURST
-from tunnelmgr.dataplane.fast_path import UNSEEN
-from tunnelmgr.dataplane.transport import LARGEST, SMALLEST, Line
+from tunnelmgr.dataplane.fast_path import OPAQUE_PIECE_BYTES
+from tunnelmgr.dataplane.transport import MAX_READ_BYTES, MIN_READ_BYTES, SshTransport
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.client import dial
 from tunnelmgr.ssh.dialer import Dialer
@@ -42,7 +42,7 @@ class Slow(asyncio.Protocol):
         self.lost = True
 
 
-async def received(turns: int, total: int) -> tuple[Slow, Line]:
+async def received(turns: int, total: int) -> tuple[Slow, SshTransport]:
     """Let a line receive so much for a protocol that is slow; return both."""
 
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -50,9 +50,9 @@ async def received(turns: int, total: int) -> tuple[Slow, Line]:
         await writer.drain()
 
     made = Slow(turns)
-    async with tcp_at_work(talk) as endpoint:
+    async with running_tcp_server(talk) as endpoint:
         line, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
-        assert isinstance(line, Line)
+        assert isinstance(line, SshTransport)
         await until(lambda: sum(made.pieces) == total and made.lost, 30)
     return made, line
 
@@ -61,15 +61,15 @@ async def test_cheap_bytes_are_received_in_large_pieces() -> None:
     """Bulk data costs few system calls; a protocol whose packets cannot be told apart gets little of it at a time."""
     made, line = await received(turns=0, total=4 << 20)
 
-    assert line._piece == LARGEST
-    assert max(made.pieces) == UNSEEN
+    assert line._piece == MAX_READ_BYTES
+    assert max(made.pieces) == OPAQUE_PIECE_BYTES
 
 
 async def test_dear_bytes_come_in_small_pieces() -> None:
     """Thousands of messages in one read are many turns of the loop, and the last of them comes through too."""
     made, _ = await received(turns=500, total=24 << 10)
 
-    assert max(made.pieces) <= 2 * SMALLEST
+    assert max(made.pieces) <= 2 * MIN_READ_BYTES
     assert sum(made.pieces) == 24 << 10
 
 
@@ -81,7 +81,7 @@ async def test_a_line_that_is_lost_passes_nothing_on() -> None:
         await asyncio.Event().wait()
 
     made = Slow(turns=500)
-    async with tcp_at_work(talk) as endpoint:
+    async with running_tcp_server(talk) as endpoint:
         transport, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
         await until(lambda: made.pieces)
         transport.abort()
@@ -93,7 +93,7 @@ async def test_a_line_that_is_lost_passes_nothing_on() -> None:
 
 async def test_nothing_is_read_while_answers_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks and does not read the answers is not read; who reads them again is."""
-    monkeypatch.setattr(lines, "ANSWERS_AHEAD", 64 * 1024)
+    monkeypatch.setattr(lines, "MAX_UNREAD_ANSWER_BYTES", 64 * 1024)
     reading = asyncio.Event()
 
     class Answering(asyncio.Protocol):
@@ -115,13 +115,13 @@ async def test_nothing_is_read_while_answers_wait(monkeypatch: pytest.MonkeyPatc
             pass
 
     made = Answering()
-    async with tcp_at_work(ask) as endpoint:
+    async with running_tcp_server(ask) as endpoint:
         dialer = Dialer(["127.0.0.1"])
         transport, _ = await dialer.create_connection(lambda: made, "", endpoint.port)
         await until(lambda: transport.get_write_buffer_size() > 64 * 1024)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(_all_asked(made), 0.3)
-        assert transport.get_write_buffer_size() <= 64 * 1024 + 100 * LARGEST
+        assert transport.get_write_buffer_size() <= 64 * 1024 + 100 * MAX_READ_BYTES
 
         reading.set()
         await asyncio.wait_for(_all_asked(made), 30)
@@ -141,19 +141,19 @@ async def test_the_line_is_overdrawn_while_it_rests_and_a_moment_longer() -> Non
         writer.write(b"once more")
         await asyncio.Event().wait()
 
-    async with tcp_at_work(talk) as endpoint:
+    async with running_tcp_server(talk) as endpoint:
         line, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
-        assert isinstance(line, Line)
-        assert not line.overdrawn
+        assert isinstance(line, SshTransport)
+        assert not line.throttled
         line._no_ops.spend(NO_OP_BURST + 0.005)
         line._go_on()
-        assert line.overdrawn
+        assert line.throttled
         line.write(b"x")
         await asyncio.sleep(0.01)
         assert made.pieces == []
         await until(lambda: made.pieces, 2)
-        assert line.overdrawn
-        await until(lambda: not line.overdrawn, 2)
+        assert line.throttled
+        await until(lambda: not line.throttled, 2)
         line.abort()
 
 
@@ -175,7 +175,7 @@ async def test_a_byte_at_a_time_costs_one_timeout(said: bytes) -> None:
 
     clock = asyncio.get_running_loop().time
     key, sshd = generate(), Sshd(generate(), generate())
-    async with tcp_at_work(drip) as endpoint:
+    async with running_tcp_server(drip) as endpoint:
         begun = clock()
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(port=endpoint.port), Login("tunnel", key, 0.5))
@@ -190,9 +190,9 @@ async def test_key_exchanges_that_take_long_are_not_offered() -> None:
     """A server that has only those of 2,048 to 8,192 bits is not reached; it could ask for one again and again."""
     key = generate()
     for name in ("diffie-hellman-group18-sha512", "diffie-hellman-group-exchange-sha256", "curve448-sha512"):
-        async with sshd_at_work(Sshd(generate(), key), kex_algs=[name]) as sshd:
+        async with running_sshd(Sshd(generate(), key), kex_algs=[name]) as sshd:
             with pytest.raises(UnreachableError, match="No matching key exchange"):
                 await dial(sshd.spec(), Login("tunnel", key, 5.0))
     for name in ("curve25519-sha256", "ecdh-sha2-nistp256", "ecdh-sha2-nistp521"):
-        async with sshd_at_work(Sshd(generate(), key), kex_algs=[name]) as sshd:
+        async with running_sshd(Sshd(generate(), key), kex_algs=[name]) as sshd:
             (await dial(sshd.spec(), Login("tunnel", key, 5.0))).abort()

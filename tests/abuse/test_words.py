@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from tests.abuse.lab import tell
-from tests.ssh.ssh_server import Sshd, free_port, generate, sshd_at_work, tcp_at_work, until
+from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, running_tcp_server, until
 from tunnelmgr.cli.logs import LogFormat, configure
 from tunnelmgr.core.sanitize import LIMIT, plain, said
 from tunnelmgr.core.tunnel import Endpoint
@@ -86,7 +86,7 @@ def test_an_error_that_says_nothing_is_told_by_its_type() -> None:
 
 async def test_a_disconnect_message_is_cleaned(key: asyncssh.SSHKey, login: Login) -> None:
     """It becomes the reason of the loss, in the world, in the log and on the screen."""
-    async with sshd_at_work(Sshd(generate(), key)) as sshd:
+    async with running_sshd(Sshd(generate(), key)) as sshd:
         connection = await dial(sshd.spec(), login)
         sshd.connection.disconnect(asyncssh.DISC_SERVICE_NOT_AVAILABLE, EVIL)
         await until(connection.lost.is_set)
@@ -144,7 +144,7 @@ async def test_a_flood_before_the_handshake_is_one_short_error(login: Login, sai
         await asyncio.Event().wait()
 
     sshd = Sshd(generate(), generate())
-    async with tcp_at_work(talk) as endpoint:
+    async with running_tcp_server(talk) as endpoint:
         with pytest.raises(UnreachableError) as failed:
             await dial(sshd.spec(port=endpoint.port), replace(login, connect_timeout=1.0))
         with pytest.raises(UnreachableError) as looked:
@@ -166,7 +166,7 @@ async def test_the_names_of_algorithms_are_cleaned(login: Login) -> None:
         writer.write(b"SSH-2.0-x\r\n" + packet)
         await asyncio.Event().wait()
 
-    async with tcp_at_work(talk) as endpoint:
+    async with running_tcp_server(talk) as endpoint:
         with pytest.raises(UnreachableError) as failed:
             await dial(Sshd(generate(), generate()).spec(port=endpoint.port), login)
 

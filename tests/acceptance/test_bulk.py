@@ -59,7 +59,7 @@ async def main():
     key = asyncssh.read_private_key(Path(folder) / "id_ed25519")
     connection = await dial(spec, Login("tunnel", key, 5.0))
     connection._conn._rekey_bytes = int(ours)
-    await connection.quicken()
+    await connection.disable_nagle()
     async with asyncio.TaskGroup() as tasks:
         async def serve(channel):
             await relay(channel, Endpoint("127.0.0.1", 7000), Traffic())

@@ -175,7 +175,7 @@ async def test_a_session_request_still_ends_nagles_delay(field: Field, agent: La
         patch.setattr(dialer, "connect", from_the_controller)
         connection = await dial(spec, login)
     try:
-        await connection.quicken()
+        await connection.disable_nagle()
         assert connection._line._quickened
         assert "Starting session: forced-command" in agent.log()  # what has sshd set TCP_NODELAY
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ssh.ssh_server import Sshd, free_port, generate, sshd_at_work, tcp_at_work
+from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, running_tcp_server
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.ssh.login import load_key, make_key
 
@@ -88,7 +88,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     make_key(tmp_path / "id_ed25519", "test")
     sshd = Sshd(generate(), load_key(tmp_path / "id_ed25519"))
-    async with tcp_at_work(_answer) as registry, sshd_at_work(sshd):
+    async with running_tcp_server(_answer) as registry, running_sshd(sshd):
         site = Site(tmp_path, sshd, registry)
         site.write()
         yield site

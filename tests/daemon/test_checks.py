@@ -267,7 +267,7 @@ async def test_a_pinned_agent_without_a_key_fails(site: Site) -> None:
 
 async def test_what_the_kernel_does_not_grant_is_a_note(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slower is no failure."""
-    monkeypatch.setattr(checks, "shortfalls", lambda: iter(["small buffers: sysctl"]))
+    monkeypatch.setattr(checks, "missing_kernel_settings", lambda: iter(["small buffers: sysctl"]))
 
     assert named(await check(load(site.file)), "path to agents") == Finding(
         "path to agents", "note", "small buffers: sysctl"

@@ -9,7 +9,7 @@ import asyncssh
 import pytest
 
 from tests.daemon.conftest import Site
-from tests.ssh.ssh_server import Sshd, generate, sshd_at_work, until
+from tests.ssh.ssh_server import Sshd, generate, running_sshd, until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import DrainRequested, SeedAdded
 from tunnelmgr.core.seed import Seed
@@ -62,7 +62,7 @@ async def test_a_certificate_is_valid_by_the_wall_clock_as_it_is_set(site: Site)
     site.trust = "authority"
     shown = Sshd((host, certificate), load_key(site.folder / "id_ed25519"))  # type: ignore[arg-type]  # asyncssh takes the pair
 
-    async with sshd_at_work(shown) as site.sshd, running(site, wall) as daemon:
+    async with running_sshd(shown) as site.sshd, running(site, wall) as daemon:
 
         def status(world: World) -> tuple[Phase, str]:
             known = world.tunnels.get(AgentId("static:builder-1"))

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.daemon.conftest import Site
-from tests.dataplane.renaming import renamed
-from tests.ssh.ssh_server import Sshd, free_port, generate, sshd_at_work, until
+from tests.dataplane.renamed_asyncssh import renamed
+from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, until
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.daemon.daemon import run
 from tunnelmgr.errors import ConfigError, ControlError, DaemonNotRunningError, StoreError
@@ -343,7 +343,7 @@ async def test_what_was_learned_outlives_a_kill(site: Site) -> None:
         await process.end()
 
     stranger = Sshd(generate(), site.sshd.accepts)
-    async with sshd_at_work(stranger):
+    async with running_sshd(stranger):
         site.sshd = stranger
         async with daemon(site) as process:
             agent = await process.phase("quarantined")

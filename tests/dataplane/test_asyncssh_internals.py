@@ -17,7 +17,7 @@ from asyncssh.encryption import GCMEncryption
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.dataplane.both_ends import CONTENT, KIB, Both, opened
+from tests.dataplane.channel_pair import CONTENT, KIB, ChannelPair, open_channel_pair
 from tests.ssh.ssh_server import until
 from tunnelmgr.dataplane.asyncssh_internals import (
     ATTRIBUTES,
@@ -27,12 +27,12 @@ from tunnelmgr.dataplane.asyncssh_internals import (
     Encryption,
     account,
     await_window,
-    hear,
-    outlet,
+    process_packets,
+    send_state,
     window,
 )
-from tunnelmgr.dataplane.fast_path import PROVED, misfits
-from tunnelmgr.dataplane.ssh_packets import LARGEST, Batch
+from tunnelmgr.dataplane.fast_path import VERIFIED_RELEASES, misfits
+from tunnelmgr.dataplane.ssh_packets import PACKET_DATA_BYTES, Batch
 
 AT_ODDS = [
     ("conn", "_kex_complete", False),
@@ -46,7 +46,7 @@ AT_ODDS = [
     ("chan", "_send_state", "eof_pending"),
     ("chan", "_send_buf", [(bytearray(b"queued"), None)]),
     ("chan", "_encoding", "utf-8"),
-    ("chan", "_send_pktsize", LARGEST - 1),
+    ("chan", "_send_pktsize", PACKET_DATA_BYTES - 1),
     ("chan", "_conn", None),
 ]
 """States in which only asyncssh may send."""
@@ -62,25 +62,25 @@ DEAF = [
 
 
 def test_this_release_of_asyncssh_is_proved() -> None:
-    """A new one is added to `PROVED` once all of this file passes with it."""
-    if os.environ.get("PROVING"):
+    """A new one is added to `VERIFIED_RELEASES` once all of this file passes with it."""
+    if os.environ.get("TRY_NEWEST_ASYNCSSH"):
         pytest.skip("this run is to find out")
-    assert asyncssh.__version__ in PROVED
+    assert asyncssh.__version__ in VERIFIED_RELEASES
 
 
 async def test_every_private_attribute_has_its_declared_type_on_an_open_connection() -> None:
     """Types that were declared hold after the handshake, too, where many are no longer None."""
-    async with opened() as both:
-        encryption = both.conn._send_encryption
-        samples = {Connection: both.conn, Channel: both.chan, Encryption: encryption, Cipher: encryption._cipher}
+    async with open_channel_pair() as pair:
+        encryption = pair.conn._send_encryption
+        samples = {Connection: pair.conn, Channel: pair.chan, Encryption: encryption, Cipher: encryption._cipher}
 
         assert list(misfits(ATTRIBUTES, samples)) == []
 
 
 async def test_every_private_attribute_means_what_is_assumed() -> None:
     """The values on a connection at rest are those by which the code tells that it is at rest."""
-    async with opened() as both:
-        conn, chan = both.conn, both.chan
+    async with open_channel_pair() as pair:
+        conn, chan = pair.conn, pair.chan
         for encryption in (conn._send_encryption, conn._recv_encryption):
             assert type(encryption) is GCMEncryption
             assert type(encryption._cipher) is GCMCipher
@@ -107,74 +107,74 @@ async def test_every_private_attribute_means_what_is_assumed() -> None:
 # --- sending ---
 
 
-def sent_by_us(both: Both, data: bytes) -> None:
+def sent_by_us(pair: ChannelPair, data: bytes) -> None:
     """Send as `Pump` does."""
-    way, batch = outlet(both.chan), Batch()
+    way, batch = send_state(pair.chan), Batch()
     assert way is not None
     left = data
     for place in batch.room(len(data)):
         piece, left = left[: len(place)], left[len(place) :]
         place[: len(piece)] = piece
-    account(both.chan, len(data))
-    both.conn._send(batch.buffer[: batch.seal(way.seal, way.channel, len(data))])
+    account(pair.chan, len(data))
+    pair.conn._send(batch.buffer[: batch.seal(way.seal, way.channel, len(data))])
 
 
 async def test_a_batch_leaves_the_connection_as_asyncssh_itself_would() -> None:
     """Counter, sequence number, window, and bytes towards the next key exchange move by the same steps."""
-    async with opened() as both:
+    async with open_channel_pair() as pair:
 
         def state() -> tuple[int, int, int, int]:
-            cipher = both.conn._send_encryption._cipher
-            counts = int.from_bytes(cipher._iv[4:], "big"), both.conn._send_seq
-            return (*counts, both.conn._rekey_bytes_sent, both.chan._send_window)
+            cipher = pair.conn._send_encryption._cipher
+            counts = int.from_bytes(cipher._iv[4:], "big"), pair.conn._send_seq
+            return (*counts, pair.conn._rekey_bytes_sent, pair.chan._send_window)
 
         def moved(before: tuple[int, ...]) -> list[int]:
             return [now - then for now, then in zip(state(), before, strict=True)]
 
         before = state()
-        both.chan.write(CONTENT[:LARGEST])
+        pair.chan.write(CONTENT[:PACKET_DATA_BYTES])
         by_asyncssh = moved(before)
         before = state()
-        sent_by_us(both, CONTENT[:LARGEST])
+        sent_by_us(pair, CONTENT[:PACKET_DATA_BYTES])
         by_us = moved(before)
-        got = await both.reader.readexactly(2 * LARGEST)
+        got = await pair.reader.readexactly(2 * PACKET_DATA_BYTES)
 
     ignore = [1, 1, 16, 0]  # asyncssh puts an IGNORE of one block before each packet
     assert by_us == [step - more for step, more in zip(by_asyncssh, ignore, strict=True)]
-    assert got == 2 * CONTENT[:LARGEST]
+    assert got == 2 * CONTENT[:PACKET_DATA_BYTES]
 
 
 async def test_asyncssh_and_we_may_take_turns() -> None:
     """Each goes on where the other stopped."""
-    async with opened() as both:
+    async with open_channel_pair() as pair:
         for turn in range(10):
             piece = CONTENT[turn * 1000 : (turn + 1) * 1000]
             if turn % 2:
-                both.chan.write(piece)
+                pair.chan.write(piece)
             else:
-                sent_by_us(both, piece)
-        assert await both.reader.readexactly(10_000) == CONTENT[:10_000]
+                sent_by_us(pair, piece)
+        assert await pair.reader.readexactly(10_000) == CONTENT[:10_000]
 
 
 @pytest.mark.parametrize(("whose", "attribute", "value"), AT_ODDS)
 async def test_whatever_is_not_as_expected_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
     """There is no way out past it."""
-    async with opened() as both:
+    async with open_channel_pair() as pair:
         if attribute == "_rekey_seconds":
-            both.conn._rekey_time = 0.0
-        assert outlet(both.chan) is not None or attribute == "_rekey_seconds"
+            pair.conn._rekey_time = 0.0
+        assert send_state(pair.chan) is not None or attribute == "_rekey_seconds"
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(getattr(both, whose), attribute, value)
-            assert outlet(both.chan) is None
+            patch.setattr(getattr(pair, whose), attribute, value)
+            assert send_state(pair.chan) is None
 
 
 # --- hearing ---
 
 
-def sealed(both: Both, *payloads: bytes) -> bytes:
+def sealed(pair: ChannelPair, *payloads: bytes) -> bytes:
     """Return packets under the seals that come next from the agent; asyncssh's own code makes them."""
-    cipher, wire = both.conn._recv_encryption._cipher, b""
+    cipher, wire = pair.conn._recv_encryption._cipher, b""
     agents = GCMCipher("aes128-gcm", cipher._key, cipher._iv)
     for payload in payloads:
         padding = 16 - (1 + len(payload)) % 16
@@ -185,30 +185,30 @@ def sealed(both: Both, *payloads: bytes) -> bytes:
     return wire
 
 
-def adjust(both: Both, room: int, channel: int | None = None) -> bytes:
+def adjust(pair: ChannelPair, room: int, channel: int | None = None) -> bytes:
     """Return a window adjust for our channel."""
-    return struct.pack(">BII", 93, both.chan._recv_chan if channel is None else channel, room)
+    return struct.pack(">BII", 93, pair.chan._recv_chan if channel is None else channel, room)
 
 
-def data(both: Both, content: bytes, channel: int | None = None) -> bytes:
+def data(pair: ChannelPair, content: bytes, channel: int | None = None) -> bytes:
     """Return data for our channel."""
-    number = both.chan._recv_chan if channel is None else channel
+    number = pair.chan._recv_chan if channel is None else channel
     return struct.pack(">BII", 94, number, len(content)) + content
 
 
-def sealed_adjust(both: Both, room: int, channel: int | None = None) -> bytes:
+def sealed_adjust(pair: ChannelPair, room: int, channel: int | None = None) -> bytes:
     """Return a window adjust under the seal that comes next from the agent."""
-    return sealed(both, adjust(both, room, channel))
+    return sealed(pair, adjust(pair, room, channel))
 
 
 IGNORE = struct.pack(">BI", 2, 0)
 
 
 @contextmanager
-def asyncsshs_own(both: Both, *, swallow: bool = True) -> Iterator[list[bytes]]:
+def asyncsshs_own(pair: ChannelPair, *, swallow: bool = True) -> Iterator[list[bytes]]:
     """Write down what is left to asyncssh, and keep it from asyncssh if it is to be swallowed."""
     own: list[bytes] = []
-    receive = both.conn.data_received
+    receive = pair.conn.data_received
 
     def received(wire: bytes) -> None:
         own.append(wire)
@@ -216,46 +216,46 @@ def asyncsshs_own(both: Both, *, swallow: bool = True) -> Iterator[list[bytes]]:
             receive(wire)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(both.conn, "data_received", received)
+        patch.setattr(pair.conn, "data_received", received)
         yield own
 
 
-def heard(both: Both, wire: bytes) -> bytes:
+def heard(pair: ChannelPair, wire: bytes) -> bytes:
     """Have it heard; returns what is left of it."""
-    return wire[hear(both.conn, memoryview(wire), lambda: False)[0] :]
+    return wire[process_packets(pair.conn, memoryview(wire), lambda: False)[0] :]
 
 
-def heard_state(both: Both) -> tuple[int, int, int, int]:
+def heard_state(pair: ChannelPair) -> tuple[int, int, int, int]:
     """Return what moves when a packet is heard."""
-    cipher = both.conn._recv_encryption._cipher
+    cipher = pair.conn._recv_encryption._cipher
     counter = int.from_bytes(cipher._iv[4:], "big")
-    return counter, both.conn._recv_seq, both.chan._send_window, both.chan._recv_window
+    return counter, pair.conn._recv_seq, pair.chan._send_window, pair.chan._recv_window
 
 
 @pytest.mark.parametrize("kind", ["adjust", "data"])
 async def test_what_is_heard_leaves_the_connection_as_asyncssh_itself_would(kind: str) -> None:
     """Counter, sequence number and windows move by the same steps, and the data arrives."""
-    async with opened() as both:
+    async with open_channel_pair() as pair:
 
         def said() -> bytes:
-            return sealed(both, adjust(both, 1000) if kind == "adjust" else data(both, b"x" * 1000))
+            return sealed(pair, adjust(pair, 1000) if kind == "adjust" else data(pair, b"x" * 1000))
 
         def moved(before: tuple[int, ...]) -> list[int]:
-            return [now - then for now, then in zip(heard_state(both), before, strict=True)]
+            return [now - then for now, then in zip(heard_state(pair), before, strict=True)]
 
-        before = heard_state(both)
-        both.conn.data_received(said())
+        before = heard_state(pair)
+        pair.conn.data_received(said())
         by_asyncssh = moved(before)
-        before = heard_state(both)
-        with asyncsshs_own(both) as own:
-            assert heard(both, said()) == b""
+        before = heard_state(pair)
+        with asyncsshs_own(pair) as own:
+            assert heard(pair, said()) == b""
         by_us = moved(before)
 
         assert own == []
         assert by_us == by_asyncssh
         assert by_us[:2] == [1, 1]
         if kind == "data":
-            assert [await both.ours.read(), await both.ours.read()] == [b"x" * 1000] * 2
+            assert [await pair.ours.read(), await pair.ours.read()] == [b"x" * 1000] * 2
 
 
 KEEPALIVE = b"\0\0\0\x15keepalive@openssh.com\1"
@@ -263,30 +263,30 @@ KEEPALIVE = b"\0\0\0\x15keepalive@openssh.com\1"
 
 async def test_a_keepalive_is_answered_as_asyncssh_itself_would() -> None:
     """With a failure, which is an answer too; both directions move by the same steps, but for asyncssh's IGNORE."""
-    async with opened() as both:
+    async with open_channel_pair() as pair:
 
         def said() -> bytes:
-            return sealed(both, struct.pack(">BI", 98, both.chan._recv_chan) + KEEPALIVE)
+            return sealed(pair, struct.pack(">BI", 98, pair.chan._recv_chan) + KEEPALIVE)
 
         def state() -> tuple[int, ...]:
-            cipher = both.conn._send_encryption._cipher
+            cipher = pair.conn._send_encryption._cipher
             counter = int.from_bytes(cipher._iv[4:], "big")
-            return *heard_state(both), counter, both.conn._send_seq, both.conn._rekey_bytes_sent
+            return *heard_state(pair), counter, pair.conn._send_seq, pair.conn._rekey_bytes_sent
 
         def moved(before: tuple[int, ...]) -> list[int]:
             return [now - then for now, then in zip(state(), before, strict=True)]
 
-        agents = both.writer.channel  # that waits for both answers
+        agents = pair.writer.channel  # that waits for both answers
         agents._request_waiters += [asyncio.get_running_loop().create_future() for _ in range(2)]
         before = state()
-        both.conn.data_received(said())
+        pair.conn.data_received(said())
         by_asyncssh = moved(before)
         before = state()
-        with asyncsshs_own(both) as own:
-            assert heard(both, said()) == b""
+        with asyncsshs_own(pair) as own:
+            assert heard(pair, said()) == b""
         by_us = moved(before)
-        both.chan.write(b"and the connection stands")
-        assert await both.reader.readexactly(25) == b"and the connection stands"
+        pair.chan.write(b"and the connection stands")
+        assert await pair.reader.readexactly(25) == b"and the connection stands"
 
         assert own == []
         assert by_us == [
@@ -309,11 +309,11 @@ async def test_a_keepalive_that_cannot_be_answered_now_is_left_to_asyncssh(
     whose: str, attribute: str, value: object
 ) -> None:
     """It knows when to answer, and what."""
-    async with opened() as both:
-        wire = sealed(both, struct.pack(">BI", 98, both.chan._recv_chan) + KEEPALIVE)
-        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
-            patch.setattr(getattr(both, whose), attribute, value)
-            assert heard(both, wire) == b""
+    async with open_channel_pair() as pair:
+        wire = sealed(pair, struct.pack(">BI", 98, pair.chan._recv_chan) + KEEPALIVE)
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(pair) as own:
+            patch.setattr(getattr(pair, whose), attribute, value)
+            assert heard(pair, wire) == b""
         assert own == [wire]
 
 
@@ -326,27 +326,27 @@ def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list
     """Packets for us and for asyncssh, in pieces of any size: each is worked off once, by whom it is for."""
 
     async def run() -> None:
-        async with opened() as both:
+        async with open_channel_pair() as pair:
             contents = [os.urandom(30_000 if kind == "long" else 100) for kind in kinds if kind in {"data", "long"}]
             coming = iter(contents)
             payloads = [
-                adjust(both, 10) if kind == "adjust" else IGNORE if kind == "ignore" else data(both, next(coming))
+                adjust(pair, 10) if kind == "adjust" else IGNORE if kind == "ignore" else data(pair, next(coming))
                 for kind in kinds
             ]
-            before, wire, tail = heard_state(both), sealed(both, *payloads), b""
+            before, wire, tail = heard_state(pair), sealed(pair, *payloads), b""
             places = sorted({cut % len(wire) for cut in cuts} | {0, len(wire)})
-            with asyncsshs_own(both, swallow=False) as own:
+            with asyncsshs_own(pair, swallow=False) as own:
                 for start, end in pairwise(places):
-                    tail = heard(both, tail + wire[start:end])
+                    tail = heard(pair, tail + wire[start:end])
 
-            counter, sequence, window_, _ = heard_state(both)
+            counter, sequence, window_, _ = heard_state(pair)
             assert tail == b""
             assert len(own) == kinds.count("ignore")
             assert (counter - before[0], sequence - before[1]) == (len(kinds), len(kinds))
             assert window_ - before[2] == 10 * kinds.count("adjust")
             got = b""
             while len(got) < sum(map(len, contents)):
-                got += await both.ours.read()
+                got += await pair.ours.read()
             assert got == b"".join(contents)
 
     asyncio.run(run())
@@ -355,33 +355,33 @@ def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list
 @pytest.mark.parametrize("within", [3, 20, 40])
 async def test_a_packet_that_asyncssh_has_begun_is_its_own_to_the_end(within: int) -> None:
     """After a key exchange it may hold the beginning of one; from the next packet on we hear again."""
-    async with opened() as both:
-        wire = sealed(both, data(both, b"x" * 100), adjust(both, 10))
-        first = len(sealed(both, data(both, b"x" * 100)))
-        before, tail = heard_state(both), b""
-        both.conn.data_received(wire[:within])
-        with asyncsshs_own(both, swallow=False) as own:
+    async with open_channel_pair() as pair:
+        wire = sealed(pair, data(pair, b"x" * 100), adjust(pair, 10))
+        first = len(sealed(pair, data(pair, b"x" * 100)))
+        before, tail = heard_state(pair), b""
+        pair.conn.data_received(wire[:within])
+        with asyncsshs_own(pair, swallow=False) as own:
             for place in range(within, len(wire), 7):
-                tail = heard(both, tail + wire[place : place + 7])
+                tail = heard(pair, tail + wire[place : place + 7])
 
         assert tail == b""
         assert b"".join(own) == wire[within:first]
-        assert heard_state(both)[1:3] == (before[1] + 2, before[2] + 10)
-        assert await both.ours.read() == b"x" * 100
+        assert heard_state(pair)[1:3] == (before[1] + 2, before[2] + 10)
+        assert await pair.ours.read() == b"x" * 100
 
 
 @pytest.mark.parametrize(("attribute", "value"), DEAF)
 async def test_what_arrives_in_any_other_state_is_left_to_asyncssh(attribute: str, value: object) -> None:
     """Nothing is read and nothing is changed."""
-    async with opened() as both:
-        wire, before = sealed_adjust(both, 1), heard_state(both)[1:]
+    async with open_channel_pair() as pair:
+        wire, before = sealed_adjust(pair, 1), heard_state(pair)[1:]
 
-        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
-            patch.setattr(both.conn, attribute, value)
-            assert heard(both, wire) == b""
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(pair) as own:
+            patch.setattr(pair.conn, attribute, value)
+            assert heard(pair, wire) == b""
 
         assert own == [wire]
-        assert heard_state(both)[1:] == before
+        assert heard_state(pair)[1:] == before
 
 
 @pytest.mark.parametrize(
@@ -395,38 +395,38 @@ async def test_what_arrives_in_any_other_state_is_left_to_asyncssh(attribute: st
 )
 async def test_what_a_channel_does_not_take_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
     """It knows what to say to that."""
-    async with opened() as both:
-        wire = sealed(both, adjust(both, 1) if whose == "adjust" else data(both, b"data"))
-        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
-            patch.setattr(both.chan, attribute, value)
-            assert heard(both, wire) == b""
+    async with open_channel_pair() as pair:
+        wire = sealed(pair, adjust(pair, 1) if whose == "adjust" else data(pair, b"data"))
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(pair) as own:
+            patch.setattr(pair.chan, attribute, value)
+            assert heard(pair, wire) == b""
         assert own == [wire]
 
 
 async def test_what_is_for_no_channel_or_of_another_key_is_left_to_asyncssh() -> None:
     """Whole packets, one by one; and one longer than any of ours with all that follows."""
-    async with opened() as both:
+    async with open_channel_pair() as pair:
         for wire in (
-            sealed(both, adjust(both, 1, channel=99)),
-            sealed(both, data(both, b"data", channel=99)),
-            sealed(both, data(both, b"")),
+            sealed(pair, adjust(pair, 1, channel=99)),
+            sealed(pair, data(pair, b"data", channel=99)),
+            sealed(pair, data(pair, b"")),
             b"\0\0\0\x10" + bytes(32),
         ):
-            with asyncsshs_own(both) as own:
-                assert heard(both, wire) == b""
+            with asyncsshs_own(pair) as own:
+                assert heard(pair, wire) == b""
             assert own == [wire]
-        with asyncsshs_own(both) as own:
-            assert heard(both, b"\xff" * 10) == b""
+        with asyncsshs_own(pair) as own:
+            assert heard(pair, b"\xff" * 10) == b""
         assert own == [b"\xff" * 10]
 
 
 async def test_nothing_is_heard_once_the_connection_is_over() -> None:
     """A packet may end it, and what follows is nobody's."""
-    async with opened() as both:
-        wire = sealed(both, adjust(both, 1))
-        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(both) as own:
-            patch.setattr(both.conn, "_transport", None)
-            assert heard(both, wire) == b""
+    async with open_channel_pair() as pair:
+        wire = sealed(pair, adjust(pair, 1))
+        with pytest.MonkeyPatch.context() as patch, asyncsshs_own(pair) as own:
+            patch.setattr(pair.conn, "_transport", None)
+            assert heard(pair, wire) == b""
         assert own == []
 
 
@@ -435,14 +435,14 @@ async def test_nothing_is_heard_once_the_connection_is_over() -> None:
 
 async def test_a_channel_that_waits_for_its_window_is_told_when_it_opens() -> None:
     """Although asyncssh holds nothing of it, which it takes for a reason not to."""
-    async with opened(window=64 * KIB) as both:
-        assert window(both.chan) == 64 * KIB
-        both.reader.channel.pause_reading()
-        sent_by_us(both, CONTENT[: 64 * KIB])
-        assert window(both.chan) == 0
-        both.ours.pause_writing()
-        await_window(both.chan)
+    async with open_channel_pair(window=64 * KIB) as pair:
+        assert window(pair.chan) == 64 * KIB
+        pair.reader.channel.pause_reading()
+        sent_by_us(pair, CONTENT[: 64 * KIB])
+        assert window(pair.chan) == 0
+        pair.ours.pause_writing()
+        await_window(pair.chan)
 
-        both.reader.channel.resume_reading()
-        await until(both.ours._window.is_set)
-        assert window(both.chan) > 0
+        pair.reader.channel.resume_reading()
+        await until(pair.ours._window.is_set)
+        assert window(pair.chan) > 0

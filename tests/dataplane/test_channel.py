@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, free_port, sshd_at_work, until
+from tests.ssh.ssh_server import Sshd, free_port, running_sshd, until
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane.asyncssh_internals import widen
 from tunnelmgr.dataplane.channel import READ_AHEAD, ForwardedChannel
-from tunnelmgr.dataplane.receive_window import FIRST, MOST
-from tunnelmgr.dataplane.transport import SEND_AHEAD
+from tunnelmgr.dataplane.receive_window import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES
+from tunnelmgr.dataplane.transport import MAX_UNSENT_BYTES
 from tunnelmgr.ssh.client import SshConnection, dial
 from tunnelmgr.ssh.login import Login
 
@@ -40,7 +40,7 @@ class Pair:
 
 
 @asynccontextmanager
-async def pair(sshd: Sshd, login: Login, window: int = 2 << 20) -> AsyncIterator[Pair]:
+async def connected_pair(sshd: Sshd, login: Login, window: int = 2 << 20) -> AsyncIterator[Pair]:
     """Open one channel as a client on the agent would, with a receive window of the agent's choice."""
     connection = await dial(sshd.spec(), login)
     opened: asyncio.Queue[ForwardedChannel] = asyncio.Queue()
@@ -71,108 +71,108 @@ async def read_all(channel: ForwardedChannel) -> bytes:
 
 async def test_bytes_go_both_ways(sshd: Sshd, login: Login) -> None:
     """Any kind of buffer may be written."""
-    async with pair(sshd, login) as both:
-        both.writer.write(b"ping")
-        assert await both.ours.read() == b"ping"
+    async with connected_pair(sshd, login) as pair:
+        pair.writer.write(b"ping")
+        assert await pair.ours.read() == b"ping"
         for data in (b"po", bytearray(b"n"), memoryview(b"g")):
-            await both.ours.write(data)
-        assert await both.reader.readexactly(4) == b"pong"
+            await pair.ours.write(data)
+        assert await pair.reader.readexactly(4) == b"pong"
 
 
 async def test_the_agents_end_is_an_empty_read_and_our_side_stays_open(sshd: Sshd, login: Login) -> None:
     """A half-closed connection carries the answer still."""
-    async with pair(sshd, login) as both:
-        both.writer.write(b"question")
-        both.writer.write_eof()
+    async with connected_pair(sshd, login) as pair:
+        pair.writer.write(b"question")
+        pair.writer.write_eof()
 
-        assert await read_all(both.ours) == b"question"
-        assert await both.ours.read() == b""
-        await both.ours.write(b"answer")
-        both.ours.close()
-        assert await both.reader.read() == b"answer"
+        assert await read_all(pair.ours) == b"question"
+        assert await pair.ours.read() == b""
+        await pair.ours.write(b"answer")
+        pair.ours.close()
+        assert await pair.reader.read() == b"answer"
 
 
 async def test_our_end_is_the_agents_end_and_its_side_stays_open(sshd: Sshd, login: Login) -> None:
     """The other half, as docker closes an upload."""
-    async with pair(sshd, login) as both:
-        await both.ours.write(b"answer")
-        both.ours.write_eof()
+    async with connected_pair(sshd, login) as pair:
+        await pair.ours.write(b"answer")
+        pair.ours.write_eof()
 
-        assert await both.reader.read() == b"answer"
-        both.writer.write(b"more")
-        assert await both.ours.read() == b"more"
+        assert await pair.reader.read() == b"answer"
+        pair.writer.write(b"more")
+        assert await pair.ours.read() == b"more"
 
 
 async def test_an_orderly_close_after_the_end_is_no_reset(sshd: Sshd, login: Login) -> None:
     """A client that sends, ends and closes has said all it had to say, and all of it is read."""
-    async with pair(sshd, login) as both:
-        both.writer.write(b"last words")
-        both.writer.write_eof()
-        both.writer.close()
-        await asyncio.wait_for(both.ended.wait(), 5)
+    async with connected_pair(sshd, login) as pair:
+        pair.writer.write(b"last words")
+        pair.writer.write_eof()
+        pair.writer.close()
+        await asyncio.wait_for(pair.ended.wait(), 5)
 
-        assert await read_all(both.ours) == b"last words"
+        assert await read_all(pair.ours) == b"last words"
 
 
 async def test_a_channel_closed_in_the_middle_is_a_reset_after_what_arrived(sshd: Sshd, login: Login) -> None:
     """What was received is read; its end is not mistaken for a whole message's."""
-    async with pair(sshd, login) as both:
-        both.writer.write(b"half a")
-        both.writer.channel.abort()
-        await asyncio.wait_for(both.ended.wait(), 5)
+    async with connected_pair(sshd, login) as pair:
+        pair.writer.write(b"half a")
+        pair.writer.channel.abort()
+        await asyncio.wait_for(pair.ended.wait(), 5)
 
-        assert await both.ours.read() == b"half a"
+        assert await pair.ours.read() == b"half a"
         with pytest.raises(ConnectionResetError):
-            await both.ours.read()
+            await pair.ours.read()
         with pytest.raises(ConnectionResetError):
-            await both.ours.write(b"x")
+            await pair.ours.write(b"x")
 
 
 async def test_an_abort_is_felt_by_the_agent_and_by_whoever_waits_here(sshd: Sshd, login: Login) -> None:
     """It drops what is unsent and wakes the reader."""
-    async with pair(sshd, login) as both, asyncio.TaskGroup() as tasks, asyncio.timeout(5):
+    async with connected_pair(sshd, login) as pair, asyncio.TaskGroup() as tasks, asyncio.timeout(5):
 
         async def wait() -> None:
             with pytest.raises(ConnectionResetError):
-                await both.ours.read()
+                await pair.ours.read()
 
         tasks.create_task(wait())
-        both.ours.abort()
-        assert await both.reader.read() == b""
-        await both.ended.wait()
+        pair.ours.abort()
+        assert await pair.reader.read() == b""
+        await pair.ended.wait()
 
 
 async def test_a_lost_connection_wakes_reader_and_writer(sshd: Sshd, login: Login) -> None:
     """Neither is left to its deadline."""
-    async with pair(sshd, login, window=1024) as both, asyncio.TaskGroup() as tasks, asyncio.timeout(5):
+    async with connected_pair(sshd, login, window=1024) as pair, asyncio.TaskGroup() as tasks, asyncio.timeout(5):
 
         async def write() -> None:
             with pytest.raises(ConnectionResetError):
-                await both.ours.write(PIECE * 4)
+                await pair.ours.write(PIECE * 4)
 
         async def read() -> None:
             with pytest.raises(ConnectionResetError):
-                await both.ours.read()
+                await pair.ours.read()
 
         tasks.create_task(write())
         tasks.create_task(read())
-        await until(lambda: not both.ours._window.is_set())
+        await until(lambda: not pair.ours._window.is_set())
         sshd.cut()
 
 
 async def test_what_is_done_to_a_closed_channel_does_nothing(sshd: Sshd, login: Login) -> None:
     """Every way of ending it may be called again, in any order."""
-    async with pair(sshd, login) as both:
-        both.ours.close()
-        both.ours.write_eof()
-        both.ours.close()
-        both.ours.abort()
-        await asyncio.wait_for(both.ended.wait(), 5)
-        both.ours.write_eof()
-        both.ours.close()
-        both.ours.abort()
+    async with connected_pair(sshd, login) as pair:
+        pair.ours.close()
+        pair.ours.write_eof()
+        pair.ours.close()
+        pair.ours.abort()
+        await asyncio.wait_for(pair.ended.wait(), 5)
+        pair.ours.write_eof()
+        pair.ours.close()
+        pair.ours.abort()
         with pytest.raises(ConnectionResetError):
-            await both.ours.write(b"x")
+            await pair.ours.write(b"x")
 
 
 # --- bounds ---
@@ -185,54 +185,54 @@ async def test_an_agent_that_sends_faster_than_we_read_is_held(
     """What waits is bounded by the window however slowly we read, and nothing of it is lost."""
     total, got = 16 << 20, 0
     async with (
-        sshd_at_work(Sshd(host_key, key), encryption_algs=[cipher]) as sshd,
-        pair(sshd, login) as both,
+        running_sshd(Sshd(host_key, key), encryption_algs=[cipher]) as sshd,
+        connected_pair(sshd, login) as pair,
         asyncio.timeout(30),
     ):
-        both.writer.write(bytes(total))
-        both.writer.write_eof()
-        await until(lambda: both.ours._waiting == FIRST)
-        while data := await both.ours.read():
+        pair.writer.write(bytes(total))
+        pair.writer.write_eof()
+        await until(lambda: pair.ours._waiting == INITIAL_WINDOW_BYTES)
+        while data := await pair.ours.read():
             got += len(data)
             await asyncio.sleep(0)  # slower than the agent sends
             await asyncio.sleep(0)
-            assert both.ours._waiting <= MOST
-        assert both.ours._ssh is not None
-        assert both.ours._ssh._recv_buf == []
+            assert pair.ours._waiting <= MAX_WINDOW_BYTES
+        assert pair.ours._ssh is not None
+        assert pair.ours._ssh._recv_buf == []
 
     assert got == total
 
 
-@pytest.mark.usefixtures("unproved")
+@pytest.mark.usefixtures("unverified_asyncssh")
 async def test_where_asyncssh_keeps_the_window_reading_is_paused(sshd: Sshd, login: Login) -> None:
     """A release that is not proved: what we have not read is bounded by our read-ahead, the rest is asyncssh's."""
     total = 4 << 20
-    async with pair(sshd, login) as both, asyncio.timeout(20):
-        both.writer.write(bytes(total))
-        both.writer.write_eof()
-        await until(lambda: both.ours._waiting >= READ_AHEAD)
+    async with connected_pair(sshd, login) as pair, asyncio.timeout(20):
+        pair.writer.write(bytes(total))
+        pair.writer.write_eof()
+        await until(lambda: pair.ours._waiting >= READ_AHEAD)
         await asyncio.sleep(0.05)
-        assert both.ours._waiting <= READ_AHEAD + 32768
-        assert len(await read_all(both.ours)) == total
+        assert pair.ours._waiting <= READ_AHEAD + 32768
+        assert len(await read_all(pair.ours)) == total
 
 
 async def test_a_window_that_cannot_be_opened_now_is_opened_by_asyncssh(sshd: Sshd, login: Login) -> None:
     """Within a key exchange its message waits with all the others; after the agent's end there is none."""
-    async with pair(sshd, login) as both, asyncio.timeout(10):
-        chan = both.ours._ssh
+    async with connected_pair(sshd, login) as pair, asyncio.timeout(10):
+        chan = pair.ours._ssh
         assert chan is not None
-        conn = both.connection._conn
+        conn = pair.connection._conn
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(conn, "_kex_complete", False)
             widen(chan, 1000)
             assert len(conn._deferred_packets) == 1
-        assert chan._recv_window == FIRST + 1000
+        assert chan._recv_window == INITIAL_WINDOW_BYTES + 1000
         conn._send_deferred_packets()
-        await until(lambda: sshd.connection._channels and _send_window(sshd) == FIRST + 1000)
+        await until(lambda: sshd.connection._channels and _send_window(sshd) == INITIAL_WINDOW_BYTES + 1000)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chan, "_recv_state", "eof")
             widen(chan, 1000)
-        assert chan._recv_window == FIRST + 1000
+        assert chan._recv_window == INITIAL_WINDOW_BYTES + 1000
 
 
 def _send_window(sshd: Sshd) -> int:
@@ -242,14 +242,14 @@ def _send_window(sshd: Sshd) -> int:
 
 async def test_a_writer_waits_for_the_agents_window(sshd: Sshd, login: Login) -> None:
     """A full window holds it, and one that opens lets it go on."""
-    async with pair(sshd, login, window=128 * 1024) as both, asyncio.TaskGroup() as tasks, asyncio.timeout(10):
-        both.reader.channel.pause_reading()
-        writing = tasks.create_task(write_pieces(both.ours, 32))
-        await until(lambda: not both.ours._window.is_set())
+    async with connected_pair(sshd, login, window=1 << 17) as pair, asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+        pair.reader.channel.pause_reading()
+        writing = tasks.create_task(write_pieces(pair.ours, 32))
+        await until(lambda: not pair.ours._window.is_set())
         assert not writing.done()
 
-        both.reader.channel.resume_reading()
-        assert len(await both.reader.readexactly(32 * len(PIECE))) == 32 * len(PIECE)
+        pair.reader.channel.resume_reading()
+        assert len(await pair.reader.readexactly(32 * len(PIECE))) == 32 * len(PIECE)
 
 
 async def write_pieces(channel: ForwardedChannel, count: int) -> None:
@@ -260,21 +260,21 @@ async def write_pieces(channel: ForwardedChannel, count: int) -> None:
 
 async def test_a_huge_window_that_is_not_read_fills_no_memory(sshd: Sshd, login: Login) -> None:
     """With the agent's word that it takes 2 GiB, the socket's own pace still holds the writer."""
-    async with pair(sshd, login, window=HUGE) as both, asyncio.timeout(20):
+    async with connected_pair(sshd, login, window=HUGE) as pair, asyncio.timeout(20):
         transport = sshd.connection._transport
         transport.pause_reading()
         try:
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(write_for_ever(both), 1)
+                await asyncio.wait_for(write_for_ever(pair), 1)
         finally:
             transport.resume_reading()
 
 
-async def write_for_ever(both: Pair) -> None:
+async def write_for_ever(pair: Pair) -> None:
     """Write, and see at each step that what waits is bounded."""
     while True:
-        await both.ours.write(PIECE)
-        assert both.buffered <= SEND_AHEAD + 2 * len(PIECE)
+        await pair.ours.write(PIECE)
+        assert pair.buffered <= MAX_UNSENT_BYTES + 2 * len(PIECE)
 
 
 async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
@@ -291,7 +291,7 @@ async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*(write_pieces(channel, 10_000) for channel in opened)), 1)
 
-        assert connection._conn._transport.get_write_buffer_size() <= SEND_AHEAD + 9 * (len(PIECE) + 1024)
+        assert connection._conn._transport.get_write_buffer_size() <= MAX_UNSENT_BYTES + 9 * (len(PIECE) + 1024)
     finally:
         sshd.connection._transport.resume_reading()
         connection.abort()
@@ -300,13 +300,13 @@ async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
 
 async def test_a_key_exchange_that_never_ends_fills_no_memory(sshd: Sshd, login: Login) -> None:
     """What is written meanwhile waits inside asyncssh, where no window and no socket bounds it; so writers wait."""
-    async with pair(sshd, login, window=HUGE) as both, asyncio.timeout(20):
+    async with connected_pair(sshd, login, window=HUGE) as pair, asyncio.timeout(20):
         sshd.connection._send_kexinit()
         sshd.connection._transport.pause_reading()
-        conn = both.connection._conn
+        conn = pair.connection._conn
         await until(lambda: not conn._kex_complete)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(write_for_ever(both), 0.5)
+            await asyncio.wait_for(write_for_ever(pair), 0.5)
 
         held = sum(len(part) for _, parts in conn._deferred_packets for part in parts)
         sshd.connection._transport.resume_reading()
@@ -319,14 +319,14 @@ async def test_key_exchanges_that_end_lose_nothing(
     """OpenSSH makes one each gigabyte or hour; here it is each mebibyte, in the middle of transfers both ways."""
     size = 8 << 20
     async with (
-        sshd_at_work(Sshd(host_key, key), rekey_bytes=1 << 20) as sshd,
-        pair(sshd, login) as both,
+        running_sshd(Sshd(host_key, key), rekey_bytes=1 << 20) as sshd,
+        connected_pair(sshd, login) as pair,
         asyncio.timeout(20),
         asyncio.TaskGroup() as tasks,
     ):
-        tasks.create_task(write_pieces(both.ours, size // len(PIECE)))
-        both.writer.write(bytes(size))
-        both.writer.write_eof()
-        reading = tasks.create_task(read_all(both.ours))
-        assert len(await both.reader.readexactly(size)) == size
+        tasks.create_task(write_pieces(pair.ours, size // len(PIECE)))
+        pair.writer.write(bytes(size))
+        pair.writer.write_eof()
+        reading = tasks.create_task(read_all(pair.ours))
+        assert len(await pair.reader.readexactly(size)) == size
         assert len(await reading) == size

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunnelmgr.dataplane import fair_queue as module
 from tunnelmgr.dataplane.fair_queue import (
-    LIMIT,
+    HARD_LIMIT,
     NO_OP_BURST,
     NO_OP_SHARE,
     QUANTUM,
@@ -202,7 +202,7 @@ async def test_a_sparse_share_may_overrun_the_slice_up_to_a_limit(cpu: CpuTime) 
 
     assert busy.run(steps.of("busy", SLICE))
     assert not busy.run(steps.of("busy"))
-    assert light.run(steps.of("light", LIMIT))
+    assert light.run(steps.of("light", HARD_LIMIT))
     assert not late.run(steps.of("late"))
     await steps.until_run(4)
     assert steps.ran == ["busy", "light", "late", "busy"]

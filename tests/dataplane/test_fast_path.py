@@ -13,13 +13,13 @@ from typing import Any
 import asyncssh
 import pytest
 
-from tests.dataplane.renaming import renamed
+from tests.dataplane.renamed_asyncssh import renamed
 from tunnelmgr.dataplane import fast_path
-from tunnelmgr.dataplane.asyncssh_internals import ATTRIBUTES, CLASSES, UNSEEN, Attribute
+from tunnelmgr.dataplane.asyncssh_internals import ATTRIBUTES, CLASSES, OPAQUE_PIECE_BYTES, Attribute
 from tunnelmgr.dataplane.channel import PIECE, READ_AHEAD
-from tunnelmgr.dataplane.fast_path import FastPath, fast_path_status, misfits, pass_on, receiver
-from tunnelmgr.dataplane.receive_window import MOST
-from tunnelmgr.dataplane.ssh_packets import LARGEST
+from tunnelmgr.dataplane.fast_path import FastPath, fast_path_status, misfits, packet_processor, pass_on
+from tunnelmgr.dataplane.receive_window import MAX_WINDOW_BYTES
+from tunnelmgr.dataplane.ssh_packets import PACKET_DATA_BYTES
 
 ROOT = Path(__file__).parents[2]
 UNEXPORTED = ("GCMCipher", "GCMEncryption")
@@ -29,7 +29,7 @@ UNEXPORTED = ("GCMCipher", "GCMEncryption")
 def carried(asyncssh_in: Path | None = None) -> Mapping[str, Any]:
     """Carry data both ways in a process of its own, with the asyncssh of this folder; returns what it prints."""
     path = os.pathsep.join(str(folder) for folder in (asyncssh_in, ROOT) if folder is not None)
-    command = [sys.executable, "-W", "error", "-m", "tests.dataplane.both_directions"]
+    command = [sys.executable, "-W", "error", "-m", "tests.dataplane.carry_both_ways"]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -50,7 +50,7 @@ def test_with_the_proved_release_the_fast_path_is_on() -> None:
 
     assert (facts["active"], facts["reason"]) == (True, None)
     assert facts["bulk"] > 0
-    assert facts["from_agent"] <= MOST
+    assert facts["from_agent"] <= MAX_WINDOW_BYTES
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES, ids=str)
@@ -61,8 +61,8 @@ def test_without_any_one_attribute_all_goes_through_the_public_api(attribute: At
     assert not facts["active"]
     assert f"{attribute} is missing" in facts["reason"]
     assert facts["bulk"] == 0
-    assert facts["to_agent"] <= PIECE + LARGEST
-    assert facts["from_agent"] <= READ_AHEAD + LARGEST
+    assert facts["to_agent"] <= PIECE + PACKET_DATA_BYTES
+    assert facts["from_agent"] <= READ_AHEAD + PACKET_DATA_BYTES
 
 
 @pytest.mark.parametrize("name", UNEXPORTED)
@@ -95,9 +95,9 @@ def test_no_other_file_names_a_private_attribute_of_asyncssh() -> None:
 # --- the look ---
 
 
-@pytest.mark.usefixtures("unproved")
+@pytest.mark.usefixtures("unverified_asyncssh")
 def test_a_release_that_is_not_proved_turns_it_off() -> None:
-    """A release of asyncssh that is not in PROVED turns the fast path off, even if its attributes fit."""
+    """A release of asyncssh that is not in VERIFIED_RELEASES turns the fast path off, even if its attributes fit."""
     assert fast_path_status() == FastPath(
         active=False, reason=f"asyncssh {asyncssh.__version__} is not proved; proved: "
     )
@@ -167,7 +167,7 @@ def test_what_is_not_asyncssh_gets_all_that_arrives_piece_by_piece() -> None:
             told.append(data)
 
     other = Other()
-    assert receiver(other) is pass_on
-    assert pass_on(other, memoryview(bytes(UNSEEN + 36)), lambda: False) == (UNSEEN + 36, False)
-    assert told == [bytes(UNSEEN), bytes(36)]
-    assert pass_on(other, memoryview(bytes(UNSEEN + 36)), lambda: True) == (UNSEEN, True)
+    assert packet_processor(other) is pass_on
+    assert pass_on(other, memoryview(bytes(OPAQUE_PIECE_BYTES + 36)), lambda: False) == (OPAQUE_PIECE_BYTES + 36, False)
+    assert told == [bytes(OPAQUE_PIECE_BYTES), bytes(36)]
+    assert pass_on(other, memoryview(bytes(OPAQUE_PIECE_BYTES + 36)), lambda: True) == (OPAQUE_PIECE_BYTES, True)

@@ -6,7 +6,7 @@ That a half-open connection is reset is shown with a real sshd in tests/acceptan
 import asyncio
 import socket
 
-from tests.ssh.ssh_server import free_port, tcp_at_work
+from tests.ssh.ssh_server import free_port, running_tcp_server
 from tunnelmgr.dataplane.half_open import Ends, reset_half_open
 
 
@@ -20,7 +20,7 @@ async def test_where_nothing_is_left_to_reset_the_new_connection_is_reset_at_onc
         except OSError as reset:
             seen.set_result(reset)
 
-    async with tcp_at_work(accept) as there:
+    async with running_tcp_server(accept) as there:
         await reset_half_open(Ends(("127.0.0.1", free_port()), (there.host, there.port)))
         assert isinstance(await asyncio.wait_for(seen, 5), ConnectionResetError)
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from tunnelmgr.dataplane import socket_options
-from tunnelmgr.dataplane.socket_options import CONGESTION_CONTROL, SEND_BUFFER, shortfalls, tune
+from tunnelmgr.dataplane.socket_options import CONGESTION_CONTROL, SEND_BUFFER, missing_kernel_settings, tune
 
 
 def congestion_control(connected: socket.socket) -> bytes:
@@ -21,7 +21,7 @@ def _far(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_tuned_socket_has_what_the_kernel_grants() -> None:
     """What is not reported as lacking is set."""
-    lacking = " ".join(shortfalls())
+    lacking = " ".join(missing_kernel_settings())
 
     with socket.socket() as tuned:
         tune(tuned)
@@ -97,7 +97,7 @@ def test_each_shortfall_names_what_to_set(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(socket_options, "_granted_buffer", lambda: 212992)
     monkeypatch.setattr(socket_options, "CONGESTION_CONTROL", "nosuch")
 
-    buffer, congestion = shortfalls()
+    buffer, congestion = missing_kernel_settings()
     assert "208 KiB" in buffer
     assert f"sysctl -w net.core.wmem_max={SEND_BUFFER}" in buffer
     assert "modprobe tcp_bbr" in congestion

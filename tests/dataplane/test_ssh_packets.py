@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tunnelmgr.dataplane import ssh_packets as ours
 from tunnelmgr.dataplane.ssh_packets import (
-    BATCH,
-    LARGEST,
+    BATCH_PACKETS,
+    PACKET_DATA_BYTES,
     Batch,
     Opener,
     Seal,
@@ -28,7 +28,7 @@ from tunnelmgr.dataplane.ssh_packets import (
 
 KEY, NONCE = os.urandom(16), os.urandom(12)
 SEAL = Seal(AESGCM(KEY), NONCE)
-CONTENT = os.urandom(BATCH * LARGEST)
+CONTENT = os.urandom(BATCH_PACKETS * PACKET_DATA_BYTES)
 
 
 def other_end(key: bytes = KEY, nonce: bytes = NONCE) -> GCMEncryption:
@@ -53,7 +53,7 @@ def opened(wire: bytes, encryption: GCMEncryption) -> list[bytes]:
 
 def filled(batch: Batch, data: bytes) -> None:
     """Put data into a batch's room, as a socket would."""
-    for place in batch.room(BATCH * LARGEST):
+    for place in batch.room(BATCH_PACKETS * PACKET_DATA_BYTES):
         piece, data = data[: len(place)], data[len(place) :]
         place[: len(piece)] = piece
 
@@ -62,7 +62,12 @@ def filled(batch: Batch, data: bytes) -> None:
 
 
 @settings(deadline=None)
-@given(count=st.one_of(st.integers(1, BATCH * LARGEST), st.sampled_from([1, LARGEST - 1, LARGEST, LARGEST + 1])))
+@given(
+    count=st.one_of(
+        st.integers(1, BATCH_PACKETS * PACKET_DATA_BYTES),
+        st.sampled_from([1, PACKET_DATA_BYTES - 1, PACKET_DATA_BYTES, PACKET_DATA_BYTES + 1]),
+    )
+)
 def test_what_is_sealed_opens_as_the_same_data_in_order(count: int) -> None:
     """Any number of bytes, in as few packets as they fit into, each under the next nonce."""
     batch, encryption = Batch(), other_end()
@@ -84,7 +89,7 @@ def test_a_batch_is_used_again_and_again(size: int) -> None:
     """What was sealed there before leaves no trace in what is sealed next; with either length of key."""
     key, batch = os.urandom(size), Batch()
     encryption, seal = other_end(key), Seal(AESGCM(key), NONCE)
-    for count in (BATCH * LARGEST, 5, LARGEST + 1, BATCH * LARGEST):
+    for count in (BATCH_PACKETS * PACKET_DATA_BYTES, 5, PACKET_DATA_BYTES + 1, BATCH_PACKETS * PACKET_DATA_BYTES):
         filled(batch, CONTENT[:count])
         end = batch.seal(seal, 1, count)
         seal = Seal(seal.cipher, nonce_after(seal.nonce, packets(count)))
@@ -100,19 +105,22 @@ def test_room_is_whole_packets_or_a_part_of_one() -> None:
     """Never more than asked for."""
     batch = Batch()
     assert [len(place) for place in batch.room(10)] == [10]
-    assert [len(place) for place in batch.room(LARGEST)] == [LARGEST]
-    assert [len(place) for place in batch.room(3 * LARGEST - 1)] == [LARGEST] * 2
-    assert [len(place) for place in batch.room(1 << 40)] == [LARGEST] * BATCH
+    assert [len(place) for place in batch.room(PACKET_DATA_BYTES)] == [PACKET_DATA_BYTES]
+    assert [len(place) for place in batch.room(3 * PACKET_DATA_BYTES - 1)] == [PACKET_DATA_BYTES] * 2
+    assert [len(place) for place in batch.room(1 << 40)] == [PACKET_DATA_BYTES] * BATCH_PACKETS
 
 
 def test_filling_takes_what_there_is_room_for() -> None:
     """In the order of the packets, and no more than a batch."""
     batch, encryption = Batch(), other_end()
-    assert batch.fill(memoryview(CONTENT + b"more")) == BATCH * LARGEST
-    assert batch.fill(memoryview(CONTENT[: LARGEST + 5])) == LARGEST + 5
+    assert batch.fill(memoryview(CONTENT + b"more")) == BATCH_PACKETS * PACKET_DATA_BYTES
+    assert batch.fill(memoryview(CONTENT[: PACKET_DATA_BYTES + 5])) == PACKET_DATA_BYTES + 5
 
-    end = batch.seal(SEAL, 1, LARGEST + 5)
-    assert b"".join(payload[9:] for payload in opened(bytes(batch.buffer[:end]), encryption)) == CONTENT[: LARGEST + 5]
+    end = batch.seal(SEAL, 1, PACKET_DATA_BYTES + 5)
+    assert (
+        b"".join(payload[9:] for payload in opened(bytes(batch.buffer[:end]), encryption))
+        == CONTENT[: PACKET_DATA_BYTES + 5]
+    )
 
 
 # --- opening ---
@@ -187,7 +195,10 @@ def test_adjusts_and_data_are_told_apart() -> None:
 
     assert (window_adjust(said), channel_data(said)) == ((7, 98304), None)
     assert (window_adjust(came), channel_data(came)) == (None, (3, b"data"))
-    assert channel_data(plain(brought(0xFFFFFFFF, bytes(LARGEST)), 6)) == (0xFFFFFFFF, bytes(LARGEST))
+    assert channel_data(plain(brought(0xFFFFFFFF, bytes(PACKET_DATA_BYTES)), 6)) == (
+        0xFFFFFFFF,
+        bytes(PACKET_DATA_BYTES),
+    )
     assert channel_data(plain(brought(1, b""), 6)) == (1, b"")
 
 

@@ -55,9 +55,9 @@ async def ends() -> AsyncIterator[Ends]:
         other, _ = server.accept()
     other.setblocking(False)
     losses: list[OSError] = []
-    both = Ends(Stream(ours, losses.append), other, losses)
-    yield both
-    both.stream.abort()
+    pair = Ends(Stream(ours, losses.append), other, losses)
+    yield pair
+    pair.stream.abort()
     other.close()
 
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from tests.ssh.ssh_server import free_port, tcp_at_work, until
-from tunnelmgr.dataplane.fair_queue import LIMIT, SLICE, Share, fair_queue
-from tunnelmgr.dataplane.fast_path import UNSEEN
-from tunnelmgr.dataplane.transport import LARGEST, PUT_OFF, SEND_AHEAD, Line, spare
+from tests.ssh.ssh_server import free_port, running_tcp_server, until
+from tunnelmgr.dataplane.fair_queue import HARD_LIMIT, SLICE, Share, fair_queue
+from tunnelmgr.dataplane.fast_path import OPAQUE_PIECE_BYTES
+from tunnelmgr.dataplane.transport import BATCHES_PER_READ, MAX_READ_BYTES, MAX_UNSENT_BYTES, SshTransport, spare
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.dialer import Dialer
 
@@ -67,10 +67,10 @@ class Conversing(asyncio.Protocol):
 
 
 @contextmanager
-def unread(make: Callable[[], asyncio.Protocol]) -> Iterator[tuple[Line, socket.socket]]:
+def unread(make: Callable[[], asyncio.Protocol]) -> Iterator[tuple[SshTransport, socket.socket]]:
     """Return a line that reads only when the test has it read, and the socket at its other end."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        line = Line(make, socket.create_connection(server.getsockname()))
+        line = SshTransport(make, socket.create_connection(server.getsockname()))
         other, _ = server.accept()
     line._stream.notify_readable(None)
     with other:
@@ -78,7 +78,7 @@ def unread(make: Callable[[], asyncio.Protocol]) -> Iterator[tuple[Line, socket.
     line.abort()
 
 
-async def arrive(line: Line, other: socket.socket, data: bytes) -> None:
+async def arrive(line: SshTransport, other: socket.socket, data: bytes) -> None:
     """Send from the other end, and wait until it can be read."""
     other.sendall(data)
     await until(lambda: not line._stream.silent)
@@ -90,7 +90,7 @@ async def test_everything_is_passed_on_in_order() -> None:
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello")
 
-    async with tcp_at_work(talk) as endpoint:
+    async with running_tcp_server(talk) as endpoint:
         dialer = Dialer(["127.0.0.1"])
         _, protocol = await dialer.create_connection(Recording, "", endpoint.port)
         assert isinstance(protocol, Recording)
@@ -111,7 +111,7 @@ async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quic
             writer.write(b"say")
             await reader.readexactly(len(b"said"))
 
-    async with tcp_at_work(talk) as endpoint:
+    async with running_tcp_server(talk) as endpoint:
         dialer = Dialer(["127.0.0.1"])
         _, protocol = await dialer.create_connection(Conversing, "", endpoint.port)
         assert isinstance(protocol, Conversing)
@@ -119,7 +119,7 @@ async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quic
         assert set(protocol.quick[10:]) == {1}
 
         assert dialer.line is not None
-        dialer.line.quickened()
+        dialer.line.nagle_disabled()
         protocol.quick.clear()
         await until(lambda: len(protocol.quick) > 20)
         assert 0 in protocol.quick
@@ -149,7 +149,7 @@ async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> 
 
     with unread(Recording) as (line, other):
         await arrive(line, other, b"adjust")
-        for _ in range(PUT_OFF - 1):
+        for _ in range(BATCHES_PER_READ - 1):
             line.send_batch(spare(), 8)
             line._on_readable()
         assert heard() == 1
@@ -166,7 +166,7 @@ async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> 
 
 
 class Costly(asyncio.Protocol):
-    """Uses up the slice for each message of `UNSEEN` bytes."""
+    """Uses up the slice for each message of `OPAQUE_PIECE_BYTES` bytes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -182,19 +182,19 @@ class Costly(asyncio.Protocol):
 async def test_a_piece_that_takes_too_long_goes_on_in_later_steps() -> None:
     """A large piece of costly messages is processed bit by bit, in order and to its end, with others in between."""
     with unread(Costly) as (line, other):
-        line._piece = LARGEST
-        await arrive(line, other, bytes(10 * UNSEEN))
+        line._piece = MAX_READ_BYTES
+        await arrive(line, other, bytes(10 * OPAQUE_PIECE_BYTES))
         assert isinstance(line.protocol, Costly)
 
         line._on_readable()
         first = list(line.protocol.sizes)
         iterations = 0
-        while sum(line.protocol.sizes) < 10 * UNSEEN:
+        while sum(line.protocol.sizes) < 10 * OPAQUE_PIECE_BYTES:
             iterations += 1
             await asyncio.sleep(0)
 
-        assert first == [UNSEEN]
-        assert line.protocol.sizes == [UNSEEN] * 10
+        assert first == [OPAQUE_PIECE_BYTES]
+        assert line.protocol.sizes == [OPAQUE_PIECE_BYTES] * 10
         assert iterations >= 9
 
 
@@ -203,7 +203,7 @@ async def test_a_connection_whose_turn_has_not_come_is_not_polled() -> None:
     with unread(Recording) as (line, other):
         share = Share(fair_queue(asyncio.get_running_loop()))
         await arrive(line, other, b"hello")
-        share.run(lambda: _use_up(2 * LIMIT))
+        share.run(lambda: _use_up(2 * HARD_LIMIT))
         line._on_readable()
         assert isinstance(line.protocol, Recording)
         assert line.protocol.calls == ["made"]
@@ -219,7 +219,7 @@ async def test_a_step_that_finds_its_line_ended_does_nothing() -> None:
     """A line may end while its step waits for its turn."""
     with unread(Recording) as (line, other):
         await arrive(line, other, b"hello")
-        Share(fair_queue(asyncio.get_running_loop())).run(lambda: _use_up(2 * LIMIT))
+        Share(fair_queue(asyncio.get_running_loop())).run(lambda: _use_up(2 * HARD_LIMIT))
         line._on_readable()
         line.abort()
 
@@ -240,7 +240,7 @@ async def test_a_reset_is_passed_on_with_its_reason() -> None:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     for write in (b"", b"x"):
-        async with tcp_at_work(reset) as endpoint:
+        async with running_tcp_server(reset) as endpoint:
             line, protocol = await dialled(endpoint.port)
             await asyncio.sleep(0.01)
             if write:
@@ -262,7 +262,7 @@ async def test_what_is_written_in_one_turn_goes_out_together() -> None:
     async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         arrived.append(await reader.read(100))
 
-    async with tcp_at_work(listen) as endpoint:
+    async with running_tcp_server(listen) as endpoint:
         line, _ = await dialled(endpoint.port)
         for word in (b"one ", b"two ", b"three"):
             line.write(word)
@@ -279,7 +279,7 @@ async def test_an_abort_still_sends_what_was_put_off() -> None:
     async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         arrived.append(await reader.read())
 
-    async with tcp_at_work(listen) as endpoint:
+    async with running_tcp_server(listen) as endpoint:
         line, protocol = await dialled(endpoint.port)
         line.write(b"goodbye")
         line.abort()
@@ -289,10 +289,10 @@ async def test_an_abort_still_sends_what_was_put_off() -> None:
     assert protocol.calls == ["made", ("lost", None)]
 
 
-async def dialled(port: int) -> tuple[Line, Recording]:
+async def dialled(port: int) -> tuple[SshTransport, Recording]:
     """Return a line, and what is above it."""
     line, protocol = await Dialer(["127.0.0.1"]).create_connection(Recording, "", port)
-    assert isinstance(line, Line)
+    assert isinstance(line, SshTransport)
     assert isinstance(protocol, Recording)
     return line, protocol
 
@@ -307,11 +307,11 @@ async def test_a_writer_is_held_while_the_socket_takes_nothing() -> None:
             while await reader.read(1 << 20):
                 pass
 
-    async with tcp_at_work(read_late) as endpoint:
+    async with running_tcp_server(read_late) as endpoint:
         line, protocol = await dialled(endpoint.port)
         line.write(bytes(64 << 20))
         await line_turn()
-        assert line.get_write_buffer_size() > SEND_AHEAD
+        assert line.get_write_buffer_size() > MAX_UNSENT_BYTES
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(line.writable(), 0.05)
         assert not line.idle()
@@ -335,7 +335,7 @@ async def test_a_lost_line_holds_nobody() -> None:
         await reader.read(1)
         await asyncio.Event().wait()
 
-    async with tcp_at_work(stay) as endpoint:
+    async with running_tcp_server(stay) as endpoint:
         full, _ = await dialled(endpoint.port)
         exchanging, _ = await dialled(endpoint.port)
         full.write(bytes(64 << 20))
@@ -359,7 +359,7 @@ async def test_a_batch_is_used_again_once_its_last_byte_is_sent() -> None:
             got.extend(data)
 
     sent = bytearray()
-    async with tcp_at_work(read_late) as endpoint:
+    async with running_tcp_server(read_late) as endpoint:
         line, _ = await dialled(endpoint.port)
         while line.idle():
             batch = spare()
@@ -389,7 +389,7 @@ async def test_the_protocol_is_made_once_and_for_the_address_that_answers() -> N
     async def stay(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with tcp_at_work(stay) as endpoint:
+    async with running_tcp_server(stay) as endpoint:
         dialer = Dialer(["127.0.0.9", "127.0.0.1"])
         transport, _ = await dialer.create_connection(make, "", endpoint.port)
         transport.abort()

@@ -107,7 +107,7 @@ class MemoryChannel:
             self.outgoing += data
             self.changed.notify_all()
 
-    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
         """Give the agent what comes from a source, in pieces of 64 KiB."""
         room, left = memoryview(bytearray(65536)), limit
         readable = asyncio.Event()

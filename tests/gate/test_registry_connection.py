@@ -151,7 +151,7 @@ async def test_an_agent_that_goes_within_a_body_is_no_fault_of_the_registrys(scr
 class GoneChannel(MemoryChannel):
     """A channel whose agent has gone."""
 
-    async def pour(self, *_: object) -> int:
+    async def send_from(self, *_: object) -> int:
         """Fail, as a channel does."""
         raise ConnectionResetError("the channel is closed")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from tests.ssh.desk import Desk
-from tests.ssh.ssh_server import Sshd, generate, sshd_at_work
+from tests.ssh.ssh_server import Sshd, generate, running_sshd
+from tests.ssh.worker_harness import WorkerHarness
 from tunnelmgr.dataplane import fast_path
 from tunnelmgr.ssh.login import Login
 
-if "PROVING" in os.environ:  # `make newest`: with a release that nobody has proved yet
-    fast_path.PROVED |= {asyncssh.__version__}
+if "TRY_NEWEST_ASYNCSSH" in os.environ:  # `make newest`: with a release that nobody has proved yet
+    fast_path.VERIFIED_RELEASES |= {asyncssh.__version__}
 
 
 @pytest.fixture(autouse=True)
@@ -46,27 +46,27 @@ def login(key: asyncssh.SSHKey) -> Login:
 @pytest.fixture
 async def sshd(key: asyncssh.SSHKey, host_key: asyncssh.SSHKey) -> AsyncIterator[Sshd]:
     """Run an agent's sshd that behaves."""
-    async with sshd_at_work(Sshd(host_key, key)) as sshd:
+    async with running_sshd(Sshd(host_key, key)) as sshd:
         yield sshd
 
 
 @pytest.fixture
-def unproved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unverified_asyncssh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Work with a release of asyncssh that nobody has proved."""
-    monkeypatch.setattr(fast_path, "PROVED", frozenset())
+    monkeypatch.setattr(fast_path, "VERIFIED_RELEASES", frozenset())
     fast_path.fast_path_status.cache_clear()
     yield
     fast_path.fast_path_status.cache_clear()
 
 
 @pytest.fixture
-def desk(login: Login) -> Desk:
-    """Make a desk."""
-    return Desk(login)
+def harness(login: Login) -> WorkerHarness:
+    """Make a harness."""
+    return WorkerHarness(login)
 
 
 @pytest.fixture
-def forgiving() -> Iterator[None]:
+def ignore_resource_warnings() -> Iterator[None]:
     """Collect what the server's side leaves: asyncssh drops a socket whose channel closed while it was connecting."""
     yield
     with warnings.catch_warnings():

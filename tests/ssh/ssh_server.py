@@ -161,7 +161,7 @@ def generate(kind: str = "ssh-ed25519") -> asyncssh.SSHKey:
 
 
 @asynccontextmanager
-async def sshd_at_work(sshd: Sshd, host: str = "127.0.0.1", **options: object) -> AsyncIterator[Sshd]:
+async def running_sshd(sshd: Sshd, host: str = "127.0.0.1", **options: object) -> AsyncIterator[Sshd]:
     """Run the server on a free port, with asyncssh's options where a test wants odd ones."""
     keys = [sshd.key, *sshd.more_keys]
     acceptor = await asyncssh.create_server(
@@ -180,7 +180,7 @@ async def sshd_at_work(sshd: Sshd, host: str = "127.0.0.1", **options: object) -
 
 
 @asynccontextmanager
-async def tcp_at_work(
+async def running_tcp_server(
     handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], port: int = 0
 ) -> AsyncIterator[Endpoint]:
     """Run a TCP server on loopback; what it still serves at the end is cancelled."""

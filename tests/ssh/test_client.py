@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, free_port, generate, public, sshd_at_work, tcp_at_work, until
+from tests.ssh.ssh_server import Sshd, free_port, generate, public, running_sshd, running_tcp_server, until
 from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.dataplane.channel import ForwardedChannel
@@ -130,7 +130,7 @@ async def test_a_stranger_with_another_type_of_key_is_a_stranger_too(
     key: asyncssh.SSHKey, login: Login, kind: str
 ) -> None:
     """It is no failed negotiation, which would be tried again for ever."""
-    async with sshd_at_work(Sshd(generate(kind), key)) as sshd:
+    async with running_sshd(Sshd(generate(kind), key)) as sshd:
         with pytest.raises(HostKeyMismatchError):
             await dial(sshd.spec(keys=[public(generate())]), login)
 
@@ -140,7 +140,7 @@ async def test_a_stranger_with_another_type_of_key_is_a_stranger_too(
 @pytest.mark.parametrize("kind", ["ecdsa-sha2-nistp256", "ecdsa-sha2-nistp521", "ssh-rsa"])
 async def test_every_type_of_host_key_can_be_the_expected_one(key: asyncssh.SSHKey, login: Login, kind: str) -> None:
     """An agent with no Ed25519 key is dialled all the same."""
-    async with sshd_at_work(Sshd(generate(kind), key)) as sshd, dialled(sshd.spec(), login):
+    async with running_sshd(Sshd(generate(kind), key)) as sshd, dialled(sshd.spec(), login):
         assert len(sshd.connections) == 1
 
 
@@ -148,7 +148,7 @@ async def test_a_server_with_several_keys_shows_the_expected_one(key: asyncssh.S
     """The type of the expected key is asked for first, so evidence of one of many is enough."""
     rsa = generate("ssh-rsa")
     async with (
-        sshd_at_work(Sshd(generate(), key, more_keys=(rsa, generate("ecdsa-sha2-nistp256")))) as sshd,
+        running_sshd(Sshd(generate(), key, more_keys=(rsa, generate("ecdsa-sha2-nistp256")))) as sshd,
         dialled(sshd.spec(keys=[public(rsa)]), login) as connection,
     ):
         assert public(connection._conn.get_server_host_key()) == public(rsa)
@@ -192,7 +192,7 @@ async def test_compression_and_weak_ciphers_are_not_negotiated(
     key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login, option: str, offer: list[str]
 ) -> None:
     """A server that offers nothing else gets no connection and no login."""
-    async with sshd_at_work(Sshd(host_key, key), **{option: offer}) as sshd:
+    async with running_sshd(Sshd(host_key, key), **{option: offer}) as sshd:
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(), login)
         with pytest.raises(UnreachableError):
@@ -206,7 +206,7 @@ async def test_a_cipher_that_is_configured_is_offered(
 ) -> None:
     """For agents that have only ChaCha20; a look at the key needs it too."""
     chacha = ("chacha20-poly1305@openssh.com",)
-    async with sshd_at_work(Sshd(host_key, key), encryption_algs=list(chacha)) as sshd:
+    async with running_sshd(Sshd(host_key, key), encryption_algs=list(chacha)) as sshd:
         assert await shown_key(sshd.agent(), 5, chacha) == sshd.host_key
         async with dialled(sshd.spec(), replace(login, ciphers=chacha)) as connection:
             assert connection._conn.get_extra_info("send_cipher") == chacha[0]
@@ -235,7 +235,7 @@ async def test_a_server_that_accepts_and_says_nothing_costs_one_timeout_and_noth
         await silence.wait()
 
     clock = asyncio.get_running_loop().time
-    async with tcp_at_work(say_nothing) as endpoint:
+    async with running_tcp_server(say_nothing) as endpoint:
         before, begun, tasks = sockets(), clock(), len(asyncio.all_tasks())
 
         with pytest.raises(UnreachableError, match=r"within 0\.3 s"):
@@ -255,7 +255,7 @@ async def test_a_server_that_stops_within_the_handshake_is_unreachable_in_time(s
         writer.write(b"SSH-2.0-slow\r\n")
         await asyncio.Event().wait()
 
-    async with tcp_at_work(greet) as endpoint:
+    async with running_tcp_server(greet) as endpoint:
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(port=endpoint.port), replace(login, connect_timeout=0.3))
         with pytest.raises(UnreachableError):
@@ -269,7 +269,7 @@ async def test_what_is_no_ssh_server_is_unreachable(sshd: Sshd, login: Login, sa
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)
 
-    async with tcp_at_work(talk) as endpoint:
+    async with running_tcp_server(talk) as endpoint:
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(port=endpoint.port), replace(login, connect_timeout=1))
 
@@ -425,7 +425,7 @@ async def test_a_stream_from_the_agent_goes_both_ways(sshd: Sshd, login: Login) 
         writer.write(await reader.readexactly(4) + b"pong")
         await writer.drain()
 
-    async with tcp_at_work(answer) as endpoint, dialled(sshd.spec(), login) as connection:
+    async with running_tcp_server(answer) as endpoint, dialled(sshd.spec(), login) as connection:
         stream = await connection.connect(endpoint)
         await stream.write(b"ping")
         got = b""
@@ -471,7 +471,7 @@ async def test_an_abort_takes_back_what_is_under_way(sshd: Sshd, login: Login) -
     async with dialled(sshd.spec(), login) as connection:
         agents = sshd.connection
         agents._transport.pause_reading()
-        connection._line.write(bytes(64 << 20))
+        connection._transport.write(bytes(64 << 20))
         await asyncio.sleep(0.01)
         connection.abort()
         agents._transport.resume_reading()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.ssh.ssh_server import Sshd, free_port, generate, public, sshd_at_work, tcp_at_work, until
+from tests.ssh.ssh_server import Sshd, free_port, generate, public, running_sshd, running_tcp_server, until
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.host_key_scan import _LookingDialer, _Overhearing, host_key_shown, shown_certificate, shown_key
@@ -31,13 +31,13 @@ def showing(
     host: asyncssh.SSHKey, certificate: asyncssh.SSHCertificate, accepts: asyncssh.SSHKey
 ) -> AbstractAsyncContextManager[Sshd]:
     """Run an agent's sshd that shows a certificate, and its plain key to those who do not ask for one."""
-    return sshd_at_work(Sshd((host, certificate), accepts))  # type: ignore[arg-type]  # asyncssh takes the pair
+    return running_sshd(Sshd((host, certificate), accepts))  # type: ignore[arg-type]  # asyncssh takes the pair
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_plain_key_of_every_type_is_shown(key: asyncssh.SSHKey, kind: str) -> None:
     """As `type base64`, and nothing is offered."""
-    async with sshd_at_work(Sshd(generate(kind), key)) as sshd:
+    async with running_sshd(Sshd(generate(kind), key)) as sshd:
         shown = await shown_key(sshd.agent(), 5)
 
     assert shown == sshd.host_key
@@ -46,7 +46,7 @@ async def test_a_plain_key_of_every_type_is_shown(key: asyncssh.SSHKey, kind: st
 
 async def test_a_key_of_a_certain_type_is_asked_for(key: asyncssh.SSHKey) -> None:
     """An agent shows the key of the wanted type, not the one that it would prefer; without one it shows nothing."""
-    async with sshd_at_work(Sshd(generate("ecdsa-sha2-nistp256"), key)) as sshd:
+    async with running_sshd(Sshd(generate("ecdsa-sha2-nistp256"), key)) as sshd:
         shown = await shown_key(sshd.agent(), 5, wanted=[public(generate("ecdsa-sha2-nistp256"))])
         with pytest.raises(UnreachableError):
             await shown_key(sshd.agent(), 5, wanted=[public(generate("ssh-ed25519"))])
@@ -117,7 +117,7 @@ async def test_an_agent_that_says_nothing_is_given_up(sshd: Sshd) -> None:
     async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with tcp_at_work(silent) as at:
+    async with running_tcp_server(silent) as at:
         with pytest.raises(UnreachableError, match=r"no answer within 0\.2 s"):
             await shown_certificate(replace(sshd.agent(), port=at.port), 0.2)
 
@@ -130,7 +130,7 @@ async def test_what_is_no_ssh_server_shows_nothing(sshd: Sshd, said: bytes) -> N
         writer.write(said)
         await writer.drain()
 
-    async with tcp_at_work(odd) as at:
+    async with running_tcp_server(odd) as at:
         agent: Agent = replace(sshd.agent(), port=at.port)
         with pytest.raises(UnreachableError):
             await shown_key(agent, 2)

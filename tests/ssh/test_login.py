@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, generate, public, sshd_at_work, until
+from tests.ssh.ssh_server import Sshd, generate, public, running_sshd, until
 from tunnelmgr.config import SshConfig, load
 from tunnelmgr.errors import AuthenticationError, ConfigError, LoginKeyError
 from tunnelmgr.ssh.client import dial
@@ -212,7 +212,7 @@ async def test_the_keys_of_an_ssh_agent_log_in(
     agent.add(write(tmp_path / "other", other))
     agent.add(write(tmp_path / "key", key))
 
-    async with sshd_at_work(Sshd(host_key, key)) as sshd:
+    async with running_sshd(Sshd(host_key, key)) as sshd:
         taken = await logged_in(sshd, load_login(SshConfig(agent=str(agent.socket))))
 
     assert taken == key.get_fingerprint()
@@ -242,7 +242,7 @@ async def test_a_certificate_in_the_ssh_agent_logs_in(host_key: asyncssh.SSHKey,
     agent.ask("-d", tmp_path / "key.pub")
     trusting = Sshd(host_key, generate())  # accepts no plain key of ours
 
-    async with sshd_at_work(trusting, authorized_client_keys=_authority_line(authority, tmp_path)) as sshd:
+    async with running_sshd(trusting, authorized_client_keys=_authority_line(authority, tmp_path)) as sshd:
         taken = await logged_in(sshd, load_login(SshConfig(agent=str(agent.socket))))
 
     assert taken == key.get_fingerprint()
@@ -327,7 +327,7 @@ async def test_a_users_certificate_logs_in(host_key: asyncssh.SSHKey, tmp_path: 
     file.write_bytes(certificate.export_certificate())
     config = SshConfig(key=str(write(tmp_path / "id", key)), certificate=str(file))
 
-    async with sshd_at_work(
+    async with running_sshd(
         Sshd(host_key, generate()), authorized_client_keys=_authority_line(authority, tmp_path)
     ) as sshd:
         assert await logged_in(sshd, load_login(config)) == key.get_fingerprint()

@@ -5,7 +5,7 @@ import asyncio
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, sshd_at_work, until
+from tests.ssh.ssh_server import Sshd, running_sshd, until
 from tunnelmgr.ssh import client
 from tunnelmgr.ssh.client import NOTHING, dial
 from tunnelmgr.ssh.login import Login
@@ -16,16 +16,16 @@ async def test_one_command_that_does_nothing_is_asked_for_and_its_session_closed
 ) -> None:
     """No input, no terminal, no environment; the channel does not outlive the answer."""
     asked: list[asyncssh.SSHServerProcess[str]] = []
-    async with sshd_at_work(Sshd(host_key, key), process_factory=asked.append) as sshd:
+    async with running_sshd(Sshd(host_key, key), process_factory=asked.append) as sshd:
         connection = await dial(sshd.spec(), login)
-        await connection.quicken()
+        await connection.disable_nagle()
 
         await until(lambda: asked and asked[0].channel.is_closing())
         assert [process.command for process in asked] == [NOTHING]
         assert asked[0].term_type is None
         assert not asked[0].env
         await until(lambda: not connection._conn._channels)
-        assert connection._line._quickened
+        assert connection._transport._quickened
         assert not connection.lost.is_set()
         connection.abort()
         await connection._conn.wait_closed()
@@ -35,9 +35,9 @@ async def test_an_agent_that_takes_no_sessions_keeps_its_tunnel(sshd: Sshd, logi
     """A refusal is no matter; all that it sends is acknowledged at once, then."""
     connection = await dial(sshd.spec(), login)
 
-    await connection.quicken()
+    await connection.disable_nagle()
 
-    assert not connection._line._quickened
+    assert not connection._transport._quickened
     assert not connection.lost.is_set()
     connection.abort()
     await connection._conn.wait_closed()
@@ -54,11 +54,11 @@ async def test_an_agent_that_never_answers_is_waited_for_no_longer_than_the_boun
         async def exec_requested(self, command: str) -> bool:  # type: ignore[override] # to never answer
             raise NotImplementedError(command)
 
-    async with sshd_at_work(Sshd(host_key, key), session_factory=Silent) as sshd:
+    async with running_sshd(Sshd(host_key, key), session_factory=Silent) as sshd:
         connection = await dial(sshd.spec(), login)
         server = sshd.connection
         monkeypatch.setattr(asyncssh.SSHServerChannel, "_process_exec_request", lambda *_: begun.set())
-        await connection.quicken()
+        await connection.disable_nagle()
 
         assert begun.is_set()
         await until(lambda: not server._channels)
@@ -73,4 +73,4 @@ async def test_a_lost_connection_ends_it_quietly(sshd: Sshd, login: Login) -> No
     connection.abort()
     await connection._conn.wait_closed()
 
-    await connection.quicken()
+    await connection.disable_nagle()

@@ -1,5 +1,5 @@
 """Workers are tested against the same sshd as the SSH adapter."""
 
-from tests.ssh.conftest import _home, desk, forgiving, host_key, key, login, sshd, unproved
+from tests.ssh.conftest import _home, harness, host_key, ignore_resource_warnings, key, login, sshd, unverified_asyncssh
 
-__all__ = ["_home", "desk", "forgiving", "host_key", "key", "login", "sshd", "unproved"]
+__all__ = ["_home", "harness", "host_key", "ignore_resource_warnings", "key", "login", "sshd", "unverified_asyncssh"]

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.ssh.desk import Desk
-from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, sshd_at_work, tcp_at_work, until
+from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, running_sshd, running_tcp_server, until
+from tests.ssh.worker_harness import WorkerHarness
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, TunnelDialled, TunnelEnded
 from tunnelmgr.core.precedence import FIRST
@@ -26,194 +26,200 @@ def closing(spec: TunnelSpec, manner: Manner, life: int = 1) -> CloseTunnel:
     return CloseTunnel(spec.agent, life, manner)
 
 
-def ended(desk: Desk) -> list[TunnelEnded]:
+def ended(harness: WorkerHarness) -> list[TunnelEnded]:
     """Return the ends that were told."""
-    return [event for event in desk.events if isinstance(event, TunnelEnded)]
+    return [event for event in harness.events if isinstance(event, TunnelEnded)]
 
 
 @pytest.mark.parametrize("manner", list(Manner))
-async def test_a_tunnel_that_was_asked_to_end_ends_without_a_failure(sshd: Sshd, desk: Desk, manner: Manner) -> None:
+async def test_a_tunnel_that_was_asked_to_end_ends_without_a_failure(
+    sshd: Sshd, harness: WorkerHarness, manner: Manner
+) -> None:
     """Once, whichever way it was asked, and the agent may have another one then."""
     spec = sshd.spec(forward())
     async with asyncio.TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, desk.settings())
+        supervisor = Supervisor(tasks, harness.settings())
         supervisor.open(opening(spec))
-        await desk.up()
+        await harness.up()
         supervisor.close(closing(spec, manner))
-        await until(lambda: ended(desk))
+        await until(lambda: ended(harness))
         supervisor.close(closing(spec, manner))
         supervisor.open(opening(spec, life=2))
         supervisor.close(closing(spec, Manner.REVOKE, life=2))
 
-    assert ended(desk) == [TunnelEnded(spec.agent, 1, None), TunnelEnded(spec.agent, 2, None)]
+    assert ended(harness) == [TunnelEnded(spec.agent, 1, None), TunnelEnded(spec.agent, 2, None)]
 
 
-async def test_a_failure_is_told_with_its_code_its_pace_and_its_words(sshd: Sshd, desk: Desk) -> None:
+async def test_a_failure_is_told_with_its_code_its_pace_and_its_words(sshd: Sshd, harness: WorkerHarness) -> None:
     """It is what the core decides by, and what a person reads."""
     async with asyncio.TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, desk.settings())
+        supervisor = Supervisor(tasks, harness.settings())
         supervisor.open(opening(sshd.spec(forward(), keys=[])))
 
-    (end,) = ended(desk)
+    (end,) = ended(harness)
     assert end.failure is not None
     assert (end.failure.code, end.failure.retry) == ("host-key-mismatch", Pace.NEVER)
     assert "another host key" in end.failure.message
 
 
-async def test_a_worker_that_is_cancelled_before_its_first_step_still_tells_its_end(sshd: Sshd, desk: Desk) -> None:
+async def test_a_worker_that_is_cancelled_before_its_first_step_still_tells_its_end(
+    sshd: Sshd, harness: WorkerHarness
+) -> None:
     """Otherwise the agent would be thought at work for ever."""
     spec = sshd.spec(forward())
     async with asyncio.TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, desk.settings())
+        supervisor = Supervisor(tasks, harness.settings())
         supervisor.open(opening(spec))
         supervisor.close(closing(spec, Manner.REVOKE))
 
-    assert desk.events == [TunnelEnded(spec.agent, 1, None)]
+    assert harness.events == [TunnelEnded(spec.agent, 1, None)]
     assert sshd.connections == []
 
 
-async def test_a_worker_that_is_still_dialling_does_not_hold_up_a_drain(sshd: Sshd, desk: Desk) -> None:
+async def test_a_worker_that_is_still_dialling_does_not_hold_up_a_drain(sshd: Sshd, harness: WorkerHarness) -> None:
     """A stop does not wait for agents that do not answer: there is nothing to finish there."""
 
     async def say_nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
     clock = asyncio.get_running_loop().time
-    async with tcp_at_work(say_nothing) as endpoint:
+    async with running_tcp_server(say_nothing) as endpoint:
         spec = sshd.spec(forward(), port=endpoint.port)
         async with asyncio.TaskGroup() as tasks:
-            supervisor = Supervisor(tasks, desk.settings())
+            supervisor = Supervisor(tasks, harness.settings())
             supervisor.open(opening(spec))
             await asyncio.sleep(0)
             begun = clock()
             supervisor.close(closing(spec, Manner.DRAIN))
 
         assert clock() - begun < 1
-    assert ended(desk) == [TunnelEnded(spec.agent, 1, None)]
+    assert ended(harness) == [TunnelEnded(spec.agent, 1, None)]
 
 
-async def test_a_drain_can_be_cut_short(sshd: Sshd, desk: Desk) -> None:
+async def test_a_drain_can_be_cut_short(sshd: Sshd, harness: WorkerHarness) -> None:
     """An agent that is terminated while it drains is revoked all the same."""
     one = forward()
     spec = sshd.spec(one)
     async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
-        supervisor = Supervisor(tasks, desk.settings(drain=60))
+        supervisor = Supervisor(tasks, harness.settings(drain=60))
         supervisor.open(opening(spec))
-        await desk.up()
+        await harness.up()
         reader, writer = await asyncio.open_connection(one.listen[0].host, one.listen[0].port)
         writer.write(b"ping")
         await reader.readexactly(4)
         supervisor.close(closing(spec, Manner.DRAIN))
         await until(lambda: sshd.cancelled)
-        assert ended(desk) == []
+        assert ended(harness) == []
 
         supervisor.close(closing(spec, Manner.REVOKE))
-        await until(lambda: ended(desk))
+        await until(lambda: ended(harness))
         writer.close()
 
-    assert desk.cancelled >= 1
+    assert harness.cancelled >= 1
 
 
-async def test_an_order_for_an_earlier_life_is_no_order_for_this_one(sshd: Sshd, desk: Desk) -> None:
+async def test_an_order_for_an_earlier_life_is_no_order_for_this_one(sshd: Sshd, harness: WorkerHarness) -> None:
     """Nor is one for an agent without a worker."""
     spec = sshd.spec(forward())
     async with asyncio.TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, desk.settings())
+        supervisor = Supervisor(tasks, harness.settings())
         supervisor.close(closing(spec, Manner.REVOKE))
         supervisor.open(opening(spec, life=2))
         supervisor.close(closing(spec, Manner.REVOKE, life=1))
-        await desk.up()
+        await harness.up()
         supervisor.close(closing(spec, Manner.REVOKE, life=2))
 
-    assert [end.life for end in ended(desk)] == [2]
+    assert [end.life for end in ended(harness)] == [2]
 
 
-async def test_no_agent_has_two_workers(sshd: Sshd, desk: Desk) -> None:
+async def test_no_agent_has_two_workers(sshd: Sshd, harness: WorkerHarness) -> None:
     """It would be a fault in the plan, and is not papered over."""
     spec = sshd.spec(forward())
     async with asyncio.TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, desk.settings())
+        supervisor = Supervisor(tasks, harness.settings())
         supervisor.open(opening(spec))
         with pytest.raises(AssertionError):
             supervisor.open(opening(spec, life=2))
         supervisor.close(closing(spec, Manner.REVOKE))
 
 
-async def test_a_fault_of_ours_ends_that_tunnel_only(sshd: Sshd, desk: Desk) -> None:
+async def test_a_fault_of_ours_ends_that_tunnel_only(sshd: Sshd, harness: WorkerHarness) -> None:
     """The other agent's tunnel goes on, and the failed one may be tried again."""
     broken, well = forward(), forward()
-    async with sshd_at_work(Sshd(generate(), sshd.accepts)) as second:
+    async with running_sshd(Sshd(generate(), sshd.accepts)) as second:
         first_spec = sshd.spec(broken)
         second_spec = replace(second.spec(well), agent=AgentId("static:builder-2"))
         async with asyncio.TaskGroup() as tasks:
-            supervisor = Supervisor(tasks, desk.settings())
+            supervisor = Supervisor(tasks, harness.settings())
             supervisor.open(opening(first_spec))
             supervisor.open(opening(second_spec))
-            await desk.up(probes=4)
+            await harness.up(probes=4)
 
-            desk.breaks = True
+            harness.breaks = True
             _, writer = await asyncio.open_connection(broken.listen[0].host, broken.listen[0].port)
             writer.write(b"break")
-            await until(lambda: ended(desk))
+            await until(lambda: ended(harness))
             writer.close()
-            desk.breaks = False
+            harness.breaks = False
 
-            (end,) = ended(desk)
+            (end,) = ended(harness)
             assert end.agent == first_spec.agent
             assert end.failure is not None
             assert (end.failure.code, end.failure.retry) == ("internal", Pace.SOON)
-            await desk.up(probes=len(desk.events) + 2)
+            await harness.up(probes=len(harness.events) + 2)
             supervisor.close(closing(second_spec, Manner.REVOKE))
 
 
-async def test_new_settings_are_for_later_workers(sshd: Sshd, desk: Desk) -> None:
+async def test_new_settings_are_for_later_workers(sshd: Sshd, harness: WorkerHarness) -> None:
     """A reload changes how the next dial is made, not the tunnels that stand."""
     spec = sshd.spec(forward())
     async with asyncio.TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, desk.settings())
+        supervisor = Supervisor(tasks, harness.settings())
         supervisor.open(opening(spec))
-        await desk.up()
-        supervisor.settings = desk.settings(login=replace(desk.login, key=generate()))
+        await harness.up()
+        supervisor.settings = harness.settings(login=replace(harness.login, key=generate()))
         supervisor.close(closing(spec, Manner.DRAIN))
-        await until(lambda: ended(desk))
+        await until(lambda: ended(harness))
         supervisor.open(opening(spec, life=2))
-        await until(lambda: len(ended(desk)) == 2)
+        await until(lambda: len(ended(harness)) == 2)
 
-    failure = ended(desk)[1].failure
+    failure = ended(harness)[1].failure
     assert failure is not None
     assert (failure.code, failure.retry) == ("authentication", Pace.SLOW)
 
 
-async def test_an_agent_that_is_away_is_unreachable_and_soon_tried_again(sshd: Sshd, desk: Desk) -> None:
+async def test_an_agent_that_is_away_is_unreachable_and_soon_tried_again(sshd: Sshd, harness: WorkerHarness) -> None:
     """Nothing was dialled, and the message says where."""
     async with asyncio.TaskGroup() as tasks:
-        Supervisor(tasks, desk.settings()).open(opening(sshd.spec(forward(), port=free_port())))
+        Supervisor(tasks, harness.settings()).open(opening(sshd.spec(forward(), port=free_port())))
 
-    assert desk.of(TunnelDialled) == []
-    (end,) = ended(desk)
+    assert harness.of(TunnelDialled) == []
+    (end,) = ended(harness)
     assert isinstance(end.failure, Failure)
     assert (end.failure.code, end.failure.retry) == ("unreachable", Pace.SOON)
     assert "127.0.0.1" in end.failure.message
     assert Phase.UP.value not in end.failure.message
 
 
-async def test_the_next_life_knows_the_connection_whose_listeners_may_still_be_held(sshd: Sshd, desk: Desk) -> None:
+async def test_the_next_life_knows_the_connection_whose_listeners_may_still_be_held(
+    sshd: Sshd, harness: WorkerHarness
+) -> None:
     """Of so many agents at most; and a life that never came so far passes on what it was given."""
     spec = sshd.spec(forward())
     async with asyncio.TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, desk.settings())
+        supervisor = Supervisor(tasks, harness.settings())
         supervisor.open(opening(spec))
-        await desk.up()
+        await harness.up()
         sshd.cut()
-        await until(lambda: ended(desk))
+        await until(lambda: ended(harness))
         stale = supervisor._stale[spec.agent]
         assert stale.theirs == ("127.0.0.1", sshd.port)
 
         supervisor.open(opening(sshd.spec(forward(), keys=[public(generate())]), life=2))
-        await until(lambda: len(ended(desk)) == 2)
+        await until(lambda: len(ended(harness)) == 2)
         assert supervisor._stale == {spec.agent: stale}
 
         supervisor._stale |= {AgentId(f"static:{number}"): stale for number in range(REMEMBERED)}
         supervisor.open(opening(sshd.spec(forward(), keys=[public(generate())]), life=3))
-        await until(lambda: len(ended(desk)) == 3)
+        await until(lambda: len(ended(harness)) == 3)
         assert len(supervisor._stale) == REMEMBERED

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.ssh.desk import Desk
-from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, tcp_at_work, until
+from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, running_tcp_server, until
+from tests.ssh.worker_harness import WorkerHarness
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.precedence import FIRST
@@ -100,41 +100,41 @@ def public_print(key: asyncssh.SSHKey | None) -> str:
 # --- coming up ---
 
 
-async def test_a_tunnel_is_dialled_then_bound_then_probed(sshd: Sshd, desk: Desk) -> None:
+async def test_a_tunnel_is_dialled_then_bound_then_probed(sshd: Sshd, harness: WorkerHarness) -> None:
     """The events tell the history in this order, each of this life."""
     both = forward(*TWO)
-    async with alive(sshd.spec(both), desk.settings()):
-        await desk.up()
+    async with alive(sshd.spec(both), harness.settings()):
+        await harness.up()
 
-    first = desk.events[:3]
+    first = harness.events[:3]
     assert [type(event) for event in first] == [TunnelDialled, TunnelBound, TunnelProbed]
     assert {(event.agent, event.life) for event in first} == {("static:builder-1", 1)}  # type: ignore[union-attr]
-    key = public_print(desk.login.key)
-    assert desk.events[0] == TunnelDialled(sshd.agent().id, 1, "127.0.0.1", key, sshd.host_key)
-    assert desk.bound == TunnelBound(sshd.agent().id, 1, both.listen)
+    key = public_print(harness.login.key)
+    assert harness.events[0] == TunnelDialled(sshd.agent().id, 1, "127.0.0.1", key, sshd.host_key)
+    assert harness.bound == TunnelBound(sshd.agent().id, 1, both.listen)
     assert sshd.asked == list(both.listen)
 
 
-async def test_a_client_on_the_agent_reaches_the_gate(sshd: Sshd, desk: Desk) -> None:
+async def test_a_client_on_the_agent_reaches_the_gate(sshd: Sshd, harness: WorkerHarness) -> None:
     """What a tunnel is for."""
     one = forward()
-    async with alive(sshd.spec(one), desk.settings()):
-        await desk.up()
+    async with alive(sshd.spec(one), harness.settings()):
+        await harness.up()
         reader, writer = await ping(one.listen[0])
         writer.write_eof()
         assert await reader.read() == b""
         writer.close()
 
 
-async def test_probes_go_on_at_every_interval(sshd: Sshd, desk: Desk) -> None:
+async def test_probes_go_on_at_every_interval(sshd: Sshd, harness: WorkerHarness) -> None:
     """Each one is new proof, with the time it took."""
-    async with alive(sshd.spec(forward()), desk.settings()):
-        await desk.up(probes=4)
+    async with alive(sshd.spec(forward()), harness.settings()):
+        await harness.up(probes=4)
 
-    assert all(0 < event.took < 1 for event in desk.of(TunnelProbed) if isinstance(event, TunnelProbed))
+    assert all(0 < event.took < 1 for event in harness.of(TunnelProbed) if isinstance(event, TunnelProbed))
 
 
-async def test_handshakes_wait_for_a_slot(sshd: Sshd, desk: Desk) -> None:
+async def test_handshakes_wait_for_a_slot(sshd: Sshd, harness: WorkerHarness) -> None:
     """Of a fleet that comes back together, so many compute at once; a tunnel that stands takes no slot and no place."""
     admission = Admission()
     others = [admission.permit() for _ in range(SLOTS)]
@@ -142,35 +142,37 @@ async def test_handshakes_wait_for_a_slot(sshd: Sshd, desk: Desk) -> None:
         await other.dialling()
         await other.computing(itertools.count().__next__)
     admission._busy = True
-    async with alive(sshd.spec(forward()), desk.settings(admission=admission)) as life:
+    async with alive(sshd.spec(forward()), harness.settings(admission=admission)) as life:
         await until(lambda: admission._handshakes)
         assert life.worker._permit.placed
         assert sshd.logins_begun == 0
         others.pop().end()
-        await desk.up()
+        await harness.up()
         assert (admission._slots, admission._places) == (SLOTS - 1, SLOTS - 1)
         others.pop().end()
 
 
-async def test_a_dial_that_fails_gives_everything_back(sshd: Sshd, desk: Desk) -> None:
+async def test_a_dial_that_fails_gives_everything_back(sshd: Sshd, harness: WorkerHarness) -> None:
     """As does one that is cancelled."""
     admission = Admission()
-    async with alive(sshd.spec(forward(), keys=[public(generate())]), desk.settings(admission=admission)) as life:
+    async with alive(sshd.spec(forward(), keys=[public(generate())]), harness.settings(admission=admission)) as life:
         with pytest.raises(HostKeyMismatchError):
             await life.end()
 
     assert (admission._slots, admission._places, admission._ahead) == (0, 0, 0)
 
 
-async def test_an_agent_that_accepts_and_stays_silent_takes_a_place_and_no_slot(sshd: Sshd, desk: Desk) -> None:
+async def test_an_agent_that_accepts_and_stays_silent_takes_a_place_and_no_slot(
+    sshd: Sshd, harness: WorkerHarness
+) -> None:
     """Waiting for an identification string computes nothing."""
     admission = Admission()
 
     async def say_nothing(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with tcp_at_work(say_nothing) as silent:
-        settings = desk.settings(admission=admission)
+    async with running_tcp_server(say_nothing) as silent:
+        settings = harness.settings(admission=admission)
         async with alive(sshd.spec(forward(), port=silent.port), settings) as life:
             await until(lambda: admission._places == 1 and admission._ahead == 0)
             assert admission._slots == 0
@@ -181,7 +183,9 @@ async def test_an_agent_that_accepts_and_stays_silent_takes_a_place_and_no_slot(
     assert admission._places == 0
 
 
-async def test_a_server_that_stops_within_the_handshake_loses_its_slot_to_the_next(sshd: Sshd, desk: Desk) -> None:
+async def test_a_server_that_stops_within_the_handshake_loses_its_slot_to_the_next(
+    sshd: Sshd, harness: WorkerHarness
+) -> None:
     """Its identification string is not enough to hold up others."""
     admission = Admission()
 
@@ -189,45 +193,45 @@ async def test_a_server_that_stops_within_the_handshake_loses_its_slot_to_the_ne
         writer.write(b"SSH-2.0-slow\r\n")
         await reader.read()
 
-    async with tcp_at_work(greet) as slow, asyncio.TaskGroup() as tasks:
-        spec, settings = sshd.spec(forward(), port=slow.port), desk.settings(admission=admission)
+    async with running_tcp_server(greet) as slow, asyncio.TaskGroup() as tasks:
+        spec, settings = sshd.spec(forward(), port=slow.port), harness.settings(admission=admission)
         stuck = [Life(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings)) for _ in range(SLOTS)]
         stalling = [tasks.create_task(life.live(), name="stalls") for life in stuck]
         await until(lambda: admission._slots == SLOTS)
 
         async with alive(sshd.spec(forward()), settings):
-            await desk.up()
+            await harness.up()
 
         assert not any(life.over.is_set() for life in stuck)
         for task in stalling:
             task.cancel()
 
 
-async def test_a_stranger_ends_the_worker_before_anything_is_told(sshd: Sshd, desk: Desk) -> None:
+async def test_a_stranger_ends_the_worker_before_anything_is_told(sshd: Sshd, harness: WorkerHarness) -> None:
     """No event says that it was dialled."""
-    async with alive(sshd.spec(forward(), keys=[public(generate())]), desk.settings()) as life:
+    async with alive(sshd.spec(forward(), keys=[public(generate())]), harness.settings()) as life:
         with pytest.raises(HostKeyMismatchError):
             await life.end()
 
-    assert desk.events == []
+    assert harness.events == []
 
 
 # --- listeners ---
 
 
-async def test_a_first_listener_that_is_refused_ends_the_tunnel(sshd: Sshd, desk: Desk) -> None:
+async def test_a_first_listener_that_is_refused_ends_the_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:
     """Without it `docker pull localhost` cannot work, so the tunnel is tried again as a whole."""
     both = forward(*TWO)
     sshd.refuses.add(both.listen[0])
-    async with alive(sshd.spec(both), desk.settings()) as life:
+    async with alive(sshd.spec(both), harness.settings()) as life:
         with pytest.raises(ListenRefusedError, match="permitlisten"):
             await life.end()
 
-    assert desk.of(TunnelBound) == []
+    assert harness.of(TunnelBound) == []
 
 
 async def test_a_listener_that_a_lost_connection_holds_is_asked_for_again_after_its_reset(
-    sshd: Sshd, desk: Desk
+    sshd: Sshd, harness: WorkerHarness
 ) -> None:
     """In the same life: the agent's sshd lets go of it once that connection is reset."""
     one = forward()
@@ -236,18 +240,20 @@ async def test_a_listener_that_a_lost_connection_holds_is_asked_for_again_after_
     async def reset(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         sshd.refuses.clear()
 
-    async with tcp_at_work(reset) as agents_kernel:
+    async with running_tcp_server(reset) as agents_kernel:
         stale = Ends(("127.0.0.1", free_port()), (agents_kernel.host, agents_kernel.port))
-        async with alive(sshd.spec(one), desk.settings(), stale):
-            await desk.up()
+        async with alive(sshd.spec(one), harness.settings(), stale):
+            await harness.up()
 
 
-async def test_a_listener_that_stays_refused_after_the_reset_ends_the_tunnel(sshd: Sshd, desk: Desk) -> None:
+async def test_a_listener_that_stays_refused_after_the_reset_ends_the_tunnel(
+    sshd: Sshd, harness: WorkerHarness
+) -> None:
     """Somebody else holds the port; the next life does not try it again."""
     one = forward()
     sshd.refuses.add(one.listen[0])
     stale = Ends(("127.0.0.1", free_port()), ("127.0.0.1", free_port()))
-    async with alive(sshd.spec(one), desk.settings(), stale) as life:
+    async with alive(sshd.spec(one), harness.settings(), stale) as life:
         with pytest.raises(ListenRefusedError):
             await life.end()
 
@@ -255,64 +261,66 @@ async def test_a_listener_that_stays_refused_after_the_reset_ends_the_tunnel(ssh
     assert life.worker.stale is None
 
 
-async def test_a_second_listener_that_is_refused_is_named_and_asked_for_again(sshd: Sshd, desk: Desk) -> None:
+async def test_a_second_listener_that_is_refused_is_named_and_asked_for_again(
+    sshd: Sshd, harness: WorkerHarness
+) -> None:
     """The tunnel is up without it, and takes it as soon as it is free."""
     both = forward(*TWO)
     sshd.refuses.add(both.listen[1])
-    async with alive(sshd.spec(both), desk.settings()):
-        await desk.up()
-        assert (desk.bound.held, desk.bound.refused) == (both.listen[:1], both.listen[1:])
-        assert desk.bound.squatted == ()
+    async with alive(sshd.spec(both), harness.settings()):
+        await harness.up()
+        assert (harness.bound.held, harness.bound.refused) == (both.listen[:1], both.listen[1:])
+        assert harness.bound.squatted == ()
 
         sshd.refuses.clear()
-        await until(lambda: desk.bound.held == both.listen)
-        assert desk.bound.refused == ()
+        await until(lambda: harness.bound.held == both.listen)
+        assert harness.bound.refused == ()
         _, writer = await ping(both.listen[1])
         writer.close()
 
 
-@pytest.mark.usefixtures("forgiving")
-async def test_a_squatter_on_a_refused_address_is_found(sshd: Sshd, desk: Desk) -> None:
+@pytest.mark.usefixtures("ignore_resource_warnings")
+async def test_a_squatter_on_a_refused_address_is_found(sshd: Sshd, harness: WorkerHarness) -> None:
     """Clients may ask it first, so it is told by name, and forgotten when it goes."""
     both = forward(*TWO)
     with socket.socket() as squatter:
         squatter.bind((both.listen[1].host, both.listen[1].port))
         squatter.listen()
-        async with alive(sshd.spec(both), desk.settings()):
-            await desk.up()
-            assert desk.bound.squatted == (str(both.listen[1]),)
+        async with alive(sshd.spec(both), harness.settings()):
+            await harness.up()
+            assert harness.bound.squatted == (str(both.listen[1]),)
 
             squatter.close()
-            await until(lambda: desk.bound.held == both.listen)
-            assert desk.bound.squatted == ()
+            await until(lambda: harness.bound.held == both.listen)
+            assert harness.bound.squatted == ()
 
 
-@pytest.mark.usefixtures("forgiving")
-async def test_a_squatter_that_takes_no_connection_costs_no_tunnel(sshd: Sshd, desk: Desk) -> None:
+@pytest.mark.usefixtures("ignore_resource_warnings")
+async def test_a_squatter_that_takes_no_connection_costs_no_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:
     """It holds the port and answers nobody: a squatter all the same, and no reason to end what works."""
     both = forward(*TWO)
     sshd.refuses.add(both.listen[1])
     sshd.swallows.add(both.listen[1])
-    async with alive(sshd.spec(both), desk.settings()):
-        await desk.up(probes=2)
+    async with alive(sshd.spec(both), harness.settings()):
+        await harness.up(probes=2)
 
-    assert desk.bound.squatted == (str(both.listen[1]),)
+    assert harness.bound.squatted == (str(both.listen[1]),)
 
 
-async def test_an_exposed_listener_is_cancelled_at_once_and_ends_the_tunnel(sshd: Sshd, desk: Desk) -> None:
+async def test_an_exposed_listener_is_cancelled_at_once_and_ends_the_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:
     """GatewayPorts on the agent would show the registry to its network."""
     one = forward()
     sshd.exposes = True
-    async with alive(sshd.spec(one), desk.settings()) as life:
+    async with alive(sshd.spec(one), harness.settings()) as life:
         with pytest.raises(ExposedListenerError, match="GatewayPorts no"):
             await life.end()
         await until(lambda: sshd.cancelled == [one.listen[0]])
         await until(lambda: not listens(one.listen[0]))
 
-    assert desk.of(TunnelBound) == desk.of(TunnelProbed) == []
+    assert harness.of(TunnelBound) == harness.of(TunnelProbed) == []
 
 
-async def test_no_channel_is_served_through_an_exposed_listener(sshd: Sshd, desk: Desk) -> None:
+async def test_no_channel_is_served_through_an_exposed_listener(sshd: Sshd, harness: WorkerHarness) -> None:
     """Not even in the moment before it is cancelled."""
     one = forward()
     sshd.exposes = True
@@ -325,20 +333,20 @@ async def test_no_channel_is_served_through_an_exposed_listener(sshd: Sshd, desk
 
     async with asyncio.TaskGroup() as tasks:
         sshd.on_listen = lambda: tasks.create_task(knock())
-        async with alive(sshd.spec(one), desk.settings()) as life:
+        async with alive(sshd.spec(one), harness.settings()) as life:
             with pytest.raises(ExposedListenerError):
                 await life.end()
             await asyncio.wait_for(refused.wait(), 5)
 
-    assert desk.serving == 0
+    assert harness.serving == 0
 
 
-async def test_a_listener_that_is_exposed_later_ends_the_tunnel_too(sshd: Sshd, desk: Desk) -> None:
+async def test_a_listener_that_is_exposed_later_ends_the_tunnel_too(sshd: Sshd, harness: WorkerHarness) -> None:
     """The second address is bound after the tunnel is up, and is judged alike."""
     both = forward(*TWO)
     sshd.refuses.add(both.listen[1])
-    async with alive(sshd.spec(both), desk.settings()) as life:
-        await desk.up()
+    async with alive(sshd.spec(both), harness.settings()) as life:
+        await harness.up()
         sshd.exposes = True
         sshd.refuses.clear()
 
@@ -350,34 +358,34 @@ async def test_a_listener_that_is_exposed_later_ends_the_tunnel_too(sshd: Sshd, 
 
 
 async def test_probes_share_a_stream_and_open_a_new_one_now_and_then(
-    sshd: Sshd, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    sshd: Sshd, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opening costs more than asking; but only a new one shows that the listener still takes connections."""
     monkeypatch.setattr(worker, "REOPENED", 4)
-    async with alive(sshd.spec(forward()), desk.settings(probe_interval=0.02)):
-        await desk.up(probes=4)
-        assert desk.opened == 1
-        await desk.up(probes=9)
-        assert desk.opened == 3
-        await until(lambda: desk.serving == 1)
+    async with alive(sshd.spec(forward()), harness.settings(probe_interval=0.02)):
+        await harness.up(probes=4)
+        assert harness.opened == 1
+        await harness.up(probes=9)
+        assert harness.opened == 3
+        await until(lambda: harness.serving == 1)
 
 
-async def test_a_stream_that_ended_between_two_probes_costs_no_tunnel(sshd: Sshd, desk: Desk) -> None:
+async def test_a_stream_that_ended_between_two_probes_costs_no_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:
     """The gate ends what was idle for long; the next probe opens its own."""
-    desk.hangs_up = True
-    async with alive(sshd.spec(forward()), desk.settings(probe_interval=0.02)):
-        await desk.up(probes=5)
-        assert desk.opened >= 5
+    harness.hangs_up = True
+    async with alive(sshd.spec(forward()), harness.settings(probe_interval=0.02)):
+        await harness.up(probes=5)
+        assert harness.opened >= 5
 
 
-async def test_the_stream_for_probes_does_not_hold_up_a_drain(sshd: Sshd, desk: Desk) -> None:
+async def test_the_stream_for_probes_does_not_hold_up_a_drain(sshd: Sshd, harness: WorkerHarness) -> None:
     """It is ours, and has nothing to finish."""
-    async with alive(sshd.spec(forward()), desk.settings(drain=60.0)) as life, asyncio.timeout(5):
-        await desk.up()
-        assert desk.serving == 1
+    async with alive(sshd.spec(forward()), harness.settings(drain=60.0)) as life, asyncio.timeout(5):
+        await harness.up()
+        assert harness.serving == 1
         assert life.worker.drain()
         await life.end()
-    assert desk.serving == 0
+    assert harness.serving == 0
 
 
 @given(
@@ -404,26 +412,28 @@ def test_a_fleet_that_came_at_once_is_spread_over_the_interval() -> None:
     assert max(beats.values()) < 3 * 1000 / 30
 
 
-async def test_somebody_else_on_our_own_address_is_an_impostor(sshd: Sshd, desk: Desk) -> None:
+async def test_somebody_else_on_our_own_address_is_an_impostor(sshd: Sshd, harness: WorkerHarness) -> None:
     """The agent's sshd said that it listens; the proof says who answers."""
 
     async def squat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b'HTTP/1.1 200 OK\r\n\r\n{"agent": "static:builder-1", "proof": "0000"}')
 
-    async with tcp_at_work(squat) as squatter:
+    async with running_tcp_server(squat) as squatter:
         sshd.reroute = squatter
-        async with alive(sshd.spec(forward()), desk.settings()) as life:
+        async with alive(sshd.spec(forward()), harness.settings()) as life:
             with pytest.raises(ImpostorListenerError):
                 await life.end()
 
-    assert desk.of(TunnelProbed) == []
+    assert harness.of(TunnelProbed) == []
 
 
-async def test_a_probe_that_is_not_answered_ends_the_tunnel_whatever_else_arrives(sshd: Sshd, desk: Desk) -> None:
+async def test_a_probe_that_is_not_answered_ends_the_tunnel_whatever_else_arrives(
+    sshd: Sshd, harness: WorkerHarness
+) -> None:
     """A drip of other messages keeps a dead tunnel alive for asyncssh's keepalive; not for us."""
-    async with alive(sshd.spec(forward()), desk.settings()) as life, asyncio.TaskGroup() as tasks:
-        await desk.up()
+    async with alive(sshd.spec(forward()), harness.settings()) as life, asyncio.TaskGroup() as tasks:
+        await harness.up()
         sshd.answers.clear()
         drip = tasks.create_task(drip_into(sshd.connection), name="drip")
 
@@ -439,36 +449,36 @@ async def drip_into(connection: asyncssh.SSHServerConnection) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_gate_that_does_not_answer_ends_the_tunnel_too(sshd: Sshd, desk: Desk) -> None:
+async def test_a_gate_that_does_not_answer_ends_the_tunnel_too(sshd: Sshd, harness: WorkerHarness) -> None:
     """The path is whole only when its far end speaks."""
-    desk.silent = True
-    async with alive(sshd.spec(forward()), desk.settings()) as life:
+    harness.silent = True
+    async with alive(sshd.spec(forward()), harness.settings()) as life:
         with pytest.raises(ProbeTimeoutError):
             await life.end(within=3)
 
 
-async def test_a_key_that_may_not_open_its_own_listener_is_told_the_line(sshd: Sshd, desk: Desk) -> None:
+async def test_a_key_that_may_not_open_its_own_listener_is_told_the_line(sshd: Sshd, harness: WorkerHarness) -> None:
     """The person who reads it knows what to add to authorized_keys."""
     one = forward()
     sshd.reroute = Endpoint("127.0.0.1", one.listen[0].port + 1 if one.listen[0].port < 65535 else 1)
-    async with alive(sshd.spec(one), desk.settings()) as life:
+    async with alive(sshd.spec(one), harness.settings()) as life:
         with pytest.raises(ConnectionLostError, match=f'permitopen="{one.listen[0]}"'):
             await life.end()
 
 
-async def test_a_raw_forward_is_up_when_the_agent_connects_to_it(sshd: Sshd, desk: Desk) -> None:
+async def test_a_raw_forward_is_up_when_the_agent_connects_to_it(sshd: Sshd, harness: WorkerHarness) -> None:
     """Its target cannot prove itself, so the agent's sshd is all there is to ask."""
     raw = forward(protocol="tcp")
-    async with alive(sshd.spec(raw), desk.settings()):
-        await desk.up(probes=2)
+    async with alive(sshd.spec(raw), harness.settings()):
+        await harness.up(probes=2)
 
 
-async def test_every_forward_is_probed(sshd: Sshd, desk: Desk) -> None:
+async def test_every_forward_is_probed(sshd: Sshd, harness: WorkerHarness) -> None:
     """One that fails means that the tunnel does."""
     one, two = forward(), forward()
-    async with alive(sshd.spec(one, two), desk.settings()) as life:
-        await desk.up()
-        assert desk.bound.held == one.listen + two.listen
+    async with alive(sshd.spec(one, two), harness.settings()) as life:
+        await harness.up()
+        assert harness.bound.held == one.listen + two.listen
 
         sshd.swallows.add(two.listen[0])
         with pytest.raises(ProbeTimeoutError):
@@ -478,21 +488,21 @@ async def test_every_forward_is_probed(sshd: Sshd, desk: Desk) -> None:
 # --- the end ---
 
 
-async def test_a_lost_connection_is_noticed_between_probes(sshd: Sshd, desk: Desk) -> None:
+async def test_a_lost_connection_is_noticed_between_probes(sshd: Sshd, harness: WorkerHarness) -> None:
     """At once, not at the next probe."""
-    async with alive(sshd.spec(forward()), desk.settings(probe_interval=60)) as life:
-        await desk.up()
+    async with alive(sshd.spec(forward()), harness.settings(probe_interval=60)) as life:
+        await harness.up()
         sshd.cut()
 
         with pytest.raises(ConnectionLostError, match="was lost"):
             await life.end(within=2)
 
 
-async def test_a_drain_lets_an_open_channel_finish(sshd: Sshd, desk: Desk) -> None:
+async def test_a_drain_lets_an_open_channel_finish(sshd: Sshd, harness: WorkerHarness) -> None:
     """Nothing new is accepted, what is open goes on, and its end is the tunnel's."""
     one = forward()
-    async with alive(sshd.spec(one), desk.settings()) as life:
-        await desk.up()
+    async with alive(sshd.spec(one), harness.settings()) as life:
+        await harness.up()
         reader, writer = await ping(one.listen[0])
 
         life.worker.drain()
@@ -504,29 +514,29 @@ async def test_a_drain_lets_an_open_channel_finish(sshd: Sshd, desk: Desk) -> No
         writer.close()
         await life.end(within=3)
     assert sshd.cancelled == [one.listen[0]]
-    assert desk.cancelled == 0
+    assert harness.cancelled == 0
 
 
-async def test_a_drain_has_a_deadline(sshd: Sshd, desk: Desk) -> None:
+async def test_a_drain_has_a_deadline(sshd: Sshd, harness: WorkerHarness) -> None:
     """A channel that never ends is cut then, and the worker ends as asked."""
     one = forward()
-    async with alive(sshd.spec(one), desk.settings(drain=0.2)) as life:
-        await desk.up()
+    async with alive(sshd.spec(one), harness.settings(drain=0.2)) as life:
+        await harness.up()
         reader, writer = await ping(one.listen[0])
 
         life.worker.drain()
         await life.end(within=5)
 
-        assert desk.serving == 0
+        assert harness.serving == 0
         assert await reader.read() == b""
         writer.close()
 
 
-async def test_a_connection_lost_while_draining_ends_the_drain(sshd: Sshd, desk: Desk) -> None:
+async def test_a_connection_lost_while_draining_ends_the_drain(sshd: Sshd, harness: WorkerHarness) -> None:
     """Nobody waits for transfers that cannot end any more."""
     one = forward()
-    async with alive(sshd.spec(one), desk.settings(drain=60)) as life:
-        await desk.up()
+    async with alive(sshd.spec(one), harness.settings(drain=60)) as life:
+        await harness.up()
         _, writer = await ping(one.listen[0])
         life.worker.drain()
         await until(lambda: not listens(one.listen[0]))
@@ -536,11 +546,11 @@ async def test_a_connection_lost_while_draining_ends_the_drain(sshd: Sshd, desk:
         writer.close()
 
 
-async def test_cancelling_a_worker_revokes_at_once(sshd: Sshd, desk: Desk) -> None:
+async def test_cancelling_a_worker_revokes_at_once(sshd: Sshd, harness: WorkerHarness) -> None:
     """Every session is cancelled and the connection aborted, without a word to the agent."""
     one = forward()
-    async with alive(sshd.spec(one), desk.settings()) as life:
-        await desk.up()
+    async with alive(sshd.spec(one), harness.settings()) as life:
+        await harness.up()
         clients = [await ping(one.listen[0]) for _ in range(3)]
         assert life.task is not None
 
@@ -552,17 +562,19 @@ async def test_cancelling_a_worker_revokes_at_once(sshd: Sshd, desk: Desk) -> No
                 assert await asyncio.wait_for(reader.read(), 2) == b""
             writer.close()
 
-    assert desk.cancelled >= 3
-    assert desk.serving == 0
+    assert harness.cancelled >= 3
+    assert harness.serving == 0
 
 
-@pytest.mark.usefixtures("forgiving")
-async def test_an_unexpected_fault_in_a_session_ends_the_worker_and_its_connection(sshd: Sshd, desk: Desk) -> None:
+@pytest.mark.usefixtures("ignore_resource_warnings")
+async def test_an_unexpected_fault_in_a_session_ends_the_worker_and_its_connection(
+    sshd: Sshd, harness: WorkerHarness
+) -> None:
     """The gate is a bulkhead, so this is a fault of ours; it must not leave a tunnel half alive."""
     one = forward()
-    desk.breaks = True
-    async with alive(sshd.spec(one), desk.settings()) as life:
-        await desk.up()
+    harness.breaks = True
+    async with alive(sshd.spec(one), harness.settings()) as life:
+        await harness.up()
         reader, writer = await asyncio.open_connection(one.listen[0].host, one.listen[0].port)
         writer.write(b"break")
 
@@ -586,13 +598,15 @@ def patient(settings: TunnelSettings) -> TunnelSettings:
     return Patient(**{each.name: getattr(settings, each.name) for each in fields(settings)})
 
 
-async def test_no_more_channels_are_open_than_allowed(sshd: Sshd, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_channels_are_open_than_allowed(
+    sshd: Sshd, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """5,000 opens, 500 at once, leave the tunnel up, its probes answered, and nothing behind."""
     # What such a flood may cost is for the no-op budget to say, and depends on how quick this machine is.
     monkeypatch.setattr(fair_queue, "NO_OP_BURST", 60.0)
     one = forward()
-    async with alive(sshd.spec(one), patient(desk.settings(max_channels=16))) as life, asyncio.timeout(60):
-        await desk.up()
+    async with alive(sshd.spec(one), patient(harness.settings(max_channels=16))) as life, asyncio.timeout(60):
+        await harness.up()
         host, port = one.listen[0].host, one.listen[0].port
         opened: list[object] = []
         for _ in range(10):  # both ends live in this process, and a probe must have its turn
@@ -603,9 +617,9 @@ async def test_no_more_channels_are_open_than_allowed(sshd: Sshd, desk: Desk, mo
         assert {type(each) for each in opened if isinstance(each, BaseException)} == {asyncssh.ChannelOpenError}
         # A probe has a place of its own: one channel may have come by it, and is ended again.
         assert len(accepted) >= 15
-        assert desk.serving <= 18
-        await desk.up(len(desk.of(TunnelProbed)) + 2)
-        await until(lambda: desk.serving <= 17)  # one is kept for probes
+        assert harness.serving <= 18
+        await harness.up(len(harness.of(TunnelProbed)) + 2)
+        await until(lambda: harness.serving <= 17)  # one is kept for probes
 
         for _, writer in accepted:
             writer.close()
@@ -614,11 +628,11 @@ async def test_no_more_channels_are_open_than_allowed(sshd: Sshd, desk: Desk, mo
         writer.close()
 
 
-async def test_channels_that_end_make_room(sshd: Sshd, desk: Desk) -> None:
+async def test_channels_that_end_make_room(sshd: Sshd, harness: WorkerHarness) -> None:
     """The count comes back down however a channel ends."""
     one = forward()
-    async with alive(sshd.spec(one), desk.settings(max_channels=2)) as life:
-        await desk.up()
+    async with alive(sshd.spec(one), harness.settings(max_channels=2)) as life:
+        await harness.up()
         for turn in range(20):
             _, writer = await ping(one.listen[0])
             if turn % 2:

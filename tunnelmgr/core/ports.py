@@ -59,7 +59,7 @@ class Channel(Protocol):
         """
         ...
 
-    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
         """Send what comes from `source`, up to `limit` bytes, and call `carried` with the size of each piece sent.
 
         Returns how many bytes they were: fewer than `limit` where the source ended. Raises ConnectionError when the

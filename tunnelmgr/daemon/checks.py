@@ -17,7 +17,7 @@ from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.prepared import KeyFile, build
 from tunnelmgr.daemon.trust_methods import ConsoleReader
 from tunnelmgr.dataplane.fast_path import fast_path_status
-from tunnelmgr.dataplane.socket_options import shortfalls
+from tunnelmgr.dataplane.socket_options import missing_kernel_settings
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError
 from tunnelmgr.gate.registry_check import is_loopback_only, listen_addresses, registry_error
 from tunnelmgr.ssh.login import load_key, load_login
@@ -52,7 +52,7 @@ async def check(config: Config) -> list[Finding]:
         if forward.protocol == "registry":
             findings += await _registry(forward.target)
     findings += [Finding("groups", "ok", _groups(config))]
-    findings += [Finding("path to agents", "note", lack) for lack in shortfalls()]
+    findings += [Finding("path to agents", "note", lack) for lack in missing_kernel_settings()]
     findings.append(_fast_path())
     findings += await asyncio.to_thread(_rotation, config)
     for source_config in config.source:

@@ -2,7 +2,8 @@
 
 A full collection looks at every object of every tunnel, and stops the loop for as long: 0.2 s with 1,000 tunnels.
 CPython begins one whenever a quarter has been added to what is old, in the middle of whatever goes on. What makes
-cycles here dies young, so that nearly all of it is found without; an ended tunnel leaves none (`dataplane/unwind.py`).
+cycles here dies young, so that nearly all of it is found without; an ended tunnel leaves none
+(`dataplane/exception_frames.py`).
 """
 
 import gc

@@ -31,9 +31,9 @@ import asyncssh
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tunnelmgr.dataplane.ssh_packets import (
-    LARGEST,
-    LENGTH,
-    TAG,
+    LENGTH_BYTES,
+    PACKET_DATA_BYTES,
+    TAG_BYTES,
     WINDOW_ADJUST,
     Opener,
     Seal,
@@ -49,11 +49,11 @@ from tunnelmgr.dataplane.ssh_packets import (
     window_adjust,
 )
 
-LONGEST: Final = 40 * 1024
+MAX_PACKET_BYTES: Final = 40 * 1024
 """Bytes of the longest packet that is looked at here; only asyncssh reads longer ones."""
-UNSEEN: Final = 4 * 1024
+OPAQUE_PIECE_BYTES: Final = 4 * 1024
 """Bytes that asyncssh gets at a time where packets cannot be told apart here: at most 64 messages, or 4 ms."""
-LOOK: Final = 16
+PACKETS_PER_TIME_CHECK: Final = 16
 """Packets that are processed between two looks at the time: about 0.1 ms."""
 
 
@@ -173,7 +173,7 @@ _HEARS_REQUESTS: Final = frozenset({"open", "eof_pending", "eof"})
 """States of a channel whose other side may still say something about it (RFC 4254, section 5.3)."""
 
 
-class Outlet(NamedTuple):
+class SendState(NamedTuple):
     """How data goes out on a channel right now: under which seal, to which channel of the agent's, into what window."""
 
     seal: Seal
@@ -181,7 +181,7 @@ class Outlet(NamedTuple):
     window: int
 
 
-def outlet(chan: asyncssh.SSHTCPChannel[bytes]) -> Outlet | None:
+def send_state(chan: asyncssh.SSHTCPChannel[bytes]) -> SendState | None:
     """Return how data goes out, None if only asyncssh may send it."""
     inner = cast("Channel", chan)
     conn = inner._conn
@@ -191,12 +191,12 @@ def outlet(chan: asyncssh.SSHTCPChannel[bytes]) -> Outlet | None:
         or inner._send_chan is None
         or inner._send_buf
         or inner._encoding is not None
-        or inner._send_pktsize < LARGEST
+        or inner._send_pktsize < PACKET_DATA_BYTES
         or _rekeys(conn)
         or (cipher := _sending_cipher(conn)) is None
     ):
         return None
-    return Outlet(_seal(cipher), inner._send_chan, inner._send_window)
+    return SendState(_seal(cipher), inner._send_chan, inner._send_window)
 
 
 def window(chan: asyncssh.SSHTCPChannel[bytes]) -> int:
@@ -223,7 +223,7 @@ def _count_sent(conn: Connection, cipher: Cipher, number: int, octets: int) -> N
     conn._rekey_bytes_sent += octets
 
 
-def hear(protocol: asyncio.Protocol, wire: memoryview, out_of_time: Callable[[], bool]) -> tuple[int, bool]:
+def process_packets(protocol: asyncio.Protocol, wire: memoryview, out_of_time: Callable[[], bool]) -> tuple[int, bool]:
     """Process what has arrived: data, window adjusts and keepalives of open channels here, all else in asyncssh.
 
     Returns how many bytes were processed, and whether the rest can be processed at once: it was left because the step
@@ -235,11 +235,11 @@ def hear(protocol: asyncio.Protocol, wire: memoryview, out_of_time: Callable[[],
     while left and conn._transport is not None:
         cipher = _hearing_cipher(conn)
         if cipher is None or not _between_packets(conn):
-            count = min(_wanted(conn, cipher, len(left)), UNSEEN)
+            count = min(_wanted(conn, cipher, len(left)), OPAQUE_PIECE_BYTES)
         else:
             left = left[_work_off(conn, cipher, left, out_of_time) :]
             count = whole_packet(left)
-            if count > LONGEST:
+            if count > MAX_PACKET_BYTES:
                 count = len(left)
             elif not count or count > len(left):
                 return len(wire) - len(left), False
@@ -255,7 +255,7 @@ def _work_off(conn: Connection, cipher: Cipher, wire: memoryview, out_of_time: C
     opener = Opener(_seal(cipher))
     done = count = 0
     widened: dict[int, Channel] = {}
-    while done < len(wire) and 0 < (size := whole_packet(wire[done:])) <= min(len(wire) - done, LONGEST):
+    while done < len(wire) and 0 < (size := whole_packet(wire[done:])) <= min(len(wire) - done, MAX_PACKET_BYTES):
         plain = opener.open(wire[done : done + size])
         effect = None if plain is None else _effect(conn, plain, widened)
         if effect is None:
@@ -266,7 +266,7 @@ def _work_off(conn: Connection, cipher: Cipher, wire: memoryview, out_of_time: C
         cipher._iv = opener.nonce
         conn._recv_seq = (conn._recv_seq + 1) & 0xFFFFFFFF
         effect()
-        if count % LOOK == 0 and out_of_time():
+        if count % PACKETS_PER_TIME_CHECK == 0 and out_of_time():
             break
     for chan in widened.values():
         chan._flush_send_buf()
@@ -302,7 +302,7 @@ def _widen(chan: Channel, opening: tuple[int, int], widened: dict[int, Channel])
 
 def _send_one(conn: Connection, cipher: Cipher, message: bytes) -> None:
     wire = sealed(_seal(cipher), message)
-    _count_sent(conn, cipher, 1, len(wire) - LENGTH - TAG)
+    _count_sent(conn, cipher, 1, len(wire) - LENGTH_BYTES - TAG_BYTES)
     conn._send(wire)
 
 
@@ -386,7 +386,7 @@ def _wanted(conn: Connection, cipher: Cipher | None, available: int) -> int:
     if conn._recv_handler == conn._recv_pkthdr:
         whole = conn._recv_blocksize
     elif conn._recv_handler == conn._recv_packet:
-        whole = LENGTH + conn._pktlen + TAG - conn._recv_blocksize
+        whole = LENGTH_BYTES + conn._pktlen + TAG_BYTES - conn._recv_blocksize
     else:
         return available
     return max(1, min(available, whole - len(conn._inpbuf)))

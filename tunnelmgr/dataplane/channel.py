@@ -2,7 +2,7 @@
 
 asyncssh hands over what arrives by callbacks and buffers what is written without bound: a peer that grants a huge
 window and does not read makes the process grow. So a writer waits here for two things, the channel's window and the
-socket below (`Line`), and the agent may send no more than its `Window` beyond what was read.
+socket below (`SshTransport`), and the agent may send no more than its `ReceiveWindow` beyond what was read.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ import asyncssh
 
 from tunnelmgr.core.ports import Source
 from tunnelmgr.dataplane.asyncssh_internals import manage_window, widen, window
-from tunnelmgr.dataplane.pump import Outflow, Pump, hand, send
-from tunnelmgr.dataplane.receive_window import Window
-from tunnelmgr.dataplane.transport import Line
+from tunnelmgr.dataplane.pump import Destination, Pump, hand, send
+from tunnelmgr.dataplane.receive_window import ReceiveWindow
+from tunnelmgr.dataplane.transport import SshTransport
 
 Result = TypeVar("Result")
 
@@ -32,8 +32,10 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
     No callback may raise: an exception that escapes one closes the whole SSH connection.
     """
 
-    def __init__(self, line: Line, on_open: Callable[["ForwardedChannel"], None], on_end: Callable[[], None]) -> None:
-        self._line = line
+    def __init__(
+        self, line: SshTransport, on_open: Callable[["ForwardedChannel"], None], on_end: Callable[[], None]
+    ) -> None:
+        self._transport = line
         self._on_open = on_open
         self._on_end = on_end
         self._ssh: asyncssh.SSHTCPChannel[bytes] | None = None
@@ -45,7 +47,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         self._readable = asyncio.Event()
         self._window = asyncio.Event()
         self._window.set()
-        self._theirs: Window | None = None
+        self._theirs: ReceiveWindow | None = None
         self._pump: Pump | None = None
         self._widest = 0
 
@@ -54,9 +56,9 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
         """Keep the channel, and have asyncssh hold no more than one piece for it."""
         self._ssh = chan
-        if self._line.fast:
+        if self._transport.fast:
             self._widest = window(chan)
-            self._theirs = Window()
+            self._theirs = ReceiveWindow()
             manage_window(chan)
         chan.set_write_buffer_limits(0)
 
@@ -68,7 +70,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         """Queue what arrived, and hold the agent back when enough waits."""
         self._arrived.append(data)
         self._waiting += len(data)
-        self._line.carried(len(data))
+        self._transport.carried(len(data))
         if self._theirs is None and self._waiting >= READ_AHEAD and self._ssh is not None:
             self._ssh.pause_reading()
         self._readable.set()
@@ -131,42 +133,42 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
             unsent = unsent[self._send(unsent) :]
             # Waits as long as the agent does not read; a dead one is found by the probe, which ends the connection.
             await self._window.wait()
-            await self._line.writable()
+            await self._transport.writable()
             if not unsent:
                 return
 
     def _send(self, unsent: memoryview) -> int:
         """Send some of it, or have the next attempt wait; returns how many bytes were sent."""
-        outflow = self._outflow()
-        count = send(outflow, unsent)
+        destination = self._destination()
+        count = send(destination, unsent)
         if count is None:
             piece = bytes(unsent[:PIECE])
             try:
-                hand(outflow, piece)
+                hand(destination, piece)
             except OSError as closed:
                 raise ConnectionResetError("the channel is closed") from closed
             count = len(piece)
         elif not count:
             self._window.clear()
-        self._line.carried(count)
+        self._transport.carried(count)
         return count
 
-    def _outflow(self) -> Outflow:
-        return Outflow(self._open(), self._line, self._widest)
+    def _destination(self) -> Destination:
+        return Destination(self._open(), self._transport, self._widest)
 
     def _open(self) -> asyncssh.SSHTCPChannel[bytes]:
         if self._lost or self._ssh is None or self._ssh.is_closing():
             raise ConnectionResetError("the channel is closed")
         return self._ssh
 
-    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
         """Send what comes from `source`, as `Channel.pour` says."""
 
         def both(count: int) -> None:
-            self._line.carried(count)
+            self._transport.carried(count)
             carried(count)
 
-        self._pump = Pump(source, self._outflow(), limit, both)
+        self._pump = Pump(source, self._destination(), limit, both)
         try:
             self._pump.step()
             return await self._pump.done
@@ -176,11 +178,11 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
 
     async def checkpoint(self) -> None:
         """Let others run if this iteration's time is used up; see `Channel`."""
-        await self._line.share.checkpoint()
+        await self._transport.share.checkpoint()
 
     def scheduled(self, coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
         """Return the coroutine such that its steps take turns with those of other agents; see `Channel`."""
-        return self._line.share.scheduled(coroutine)
+        return self._transport.share.scheduled(coroutine)
 
     async def wanted(self) -> bool:
         """Wait until there is something to read; False at the end of the agent's side, or once the tunnel drains."""

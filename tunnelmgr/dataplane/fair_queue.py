@@ -12,7 +12,7 @@ iteration of the loop has time left and nobody with a better claim waits; otherw
 - Sparse shares go first, as in FQ-CoDel (RFC 8290, section 4.2): an agent that asks now and then is served before those
   that always have something waiting. A share is sparse while it has credit; steps use it up, and it grows again, slowly
   and up to `QUANTUM`, only while nothing of the share waits. A sparse share's step runs at once even if the slice is
-  used up, unless steps have used `LIMIT`.
+  used up, unless steps have used `HARD_LIMIT`.
 - Among the others the claim is virtual time, as in Linux's Completely Fair Scheduler
   (Documentation/scheduler/sched-design-CFS.rst): a share's virtual time grows by the CPU time that its steps use, and
   the share with the least goes first. Time in which a share was idle is not saved up.
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 SLICE: Final = 0.0005
 """Seconds of CPU time that the agents' steps may use before the loop polls its sockets and timers."""
-LIMIT: Final = 0.002
+HARD_LIMIT: Final = 0.002
 """Seconds of CPU time after which not even a sparse share's step runs before the loop has polled."""
 QUANTUM: Final = 0.005
 """Seconds of CPU time for which a share that was idle goes before those that have a backlog."""
@@ -50,7 +50,7 @@ NO_OP_SHARE: Final = 0.1
 """Of the loop's time, what one agent may use for messages that carry no data."""
 NO_OP_BURST: Final = 0.1
 """Seconds of that which can be saved up."""
-EARNED: Final = 1 / (16 * 1024 * 1024)
+EARNED_PER_BYTE: Final = 1 / (16 * 1024 * 1024)
 """Seconds that a byte of data earns: ten times what carrying it costs."""
 
 
@@ -96,7 +96,7 @@ class FairQueue:
             return False
         share.rest(monotonic(), self._floor)
         used = self._used if self._running is None else self._used + thread_time() - self._began
-        if used >= (LIMIT if share.sparse else SLICE):
+        if used >= (HARD_LIMIT if share.sparse else SLICE):
             return False
         return not self._waiting or share.claim < self._waiting[0][:2]
 
@@ -316,7 +316,7 @@ class NoOpBudget:
 
     def earn(self, octets: int) -> None:
         """Count bytes of data that a channel carried."""
-        self._credit = min(NO_OP_BURST, self._credit + octets * EARNED)
+        self._credit = min(NO_OP_BURST, self._credit + octets * EARNED_PER_BYTE)
 
     def rest(self, now: float) -> float:
         """Return the seconds to wait before the next message, 0 while there is credit."""

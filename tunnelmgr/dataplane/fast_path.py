@@ -5,7 +5,7 @@ one with which the contract tests have passed, and if every attribute is found, 
 on objects of asyncssh's own classes. Otherwise channels, windows and reads go through asyncssh's public API, more
 slowly and within the same bounds of memory.
 
-Each new connection asks once (`Line.fast`); nothing is asked for each packet.
+Each new connection asks once (`SshTransport.fast`); nothing is asked for each packet.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from tunnelmgr.dataplane.asyncssh_internals import (
     ATTRIBUTES,
     CLASSES,
-    UNSEEN,
+    OPAQUE_PIECE_BYTES,
     Attribute,
     Channel,
     Cipher,
     Connection,
     Encryption,
     break_cycles,
-    hear,
+    process_packets,
 )
 
-PROVED: Final = frozenset({"2.24.1"})
+VERIFIED_RELEASES: Final = frozenset({"2.24.1"})
 """The releases of asyncssh with which the contract tests have passed."""
 
 Receive = Callable[[asyncio.Protocol, memoryview, Callable[[], bool]], tuple[int, bool]]
@@ -54,12 +54,12 @@ def fast_path_status() -> FastPath:
     return FastPath(reason is None, reason)
 
 
-def receiver(protocol: asyncio.Protocol) -> Receive:
+def packet_processor(protocol: asyncio.Protocol) -> Receive:
     """Return what processes that which arrives for a protocol."""
-    return hear if fast_path_status().active and type(protocol) is asyncssh.SSHClientConnection else pass_on
+    return process_packets if fast_path_status().active and type(protocol) is asyncssh.SSHClientConnection else pass_on
 
 
-def let_go(protocol: asyncio.Protocol) -> None:
+def free_connection(protocol: asyncio.Protocol) -> None:
     """Free a connection that is over at once; while the fast path is off, the next collection frees it."""
     if fast_path_status().active and type(protocol) is asyncssh.SSHClientConnection:
         break_cycles(protocol)
@@ -69,8 +69,8 @@ def pass_on(protocol: asyncio.Protocol, wire: memoryview, out_of_time: Callable[
     """Hand all that has arrived to the protocol, a piece at a time, until the step is `out_of_time`."""
     left = wire
     while left:
-        protocol.data_received(bytes(left[:UNSEEN]))
-        left = left[UNSEEN:]
+        protocol.data_received(bytes(left[:OPAQUE_PIECE_BYTES]))
+        left = left[OPAQUE_PIECE_BYTES:]
         if left and out_of_time():
             break
     return len(wire) - len(left), bool(left)
@@ -78,8 +78,8 @@ def pass_on(protocol: asyncio.Protocol, wire: memoryview, out_of_time: Callable[
 
 def _shortfalls() -> Iterator[str]:
     """Tell what is not as the fast path needs it, the cheapest look first."""
-    if asyncssh.__version__ not in PROVED:
-        yield f"asyncssh {asyncssh.__version__} is not proved; proved: {', '.join(sorted(PROVED))}"
+    if asyncssh.__version__ not in VERIFIED_RELEASES:
+        yield f"asyncssh {asyncssh.__version__} is not proved; proved: {', '.join(sorted(VERIFIED_RELEASES))}"
     if not hasattr(AESGCM, "encrypt_into"):
         yield "cryptography has no AESGCM.encrypt_into"
     # A bulkhead: these are constructors that asyncssh does not document, and whatever they raise is the answer.

@@ -12,48 +12,48 @@ from dataclasses import dataclass
 import asyncssh
 
 from tunnelmgr.core.ports import Source
-from tunnelmgr.dataplane.asyncssh_internals import Outlet, account, await_window, outlet
-from tunnelmgr.dataplane.ssh_packets import BATCH, LARGEST
-from tunnelmgr.dataplane.transport import EXCHANGE_LOOK, Line, keep, spare
+from tunnelmgr.dataplane.asyncssh_internals import SendState, account, await_window, send_state
+from tunnelmgr.dataplane.ssh_packets import BATCH_PACKETS, PACKET_DATA_BYTES
+from tunnelmgr.dataplane.transport import KEY_EXCHANGE_POLL_SECONDS, SshTransport, keep, spare
 
 ALONE, SHARED = 32, 8
 """The part of the agent's window that has to be open before bulk data goes on: of sshd's, two or eight full packets."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outflow:
+class Destination:
     """Where data goes: a channel, the line under it, and the agent's window when the channel was opened, in bytes."""
 
     channel: asyncssh.SSHTCPChannel[bytes]
-    line: Line
+    line: SshTransport
     widest: int
 
 
-def send(outflow: Outflow, data: memoryview) -> int | None:
+def send(destination: Destination, data: memoryview) -> int | None:
     """Send as much of `data` as one batch and the agent's window take, with all else of this turn of the loop.
 
     Returns how many bytes: 0 while the window is closed, None where it is for asyncssh to send them.
     """
-    way = outlet(outflow.channel) if outflow.line.fast else None
+    way = send_state(destination.channel) if destination.line.fast else None
     if way is None:
         return None
     if not way.window:
-        await_window(outflow.channel)
+        await_window(destination.channel)
         return 0
     batch = spare()
     count = batch.fill(data[: way.window])
-    account(outflow.channel, count)
-    outflow.line.write(bytes(batch.buffer[: batch.seal(way.seal, way.channel, count)]))
+    account(destination.channel, count)
+    destination.line.write(bytes(batch.buffer[: batch.seal(way.seal, way.channel, count)]))
     keep(batch)
     return count
 
 
-def hand(outflow: Outflow, piece: bytes) -> None:
+def hand(destination: Destination, piece: bytes) -> None:
     """Have asyncssh send a piece, and the line know what should come of it; raises OSError once the channel is closed.
 
     What the agent's window has no room for stays in the channel's own buffer, and is not expected on the line.
     """
-    channel, line = outflow.channel, outflow.line
+    channel, line = destination.channel, destination.line
     held, before = channel.get_write_buffer_size(), line.written
     channel.write(piece)
     line.expect(before, held + len(piece) - channel.get_write_buffer_size())
@@ -66,23 +66,23 @@ class Pump:
     source or the channel breaks.
     """
 
-    def __init__(self, source: Source, outflow: Outflow, limit: int, carried: Callable[[int], None]) -> None:
+    def __init__(self, source: Source, destination: Destination, limit: int, carried: Callable[[int], None]) -> None:
         self._source = source
-        self._outflow = outflow
-        self._channel = outflow.channel
-        self._line = outflow.line
-        self._widest = outflow.widest
+        self._destination = destination
+        self._channel = destination.channel
+        self._transport = destination.line
+        self._widest = destination.widest
         self._left = self._limit = limit
         self._carried = carried
         self._queued = False
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self._loop.create_future()
-        self._line.pumps += 1
+        self._transport.pumps += 1
 
     def step(self) -> None:
         """Carry a batch if that can be done now, and have this called again once the next one can be carried."""
         if not self._queued:
-            self._queued = not self._line.share.run(self._go)
+            self._queued = not self._transport.share.run(self._go)
 
     def _go(self) -> None:
         self._queued = False
@@ -101,18 +101,18 @@ class Pump:
 
     def stop(self) -> None:
         """Carry nothing more; called once."""
-        self._line.pumps -= 1
+        self._transport.pumps -= 1
         self._source.notify_readable(None)
         self.done.cancel()
 
     def _step(self) -> None:
-        if not self._line.idle():
+        if not self._transport.idle():
             self._source.notify_readable(None)
-            self._line.when_idle(self.step)
+            self._transport.when_idle(self.step)
             return
         if self._channel.is_closing():
             raise ConnectionResetError("the channel is closed")
-        way = outlet(self._channel) if self._line.fast else None
+        way = send_state(self._channel) if self._transport.fast else None
         if way is None:
             self._slowly()
         elif way.window >= self._enough():
@@ -127,31 +127,36 @@ class Pump:
         Several pumps keep a line busy together, so that each waits for more: in crumbs, what they have under way would
         fill the socket's buffer, and stand until a third of it is free.
         """
-        return max(1, min(BATCH * LARGEST, self._widest // SHARED, self._widest // ALONE * self._line.pumps))
+        return max(
+            1,
+            min(
+                BATCH_PACKETS * PACKET_DATA_BYTES, self._widest // SHARED, self._widest // ALONE * self._transport.pumps
+            ),
+        )
 
-    def _carry(self, way: Outlet) -> None:
+    def _carry(self, way: SendState) -> None:
         batch = spare()
         count = self._source.receive_into(batch.room(min(self._left, way.window)))
         if count:
             account(self._channel, count)
-            self._line.send_batch(batch, batch.seal(way.seal, way.channel, count))
+            self._transport.send_batch(batch, batch.seal(way.seal, way.channel, count))
         else:
             keep(batch)
         self._go_on(count)
 
     def _slowly(self) -> None:
         """Carry a piece through asyncssh, once what it holds already is on its way."""
-        if self._line.exchanging_keys:
+        if self._transport.exchanging_keys:
             self._source.notify_readable(None)
-            self._loop.call_later(EXCHANGE_LOOK, self.step)
+            self._loop.call_later(KEY_EXCHANGE_POLL_SECONDS, self.step)
             return
         if self._channel.get_write_buffer_size():  # asyncssh will say when the agent's window has opened
             self._source.notify_readable(None)
             return
-        piece = memoryview(bytearray(min(self._left, LARGEST)))
+        piece = memoryview(bytearray(min(self._left, PACKET_DATA_BYTES)))
         count = self._source.receive_into((piece,))
         if count:
-            hand(self._outflow, bytes(piece[:count]))
+            hand(self._destination, bytes(piece[:count]))
         self._go_on(count)
 
     def _go_on(self, count: int | None) -> None:
@@ -161,8 +166,8 @@ class Pump:
         if count == 0 or not self._left:
             self._source.notify_readable(None)
             self.done.set_result(self._limit - self._left)
-        elif self._line.idle():
+        elif self._transport.idle():
             self._source.notify_readable(self.step)
         else:
             self._source.notify_readable(None)
-            self._line.when_idle(self.step)
+            self._transport.when_idle(self.step)

@@ -7,16 +7,16 @@ which nobody reads cost little, and grows while it is used, so that a long path 
 
 from typing import Final
 
-FIRST: Final = 256 * 1024
-MOST: Final = 2 * 1024 * 1024
+INITIAL_WINDOW_BYTES: Final = 256 * 1024
+MAX_WINDOW_BYTES: Final = 2 * 1024 * 1024
 """Bytes; as much as OpenSSH gives for its own forwards (channels.h)."""
 
 
-class Window:
+class ReceiveWindow:
     """How far one channel's window is open."""
 
     def __init__(self) -> None:
-        self.size = FIRST
+        self.size = INITIAL_WINDOW_BYTES
         self._read = 0
 
     def read(self, octets: int) -> int:
@@ -24,7 +24,7 @@ class Window:
         self._read += octets
         if self._read < self.size // 2:
             return 0
-        growth = min(self.size, MOST - self.size)
+        growth = min(self.size, MAX_WINDOW_BYTES - self.size)
         room, self._read = self._read + growth, 0
         self.size += growth
         return room

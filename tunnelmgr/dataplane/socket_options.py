@@ -41,7 +41,7 @@ def acknowledge(connected: socket.socket) -> None:
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
-def shortfalls() -> Iterator[str]:
+def missing_kernel_settings() -> Iterator[str]:
     """Tell what this kernel does not grant, and what to set."""
     if (granted := _granted_buffer()) < SEND_BUFFER:
         yield (

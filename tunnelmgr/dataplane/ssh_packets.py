@@ -12,15 +12,15 @@ from typing import Final, NamedTuple
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-BATCH: Final = 8
+BATCH_PACKETS: Final = 8
 """Packets that are sealed before others have their turn: about 0.3 ms of work."""
-LARGEST: Final = 32 * 1024
+PACKET_DATA_BYTES: Final = 32 * 1024
 """Bytes of data in a packet; every implementation takes as many (RFC 4253, section 6.1)."""
-DATA: Final = 94
+CHANNEL_DATA: Final = 94
 """SSH_MSG_CHANNEL_DATA (RFC 4254, section 5.2)."""
-LENGTH: Final = 4
+LENGTH_BYTES: Final = 4
 """Bytes of a packet's length."""
-TAG: Final = 16
+TAG_BYTES: Final = 16
 """Bytes of a packet's authentication tag."""
 
 WINDOW_ADJUST: Final = 93
@@ -41,7 +41,7 @@ _ASKED: Final = b"\0\0\0\x15keepalive@openssh.com\1"
 """The request's name, and that an answer is wanted."""
 _MESSAGE: Final = struct.Struct(">BI")
 """Message, channel."""
-_WITHIN: Final = _HEAD.size - LENGTH
+_WITHIN: Final = _HEAD.size - LENGTH_BYTES
 """Bytes of that which are sealed along with the data."""
 _COUNTER: Final = (1 << 64) - 1
 _BLOCK: Final = 16
@@ -62,23 +62,25 @@ def nonce_after(nonce: bytes, packets: int) -> bytes:
 
 
 class Batch:
-    """Room for `BATCH` packets of one channel's data; what is to be sent is put into `room` and sealed there.
+    """Room for `BATCH_PACKETS` packets of one channel's data; what is to be sent is put into `room` and sealed there.
 
     A packet's padding is what the last one left in its place, which is sealed and so as good as random.
     """
 
     def __init__(self) -> None:
-        self.buffer: Final = memoryview(bytearray(BATCH * _STRIDE))
-        places = [self.buffer[start:][:_STRIDE] for start in range(0, BATCH * _STRIDE, _STRIDE)]
-        self._room = [place[_HEAD.size :][:LARGEST] for place in places]
+        self.buffer: Final = memoryview(bytearray(BATCH_PACKETS * _STRIDE))
+        places = [self.buffer[start:][:_STRIDE] for start in range(0, BATCH_PACKETS * _STRIDE, _STRIDE)]
+        self._room = [place[_HEAD.size :][:PACKET_DATA_BYTES] for place in places]
         # Cut once for whole packets, of which nearly all are: each view costs as much as sealing a kilobyte.
-        self._whole = [(place, place[:LENGTH], place[LENGTH:-TAG], place[LENGTH:]) for place in places]
+        self._whole = [
+            (place, place[:LENGTH_BYTES], place[LENGTH_BYTES:-TAG_BYTES], place[LENGTH_BYTES:]) for place in places
+        ]
 
     def fill(self, data: memoryview) -> int:
         """Put as much of `data` into the room as it takes; returns how many bytes."""
         count = 0
         for place in self._room:
-            piece = data[count : count + LARGEST]
+            piece = data[count : count + PACKET_DATA_BYTES]
             place[: len(piece)] = piece
             count += len(piece)
             if count == len(data):
@@ -87,17 +89,17 @@ class Batch:
 
     def room(self, limit: int) -> Sequence[memoryview]:
         """Return where up to `limit` bytes go, packet by packet; of several, each is a whole one."""
-        if limit < LARGEST:
+        if limit < PACKET_DATA_BYTES:
             return (self._room[0][:limit],)
-        return self._room[: limit // LARGEST]
+        return self._room[: limit // PACKET_DATA_BYTES]
 
     def seal(self, seal: Seal, channel: int, count: int) -> int:
         """Make packets of the first `count` bytes in the room; returns where they end in `buffer`."""
         sealer = seal.cipher
-        whole, rest = divmod(count, LARGEST)
+        whole, rest = divmod(count, PACKET_DATA_BYTES)
         for number in range(whole):
             place, length, plain, sealed = self._whole[number]
-            _HEAD.pack_into(place, 0, _WHOLE, _WHOLE_PADDING, DATA, channel, LARGEST)
+            _HEAD.pack_into(place, 0, _WHOLE, _WHOLE_PADDING, CHANNEL_DATA, channel, PACKET_DATA_BYTES)
             sealer.encrypt_into(nonce_after(seal.nonce, number), plain, length, sealed)
         end = whole * _STRIDE
         return end + self._seal_rest(sealer, nonce_after(seal.nonce, whole), channel, rest, end) if rest else end
@@ -105,10 +107,10 @@ class Batch:
     def _seal_rest(self, sealer: AESGCM, nonce: bytes, channel: int, size: int, start: int) -> int:
         """Make a packet that is not whole; returns how long it is."""
         length, place = _length(size), self.buffer[start:]
-        _HEAD.pack_into(place, 0, length, _padding(size), DATA, channel, size)
-        end = LENGTH + length
-        sealer.encrypt_into(nonce, place[LENGTH:end], place[:LENGTH], place[LENGTH : end + TAG])
-        return end + TAG
+        _HEAD.pack_into(place, 0, length, _padding(size), CHANNEL_DATA, channel, size)
+        end = LENGTH_BYTES + length
+        sealer.encrypt_into(nonce, place[LENGTH_BYTES:end], place[:LENGTH_BYTES], place[LENGTH_BYTES : end + TAG_BYTES])
+        return end + TAG_BYTES
 
 
 class Opener:
@@ -122,7 +124,7 @@ class Opener:
     def open(self, wire: memoryview) -> bytes | None:
         """Return what one whole packet holds, its padding length first; None where it was not sealed for this place."""
         try:
-            return self._cipher.decrypt(self.nonce, wire[LENGTH:], wire[:LENGTH])
+            return self._cipher.decrypt(self.nonce, wire[LENGTH_BYTES:], wire[:LENGTH_BYTES])
         except InvalidTag:
             return None
 
@@ -133,7 +135,7 @@ class Opener:
 
 def whole_packet(wire: memoryview) -> int:
     """Return how many bytes the packet at the front takes, from its length to its tag; 0 where that is not told yet."""
-    return LENGTH + int.from_bytes(wire[:LENGTH]) + TAG if len(wire) >= LENGTH else 0
+    return LENGTH_BYTES + int.from_bytes(wire[:LENGTH_BYTES]) + TAG_BYTES if len(wire) >= LENGTH_BYTES else 0
 
 
 def window_adjust(plain: bytes) -> tuple[int, int] | None:
@@ -146,7 +148,7 @@ def window_adjust(plain: bytes) -> tuple[int, int] | None:
 
 def channel_data(plain: bytes) -> tuple[int, bytes] | None:
     """Return the channel and the data that a packet brings, None where it is nothing but data of a channel."""
-    if len(plain) < _DATA.size or plain[1] != DATA:
+    if len(plain) < _DATA.size or plain[1] != CHANNEL_DATA:
         return None
     padding, _, channel, size = _DATA.unpack_from(plain)
     if padding < _LEAST_PADDING or _DATA.size + size + padding != len(plain):
@@ -156,7 +158,7 @@ def channel_data(plain: bytes) -> tuple[int, bytes] | None:
 
 def keepalive(plain: bytes) -> int | None:
     """Return the channel on which sshd asks whether we are there (`sshd_config(5)`, ClientAliveInterval), else None."""
-    if not plain[1 : 2 + LENGTH + len(_ASKED)].endswith(_ASKED):
+    if not plain[1 : 2 + LENGTH_BYTES + len(_ASKED)].endswith(_ASKED):
         return None
     padding, message, channel = _REQUEST.unpack_from(plain)
     exact = padding >= _LEAST_PADDING and _REQUEST.size + len(_ASKED) + padding == len(plain)
@@ -179,18 +181,18 @@ def sealed(seal: Seal, payload: bytes) -> bytes:
     if padding < _LEAST_PADDING:
         padding += _BLOCK
     plain = bytes((padding,)) + payload + os.urandom(padding)
-    length = len(plain).to_bytes(LENGTH)
+    length = len(plain).to_bytes(LENGTH_BYTES)
     return length + seal.cipher.encrypt(seal.nonce, plain, length)
 
 
 def packets(count: int) -> int:
     """Return how many packets so many bytes make."""
-    return -(-count // LARGEST)
+    return -(-count // PACKET_DATA_BYTES)
 
 
 def lengths(count: int) -> int:
     """Return the sum of those packets' lengths, which is what counts towards the next key exchange."""
-    whole, rest = divmod(count, LARGEST)
+    whole, rest = divmod(count, PACKET_DATA_BYTES)
     return whole * _WHOLE + (_length(rest) if rest else 0)
 
 
@@ -203,6 +205,6 @@ def _padding(size: int) -> int:
     return padding if padding >= _LEAST_PADDING else padding + _BLOCK
 
 
-_WHOLE: Final = _length(LARGEST)
-_WHOLE_PADDING: Final = _padding(LARGEST)
-_STRIDE: Final = LENGTH + _WHOLE + TAG
+_WHOLE: Final = _length(PACKET_DATA_BYTES)
+_WHOLE_PADDING: Final = _padding(PACKET_DATA_BYTES)
+_STRIDE: Final = LENGTH_BYTES + _WHOLE + TAG_BYTES

@@ -18,9 +18,9 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
-_AT_ONCE: Final = struct.pack("ii", 1, 0)
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """A linger of no time: a close is a reset (`socket(7)`, SO_LINGER)."""
-AT_ONCE: Final = 64
+BUFFERS_PER_CALL: Final = 64
 """Buffers handed to the kernel with one call; it takes up to 1024 (`sendmsg(2)`, IOV_MAX)."""
 
 
@@ -158,7 +158,7 @@ class Stream:
         if self.closed:
             return
         if reset:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.notify_readable(None)
         self.closed = True
         self._drop_unsent()
@@ -183,7 +183,7 @@ class Stream:
                 if len(queue) == 1:
                     self._took(self.socket.send(queue[0]))
                 else:
-                    self._took(self.socket.sendmsg(list(islice(queue, AT_ONCE))))
+                    self._took(self.socket.sendmsg(list(islice(queue, BUFFERS_PER_CALL))))
         except (BlockingIOError, InterruptedError):
             return
         except OSError as lost:

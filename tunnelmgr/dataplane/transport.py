@@ -19,19 +19,19 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tunnelmgr.dataplane.asyncssh_internals import LONGEST
+from tunnelmgr.dataplane.asyncssh_internals import MAX_PACKET_BYTES
 from tunnelmgr.dataplane.fair_queue import NoOpBudget, Share, fair_queue
-from tunnelmgr.dataplane.fast_path import fast_path_status, let_go, receiver
+from tunnelmgr.dataplane.fast_path import fast_path_status, free_connection, packet_processor
 from tunnelmgr.dataplane.half_open import Ends
 from tunnelmgr.dataplane.socket_options import acknowledge
 from tunnelmgr.dataplane.ssh_packets import Batch
 from tunnelmgr.dataplane.stream import Stream
 
-SEND_AHEAD: Final = 512 * 1024
+MAX_UNSENT_BYTES: Final = 512 * 1024
 """Bytes that may wait for the socket before writers are held, for all channels of a connection together."""
-ANSWERS_AHEAD: Final = 16 * 1024 * 1024
+MAX_UNREAD_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """Bytes that may wait for the socket before nothing more is read; channels alone do not come near it."""
-SMALLEST, LARGEST = 512, 256 * 1024
+MIN_READ_BYTES, MAX_READ_BYTES = 512, 256 * 1024
 """Bytes of a piece."""
 QUICK, SLOW = 0.0003, 0.001
 """Seconds that a piece should take: one that is quicker makes the next larger, one that is slower smaller."""
@@ -39,11 +39,11 @@ RECHECK: Final = 0.05
 """Seconds between two looks whether the agent reads its answers."""
 LATELY: Final = 0.25
 """Seconds after a rest for which the agent counts as one that floods."""
-EXCHANGE_LOOK: Final = 0.01
+KEY_EXCHANGE_POLL_SECONDS: Final = 0.01
 """Seconds between two looks whether a key exchange is over."""
 SPARE: Final = 4
 """Batches that are kept for the next use."""
-PUT_OFF: Final = 4
+BATCHES_PER_READ: Final = 4
 """Batches that may go out before what the agent says meanwhile is read."""
 
 
@@ -54,14 +54,14 @@ class _Bench(threading.local):
     """
 
     def __init__(self) -> None:
-        self.room = memoryview(bytearray(LONGEST + LARGEST))
+        self.room = memoryview(bytearray(MAX_PACKET_BYTES + MAX_READ_BYTES))
         self.batches: list[Batch] = []
 
 
 _bench: Final = _Bench()
 
 
-class Line(asyncio.Transport):
+class SshTransport(asyncio.Transport):
     """Stands between the socket and asyncssh, whose protocol `make` returns, at a pace that all can bear."""
 
     def __init__(self, make: Callable[[], asyncio.Protocol], connected: socket.socket) -> None:
@@ -71,7 +71,7 @@ class Line(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._stream = Stream(connected, self._end, self._let_go)
         self._no_ops = NoOpBudget(self._loop.time())
-        self._piece = SMALLEST
+        self._piece = MIN_READ_BYTES
         self._resting: asyncio.TimerHandle | None = None
         self._flushing = False
         self._held: Batch | None = None
@@ -94,7 +94,7 @@ class Line(asyncio.Transport):
         self.reads = 0
         """How often bytes have arrived."""
         self.protocol = make()
-        self._process = receiver(self.protocol)
+        self._process = packet_processor(self.protocol)
         self.protocol.connection_made(self)
         self._stream.notify_readable(self._on_readable)
 
@@ -108,10 +108,10 @@ class Line(asyncio.Transport):
     async def writable(self) -> None:
         """Wait until enough of what was written is on its way; a lost line never blocks."""
         while not self._ended:
-            if self._stream.unsent > SEND_AHEAD:
+            if self._stream.unsent > MAX_UNSENT_BYTES:
                 await self._stream.drained()
             elif self.exchanging_keys:  # ended by the probe where the other side never ends it
-                await asyncio.sleep(EXCHANGE_LOOK)
+                await asyncio.sleep(KEY_EXCHANGE_POLL_SECONDS)
             else:
                 return
 
@@ -148,12 +148,12 @@ class Line(asyncio.Transport):
         """Let nothing more out, not even what the kernel holds, once the connection is aborted."""
         self._revoked = True
 
-    def quickened(self) -> None:
+    def nagle_disabled(self) -> None:
         """Take note that the other side no longer holds back what is small until we acknowledge what came before."""
         self._quickened = True
 
     @property
-    def overdrawn(self) -> bool:
+    def throttled(self) -> bool:
         """Whether the agent is being slowed, or was a moment ago: a flood has its turns between the rests."""
         return self._loop.time() < self._rested + LATELY
 
@@ -253,7 +253,7 @@ class Line(asyncio.Transport):
         Each costs as much to take in alone as many do together. Where no batch has gone out since the last look, the
         agent's window may be what lacks.
         """
-        if self._seen < self._batches < PUT_OFF:
+        if self._seen < self._batches < BATCHES_PER_READ:
             self._seen = self._batches
             return True
         self._batches = self._seen = 0
@@ -263,11 +263,11 @@ class Line(asyncio.Transport):
         """Pay for a piece, and process no more before there is credit."""
         self._no_ops.spend(took)
         if self._more:
-            self._piece = max(SMALLEST, min(LARGEST, count))
+            self._piece = max(MIN_READ_BYTES, min(MAX_READ_BYTES, count))
         elif took < QUICK:
-            self._piece = min(LARGEST, self._piece * 2)
+            self._piece = min(MAX_READ_BYTES, self._piece * 2)
         elif took > SLOW:
-            self._piece = max(SMALLEST, int(self._piece * SLOW / took))
+            self._piece = max(MIN_READ_BYTES, int(self._piece * SLOW / took))
         self._go_on()
 
     def _go_on(self) -> None:
@@ -277,7 +277,7 @@ class Line(asyncio.Transport):
         rest = self._no_ops.rest(now)
         if rest:
             self._rested = now + rest
-        if self._stream.unsent > ANSWERS_AHEAD:
+        if self._stream.unsent > MAX_UNREAD_ANSWER_BYTES:
             rest = max(rest, RECHECK)
         if self._ended:
             return
@@ -308,7 +308,7 @@ class Line(asyncio.Transport):
             self._resting.cancel()
         self._held = None
         self._loop.call_soon(self.protocol.connection_lost, lost)
-        self._loop.call_soon(let_go, self.protocol)
+        self._loop.call_soon(free_connection, self.protocol)
 
 
 def spare() -> Batch:

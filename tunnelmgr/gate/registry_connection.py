@@ -121,7 +121,7 @@ class RegistryConnection:
         """Carry `count` bytes more of a body to the agent, past our own memory; the caller sets the deadlines."""
         upstream = self._connection()
         try:
-            poured = await agent.pour(upstream, count, carried)
+            poured = await agent.send_from(upstream, count, carried)
         except ConnectionError as lost:
             if not upstream.failed:
                 raise  # the agent is gone, which is no fault of the registry

@@ -61,5 +61,5 @@ async def _to_target(agent: Channel, upstream: TargetSocket) -> None:
 
 
 async def _to_agent(agent: Channel, upstream: TargetSocket) -> None:
-    await agent.pour(upstream, sys.maxsize, lambda _: None)
+    await agent.send_from(upstream, sys.maxsize, lambda _: None)
     agent.write_eof()

@@ -71,7 +71,7 @@ class MeteredChannel:
         self.to_agent += len(data)
         self._traffic.to_agent += len(data)
 
-    async def pour(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
         """Pour to the agent, and count each piece as it goes."""
 
         def counted(count: int) -> None:
@@ -79,7 +79,7 @@ class MeteredChannel:
             self._traffic.to_agent += count
             carried(count)
 
-        return await self._channel.pour(source, limit, counted)
+        return await self._channel.send_from(source, limit, counted)
 
     def write_eof(self) -> None:
         """End our direction."""

@@ -25,8 +25,8 @@ from tunnelmgr.core.sanitize import plain, said
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.dataplane.half_open import Ends
-from tunnelmgr.dataplane.receive_window import FIRST
-from tunnelmgr.dataplane.transport import Line
+from tunnelmgr.dataplane.receive_window import INITIAL_WINDOW_BYTES
+from tunnelmgr.dataplane.transport import SshTransport
 from tunnelmgr.errors import (
     AuthenticationError,
     ConnectionLostError,
@@ -102,16 +102,16 @@ class Listener:
 class SshConnection:
     """A connection to an agent that has proved its key and accepted ours."""
 
-    def __init__(self, conn: asyncssh.SSHClientConnection, line: Line, peer: "Peer", address: str) -> None:
+    def __init__(self, conn: asyncssh.SSHClientConnection, line: SshTransport, peer: "Peer", address: str) -> None:
         self._conn = conn
-        self._line = line
+        self._transport = line
         self._peer = peer
         self.address = address
 
     @property
     def ends(self) -> Ends:
         """Both addresses of the TCP connection."""
-        return self._line.ends
+        return self._transport.ends
 
     @property
     def login_key(self) -> str:
@@ -141,9 +141,9 @@ class SshConnection:
         return self._peer.reason
 
     @property
-    def overdrawn(self) -> bool:
+    def throttled(self) -> bool:
         """Tell whether the agent sends more than can be worked off without harm to others, and is being slowed."""
-        return self._line.overdrawn
+        return self._transport.throttled
 
     @property
     def exposed(self) -> bool:
@@ -163,15 +163,15 @@ class SshConnection:
         """
 
         async def accept(_host: str, _port: int) -> ForwardedChannel:  # a coroutine: asyncssh leaks the channel else
-            self._line.share.charge(OPENING)
+            self._transport.share.charge(OPENING)
             try:
                 admit()
             except ChannelRefused as refused:
                 raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, str(refused)) from refused
-            return ForwardedChannel(self._line, on_open, on_end)
+            return ForwardedChannel(self._transport, on_open, on_end)
 
         try:
-            inner = await self._conn.create_server(accept, endpoint.host, endpoint.port, window=FIRST)
+            inner = await self._conn.create_server(accept, endpoint.host, endpoint.port, window=INITIAL_WINDOW_BYTES)
         except asyncssh.ChannelListenError:
             inner = None
         except FAULTS as failed:
@@ -185,9 +185,11 @@ class SshConnection:
 
         Raises ConnectionRefusedError where the agent cannot or may not connect, and ConnectionLostError.
         """
-        stream = ForwardedChannel(self._line, lambda _: None, lambda: None)
+        stream = ForwardedChannel(self._transport, lambda _: None, lambda: None)
         try:
-            await self._conn.create_connection(lambda: stream, endpoint.host, endpoint.port, window=FIRST)
+            await self._conn.create_connection(
+                lambda: stream, endpoint.host, endpoint.port, window=INITIAL_WINDOW_BYTES
+            )
         except asyncssh.ChannelOpenError as refused:
             if self.lost.is_set():  # asyncssh says the same of a channel that is refused and of one that is lost
                 raise ConnectionLostError(f"the connection was lost: {self.loss}") from refused
@@ -196,17 +198,17 @@ class SshConnection:
             raise ConnectionLostError(said(failed)) from failed
         return stream
 
-    async def quicken(self) -> None:
+    async def disable_nagle(self) -> None:
         """Have the agent's sshd answer without Nagle's delay, which it turns off only once a session asks to run.
 
         What is asked for does nothing, and is not waited for; a user with nologin or a forced command runs not even
         that. It need not succeed: with an sshd that takes no sessions, all that it sends is acknowledged at once.
         """
-        errand = Errand()
+        errand = NoOpSession()
         try:
             async with asyncio.timeout(QUICKEN):
                 await self._conn.create_session(lambda: errand, NOTHING, encoding=None)
-            self._line.quickened()
+            self._transport.nagle_disabled()
         except FAULTS as refused:  # a TimeoutError is one of them
             log.debug("no session on the agent", address=self.address, reason=said(refused))
         finally:
@@ -214,7 +216,7 @@ class SshConnection:
 
     def abort(self) -> None:
         """Drop the connection and all in it, now: what the agent has not got by then it does not get."""
-        self._line.revoke()
+        self._transport.revoke()
         self._conn.abort()
 
     async def close(self, patience: float) -> None:
@@ -231,7 +233,7 @@ class ChannelRefused(Exception):  # noqa: N818 - an answer, not a fault
     """A new channel is declined; the message says why."""
 
 
-class Errand(asyncssh.SSHClientSession[bytes]):
+class NoOpSession(asyncssh.SSHClientSession[bytes]):
     """A session that wants nothing of the agent; what it prints is dropped."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from weakref import ref
 
 from tunnelmgr.dataplane.socket_options import tune
 from tunnelmgr.dataplane.stream import connect, first_bytes
-from tunnelmgr.dataplane.transport import Line
+from tunnelmgr.dataplane.transport import SshTransport
 from tunnelmgr.errors import UnreachableError
 
 
@@ -24,7 +24,7 @@ class Dialer:
         self._connected: socket.socket | None = None
         self.left = patience
         """Seconds that are left for the handshake."""
-        self._line: ref[Line] | None = None  # weak: asyncssh keeps the dialer as long as the connection
+        self._transport: ref[SshTransport] | None = None  # weak: asyncssh keeps the dialer as long as the connection
         self.reached = ""
 
     async def reach(self, port: int) -> None:
@@ -47,14 +47,14 @@ class Dialer:
         Raises UnreachableError as `reach` does.
         """
         connected, self._connected = self._connected, None
-        line = Line(factory, connected or await self._first(port))
-        self._line = ref(line)
+        line = SshTransport(factory, connected or await self._first(port))
+        self._transport = ref(line)
         return line, line.protocol
 
     @property
-    def line(self) -> Line | None:
+    def line(self) -> SshTransport | None:
         """The line that was made, as long as somebody else holds it."""
-        return None if self._line is None else self._line()
+        return None if self._transport is None else self._transport()
 
     def heard(self) -> int:
         """Return a number that changes whenever bytes arrive on the line."""

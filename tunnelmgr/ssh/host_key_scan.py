@@ -12,8 +12,8 @@ import asyncssh
 from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.sanitize import said
-from tunnelmgr.dataplane.fast_path import let_go
-from tunnelmgr.dataplane.unwind import unwind
+from tunnelmgr.dataplane.exception_frames import clear_exception_frames
+from tunnelmgr.dataplane.fast_path import free_connection
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.client import FAULTS, HOST_KEY_ALGORITHMS, SAFE, algorithms_of
 from tunnelmgr.ssh.dialer import Dialer
@@ -102,10 +102,10 @@ async def _exchange_keys(agent: Agent, algorithms: Sequence[str], look: _Look, d
             )
             blob = dialer.shown(proved)
     except TimeoutError as late:
-        unwind(late)
+        clear_exception_frames(late)
         raise UnreachableError(where, f"no answer within {look.patience:g} s") from late
     except FAULTS as failed:
-        unwind(failed)
+        clear_exception_frames(failed)
         raise UnreachableError(where, said(failed)) from failed
     if blob is None:
         raise UnreachableError(where, "it showed no host key")
@@ -136,7 +136,7 @@ class _LookingDialer(Dialer):
         super().close()
         overheard, self.overheard = self.overheard, None  # asyncssh's connection holds this dialer
         if overheard is not None:
-            asyncio.get_running_loop().call_soon(let_go, overheard.inner)
+            asyncio.get_running_loop().call_soon(free_connection, overheard.inner)
 
     def shown(self, proved: asyncssh.SSHKey | None) -> bytes | None:
         """Return the certificate or key that was shown for the key with which the key exchange was signed.

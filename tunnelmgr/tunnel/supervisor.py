@@ -8,8 +8,8 @@ import structlog
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, TunnelEnded
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
+from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.half_open import Ends
-from tunnelmgr.dataplane.unwind import unwind
 from tunnelmgr.errors import Pace, TunnelError
 from tunnelmgr.tunnel.worker import TunnelSettings, Worker
 
@@ -65,13 +65,13 @@ async def _guarded(worker: Worker) -> Failure | None:
     try:
         await worker.run()
     except TunnelError as ended:
-        unwind(ended)
+        clear_exception_frames(ended)
         return Failure(ended.code, ended.retry, str(ended))
     except asyncio.CancelledError as cancelled:
-        unwind(cancelled)
+        clear_exception_frames(cancelled)
         raise
     except Exception as broken:
         log.exception("worker failed", agent=worker.spec.agent)
-        unwind(broken)
+        clear_exception_frames(broken)
         return Failure("internal", Pace.SOON, f"{broken!r}; the log has the trace")
     return None

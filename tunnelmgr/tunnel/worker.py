@@ -17,8 +17,8 @@ from tunnelmgr.core.ports import AgentChannel, EventSink
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.dataplane.channel import ForwardedChannel
+from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.half_open import Ends, reset_half_open
-from tunnelmgr.dataplane.unwind import unwind
 from tunnelmgr.errors import (
     AbusiveAgentError,
     ConnectionLostError,
@@ -136,7 +136,7 @@ class Worker:
         """Keep the tunnel until it is lost or drained; on the way out no session survives."""
         outcome: TunnelError | None = None
         async with asyncio.TaskGroup() as sessions:
-            quickening = sessions.create_task(connection.quicken(), name=f"quicken {self.spec.agent}")
+            quickening = sessions.create_task(connection.disable_nagle(), name=f"quicken {self.spec.agent}")
             try:
                 await self._bind_all(connection, sessions)
                 await self._probe_on(connection, sessions)
@@ -153,7 +153,7 @@ class Worker:
 
     def _smothered(self, ended: TunnelError, connection: SshConnection) -> bool:
         """Tell whether the probe's answer is late because the agent put too much before it."""
-        return isinstance(ended, ProbeTimeoutError) and connection.overdrawn
+        return isinstance(ended, ProbeTimeoutError) and connection.throttled
 
     # --- binding ---
 
@@ -273,7 +273,7 @@ class Worker:
             await self._settings.channel_handler.serve_channel(channel, self.spec, forward, endpoint)
         except asyncio.CancelledError as cancelled:
             channel.abort()
-            unwind(cancelled)
+            clear_exception_frames(cancelled)
             raise
         finally:
             channel.close()

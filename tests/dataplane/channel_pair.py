@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, free_port, generate, sshd_at_work
+from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane import pump
 from tunnelmgr.dataplane.asyncssh_internals import account
 from tunnelmgr.dataplane.channel import ForwardedChannel
-from tunnelmgr.dataplane.ssh_packets import LARGEST
+from tunnelmgr.dataplane.ssh_packets import PACKET_DATA_BYTES
 from tunnelmgr.dataplane.stream import Stream
 from tunnelmgr.ssh.client import SshConnection, dial
 from tunnelmgr.ssh.login import Login
@@ -27,7 +27,7 @@ ALL = 1 << 60
 """A limit that no source comes to."""
 
 
-class Tap:
+class FedStream:
     """A source, and the socket that feeds it."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Tap:
 
 
 @dataclass
-class Both:
+class ChannelPair:
     """Both ends of a channel, what our end sent in bulk, and the source of what it pours."""
 
     ours: ForwardedChannel
@@ -60,7 +60,7 @@ class Both:
     writer: asyncssh.SSHWriter[bytes]
     connection: SshConnection
     server: asyncssh.SSHServerConnection
-    tap: Tap = field(default_factory=Tap)
+    source: FedStream = field(default_factory=FedStream)
     bulk: list[int] = field(default_factory=list)
 
     @property
@@ -75,15 +75,15 @@ class Both:
         return self.ours._ssh
 
     async def pour(self, limit: int = ALL) -> int:
-        """Carry what the tap gives, and the end."""
-        count = await self.ours.pour(self.tap.stream, limit, lambda _: None)
+        """Carry what the source gives, and the end."""
+        count = await self.ours.send_from(self.source.stream, limit, lambda _: None)
         self.ours.write_eof()
         return count
 
     async def carried(self, *pieces: bytes) -> bytes:
         """Carry the pieces while the agent reads; returns what it read."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.tap.send(*pieces), name="source")
+            tasks.create_task(self.source.send(*pieces), name="source")
             pouring = tasks.create_task(self.pour(), name="pour")
             reading = tasks.create_task(self.reader.read(), name="read")
         assert pouring.result() == sum(map(len, pieces))
@@ -91,13 +91,15 @@ class Both:
 
 
 @asynccontextmanager
-async def opened(window: int = 2 * MIB, packet: int = LARGEST, **options: object) -> AsyncIterator[Both]:
+async def open_channel_pair(
+    window: int = 2 * MIB, packet: int = PACKET_DATA_BYTES, **options: object
+) -> AsyncIterator[ChannelPair]:
     """Open a channel with this window and packet size of the agent's; the server takes more options."""
-    async with sshd_at_work(Sshd(HOST_KEY, KEY), **options) as sshd:
+    async with running_sshd(Sshd(HOST_KEY, KEY), **options) as sshd:
         connection = await dial(sshd.spec(), Login("tunnel", KEY, 5.0))
         arrived: asyncio.Queue[ForwardedChannel] = asyncio.Queue()
         endpoint = Endpoint("127.0.0.1", free_port())
-        both: Both | None = None
+        pair: ChannelPair | None = None
         try:
             async with asyncio.timeout(30):
                 await connection.listen(endpoint, lambda: None, arrived.put_nowait, lambda: None)
@@ -105,22 +107,22 @@ async def opened(window: int = 2 * MIB, packet: int = LARGEST, **options: object
                 reader, writer = await server.open_connection(
                     endpoint.host, endpoint.port, window=window, max_pktsize=packet
                 )
-                both = Both(await arrived.get(), reader, writer, connection, server)
-                with counted(both):
-                    yield both
+                pair = ChannelPair(await arrived.get(), reader, writer, connection, server)
+                with counted(pair):
+                    yield pair
         finally:
-            if both is not None:
-                both.tap.close()
+            if pair is not None:
+                pair.source.close()
             connection.abort()
             await connection._conn.wait_closed()
 
 
 @contextmanager
-def counted(both: Both) -> Iterator[None]:
+def counted(pair: ChannelPair) -> Iterator[None]:
     """Count what goes out in bulk."""
 
     def counting(chan: asyncssh.SSHTCPChannel[bytes], count: int) -> None:
-        both.bulk.append(count)
+        pair.bulk.append(count)
         account(chan, count)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,7 @@ its buffers. Full collections are rare here, since each stops the loop (`daemon/
 import traceback
 
 
-def unwind(error: BaseException) -> None:
+def clear_exception_frames(error: BaseException) -> None:
     """Clear the local variables of the frames that an exception, and those behind it, came through, and drop these.
 
     Frames that still run are left alone (`traceback.clear_frames`). Whoever wants to log the traceback does so before.

@@ -1,4 +1,4 @@
-"""A desk for workers: what they are given, and where their events arrive."""
+"""A harness for workers: what they are given, and where their events arrive."""
 
 import asyncio
 from contextlib import suppress
@@ -16,7 +16,7 @@ from tunnelmgr.tunnel.worker import TunnelSettings
 
 
 @dataclass
-class Desk:
+class WorkerHarness:
     """What a worker is given, and where its events arrive. Its gate proves itself and echoes all else."""
 
     login: Login

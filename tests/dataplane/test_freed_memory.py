@@ -9,24 +9,24 @@ from dataclasses import replace
 import asyncssh
 import pytest
 
-from tests.ssh.desk import Desk
-from tests.ssh.ssh_server import Sshd, forward, generate, public, tcp_at_work, until
+from tests.ssh.ssh_server import Sshd, forward, generate, public, running_tcp_server, until
+from tests.ssh.worker_harness import WorkerHarness
 from tunnelmgr.core.events import TunnelEnded
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.core.tunnel import TunnelSpec
 from tunnelmgr.dataplane.channel import ForwardedChannel
+from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.stream import Stream
-from tunnelmgr.dataplane.transport import Line
-from tunnelmgr.dataplane.unwind import unwind
+from tunnelmgr.dataplane.transport import SshTransport
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.client import Peer, SshConnection
 from tunnelmgr.ssh.host_key_scan import shown_key
 from tunnelmgr.tunnel.supervisor import Supervisor
 from tunnelmgr.tunnel.worker import Worker
 
-OURS = (Worker, SshConnection, asyncssh.SSHClientConnection, Peer, Line, Stream, ForwardedChannel)
+OURS = (Worker, SshConnection, asyncssh.SSHClientConnection, Peer, SshTransport, Stream, ForwardedChannel)
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +44,13 @@ def held() -> Counter[str]:
     return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, OURS))
 
 
-async def lives_and_dies(sshd: Sshd, desk: Desk, how: str) -> None:
+async def lives_and_dies(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
     """Let a tunnel come up with a client on it, and end it."""
     spec = sshd.spec(forward())
     async with asyncio.TaskGroup() as tasks:
-        supervisor = Supervisor(tasks, desk.settings(drain=0.1))
+        supervisor = Supervisor(tasks, harness.settings(drain=0.1))
         supervisor.open(OpenTunnel(spec.agent, 1, spec, FIRST))
-        await desk.up()
+        await harness.up()
         port = spec.forwards[0].listen[0].port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"ping")
@@ -59,48 +59,48 @@ async def lives_and_dies(sshd: Sshd, desk: Desk, how: str) -> None:
             case "cut":
                 sshd.cut()
             case "silent":
-                desk.silent = True
+                harness.silent = True
             case _:
                 supervisor.close(CloseTunnel(spec.agent, 1, Manner.DRAIN if how == "drained" else Manner.REVOKE))
-        await until(lambda: desk.of(TunnelEnded))
+        await until(lambda: harness.of(TunnelEnded))
         writer.close()
-    desk.events.clear()
+    harness.events.clear()
 
 
 @pytest.mark.parametrize("how", ["drained", "revoked", "cut", "silent"])
-async def test_a_tunnel_that_ends_leaves_nothing(sshd: Sshd, desk: Desk, how: str) -> None:
+async def test_a_tunnel_that_ends_leaves_nothing(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
     """However it ends: as asked, at once, by a loss, or by a probe that is not answered."""
-    await lives_and_dies(sshd, desk, how)
+    await lives_and_dies(sshd, harness, how)
 
     await until(lambda: held().total() == 0)
 
 
-async def fails(desk: Desk, spec: TunnelSpec) -> None:
+async def fails(harness: WorkerHarness, spec: TunnelSpec) -> None:
     """Let a worker dial in vain."""
     async with asyncio.TaskGroup() as tasks:
-        settings = desk.settings(login=replace(desk.login, connect_timeout=0.2))
+        settings = harness.settings(login=replace(harness.login, connect_timeout=0.2))
         Supervisor(tasks, settings).open(OpenTunnel(spec.agent, 1, spec, FIRST))
-        await until(lambda: desk.of(TunnelEnded))
-    desk.events.clear()
+        await until(lambda: harness.of(TunnelEnded))
+    harness.events.clear()
 
 
-async def test_a_stranger_leaves_nothing(sshd: Sshd, desk: Desk) -> None:
+async def test_a_stranger_leaves_nothing(sshd: Sshd, harness: WorkerHarness) -> None:
     """A host key that is not the expected one ends the handshake."""
-    await fails(desk, sshd.spec(forward(), keys=[public(generate())]))
+    await fails(harness, sshd.spec(forward(), keys=[public(generate())]))
 
     await until(lambda: held().total() == 0)
 
 
 @pytest.mark.parametrize("said", [b"", b"SSH-2.0-slow\r\n"])
-async def test_an_agent_that_does_not_answer_leaves_nothing(sshd: Sshd, desk: Desk, said: bytes) -> None:
+async def test_an_agent_that_does_not_answer_leaves_nothing(sshd: Sshd, harness: WorkerHarness, said: bytes) -> None:
     """Hundreds of them are tried again and again."""
 
     async def stop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)
         await reader.read()
 
-    async with tcp_at_work(stop) as endpoint:
-        await fails(desk, sshd.spec(forward(), port=endpoint.port))
+    async with running_tcp_server(stop) as endpoint:
+        await fails(harness, sshd.spec(forward(), port=endpoint.port))
         with pytest.raises(UnreachableError):
             await shown_key(replace(sshd.agent(), port=endpoint.port), 0.2)
 
@@ -133,6 +133,6 @@ def test_every_exception_behind_an_error_is_unwound() -> None:
 
     with pytest.raises(ExceptionGroup) as raised:
         outer()
-    unwind(raised.value)
+    clear_exception_frames(raised.value)
 
     assert not any(isinstance(one, Kept) for one in gc.get_objects())

@@ -1,0 +1,54 @@
+"""Carries data both ways over one channel whose other end reads late; run by tests as a program of its own.
+
+Prints, as JSON, whether the fast path was on and why not, and the most bytes that waited in each direction.
+"""
+
+import asyncio
+import json
+
+import tests.ssh.conftest  # noqa: F401 - it heeds TRY_NEWEST_ASYNCSSH
+from tests.dataplane.channel_pair import CONTENT, KIB, MIB, ChannelPair, open_channel_pair
+from tests.ssh.ssh_server import until
+from tunnelmgr.dataplane.fast_path import fast_path_status
+
+WINDOW = 64 * KIB
+
+
+async def to_the_agent(pair: ChannelPair) -> int:
+    """Pour to an agent that does not read for a while; returns how many bytes waited in asyncssh and on the line."""
+    pair.reader.channel.pause_reading()
+    async with asyncio.TaskGroup() as tasks:
+        carrying = tasks.create_task(pair.carried(CONTENT), name="carry")
+        await until(lambda: sum(pair.bulk) + pair.connection._transport.written >= WINDOW)
+        await asyncio.sleep(0.02)
+        waiting = pair.chan.get_write_buffer_size() + pair.connection._transport.get_write_buffer_size()
+        pair.reader.channel.resume_reading()
+    assert carrying.result() == CONTENT
+    return waiting
+
+
+async def from_the_agent(pair: ChannelPair) -> int:
+    """Read late and slowly what an agent sends; returns the most bytes that waited to be read."""
+    pair.writer.write(CONTENT)
+    pair.writer.write_eof()
+    await until(lambda: pair.ours._waiting >= 256 * KIB)
+    await asyncio.sleep(0.02)
+    most, got = pair.ours._waiting, b""
+    while data := await pair.ours.read():
+        got += data
+        most = max(most, pair.ours._waiting)
+        await asyncio.sleep(0)
+    assert got == CONTENT
+    return most
+
+
+async def main() -> None:
+    """Carry data both ways, with key exchanges that the agent begins in between."""
+    async with asyncio.timeout(60), open_channel_pair(WINDOW, rekey_bytes=MIB) as pair:
+        waited = {"to_agent": await to_the_agent(pair), "from_agent": await from_the_agent(pair)}
+    path = fast_path_status()
+    print(json.dumps({"active": path.active, "reason": path.reason, "bulk": sum(pair.bulk), **waited}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
