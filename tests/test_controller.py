@@ -29,7 +29,7 @@ from tunnelmgr.core.events import (
 from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.reconcile import CloseTunnel, OpenTunnel, Search
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.tunnel import Phase, Seeking
 from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.errors import Pace, StoreError
 from tunnelmgr.store import writer
@@ -208,7 +208,7 @@ async def test_what_is_written_is_not_written_again() -> None:
 
         house.now += 15
         house.tell(TunnelProbed(A.id, 1, 0.02))
-        await house.until(lambda: house.controller.world.status(A.id).probed_at == house.now)
+        await house.until(lambda: house.controller.world.status(A.id).probe.at == house.now)
 
         assert house.done == []
 
@@ -239,7 +239,7 @@ async def test_the_loop_sleeps_until_the_next_try(monkeypatch: pytest.MonkeyPatc
     async with running() as house:
         await house.bring_up(A)
         house.tell(TunnelEnded(A.id, 1, Failure("unreachable", Pace.SLOW, "nobody answers")))
-        await house.until(lambda: house.controller.world.status(A.id).retry_at is not None)
+        await house.until(lambda: house.controller.world.status(A.id).phase is Phase.DOWN)
         retry_at = house.controller.world.status(A.id).retry_at
         await house.until(lambda: slept[-1] is not None)
 
@@ -327,7 +327,7 @@ async def test_a_drain_with_nothing_open_returns_at_once() -> None:
         house.tell(DrainRequested())
         await task
 
-    assert house.controller.world.status(A.id).working
+    assert isinstance(house.controller.world.status(A.id), Seeking)
 
 
 # --- what is told ---
@@ -396,7 +396,7 @@ async def test_a_lull_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         await house.bring_up(A)
         monkeypatch.setattr(loop, "LULL", 0.05)
         house.tell(TunnelProbed(A.id, 1, 0.25))
-        await house.until(lambda: house.controller.world.status(A.id).probe_ms == 250.0)
+        await house.until(lambda: house.controller.world.status(A.id).probe.ms == 250.0)
 
 
 async def test_a_listing_that_lacks_agents_is_told_once_and_its_end_too() -> None:

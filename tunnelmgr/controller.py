@@ -39,7 +39,7 @@ from tunnelmgr.core.reconcile import (
     next_due,
     plan,
 )
-from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.tunnel import Phase, Up, Working
 from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.store.writer import StateWriter, WritableStore
 
@@ -220,8 +220,7 @@ class Controller:
         """Tell whether an event is one more probe of a tunnel that is up, and so changes nothing but its figures."""
         if not isinstance(event, TunnelProbed):
             return False
-        status = self.world.tunnels.get(event.agent)
-        return status is not None and status.phase is Phase.UP
+        return isinstance(self.world.tunnels.get(event.agent), Up)
 
     def _patience(self) -> float | None:
         """Return the seconds until something is due without an event; None if nothing is."""
@@ -276,7 +275,7 @@ class Controller:
 
 def _standing(world: World) -> bool:
     """Tell whether any worker is still at it; a search for evidence is no reason to stay."""
-    return any(status.working and status.spec is not None for status in world.tunnels.values())
+    return any(isinstance(status, Working) for status in world.tunnels.values())
 
 
 def _log_phases(before: World, after: World) -> None:

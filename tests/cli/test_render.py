@@ -13,6 +13,7 @@ from tunnelmgr.control.views import agent_view, agents_view, history_view, statu
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.health import FastPathHealth, RegistryHealth
 from tunnelmgr.core.trust import HostTrust, Method
+from tunnelmgr.core.tunnel import Connecting
 from tunnelmgr.core.world import HistoryEntry, Quarantine
 
 MISMATCH = (
@@ -247,7 +248,8 @@ def hostile() -> dict[str, Any]:
     trust = HostTrust(Method.CONSOLE, (KEY,), EVIL)
     mark = Quarantine(1.7e9, EVIL, EVIL)
     one = replace(record("x"), agent=agent, trust=trust, quarantine=mark, history=(HistoryEntry(1.7e9, EVIL, EVIL),))
-    view = agent_view(one, replace(up(), message=EVIL, error=EVIL, login_key=EVIL), world().rules.forwards, None)
+    status = Connecting(1.7e9, 1, up().spec, error=EVIL, message=EVIL, login_key=EVIL)
+    view = agent_view(one, status, world().rules.forwards, None)
     return {**view, "history": history_view(one)}
 
 

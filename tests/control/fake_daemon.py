@@ -9,7 +9,7 @@ from tunnelmgr.core.health import DaemonHealth, FastPathHealth, RegistryHealth
 from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelStatus
+from tunnelmgr.core.tunnel import Endpoint, Forward, Listeners, Phase, Probe, Resting, TunnelSpec, TunnelStatus, Up
 from tunnelmgr.core.world import HistoryEntry, Quarantine, Record, SourceView, World
 from tunnelmgr.errors import ConfigError
 from tunnelmgr.gate.traffic import Traffic
@@ -34,9 +34,11 @@ def record(name: str, **changes: object) -> Record:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def up(**changes: object) -> TunnelStatus:
-    """Return the status of a tunnel that works."""
-    plain = TunnelStatus(Phase.UP, NOW + 2, life=1, working=True, probed_at=NOW + 3, probe_ms=1.25, held=FORWARD.listen)
+def up(**changes: object) -> Up:
+    """Return the status of a tunnel that is up."""
+    agent, trust = record("builder-1").agent, HostTrust(Method.PINNED, (KEY,))
+    spec = TunnelSpec(agent.id, "1", agent.name, agent.group, agent.addresses, agent.port, (FORWARD,), trust)
+    plain = Up(NOW + 2, 1, spec, Probe(NOW + 3, 1.25), listeners=Listeners(FORWARD.listen))
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -52,7 +54,7 @@ def world(*entries: tuple[Record, TunnelStatus | None]) -> World:
 
 def fleet() -> World:
     """Return a world with an agent in each phase that a person meets."""
-    lost = TunnelStatus(
+    lost = Resting(
         Phase.DOWN,
         NOW,
         failures=3,

@@ -28,7 +28,7 @@ from tunnelmgr.core.events import (
 )
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
-from tunnelmgr.core.tunnel import Endpoint, Phase
+from tunnelmgr.core.tunnel import Endpoint, Phase, Resting, Seeking
 from tunnelmgr.core.world import STORY_LENGTH
 from tunnelmgr.errors import Pace
 
@@ -414,7 +414,7 @@ def test_evidence_for_an_earlier_incarnation_is_not_believed(history: History) -
     history.hear(EvidenceFound(agent.id, "1", history.trust()))
 
     assert history.record(agent).trust is None
-    assert not history.status(agent).working
+    assert not isinstance(history.status(agent), Seeking)
 
 
 def test_evidence_that_the_rules_do_not_accept_is_as_good_as_none(history: History) -> None:
@@ -490,7 +490,8 @@ def test_missing_evidence_is_told_with_its_reason_and_waited_for(history: Histor
     history.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
 
     status = history.status(agent)
-    assert (status.phase, status.since, status.working) == (Phase.AWAITING_IDENTITY, 100.0, False)
+    assert isinstance(status, Resting)
+    assert (status.phase, status.since) == (Phase.AWAITING_IDENTITY, 100.0)
     assert (status.error, status.message) == ("host-key-unknown", "console: no host key block yet")
     assert status.retry_at is not None
     assert history.steps(agent) == ["seen", "waiting"]
@@ -517,7 +518,7 @@ def test_the_lack_of_evidence_for_an_earlier_incarnation_delays_nothing(history:
 
     history.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
 
-    assert not history.status(agent).working
+    assert not isinstance(history.status(agent), Seeking)
     assert history.status(agent).retry_at is None
 
 
@@ -596,7 +597,7 @@ def test_a_contradiction_of_an_earlier_incarnation_only_ends_the_search(history:
     history.hear(EvidenceContradicted(agent.id, "1", "another machine"))
 
     assert history.record(agent).quarantine is None
-    assert not history.status(agent).working
+    assert not isinstance(history.status(agent), Seeking)
 
 
 def test_a_contradiction_of_an_unknown_agent_changes_nothing(history: History) -> None:
@@ -656,7 +657,7 @@ def test_a_tunnel_is_up_when_a_probe_has_come_back(history: History) -> None:
 
     assert before is Phase.CONNECTING
     assert history.status(agent).phase is Phase.UP
-    assert history.status(agent).probe_ms == pytest.approx(20)
+    assert history.status(agent).probe.ms == pytest.approx(20)
     assert history.steps(agent) == ["seen", "evidence", "dialled", "bound", "probed"]
 
 
@@ -669,7 +670,7 @@ def test_a_later_probe_is_no_news(history: History) -> None:
 
     history.hear(TunnelProbed(agent.id, 1, 0.03))
 
-    assert history.status(agent).probed_at == history.now
+    assert history.status(agent).probe.at == history.now
     assert history.status(agent).since == since
     assert history.steps(agent) == steps
 

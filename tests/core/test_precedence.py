@@ -12,6 +12,7 @@ from tunnelmgr.core.events import RetryRequested
 from tunnelmgr.core.persistence import Memory, restored
 from tunnelmgr.core.precedence import FIRST, LAST, NEW, PROVEN, Precedence, precedence_of
 from tunnelmgr.core.reconcile import OpenTunnel
+from tunnelmgr.core.tunnel import Phase, Resting
 from tunnelmgr.core.world import STORY_LENGTH, World
 
 if TYPE_CHECKING:
@@ -158,7 +159,10 @@ def test_openings_are_planned_in_this_order(history: History) -> None:
     history.now += 100
     # `believed` begins what is due, so all but the good one's loss are taken back to rest.
     history.world = replace(
-        history.world, tunnels={id_: replace(one, working=False) for id_, one in history.world.tunnels.items()}
+        history.world,
+        tunnels={
+            id_: Resting(Phase.DOWN, one.since, one.life, one.failures) for id_, one in history.world.tunnels.items()
+        },
     )
 
     opened = [action.agent for action in history.act() if isinstance(action, OpenTunnel)]

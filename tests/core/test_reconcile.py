@@ -9,7 +9,7 @@ from tunnelmgr.core.events import DrainRequested, EvidenceAbsent, EvidenceContra
 from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence, desired, next_due, plan
 from tunnelmgr.core.trust import Method
-from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.tunnel import Phase, Seeking
 from tunnelmgr.errors import Pace
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def test_evidence_is_sought_for_an_agent_that_is_new(history: History) -> None:
     history.listed(agent)
 
     assert history.act() == (SeekEvidence(agent),)
-    assert history.status(agent).working
+    assert isinstance(history.status(agent), Seeking)
 
 
 def test_an_agent_with_evidence_is_dialled(history: History) -> None:

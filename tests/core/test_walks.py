@@ -47,7 +47,7 @@ from tunnelmgr.core.reconcile import (
     plan,
 )
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
+from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, Resting, TunnelSpec, Working
 from tunnelmgr.core.world import World, resting_phase
 from tunnelmgr.errors import Pace
 
@@ -163,7 +163,9 @@ class Walk:
         assert not self.world.draining
         assert record.present, "never for an agent that is gone"
         assert record.quarantine is None, "never for a quarantined agent"
-        assert (self.world.status(action.agent).retry_at or 0) <= self.now, "never before its time"
+        status = self.world.status(action.agent)
+        assert isinstance(status, Resting), "never beside something else"
+        assert (status.retry_at or 0) <= self.now, "never before its time"
         assert record.trust is not None, "never without evidence"
         assert self.world.rules.accepts(record.agent, record.trust.method), "never on evidence that is not accepted"
         assert (action.spec.trust, action.spec.incarnation) == (record.trust, record.agent.incarnation)
@@ -383,12 +385,12 @@ class Walk:
         """Who is worked on has a worker or a search; all others rest in the phase that their record gives."""
         for id_, status in self.world.tunnels.items():
             record = self.world.records[id_]
-            assert status.working == (id_ in self.under_way())
-            if not status.working:
+            assert isinstance(status, Resting) == (id_ not in self.under_way())
+            if isinstance(status, Resting):
                 assert record.present
                 assert status.phase is resting_phase(record)
                 assert record.quarantine is None or status.error == record.quarantine.code
-            elif status.spec is not None:
+            elif isinstance(status, Working):
                 assert status.life == self.workers[id_].life
                 assert status.phase in {Phase.CONNECTING, Phase.UP, Phase.DRAINING}
         assert self.under_way() <= self.world.tunnels.keys()
@@ -474,7 +476,7 @@ class Walk:
             self.succeed_search(id_, agent)
         for id_ in list(self.examinations):
             self.hear(self.examined(id_, reachable=True))
-        assert not any(status.working for status in self.world.tunnels.values())
+        assert all(isinstance(status, Resting) for status in self.world.tunnels.values())
         assert plan(self.world, math.inf) == ()
         assert next_due(self.world) is None
 

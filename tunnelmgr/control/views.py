@@ -3,11 +3,22 @@
 from collections import Counter as Tally
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple, assert_never
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.health import DaemonHealth, TrafficCounters
-from tunnelmgr.core.tunnel import Forward, Phase, TunnelStatus
+from tunnelmgr.core.tunnel import (
+    Connecting,
+    Draining,
+    Endpoint,
+    Forward,
+    Phase,
+    Probe,
+    Resting,
+    Seeking,
+    TunnelStatus,
+    Up,
+)
 from tunnelmgr.core.world import Record, World, status_of
 
 Json = dict[str, Any]
@@ -17,7 +28,7 @@ def agent_view(
     record: Record, status: TunnelStatus, forwards: tuple[Forward, ...], traffic: TrafficCounters | None
 ) -> Json:
     """Return one agent, as an element of `list --json`."""
-    agent, trust = record.agent, record.trust
+    agent, trust, facts = record.agent, record.trust, _tunnel_facts(status)
     return {
         "agent": agent.id,
         "name": agent.name,
@@ -32,17 +43,17 @@ def agent_view(
         "trust": trust.method.value if trust else None,
         "evidence": trust.detail or None if trust else None,
         "fingerprints": list(trust.fingerprints) if trust else [],
-        "login_key": status.login_key,
+        "login_key": facts.login_key,
         "error": status.error,
         "message": status.message or None,
         "failures": status.failures,
-        "retry_at": timestamp(status.retry_at),
-        "forwards": [_forward_view(forward, status) for forward in forwards],
+        "retry_at": timestamp(facts.retry_at),
+        "forwards": [_forward_view(forward, facts.held) for forward in forwards],
         "channels": traffic.channels if traffic else 0,
         "bytes_to_agent": traffic.to_agent if traffic else 0,
         "bytes_from_agent": traffic.from_agent if traffic else 0,
-        "probe_ms": None if status.probe_ms is None else round(status.probe_ms, 3),
-        "probed_at": timestamp(status.probed_at),
+        "probe_ms": round(facts.probe.ms, 3) if facts.probe else None,
+        "probed_at": timestamp(facts.probe.at) if facts.probe else None,
     }
 
 
@@ -147,11 +158,31 @@ def find(world: World, wanted: str, *, strictly: bool = False) -> list[AgentId]:
     return [id_ for id_ in found if world.records[id_].present] or found
 
 
-def _forward_view(forward: Forward, status: TunnelStatus) -> Json:
+class _TunnelFacts(NamedTuple):
+    """The facts that only some states of a tunnel have."""
+
+    retry_at: float | None = None
+    login_key: str | None = None
+    held: tuple[Endpoint, ...] = ()
+    probe: Probe | None = None
+
+
+def _tunnel_facts(status: TunnelStatus) -> _TunnelFacts:
+    match status:
+        case Resting(retry_at=retry_at) | Seeking(resting=Resting(retry_at=retry_at)):
+            return _TunnelFacts(retry_at=retry_at)
+        case Connecting():
+            return _TunnelFacts(login_key=status.login_key, held=status.listeners.held)
+        case Up() | Draining():
+            return _TunnelFacts(login_key=status.login_key, held=status.listeners.held, probe=status.probe)
+    assert_never(status)
+
+
+def _forward_view(forward: Forward, held: tuple[Endpoint, ...]) -> Json:
     return {
         "name": forward.name,
         "listen": [str(endpoint) for endpoint in forward.listen],
-        "held": [str(endpoint) for endpoint in forward.listen if endpoint in status.held],
+        "held": [str(endpoint) for endpoint in forward.listen if endpoint in held],
         "target": str(forward.target),
         "protocol": forward.protocol,
     }

@@ -8,12 +8,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from enum import Enum, auto
 from operator import itemgetter
-from typing import NamedTuple, assert_never
+from typing import NamedTuple, assert_never, cast
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.precedence import Precedence, precedence
 from tunnelmgr.core.trust import Method
-from tunnelmgr.core.tunnel import Phase, TunnelSpec, TunnelStatus
+from tunnelmgr.core.tunnel import (
+    Connecting,
+    Draining,
+    Phase,
+    Resting,
+    Seeking,
+    TunnelSpec,
+    TunnelStatus,
+    Working,
+    drained,
+)
 from tunnelmgr.core.world import Record, World
 
 
@@ -75,46 +85,43 @@ def plan(world: World, now: float) -> tuple[Action, ...]:
     wanted = desired(world)
     closings: list[Action] = []
     openings: list[tuple[tuple[int, float], Action]] = []
-    for id_, status in world.tunnels.items():
-        if status.working and status.spec is not None:
-            closing = _closing(world, id_, status, wanted.get(id_))
+    for id_, record in world.records.items():
+        status, want = world.tunnels.get(id_), wanted.get(id_)
+        if status is None or isinstance(status, Resting):
+            if _is_due(world, record, status, want, now):
+                order = precedence(record, status)
+                openings.append((order.key, _opening(record, status, want, order)))
+        elif not isinstance(status, Seeking):
+            closing = _closing(record, status, want)
             if closing is not None:
                 closings.append(closing)
-    for id_, record in world.records.items():
-        want = wanted.get(id_)
-        if _is_due(world, record, want, now):
-            order = precedence(record, world.tunnels.get(id_))
-            openings.append((order.key, _opening(world, record, want, order)))
     openings.sort(key=itemgetter(0))
     # Closings first: an agent that moved still holds the port there.
     return (*closings, *(action for _, action in openings))
 
 
-def _closing(world: World, id_: AgentId, status: TunnelStatus, want: TunnelSpec | None) -> CloseTunnel | None:
+def _closing(record: Record, status: Working, want: TunnelSpec | None) -> CloseTunnel | None:
     if status.revoked or status.spec is want or status.spec == want:
         return None
-    record = world.records[id_]
-    # Another group may do less: what is under way under the old one must not go on.
+    # If the group has changed, it may allow less: what is under way under the old one must not go on.
     may_drain = (
         record.present
         and record.quarantine is None
         and record.trust is not None
-        and status.spec is not None
         and record.trust.keys == status.spec.trust.keys
         and record.agent.incarnation == status.spec.incarnation
         and record.agent.group == status.spec.group
     )
     if not may_drain:
-        return CloseTunnel(id_, status.life, Manner.REVOKE)
-    if status.phase is Phase.DRAINING:
+        return CloseTunnel(record.agent.id, status.life, Manner.REVOKE)
+    if isinstance(status, Draining):
         return None
-    return CloseTunnel(id_, status.life, Manner.DRAIN)
+    return CloseTunnel(record.agent.id, status.life, Manner.DRAIN)
 
 
-def _is_due(world: World, record: Record, want: TunnelSpec | None, now: float) -> bool:
+def _is_due(world: World, record: Record, status: Resting | None, want: TunnelSpec | None, now: float) -> bool:
     """Tell whether a tunnel is to be opened, or evidence to be sought, at `now`."""
-    status = world.tunnels.get(record.agent.id)
-    if status is not None and (status.working or (status.retry_at is not None and status.retry_at > now)):
+    if status is not None and status.retry_at is not None and status.retry_at > now:
         return False
     if want is not None:
         return True
@@ -125,9 +132,8 @@ def _is_due(world: World, record: Record, want: TunnelSpec | None, now: float) -
     return record.trust is None and not record.agent.rebuilding
 
 
-def _opening(world: World, record: Record, want: TunnelSpec | None, order: Precedence) -> Action:
+def _opening(record: Record, status: Resting | None, want: TunnelSpec | None, order: Precedence) -> Action:
     if want is not None:
-        status = world.tunnels.get(record.agent.id)
         return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want, order)
     if record.quarantine is not None:
         return ExamineKey(record.agent, record.quarantine.disputed)
@@ -139,30 +145,24 @@ def begin(world: World, actions: Iterable[Action], now: float) -> World:
     tunnels = dict(world.tunnels)
     for action in actions:
         match action:
-            case CloseTunnel(agent, _, Manner.DRAIN):
-                tunnels[agent] = replace(tunnels[agent], phase=Phase.DRAINING, since=now)
-            case CloseTunnel(agent):
-                tunnels[agent] = replace(tunnels[agent], revoked=True)
+            case CloseTunnel(agent, _, manner):
+                tunnels[agent] = _closed(cast("Working", tunnels[agent]), manner, now)  # `plan` closes only workers
             case OpenTunnel(agent, life, spec, _):
-                before = tunnels.get(agent)
-                tunnels[agent] = TunnelStatus(
-                    phase=Phase.CONNECTING,
-                    since=now,
-                    life=life,
-                    working=True,
-                    spec=spec,
-                    failures=before.failures if before else 0,
-                    error=before.error if before else None,
-                    message=before.message if before else "",
-                )
+                before = world.status(agent)
+                tunnels[agent] = Connecting(now, life, spec, before.failures, before.error, before.message)
             case SeekEvidence(agent):
-                before = tunnels.get(agent.id) or TunnelStatus(phase=Phase.AWAITING_IDENTITY, since=now)
-                tunnels[agent.id] = replace(before, phase=Phase.AWAITING_IDENTITY, working=True)
+                resting = tunnels.get(agent.id) or Resting(Phase.AWAITING_IDENTITY, now)
+                tunnels[agent.id] = Seeking(cast("Resting", resting))  # `plan` seeks only for agents that rest
             case ExamineKey(agent):
-                tunnels[agent.id] = replace(world.status(agent.id), working=True)
+                tunnels[agent.id] = Seeking(cast("Resting", world.status(agent.id)))
             case _:
                 assert_never(action)
     return replace(world, tunnels=tunnels)
+
+
+def _closed(status: Working, manner: Manner, now: float) -> Working:
+    """Return the status of a worker that was asked to end."""
+    return drained(status, now) if manner is Manner.DRAIN else replace(status, revoked=True)
 
 
 def next_due(world: World) -> float | None:
@@ -174,8 +174,8 @@ def next_due(world: World) -> float | None:
 
 
 def _due(world: World, id_: AgentId, status: TunnelStatus) -> float | None:
-    """Return when time alone will make `plan` start something; a time it would let pass wakes the loop for ever."""
-    if status.retry_at is None:
+    """Return when `plan` starts something for this agent by time alone; any other time would wake the loop in vain."""
+    if not isinstance(status, Resting) or status.retry_at is None:
         return None
     record = world.records[id_]
-    return status.retry_at if _is_due(world, record, _wanted(record), status.retry_at) else None
+    return status.retry_at if _is_due(world, record, status, _wanted(record), status.retry_at) else None

@@ -1,11 +1,12 @@
-"""What a tunnel is to be (`TunnelSpec`) and what one has come to (`TunnelStatus`)."""
+"""The tunnel that an agent should have (`TunnelSpec`), and the state of the one that it has (`TunnelStatus`)."""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal, assert_never
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.trust import HostTrust
+from tunnelmgr.errors import ListenRefusedError
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -23,7 +24,7 @@ class Endpoint:
 class Forward:
     """One remote forward: where the agent's sshd listens, and where its channels lead on our side.
 
-    The first of `listen` must hold for the tunnel to be up; the others should.
+    The tunnel is up only if the agent listens on the first of `listen`; the other addresses are optional.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class TunnelSpec:
-    """All that a tunnel is made from; where it differs from the one that stands, that one is replaced."""
+    """Everything that a tunnel is made from; a standing tunnel whose spec has changed is replaced."""
 
     agent: AgentId
     incarnation: str
@@ -49,38 +50,187 @@ class TunnelSpec:
 class Phase(StrEnum):
     """Where an agent stands on its way to a tunnel."""
 
-    AWAITING_IDENTITY = "awaiting-identity"  # no evidence of its key yet, so it is not dialled
-    CONNECTING = "connecting"  # a dial is under way
+    AWAITING_IDENTITY = "awaiting-identity"  # no evidence of its host key yet, so it is not dialled
+    CONNECTING = "connecting"  # a worker dials, logs in or binds
     UP = "up"  # a probe has come back through the agent's own listener
-    DRAINING = "draining"  # not listening any more; transfers may end
+    DRAINING = "draining"  # no longer listening; transfers may finish
     DOWN = "down"  # no tunnel; the next try is at `retry_at`, if any
-    QUARANTINED = "quarantined"  # refused until a person releases it
+    QUARANTINED = "quarantined"  # refused until an operator releases it
 
 
 @dataclass(frozen=True, slots=True)
-class TunnelStatus:
-    """The state of one agent's tunnel.
+class Listeners:
+    """The listen addresses of a tunnel, by what the agent's sshd answered.
 
-    `life` numbers the workers of an agent: a report from an earlier one is ignored.
-    `working` says that a worker (or a search for evidence) is under way, so that no second one starts; `revoked` that
-    the worker was told to end at once, so that it is told so once.
-    Times are seconds since the epoch; `probe_ms` is the last probe's round trip. `held` are the listen addresses that
-    the agent's sshd holds for us, `refused` those it would not, `squatted` those of them where somebody else answers.
+    It listens on `held` for us and refused `refused`; of those, another process on the agent answers on `squatted`.
+    """
+
+    held: tuple[Endpoint, ...] = ()
+    refused: tuple[Endpoint, ...] = ()
+    squatted: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> str | None:
+        """The code of what is wrong with a tunnel that is up nevertheless."""
+        return ListenRefusedError.code if self.squatted else None
+
+    @property
+    def message(self) -> str:
+        """What is wrong with a tunnel that is up nevertheless, "" if nothing is."""
+        if not self.squatted:
+            return ""
+        return f"another process on the agent answers on {', '.join(self.squatted)}, where clients may ask first"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The last probe that came back: when, and its round trip in milliseconds."""
+
+    at: float
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """Nothing is under way: the agent awaits its identity, is down, or is quarantined, as its record gives `phase`.
+
+    `failures` counts the failed searches or dials in a row, `error` and `message` describe the last one. The next try
+    is at `retry_at`; None means now, if the record allows a try at all.
     """
 
     phase: Phase
     since: float
     life: int = 0
-    working: bool = False
-    revoked: bool = False
-    spec: TunnelSpec | None = None
     failures: int = 0
-    retry_at: float | None = None
     error: str | None = None
     message: str = ""
-    probed_at: float | None = None
-    probe_ms: float | None = None
-    held: tuple[Endpoint, ...] = ()
-    refused: tuple[Endpoint, ...] = ()
-    squatted: tuple[str, ...] = ()
+    retry_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seeking:
+    """A search is under way: for evidence or, in quarantine, for a disputed key. It ends in `resting` or after it."""
+
+    resting: Resting
+
+    @property
+    def phase(self) -> Phase:
+        """The phase in which the search began."""
+        return self.resting.phase
+
+    @property
+    def since(self) -> float:
+        """When that phase began."""
+        return self.resting.since
+
+    @property
+    def life(self) -> int:
+        """The number of the agent's last worker."""
+        return self.resting.life
+
+    @property
+    def failures(self) -> int:
+        """The failures in a row before this search."""
+        return self.resting.failures
+
+    @property
+    def error(self) -> str | None:
+        """The code of the last failure."""
+        return self.resting.error
+
+    @property
+    def message(self) -> str:
+        """The message of the last failure."""
+        return self.resting.message
+
+
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    """A worker dials, logs in or binds; `failures`, `error` and `message` are those of the tries before."""
+
+    phase: ClassVar[Phase] = Phase.CONNECTING
+
+    since: float
+    life: int
+    spec: TunnelSpec
+    failures: int = 0
+    error: str | None = None
+    message: str = ""
     login_key: str | None = None
+    listeners: Listeners = Listeners()
+    revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A probe has come back; `failures` are those of the tries before, which count again if the tunnel ends soon."""
+
+    phase: ClassVar[Phase] = Phase.UP
+
+    since: float
+    life: int
+    spec: TunnelSpec
+    probe: Probe
+    failures: int = 0
+    login_key: str | None = None
+    listeners: Listeners = Listeners()
+    revoked: bool = False
+
+    @property
+    def error(self) -> str | None:
+        """The code of what is wrong with the listeners, if anything is."""
+        return self.listeners.error
+
+    @property
+    def message(self) -> str:
+        """What is wrong with the listeners, "" if nothing is."""
+        return self.listeners.message
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """The worker no longer listens and lets transfers finish; `error` and `message` are those from before the drain."""
+
+    phase: ClassVar[Phase] = Phase.DRAINING
+
+    since: float
+    life: int
+    spec: TunnelSpec
+    failures: int = 0
+    error: str | None = None
+    message: str = ""
+    probe: Probe | None = None
+    login_key: str | None = None
+    listeners: Listeners = Listeners()
+    revoked: bool = False
+
+
+Working = Connecting | Up | Draining
+"""A worker is under way. `life` numbers an agent's workers: a report from an earlier one is ignored. `revoked` is set
+once the worker was asked to end at once, so that it is not asked again."""
+
+TunnelStatus = Resting | Seeking | Working
+"""The state of one agent's tunnel. Times are seconds since the epoch."""
+
+
+def drained(status: Working, now: float) -> Draining:
+    """Return the status of a worker that is asked to drain."""
+    match status:
+        case Connecting():
+            probe = None
+        case Up() | Draining():
+            probe = status.probe
+        case _:
+            assert_never(status)
+    return Draining(
+        since=now,
+        life=status.life,
+        spec=status.spec,
+        failures=status.failures,
+        error=status.error,
+        message=status.message,
+        probe=probe,
+        login_key=status.login_key,
+        listeners=status.listeners,
+        revoked=status.revoked,
+    )

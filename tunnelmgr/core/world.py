@@ -7,7 +7,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Rules
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust
-from tunnelmgr.core.tunnel import Phase, TunnelSpec, TunnelStatus
+from tunnelmgr.core.tunnel import Phase, Resting, TunnelSpec, TunnelStatus
 
 STORY_LENGTH = 60
 """How many moments of an agent's history are kept; the oldest go first."""
@@ -168,10 +168,10 @@ def resting_phase(record: Record) -> Phase:
     return Phase.DOWN
 
 
-def resting_status(record: Record, since: float, life: int = 0) -> TunnelStatus:
+def resting_status(record: Record, since: float, life: int = 0) -> Resting:
     """Return the status of an agent on which nothing is under way."""
     mark = record.quarantine
-    return TunnelStatus(
+    return Resting(
         phase=resting_phase(record),
         since=since,
         life=life,

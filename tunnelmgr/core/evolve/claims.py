@@ -25,9 +25,9 @@ from typing import NamedTuple
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
 from tunnelmgr.core.events import Failure, KeyExamined
-from tunnelmgr.core.evolve.common import quarantined, rested
+from tunnelmgr.core.evolve.common import at_rest, quarantined, rested
 from tunnelmgr.core.trust import Method, fingerprint
-from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.tunnel import Phase, Resting, Seeking
 from tunnelmgr.core.world import Quarantine, Record, World
 from tunnelmgr.errors import HostKeySharedError, Pace
 
@@ -77,9 +77,10 @@ def possession_shown(world: World, agent: AgentId, key: str, now: float) -> Worl
 def examined(world: World, event: KeyExamined, now: float) -> World:
     """Take in what an agent in dispute has shown; a disputed key that it has not shown is asked for again."""
     record, status = world.records.get(event.agent), world.tunnels.get(event.agent)
-    if record is None or status is None or status.phase is not Phase.QUARANTINED:
+    if record is None or not isinstance(status, Resting | Seeking) or status.phase is not Phase.QUARANTINED:
         return world
-    world = world.with_tunnel(event.agent, replace(status, working=False))
+    status = at_rest(status)
+    world = world.with_tunnel(event.agent, status)
     mark = record.quarantine
     if mark is None or not mark.disputed or not record.present or record.agent.incarnation != event.incarnation:
         return rested(world, {event.agent}, now)
@@ -91,7 +92,7 @@ def examined(world: World, event: KeyExamined, now: float) -> World:
         return possession_shown(world, event.agent, event.key, now)
     failures = status.failures + 1
     later = retry_at(Pace.SLOW, failures, now, event.agent)
-    waiting = replace(status, working=False, failures=failures, retry_at=later)
+    waiting = replace(status, failures=failures, retry_at=later)
     return keys_assigned(world.with_tunnel(event.agent, waiting), now)
 
 

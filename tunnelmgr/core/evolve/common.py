@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Failure, Rules
+from tunnelmgr.core.tunnel import Resting, Seeking
 from tunnelmgr.core.world import Quarantine, Record, World, resting_phase, resting_status, spec_for
 
 
@@ -13,7 +14,7 @@ def rested(world: World, agents: Iterable[AgentId], now: float) -> World:
     tunnels = dict(world.tunnels)
     for id_ in agents:
         record, status = world.records[id_], tunnels.get(id_)
-        if status is not None and status.working:
+        if status is not None and not isinstance(status, Resting):
             continue
         phase = resting_phase(record)
         if not record.present:
@@ -23,6 +24,11 @@ def rested(world: World, agents: Iterable[AgentId], now: float) -> World:
             # Evidence that is asked for anew for each life must not make the dials behind it forget their failures.
             tunnels[id_] = replace(fresh, failures=status.failures if status else 0)
     return replace(world, tunnels=tunnels)
+
+
+def at_rest(status: Resting | Seeking) -> Resting:
+    """Return the status in which a search ends."""
+    return status.resting if isinstance(status, Seeking) else status
 
 
 def respecified(record: Record, rules: Rules) -> Record:

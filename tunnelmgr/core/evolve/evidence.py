@@ -12,10 +12,10 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
 from tunnelmgr.core.events import EvidenceAbsent, EvidenceContradicted, EvidenceFound, Failure
 from tunnelmgr.core.evolve.claims import claims_entered
-from tunnelmgr.core.evolve.common import quarantined, respecified, rested
+from tunnelmgr.core.evolve.common import at_rest, quarantined, respecified, rested
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.tunnel import Phase, Resting, Seeking
 from tunnelmgr.core.world import Record, World
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, Pace
 
@@ -80,7 +80,7 @@ def _told(trust: HostTrust) -> str:
 def absent(world: World, event: EvidenceAbsent, now: float) -> World:
     """Wait, and say for what."""
     record, status = world.records.get(event.agent), world.tunnels.get(event.agent)
-    if record is None or status is None or status.phase is not Phase.AWAITING_IDENTITY:
+    if record is None or not isinstance(status, Resting | Seeking) or status.phase is not Phase.AWAITING_IDENTITY:
         return world
     if record.agent.incarnation != event.incarnation:
         return _stop_seeking(world, event.agent, now)  # the next search is about the machine that is there now
@@ -88,8 +88,7 @@ def absent(world: World, event: EvidenceAbsent, now: float) -> World:
     if status.message != event.message:
         world = world.with_record(record.told(now, "waiting", event.message))
     waiting = replace(
-        status,
-        working=False,
+        at_rest(status),
         failures=failures,
         error=HostKeyUnknownError.code,
         message=event.message,
@@ -109,7 +108,7 @@ def contradicted(world: World, event: EvidenceContradicted, now: float) -> World
 
 def _stop_seeking(world: World, agent: AgentId, now: float) -> World:
     status = world.tunnels.get(agent)
-    if status is None or status.phase is not Phase.AWAITING_IDENTITY:
+    if not isinstance(status, Seeking) or status.phase is not Phase.AWAITING_IDENTITY:
         return world
-    world = world.with_tunnel(agent, replace(status, working=False))
+    world = world.with_tunnel(agent, status.resting)
     return rested(world, {agent}, now)

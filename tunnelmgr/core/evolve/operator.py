@@ -5,13 +5,14 @@ from dataclasses import replace
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested
 from tunnelmgr.core.evolve.claims import keys_assigned
 from tunnelmgr.core.evolve.common import respecified, rested
+from tunnelmgr.core.tunnel import Resting
 from tunnelmgr.core.world import World
 
 
 def retry(world: World, event: RetryRequested, now: float) -> World:
     """Make the next try due now."""
     status = world.tunnels.get(event.agent)
-    if status is None or status.working:
+    if not isinstance(status, Resting):
         return world
     world = world.with_record(world.records[event.agent].told(now, "retry", "asked for by an operator", event.uid))
     return world.with_tunnel(event.agent, replace(status, failures=0, retry_at=None))
@@ -30,11 +31,11 @@ def release(world: World, event: ReleaseRequested, now: float) -> World:
 
 def forget(world: World, before: float, wall: float) -> World:
     """Forget the agents that left before `before`, and the seeds that nobody took in time by the wall clock."""
-    working = {id_ for id_, status in world.tunnels.items() if status.working}
+    under_way = {id_ for id_, status in world.tunnels.items() if not isinstance(status, Resting)}
     old = {
         id_
         for id_, record in world.records.items()
-        if not record.present and record.changed < before and id_ not in working
+        if not record.present and record.changed < before and id_ not in under_way
     }
     return replace(
         world,

@@ -9,9 +9,9 @@ from tunnelmgr.core.events import Failure, TunnelBound, TunnelDialled, TunnelEnd
 from tunnelmgr.core.evolve.claims import keys_assigned, possession_shown
 from tunnelmgr.core.evolve.common import quarantined, respecified, rested
 from tunnelmgr.core.trust import PER_LIFE
-from tunnelmgr.core.tunnel import Phase, TunnelStatus
+from tunnelmgr.core.tunnel import Connecting, Draining, Listeners, Phase, Probe, Resting, Seeking, Up, Working
 from tunnelmgr.core.world import Record, World, resting_status
-from tunnelmgr.errors import ListenRefusedError, Pace
+from tunnelmgr.errors import Pace
 
 SETTLED = 10.0
 """A tunnel that was up for so many seconds starts its retries afresh when it ends."""
@@ -19,38 +19,31 @@ SETTLED = 10.0
 
 def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, now: float) -> World:
     """Take in how far a worker has come."""
-    if not _is_current(world, event):
+    status = _current(world, event)
+    if status is None:
         return world
-    record, status = world.records[event.agent], world.tunnels[event.agent]
     match event:
-        case TunnelDialled(address=address, login_key=login_key, host_key=host_key):
-            world = world.with_record(record.told(now, "dialled", f"{address}, its key is as expected"))
-            world = world.with_tunnel(event.agent, replace(status, login_key=login_key or None))
-            return possession_shown(world, event.agent, host_key, now) if _is_own(record, status, host_key) else world
+        case TunnelDialled():
+            return _dialled(world, event, status, now)
         case TunnelBound():
-            return _bound(world, event, now)
-        case TunnelProbed(took=took):
-            probed = replace(status, probed_at=now, probe_ms=took * 1000)
-            if status.phase is Phase.CONNECTING:
-                world = world.with_record(record.told(now, "probed", f"up, {took * 1000:.1f} ms there and back"))
-                error, message = _defect(status.squatted)
-                probed = replace(probed, phase=Phase.UP, since=now, error=error, message=message, retry_at=None)
-            return world.with_tunnel(event.agent, probed)
+            return _bound(world, event, status, now)
+        case TunnelProbed():
+            return _probed(world, event, status, now)
     assert_never(event)
 
 
 def ended(world: World, event: TunnelEnded, now: float) -> World:
     """Take in the end of a worker."""
-    if not _is_current(world, event):
+    status = _current(world, event)
+    if status is None:
         return world
     world = _unproved(world, event.agent, now)
-    record, status = world.records[event.agent], world.tunnels[event.agent]
-    failure = event.failure
-    if failure is None or status.revoked or status.phase is Phase.DRAINING:
+    record, failure = world.records[event.agent], event.failure
+    if failure is None or status.revoked or isinstance(status, Draining):
         world = world.with_record(record.told(now, "closed", failure.message if failure else "as asked"))
         world = world.with_tunnel(event.agent, resting_status(record, now, status.life))
     else:
-        world = _failed(world, record, failure, now)
+        world = _failed(world, record, status, failure, now)
     return rested(world, {event.agent}, now)
 
 
@@ -63,52 +56,70 @@ def _unproved(world: World, agent: AgentId, now: float) -> World:
     return keys_assigned(world, now)
 
 
-def _is_current(world: World, event: TunnelDialled | TunnelBound | TunnelProbed | TunnelEnded) -> bool:
-    """Tell whether a report comes from the worker that is at it now; a search for evidence is none."""
+def _current(world: World, event: TunnelDialled | TunnelBound | TunnelProbed | TunnelEnded) -> Working | None:
+    """Return the status of the worker that reports; None if it is not the agent's present one."""
     status = world.tunnels.get(event.agent)
-    return status is not None and status.working and status.spec is not None and status.life == event.life
+    if status is None or isinstance(status, Resting | Seeking) or status.life != event.life:
+        return None
+    return status
 
 
-def _is_own(record: Record, status: TunnelStatus, key: str) -> bool:
+def _dialled(world: World, event: TunnelDialled, status: Working, now: float) -> World:
+    record = world.records[event.agent]
+    world = world.with_record(record.told(now, "dialled", f"{event.address}, its key is as expected"))
+    world = world.with_tunnel(event.agent, replace(status, login_key=event.login_key or None))
+    return (
+        possession_shown(world, event.agent, event.host_key, now) if _is_own(record, status, event.host_key) else world
+    )
+
+
+def _is_own(record: Record, status: Working, key: str) -> bool:
     """Tell whether a key that a worker was shown is one of this incarnation's; it may have been rebuilt meanwhile."""
-    lasting = record.present and status.spec is not None and status.spec.incarnation == record.agent.incarnation
+    lasting = record.present and status.spec.incarnation == record.agent.incarnation
     return lasting and record.proved is not None and key in record.proved.keys
 
 
-def _bound(world: World, event: TunnelBound, now: float) -> World:
-    status = world.tunnels[event.agent]
-    bound = replace(status, held=event.held, refused=event.refused, squatted=event.squatted)
-    if bound == status:
+def _bound(world: World, event: TunnelBound, status: Working, now: float) -> World:
+    listeners = Listeners(event.held, event.refused, event.squatted)
+    if listeners == status.listeners:
         return world
     detail = ", ".join(map(str, event.held))
     if event.refused:
         detail += f"; not {', '.join(map(str, event.refused))}"
     if event.squatted:
         detail += " (another process there holds it)"
-    if status.phase is Phase.UP:
-        error, message = _defect(event.squatted)
-        bound = replace(bound, error=error, message=message)
     world = world.with_record(world.records[event.agent].told(now, "bound", detail))
-    return world.with_tunnel(event.agent, bound)
+    return world.with_tunnel(event.agent, replace(status, listeners=listeners))
 
 
-def _defect(squatted: tuple[str, ...]) -> tuple[str | None, str]:
-    """Name what is wrong with a tunnel that is up all the same."""
-    if not squatted:
-        return None, ""
-    message = f"another process on the agent answers on {', '.join(squatted)}, where clients may ask first"
-    return ListenRefusedError.code, message
+def _probed(world: World, event: TunnelProbed, status: Working, now: float) -> World:
+    probe = Probe(now, event.took * 1000)
+    if not isinstance(status, Connecting):
+        return world.with_tunnel(event.agent, replace(status, probe=probe))
+    record = world.records[event.agent]
+    world = world.with_record(record.told(now, "probed", f"up, {probe.ms:.1f} ms there and back"))
+    up = Up(
+        since=now,
+        life=status.life,
+        spec=status.spec,
+        probe=probe,
+        failures=status.failures,
+        login_key=status.login_key,
+        listeners=status.listeners,
+        revoked=status.revoked,
+    )
+    return world.with_tunnel(event.agent, up)
 
 
-def _failed(world: World, record: Record, failure: Failure, now: float) -> World:
-    id_, status = record.agent.id, world.tunnels[record.agent.id]
-    step = "lost" if status.phase is Phase.UP else "failed"
+def _failed(world: World, record: Record, status: Working, failure: Failure, now: float) -> World:
+    id_ = record.agent.id
+    step = "lost" if isinstance(status, Up) else "failed"
     world = world.with_record(record.told(now, step, failure.message))
     if failure.retry is Pace.NEVER:
         world = quarantined(world, id_, failure, now)
     ended = resting_status(world.records[id_], now, status.life)
     if ended.phase is not Phase.QUARANTINED:
-        settled = status.phase is Phase.UP and now - status.since >= SETTLED
+        settled = isinstance(status, Up) and now - status.since >= SETTLED
         failures = 1 if settled else status.failures + 1
         at = retry_at(failure.retry, failures, now, f"{id_}/{status.life}")
         ended = replace(ended, failures=failures, error=failure.code, message=failure.message, retry_at=at)
