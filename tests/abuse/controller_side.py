@@ -17,7 +17,7 @@ from typing import Any
 
 import asyncssh
 
-from tunnelmgr.cli.logs import LogFormat, configure
+from tunnelmgr.cli.log_format import LogFormat, LogLevel, configure
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, TunnelBound, TunnelEnded, TunnelProbed
 from tunnelmgr.core.policy import GroupPolicy
@@ -127,7 +127,7 @@ def say(answer: Order) -> None:
 
 async def main() -> None:
     """Run until standard input ends."""
-    configure(LogFormat.JSON, "error")
+    configure(LogFormat.JSON, LogLevel.ERROR)
     with suppress(PermissionError):
         os.nice(-10)  # what else this machine does is not what is measured
     loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ import structlog
 
 from tests.abuse.lab import tell
 from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, running_tcp_server, until
-from tunnelmgr.cli.logs import LogFormat, configure
+from tunnelmgr.cli.log_format import LogFormat, LogLevel, configure
 from tunnelmgr.core.sanitize import LIMIT, plain, said
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import TunnelError, UnreachableError
@@ -208,7 +208,7 @@ async def test_a_flood_of_login_banners_costs_one_timeout_and_no_word(key: async
 @pytest.mark.usefixtures("_logs")
 def test_no_log_line_carries_a_control_character(form: LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
     """Not even one whose field was not cleaned: the renderer is the last to look."""
-    configure(form, "info")
+    configure(form, LogLevel.INFO)
     structlog.get_logger("agent").warning("lost", reason="\x1b[2J\x07", nested=["\x1b[2J"], **{"\x1b[k": 1})
 
     line = capsys.readouterr().err.rstrip("\n")
@@ -222,7 +222,7 @@ def test_no_log_line_carries_a_control_character(form: LogFormat, capsys: pytest
 def test_a_trace_in_the_log_is_disarmed_too_and_shows_no_values(capsys: pytest.CaptureFixture[str]) -> None:
     """The message of a foreign error is its end; what variables held is nobody's business."""
     secret = "hunter" + str(2)
-    configure(LogFormat.TEXT, "info")
+    configure(LogFormat.TEXT, LogLevel.INFO)
     try:
         raise ConnectionError("\x1b[2J")  # noqa: TRY301 - a foreign error, as the supervisor would meet it
     except ConnectionError:

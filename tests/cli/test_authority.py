@@ -144,7 +144,7 @@ def test_what_is_revoked_counts_as_revoked(run: Run, folder: Path, tmp_path: Pat
     revoked = run("authority", "revoke", "images", *option, "--folder", folder)
 
     assert revoked.exit_code == 0
-    assert "run `tunnelmgr reload`" in revoked.stdout
+    assert "now run: tunnelmgr reload" in revoked.stdout
     assert is_revoked(certificate, believed(folder))
 
 

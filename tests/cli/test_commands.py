@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.testing import Result
 
 from tests.control.fake_daemon import FakeDaemon, record, up, world
 from tunnelmgr import __version__
-from tunnelmgr.cli import app, look
+from tunnelmgr.cli import app, status
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested
 from tunnelmgr.core.health import RegistryHealth
@@ -150,18 +151,74 @@ def test_a_configuration_that_is_wrong_elsewhere_hides_no_daemon(run: Run, socke
     assert run("list", "-c", config).exit_code == 0
 
 
-@pytest.mark.parametrize("text", [None, "[controller", b"\xff\xfe"])
-def test_a_configuration_that_cannot_be_read_at_all_is_a_usage_error(
-    run: Run, tmp_path: Path, text: str | bytes | None
+@pytest.mark.parametrize("text", [None, b'[controller]\nsocket = "/run', b"\xff\xfe"])
+def test_a_configuration_whose_socket_cannot_be_read_is_a_usage_error(
+    run: Run, tmp_path: Path, text: bytes | None
 ) -> None:
-    """It was named, so guessing another socket would be worse."""
+    """A command does not fall back to another socket than the one that the file may name."""
     file = tmp_path / "tunnelmgr.toml"
     if text is not None:
-        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        file.write_bytes(text)
+
     result = run("list", "-c", file)
 
     assert result.exit_code == 2
     assert str(file) in result.stderr
+
+
+def test_a_toml_error_does_not_hide_a_running_daemon(run: Run, socket: Path, config: Path) -> None:
+    """`status` and every other command reads the socket from a file that is not valid TOML, and warns."""
+    config.write_text(config.read_text() + "\n[[group\n")
+    assert socket.parent == config.parent
+
+    result = run("list", "-c", config, "--json")
+
+    assert result.exit_code == 0
+    assert len(json.loads(result.stdout)) == 4
+    assert f"warning: {config}: not valid TOML" in result.stderr
+    assert "at line" in result.stderr
+
+
+def test_a_toml_error_in_a_file_without_a_socket_leads_to_the_default_socket(run: Run, tmp_path: Path) -> None:
+    """The default socket is what the file would mean without the error, and the warning names it."""
+    file = tmp_path / "tunnelmgr.toml"
+    file.write_text("[controller\n# socket = '/elsewhere'\n")
+
+    result = run("status", "-c", file)
+
+    assert result.exit_code == 3
+    assert "the daemon on /run/tunnelmgr/tunnelmgr.sock" in result.stderr
+
+
+@pytest.mark.parametrize("words", list(commands(typer.main.get_command(app))), ids=" ".join)
+def test_help_shows_no_type_beside_a_flag(run: Run, words: tuple[str, ...]) -> None:
+    """`--json` takes no value, so its help does not read `--json <bool>`."""
+    shown = run(*words, "--help").stdout
+
+    assert "<bool>" not in shown
+    assert "<list[" not in shown
+    assert "<bool>" not in run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "suggestion"),
+    [
+        (("explain-policy", "builder-1", "pul", "team/app"), "'pul' (did you mean pull?); use pull, push or delete"),
+        (("list", "--phase", "conecting"), "did you mean connecting?"),
+        (("hook", "cloudinit"), "did you mean cloud-init?"),
+        (("run", "--log-level", "warn"), "did you mean warning?"),
+        (("init", "--print", "ssh"), "did you mean sshd?"),
+        (("provision", "--cloud", "gcp"), "'gcp'; use ec2 or hetzner"),
+    ],
+)
+def test_an_unknown_word_is_answered_with_the_known_ones(run: Run, words: tuple[str, ...], suggestion: str) -> None:
+    """A usage error names every value that is allowed, and the nearest if there is one."""
+    result = run(*words)
+
+    assert result.exit_code == 2
+    shown = " ".join(re.sub(r"[│\n]", " ", result.stderr).split())
+    assert suggestion in shown
+    assert "Value error" not in shown
 
 
 # --- status ---
@@ -263,7 +320,7 @@ def test_watch_prints_each_change_until_it_is_interrupted(
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(look, "time", SimpleNamespace(sleep=second))
+    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=second))
     result = run("list", "--watch", "--phase", "up", *options, "--socket", socket)
 
     assert result.exit_code == 0

@@ -95,7 +95,7 @@ def test_for_people_the_user_data_is_stdout_and_the_label_is_not(run: Run, confi
     done = run("-c", config, "provision")
 
     assert yaml.safe_load(done.stdout)["ssh_keys"]
-    assert done.stderr.startswith("label the machine tunnelmgr:seed=")
+    assert done.stderr.startswith("launch the machine with this tag: tunnelmgr:seed=")
 
 
 def test_the_private_half_is_in_the_user_data_and_nowhere_else(

@@ -1,5 +1,6 @@
 """What people see, at the widths that they have."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -95,7 +96,7 @@ def test_a_row_tells_the_phase_the_reason_and_the_next_try() -> None:
 
     assert "● up" in row["static:builder-1"]
     assert "1 ms" in row["static:builder-1"]
-    assert "Connection refused; next try in" in row["static:builder-2"]
+    assert "Connection refused; next attempt in" in row["static:builder-2"]
     assert "✖ quarantined" in row["static:builder-3"]
     assert "○ awaiting-identity" in row["static:builder-4"]
     assert "· gone" in row["static:other-1"]
@@ -141,7 +142,7 @@ def test_a_source_that_fails_and_one_that_never_answered_are_problems() -> None:
     [
         (RegistryHealth(reachable=True, loopback_only=True), "answers, listens on loopback only"),
         (RegistryHealth(reachable=True, loopback_only=False), "answers, listens beyond loopback"),
-        (RegistryHealth(reachable=True, loopback_only=None), "cannot be told from here"),
+        (RegistryHealth(reachable=True, loopback_only=None), "listens in another network (not checked)"),
         (RegistryHealth(reachable=False, loopback_only=None), "does not answer"),
     ],
 )
@@ -150,6 +151,16 @@ def test_the_registry_is_told_in_words(registry: RegistryHealth, words: str) -> 
     daemon = FakeDaemon(world=world((record("builder-1"), up())), registry=registry)
 
     assert any(words in line for line in lines(render.status(facts(daemon), [])))
+
+
+def test_the_age_of_the_registrys_view_is_shown() -> None:
+    """The daemon checks the registry every few seconds, and `status` shows how long ago it did."""
+    checked_at = datetime.now(UTC).timestamp() - 7
+    daemon = FakeDaemon(registry=RegistryHealth(True, True, checked_at=checked_at))
+
+    assert any(
+        re.search(r"on loopback only, checked [78]s ago$", line) for line in lines(render.status(facts(daemon), []))
+    )
 
 
 def test_a_fast_path_that_is_off_is_told_with_its_reason_and_is_no_problem() -> None:
@@ -216,7 +227,7 @@ def test_findings_have_a_mark_each() -> None:
 )
 def test_a_span_has_two_units_at_most(seconds: float, text: str) -> None:
     """The largest ones."""
-    assert render.span(seconds) == text
+    assert render.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -300,3 +311,37 @@ def test_a_step_that_was_repeated_tells_how_often_and_since_when() -> None:
     (line,) = [line.rstrip() for line in printed if "failed" in line]
     assert line.strip().startswith("2023-11-14 22:14:20.000")
     assert line.endswith("nobody answers (x2 since 2023-11-14 22:13:20.000)")
+
+
+def test_alternating_failures_do_not_fill_the_history() -> None:
+    """Two reasons of failure that alternate for hours are one line each, with their number and the time of the last."""
+    steps = (
+        ("dialled", "10.0.0.1"),
+        ("failed", "connection refused"),
+        ("dialled", "10.0.0.1"),
+        ("failed", "no answer"),
+    )
+    history = [HistoryEntry(1.7e9, "seen", "in source office")]
+    history += [HistoryEntry(1.7e9 + at, *steps[(at - 1) % 4]) for at in range(1, 41)]
+    one = replace(record("x"), history=tuple(history))
+
+    sheet = render.agent(agent_view(one, up(), (), None) | {"history": history_view(one)})
+
+    assert [line.strip() for line in lines(sheet) if "2023-11-14" in line] == [
+        "2023-11-14 22:13:20.000   seen      in source office",
+        "2023-11-14 22:13:58.000   failed    connection refused (x10 since 2023-11-14 22:13:22.000)",
+        "2023-11-14 22:13:59.000   dialled   10.0.0.1 (x20 since 2023-11-14 22:13:21.000)",
+        "2023-11-14 22:14:00.000   failed    no answer (x10 since 2023-11-14 22:13:24.000)",
+    ]
+
+
+def test_repeated_failures_are_not_folded_across_another_step() -> None:
+    """A failure before and one after an operator's retry stay apart, in their order."""
+    history = [
+        HistoryEntry(1.7e9 + at, *step) for at, step in enumerate((("failed", "x"), ("retry", "y"), ("failed", "x")))
+    ]
+    one = replace(record("x"), history=tuple(history))
+
+    sheet = render.agent(agent_view(one, up(), (), None) | {"history": history_view(one)})
+
+    assert [line.split()[2] for line in lines(sheet) if "2023-11-14" in line] == ["failed", "retry", "failed"]

@@ -43,12 +43,12 @@ def test_status_counts_the_agents_by_method() -> None:
     ("feed", "words", "wrong"),
     [
         ({}, "", False),
-        ({"feed_ok": True}, ", events heard", False),
-        ({"feed_ok": False, "feed_error": "AccessDenied"}, ", events NOT heard", True),
+        ({"feed_ok": True}, ", events received", False),
+        ({"feed_ok": False, "feed_error": "AccessDenied"}, ", event queue FAILED", True),
     ],
 )
 def test_a_queue_of_events_is_shown_behind_its_source(feed: dict[str, object], words: str, wrong: bool) -> None:
-    """One that fails is a problem with its reason, though polling goes on."""
+    """One that fails is a problem with its reason, though polling continues."""
     agent = record("builder-1")
     calm = world((agent, up()))
     daemon = FakeDaemon(replace(calm, sources={"office": replace(calm.sources["office"], **feed)}))
@@ -58,5 +58,5 @@ def test_a_queue_of_events_is_shown_behind_its_source(feed: dict[str, object], w
 
     assert line.endswith(f"ago{words}")
     assert render.problems(facts, agents) == (
-        ["source office: its event queue fails, polling goes on: AccessDenied"] if wrong else []
+        ["source office: its event queue fails, polling continues: AccessDenied"] if wrong else []
     )

@@ -1,4 +1,4 @@
-"""The command line: one file a family of commands; what is shown is made apart from what is asked."""
+"""The command line: one file for each family of commands; `render` turns the daemon's answers into tables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,40 +6,43 @@ from typing import Annotated
 import typer
 
 from tunnelmgr import __version__
-from tunnelmgr.cli import act, authority, look, policy, prepare, provision, serve
+from tunnelmgr.cli import audit, authority, explain, hook, operate, provision, run, setup, status
+from tunnelmgr.cli.command import Group
+from tunnelmgr.config import DEFAULT_FILE
 
 app = typer.Typer(
     name="tunnelmgr",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Gives short-lived build agents a loopback-only Docker registry, over SSH tunnels that this side dials.",
-    epilog="Exit status: 0 as it should be · 1 something is wrong, and named · 2 usage or configuration · "
+    help="Give short-lived build agents a loopback-only Docker registry, over SSH tunnels that the controller dials.",
+    epilog="Exit status: 0 success · 1 a problem, which is named · 2 usage or configuration error · "
     "3 the daemon is not running.",
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"tunnelmgr {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _common(
+def _shared_options(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="Configuration [default: /etc/tunnelmgr/tunnelmgr.toml]"),
+        typer.Option("--config", "-c", metavar="FILE", help=f"Configuration file [default: {DEFAULT_FILE}]"),
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit")
     ] = False,
 ) -> None:
     del version
     context.obj = config
 
 
-for family in (serve, look, policy, act, prepare, provision, authority):
+for family in (setup, run, status, explain, audit, operate, hook, provision, authority):
     family.register(app)

@@ -1,4 +1,4 @@
-"""`authority create`, `sign` and `revoke`: host certificates, for images and launches that can carry one."""
+"""`authority create`, `sign` and `revoke`: a certificate authority for host keys."""
 
 import os
 import time
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tunnelmgr.cli.common import JsonOption, command, print_json
+from tunnelmgr.cli.command import Command, Group, command
+from tunnelmgr.cli.options import JsonOption
+from tunnelmgr.cli.output import print_json, print_line
 from tunnelmgr.config import DEFAULT_FILE
 from tunnelmgr.core.trust import fingerprint
 from tunnelmgr.errors import ConfigError, ControlError
@@ -15,26 +17,30 @@ from tunnelmgr.ssh.login import Signing, make_key, public_line, sign_host_key
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The authority's name")]
 FolderOption = Annotated[
-    Path, typer.Option("--folder", metavar="DIR", help="Where authorities are kept, a file each and its .pub beside it")
+    Path, typer.Option("--folder", metavar="DIR", help="The folder with the files of the authorities")
 ]
 FOLDER = DEFAULT_FILE.parent / "authorities"
 READABLE = 0o644
-"""The mode of what the daemon reads as its own user, whatever the umask of the person who runs the command."""
+"""The mode of files that the daemon reads as its own user, regardless of the umask of the user who runs the command."""
 
-family = typer.Typer(no_args_is_help=True, help="Make a certificate authority for host keys, sign with it, revoke.")
+family = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Create a certificate authority for host keys, sign host keys, revoke."
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add this family's commands."""
     app.add_typer(family, name="authority", rich_help_panel="Agents")
-    family.command(epilog="Example: `tunnelmgr authority create images`")(create)
-    family.command(epilog="Example: `tunnelmgr authority sign images --id ec2:i-0abc ssh_host_ed25519_key.pub`")(sign)
-    family.command(epilog="Example: `tunnelmgr authority revoke images --serial 1764000000123`")(revoke)
+    family.command(cls=Command, epilog="Example: `tunnelmgr authority create images`")(create)
+    family.command(
+        cls=Command, epilog="Example: `tunnelmgr authority sign images --id ec2:i-0abc ssh_host_ed25519_key.pub`"
+    )(sign)
+    family.command(cls=Command, epilog="Example: `tunnelmgr authority revoke images --serial 1764000000123`")(revoke)
 
 
 @command
 def create(name: NameArgument, folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
-    """Make an authority's key, and print the table that makes the controller believe it."""
+    """Create an authority, and print the table for the configuration that makes the controller trust it."""
     file = folder / name
     try:
         if not folder.exists():
@@ -46,23 +52,23 @@ def create(name: NameArgument, folder: FolderOption = FOLDER, as_json: JsonOptio
         for shared in (_public(file), _revoked(file)):
             shared.chmod(READABLE)
     except FileExistsError as taken:
-        raise ControlError(f"{file} exists; an authority is never replaced") from taken
+        raise ControlError(f"{file} exists already; an authority is never replaced, so choose another name") from taken
     except OSError as failed:
-        raise ControlError(f"{failed.filename or file}: {failed.strerror}") from failed
+        raise ControlError(f"cannot write {failed.filename or file}: {failed.strerror}") from failed
     table = f'[[authority]]\nname = "{name}"\nfile = "{_public(file)}"\nrevoked = "{_revoked(file)}"\n'
     if as_json:
         print_json({"name": name, "key": str(file), "public": str(_public(file)), "config": table})
         return
-    typer.echo(f"wrote  {file}  (keep it where images are signed; the controller needs the .pub only)")
-    typer.echo(f"\n# In the configuration, and `authority` in the source's trust:\n\n{table}", nl=False)
+    print_line(f"wrote  {file}  (keep it where images are signed; the controller needs only the .pub file)")
+    typer.echo(f"\n# Add this to the configuration, and `authority` to the source's trust:\n\n{table}", nl=False)
 
 
 @command
 def sign(
     name: NameArgument,
-    host_key: Annotated[Path, typer.Argument(metavar="HOST_KEY.pub", help="The host's public key; - reads stdin")],
-    id_: Annotated[str, typer.Option("--id", metavar="AGENT", help="The agent's id, such as ec2:i-0abc")],
-    hours: Annotated[float, typer.Option(min=0.1, max=8760, help="How long it is valid")] = 24,
+    host_key: Annotated[Path, typer.Argument(metavar="HOST_KEY.pub", help="The host's public key; - for stdin")],
+    id_: Annotated[str, typer.Option("--id", metavar="AGENT", help="The id of the agent, such as ec2:i-0abc")],
+    hours: Annotated[float, typer.Option(metavar="HOURS", min=0.1, max=8760, help="Hours until it expires")] = 24,
     folder: FolderOption = FOLDER,
     as_json: JsonOption = False,
 ) -> None:
@@ -70,7 +76,7 @@ def sign(
     try:
         public = typer.get_text_stream("stdin").read() if str(host_key) == "-" else host_key.read_text(encoding="utf-8")
     except OSError as failed:
-        raise ConfigError([f"{host_key}: {failed.strerror}"]) from failed
+        raise ConfigError([f"cannot read {host_key}: {failed.strerror}"]) from failed
     serial = time.time_ns() // 1_000_000
     line = sign_host_key(folder / name, public, Signing(id_, serial, f"{name}/{id_}", hours))
     if as_json:
@@ -82,20 +88,24 @@ def sign(
 @command
 def revoke(
     name: NameArgument,
-    serial: Annotated[int | None, typer.Option(help="The serial of a certificate")] = None,
-    key: Annotated[Path | None, typer.Option(metavar="HOST_KEY.pub", help="A host key, whatever signed it")] = None,
+    serial: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Revoke the certificate with this serial")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="HOST_KEY.pub", help="Revoke every certificate of this host key")
+    ] = None,
     everything: Annotated[
-        bool, typer.Option("--authority", help="The authority itself, with all it has signed")
+        bool, typer.Option("--authority", help="Revoke the authority itself, with everything that it signed")
     ] = False,
     folder: FolderOption = FOLDER,
 ) -> None:
-    """Take a certificate, a host key or the authority back; `tunnelmgr reload` makes it count."""
+    """Revoke a certificate, a host key or the authority. It takes effect with `tunnelmgr reload`."""
     if [serial is not None, key is not None, everything].count(True) != 1:
-        raise typer.BadParameter("name exactly one of --serial, --key and --authority")
+        raise typer.BadParameter("give exactly one of --serial, --key and --authority")
     if not _public(folder / name).exists():
-        raise ControlError(f"there is no authority {name} in {folder}")
+        raise ControlError(f"{folder} has no authority {name}; create it with `tunnelmgr authority create {name}`")
     try:
-        entry = f"serial:{serial}" if serial is not None else _print_of(key or _public(folder / name))
+        entry = f"serial:{serial}" if serial is not None else _fingerprint_in(key or _public(folder / name))
         fresh = not _revoked(folder / name).exists()
         with _revoked(folder / name).open("a", encoding="utf-8") as out:
             if fresh:
@@ -104,8 +114,8 @@ def revoke(
             out.flush()
             os.fsync(out.fileno())
     except OSError as failed:
-        raise ControlError(f"{failed.filename}: {failed.strerror}") from failed
-    typer.echo(f"revoked  {entry}; run `tunnelmgr reload`")
+        raise ControlError(f"cannot write {failed.filename}: {failed.strerror}") from failed
+    print_line(f"revoked  {entry}; now run: tunnelmgr reload")
 
 
 def _public(file: Path) -> Path:
@@ -116,9 +126,9 @@ def _revoked(file: Path) -> Path:
     return file.with_name(file.name + ".revoked")
 
 
-def _print_of(file: Path) -> str:
+def _fingerprint_in(file: Path) -> str:
     words = file.read_text(encoding="utf-8").split()
     try:
         return fingerprint(" ".join(words[:2]))
     except (IndexError, ValueError) as odd:
-        raise ConfigError([f"{file}: holds no public key"]) from odd
+        raise ConfigError([f"{file} does not contain a public key"]) from odd

@@ -1,4 +1,4 @@
-"""What people see: JSON in the API's shapes becomes tables; nothing here asks or decides."""
+"""Tables and sheets for people, made from the JSON of the daemon's API."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -9,8 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tunnelmgr.core.sanitize import printable
+from tunnelmgr.core.world import RETRIED
 
 Json = dict[str, Any]
+
+FOLDED = RETRIED | {"waiting"}
+"""The steps of attempts that fail, and of a wait for evidence: the repeated ones are shown once."""
 
 PHASE_STYLES = {
     "up": "green",
@@ -22,22 +26,22 @@ PHASE_STYLES = {
 }
 _MARKS = {"up": "●", "connecting": "◐", "draining": "◑", "awaiting-identity": "○", "down": "○", "quarantined": "✖"}
 
-_EVENTS = {None: "", True: ", events heard", False: ", events NOT heard"}
+_EVENT_QUEUE = {None: "", True: ", events received", False: ", event queue FAILED"}
 
 
 def cell(text: object, style: str = "") -> Text:
-    """Return a text for a table as it is: what others chose of it neither steers the terminal nor is read as markup."""
+    """Return a text for a table, without markup; characters that would control the terminal are replaced."""
     return Text(printable(str(text)), style=style)
 
 
 def problems(facts: Json, agents: list[Json]) -> list[str]:
-    """Return what is wrong, in words; empty when all is as it should be."""
+    """Return every problem as a sentence; empty if there is none."""
     found = []
     registry = facts["registry"]
     if not registry["reachable"]:
-        found.append(f"the registry does not answer: {registry['error'] or 'not asked yet'}")
+        found.append(f"the registry does not answer: {registry['error'] or 'not checked yet'}")
     if registry["loopback_only"] is False:
-        found.append("the registry listens beyond loopback: anybody who reaches this machine can pull")
+        found.append("the registry listens beyond loopback: anyone who can reach this machine can pull")
     if not facts["state"]["ok"]:
         found.append(f"the state cannot be written: {facts['state']['error']}")
     if facts["audit"]["error"]:
@@ -50,7 +54,7 @@ def problems(facts: Json, agents: list[Json]) -> list[str]:
         if not source["ok"]
     ]
     found += [
-        f"source {source['name']}: its event queue fails, polling goes on: {source['events']['error']}"
+        f"source {source['name']}: its event queue fails, polling continues: {source['events']['error']}"
         for source in facts["sources"]
         if source["events"] and not source["events"]["ok"]
     ]
@@ -62,12 +66,12 @@ def problems(facts: Json, agents: list[Json]) -> list[str]:
 
 
 def status(facts: Json, agents: list[Json]) -> RenderableType:
-    """Return `status` as a short sheet, problems last."""
+    """Return the sheet of `status`, problems last."""
     sheet = Table.grid(padding=(0, 2))
     sheet.add_column(style="dim", no_wrap=True)
     sheet.add_column(overflow="fold")
     state = " (draining)" if facts["draining"] else ""
-    life = f"{facts['controller']}, tunnelmgr {facts['version']}, for {span(facts['uptime_s'])}{state}"
+    life = f"{facts['controller']}, tunnelmgr {facts['version']}, up {duration(facts['uptime_s'])}{state}"
     sheet.add_row("controller", cell(life))
     phases = ", ".join(f"{number} {phase}" for phase, number in facts["phases"].items() if number)
     sheet.add_row("agents", cell(f"{facts['agents']}" + (f": {phases}" if phases else "")))
@@ -75,14 +79,11 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     if trusted:
         sheet.add_row("trust", cell(trusted))
     for source in facts["sources"]:
-        heard = source["events"]["ok"] if source["events"] else None
+        events = source["events"]["ok"] if source["events"] else None
         when = f", answered {age(source['last_success'])} ago" if source["last_success"] else ""
-        line = cell(f"{source['name']}, {count(source['agents'], 'agent')}{when}{_EVENTS[heard]}")
-        sheet.add_row("source", _marked(line, ok=source["ok"] and heard is not False))
-    registry = facts["registry"]
-    where = {True: "on loopback only", False: "beyond loopback", None: "where, cannot be told from here"}
-    said = f"answers, listens {where[registry['loopback_only']]}" if registry["reachable"] else "does not answer"
-    sheet.add_row("registry", _marked(Text(said), ok=registry["reachable"] and registry["loopback_only"] is not False))
+        line = cell(f"{source['name']}, {count(source['agents'], 'agent')}{when}{_EVENT_QUEUE[events]}")
+        sheet.add_row("source", _marked(line, ok=source["ok"] and events is not False))
+    sheet.add_row("registry", _registry(facts["registry"]))
     sheet.add_row("state", _marked(Text("written" if facts["state"]["ok"] else "NOT written"), ok=facts["state"]["ok"]))
     if not facts["fast_path"]["active"]:
         sheet.add_row("fast path", Text.assemble(("● ", "yellow"), cell(f"off: {facts['fast_path']['reason']}")))
@@ -92,8 +93,16 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     return Group(sheet, Text(""), wrong) if wrong.rows else sheet
 
 
+def _registry(registry: Json) -> Text:
+    listens = {True: "on loopback only", False: "beyond loopback", None: "in another network (not checked)"}
+    text = f"answers, listens {listens[registry['loopback_only']]}" if registry["reachable"] else "does not answer"
+    # An older daemon does not report the time.
+    checked = f", checked {age(registry['checked_at'])} ago" if registry.get("checked_at") else ""
+    return _marked(Text(text + checked), ok=registry["reachable"] and registry["loopback_only"] is not False)
+
+
 def agents(listed: list[Json], width: int) -> RenderableType:
-    """Return the table of `list` for so many columns; where they are few, the least important are left out."""
+    """Return the table of `list`; if `width` columns are too few, the least important table columns are left out."""
     if not listed:
         return Text("no agents", style="dim")
     rows = [_row(agent) for agent in listed]
@@ -110,15 +119,15 @@ _NUMBERS = ("CHAN", "PULLED", "PUSHED", "PROBE")
 _LAST = "WHY"
 _LEAST_FIRST = ("PUSHED", "PROBE", "CHAN", "PULLED", "ADDRESS", "TRUST", "NAME", "GROUP", "FOR")
 _WHY_ROOM = 32
-"""Columns that a reason needs to be readable; it wraps within them."""
+"""Terminal columns in which a reason is readable; it wraps within them."""
 _GAP = 3
-"""Columns between two columns; the table's edges take as many."""
+"""Terminal columns between two table columns; the edges of the table take as many."""
 
 
 def _row(agent: Json) -> dict[str, Text]:
-    """Return an agent's cells by column, in the order of the columns."""
+    """Return an agent's cells by table column, in order."""
     phase = agent["phase"] if agent["present"] else "gone"
-    retry = f"next try in {until(agent['retry_at'])}" if agent["retry_at"] else ""
+    retry = f"next attempt in {until(agent['retry_at'])}" if agent["retry_at"] else ""
     why = "; ".join(part for part in (agent["message"] or agent["error"], retry) if part)
     return {
         "AGENT": cell(agent["agent"]),
@@ -137,7 +146,7 @@ def _row(agent: Json) -> dict[str, Text]:
 
 
 def _fitting(rows: list[dict[str, Text]], width: int) -> list[str]:
-    """Return the columns that fit, without those that would say nothing."""
+    """Return the table columns that fit, without those that carry no information."""
     needed = {name: max(len(name), *(row[name].cell_len for row in rows)) for name in rows[0]}
     if all(row["AGENT"].plain.endswith(f":{row['NAME'].plain}") for row in rows):
         del needed["NAME"]
@@ -153,7 +162,7 @@ def _fitting(rows: list[dict[str, Text]], width: int) -> list[str]:
 
 
 def agent(facts: Json) -> RenderableType:
-    """Return `show`: what is known, then the history."""
+    """Return the sheet of `show`, with the history last."""
     sheet = Table.grid(padding=(0, 2))
     sheet.add_column(style="dim", no_wrap=True)
     sheet.add_column(overflow="fold")
@@ -163,8 +172,8 @@ def agent(facts: Json) -> RenderableType:
     if facts["message"] or facts["error"]:
         sheet.add_row("why", cell(facts["message"] or facts["error"]))
     if facts["retry_at"]:
-        tries = count(facts["failures"], "failure")
-        sheet.add_row("next try", cell(f"in {until(facts['retry_at'])}, after {tries}"))
+        failures = count(facts["failures"], "failure")
+        sheet.add_row("next attempt", cell(f"in {until(facts['retry_at'])}, after {failures}"))
     sheet.add_row("group", cell(f"{facts['group']}, from source {facts['source']}"))
     sheet.add_row("address", cell(f"{facts['address']} port {facts['port']}"))
     method = facts["trust"] or "no evidence yet"
@@ -184,23 +193,47 @@ def agent(facts: Json) -> RenderableType:
     history.add_column("TIME (UTC)", no_wrap=True)
     history.add_column("STEP", no_wrap=True)
     history.add_column("WHAT", overflow="fold")
-    for entry in facts["history"]:
+    for entry in _folded(facts["history"]):
         history.add_row(cell(_clock(entry["time"])), cell(entry["step"]), cell(_what(entry)))
     return Group(sheet, Text(""), history)
 
 
-def _what(moment: Json) -> str:
-    """Return what happened, who asked for it, and how often it did."""
-    what = str(moment["detail"])
-    if moment.get("uid") is not None:
-        what += f" (by uid {moment['uid']})"
-    if moment.get("count", 1) > 1:
-        what += f" (x{moment['count']} since {_clock(moment['since'])})"
+def _folded(history: list[Json]) -> list[Json]:
+    """Return the history with the repeated steps of failing attempts as one entry each, at the time of the last.
+
+    The daemon folds a step that directly repeats; here also those that alternate, such as two reasons of failure. Any
+    other step ends the run, so that nothing is folded across it.
+    """
+    folded: list[Json] = []
+    run: dict[tuple[str, str], Json] = {}
+    for entry in history:
+        if entry["step"] not in FOLDED:
+            folded += [*run.values(), entry]
+            run = {}
+            continue
+        key = (entry["step"], entry["detail"])
+        before = run.pop(key, None)
+        run[key] = entry if before is None else _merged(before, entry)
+    return [*folded, *run.values()]
+
+
+def _merged(before: Json, entry: Json) -> Json:
+    first = before.get("since") or before["time"]
+    return {**entry, "count": before.get("count", 1) + entry.get("count", 1), "since": first}
+
+
+def _what(entry: Json) -> str:
+    """Return what happened, which user asked for it, and how often it happened."""
+    what = str(entry["detail"])
+    if entry.get("uid") is not None:
+        what += f" (by uid {entry['uid']})"
+    if entry.get("count", 1) > 1:
+        what += f" (x{entry['count']} since {_clock(entry['since'])})"
     return what
 
 
 def _clock(timestamp: str) -> str:
-    """Return a time of the API as people read it."""
+    """Return a timestamp of the API in the form that people read."""
     return timestamp[:23].replace("T", " ")
 
 
@@ -218,16 +251,16 @@ def checks(findings: list[Json]) -> RenderableType:
 
 def age(since: str | None) -> str:
     """Return how long ago a timestamp of the API was."""
-    return "-" if since is None else span(max(0.0, (datetime.now(UTC) - _moment(since)).total_seconds()))
+    return "-" if since is None else duration(max(0.0, (datetime.now(UTC) - _moment(since)).total_seconds()))
 
 
 def until(then: str) -> str:
     """Return how far in the future a timestamp of the API is."""
-    return span(max(0.0, (_moment(then) - datetime.now(UTC)).total_seconds()))
+    return duration(max(0.0, (_moment(then) - datetime.now(UTC)).total_seconds()))
 
 
-def span(seconds: float) -> str:
-    """Return a span of time in its two largest units at most."""
+def duration(seconds: float) -> str:
+    """Return a duration in at most two units."""
     whole = int(seconds)
     for unit, length, inner, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         if whole >= length:
@@ -246,7 +279,7 @@ def size(octets: int) -> str:
 
 
 def count(number: int, thing: str) -> str:
-    """Return a number of things, in words that fit it."""
+    """Return a number with its noun, in the singular or the plural."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 

@@ -1,4 +1,4 @@
-"""`status`, `list` and `show`: commands that look."""
+"""`status`, `list` and `show`: the state of the controller and of its agents."""
 
 import json
 import sys
@@ -9,26 +9,22 @@ import typer
 from rich.live import Live
 
 from tunnelmgr.cli import render
-from tunnelmgr.cli.common import (
-    ConfigOption,
-    Exit,
-    JsonOption,
-    SocketOption,
-    client,
-    command,
-    print_json,
-    print_sheet,
-    stdout,
-)
+from tunnelmgr.cli.command import Command, Exit, command, one_of
+from tunnelmgr.cli.options import AgentArgument, ConfigOption, JsonOption, SocketOption, client
+from tunnelmgr.cli.output import print_json, print_sheet, stdout
 from tunnelmgr.core.tunnel import Phase
+
+_PHASES = ", ".join(Phase)
 
 
 def register(app: typer.Typer) -> None:
     """Add this family's commands."""
-    panel = "Look"
-    app.command(rich_help_panel=panel, epilog="Example: `tunnelmgr status --json | jq .registry`")(status)
-    app.command("list", rich_help_panel=panel, epilog="Example: `tunnelmgr list --phase quarantined --json`")(list_)
-    app.command(rich_help_panel=panel, epilog="Example: `tunnelmgr show ec2:i-0abc`")(show)
+    panel = "Inspect"
+    app.command(cls=Command, rich_help_panel=panel, epilog="Example: `tunnelmgr status --json | jq .registry`")(status)
+    app.command(
+        "list", cls=Command, rich_help_panel=panel, epilog="Example: `tunnelmgr list --phase quarantined --json`"
+    )(list_)
+    app.command(cls=Command, rich_help_panel=panel, epilog="Example: `tunnelmgr show ec2:i-0abc`")(show)
 
 
 @command
@@ -38,16 +34,16 @@ def status(
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell how the controller, its sources and the registry do. Exits with 1 when something is wrong."""
-    ask = client(context, config, socket)
-    facts = ask.status()
-    agents = ask.agents()
+    """Show controller, source and registry health. Exits with 1 if there is a problem."""
+    daemon = client(context, config, socket)
+    facts = daemon.status()
+    agents = daemon.agents()
     if as_json:
         print_json(facts)
     else:
         print_sheet(render.status(facts, agents))
     if render.problems(facts, agents):
-        raise typer.Exit(Exit.WRONG)
+        raise typer.Exit(Exit.FAILURE)
 
 
 @command
@@ -55,19 +51,24 @@ def list_(
     context: typer.Context,
     config: ConfigOption = None,
     socket: SocketOption = None,
-    phase: Annotated[list[Phase] | None, typer.Option(help="Only agents in this phase (may be repeated)")] = None,
-    group: Annotated[list[str] | None, typer.Option(help="Only agents of this group (may be repeated)")] = None,
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Also agents that left and are remembered")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep the table live until Ctrl-C")] = False,
+    phase: Annotated[
+        list[Phase] | None,
+        typer.Option(metavar="PHASE", help=f"Only agents in this phase: {_PHASES} (repeatable)", parser=one_of(Phase)),
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(metavar="GROUP", help="Only agents of this group (repeatable)")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Also agents that are gone but remembered")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Update the table every second until Ctrl-C")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the agents, the newest first."""
-    ask = client(context, config, socket)
+    """List the agents, newest first."""
+    daemon = client(context, config, socket)
 
     def chosen() -> list[dict[str, Any]]:
         return [
             agent
-            for agent in ask.agents(departed=everything)
+            for agent in daemon.agents(departed=everything)
             if (not phase or agent["phase"] in phase) and (not group or agent["group"] in group)
         ]
 
@@ -80,7 +81,7 @@ def list_(
 
 
 def _watch(chosen: Any, *, as_json: bool) -> None:  # noqa: ANN401
-    """Show each change until interrupted: a live table on a terminal, else one line of JSON or a table a change."""
+    """Show the agents until interrupted: a live table on a terminal, else JSON or a table after each change."""
     console = stdout()
     try:
         if not as_json and console.is_terminal:
@@ -103,12 +104,12 @@ def _watch(chosen: Any, *, as_json: bool) -> None:  # noqa: ANN401
 @command
 def show(
     context: typer.Context,
-    agent: Annotated[str, typer.Argument(metavar="AGENT", help="An id, the beginning of one, or a name")],
+    agent: AgentArgument,
     config: ConfigOption = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell one agent's whole history: seen, evidence, dialled, bound, probed, lost, and why."""
+    """Show one agent with its history: discovery, evidence, connections, failures and their reasons."""
     facts = client(context, config, socket).agent(agent)
     if as_json:
         print_json(facts)

@@ -12,7 +12,7 @@ import pytest
 
 _LOOK = """
 import ctypes, resource
-from tunnelmgr.cli.serve import keep_out_of_core_files
+from tunnelmgr.cli.run import keep_out_of_core_files
 keep_out_of_core_files()
 print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))
 """

@@ -92,6 +92,48 @@ def test_init_prints_the_line_and_the_user_data_that_agents_need(run: Run, tmp_p
     assert line in run("init", "-c", tmp_path / "tunnelmgr.toml").stdout
 
 
+def test_inits_one_needed_line_and_the_next_steps_fit_a_screen(run: Run, tmp_path: Path) -> None:
+    """The line for authorized_keys does not scroll away, and each next command names the configuration just used."""
+    file = tmp_path / "my site" / "tunnelmgr.toml"
+
+    shown = run("init", "-c", file).stdout
+
+    assert len(shown.splitlines()) <= 24
+    assert f"wrote  {file}" in shown
+    assert "\nrestrict,port-forwarding,permitlisten=" in shown
+    for command in ("init", "check", "run"):
+        assert f"tunnelmgr {command} -c '{file}'" in shown
+
+
+def test_inits_next_steps_name_no_configuration_that_is_the_default(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that the environment names is found by the next command too."""
+    monkeypatch.setenv("TUNNELMGR_CONFIG", str(tmp_path / "tunnelmgr.toml"))
+
+    shown = run("init").stdout
+
+    assert "tunnelmgr check && tunnelmgr run" in shown
+    assert " -c " not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "beginning"),
+    [("authorized-keys", "restrict,port-forwarding,"), ("sshd", "# "), ("cloud-init", "#cloud-config\n")],
+)
+def test_init_prints_one_text_for_agents_alone(run: Run, tmp_path: Path, text: str, beginning: str) -> None:
+    """`init --print` writes nothing else to stdout, so that it can be redirected into a file."""
+    file = tmp_path / "tunnelmgr.toml"
+    answer = json.loads(run("init", "-c", file, "--json").stdout)
+
+    shown = run("init", "-c", file, "--print", text).stdout
+
+    assert shown.startswith(beginning)
+    assert shown.endswith("\n")
+    if text != "sshd":
+        assert shown.strip() == answer[text.replace("-", "_")].strip()
+
+
 def test_a_second_init_keeps_both_files_and_prints_the_same(run: Run, tmp_path: Path) -> None:
     """Nothing that exists is replaced."""
     file = tmp_path / "tunnelmgr.toml"

@@ -1,4 +1,4 @@
-"""How the daemon logs: one line an event on stderr, coloured on a terminal, JSON for a collector."""
+"""The format of the daemon's log: one line for each event on stderr, coloured on a terminal, JSON for a collector."""
 
 import logging
 import sys
@@ -10,30 +10,39 @@ from tunnelmgr.core.sanitize import printable
 
 
 class LogFormat(StrEnum):
-    """The form of a line."""
+    """The format of a line."""
 
     TEXT = "text"
     JSON = "json"
 
 
-def configure(form: LogFormat, level: str) -> None:
-    """Send our events, and the libraries' warnings, to stderr in one form."""
+class LogLevel(StrEnum):
+    """The lowest level that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def configure(log_format: LogFormat, level: LogLevel) -> None:
+    """Send our events, and the libraries' warnings, to stderr in one format."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    if form is LogFormat.JSON:
+    if log_format is LogFormat.JSON:
         rendering: list[structlog.typing.Processor] = [
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ]
     else:
         rendering = [
-            # Plain: the pretty form shows the values of local variables, and those are no matter of the log's.
+            # Not the pretty form, which prints local variables: they may hold secrets.
             structlog.processors.format_exc_info,
-            _disarm,
+            _without_control_characters,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), pad_event_to=24, exception_formatter=structlog.dev.plain_traceback
             ),
@@ -51,16 +60,16 @@ def configure(form: LogFormat, level: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    # Libraries tell too much below this: asyncssh logs every packet's fate, apscheduler every ring.
+    # Libraries log too much below this: asyncssh every packet, apscheduler every job.
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
-    # A bell that is late is coalesced into the next one.
+    # A job that is late is merged into its next run, which is not worth a warning.
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 
-def _disarm(
+def _without_control_characters(
     _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Leave nothing in a text that steers a terminal, whoever wrote it; JSON escapes such characters by itself."""
+    """Replace characters that control a terminal, which an agent may have sent; JSON escapes them by itself."""
     return {
         printable(key): printable(value, keep="\n") if isinstance(value, str) else value for key, value in event.items()
     }

@@ -1,0 +1,122 @@
+"""The frame of every command: its help, its exit status, and how its errors are printed."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum, StrEnum
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from tunnelmgr.cli.output import stderr
+from tunnelmgr.core.sanitize import printable
+from tunnelmgr.core.spelling import nearest
+from tunnelmgr.errors import ConfigError, DaemonNotRunningError, TunnelmgrError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Word = TypeVar("Word", bound=StrEnum)
+
+
+class Exit(IntEnum):
+    """The exit status of every command."""
+
+    SUCCESS = 0
+    FAILURE = 1
+    USAGE = 2
+    NOT_RUNNING = 3
+
+
+class Command(TyperCommand):
+    """A command whose help shows no type beside a flag."""
+
+    def get_params(self, ctx: Any) -> Any:  # noqa: ANN401 - typer has its own copy of click's types
+        """Return the parameters that the help shows."""
+        return _without_flag_types(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands whose help shows no type beside a flag."""
+
+    def get_params(self, ctx: Any) -> Any:  # noqa: ANN401 - as above
+        """Return the parameters that the help shows."""
+        return _without_flag_types(super().get_params(ctx))
+
+
+def _without_flag_types(params: Sequence[Any]) -> Sequence[Any]:
+    """Return the same parameters; the help would show each flag as if it took a value, `--json <bool>`."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
+def one_of(words: type[Word]) -> Callable[[str], Word]:
+    """Return a parser for one of the words; its error names all of them and the nearest."""
+
+    def parse(given: str) -> Word:
+        try:
+            return words(given)
+        except ValueError as unknown:
+            raise typer.BadParameter(unknown_word(given, list(words))) from unknown
+
+    return parse
+
+
+def unknown_word(given: str, known: Sequence[str]) -> str:
+    """Return the error for a word that is not known, after `Invalid value for …:`."""
+    near = nearest(given, known)
+    suggestion = f" (did you mean {near}?)" if near else ""
+    return f"{given!r}{suggestion}; use {', '.join(known[:-1])} or {known[-1]}"
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Turn our errors into a message on stderr and an exit status."""
+    try:
+        yield
+    except ConfigError as bad:
+        for problem in bad.problems:
+            print_error(f"{bad.file}: {problem}" if bad.file else problem)
+        raise typer.Exit(Exit.USAGE) from bad
+    except DaemonNotRunningError as away:
+        print_error(str(away))
+        raise typer.Exit(Exit.NOT_RUNNING) from away
+    except TunnelmgrError as failed:
+        print_error(str(failed))
+        raise typer.Exit(Exit.FAILURE) from failed
+    except BrokenPipeError:
+        # The reader has gone (`| head`), which is not an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(Exit.SUCCESS) from None
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a command in `reported_errors`."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with reported_errors():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def print_error(message: str) -> None:
+    """Print an error on stderr."""
+    _print_marked("error: ", "bold red", message)
+
+
+def print_warning(message: str) -> None:
+    """Print a warning on stderr."""
+    _print_marked("warning: ", "bold yellow", message)
+
+
+def _print_marked(mark: str, style: str, message: str) -> None:
+    console = stderr()
+    console.print(mark, style=style, end="")
+    console.print(Text(printable(message)))
