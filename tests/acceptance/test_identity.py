@@ -334,7 +334,7 @@ def test_a_rotation_shows_which_agents_accept_the_next_key(field: "Field") -> No
 
     assert took["ready"]["login_key"] == fingerprint(public_line(following))
     assert took["late"]["login_key"] == fingerprint(public_line(field.controller.folder / "id_ed25519"))
-    assert "1 of 2 agents accept the next key; not yet: static:late" in checked.stdout
+    assert "next key accepted by 1 of 2 agents; not yet: static:late" in checked.stdout
     assert checked.returncode == 0, checked.stdout
 
 

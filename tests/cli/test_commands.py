@@ -116,7 +116,7 @@ def test_output_that_is_no_terminals_is_plain_and_whole(run: Run, socket: Path, 
 
 
 @pytest.mark.parametrize("command", ["show", "retry", "release"])
-@pytest.mark.parametrize(("agent", "words"), [("nobody", "no agent is called"), ("builder", "write more of it")])
+@pytest.mark.parametrize(("agent", "words"), [("nobody", "no agent matches"), ("builder", "use a longer prefix")])
 def test_an_agent_that_is_none_or_many_is_a_plain_error(
     run: Run, socket: Path, command: str, agent: str, words: str
 ) -> None:

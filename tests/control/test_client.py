@@ -36,7 +36,7 @@ async def test_every_question_gets_its_answer(client: ControlClient, daemon: Fak
 
 async def test_a_refusal_is_an_error_in_the_daemons_own_words(client: ControlClient, ask: Ask) -> None:
     """Whatever a person writes as an agent's name stays one name."""
-    with pytest.raises(ControlError, match="no agent is called"):
+    with pytest.raises(ControlError, match="no agent matches"):
         await ask(client.agent, "../status?x=1#")
     with pytest.raises(ControlError, match="is not quarantined"):
         await ask(client.release, "builder-1", "")

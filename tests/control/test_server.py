@@ -148,7 +148,7 @@ async def test_one_agent_is_served_with_its_history(place: Path, ask: Ask) -> No
     ("target", "code", "words"),
     [
         ("/v1/agents/nobody", 404, "tunnelmgr list --all"),
-        ("/v1/agents/builder", 409, "write more of it"),
+        ("/v1/agents/builder", 409, "use a longer prefix"),
         ("/v2/", 404, ""),
         ("/v1/agents/%2e%2e%2fstatus", 404, ""),
     ],
@@ -224,7 +224,7 @@ async def test_a_machine_that_is_called_as_another_is_neither_shown_nor_released
 
     assert {event.agent for event in daemon.events if isinstance(event, ReleaseRequested)} == {"static:builder-3"}
     assert code == 409
-    assert "may be ec2:i-2 (named builder), static:builder-3; write more" in refused["error"]["message"]
+    assert "matches ec2:i-2 (named builder), static:builder-3; use a longer prefix" in refused["error"]["message"]
     assert "ec2:i-3 (named ?[2Jx)" in listed["error"]["message"]
 
 
@@ -335,7 +335,7 @@ async def test_a_fault_of_ours_costs_one_request_and_is_json(daemon: FakeDaemon,
 
     assert await ask(request, place, "POST", "/v1/reload") == (
         500,
-        {"error": {"code": "internal", "message": "tunnelmgr failed; its log has the trace"}},
+        {"error": {"code": "internal", "message": "internal error; the daemon's log has the traceback"}},
     )
     assert (await ask(request, place, "GET", "/v1/status"))[0] == 200
 
@@ -404,7 +404,7 @@ async def test_another_user_who_can_connect_may_look_and_change_nothing(
         for target in ("/v1/agents/builder-2/retry", "/v1/agents/builder-3/release", "/v1/reload"):
             code, answer = await ask(speak, "POST", target)
             assert code == 403
-            assert f"uid {NOBODY} may not" in answer["error"]["message"]
+            assert f"uid {NOBODY} may only read" in answer["error"]["message"]
     finally:
         connection.close()
     assert daemon.events == []

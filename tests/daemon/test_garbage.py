@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tunnelmgr.daemon.garbage import collect, spare_the_old
+from tunnelmgr.daemon.garbage import collect, disable_full_collections
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ class Knot:
 
 def test_a_full_collection_happens_only_when_it_is_asked_for() -> None:
     """Cycles that grew old stay until then, and go then."""
-    spare_the_old()
+    disable_full_collections()
     full = gc.get_stats()[2]["collections"]
     knot = weakref.ref(old := Knot())
     gc.collect(1)
@@ -41,7 +41,7 @@ def test_a_full_collection_happens_only_when_it_is_asked_for() -> None:
 
 def test_young_cycles_go_as_ever() -> None:
     """A flood of them does not pile up."""
-    spare_the_old()
+    disable_full_collections()
     knots = [weakref.ref(Knot()) for _ in range(100_000)]
 
     assert sum(knot() is not None for knot in knots) < 60_000

@@ -98,7 +98,9 @@ class Broken:
         raise PermissionError("no queue for you")
 
 
-@pytest.mark.parametrize(("name", "why"), [("broken", "'REGION'"), ("deaf", "no queue for you")])
+@pytest.mark.parametrize(
+    ("name", "why"), [("broken", "KeyError('REGION')"), ("deaf", "PermissionError('no queue for you')")]
+)
 async def test_a_plug_in_that_fails_is_a_problem_with_its_place(
     site: Site, monkeypatch: pytest.MonkeyPatch, name: str, why: str
 ) -> None:
@@ -108,11 +110,11 @@ async def test_a_plug_in_that_fails_is_a_problem_with_its_place(
         monkeypatch.setattr(module, "source_type", lambda kind: Broken if kind == "broken" else known(kind))
     site.more = f'[[source]]\nname = "{name}"\ntype = "broken"\n'
 
-    assert problems(site.write()) == (f"source[1]: {name} cannot be made by its plug-in broken: {why}",)
+    assert problems(site.write()) == (f"source[1]: source '{name}' of type broken failed to start: {why}",)
 
 
 async def test_a_source_is_made_by_its_type(site: Site) -> None:
     """An entry point's name finds the class; a type that is not there is a problem of the configuration."""
     assert isinstance(prepare(site.write()).sources[0].source, StaticSource)
-    with pytest.raises(ConfigError, match="there is no source type moon"):
+    with pytest.raises(ConfigError, match="unknown source type 'moon'"):
         build(SourceConfig(name="x", type="moon", trust=[Method.TOFU]))

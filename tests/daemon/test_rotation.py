@@ -54,7 +54,7 @@ async def test_those_that_do_not_accept_it_yet_are_named(
     took = fleet(a=following, b="SHA256:old", c=None)
 
     assert await rotation(site, monkeypatch, took) == [
-        Finding("key rotation", "note", "1 of 3 agents accept the next key; not yet: b, c")
+        Finding("key rotation", "note", "next key accepted by 1 of 3 agents; not yet: b, c")
     ]
 
 
@@ -65,7 +65,7 @@ async def test_a_rotation_that_is_through_names_nobody(
     left = {"agent": "gone", "present": False, "login_key": None}
 
     assert await rotation(site, monkeypatch, [*fleet(a=following), left]) == [
-        Finding("key rotation", "note", "1 of 1 agents accept the next key")
+        Finding("key rotation", "note", "next key accepted by 1 of 1 agent")
     ]
 
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from tests.ssh.ssh_server import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.observability import audit_log
-from tunnelmgr.observability.audit_log import LATELY, PER_AGENT, AuditLog
+from tunnelmgr.observability.audit_log import PER_AGENT, RECENTLY, AuditLog
 
 NOW = 1_700_000_000.0
 ONE, OTHER = AgentId("ec2:i-1"), AgentId("ec2:i-2")
@@ -195,7 +195,7 @@ async def test_a_lost_entry_is_a_fault_for_some_minutes(file: Path) -> None:
         log.note("flood", ONE)
 
     assert log.lost_recently
-    now += LATELY + 1
+    now += RECENTLY + 1
     assert not log.lost_recently
 
 
@@ -203,7 +203,7 @@ async def test_a_file_that_cannot_be_written_is_loud_and_nothing_is_lost(
     log: AuditLog, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault shows; entries wait, and are written once the disk is mended."""
-    monkeypatch.setattr(audit_log, "TRY_AGAIN", 0.01)
+    monkeypatch.setattr(audit_log, "RETRY_INTERVAL", 0.01)
     disk = Disk(monkeypatch)
     disk.full = True
     with capture_logs() as logged:
@@ -215,7 +215,7 @@ async def test_a_file_that_cannot_be_written_is_loud_and_nothing_is_lost(
     log.close()
 
     assert log.lost == 0
-    assert [line["event"] for line in logged] == ["audit cannot be written", "audit is written again"]
+    assert [line["event"] for line in logged] == ["audit write failed", "audit write recovered"]
     assert [entry["code"] for entry in entries(file)] == ["due", "later"]
 
 
@@ -223,7 +223,7 @@ async def test_it_is_not_healthy_before_an_entry_that_was_due_is_on_the_disk(
     log: AuditLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk takes an empty write; that is no reason to believe that entries can be written again."""
-    monkeypatch.setattr(audit_log, "TRY_AGAIN", 0.001)
+    monkeypatch.setattr(audit_log, "RETRY_INTERVAL", 0.001)
     disk = Disk(monkeypatch)
     disk.full = True
     log.note("due")
@@ -301,7 +301,7 @@ from pathlib import Path
 from tunnelmgr.observability import audit_log
 
 async def main():
-    audit_log.TRY_AGAIN = 0.01
+    audit_log.RETRY_INTERVAL = 0.01
     log = audit_log.AuditLog(Path(sys.argv[1]), "c", lambda: 0.0)
     await log.start()
     for _ in range(20):
@@ -338,7 +338,9 @@ async def test_without_a_file_entries_go_to_the_log() -> None:
         log.note("request-refused", ONE)
     log.close()
 
-    assert [(line["event"], line["code"], line["agent"]) for line in logged] == [("audit", "request-refused", ONE)]
+    assert [(line["event"], line["code"], line["agent"]) for line in logged] == [
+        ("audit entry written", "request-refused", ONE)
+    ]
     assert log.healthy
     await log.room(ONE)
 

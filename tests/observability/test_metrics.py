@@ -147,7 +147,7 @@ async def test_loop_lag_is_a_histogram() -> None:
     """With a bucket at the 20 ms that a bulk pull may cost somebody else."""
     server = metrics_of(FakeDaemon())
     for seconds in (0.0, 0.015, 0.3):
-        server.lagged(seconds)
+        server.record_lag(seconds)
     samples = await scrape(server)
 
     assert samples["tunnelmgr_loop_lag_seconds_count", labels()] == 3

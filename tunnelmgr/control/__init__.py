@@ -1,1 +1,1 @@
-"""How people and scripts reach the daemon: one JSON API on a unix socket, its client, and the JSON shapes."""
+"""The control API of the daemon: HTTP and JSON on a unix socket, its client, and the JSON shapes."""

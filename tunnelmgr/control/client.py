@@ -10,14 +10,14 @@ from urllib.parse import quote, urlencode
 from tunnelmgr.errors import ConfigError, ControlError, DaemonNotRunningError
 
 PATIENCE = 30.0
-"""Seconds to wait for an answer; a reload takes the longest."""
+"""Seconds to wait for an answer; a reload takes longest."""
 
 
 class ControlClient:
-    """Asks the daemon, one connection a question.
+    """Sends requests to the daemon, each over a connection of its own.
 
-    Every method raises DaemonNotRunningError where nobody answers, and ControlError with the daemon's own words
-    where it refuses.
+    Every method raises DaemonNotRunningError if nothing answers, and ControlError with the daemon's message if it
+    refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +28,7 @@ class ControlClient:
         return dict(self._ask("GET", "/v1/status"))
 
     def agents(self, *, departed: bool = False) -> list[dict[str, Any]]:
-        """Return what `list --json` prints; with `departed`, also the agents that left."""
+        """Return what `list --json` prints; with `departed`, also agents that left."""
         return list(self._ask("GET", "/v1/agents?departed=true" if departed else "/v1/agents"))
 
     def agent(self, wanted: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class ControlClient:
         return dict(self._ask("GET", f"/v1/agents/{quote(wanted, safe='')}"))
 
     def retry(self, wanted: str) -> dict[str, Any]:
-        """Ask for the next try now."""
+        """Have the next try made now."""
         return dict(self._ask("POST", f"/v1/agents/{quote(wanted, safe='')}/retry"))
 
     def release(self, wanted: str, reason: str) -> dict[str, Any]:
@@ -49,11 +49,11 @@ class ControlClient:
         return dict(self._ask("GET", f"/v1/agents/{quote(wanted, safe='')}/policy?{query}"))
 
     def seed(self, key: str, seconds: float) -> dict[str, Any]:
-        """Hand in the public half of a host key that must be taken within so many seconds; returns the seed's id."""
+        """Add a seed: the public half of a host key, which expires after `seconds`; returns the seed's id."""
         return dict(self._ask("POST", "/v1/seeds", {"key": key, "seconds": seconds}))
 
     def reload(self) -> dict[str, Any]:
-        """Have the configuration read again; raises ConfigError where the new one is bad."""
+        """Have the configuration read again; raises ConfigError if the new one is invalid."""
         return dict(self._ask("POST", "/v1/reload"))
 
     def _ask(self, method: str, target: str, body: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - JSON
@@ -64,13 +64,15 @@ class ControlClient:
             response = connection.getresponse()
             answer = json.loads(response.read())
         except PermissionError as denied:
-            raise ControlError(f"{self._path}: permission denied; be root, or join the socket's group") from denied
+            raise ControlError(
+                f"{self._path}: permission denied; run this as root, or add the user to the socket's group"
+            ) from denied
         except (OSError, http.client.HTTPException, ValueError) as failed:
             reason = failed.strerror if isinstance(failed, OSError) and failed.strerror else str(failed)
             raise DaemonNotRunningError(str(self._path), reason) from failed
         finally:
             connection.close()
-        if response.status >= 400:  # noqa: PLR2004 - HTTP's first error
+        if response.status >= 400:  # noqa: PLR2004 - the lowest error status of HTTP
             raise _refusal(answer)
         return answer
 

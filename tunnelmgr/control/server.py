@@ -1,6 +1,6 @@
 """The API on the unix socket: HTTP and JSON, for this machine's people and scripts only.
 
-The socket's mode (0660) says who may connect; who may change things is asked of the kernel (SO_PEERCRED, unix(7)).
+The socket's mode (0660) limits who can connect; the kernel tells who asks for a change (SO_PEERCRED, unix(7)).
 """
 
 import grp
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-LARGEST_BODY = 1024 * 1024
-"""Bytes of a request's body at most; the largest key needs a few thousand."""
-SEED_LIFE = 30 * 86400.0
-"""The most seconds that a seed may wait for its machine."""
+MAX_BODY_BYTES = 1024 * 1024
+"""Largest request body; the largest key needs a few thousand bytes."""
+MAX_SEED_SECONDS = 30 * 86400.0
+"""Longest time that a seed may wait for its machine."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -58,15 +58,15 @@ class Operations(Telemetry, Protocol):
     """What the server needs from the daemon."""
 
     def report(self, event: Event) -> None:
-        """Hand an event to the controller."""
+        """Pass an event to the controller."""
         ...
 
     def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
-        """Return what the agent's policy says; raises ValueError for what is no action or no repository."""
+        """Return what the agent's policy says; raises ValueError for an unknown action or an invalid repository."""
         ...
 
     async def reload(self) -> list[str]:
-        """Read the configuration again and return remarks; raises ConfigError and changes nothing if it is bad."""
+        """Read the configuration again and return remarks; raises ConfigError and changes nothing if it is invalid."""
         ...
 
 
@@ -76,7 +76,7 @@ class ControlServer:
     def __init__(self, operations: Operations, path: Path) -> None:
         self._operations = operations
         self._path = path
-        app = web.Application(middlewares=[_errors_as_json, self._allowed], client_max_size=LARGEST_BODY)
+        app = web.Application(middlewares=[_errors_as_json, self._allowed], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get("/v1/status", self._status),
@@ -93,7 +93,7 @@ class ControlServer:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
 
     async def start(self) -> None:
-        """Open the socket; raises ControlError where that is impossible or another daemon answers on it."""
+        """Open the socket; raises ControlError if that fails or another daemon answers on it."""
         listener = _bound(self._path)
         self._group = self._path.stat().st_gid
         await self._runner.setup()
@@ -104,19 +104,19 @@ class ControlServer:
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
 
-    # --- who may ---
+    # --- access ---
 
     @web.middleware
     async def _allowed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let everybody who can connect read; changes need root, the daemon's user or the socket's group."""
+        """Let anyone who can connect read; changes need root, the daemon's user or the socket's group."""
         uid, gid = _peer(request)
         if request.method != "GET":
-            # In a thread: who belongs to which group may be on a disk or a server that does not answer.
+            # In a thread: group membership may have to be read from a disk or a server that does not answer.
             if not await in_thread(_may_change, uid, gid, self._group):
                 raise web.HTTPForbidden(
-                    text=f"uid {uid} may not change anything here: be root, or join the socket's group"
+                    text=f"uid {uid} may only read: run this as root, or add the user to the socket's group"
                 )
-            log.info("operator request", uid=uid, path=request.path)
+            log.info("operator request received", uid=uid, path=request.path)
         return await handler(request)
 
     # --- reading ---
@@ -129,34 +129,32 @@ class ControlServer:
         return web.json_response(agents_view(self._operations.world, self._operations.traffic, departed=departed))
 
     async def _agent(self, request: web.Request) -> web.Response:
-        return web.json_response(self._whole(self._named(request)))
+        return web.json_response(self._details(self._find(request)))
 
-    def _whole(self, id_: AgentId) -> Json:
+    def _details(self, id_: AgentId) -> Json:
         world = self._operations.world
         record = world.records[id_]
         view = agent_view(record, status_of(world, record), world.rules.forwards, self._operations.traffic.get(id_))
         return {**view, "history": history_view(record)}
 
-    def _named(self, request: web.Request, *, strictly: bool = False) -> AgentId:
+    def _find(self, request: web.Request, *, strictly: bool = False) -> AgentId:
         wanted = request.match_info["agent"]
         world = self._operations.world
         found = find(world, wanted, strictly=strictly)
         if not found:
-            raise web.HTTPNotFound(
-                text=f"no agent is called {wanted!r}; `tunnelmgr list --all` shows all that are known"
-            )
+            raise web.HTTPNotFound(text=f"no agent matches {wanted!r}; run: tunnelmgr list --all")
         if len(found) > 1:
-            some = ", ".join(_called(world.records[id_].agent) for id_ in sorted(found)[:10])
-            raise web.HTTPConflict(text=f"{wanted!r} may be {some}; write more of it, or a whole id")
+            candidates = ", ".join(_id_and_name(world.records[id_].agent) for id_ in sorted(found)[:10])
+            raise web.HTTPConflict(text=f"{wanted!r} matches {candidates}; use a longer prefix or a whole id")
         return found[0]
 
     async def _policy(self, request: web.Request) -> web.Response:
-        id_ = self._named(request)
+        id_ = self._find(request)
         action, repository = request.query.get("action", ""), request.query.get("repository", "")
         try:
             verdict = self._operations.explain(id_, action, repository)
-        except ValueError as odd:
-            raise web.HTTPBadRequest(text=str(odd)) from odd
+        except ValueError as invalid:
+            raise web.HTTPBadRequest(text=str(invalid)) from invalid
         group = self._operations.world.records[id_].agent.group
         facts = {"agent": id_, "group": group, "action": action, "repository": repository}
         return web.json_response({**facts, "allowed": verdict.allowed, "rule": verdict.rule, "reason": verdict.reason})
@@ -164,24 +162,27 @@ class ControlServer:
     # --- changing ---
 
     async def _retry(self, request: web.Request) -> web.Response:
-        id_ = self._named(request, strictly=True)
+        id_ = self._find(request, strictly=True)
         world = self._operations.world
         phase = status_of(world, world.records[id_]).phase
         if phase is Phase.QUARANTINED:
             raise web.HTTPConflict(
-                text=f"{id_} is quarantined; look at `tunnelmgr show {id_}`, then `tunnelmgr release`"
+                text=f"{id_} is quarantined and is not retried; investigate with: tunnelmgr show {id_}; "
+                f'then run: tunnelmgr release {id_} --reason "…"'
             )
         self._operations.report(RetryRequested(id_, _peer(request)[0]))
         return web.json_response({"agent": id_, "phase": phase.value, "retry": "now"})
 
     async def _release(self, request: web.Request) -> web.Response:
-        id_ = self._named(request, strictly=True)
+        id_ = self._find(request, strictly=True)
         if not self._operations.world.records[id_].held_back:
             raise web.HTTPConflict(text=f"{id_} is not quarantined")
         body = await _body(request) if request.can_read_body else {}
         reason = str(body.get("reason", "")).strip()
         if not reason:
-            raise web.HTTPBadRequest(text=f"say why {id_} is safe again; the reason is kept in its history")
+            raise web.HTTPBadRequest(
+                text=f"the reason is missing: say why {id_} is safe again; it is kept in the agent's history"
+            )
         self._operations.report(ReleaseRequested(id_, reason, _peer(request)[0]))
         return web.json_response({"agent": id_, "released": True})
 
@@ -189,14 +190,17 @@ class ControlServer:
         asked = await _body(request)
         try:
             key, seconds = str(asked["key"]), float(asked["seconds"])
-        except (KeyError, TypeError, ValueError, OverflowError) as odd:
-            raise web.HTTPBadRequest(text='send {"key": "ssh-ed25519 AAAA…", "seconds": 600}') from odd
+        except (KeyError, TypeError, ValueError, OverflowError) as invalid:
+            expected = '{"key": "ssh-ed25519 AAAA…", "seconds": 600}'
+            raise web.HTTPBadRequest(text=f"invalid body; expected: {expected}") from invalid
         try:
             key = public_key(*key.split(maxsplit=1))
-        except (TypeError, ValueError) as odd:
-            raise web.HTTPBadRequest(text=f"this is no public host key: {odd}") from odd
-        if not 0 < seconds <= SEED_LIFE:
-            raise web.HTTPBadRequest(text=f"a seed must be taken within {SEED_LIFE / 86400:g} days")
+        except (TypeError, ValueError) as invalid:
+            raise web.HTTPBadRequest(text=f"invalid public host key: {invalid}") from invalid
+        if not 0 < seconds <= MAX_SEED_SECONDS:
+            raise web.HTTPBadRequest(
+                text=f"a seed can wait {MAX_SEED_SECONDS / 86400:g} days at most, not {seconds / 86400:g}"
+            )
         seed = Seed(secrets.token_hex(8), key, time.time() + seconds)
         self._operations.report(SeedAdded(seed))
         return web.json_response({"seed": seed.id, "expires": timestamp(seed.expires)})
@@ -204,8 +208,13 @@ class ControlServer:
     async def _reload(self, _request: web.Request) -> web.Response:
         try:
             remarks = await self._operations.reload()
-        except ConfigError as bad:
-            problems = {"code": bad.code, "message": str(bad), "problems": bad.problems, "file": bad.file}
+        except ConfigError as invalid:
+            problems = {
+                "code": invalid.code,
+                "message": str(invalid),
+                "problems": invalid.problems,
+                "file": invalid.file,
+            }
             return web.json_response({"error": problems}, status=422)
         return web.json_response({"reloaded": True, "remarks": remarks})
 
@@ -219,23 +228,23 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return web.json_response({"error": {"code": code, "message": refused.text}}, status=refused.status)
     except Exception:  # a bulkhead: a fault of ours costs one request
         log.exception("operator request failed", path=request.path)
-        message = "tunnelmgr failed; its log has the trace"
+        message = "internal error; the daemon's log has the traceback"
         return web.json_response({"error": {"code": "internal", "message": message}}, status=500)
 
 
 async def _body(request: web.Request) -> Json:
-    """Return the JSON object in a request's body; raises HTTPBadRequest where there is none."""
+    """Return the JSON object in a request's body; raises HTTPBadRequest if there is none."""
     try:
         body = json.loads(await request.read())
-    except (ValueError, RecursionError) as odd:  # json raises the latter for values that are nested too deeply
-        raise web.HTTPBadRequest(text="the body is no JSON object") from odd
+    except (ValueError, RecursionError) as invalid:  # RecursionError: nested too deeply
+        raise web.HTTPBadRequest(text="the body is not a JSON object") from invalid
     if not isinstance(body, dict):
-        raise web.HTTPBadRequest(text="the body is no JSON object")
+        raise web.HTTPBadRequest(text="the body is not a JSON object")
     return body
 
 
-def _called(agent: Agent) -> str:
-    """Return an agent's id, with its name where that is another."""
+def _id_and_name(agent: Agent) -> str:
+    """Return an agent's id, with its name if that differs."""
     own = agent.id.partition(":")[2] == agent.name
     return plain(agent.id) if own else f"{plain(agent.id)} (named {plain(agent.name, 40)})"
 
@@ -245,7 +254,7 @@ def _peer(request: web.Request) -> tuple[int, int]:
     transport = request.transport
     held: socket.socket | None = transport.get_extra_info("socket") if transport else None
     if held is None:
-        raise web.HTTPForbidden(text="the connection is gone")
+        raise web.HTTPForbidden(text="the connection is closed")
     _, uid, gid = struct.unpack("3i", held.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     return uid, gid
 
@@ -265,7 +274,9 @@ def _bound(path: Path) -> socket.socket:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if path.is_socket():
             if _answers(path):
-                raise ControlError(f"{path}: another daemon answers there")
+                raise ControlError(
+                    f"{path}: another daemon answers on this socket; stop it, or set another controller.socket"
+                )
             path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -276,17 +287,17 @@ def _bound(path: Path) -> socket.socket:
             raise
     except OSError as failed:
         raise ControlError(
-            f"{path}: {failed.strerror or failed}; `controller.socket` must be a path we can make"
+            f"{path}: {failed.strerror or failed}; set controller.socket to a path that this user can create"
         ) from failed
     listener.setblocking(False)
     return listener
 
 
 def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
-        knock.settimeout(1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1)
         try:
-            knock.connect(str(path))
+            client.connect(str(path))
         except OSError:
             return False
     return True

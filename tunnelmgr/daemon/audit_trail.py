@@ -1,8 +1,8 @@
-"""What goes into the audit log and the daemon's log: requests, and the steps of tunnels and trust.
+"""Audit entries and log lines for requests and for the steps of an agent's history.
 
-An agent pays for what it has us write. Requests that are alike (`_likeness`) fold: the first is written at once, those
-that follow within `FOLD` seconds become one entry with a `count`, the time of the first (`since`) and that of the last.
-Beyond a burst, an agent gets `RATE` entries a second, and waits for more; see `AuditTrail.settle`.
+An agent pays for the entries that it causes. Equal requests (`_key`) are folded: the first is written at once, those
+that follow within `FOLD` seconds become one entry with a `count`, the time of the first (`since`) and of the last.
+After a burst, an agent may cause `RATE` entries a second and waits for more; see `AuditTrail.settle`.
 """
 
 import asyncio
@@ -40,24 +40,24 @@ STEPS = frozenset(
         "retry",
     }
 )
-"""The steps of an agent's history that are audited; the others tell only that it is waited for."""
+"""The steps of an agent's history that are audited; the others say only that it is being waited for."""
 ACTIONS = frozenset({"pull", "push", "delete", "catalog"})
-"""The actions that are audited when they are allowed; every refusal is."""
+"""The actions that are audited if they are allowed; refusals are always audited."""
 READS = frozenset({"base", "well-known", "pull", "catalog"})
-"""The actions that agents perform all day: allowed, they are logged at debug level only."""
+"""Frequent actions: if allowed, they are logged at debug level only."""
 FOLD: Final = 5.0
-"""Seconds within which requests that are alike become one entry."""
+"""Seconds within which equal requests become one entry."""
 RATE: Final = 80.0
-"""Entries a second that one agent may cause in the long run: with the log, about 60 kB/s."""
+"""Entries a second that one agent may cause on average: with the log, about 60 kB/s."""
 BURST: Final = 200.0
-"""Entries that it may cause at once."""
+"""Entries that one agent may cause at once."""
 PATIENCE: Final = 5.0
-"""Seconds that an agent waits at most until its entries find room; then they are lost, and counted."""
+"""Seconds that an agent waits for room in the audit queue; then its entries are lost, and counted."""
 
 
 @dataclass(slots=True)
 class _Repeats:
-    """Requests like one that is written already, which have not been written yet."""
+    """Requests equal to one that has been written, waiting to be written as one entry."""
 
     until: float
     since: float = 0.0
@@ -79,7 +79,7 @@ class _Repeats:
 
 @dataclass(slots=True)
 class AuditTrail:
-    """Writes down what happens, with what is known of the agent. Used on the event loop only."""
+    """Writes audit entries and log lines with the agent's identity. For use on the event loop only."""
 
     audit: AuditLog
     view: WorldView
@@ -96,8 +96,8 @@ class AuditTrail:
             self.audit.note(f"tunnel-{entry.step}", **facts)
 
     def record(self, request: RequestRecord) -> None:
-        """Write down a request that came through the gate, at once or with those that are alike."""
-        key, now = _likeness(request), self.clock()
+        """Audit a request that came through the gate, at once or folded with equal ones."""
+        key, now = _key(request), self.clock()
         repeats = self._repeats.get(key)
         if repeats is None:
             self._repeats[key] = _Repeats(now + FOLD)
@@ -107,12 +107,12 @@ class AuditTrail:
             repeats.add(request, now)
 
     async def settle(self, agent: AgentId) -> None:
-        """Wait until the agent has paid for its entries: by its rate, and by the room that they take in the queue."""
+        """Wait until the agent may cause more entries, by its rate and by the room in its queue."""
         bucket = self._buckets.get(agent)
         if bucket is not None and (seconds := bucket.wait(self.clock())):
             await asyncio.sleep(seconds)
         if not (self.audit.full(agent) and self.audit.healthy):
-            return  # a disk that fails costs entries, and nobody waits for it
+            return  # if the disk fails, entries are lost and no agent waits
         try:
             async with asyncio.timeout(PATIENCE):
                 await self.audit.room(agent)
@@ -120,14 +120,14 @@ class AuditTrail:
             return
 
     async def flush(self) -> None:
-        """Write down all that is folded so far, for at most `PATIENCE` seconds where the disk is slow."""
+        """Write everything that is folded so far, for at most `PATIENCE` seconds if the disk is slow."""
         folded = [repeats.last for repeats in self._repeats.values() if repeats.last is not None]
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 for request in folded:
                     if self.audit.healthy:
                         await self.audit.room(request.caller.agent)
-                    self._write_repeats(self._repeats.pop(_likeness(request)))
+                    self._write_repeats(self._repeats.pop(_key(request)))
         for repeats in self._repeats.values():
             self._write_repeats(repeats)
         self._repeats.clear()
@@ -137,7 +137,7 @@ class AuditTrail:
             self._timer = asyncio.get_running_loop().call_later(FOLD / 5, self._tick)
 
     def _tick(self) -> None:
-        """Write down what has been folded for long enough; a kind that goes on is folded further."""
+        """Write what has been folded for long enough; requests that continue are folded further."""
         self._timer = None
         now = self.clock()
         for key, repeats in list(self._repeats.items()):
@@ -145,7 +145,7 @@ class AuditTrail:
                 continue
             if repeats.last is not None:
                 if self.audit.full(repeats.last.caller.agent) and self.audit.healthy:
-                    continue  # they fold further until there is room
+                    continue  # folded further until there is room
                 self._write_repeats(repeats)
                 self._repeats[key] = _Repeats(now + FOLD)
             else:
@@ -189,8 +189,8 @@ class AuditTrail:
         return {"agent": agent} if record is None else _identity(record)
 
 
-def _likeness(request: RequestRecord) -> tuple[object, ...]:
-    """Return what requests have in common that become one entry."""
+def _key(request: RequestRecord) -> tuple[object, ...]:
+    """Return what equal requests have in common."""
     return (
         request.caller.agent,
         request.method,

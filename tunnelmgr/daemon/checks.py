@@ -14,7 +14,7 @@ from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.daemon.prepared import KeyFile, build
+from tunnelmgr.daemon.prepared import PinsKeys, build
 from tunnelmgr.daemon.trust_methods import ConsoleReader
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.socket_options import missing_kernel_settings
@@ -97,7 +97,7 @@ def _rotation(config: Config) -> list[Finding]:
     except (ConfigError, ControlError):
         return []
     lacking = sorted(agent["agent"] for agent in agents if agent["login_key"] != wanted)
-    message = f"{len(agents) - len(lacking)} of {_count(len(agents))} accept the next key"
+    message = f"next key accepted by {len(agents) - len(lacking)} of {_count(len(agents))}"
     return [Finding("key rotation", "note", message + (f"; not yet: {', '.join(lacking)}" if lacking else ""))]
 
 
@@ -206,7 +206,7 @@ def _trust(source: Source, snapshot: Snapshot) -> Iterator[Finding]:
         Method.SEEDED: lambda: True,
         Method.LABEL: lambda: True,
         Method.TOFU: lambda: True,
-        Method.PINNED: lambda: isinstance(source.config, KeyFile),
+        Method.PINNED: lambda: isinstance(source.config, PinsKeys),
         Method.CONSOLE: lambda: isinstance(source, ConsoleReader),
     }
     for method in source.config.trust:
@@ -214,7 +214,7 @@ def _trust(source: Source, snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(name, "note", f"{method} gives no evidence for this source")
     if Method.TOFU in source.config.trust:
         yield Finding(name, "note", "tofu believes the first key it sees: whoever answers first is the agent")
-    if isinstance(source.config, KeyFile) and source.config.trust == [Method.PINNED]:
+    if isinstance(source.config, PinsKeys) and source.config.trust == [Method.PINNED]:
         bare = [agent.name for agent in snapshot.agents if agent.id not in source.config.pinned_keys()]
         if bare:
             yield Finding(name, "failed", f"no host_key for {', '.join(sorted(bare))}: they will never be dialled")

@@ -20,7 +20,7 @@ from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.audit_trail import AuditTrail
 from tunnelmgr.daemon.channel_server import ChannelServer, ProbeProofs
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
-from tunnelmgr.daemon.garbage import spare_the_old
+from tunnelmgr.daemon.garbage import disable_full_collections
 from tunnelmgr.daemon.housekeeping import Housekeeping, make_scheduler
 from tunnelmgr.daemon.operations import DaemonOperations
 from tunnelmgr.daemon.prepared import Prepared, prepare
@@ -110,7 +110,7 @@ class Daemon:
         try:
             await self._start_metrics()
             self.reload.follow(self._prepared)
-            spare_the_old()
+            disable_full_collections()
             background = self.housekeeping.start(self._tasks)
             self.signals.install()
             notify("READY=1", f"STATUS={self.housekeeping.summary()}")

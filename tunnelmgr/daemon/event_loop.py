@@ -6,7 +6,7 @@ from importlib import import_module
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes the loop: uvloop's where it is installed, which costs a tenth less, else None for asyncio's."""
+    """Return uvloop's factory if it is installed, which uses a tenth less CPU time, else None for asyncio's."""
     try:
         factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
     except ImportError:

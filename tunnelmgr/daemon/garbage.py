@@ -1,9 +1,8 @@
-"""When garbage is collected: what is young as ever, what is old only when a bell rings.
+"""Garbage collection: young objects as usual, old objects only at a scheduled time.
 
-A full collection looks at every object of every tunnel, and stops the loop for as long: 0.2 s with 1,000 tunnels.
-CPython begins one whenever a quarter has been added to what is old, in the middle of whatever goes on. What makes
-cycles here dies young, so that nearly all of it is found without; an ended tunnel leaves none
-(`dataplane/exception_frames.py`).
+A full collection visits every object of every tunnel and stops the loop meanwhile: 0.2 s with 1,000 tunnels. CPython
+starts one whenever the number of old objects has grown by a quarter, whatever the loop is doing. Reference cycles here
+die young, so young collections find nearly all of them; an ended tunnel leaves none (`dataplane/exception_frames.py`).
 """
 
 import gc
@@ -14,21 +13,21 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-YOUNG: Final = 2_000
-"""Objects made and not yet gone before the young ones are looked at."""
-ROUNDS: Final = 5
-"""Such looks before the middle-aged are looked at too, which then takes the loop about 20 ms."""
+YOUNG_THRESHOLD: Final = 2_000
+"""Allocations minus deallocations before a young collection (`gc.set_threshold`)."""
+MIDDLE_THRESHOLD: Final = 5
+"""Young collections before the middle generation is collected too, which takes about 20 ms."""
 NEVER: Final = 1_000_000_000
 
 
-def spare_the_old() -> None:
-    """Leave old objects alone from now on, except when `collect` is called."""
+def disable_full_collections() -> None:
+    """Collect old objects only when `collect` is called from now on."""
     gc.collect()
-    gc.set_threshold(YOUNG, ROUNDS, NEVER)
+    gc.set_threshold(YOUNG_THRESHOLD, MIDDLE_THRESHOLD, NEVER)
 
 
 def collect() -> None:
-    """Look at everything."""
+    """Run a full collection."""
     began = time.monotonic()
     found = gc.collect()
-    log.debug("garbage collected", found=found, took=time.monotonic() - began)
+    log.debug("garbage collected", objects=found, seconds=time.monotonic() - began)

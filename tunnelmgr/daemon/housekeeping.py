@@ -1,4 +1,4 @@
-"""Work that comes round by the clock and belongs to no tunnel: registry checks, forgetting, watchdog, loop lag."""
+"""Scheduled jobs: registry checks, forgetting agents, the watchdog, loop lag."""
 
 import asyncio
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class Housekeeping:
         self.scheduler.start()
         return [
             tasks.create_task(self.registry.run(), name="registry check"),
-            tasks.create_task(watch_lag(self.metrics.lagged), name="loop lag"),
+            tasks.create_task(watch_lag(self.metrics.record_lag), name="loop lag"),
         ]
 
     async def forget(self) -> None:

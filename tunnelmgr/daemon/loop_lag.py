@@ -1,17 +1,17 @@
-"""How late the event loop is: what every tunnel, probe and request waits while something else has the loop."""
+"""The event loop's lag: the time that every tunnel, probe and request waits while other work holds the loop."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Final
 
-EVERY: Final = 0.25
-"""Seconds between two looks."""
+INTERVAL: Final = 0.25
+"""Seconds between two measurements."""
 
 
 async def watch_lag(report: Callable[[float], None]) -> None:
-    """Report again and again by how many seconds a timer of the loop's was late, until cancelled."""
+    """Report by how many seconds a timer of the loop was late, at each interval, until cancelled."""
     loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + EVERY
-        await asyncio.sleep(EVERY)
+        due = loop.time() + INTERVAL
+        await asyncio.sleep(INTERVAL)
         report(max(0.0, loop.time() - due))

@@ -1,7 +1,7 @@
-"""A configuration with all that can fail on the way to following it done beforehand.
+"""Preparing a configuration: every step that can fail is done before anything changes.
 
-Files are read, keys loaded and sources made here, in a thread, and each only once. What is returned can be followed
-without a further check, so that a reload either changes everything or nothing.
+Files are read, keys are loaded and sources are made here, in a thread, each once. The result can be followed without a
+further check, so a reload changes everything or nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,17 +25,17 @@ Made = TypeVar("Made")
 
 
 @runtime_checkable
-class QueueOwner(Protocol):
+class HasEventQueue(Protocol):
     """A source that may have a queue of events."""
 
     def queue(self) -> Queue | None:
-        """Return it, None where the configuration names none."""
+        """Return it; None if the configuration names none."""
         ...
 
 
 @runtime_checkable
-class KeyFile(Protocol):
-    """A source's configuration that pins keys."""
+class PinsKeys(Protocol):
+    """A source's configuration that pins host keys."""
 
     def pinned_keys(self) -> Mapping[AgentId, str]:
         """Return the keys by agent."""
@@ -44,7 +44,7 @@ class KeyFile(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PreparedSource:
-    """A source that has been made, the queue of its events if it has one, and the keys that it pins if it can."""
+    """A source, its event queue if it has one, and the host keys that its configuration pins if it can."""
 
     source: Source
     queue: Queue | None = None
@@ -68,8 +68,8 @@ class Prepared:
 
 
 @dataclass(slots=True)
-class _Examiner:
-    """Loads the keys of `[ssh]` while the rest of the file is checked."""
+class _LoginLoader:
+    """Loads the keys of `[ssh]` while the file is checked."""
 
     login: Login | None = field(default=None)
 
@@ -80,12 +80,12 @@ class _Examiner:
 def prepare(file: Path, running: Mapping[str, PreparedSource] | None = None) -> Prepared:
     """Read a configuration and make everything that it needs; raises ConfigError with every problem. Blocks.
 
-    A source in `running` whose configuration is the same is used again.
+    A source in `running` whose configuration has not changed is kept.
     """
-    examiner = _Examiner()
-    config = load(file, examiner)
-    if examiner.login is None:
-        raise AssertionError("a configuration without problems has an [ssh] that was examined")
+    loader = _LoginLoader()
+    config = load(file, loader)
+    if loader.login is None:
+        raise AssertionError("a configuration without problems has an [ssh] table that was loaded")
     kept = running or {}
     problems: list[str] = []
     sources = []
@@ -93,18 +93,18 @@ def prepare(file: Path, running: Mapping[str, PreparedSource] | None = None) -> 
         before = kept.get(entry.name)
         try:
             sources.append(before if before is not None and before.config == entry else prepared_source(entry))
-        except ConfigError as bad:
-            problems += [f"source[{at}]: {problem}" for problem in bad.problems]
+        except ConfigError as invalid:
+            problems += [f"source[{at}]: {problem}" for problem in invalid.problems]
     if problems:
         raise ConfigError(problems, file=str(file))
-    return Prepared(config, examiner.login, tuple(sources), config.policies(), config.rules())
+    return Prepared(config, loader.login, tuple(sources), config.policies(), config.rules())
 
 
 def prepared_source(config: SourceConfig) -> PreparedSource:
     """Make a source with its queue and its pinned keys; raises ConfigError if any of that fails."""
     source = build(config)
-    queue = _guarded(config, source.queue) if isinstance(source, QueueOwner) else None
-    pinned = _guarded(config, config.pinned_keys) if isinstance(config, KeyFile) else None
+    queue = _made(config, source.queue) if isinstance(source, HasEventQueue) else None
+    pinned = _made(config, config.pinned_keys) if isinstance(config, PinsKeys) else None
     return PreparedSource(source, queue, pinned)
 
 
@@ -112,14 +112,14 @@ def build(config: SourceConfig) -> Source:
     """Make the source that a configuration describes; raises ConfigError if that fails."""
     kind = source_type(config.type)
     if kind is None:
-        raise ConfigError([f"there is no source type {config.type}"])
-    return _guarded(config, lambda: kind(config))
+        raise ConfigError([f"unknown source type {config.type!r}"])
+    return _made(config, lambda: kind(config))
 
 
-def _guarded(config: SourceConfig, make: Callable[[], Made]) -> Made:
-    """Return what `make` makes; a bulkhead, because sources are plug-ins that may fail in any way."""
+def _made(config: SourceConfig, make: Callable[[], Made]) -> Made:
+    """Return the result of `make`; a bulkhead, because sources are plug-ins that may fail in any way."""
     try:
         return make()
     except Exception as broken:
-        log.exception("source cannot be made", source=config.name)
-        raise ConfigError([f"{config.name} cannot be made by its plug-in {config.type}: {broken}"]) from broken
+        log.exception("source creation failed", source=config.name)
+        raise ConfigError([f"source {config.name!r} of type {config.type} failed to start: {broken!r}"]) from broken

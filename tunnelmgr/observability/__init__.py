@@ -1,1 +1,1 @@
-"""What the daemon tells about itself: metrics, the audit log, and the messages to systemd."""
+"""What the daemon reports: metrics, the audit log, and its state to systemd."""

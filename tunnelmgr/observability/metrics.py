@@ -1,4 +1,4 @@
-"""Prometheus metrics, read off the world at each scrape; labels are groups and phases, never short-lived agents.
+"""Prometheus metrics, computed from the world at each scrape; labels are groups and phases, never agents.
 
 Names follow https://prometheus.io/docs/practices/naming/.
 """
@@ -16,17 +16,17 @@ from tunnelmgr.core.tunnel import Endpoint, Phase
 from tunnelmgr.core.world import status_of
 
 LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds. A bulk pull by one agent may cost another 20 ms; systemd's watchdog ends what hangs for good."""
+"""Seconds. A bulk pull of one agent may delay another by 20 ms; systemd's watchdog ends a loop that hangs."""
 
 
 class WorldCollector(Collector):
-    """Turns the world into samples."""
+    """Computes samples from the world and the daemon's health."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
 
     def collect(self) -> Iterator[Metric]:
-        """Return the samples of this moment."""
+        """Return the samples now."""
         yield self._agents()
         yield from self._sources()
         yield from self._traffic()
@@ -43,13 +43,15 @@ class WorldCollector(Collector):
         return family
 
     def _sources(self) -> Iterator[Metric]:
-        ok = GaugeMetricFamily("tunnelmgr_source_ok", "1 if the source's last answer was whole", labels=["source"])
+        ok = GaugeMetricFamily("tunnelmgr_source_ok", "1 if the source's last answer was complete", labels=["source"])
         last = GaugeMetricFamily(
-            "tunnelmgr_source_last_success_timestamp_seconds", "When a source last answered wholly", labels=["source"]
+            "tunnelmgr_source_last_success_timestamp_seconds",
+            "Time of the last complete answer",
+            labels=["source"],
         )
         missing = GaugeMetricFamily(
             "tunnelmgr_source_missing_agents",
-            "Agents that the source's last listing lacked and that stay",
+            "Agents that the last listing lacked and that are kept for now",
             labels=["source"],
         )
         for view in self._telemetry.world.sources.values():
@@ -84,13 +86,13 @@ class WorldCollector(Collector):
         yield GaugeMetricFamily("tunnelmgr_state_ok", "1 if state can be written", value=int(facts.store_error is None))
         yield GaugeMetricFamily(
             "tunnelmgr_audit_ok",
-            "1 if the audit log is written and lost nothing lately",
+            "1 if the audit log is written and lost nothing recently",
             int(facts.audit.error is None and not facts.audit.lost_recently),
         )
         yield CounterMetricFamily("tunnelmgr_audit_lost", "Audit entries that could not be written", facts.audit.lost)
         yield GaugeMetricFamily(
             "tunnelmgr_fast_path_active",
-            "1 if bulk data goes past asyncssh, 0 if through it, more slowly",
+            "1 if bulk data bypasses asyncssh, 0 if it goes through asyncssh, more slowly",
             value=int(facts.fast_path.active),
         )
         reachable = int(facts.registry.reachable)
@@ -98,7 +100,7 @@ class WorldCollector(Collector):
 
 
 class MetricsServer:
-    """Serves `/metrics`, counts the gate's requests, and keeps how late the loop is."""
+    """Serves `/metrics`, counts the gate's requests, and records the loop's lag."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -124,12 +126,12 @@ class MetricsServer:
         """Count one request."""
         self._requests.labels(group, action, verdict, str(status)).inc()
 
-    def lagged(self, seconds: float) -> None:
-        """Note that a timer of the event loop's was so late."""
+    def record_lag(self, seconds: float) -> None:
+        """Record by how many seconds a timer of the event loop was late."""
         self._lag.observe(seconds)
 
     async def start(self, at: Endpoint) -> None:
-        """Listen; raises OSError where the address is taken."""
+        """Listen; raises OSError if the address is taken."""
         app = web.Application()
         app.add_routes([web.get("/metrics", self._scrape)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)

@@ -1,11 +1,11 @@
-"""Telling systemd how the daemon does, by the protocol of sd_notify(3); without systemd all of it is a no-op."""
+"""The sd_notify(3) protocol: readiness, status and watchdog; a no-op without systemd."""
 
 import os
 import socket
 
 
 def notify(*lines: str) -> None:
-    """Send assignments such as `READY=1`; an unreachable manager is no reason to fail."""
+    """Send assignments such as `READY=1`; errors are ignored, because a daemon runs without its manager."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -18,6 +18,6 @@ def notify(*lines: str) -> None:
 
 
 def watchdog_interval() -> float | None:
-    """Return the seconds between two signs of life, half of what systemd allows (WATCHDOG_USEC); None without one."""
+    """Return the seconds between two watchdog messages, half of WATCHDOG_USEC; None if systemd sets no watchdog."""
     allowed = os.environ.get("WATCHDOG_USEC", "")
     return int(allowed) / 2_000_000 if allowed.isdigit() else None
