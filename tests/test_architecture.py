@@ -1,0 +1,70 @@
+"""docs/architecture.md names files, functions and folders that exist, and none is missing from it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "tunnelmgr"
+DOCUMENT = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+HOP = re.compile(r"`(?P<file>[\w/]+\.py):(?P<name>\w+(?:\.\w+)*)`")
+PATHS = ("From source to tunnel", "From channel to registry")
+
+
+def section(title: str) -> str:
+    """Return the text below a heading, down to the next heading."""
+    (body,) = re.findall(rf"^##+ {re.escape(title)}\n(.*?)(?=^##|\Z)", DOCUMENT, re.DOTALL | re.MULTILINE)
+    return str(body)
+
+
+def hops(text: str) -> list[tuple[str, str]]:
+    """Return the pairs of file and qualified name, written as `folder/file.py:Class.method`."""
+    return [(found["file"], found["name"]) for found in HOP.finditer(text)]
+
+
+def definitions(body: list[ast.stmt], prefix: str = "") -> set[str]:
+    """Return the qualified names of all functions, classes and methods."""
+    names = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names |= {f"{prefix}{node.name}"}
+        if isinstance(node, ast.ClassDef):
+            names |= definitions(node.body, f"{prefix}{node.name}.")
+    return names
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(hops(DOCUMENT))))
+def test_each_function_named_in_the_document_exists(file: str, name: str) -> None:
+    """`file:function` in docs/architecture.md is a definition in that file of the package."""
+    source = PACKAGE / file
+
+    assert source.is_file()
+    assert name in definitions(ast.parse(source.read_text(encoding="utf-8")).body)
+
+
+@pytest.mark.parametrize("title", PATHS)
+def test_each_path_is_a_list_of_hops(title: str) -> None:
+    """Each numbered step of a path names at least one function, so that a reader can follow it in the code."""
+    steps = re.findall(r"^\d+\. .*(?:\n   .*)*", section(title), re.MULTILINE)
+
+    assert len(steps) > 5
+    assert [step for step in steps if not hops(step)] == []
+
+
+def test_each_file_named_in_the_document_exists() -> None:
+    """A file of the package that the document names, with its folder, is there."""
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)[`:]", DOCUMENT))
+
+    assert sorted(file for file in named if not (PACKAGE / file).is_file() and not (ROOT / file).is_file()) == []
+
+
+def test_the_folder_picture_is_complete() -> None:
+    """Each folder and each top-level file of the package has its line in the section on folders."""
+    entries = [entry for entry in PACKAGE.iterdir() if not entry.name.startswith(("_", ".", "py.typed"))]
+    names = {f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries}
+    shown = set(re.findall(r"^ +([\w.]+(?:\.py|/)) ", section("Folders"), re.MULTILINE))
+
+    assert sorted(names - shown) == []
+    assert sorted(name for name in shown - names if not (ROOT / name).exists()) == []
