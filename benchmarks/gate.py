@@ -30,6 +30,7 @@ from figures import Bar, Spread, publish, table
 from peers import machine
 from pulls import MIB, again_and_again
 
+from lab.gate_stand_ins import gate_with
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.ports import AgentChannel, Source
@@ -39,7 +40,6 @@ from tunnelmgr.dataplane.fair_queue import Share, fair_queue
 from tunnelmgr.dataplane.ssh_packets import BATCH_PACKETS, PACKET_DATA_BYTES
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
-from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.target_socket import TargetSocket
 from tunnelmgr.gate.traffic import Traffic
 
@@ -179,7 +179,7 @@ class Serve:
 
     def __init__(self, path: str, registry: Endpoint) -> None:
         policy = GroupPolicy.build("ci")
-        self._gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce) if path == "gate" else None
+        self._gate = gate_with(policy) if path == "gate" else None
         self._caller = Caller(AgentId("static:bench"), "bench", "ci", "bench", "127.0.0.1:5000")
         self._registry = registry
 

@@ -20,6 +20,7 @@ import asyncssh
 import structlog
 
 from lab.agents import LabAgent
+from lab.gate_stand_ins import gate_with
 from lab.namespaces import Machine
 from lab.processes import Process, until
 from tunnelmgr.core.agent import AgentId
@@ -30,7 +31,6 @@ from tunnelmgr.daemon.event_loop import loop_factory
 from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
-from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.ssh.client import SAFE, dial
 from tunnelmgr.ssh.login import Login
@@ -105,7 +105,7 @@ def have(kind: str) -> bool:
 async def serve_ours(how: str, spec: TunnelSpec, login: Login, listen: Endpoint, target: Endpoint) -> None:
     """Hold a tunnel of ours, raw or through the gate."""
     policy = GroupPolicy.build("ci", pull=["**"])
-    gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
+    gate = gate_with(policy)
     caller = Caller(spec.agent, "bench", "ci", "bench", "127.0.0.1:5000")
     connection = await dial(spec, login)
     await connection.disable_nagle()

@@ -17,6 +17,7 @@ from typing import Any
 
 import asyncssh
 
+from lab.gate_stand_ins import OnePolicy
 from tunnelmgr.cli.log_format import LogFormat, LogLevel, configure
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, TunnelBound, TunnelEnded, TunnelProbed
@@ -28,8 +29,9 @@ from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.dataplane import fair_queue
 from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.context import GateContext
+from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.relay import relay
-from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.ssh.login import Login
 from tunnelmgr.tunnel.admission import Admission
@@ -46,10 +48,7 @@ class Side:
     def __init__(self, order: Order, tasks: asyncio.TaskGroup) -> None:
         self.prover = Prover()
         policy = GroupPolicy.build("ci")
-        self.gate = Gate(
-            policy=lambda _group: policy,
-            proof=lambda nonce, caller: self.prover.proof(nonce, caller.agent, caller.listener),
-        )
+        self.gate = Gate(GateContext(policies=OnePolicy(policy), proofs=self.prover))
         key = asyncssh.import_private_key(order["key"])
         self.settings = TunnelSettings(
             login=Login("tunnel", key, order["connect_timeout"]),

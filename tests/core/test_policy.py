@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunnelmgr.core.globs import GlobSet
 from tunnelmgr.core.oci import RegistryAction, classify
-from tunnelmgr.core.policy import GroupPolicy, decide, judge, may_mount, may_see, protected_tags
+from tunnelmgr.core.policy import GroupPolicy, decide, judge, may_list, may_mount, protected_tags
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -127,7 +127,7 @@ def test_the_catalog_is_for_everybody_and_shows_what_one_may_pull() -> None:
     names = ("team/app", "own/app", "team/secret", "other/app", "team/tags/list")
 
     assert decide(classify("GET", "/v2/_catalog"), GroupPolicy.build("ci", pull=())).allowed
-    assert [name for name in names if may_see(name, policy)] == ["team/app", "own/app"]
+    assert [name for name in names if may_list(name, policy)] == ["team/app", "own/app"]
 
 
 def test_the_base_check_and_our_own_path_are_always_allowed() -> None:

@@ -12,7 +12,8 @@ from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.daemon import audit_trail
 from tunnelmgr.daemon.audit_trail import BURST, FOLD, RATE, AuditTrail
-from tunnelmgr.gate.caller import Caller, RequestRecord
+from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.request_record import RequestRecord
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIAGkZnzWcWDkVGJCSmtWFcZOcmXJ9vSVP6sHJqMF5kP"
 AGENT = Agent(AgentId("ec2:i-1"), "i-1", "cloud", "ci", "ci-1", ("10.0.0.1",))
@@ -238,7 +239,7 @@ async def test_an_agent_that_causes_many_entries_waits_for_its_rate(desk: Desk) 
     """A burst is free; beyond it the agent pays with time, and no other agent does."""
     for number in range(int(BURST)):
         desk.auditor.record(request(reference=str(number)))
-    await desk.auditor.settle(AGENT.id)
+    await desk.auditor.throttle(AGENT.id)
 
     for number in range(int(RATE)):
         desk.auditor.record(request(reference=f"more-{number}"))
@@ -246,11 +247,11 @@ async def test_an_agent_that_causes_many_entries_waits_for_its_rate(desk: Desk) 
     assert bucket.wait(desk.now) == pytest.approx(1.0)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await desk.auditor.settle(AGENT.id)
-    await desk.auditor.settle(AgentId("ec2:i-2"))
+            await desk.auditor.throttle(AGENT.id)
+    await desk.auditor.throttle(AgentId("ec2:i-2"))
 
     desk.later(1.0)
-    await desk.auditor.settle(AGENT.id)
+    await desk.auditor.throttle(AGENT.id)
     desk.later(BURST / RATE + 1)
     assert AGENT.id not in desk.auditor._buckets
 
@@ -261,15 +262,15 @@ async def test_an_agent_whose_entries_find_no_room_waits_for_the_disk_and_not_fo
     """The agent goes on once its entries are written, once its patience is over, or at once if the disk fails."""
     desk.book.is_full = True
     monkeypatch.setattr(audit_trail, "PATIENCE", 0.01)
-    await desk.auditor.settle(AGENT.id)
+    await desk.auditor.throttle(AGENT.id)
 
     monkeypatch.setattr(audit_trail, "PATIENCE", 10.0)
     desk.book.healthy = False
-    await desk.auditor.settle(AGENT.id)
+    await desk.auditor.throttle(AGENT.id)
     desk.book.healthy = True
     desk.book.has_room.set()
     async with asyncio.timeout(5):
-        await desk.auditor.settle(AGENT.id)
+        await desk.auditor.throttle(AGENT.id)
 
 
 @pytest.mark.parametrize("action", ["base", "well-known"])

@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
+from lab.gate_stand_ins import gate_with
 from tests.differential.grammar import MANIFEST, Things, case_of
 from tests.differential.oracle import DELETE, DENY, IMMUTABLE, PULL, PUSH, Foreign, Served, served_in, violation
 from tests.gate.conftest import CALLER, Registry, digest_of, running_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue
-from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.gate.uploads import Upload
 
@@ -174,11 +175,11 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         )[2]
         release = registry.ask("HEAD", "/v2/open/own/app/manifests/v1")[1]["docker-content-digest"]
         things = Things([*seen, push_untagged(registry)], unseen, registry.manifest("open/own/app", b"pushed"))
-        gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
+        gate = gate_with(policy)
         ground = Ground(registry, folder / "access.log", gate, things, Foreign(frozenset(), release), marks)
         stranger = AgentId("static:other")
         other = asyncio.run(ground.begin(stranger))
-        place = gate.uploads.find(stranger, Upload(registry.endpoint, "open/own/app", upload_id(other)))
+        place = gate.context.uploads.find(stranger, Upload(registry.endpoint, "open/own/app", upload_id(other)))
         assert place is not None
         direct = f"/v2/open/own/app/blobs/uploads/{upload_id(begun)}"
         things.foreign_uploads = (
@@ -283,9 +284,7 @@ async def test_what_once_got_through_does_not_any_more(ground: Ground, raw: byte
 async def test_the_oracle_catches_a_gate_that_lets_everything_through(ground: Ground) -> None:
     """Or it would be worth nothing: with open grants the same cases are full of violations and of leaks."""
     policy = GroupPolicy.build("ci", push=("**",), delete=())
-    opened = replace(
-        ground, gate=Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce, uploads=ground.gate.uploads)
-    )
+    opened = replace(ground, gate=gate_with(policy, uploads=ground.gate.context.uploads))
     offset = ground.access_log.stat().st_size
     tally = Tally([], Counter())
 

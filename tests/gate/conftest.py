@@ -17,13 +17,15 @@ from typing import Any
 import h11
 import pytest
 
+from lab.gate_stand_ins import gate_with
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.ports import Source
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue
-from tunnelmgr.gate.caller import Caller, RequestRecord
-from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.gate import Gate
+from tunnelmgr.gate.request_record import RequestRecord
 from tunnelmgr.gate.traffic import Traffic
 
 DEADLINE = 10.0
@@ -36,15 +38,20 @@ class Records:
 
     def __init__(self) -> None:
         self.all: list[RequestRecord] = []
-        self.settled: list[AgentId] = []
+        self.throttled: list[AgentId] = []
+        self.failure: str | None = None
 
     def record(self, request: RequestRecord) -> None:
         """Keep one."""
         self.all.append(request)
 
-    async def settle(self, agent: AgentId) -> None:
-        """Keep who was asked to wait."""
-        self.settled.append(agent)
+    async def throttle(self, agent: AgentId) -> None:
+        """Keep which agent was to wait."""
+        self.throttled.append(agent)
+
+    def outage(self) -> str | None:
+        """Return the outage that the test has set."""
+        return self.failure
 
 
 class MemoryChannel:
@@ -262,8 +269,7 @@ def gate_for() -> Callable[..., Gate]:
     """Make a gate whose one group has the given grants."""
 
     def make(**grants: tuple[str, ...]) -> Gate:
-        policy = GroupPolicy.build("ci", **grants)
-        return Gate(policy=lambda _: policy, proof=lambda nonce, caller: f"{nonce}@{caller.listener}")
+        return gate_with(GroupPolicy.build("ci", **grants))
 
     return make
 

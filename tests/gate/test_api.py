@@ -10,7 +10,7 @@ import pytest
 from tests.gate.conftest import MANIFEST_TYPE, digest_of, running_registry
 from tests.gate.test_head_parser import MALFORMED
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.gate import Gate
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Registry, Talk

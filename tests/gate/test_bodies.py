@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.gate_stand_ins import gate_with
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.errors import MalformedRequestError
 from tunnelmgr.gate.bodies import MAX_PIECES, ChunkedBody
-from tunnelmgr.gate.session import Gate
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Scripted, Talk
@@ -65,7 +65,7 @@ async def test_an_upload_in_tiny_chunks_lets_others_run(talk: "Talk", scripted: 
         await reader.read()
 
     policy = GroupPolicy.build("ci", push=("**",))
-    gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
+    gate = gate_with(policy)
     async with scripted(script) as registry, talk(gate, registry.endpoint) as agent:
         agent.channel.send(
             b"POST /v2/team/app/blobs/uploads/ HTTP/1.1\r\nHost: localhost:5000\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -88,7 +88,7 @@ async def test_an_answer_in_tiny_chunks_arrives_whole(talk: "Talk", scripted: "S
         await reader.read()
 
     policy = GroupPolicy.build("ci")
-    gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
+    gate = gate_with(policy)
     async with scripted(script) as registry, talk(gate, registry.endpoint) as agent:
         answer = await agent.ask("GET", "/v2/team/app/tags/list")
 

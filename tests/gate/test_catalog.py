@@ -4,17 +4,20 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.gate_stand_ins import gate_with
 from tunnelmgr.core.oci import classify
+from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate import catalog
-from tunnelmgr.gate.catalog import NAMES_PER_CHECKPOINT, CatalogSearch, Fetch, RegistryPage
-from tunnelmgr.gate.exchange import Timeouts
+from tunnelmgr.gate.catalog import NAMES_PER_CHECKPOINT, CatalogSearch, PageSource
+from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.local_reply import LocalReply
-from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.registry_queries import RegistryPage
+from tunnelmgr.gate.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Conversation, Registry, Scripted, Talk
@@ -31,8 +34,8 @@ class FakeCatalog:
         self._most = most
         self.targets: list[str] = []
 
-    async def __call__(self, target: str) -> RegistryPage:
-        """LocalReply one request."""
+    async def fetch_page(self, _: str, target: str) -> RegistryPage:
+        """Return a page."""
         self.targets.append(target)
         query = dict(classify("GET", target).query)
         size = int(query.get("n", min(100, self._most)))
@@ -43,20 +46,45 @@ class FakeCatalog:
         return RegistryPage(200, body, has_next=len(left) > size)
 
 
-async def go_on() -> None:
-    """Be a checkpoint that nobody waits at."""
+class Agent:
+    """An agent whose checkpoints are counted."""
+
+    def __init__(self) -> None:
+        self.checkpoints = 0
+
+    async def checkpoint(self) -> None:
+        """Count a checkpoint."""
+        self.checkpoints += 1
 
 
-def search(fetch: Fetch, visible: str = "", **how: Any) -> CatalogSearch:  # noqa: ANN401 - the fields of CatalogSearch
-    """Return a search for names that begin so."""
-    parts = {"checkpoint": go_on, "turn": asyncio.Semaphore(1)} | how
-    return CatalogSearch(fetch, lambda name: name.startswith(visible), **parts)
+@dataclass
+class OnePage:
+    """A registry that answers every request with the same page."""
+
+    page: RegistryPage
+
+    async def fetch_page(self, _host: str, _target: str) -> RegistryPage:
+        """Return the page."""
+        return self.page
 
 
-async def look(fetch: FakeCatalog, query: str = "", visible: str = "open/") -> tuple[list[str], str]:
+def search(
+    pages: PageSource,
+    visible: str = "**",
+    *,
+    agent: Agent | None = None,
+    turn: asyncio.Semaphore | None = None,
+    timeout: float = 5.0,
+) -> CatalogSearch:
+    """Return a search by a group that may pull what the pattern `visible` matches."""
+    policy = GroupPolicy.build("ci", pull=(visible,))
+    return CatalogSearch(pages, "localhost:5000", policy, agent or Agent(), turn or asyncio.Semaphore(1), timeout)
+
+
+async def look(catalog: FakeCatalog, query: str = "", visible: str = "open/**") -> tuple[list[str], str]:
     """Ask for one page; returns its names and the query of the next."""
     request = classify("GET", f"/v2/_catalog{query}")
-    answer = await search(fetch, visible).page(request, close=False)
+    answer = await search(catalog, visible).page(request, close=False)
     return listed(answer), next_query(answer.link)
 
 
@@ -74,11 +102,11 @@ def next_query(link: str) -> str:
     return matched[1] if matched else ""
 
 
-async def look_through(fetch: FakeCatalog, query: str, visible: str = "open/") -> list[list[str]]:
+async def look_through(catalog: FakeCatalog, query: str, visible: str = "open/**") -> list[list[str]]:
     """Follow the links to the end."""
     pages = []
     while True:
-        names, query = await look(fetch, query, visible)
+        names, query = await look(catalog, query, visible)
         pages.append(names)
         if not query:
             return pages
@@ -118,22 +146,22 @@ async def test_a_page_has_a_hundred_names_unless_asked_otherwise() -> None:
 
 async def test_who_may_see_nothing_gets_an_empty_list() -> None:
     """After one look at everything."""
-    assert await look(FakeCatalog(NAMES), visible="nothing/") == ([], "")
+    assert await look(FakeCatalog(NAMES), visible="nothing/**") == ([], "")
 
 
 async def test_a_page_of_no_names_costs_nothing() -> None:
     """The registry is not even asked."""
-    fetch = FakeCatalog(NAMES)
+    catalog = FakeCatalog(NAMES)
 
-    assert await look(fetch, "?n=0") == ([], "")
-    assert fetch.targets == []
+    assert await look(catalog, "?n=0") == ([], "")
+    assert catalog.targets == []
 
 
 async def test_the_search_is_bounded() -> None:
     """What was found until then is a page, with a link; finding nothing is an error that says what to do."""
     few = FakeCatalog(NAMES, most=1)
 
-    with pytest.raises(RegistryUnavailableError, match="ask for it by name"):
+    with pytest.raises(RegistryUnavailableError, match="use the repository's name"):
         await look(few)
     names, query = await look(few, "?last=hidden/100")
 
@@ -144,67 +172,71 @@ async def test_the_search_is_bounded() -> None:
 
 async def test_the_search_ends_in_time() -> None:
     """What was found by then is a page with a link; finding nothing by then is an error that says what to do."""
-    stalls = asyncio.Event()
-
-    async def slow(target: str) -> RegistryPage:
-        if "last" in target:
-            await stalls.wait()
-        return RegistryPage(200, b'{"repositories": ["open/1", "open/2"]}', has_next=True)
-
     asked = classify("GET", "/v2/_catalog?n=5")
-    answer = await search(slow, "open/", patience=0.02).page(asked, close=False)
+
+    answer = await search(StallingCatalog(), "open/**", timeout=0.02).page(asked, close=False)
+    with pytest.raises(RegistryUnavailableError, match=r"within 0\.02 s: use the repository's name"):
+        await search(StallingCatalog(), "mine/**", timeout=0.02).page(asked, close=False)
+
     assert (listed(answer), next_query(answer.link)) == (["open/1", "open/2"], "?last=open%2F2&n=5")
 
-    with pytest.raises(RegistryUnavailableError, match=r"within 0\.02 s: ask for it by name"):
-        await search(slow, "mine/", patience=0.02).page(asked, close=False)
+
+class StallingCatalog:
+    """A registry that returns one page, and never returns the next."""
+
+    async def fetch_page(self, _: str, target: str) -> RegistryPage:
+        """Return the first page."""
+        if "last" in target:
+            await asyncio.get_running_loop().create_future()
+        return RegistryPage(200, b'{"repositories": ["open/1", "open/2"]}', has_next=True)
 
 
 async def test_an_agent_has_one_search_at_a_time() -> None:
     """A second search waits for the first one, and no longer than a search may take."""
-    turn, running, most = asyncio.Semaphore(1), 0, 0
-
-    async def counted(_: str) -> RegistryPage:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0)
-        running -= 1
-        return RegistryPage(200, b'{"repositories": ["open/1"]}', has_next=False)
-
+    turn, catalog = asyncio.Semaphore(1), CountingCatalog()
     asked = classify("GET", "/v2/_catalog")
+
     async with asyncio.TaskGroup() as tasks:
         for _ in range(5):
-            tasks.create_task(search(counted, turn=turn).page(asked, close=False), name="search")
-    assert most == 1
-
+            tasks.create_task(search(catalog, turn=turn).page(asked, close=False), name="search")
     async with turn:
-        with pytest.raises(RegistryUnavailableError, match="or again later"):
-            await search(counted, turn=turn, patience=0.01).page(asked, close=False)
+        with pytest.raises(RegistryUnavailableError, match="or try again later"):
+            await search(catalog, turn=turn, timeout=0.01).page(asked, close=False)
+
+    assert catalog.most == 1
+
+
+class CountingCatalog:
+    """A registry that counts how many requests it has at once."""
+
+    def __init__(self) -> None:
+        self.running = self.most = 0
+
+    async def fetch_page(self, _host: str, _target: str) -> RegistryPage:
+        """Return a page."""
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        return RegistryPage(200, b'{"repositories": ["open/1"]}', has_next=False)
 
 
 async def test_other_agents_run_while_names_are_filtered() -> None:
-    """A page of a thousand names has a checkpoint every few names."""
-    passed = 0
-
-    async def checkpoint() -> None:
-        nonlocal passed
-        passed += 1
-
+    """A page of names has one checkpoint for each `NAMES_PER_CHECKPOINT` names."""
     names = [f"open/{number}" for number in range(10 * NAMES_PER_CHECKPOINT)]
+    page = RegistryPage(200, json.dumps({"repositories": names}).encode(), has_next=False)
+    agent = Agent()
 
-    async def fetch(_: str) -> RegistryPage:
-        return RegistryPage(200, json.dumps({"repositories": names}).encode(), has_next=False)
+    await search(OnePage(page), agent=agent).page(classify("GET", "/v2/_catalog"), close=False)
 
-    await search(fetch, checkpoint=checkpoint).page(classify("GET", "/v2/_catalog"), close=False)
-
-    assert passed == 10
+    assert agent.checkpoints == 10
 
 
 async def test_a_search_that_ran_out_of_time_leaves_no_answer_for_the_next_request(
     talk: "Talk", gate_for: Grants, scripted: "Scripted", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection on which a page was still awaited is not used again."""
-    monkeypatch.setattr(catalog, "PATIENCE", 0.05)
+    monkeypatch.setattr("tunnelmgr.gate.catalog.SEARCH_TIMEOUT", 0.05)
     late = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -241,22 +273,16 @@ async def test_a_search_that_ran_out_of_time_leaves_no_answer_for_the_next_reque
 )
 async def test_a_page_that_is_none_is_the_registrys_fault(page: RegistryPage) -> None:
     """Nothing of it is passed on."""
-
-    async def fetch(_: str) -> RegistryPage:
-        return page
-
     with pytest.raises(RegistryUnavailableError):
-        await search(fetch).page(classify("GET", "/v2/_catalog"), close=False)
+        await search(OnePage(page)).page(classify("GET", "/v2/_catalog"), close=False)
 
 
 @pytest.mark.parametrize("body", [b'{"repositories": null}', b'{"repositories": []}'])
 async def test_an_empty_page_is_the_end(body: bytes) -> None:
     """Whatever its link says."""
+    page = RegistryPage(200, body, has_next=True)
 
-    async def fetch(_: str) -> RegistryPage:
-        return RegistryPage(200, body, has_next=True)
-
-    answer = await search(fetch).page(classify("GET", "/v2/_catalog"), close=False)
+    answer = await search(OnePage(page)).page(classify("GET", "/v2/_catalog"), close=False)
 
     assert listed(answer) == []
 
@@ -310,12 +336,9 @@ def answering(body: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWrit
 
 
 @pytest.mark.parametrize("body", [b"4\r\n{}  \r\n", b"200000\r\n" + b"x" * 0x200000 + b"\r\n0\r\n\r\n"])
-async def test_a_page_is_bounded_in_time_and_size(
-    talk: "Talk", gate_for: Grants, scripted: "Scripted", body: bytes
-) -> None:
+async def test_a_page_is_bounded_in_time_and_size(talk: "Talk", scripted: "Scripted", body: bytes) -> None:
     """It is held in memory, so it may not be endless."""
-    gate = gate_for()
-    gate.limits = Timeouts(answer=0.2)
+    gate = gate_with(GroupPolicy.build("ci"), timeouts=Timeouts(response=0.2))
 
     async with scripted(answering(body)) as registry, talk(gate, registry.endpoint) as agent:
         refused = await agent.ask("GET", "/v2/_catalog")

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
+from lab.gate_stand_ins import ListenerProofs, gate_with
 from tests.gate.conftest import Records
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.oci import probe_request
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate.exchange import Timeouts
-from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.context import GateContext
+from tunnelmgr.gate.gate import Gate
+from tunnelmgr.gate.timeouts import Timeouts
 from tunnelmgr.gate.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 def impatient(**seconds: float) -> Gate:
     """Make a gate that may push, and waits as told; a wait that is to run out is a few milliseconds."""
     policy = GroupPolicy.build("ci", push=("**",), immutable_tags=("release-*",))
-    return Gate(policy=lambda _: policy, proof=lambda nonce, caller: nonce + caller.name, limits=Timeouts(**seconds))
+    return gate_with(policy, timeouts=Timeouts(**seconds))
 
 
 def replying(*answers: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]:
@@ -65,15 +68,14 @@ async def test_the_gate_says_who_the_agent_is_without_a_registry(talk: "Talk") -
 
     known = {"agent": "static:builder-1", "group": "ci", "controller": "registry-1"}
     assert json.loads(told.body) == known
-    assert json.loads(proved.body) == known | {"proof": "0aF9builder-1"}
+    assert json.loads(proved.body) == known | {"proof": "0aF9@127.0.0.1:5000"}
     assert (asked.status, asked.body) == (200, b"")
 
 
 async def test_a_probe_gets_what_it_would_get_if_it_were_written_otherwise(talk: "Talk", caller: "Caller") -> None:
     """The same answer and the same record; known by its exact bytes, it is only not read in full."""
-    gate = impatient()
     records = Records()
-    gate.requests = records
+    gate = Gate(replace(impatient().context, requests=records))
     question = probe_request(caller.listener, "0aF9")
     async with talk(gate, NOBODY) as agent:
         agent.channel.send(question)
@@ -86,7 +88,7 @@ async def test_a_probe_gets_what_it_would_get_if_it_were_written_otherwise(talk:
         odd = await agent.answer()
         agent.channel.end()
 
-    assert json.loads(probed.body)["proof"] == "0aF9builder-1"
+    assert json.loads(probed.body)["proof"] == "0aF9@127.0.0.1:5000"
     assert (probed.status, probed.headers, probed.body) == (likened.status, likened.headers, likened.body)
     assert odd.status == 400
     assert [(record.action, record.status) for record in records.all] == [
@@ -98,7 +100,7 @@ async def test_a_probe_gets_what_it_would_get_if_it_were_written_otherwise(talk:
 
 async def test_a_probe_whose_answer_is_not_taken_ends_its_channel(talk: "Talk", caller: "Caller") -> None:
     """Nothing is kept for an agent that does not read."""
-    async with talk(impatient(answer=0.01), NOBODY) as agent:
+    async with talk(impatient(response=0.01), NOBODY) as agent:
         agent.channel.stalled = True
         agent.channel.send(probe_request(caller.listener, "0aF9"))
         await agent.finished()
@@ -189,21 +191,21 @@ async def test_a_registry_that_resets_is_503(talk: "Talk", scripted: "Scripted")
 
 async def test_a_silent_registry_is_503_in_time(talk: "Talk", scripted: "Scripted") -> None:
     """The wait for its head is bounded, with a body as without."""
-    async with scripted(replying(b"", b"")) as registry, talk(impatient(answer=0.02), registry.endpoint) as agent:
+    async with scripted(replying(b"", b"")) as registry, talk(impatient(response=0.02), registry.endpoint) as agent:
         bodiless = await agent.ask("GET", "/v2/")
         agent.channel.send(PUT + b"Content-Length: 3\r\n\r\nabc")
         with_body = await agent.answer("PUT")
         agent.channel.end()
 
     assert (bodiless.status, with_body.status) == (503, 503)
-    assert "did not answer in time" in with_body.message
+    assert "did not answer within 0.02 s" in with_body.message
 
 
 async def test_a_registry_that_stops_in_mid_body_ends_the_channel(talk: "Talk", scripted: "Scripted") -> None:
     """The wait for more is bounded too."""
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
 
-    async with scripted(replying(half)) as registry, talk(impatient(answer=0.05), registry.endpoint) as agent:
+    async with scripted(replying(half)) as registry, talk(impatient(response=0.05), registry.endpoint) as agent:
         agent.channel.send(GET)
         await agent.finished()
 
@@ -389,7 +391,7 @@ async def test_a_registry_that_takes_no_more_is_503(talk: "Talk", scripted: "Scr
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.Event().wait()
 
-    async with scripted(stuck) as registry, talk(impatient(answer=0.05), registry.endpoint) as agent:
+    async with scripted(stuck) as registry, talk(impatient(response=0.05), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 64000000\r\n\r\n" + bytes(32_000_000))
         refused = await agent.answer("PUT")
         agent.channel.end()
@@ -447,8 +449,7 @@ async def test_a_head_may_come_in_pieces(talk: "Talk") -> None:
 async def test_an_agent_that_ends_in_mid_head_is_let_go(talk: "Talk") -> None:
     """There is nobody to answer, and nothing to record."""
     records = Records()
-    gate = impatient()
-    gate.requests = records
+    gate = Gate(replace(impatient().context, requests=records))
 
     async with talk(gate, NOBODY) as agent:
         agent.channel.send(b"GET /v2/ HT")
@@ -469,7 +470,7 @@ async def test_an_answer_that_keeps_coming_is_not_cut_off(talk: "Talk", scripted
             writer.write(b"x")
             await asyncio.sleep(0)
 
-    async with scripted(trickle) as registry, talk(impatient(answer=0.2), registry.endpoint) as agent:
+    async with scripted(trickle) as registry, talk(impatient(response=0.2), registry.endpoint) as agent:
         answered = await agent.ask("GET", "/v2/")
 
     assert answered.status == 200
@@ -496,7 +497,7 @@ async def test_an_agent_that_does_not_end_its_refused_request_is_not_waited_for(
 @pytest.mark.parametrize("raw", [GET, b"GET /.well-known/tunnelmgr HTTP/1.1\r\n" + HOST + b"\r\n"])
 async def test_an_agent_that_does_not_take_its_answer_is_let_go(talk: "Talk", scripted: "Scripted", raw: bytes) -> None:
     """Neither the registry's answers nor our own wait for ever."""
-    async with scripted(replying(OK)) as registry, talk(impatient(answer=0.05), registry.endpoint) as agent:
+    async with scripted(replying(OK)) as registry, talk(impatient(response=0.05), registry.endpoint) as agent:
         agent.channel.stalled = True
         agent.channel.send(raw)
         await agent.finished()
@@ -550,10 +551,11 @@ async def test_revocation_aborts_both_sides_at_once(
 async def test_whatever_else_goes_wrong_stays_in_the_session(talk: "Talk") -> None:
     """Trap 5: an exception that escaped would close the agent's SSH connection."""
 
-    def fail(_: str) -> GroupPolicy:
-        raise LookupError
+    class FailingPolicies:
+        def policy_of(self, _: AgentId) -> GroupPolicy:
+            raise LookupError
 
-    gate = Gate(policy=fail, proof=lambda nonce, _: nonce)
+    gate = Gate(GateContext(policies=FailingPolicies(), proofs=ListenerProofs()))
 
     with capture_logs() as lines:
         async with talk(gate, NOBODY) as agent:

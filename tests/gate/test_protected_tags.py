@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.gate_stand_ins import gate_with
 from tests.gate.conftest import MANIFEST_TYPE, digest_of
 from tests.gate.stateful_registry import stateful_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate.exchange import Timeouts
+from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.manifest import MAX_MANIFEST, PushedManifest, TaggedManifest
 from tunnelmgr.gate.push import MAX_BUFFERED_MANIFESTS
-from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Conversation, Registry, Reply, Scripted, Talk
@@ -33,7 +34,7 @@ Grants = Callable[..., Gate]
 def gate() -> Gate:
     """Make a gate whose agents may push and delete, but change no release."""
     policy = GroupPolicy.build("ci", push=("work/**",), delete=("work/**",), immutable_tags=("release-*",))
-    return Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
+    return gate_with(policy)
 
 
 async def push(agent: "Conversation", repository: str, tag: str, manifest: bytes, *lines: str) -> "Reply":
@@ -395,12 +396,12 @@ async def test_a_delete_is_refused_if_there_are_too_many_protected_tags(
 @pytest.mark.parametrize(
     ("tags", "told"),
     [
-        (Tags([b"no json"], 200), "list of tags is not readable"),
-        (Tags([b'{"tags": 5}'], 200), "list of tags is not readable"),
-        (Tags([b"[]"], 200), "list of tags is not readable"),
+        (Tags([b"no json"], 200), "list of tags is not a JSON object"),
+        (Tags([b'{"tags": 5}'], 200), "list of tags is not a JSON object"),
+        (Tags([b"[]"], 200), "list of tags is not a JSON object"),
         (Tags([b"{}"], 500), "answered 500 when asked for its tags"),
-        (Tags([b'{"tags": null}', b""], 200), "does not end"),
-        (Tags([b'{"tags": ["a"]}'] * 102, 200), "does not end"),
+        (Tags([b'{"tags": null}', b""], 200), "longer than 100 pages, or has an empty page"),
+        (Tags([b'{"tags": ["a"]}'] * 102, 200), "longer than 100 pages, or has an empty page"),
     ],
 )
 async def test_a_delete_fails_if_the_tags_cannot_be_listed(
@@ -445,14 +446,15 @@ async def test_a_push_is_refused_if_the_registry_tells_no_digest(
 async def test_a_search_for_protected_tags_ends_in_time(talk: "Talk", scripted: "Scripted") -> None:
     """A registry that does not answer costs the delete, and is told as the reason."""
     policy = GroupPolicy.build("ci", delete=("work/**",), immutable_tags=("*",))
-    gate = Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce, limits=Timeouts(search=0.02))
+    gate = gate_with(policy, timeouts=Timeouts(search=0.02))
     tags = Tags(held=asyncio.Event())
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
         failed = await delete(agent, "work/app", DIGEST)
 
     assert failed.status == 503
-    assert f"it was not found within 0.02 s which tags of work/app point to {DIGEST}" in failed.message
+    assert f"{DIGEST} was not deleted: the search for protected tags of work/app" in failed.message
+    assert "did not finish within 0.02 s" in failed.message
 
 
 async def test_a_look_that_ends_the_connection_is_followed_by_a_new_one(
@@ -536,7 +538,7 @@ async def test_of_two_agents_that_write_a_protected_tag_at_once_one_is_refused(m
     pushed, refused = await meanwhile(("PUT", RELEASE, b"{}"), ("PUT", RELEASE, b"{ }"))
 
     assert (pushed.status, refused.status) == (201, 403)
-    assert "another push of work/app:release-1, or a delete of its manifest, is under way" in refused.message
+    assert "another push of work/app:release-1, or a delete of its manifest, is in progress" in refused.message
 
 
 async def test_two_agents_may_push_the_same_manifest_to_a_protected_tag_at_once(meanwhile: Meanwhile) -> None:

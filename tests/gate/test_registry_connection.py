@@ -18,8 +18,8 @@ GET = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 
 
-def link_to(registry: "ScriptedRegistry") -> RegistryConnection:
-    """Return a link that waits as long as the test may take."""
+def connection_to(registry: "ScriptedRegistry") -> RegistryConnection:
+    """Return a connection that waits as long as the test may take."""
     return RegistryConnection(
         registry.endpoint, asyncio.Semaphore(MAX_PENDING_REQUESTS), head_timeout=10, idle_timeout=10
     )
@@ -32,17 +32,17 @@ async def test_sending_to_a_registry_that_hung_up_is_its_fault(scripted: "Script
         writer.transport.abort()
 
     async with scripted(reset) as registry, asyncio.timeout(10):
-        link = link_to(registry)
-        await link.open()
-        with pytest.raises(RegistryUnavailableError, match="hung up"):
-            await send_for_ever(link)
-        link.abort()
+        connection = connection_to(registry)
+        await connection.open()
+        with pytest.raises(RegistryUnavailableError, match="closed the connection"):
+            await send_for_ever(connection)
+        connection.abort()
 
 
-async def send_for_ever(link: RegistryConnection) -> None:
+async def send_for_ever(connection: RegistryConnection) -> None:
     """Send until it fails."""
     while True:
-        await link.send(bytes(1 << 20))
+        await connection.send(bytes(1 << 20))
 
 
 async def test_a_body_may_come_after_its_head(scripted: "Scripted") -> None:
@@ -57,12 +57,12 @@ async def test_a_body_may_come_after_its_head(scripted: "Scripted") -> None:
         await reader.read()
 
     async with scripted(script) as registry, asyncio.timeout(10):
-        link = link_to(registry)
-        head = await link.ask("GET", GET)
+        connection = connection_to(registry)
+        head = await connection.round_trip("GET", GET)
         asked.set()
-        body = [bytes(piece) async for pieces in link.body(head) for piece in pieces]
-        kept = await link.open()
-        link.abort()
+        body = [bytes(piece) async for pieces in connection.stream_body(head) for piece in pieces]
+        kept = await connection.open()
+        connection.abort()
 
     assert body == [b"ok"]
     assert kept
@@ -79,15 +79,15 @@ async def test_an_answer_that_comes_as_the_body_ends_stops_the_clock(scripted: "
         await reader.read()
 
     async with scripted(script) as registry, asyncio.timeout(10):
-        link = link_to(registry)
-        await link.open()
+        connection = connection_to(registry)
+        await connection.open()
         async with asyncio.TaskGroup() as tasks:
-            sending = tasks.create_task(link.send(GET), name="gate body")
-        while link._connection().idle:  # noqa: ASYNC110 (the bytes arrive by themselves, within the deadline)
+            sending = tasks.create_task(connection.send(GET), name="gate body")
+        while connection._current_socket().idle:  # noqa: ASYNC110 (the bytes arrive by themselves, within the deadline)
             await asyncio.sleep(0)
-        head = await link.receive_head("GET", after=sending)
+        head = await connection.receive_head("GET", after=sending)
         await asyncio.sleep(0)
-        link.abort()
+        connection.abort()
 
     assert head.status == 200
     assert complaints == []
@@ -112,40 +112,40 @@ LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe"
 
 
-@pytest.mark.parametrize(("reset", "words"), [(False, "broke off"), (True, "hung up")])
+@pytest.mark.parametrize(("reset", "words"), [(False, "in the middle of a response"), (True, "closed the connection")])
 async def test_a_registry_that_goes_within_a_body_is_at_fault(
     scripted: "Scripted", channel: MemoryChannel, reset: bool, words: str
 ) -> None:
     """The agent has a part of it, and is not told that it was all."""
     async with scripted(breaking_off(LONG, reset=reset)) as registry, asyncio.timeout(10):
-        link = link_to(registry)
-        await link.ask("GET", GET)
-        await link.send(b"x")
+        connection = connection_to(registry)
+        await connection.round_trip("GET", GET)
+        await connection.send(b"x")
         with pytest.raises(RegistryUnavailableError, match=words):
-            await link.pour(channel, 1000, lambda _: None)
-        link.abort()
+            await connection.send_to(channel, 1000, lambda _: None)
+        connection.abort()
 
 
 async def test_a_registry_that_goes_within_a_chunk_is_at_fault(scripted: "Scripted") -> None:
     """As above, for a body that tells its length as it goes."""
     async with scripted(breaking_off(CHUNKED)) as registry, asyncio.timeout(10):
-        link = link_to(registry)
-        head = await link.ask("GET", GET)
-        await link.send(b"x")
-        with pytest.raises(RegistryUnavailableError, match="broke off"):
-            _ = [pieces async for pieces in link.body(head)]
-        link.abort()
+        connection = connection_to(registry)
+        head = await connection.round_trip("GET", GET)
+        await connection.send(b"x")
+        with pytest.raises(RegistryUnavailableError, match="in the middle of a response"):
+            _ = [pieces async for pieces in connection.stream_body(head)]
+        connection.abort()
 
 
 async def test_an_agent_that_goes_within_a_body_is_no_fault_of_the_registrys(scripted: "Scripted") -> None:
     """Nobody is told that the registry is away."""
     async with scripted(breaking_off(LONG + b"part")) as registry, asyncio.timeout(10):
-        link = link_to(registry)
-        await link.ask("GET", GET)
-        assert link.arrived(1000) == b"part"
+        connection = connection_to(registry)
+        await connection.round_trip("GET", GET)
+        assert connection.take_received(1000) == b"part"
         with pytest.raises(ConnectionResetError):
-            await link.pour(GoneChannel(), 996, lambda _: None)
-        link.abort()
+            await connection.send_to(GoneChannel(), 996, lambda _: None)
+        connection.abort()
 
 
 class GoneChannel(MemoryChannel):
@@ -159,10 +159,10 @@ class GoneChannel(MemoryChannel):
 async def test_an_empty_body_is_over_at_once(scripted: "Scripted") -> None:
     """Nothing is waited for."""
     async with scripted(breaking_off(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as registry, asyncio.timeout(10):
-        link = link_to(registry)
-        head = await link.ask("GET", GET)
-        assert [pieces async for pieces in link.body(head)] == []
-        link.abort()
+        connection = connection_to(registry)
+        head = await connection.round_trip("GET", GET)
+        assert [pieces async for pieces in connection.stream_body(head)] == []
+        connection.abort()
 
 
 async def test_an_agent_waits_for_a_slot_until_one_of_its_requests_is_answered(scripted: "Scripted") -> None:
@@ -178,17 +178,17 @@ async def test_an_agent_waits_for_a_slot_until_one_of_its_requests_is_answered(s
 
     async with scripted(slow) as registry, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         slots = asyncio.Semaphore(1)
-        links = [
+        connections = [
             RegistryConnection(registry.endpoint, slots, head_timeout=patience, idle_timeout=10)
             for patience in (9, 0.05)
         ]
-        first = tasks.create_task(links[0].ask("GET", GET), name="first")
+        first = tasks.create_task(connections[0].round_trip("GET", GET), name="first")
         await asked.wait()
         with pytest.raises(RegistryUnavailableError, match="earlier requests of this agent"):
-            await links[1].ask("GET", GET)
+            await connections[1].round_trip("GET", GET)
 
         answer.set()
         assert (await first).status == 200
-        assert (await links[1].ask("GET", GET)).status == 200
-        for link in links:
-            link.abort()
+        assert (await connections[1].round_trip("GET", GET)).status == 200
+        for connection in connections:
+            connection.abort()

@@ -74,7 +74,7 @@ async def test_a_target_that_is_away_is_told_once_in_a_while() -> None:
             async with asyncio.timeout(10):
                 await relay(MemoryChannel(), Endpoint("127.0.0.1", 1), traffic)
 
-    assert [line["event"] for line in lines] == ["relay target away"]
+    assert [line["event"] for line in lines] == ["relay target unreachable"]
     traffic = Traffic()
     assert [traffic.may_warn(now) for now in (100.0, 104.9, 105.0, 109.9)] == [True, False, True, False]
 

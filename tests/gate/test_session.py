@@ -3,13 +3,16 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.gate_stand_ins import ListenerProofs, OnePolicy
 from tests.gate.conftest import Records
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.context import GateContext
+from tunnelmgr.gate.gate import Gate
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Conversation, Registry, Reply, Talk
@@ -198,8 +201,7 @@ ATTACKS = {
 async def test_two_readings_end_the_channel(talk: "Talk", gate_for: Grants, registry: "Registry", raw: bytes) -> None:
     """Traps 21 and 22: one 400 and nothing more, though the registry would have taken it."""
     records = Records()
-    gate = gate_for(push=("team/**",), deny=("secret", "secret/**"))
-    gate.requests = records
+    gate = Gate(replace(gate_for(push=("team/**",), deny=("secret", "secret/**")).context, requests=records))
 
     async with talk(gate, registry.endpoint) as agent:
         agent.channel.send(raw)
@@ -307,11 +309,12 @@ async def test_continue_is_said_only_after_the_verdict(talk: "Talk", gate_for: G
 
 async def test_a_new_policy_applies_to_the_next_request(talk: "Talk", registry: "Registry") -> None:
     """Reloading needs no new channel."""
-    policies = [GroupPolicy.build("ci", deny=("team/**",)), GroupPolicy.build("ci")]
-    gate = Gate(policy=lambda _: policies.pop(), proof=lambda nonce, _: nonce)
+    policies = OnePolicy(GroupPolicy.build("ci"))
+    gate = Gate(GateContext(policies=policies, proofs=ListenerProofs()))
 
     async with talk(gate, registry.endpoint) as agent:
         before = await agent.ask("GET", "/v2/team/app/tags/list")
+        policies.policy = GroupPolicy.build("ci", deny=("team/**",))
         after = await agent.ask("GET", "/v2/team/app/tags/list")
 
     assert (before.status, after.status) == (200, 403)
@@ -319,20 +322,18 @@ async def test_a_new_policy_applies_to_the_next_request(talk: "Talk", registry: 
 
 async def test_the_policy_is_that_of_the_group_in_which_the_agent_is_now(talk: "Talk", registry: "Registry") -> None:
     """An agent that is moved to another group has its rights on open channels, and is told and recorded under it."""
-    greater, lesser = GroupPolicy.build("builders"), GroupPolicy.build("ci", pull=())
-    present = [greater]
-    kept = Records()
-    gate = Gate(policy=lambda _agent: present[0], proof=lambda nonce, _: nonce, requests=kept)
+    policies, records = OnePolicy(GroupPolicy.build("builders")), Records()
+    gate = Gate(GateContext(policies=policies, proofs=ListenerProofs(), requests=records))
 
     async with talk(gate, registry.endpoint) as agent:
         before = await agent.ask("GET", "/v2/team/app/tags/list")
-        present[0] = lesser
+        policies.policy = GroupPolicy.build("ci", pull=())
         after = await agent.ask("GET", "/v2/team/app/tags/list")
         told = await agent.ask("GET", "/.well-known/tunnelmgr")
 
     assert (before.status, after.status) == (200, 403)
     assert json.loads(told.body)["group"] == "ci"
-    assert [record.caller.group for record in kept.all] == ["builders", "ci", "ci"]
+    assert [record.caller.group for record in records.all] == ["builders", "ci", "ci"]
 
 
 async def test_the_agents_wish_to_close_is_met(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
@@ -347,8 +348,7 @@ async def test_the_agents_wish_to_close_is_met(talk: "Talk", gate_for: Grants, r
 async def test_every_request_is_recorded(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
     """Each request leaves one record, which holds no values of headers and no state of an upload."""
     records = Records()
-    gate = gate_for()
-    gate.requests = records
+    gate = Gate(replace(gate_for().context, requests=records))
 
     async with talk(gate, registry.endpoint) as agent:
         await agent.ask("GET", "/v2/", "Authorization: Basic hidden")
@@ -370,15 +370,15 @@ async def test_after_each_request_the_agent_settles_with_the_request_log(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
     """An agent that causes more records than may be written waits before its next request."""
-    gate = gate_for()
-    gate.requests = records = Records()
+    records = Records()
+    gate = Gate(replace(gate_for().context, requests=records))
 
     async with talk(gate, registry.endpoint) as agent:
         await agent.ask("GET", "/v2/")
         await agent.ask("GET", "/v2/none/such/manifests/v1")
 
-    assert records.settled == [record.caller.agent for record in records.all]
-    assert len(records.settled) == 2
+    assert records.throttled == [record.caller.agent for record in records.all]
+    assert len(records.throttled) == 2
 
 
 async def test_a_client_that_tries_https_first_is_told_and_not_audited(
@@ -386,8 +386,7 @@ async def test_a_client_that_tries_https_first_is_told_and_not_audited(
 ) -> None:
     """A TLS greeting is no request: it is answered so that the client goes on in plain HTTP, and leaves no record."""
     records = Records()
-    gate = gate_for()
-    gate.requests = records
+    gate = Gate(replace(gate_for().context, requests=records))
 
     async with talk(gate, registry.endpoint) as agent:
         agent.channel.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")
@@ -402,8 +401,9 @@ async def test_a_closed_gate_refuses_what_the_policy_allows_and_still_answers_th
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
     """Without its audit log a controller that needs it lets nothing pass, says why, and keeps its tunnels."""
-    gate = gate_for()
-    gate.closed = lambda: "the audit log cannot be written"
+    records = Records()
+    records.failure = "the audit log cannot be written"
+    gate = Gate(replace(gate_for().context, requests=records))
 
     async with talk(gate, registry.endpoint) as agent:
         refused = await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.gate_stand_ins import gate_with
 from tests.gate.conftest import digest_of, running_registry
 from tests.gate.stateful_registry import stateful_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.locations import UploadLocation
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.uploads import MAX_UPLOADS, RETENTION, Uploads
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def path_of(reply: "Reply") -> str:
 def gate() -> Gate:
     """Make a gate whose agents may push."""
     policy = GroupPolicy.build("ci", push=("work/**",), immutable_tags=("release-*",))
-    return Gate(policy=lambda _: policy, proof=lambda nonce, _: nonce)
+    return gate_with(policy)
 
 
 class Clock:
@@ -168,7 +169,7 @@ async def test_an_upload_goes_on_over_another_channel_of_its_agent(
     assert (state.status, state.headers["range"]) == (204, "0-2")
     assert ended.status == 201
     assert (again.status, again.code) == (404, "BLOB_UPLOAD_UNKNOWN")
-    assert len(gate.uploads) == 0
+    assert len(gate.context.uploads) == 0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -191,14 +192,14 @@ async def test_after_a_restart_an_upload_is_begun_anew(talk: "Talk", gate: Gate,
     """What the controller does not know was begun by nobody."""
     async with talk(gate, registry.endpoint) as agent:
         location = path_of(await agent.ask("POST", BEGIN))
-    restarted = Gate(policy=gate.policy, proof=gate.proof)
+    restarted = Gate(replace(gate.context, uploads=Uploads()))
 
     async with talk(restarted, registry.endpoint) as agent:
         unknown = await agent.ask("PATCH", location)
         anew = await agent.ask("POST", BEGIN)
 
     assert (unknown.status, unknown.code) == (404, "BLOB_UPLOAD_UNKNOWN")
-    assert unknown.message == "tunnelmgr: this agent has no such upload open: begin it again"
+    assert unknown.message == "tunnelmgr: this agent has no such upload open: start the upload again"
     assert anew.status == 202
 
 
@@ -209,7 +210,7 @@ async def test_a_cancelled_upload_is_forgotten(talk: "Talk", gate: Gate, registr
         cancelled = await agent.ask("DELETE", location)
 
     assert cancelled.status == 204
-    assert len(gate.uploads) == 0
+    assert len(gate.context.uploads) == 0
 
 
 def answering(status: str, location: str) -> Callable[..., Awaitable[None]]:
@@ -246,9 +247,12 @@ async def test_a_location_that_is_no_upload_of_the_repository_is_an_error(
         failed = await agent.ask("POST", BEGIN)
 
     assert (failed.status, failed.code) == (502, "UNAVAILABLE")
-    assert f"answered 202 with the location {location!r}, which is none of repository work/app" in failed.message
+    assert (
+        f"answered 202 with the location {location!r}, which is not a valid location in repository work/app"
+        in failed.message
+    )
     assert "correct http.host and http.prefix in its config" in failed.message
-    assert len(gate.uploads) == 0
+    assert len(gate.context.uploads) == 0
 
 
 async def test_an_answer_without_a_location_is_passed_on(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
@@ -280,7 +284,7 @@ async def test_a_location_beside_an_error_need_not_be_an_upload(talk: "Talk", ga
         refused = await agent.ask("POST", BEGIN)
 
     assert (refused.status, refused.headers["location"]) == (416, "/v2/work/app/tags/list")
-    assert len(gate.uploads) == 0
+    assert len(gate.context.uploads) == 0
 
 
 async def test_the_agent_sees_nothing_of_the_registrys_own_location(
@@ -318,7 +322,7 @@ async def test_uploads_work_with_a_registry_that_keeps_its_state_otherwise(talk:
     assert [reply.status for reply in (first, wrong, state, rest, ended)] == [202, 416, 204, 202, 201]
     assert (state.headers["range"], at_once.status, cancelled.status) == ("0-2", 201, 204)
     assert blob.body == b"abcdef"
-    assert len(gate.uploads) == 0
+    assert len(gate.context.uploads) == 0
     assert not any("open" in target for target in server.targets), "our own parameter ends at the gate"
 
 

@@ -84,7 +84,7 @@ def judge(action: RegistryAction, repository: str, policy: GroupPolicy) -> Verdi
     return _verdict(policy, action, repository, rule="default", allowed=False)
 
 
-def may_see(repository: str, policy: GroupPolicy) -> bool:
+def may_list(repository: str, policy: GroupPolicy) -> bool:
     """Whether the catalog names this repository to the group: one that it may pull, by a name that requests may use."""
     return is_repository_name(repository) and judge(RegistryAction.PULL, repository, policy).allowed
 

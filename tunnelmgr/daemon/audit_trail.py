@@ -2,7 +2,7 @@
 
 An agent pays for the entries that it causes. Equal requests (`_key`) are folded: the first is written at once, those
 that follow within `FOLD` seconds become one entry with a `count`, the time of the first (`since`) and of the last.
-After a burst, an agent may cause `RATE` entries a second and waits for more; see `AuditTrail.settle`.
+After a burst, an agent may cause `RATE` entries a second and waits for more; see `AuditTrail.throttle`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.ports import WorldView
 from tunnelmgr.core.rate_limit import TokenBucket
 from tunnelmgr.core.world import HistoryEntry, Record
-from tunnelmgr.gate.caller import RequestRecord
+from tunnelmgr.gate.request_record import RequestRecord
 from tunnelmgr.observability.audit_log import AuditLog
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -106,7 +106,7 @@ class AuditTrail:
         else:
             repeats.add(request, now)
 
-    async def settle(self, agent: AgentId) -> None:
+    async def throttle(self, agent: AgentId) -> None:
         """Wait until the agent may cause more entries, by its rate and by the room in its queue."""
         bucket = self._buckets.get(agent)
         if bucket is not None and (seconds := bucket.wait(self.clock())):

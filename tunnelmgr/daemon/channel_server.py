@@ -9,21 +9,9 @@ from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.relay import relay
-from tunnelmgr.gate.session import Gate
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.tunnel.probe import Prover
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeProofs:
-    """Answers probes that come back through an agent's listener."""
-
-    prover: Prover
-
-    def proof(self, nonce: str, caller: Caller) -> str:
-        """Return the proof that a probe with this nonce came through this caller's listener."""
-        return self.prover.proof(nonce, caller.agent, caller.listener)
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from tunnelmgr.core.persistence import restored
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.audit_trail import AuditTrail
-from tunnelmgr.daemon.channel_server import ChannelServer, ProbeProofs
+from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.garbage import disable_full_collections
 from tunnelmgr.daemon.housekeeping import Housekeeping, make_scheduler
@@ -31,7 +31,8 @@ from tunnelmgr.daemon.signals import SignalHandler
 from tunnelmgr.daemon.source_watches import MissingAgents, SourceWatches
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.errors import ControlError, TunnelmgrError
-from tunnelmgr.gate.session import Gate
+from tunnelmgr.gate.context import GateContext
+from tunnelmgr.gate.gate import Gate
 from tunnelmgr.observability.audit_log import AuditLog
 from tunnelmgr.observability.metrics import MetricsServer
 from tunnelmgr.observability.systemd import notify
@@ -72,12 +73,7 @@ class Daemon:
         self.metrics = MetricsServer()
         requests = AuditedRequests(configuration, self.audit, self.trail, self.metrics)
         prover = Prover()
-        gate = Gate(
-            policy=configuration.policy_of,
-            proof=ProbeProofs(prover).proof,
-            requests=requests,
-            closed=requests.refusal,
-        )
+        gate = Gate(GateContext(policies=configuration, proofs=prover, requests=requests))
         channels = ChannelServer(configuration, gate, settings.name)
         self.supervisor = Supervisor(
             tasks,

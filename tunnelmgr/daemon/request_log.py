@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.audit_trail import AuditTrail
-from tunnelmgr.gate.caller import RequestRecord
+from tunnelmgr.gate.request_record import RequestRecord
 from tunnelmgr.observability.audit_log import AuditLog
 from tunnelmgr.observability.metrics import MetricsServer
 
@@ -24,11 +24,11 @@ class AuditedRequests:
         self.metrics.count(request.caller.group, request.action, request.verdict, request.status)
         self.trail.record(request)
 
-    async def settle(self, agent: AgentId) -> None:
+    async def throttle(self, agent: AgentId) -> None:
         """Wait until an agent that has caused many entries may cause more."""
-        await self.trail.settle(agent)
+        await self.trail.throttle(agent)
 
-    def refusal(self) -> str | None:
+    def outage(self) -> str | None:
         """Return why no request may pass: the audit is required and cannot be written. None if requests may pass."""
         if not self.configuration.requires_audit() or self.audit.healthy:
             return None

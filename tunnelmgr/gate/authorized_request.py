@@ -1,4 +1,4 @@
-"""One request that its grant allows, with all that is needed to carry it out or to refuse it after all."""
+"""One request that its group's rules allow, with all that is needed to forward it or to refuse it after all."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -8,17 +8,17 @@ from tunnelmgr.core.policy import GroupPolicy, Verdict
 from tunnelmgr.gate.exchange import Exchange
 from tunnelmgr.gate.head_parser import RequestHead
 from tunnelmgr.gate.local_reply import LocalReply, refusal
-from tunnelmgr.gate.request_record import PendingRecord
+from tunnelmgr.gate.request_state import RequestState
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizedRequest:
-    """A request that is not refused by its group's grants; what it names may still be protected."""
+    """A request that its group's rules allow; the tag or the manifest that it names may still be protected."""
 
     head: RequestHead
     request: RegistryRequest
     policy: GroupPolicy
-    entry: PendingRecord
+    state: RequestState
     exchange: Exchange
 
     def refuse(
@@ -29,7 +29,7 @@ class AuthorizedRequest:
         *,
         body_read: bool = False,
     ) -> LocalReply:
-        """Record a refusal and return it; the channel can go on if the request's body has been read."""
-        self.entry.judge(verdict)
+        """Record a refusal and return the reply; the channel stays open if the request's body has been read."""
+        self.state.set_verdict(verdict)
         close = not self.head.keep_alive if body_read else self.head.ends_channel
         return refusal(status, code, verdict.reason, close=close)

@@ -1,7 +1,7 @@
-"""Bodies: bytes in, the body's own bytes out, and where it ends. No I/O.
+"""Reads message bodies: received bytes in, the body's own bytes out, and where it ends. No I/O.
 
-A counted body is passed on as it came, uncopied and unparsed; only the chunk that holds its end is looked into.
-A chunked body goes through h11: sizes, extensions and trailers are dropped, and it is chunked anew on the other side.
+A counted body is forwarded as it arrived, without a copy; only the bytes that hold its end are split. A chunked body is
+decoded by h11 and encoded again: the chunk sizes are new, and chunk extensions and trailers are dropped.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tunnelmgr.gate.head_parser import BodyFraming, Coding
 
 LAST_CHUNK = b"0\r\n\r\n"
 MAX_PIECES = 32
-"""Pieces that one feed of a chunked body decodes at most: about a millisecond, however small the chunks are."""
+"""Pieces that one `feed` of a chunked body decodes at most, which takes about a millisecond for any chunk size."""
 _CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: gate\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 Piece = bytes | memoryview
@@ -25,19 +25,19 @@ class BodyReader(Protocol):
 
     done: bool
     rest: bytes
-    """What arrived after the body's end."""
+    """The bytes that arrived after the body's end."""
     ends_with_stream: bool
-    """Whether the end of the stream is the body's proper end."""
+    """Whether the body is complete when the stream ends."""
     more: bool
-    """Whether `feed` of nothing gives more pieces: what was fed is not all decoded yet."""
+    """Whether some of the bytes fed are not decoded yet, so that `feed(b"")` returns more pieces."""
 
     def feed(self, data: bytes) -> Sequence[Piece]:
-        """Return the body's bytes within `data`, as far as they are decoded; not to be called once `done`."""
+        """Return the body's bytes within `data`, as far as they are decoded; must not be called once `done`."""
         ...
 
 
 class CountedBody:
-    """A body of known length (RFC 9112, section 6.2); of length 0, done at once."""
+    """A body of known length (RFC 9112, section 6.2); a body of length 0 is `done` from the start."""
 
     __slots__ = ("_left", "done", "rest")
     ends_with_stream = False
@@ -49,7 +49,7 @@ class CountedBody:
         self.done = not length
 
     def feed(self, data: bytes) -> Sequence[Piece]:
-        """Count `data` off."""
+        """Return the part of `data` that belongs to the body."""
         if len(data) > self._left:
             self.rest = data[self._left :]
             piece: Piece = memoryview(data)[: self._left]
@@ -61,14 +61,14 @@ class CountedBody:
 
 
 class ChunkedBody:
-    """A body in chunks (RFC 9112, section 7.1); raises `error` where the coding is broken."""
+    """A chunked body (RFC 9112, section 7.1); raises `error` for invalid chunks."""
 
     __slots__ = ("_connection", "_error", "done", "more", "rest")
     ends_with_stream = False
 
     def __init__(self, error: type[GateError]) -> None:
         self._error = error
-        # The coding is the same both ways, so h11's server side reads it for requests and answers alike.
+        # Chunks are the same in requests and responses, so h11's server side decodes both.
         self._connection = h11.Connection(h11.SERVER)
         self._connection.receive_data(_CHUNKED_HEAD)
         self._connection.next_event()
@@ -88,7 +88,7 @@ class ChunkedBody:
             while len(pieces) < MAX_PIECES and isinstance(event := self._connection.next_event(), h11.Data):
                 pieces.append(event.data)
         except h11.RemoteProtocolError as refused:
-            raise self._error(f"the body's chunks are broken: {refused}") from refused
+            raise self._error(f"invalid chunks in the body: {refused}") from refused
         self.more = isinstance(event, h11.Data)
         if isinstance(event, h11.EndOfMessage):
             self.done = True
@@ -112,21 +112,21 @@ class BodyUntilClose:
         return (data,) if data else ()
 
 
-def body_reader(shape: BodyFraming, error: type[GateError]) -> BodyReader:
-    """Return the reader for a body; `error` is whose fault a broken one is."""
-    match shape.coding:
+def body_reader(framing: BodyFraming, error: type[GateError]) -> BodyReader:
+    """Return the reader for a body; it raises `error` if the body is invalid."""
+    match framing.coding:
         case Coding.NONE | Coding.COUNTED:
-            return CountedBody(shape.length)
+            return CountedBody(framing.length)
         case Coding.CHUNKED:
             return ChunkedBody(error)
         case Coding.UNTIL_CLOSE:
             return BodyUntilClose()
         case _:
-            assert_never(shape.coding)
+            assert_never(framing.coding)
 
 
 def encode_pieces(pieces: Sequence[Piece], *, chunked: bool) -> Piece:
-    """Join what one feed gave into what goes on the wire, as one chunk where chunks are asked for."""
+    """Join the pieces of one feed into bytes to send, as one chunk if `chunked`."""
     if chunked:
         size = sum(map(len, pieces))
         return b"".join((b"%x\r\n" % size, *pieces, b"\r\n")) if size else b""

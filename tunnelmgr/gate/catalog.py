@@ -1,100 +1,102 @@
-"""The catalog as one group sees it: the registry's pages, filtered and cut anew (Docker's "Listing Repositories").
+"""The catalog as one group sees it: the registry's pages, filtered and paged again (Docker's "Listing Repositories").
 
-- A page holds names that the group may pull and no others; nothing else of the registry's answer is passed on.
-- `last` of the next page is a name of this one, never one that was filtered away.
-- The link to a next page is given only if there is something on it.
-- The search is bounded in pages and in time. What was found until then is a page; finding nothing until then is an
-  error. An agent has one search at a time, and lets others run while names are filtered.
+- A page holds names that the group may pull and no others; nothing else of the registry's response is forwarded.
+- `last` of the next page is a name on this page, never one that was filtered out.
+- There is a link to a next page only if it would hold a name.
+- The search is bounded in pages and in time. The names found by then are a page; if there are none, it is an error. An
+  agent has one search at a time, and other agents run while names are filtered.
 """
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import quote
 
 from tunnelmgr.core.oci import RegistryRequest
+from tunnelmgr.core.policy import GroupPolicy, may_list
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.local_reply import LocalReply
+from tunnelmgr.gate.registry_queries import RegistryPage
 
-PAGE: Final = 100
-"""Names on a page when the agent does not say, as in docker-registry."""
-MOST: Final = 1000
-"""Names on a page at most, and asked of the registry at once; docker-registry's default `catalog.maxentries`."""
+DEFAULT_PAGE: Final = 100
+"""Names on a page if the agent does not give a number, as in docker-registry."""
+MAX_PAGE: Final = 1000
+"""Names on a page at most, and requested from the registry at once; docker-registry's default `catalog.maxentries`."""
 MAX_REGISTRY_PAGES: Final = 100
-"""Pages of the registry that are read for one of ours."""
-PATIENCE: Final = 5.0
-"""Seconds that the search for one page may take, the wait for the agent's other searches included."""
+"""Pages of the registry that are read for one page of the gate."""
+SEARCH_TIMEOUT: Final = 5.0
+"""Seconds that the search for one page may take, including the wait for the agent's other searches."""
 NAMES_PER_CHECKPOINT: Final = 64
 """Names that are filtered between two checkpoints: about 0.2 ms."""
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryPage:
-    """What the registry answered: its status, its body, and whether it links to a next page."""
+class PageSource(Protocol):
+    """Gets pages from the registry; see `RegistryQueries`."""
 
-    status: int
-    body: bytes
-    has_next: bool
+    async def fetch_page(self, host: str, target: str) -> RegistryPage:
+        """Get one page; raises RegistryUnavailableError."""
+        ...
 
 
-Fetch = Callable[[str], Awaitable[RegistryPage]]
-"""From a target to the registry's page."""
+class Yielding(Protocol):
+    """Lets other agents run; see `Channel`."""
+
+    async def checkpoint(self) -> None:
+        """Let other agents run if this one has used up its slice."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogSearch:
-    """How the catalog is searched for one agent.
+    """A search of the catalog for names that a group may see; `turn` is shared by all searches of the agent."""
 
-    `visible` tells whether the agent's group may see a name, `checkpoint` lets other agents run, and `turn` is shared
-    by all searches of the agent.
-    """
-
-    fetch: Fetch
-    visible: Callable[[str], bool]
-    checkpoint: Callable[[], Awaitable[None]]
+    pages: PageSource
+    host: str
+    policy: GroupPolicy
+    agent: Yielding
     turn: asyncio.Semaphore
-    patience: float = field(default_factory=lambda: PATIENCE)
+    timeout: float = field(default_factory=lambda: SEARCH_TIMEOUT)
 
     async def page(self, request: RegistryRequest, *, close: bool) -> LocalReply:
-        """LocalReply a catalog request with visible names only; raises RegistryUnavailableError."""
-        asked = dict(request.query)
-        wanted = min(int(asked.get("n", PAGE)), MOST)
+        """Return the page that a catalog request asks for; raises RegistryUnavailableError."""
+        query = dict(request.query)
+        wanted = min(int(query.get("n", DEFAULT_PAGE)), MAX_PAGE)
         names: list[str] = []
         more = True
         try:
-            async with asyncio.timeout(self.patience), self.turn:
-                more = await self._find(names, wanted, asked.get("last", ""))
+            async with asyncio.timeout(self.timeout), self.turn:
+                more = await self._find(names, wanted, query.get("last", ""))
         except TimeoutError:
             if not names:
                 raise RegistryUnavailableError(
-                    f"no repository of yours was found in the catalog within {self.patience:g} s: "
-                    "ask for it by name, or again later"
+                    f"no repository that group {self.policy.group} may pull was found in the catalog within "
+                    f"{self.timeout:g} s: use the repository's name, or try again later"
                 ) from None
         if more and wanted and not names:
             raise RegistryUnavailableError(
-                f"no repository of yours is on the first {MAX_REGISTRY_PAGES} pages of the catalog from here: "
-                "ask for it by name"
+                f"no repository that group {self.policy.group} may pull is on the next {MAX_REGISTRY_PAGES} pages of "
+                "the catalog: use the repository's name"
             )
         shown = names[:wanted]
         link = _link(shown[-1], wanted) if shown and (more or len(names) > wanted) else ""
         return LocalReply(HTTPStatus.OK, {"repositories": shown}, close, link)
 
     async def _find(self, names: list[str], wanted: int, last: str) -> bool:
-        """Add visible names that follow `last`, one more than wanted if there are; return whether there may be more."""
-        more, size = wanted > 0, f"n={MOST}"
+        """Add visible names that follow `last`, one more than wanted if possible; return whether there may be more."""
+        more, size = wanted > 0, f"n={MAX_PAGE}"
         searched = 0
         while more and len(names) <= wanted and searched < MAX_REGISTRY_PAGES:
-            page = await self.fetch(_target(size, last))
+            page = await self.pages.fetch_page(self.host, _target(size, last))
             if page.status == HTTPStatus.BAD_REQUEST and size:
-                size = ""  # a registry with a smaller `maxentries` takes no number above it, but has a default
+                size = ""  # a registry with a smaller `maxentries` refuses a number above it, but has a default
                 continue
             found = _names(page)
             for start in range(0, len(found), NAMES_PER_CHECKPOINT):
-                names += filter(self.visible, found[start : start + NAMES_PER_CHECKPOINT])
-                await self.checkpoint()
+                some = found[start : start + NAMES_PER_CHECKPOINT]
+                names += (name for name in some if may_list(name, self.policy))
+                await self.agent.checkpoint()
             more = page.has_next and bool(found)
             last = found[-1] if found else ""
             searched += 1
@@ -107,13 +109,13 @@ def _target(size: str, last: str) -> str:
 
 
 def _names(page: RegistryPage) -> list[str]:
-    """Read a page; names that no request through the gate could use are left out by `visible`, not here."""
+    """Return the names on a page, also those that no request through the gate can use: `may_list` drops these."""
     if page.status != HTTPStatus.OK:
-        raise RegistryUnavailableError(f"the registry answered {page.status} when asked for its catalog")
+        raise RegistryUnavailableError(f"the registry answered {page.status} when query for its catalog")
     try:
         names = json.loads(page.body)["repositories"] or []
-    except (ValueError, KeyError, TypeError) as odd:
-        raise RegistryUnavailableError("the registry's catalog is not readable") from odd
+    except (ValueError, KeyError, TypeError) as invalid:
+        raise RegistryUnavailableError("the registry's catalog is not a JSON object with `repositories`") from invalid
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise RegistryUnavailableError("the registry's catalog is not a list of names")
     return names

@@ -1,4 +1,4 @@
-"""Bounds what one agent may have under way at a time, so that it holds up only its own requests."""
+"""Limits how many operations of one kind an agent may run at once, so that it delays only its own requests."""
 
 import asyncio
 from weakref import WeakValueDictionary
@@ -7,15 +7,15 @@ from tunnelmgr.core.agent import AgentId
 
 
 class ConcurrencyLimit:
-    """A semaphore for each agent; one that nobody holds a reference to any more takes no memory."""
+    """A semaphore for each agent, which exists as long as anything refers to it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._of: WeakValueDictionary[AgentId, asyncio.Semaphore] = WeakValueDictionary()
+        self._semaphores: WeakValueDictionary[AgentId, asyncio.Semaphore] = WeakValueDictionary()
 
-    def of(self, agent: AgentId) -> asyncio.Semaphore:
-        """Return the agent's semaphore, the same for all its sessions."""
-        found = self._of.get(agent)
-        if found is None:
-            found = self._of[agent] = asyncio.Semaphore(self._limit)
-        return found
+    def semaphore_of(self, agent: AgentId) -> asyncio.Semaphore:
+        """Return the agent's semaphore, which all its channels share."""
+        semaphore = self._semaphores.get(agent)
+        if semaphore is None:
+            semaphore = self._semaphores[agent] = asyncio.Semaphore(self._limit)
+        return semaphore

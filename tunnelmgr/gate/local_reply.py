@@ -1,8 +1,8 @@
-"""What the gate answers by itself: refusals in the OCI error format, and who the caller is.
+"""Replies of the gate itself: refusals in the OCI error format, pages of the catalog, and the caller's identity.
 
-The format is that of the OCI distribution spec, "Error Codes"; docker and skopeo print its message. A 403 and never a
-401: with a 401 they would try to log in. Clients that never look at a refusal's body, such as python-dxf, print the
-reason phrase, so the message stands there too (RFC 9110, section 15.1, lets a server choose its own).
+Refusals have the format of the OCI distribution spec, "Error Codes"; docker and skopeo print the message. Their status
+is 403 and never 401, at which clients would try to log in. Clients that ignore the body of a refusal, such as
+python-dxf, print the reason phrase, so it is the message too (RFC 9110, section 15.1, lets a server choose its own).
 """
 
 import json
@@ -12,16 +12,16 @@ from http import HTTPStatus
 from typing import Final
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LONGEST_PHRASE: Final = 500
+_MAX_PHRASE: Final = 500
 """Characters of a message in the status line; a name has at most 255 of them (OCI distribution spec, "Pulling")."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalReply:
-    """One complete answer.
+    """One complete response that the gate makes itself.
 
-    `close` says that no request follows on this channel, `link` is the Link field's value, and `reason` stands in the
-    status line where it is not empty.
+    `close` announces that the gate closes the channel, `link` is the value of the Link field, and `reason`, if not
+    empty, is the reason phrase of the status line.
     """
 
     status: HTTPStatus
@@ -31,7 +31,7 @@ class LocalReply:
     reason: str = ""
 
     def encode(self, *, without_body: bool) -> bytes:
-        """Write it; for HEAD, the head alone (RFC 9110, section 9.3.2)."""
+        """Return the bytes to send; a response to HEAD has no body (RFC 9110, section 9.3.2)."""
         body = json.dumps(self.content).encode()
         head = (
             f"HTTP/1.1 {self.status.value} {_phrase(self.reason) or self.status.phrase}\r\n"
@@ -48,11 +48,11 @@ class LocalReply:
 
 
 def refusal(status: HTTPStatus, code: str, message: str, *, close: bool) -> LocalReply:
-    """Return a refusal with one of the spec's error codes; `message` is for the person at the agent."""
-    told = message if message.startswith("tunnelmgr: ") else f"tunnelmgr: {message}"
-    return LocalReply(status, {"errors": [{"code": code, "message": told}]}, close, reason=told)
+    """Return a refusal with one of the spec's error codes; `message` is for the user of the client."""
+    text = message if message.startswith("tunnelmgr: ") else f"tunnelmgr: {message}"
+    return LocalReply(status, {"errors": [{"code": code, "message": text}]}, close, reason=text)
 
 
 def _phrase(reason: str) -> str:
-    """Return `reason` as the status line may have it: printable ASCII on one line (RFC 9112, section 4)."""
-    return "".join(char if " " <= char <= "~" else "?" for char in reason[:_LONGEST_PHRASE])
+    """Return `reason` in the form of a reason phrase: printable ASCII on one line (RFC 9112, section 4)."""
+    return "".join(char if " " <= char <= "~" else "?" for char in reason[:_MAX_PHRASE])

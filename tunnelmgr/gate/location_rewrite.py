@@ -1,11 +1,11 @@
-"""Where an answer leads the agent: Location and Link, led back through the gate or not passed on.
+"""Rewrites Location and Link in the registry's responses, so that they lead through the gate.
 
 There are three cases to consider for a Location (RFC 9110, section 10.2.2):
 
-- A redirect may lead to another path of this registry. One to another host would lead past the tunnel.
-- A 201 or 202 names a blob, a manifest or an upload. A registry that has `http.host` in its configuration writes that
-  host there, whoever asked; then the path counts, if it is one of the very repository that the request was about.
-- An upload's location is replaced by one of our own; see `uploads`.
+- A redirect may lead to another path of this registry. A redirect to another host would bypass the tunnel: refused.
+- A 201 or 202 has the location of a blob, a manifest or an upload. A registry with `http.host` in its configuration
+  always writes that host there, so the host is ignored if the path is in the repository of the request.
+- The location of an upload is replaced by one of the gate's own; see `uploads.py`.
 """
 
 import re
@@ -20,11 +20,11 @@ from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.head_parser import ResponseHead
 
 _LINK: Final = re.compile(rb"<([^<>]*)>(.*)")
-_LONGEST_SHOWN: Final = 200
+_MAX_SHOWN: Final = 200
 
 
 class RedirectedElsewhereError(RegistryUnavailableError):
-    """The registry answered with a redirect past the tunnel."""
+    """The registry redirects the agent to a host outside of the tunnel."""
 
     code = "registry-redirects"
 
@@ -36,50 +36,50 @@ class RedirectedElsewhereError(RegistryUnavailableError):
 
 
 class UnusableLocationError(RegistryUnavailableError):
-    """The registry named a place for what was pushed where the agent cannot go on."""
+    """The registry sent a Location that the agent cannot use."""
 
     code = "registry-location"
 
     def __init__(self, status: int, location: bytes, repository: str) -> None:
         super().__init__(
-            f"the registry answered {status} with the location {_shown(location)}, which is none of repository "
-            f"{repository}: correct http.host and http.prefix in its config, or leave them out"
+            f"the registry answered {status} with the location {_shown(location)}, which is not a valid location in "
+            f"repository {repository}: correct http.host and http.prefix in its config, or leave them out"
         )
 
 
-def location_of(answer: ResponseHead) -> bytes | None:
-    """Return the value of the answer's Location, None without one; raises RegistryUnavailableError for two."""
-    values = [value for name, value in answer.fields if name == b"location"]
+def location_of(response: ResponseHead) -> bytes | None:
+    """Return the value of the response's Location, None without one; raises RegistryUnavailableError for two."""
+    values = [value for name, value in response.fields if name == b"location"]
     if len(values) > 1:
-        raise RegistryUnavailableError("the registry's answer has more than one Location")
+        raise RegistryUnavailableError("the registry's response has more than one Location")
     return values[0] if values else None
 
 
-def leads_here(reference: Reference, host: str, target: Endpoint) -> bool:
-    """Whether a reference leads to this registry, by the name that the agent has for it or by our own."""
+def is_local(reference: Reference, host: str, target: Endpoint) -> bool:
+    """Whether a reference leads to this registry, under the agent's name for it or under the controller's."""
     return reference.authority in {"", host.lower(), str(target)}
 
 
-def rewrite_location(answer: ResponseHead, request: RegistryRequest, host: str, target: Endpoint) -> str | None:
-    """Return the Location to tell the agent, None without one; raises RegistryUnavailableError if it is not usable."""
-    value = location_of(answer)
+def rewrite_location(response: ResponseHead, request: RegistryRequest, host: str, target: Endpoint) -> str | None:
+    """Return the Location for the agent, None without one; raises RegistryUnavailableError if it cannot be used."""
+    value = location_of(response)
     if value is None:
         return None
     reference = parse_reference(value)
-    if reference is not None and leads_here(reference, host, target):
+    if reference is not None and is_local(reference, host, target):
         return _through_gate(reference, host)
-    if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
+    if HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
         raise RedirectedElsewhereError(value)
     if reference is None or not is_content(reference, request.repository):
-        raise UnusableLocationError(answer.status, value, request.repository)
+        raise UnusableLocationError(response.status, value, request.repository)
     return _through_gate(reference, host)
 
 
 def rewrite_links(value: bytes, host: str, target: Endpoint) -> Iterator[str]:
-    """Keep a page link (OCI distribution spec, "Listing Tags") that stays here; one that leads elsewhere is no use."""
+    """Yield a link to a next page (OCI distribution spec, "Listing Tags"), unless it leads to another host."""
     matched = _LINK.fullmatch(value)
     reference = parse_reference(matched[1]) if matched else None
-    if matched and reference is not None and leads_here(reference, host, target):
+    if matched and reference is not None and is_local(reference, host, target):
         yield f"<{_through_gate(reference, host)}>{matched[2].decode('latin-1')}"
 
 
@@ -88,4 +88,4 @@ def _through_gate(reference: Reference, host: str) -> str:
 
 
 def _shown(location: bytes) -> str:
-    return repr(location[:_LONGEST_SHOWN].decode("latin-1"))
+    return repr(location[:_MAX_SHOWN].decode("latin-1"))

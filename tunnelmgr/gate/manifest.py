@@ -1,4 +1,4 @@
-"""A manifest: as an agent pushes it, read whole, and as a registry says that a tag points to it."""
+"""Manifests: one that an agent pushes, read whole, and the one that a tag points to, as the registry reports it."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -7,13 +7,13 @@ from typing import Final
 from tunnelmgr.errors import GateError
 
 MAX_MANIFEST: Final = 4 * 1024 * 1024
-"""Bytes of a manifest that is read before it is passed on; docker-registry takes no longer ones either."""
+"""Bytes of a manifest that is read before it is forwarded; docker-registry has the same limit."""
 _ALGORITHMS: Final = frozenset({"sha256", "sha512"})
 """The registered algorithms (OCI image spec, "Digests")."""
 
 
 class ManifestTooLargeError(GateError):
-    """The agent sends a manifest that no registry has to accept."""
+    """The agent pushes a manifest that is too long to be read into memory."""
 
     code = "manifest-too-large"
 
@@ -23,7 +23,7 @@ class ManifestTooLargeError(GateError):
 
 @dataclass(frozen=True, slots=True)
 class TaggedManifest:
-    """What a tag points to: the manifest's digest and its media type, each empty if the registry does not report it."""
+    """The manifest that a tag points to: digest and media type, each empty if the registry does not report it."""
 
     digest: str
     media_type: bytes
@@ -31,7 +31,7 @@ class TaggedManifest:
 
 @dataclass(slots=True)
 class PushedManifest:
-    """A manifest as it arrives; it is hashed piece by piece, since the loop waits while 4 MiB are hashed at once."""
+    """A manifest as it arrives; it is hashed piece by piece, since hashing 4 MiB at once would block the event loop."""
 
     media_type: bytes
     content: bytearray = field(default_factory=bytearray)
@@ -49,15 +49,15 @@ class PushedManifest:
         """The digest by the canonical algorithm."""
         return f"sha256:{self._sha256.hexdigest()}"
 
-    def is_same(self, there: TaggedManifest) -> bool:
-        """Whether a tag points to these bytes under the same media type, which some registries keep apart from them."""
-        algorithm = there.digest.partition(":")[0]
-        if algorithm not in _ALGORITHMS or there.media_type != self.media_type:
+    def is_same(self, tagged: TaggedManifest) -> bool:
+        """Whether a tag points to the same bytes and media type, since some registries store the type separately."""
+        algorithm = tagged.digest.partition(":")[0]
+        if algorithm not in _ALGORITHMS or tagged.media_type != self.media_type:
             return False
-        own = (
+        digest = (
             self.digest if algorithm == "sha256" else f"{algorithm}:{hashlib.new(algorithm, self.content).hexdigest()}"
         )
-        return own == there.digest
+        return digest == tagged.digest
 
 
 def media_type(content_type: bytes) -> bytes:

@@ -1,9 +1,9 @@
-"""What writes to a repository, where more than its grant decides.
+"""Pushes, for which more than the group's rules decides: uploads, protected tags and mounts.
 
-- An upload goes on only for the agent whose POST began it (see `uploads`).
-- A protected tag is written once. Its manifest is read whole before it is passed on, so that its digest is known: the
+- Only the agent whose POST began an upload may continue it (see `uploads.py`).
+- A protected tag is written once. Its manifest is read whole before it is forwarded, so that its digest is known: the
   same manifest may be pushed again, since CI jobs run twice.
-- A mount that its group may not read becomes an ordinary upload (OCI distribution spec, end-11).
+- A mount from a repository that the group may not pull becomes an ordinary upload (OCI distribution spec, end-11).
 """
 
 import asyncio
@@ -22,113 +22,122 @@ from tunnelmgr.gate.head_parser import RequestHead, ResponseHead
 from tunnelmgr.gate.local_reply import LocalReply
 from tunnelmgr.gate.location_rewrite import UnusableLocationError, location_of
 from tunnelmgr.gate.manifest import ManifestTooLargeError, PushedManifest
-from tunnelmgr.gate.tag_locks import TAGGING, Key, TagLocks
+from tunnelmgr.gate.registry_queries import RegistryQueries
+from tunnelmgr.gate.tag_locks import TAGGING, LockKey, TagLocks
 from tunnelmgr.gate.uploads import Upload, Uploads
 
-_DONE: Final = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
-_GOES_ON: Final = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
+_UPLOAD_ENDED: Final = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
+_UPLOAD_CONTINUES: Final = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
 MAX_BUFFERED_MANIFESTS: Final = 4
 """Manifests of one agent that are read into memory at the same time; further ones wait unread."""
-_NOT_BEGUN: Final = Verdict(
-    allowed=False, rule="upload", reason="tunnelmgr: this agent has no such upload open: begin it again"
+_UNKNOWN_UPLOAD: Final = Verdict(
+    allowed=False, rule="upload", reason="tunnelmgr: this agent has no such upload open: start the upload again"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PushHandler:
-    """One agent's pushes to one registry."""
+    """Carries out one agent's pushes to one registry; `buffered` limits the manifests that it has in memory."""
 
     uploads: Uploads
-    writing: TagLocks
-    reading: asyncio.Semaphore
+    tag_locks: TagLocks
+    buffered: asyncio.Semaphore
+    queries: RegistryQueries
     agent: AgentId
     target: Endpoint
 
-    async def carry(self, push: AuthorizedRequest) -> LocalReply | None:
-        """Carry a push out, or return why not."""
+    async def handle(self, push: AuthorizedRequest) -> LocalReply | None:
+        """Forward a push and its response, or return the refusal."""
         request = push.request
         if request.route is Route.UPLOAD:
-            place = self.uploads.find(self.agent, self._upload(request))
-            if place is None:
-                return push.refuse(_NOT_BEGUN, HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN")
-            request = at_location(request, place.path, place.query)
+            location = self.uploads.find(self.agent, self._upload(request))
+            if location is None:
+                return push.refuse(_UNKNOWN_UPLOAD, HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN")
+            request = at_location(request, location.path, location.query)
         elif rules := protected_tags(request, push.policy):
-            return await self._write_once(push, rules)
+            return await self._push_protected(push, rules)
         elif not may_mount(request, push.policy):
             request = without_mount(request)
-        answer = await push.exchange.ask(push.head, request)
-        location = self._follow_upload(push.head, push.request, answer)
-        await push.exchange.pass_back(push.head, push.request, answer, location=location)
+        response = await push.exchange.forward_request(push.head, request)
+        own_location = self._track_upload(push.head, push.request, response)
+        await push.exchange.forward_response(push.head, push.request, response, location=own_location)
         return None
 
-    async def _write_once(self, push: AuthorizedRequest, rules: Mapping[str, str]) -> LocalReply | None:
-        # No deadline: only this agent's own requests are in the way, and each of their steps has one.
-        async with self.reading:
+    async def _push_protected(self, push: AuthorizedRequest, rules: Mapping[str, str]) -> LocalReply | None:
+        """Push a manifest to tags that are protected by `rules`, unless they point to another manifest."""
+        # No deadline: this waits only for requests of the same agent, and each of their steps has one.
+        async with self.buffered:
             try:
-                manifest = await push.exchange.receive_manifest(push.head)
+                manifest = await push.exchange.read_manifest(push.head)
             except ManifestTooLargeError as large:
                 too_large = Verdict(allowed=False, rule="manifest size", reason=str(large))
                 return push.refuse(too_large, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "MANIFEST_INVALID")
-            with self.writing.claim(self._claimed(push.request, rules, manifest)) as granted:
-                refused = await self._refused(push, rules, manifest) if granted else _under_way(push.request, rules)
+            with self.tag_locks.try_lock(self._locks(push.request, rules, manifest)) as locked:
+                refused = await self._changed_tag(push, rules, manifest) if locked else _conflict(push.request, rules)
                 if refused is not None:
                     return push.refuse(refused, body_read=True)
-                answer = await push.exchange.ask_with(push.head, push.request, manifest)
-            await push.exchange.pass_back(push.head, push.request, answer)
+                response = await push.exchange.forward_manifest(push.head, push.request, manifest)
+            await push.exchange.forward_response(push.head, push.request, response)
         return None
 
-    def _claimed(self, request: RegistryRequest, rules: Mapping[str, str], manifest: PushedManifest) -> dict[Key, str]:
-        """Claim each tag for this manifest, and the manifest for being tagged, which keeps it from being deleted."""
-        place = (self.target, request.repository)
-        tags = {(*place, tag): manifest.digest for tag in rules}
-        return tags | {(*place, digest): TAGGING for digest in (manifest.digest, *request.digests)}
+    def _locks(
+        self, request: RegistryRequest, rules: Mapping[str, str], manifest: PushedManifest
+    ) -> dict[LockKey, str]:
+        """Return the locks for a push: each tag for this manifest, and the manifest against being deleted."""
+        repository = (self.target, request.repository)
+        tags = {(*repository, tag): manifest.digest for tag in rules}
+        return tags | {(*repository, digest): TAGGING for digest in (manifest.digest, *request.digests)}
 
-    async def _refused(
+    async def _changed_tag(
         self, push: AuthorizedRequest, rules: Mapping[str, str], manifest: PushedManifest
     ) -> Verdict | None:
-        """Look at each protected tag; returns why one may not be written, None if all may."""
+        """Return the refusal if a protected tag points to another manifest, None if the push changes no tag."""
         repository = push.request.repository
         for tag, rule in rules.items():
-            there = await push.exchange.look_up(push.head, repository, tag)
-            if there is not None and not manifest.is_same(there):
-                found = f"points to {there.digest}" if there.digest else "exists, with a digest that is not reported,"
-                told = f"tunnelmgr: {repository}:{tag} {found} and may not be overwritten ({rule}); push another tag"
-                return Verdict(allowed=False, rule=rule, reason=told)
+            current = await self.queries.resolve_tag(push.head.host, repository, tag)
+            if current is not None and not manifest.is_same(current):
+                found = (
+                    f"points to {current.digest}" if current.digest else "exists, with a digest that is not reported,"
+                )
+                reason = f"tunnelmgr: {repository}:{tag} {found} and may not be overwritten ({rule}); push another tag"
+                return Verdict(allowed=False, rule=rule, reason=reason)
         return None
 
-    def _follow_upload(self, head: RequestHead, request: RegistryRequest, answer: ResponseHead) -> str | None:
-        """Return where the agent goes on with its upload, None if the answer leads to no upload.
+    def _track_upload(self, head: RequestHead, request: RegistryRequest, response: ResponseHead) -> str | None:
+        """Store where the registry continues an upload; returns the location for the agent, None if there is none.
 
-        It is noted before the agent is told, which may use it on another channel at once. Raises UnusableLocationError
-        where the registry goes on at a place that is no upload of the repository.
+        It is stored before the agent gets the response, since the agent may then use it on another channel at once.
+        Raises UnusableLocationError if the registry continues the upload outside of the repository's uploads.
         """
         if request.route not in {Route.UPLOADS, Route.UPLOAD}:
             return None
-        known = self._upload(request)
-        if request.method in {"PUT", "DELETE"} and answer.status in _DONE:
-            self.uploads.forget(self.agent, known)
+        upload = self._upload(request)
+        if request.method in {"PUT", "DELETE"} and response.status in _UPLOAD_ENDED:
+            self.uploads.forget(self.agent, upload)
             return None
-        value = location_of(answer)
-        if value is None or HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
+        value = location_of(response)
+        if value is None or HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
             return None
         reference = parse_reference(value)
-        place = upload_location(reference, request.repository) if reference is not None else None
-        if place is None:
-            if answer.status in _GOES_ON:
-                raise UnusableLocationError(answer.status, value, request.repository)
+        location = upload_location(reference, request.repository) if reference is not None else None
+        if location is None:
+            if response.status in _UPLOAD_CONTINUES:
+                raise UnusableLocationError(response.status, value, request.repository)
             return None
         if request.route is Route.UPLOAD:
-            self.uploads.move(self.agent, known, place)
+            self.uploads.move(self.agent, upload, location)
         else:
-            known = self.uploads.begin(self.agent, self.target, request.repository, place)
-        return f"http://{head.host}/v2/{known.repository}/blobs/uploads/{known.id}?state={UPLOAD_STATE}"
+            upload = self.uploads.begin(self.agent, self.target, request.repository, location)
+        return f"http://{head.host}/v2/{upload.repository}/blobs/uploads/{upload.id}?state={UPLOAD_STATE}"
 
     def _upload(self, request: RegistryRequest) -> Upload:
         return Upload(self.target, request.repository, request.reference)
 
 
-def _under_way(request: RegistryRequest, rules: Mapping[str, str]) -> Verdict:
+def _conflict(request: RegistryRequest, rules: Mapping[str, str]) -> Verdict:
     tag, rule = next(iter(rules.items()))
     name = f"{request.repository}:{tag}"
-    told = f"tunnelmgr: another push of {name}, or a delete of its manifest, is under way ({rule}); push again later"
-    return Verdict(allowed=False, rule=rule, reason=told)
+    reason = (
+        f"tunnelmgr: another push of {name}, or a delete of its manifest, is in progress ({rule}); push again later"
+    )
+    return Verdict(allowed=False, rule=rule, reason=reason)

@@ -1,10 +1,12 @@
 """One agent channel's connection to the registry: opened when first needed, kept between requests.
 
-- A connection that the registry ended, or on which it spoke unasked, is replaced before the next request.
-- A request is sent again, once, only if it is GET or HEAD, went out on a kept connection, and no byte of an answer
-  came: the registry may have closed the idle connection just then (RFC 9112, section 9.5; RFC 9110, section 9.2.2).
-- The channels of one agent share a few slots for requests that the registry has not begun to answer, so that an agent
-  with many channels does not make the others' requests wait in the registry.
+- A connection that the registry has closed, or on which it sent bytes without a request, is replaced before the next
+  request.
+- A request is sent again, once, only if it is GET or HEAD, was sent on a kept connection, and no byte of a response
+  arrived: the registry may have closed the idle connection at that moment (RFC 9112, section 9.5; RFC 9110, section
+  9.2.2).
+- The channels of one agent share a few slots for requests whose response has not begun, so that an agent with many
+  channels does not make the requests of others wait in the registry.
 """
 
 import asyncio
@@ -19,46 +21,46 @@ from tunnelmgr.gate.head_parser import ReceiveBuffer, ResponseHead, parse_respon
 from tunnelmgr.gate.target_socket import TargetSocket
 
 MAX_PENDING_REQUESTS: Final = 4
-"""Requests without a body that one agent may have in the registry at once, until their answers begin."""
+"""Requests without a body that one agent may have in the registry at once, until their responses begin."""
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 
 
 class RegistryConnection:
-    """The registry as one channel sees it; every failure of it is a RegistryUnavailableError."""
+    """A channel's connection to the registry; every failure of the registry is a RegistryUnavailableError."""
 
     def __init__(self, target: Endpoint, slots: asyncio.Semaphore, *, head_timeout: float, idle_timeout: float) -> None:
         self._target = target
         self._slots = slots
         self._head_timeout = head_timeout
         self._idle_timeout = idle_timeout
-        self._upstream: TargetSocket | None = None
+        self._socket: TargetSocket | None = None
         self._inbox = ReceiveBuffer(RegistryUnavailableError)
-        self._heard = False
-        self._last = False
+        self._response_begun = False
+        self._close_after_response = False
 
     async def open(self) -> bool:
-        """Have a usable connection; returns whether it is a kept one."""
-        self._heard = False
-        self._last = False
-        if self._upstream is not None and self._upstream.idle and not self._inbox:
+        """Ensure that the connection is usable; returns whether it is a kept one."""
+        self._response_begun = False
+        self._close_after_response = False
+        if self._socket is not None and self._socket.idle and not self._inbox:
             return True
         self.abort()
-        self._upstream = await TargetSocket.open(self._target)
+        self._socket = await TargetSocket.open(self._target)
         return False
 
     def abort(self) -> None:
-        """Drop the connection at once, and with it whatever the registry is doing for us."""
-        if self._upstream is not None:
-            self._upstream.abort()
-            self._upstream = None
+        """Close the connection at once, and drop what has arrived on it."""
+        if self._socket is not None:
+            self._socket.abort()
+            self._socket = None
         self._inbox.take_all()
 
-    def end_with_answer(self) -> None:
-        """Drop the connection once the current answer has been read: the request on it was never sent whole."""
-        self._last = True
+    def close_after_response(self) -> None:
+        """Close the connection once the current response has been read, since its request was not sent whole."""
+        self._close_after_response = True
 
-    async def ask(self, method: str, wire: bytes) -> ResponseHead:
-        """Send a request without a body and return its answer's head, once the agent has a slot for it."""
+    async def round_trip(self, method: str, request: bytes) -> ResponseHead:
+        """Send a request without a body once the agent has a free slot, and return the head of its response."""
         try:
             async with asyncio.timeout(self._head_timeout):
                 await self._slots.acquire()
@@ -67,76 +69,84 @@ class RegistryConnection:
                 f"the registry at {self._target} has not answered {MAX_PENDING_REQUESTS} earlier requests of this agent"
             ) from late
         try:
-            return await self._ask(method, wire)
+            return await self._round_trip(method, request)
         finally:
             self._slots.release()
 
-    async def _ask(self, method: str, wire: bytes) -> ResponseHead:
+    async def _round_trip(self, method: str, request: bytes) -> ResponseHead:
         kept = await self.open()
         try:
-            return await self._ask_once(method, wire)
+            return await self._round_trip_once(method, request)
         except RegistryUnavailableError:
-            if not kept or self._heard or method not in _REPEATABLE:
+            if not kept or self._response_begun or method not in _REPEATABLE:
                 raise
         self.abort()
         await self.open()
-        return await self._ask_once(method, wire)
+        return await self._round_trip_once(method, request)
 
     async def send(self, data: Piece) -> None:
         """Send, waiting while too much is unsent."""
-        upstream = self._connection()
+        socket = self._current_socket()
         try:
-            # A deadline only where there is a wait: most of what is sent is taken at once.
-            if not upstream.send(data):
+            # Only a wait needs a deadline: the kernel takes most data at once.
+            if not socket.send(data):
                 async with asyncio.timeout(self._idle_timeout):
-                    await upstream.drained()
+                    await socket.drained()
         except ConnectionError as lost:
-            raise RegistryUnavailableError(f"the registry at {self._target} hung up") from lost
+            raise RegistryUnavailableError(f"the registry at {self._target} closed the connection") from lost
         except TimeoutError as stalled:
-            raise RegistryUnavailableError(f"the registry at {self._target} takes no more data") from stalled
+            raise RegistryUnavailableError(
+                f"the registry at {self._target} has taken no data for {self._idle_timeout:g} s"
+            ) from stalled
 
     async def receive_head(self, method: str, *, after: "asyncio.Task[None] | None" = None) -> ResponseHead:
-        """Return the final answer's head; the time for it runs once `after` is done."""
-        wait = None if after else self._head_timeout
+        """Return the head of the final response; if `after` is given, the deadline runs from its end."""
         try:
-            async with asyncio.timeout(wait) as limit:
+            async with asyncio.timeout(None if after else self._head_timeout) as timeout:
                 if after is None:
                     return await self._receive_head(method)
-                clock = _LateStart(limit, self._head_timeout)
-                after.add_done_callback(clock.start)
+                delayed = _DelayedTimeout(timeout, self._head_timeout)
+                after.add_done_callback(delayed.start)
                 try:
                     return await self._receive_head(method)
                 finally:
-                    clock.stop()
+                    delayed.stop()
         except TimeoutError as late:
-            raise RegistryUnavailableError(f"the registry at {self._target} did not answer in time") from late
+            raise RegistryUnavailableError(
+                f"the registry at {self._target} did not answer within {self._head_timeout:g} s"
+            ) from late
 
-    def arrived(self, count: int) -> bytes:
-        """Return what has arrived of a body of `count` bytes."""
+    def take_received(self, count: int) -> bytes:
+        """Remove and return what has arrived of a body of `count` bytes."""
         data = self._inbox.take_all()
         self._inbox.feed(data[count:])
         return data[:count]
 
-    async def pour(self, agent: Channel, count: int, carried: Callable[[int], None]) -> None:
-        """Carry `count` bytes more of a body to the agent, past our own memory; the caller sets the deadlines."""
-        upstream = self._connection()
-        try:
-            poured = await agent.send_from(upstream, count, carried)
-        except ConnectionError as lost:
-            if not upstream.failed:
-                raise  # the agent is gone, which is no fault of the registry
-            raise RegistryUnavailableError(f"the registry at {self._target} hung up") from lost
-        if poured < count:
-            raise RegistryUnavailableError(f"the registry at {self._target} broke off its answer")
+    async def send_to(self, agent: Channel, count: int, on_sent: Callable[[int], None]) -> None:
+        """Send the next `count` bytes of a body straight from the socket to the agent.
 
-    def finish(self, answer: ResponseHead) -> None:
-        """Drop the connection after an answer that was the last on it."""
-        if self._last or not answer.keep_alive:
+        Calls `on_sent` with the size of each piece; the caller sets the deadlines.
+        """
+        socket = self._current_socket()
+        try:
+            sent = await agent.send_from(socket, count, on_sent)
+        except ConnectionError as lost:
+            if not socket.failed:
+                raise  # the agent is gone, and the registry has not failed
+            raise RegistryUnavailableError(f"the registry at {self._target} closed the connection") from lost
+        if sent < count:
+            raise RegistryUnavailableError(
+                f"the registry at {self._target} closed the connection in the middle of a response"
+            )
+
+    def finish(self, response: ResponseHead) -> None:
+        """Close the connection if this response, now read, was the last on it."""
+        if self._close_after_response or not response.keep_alive:
             self.abort()
 
-    async def body(self, answer: ResponseHead) -> AsyncGenerator[Sequence[Piece], None]:
-        """Yield the answer's body as it comes, without its coding; the caller sets the deadlines."""
-        reader = body_reader(answer.body, RegistryUnavailableError)
+    async def stream_body(self, response: ResponseHead) -> AsyncGenerator[Sequence[Piece], None]:
+        """Yield the response's body as it arrives, without its transfer coding; the caller sets the deadlines."""
+        reader = body_reader(response.body, RegistryUnavailableError)
         data = b"" if reader.done else self._inbox.take_all()
         while not reader.done:
             if pieces := reader.feed(data):
@@ -151,11 +161,13 @@ class RegistryConnection:
             if not data:
                 if reader.ends_with_stream:
                     break
-                raise RegistryUnavailableError(f"the registry at {self._target} broke off its answer")
-        self.finish(answer)
+                raise RegistryUnavailableError(
+                    f"the registry at {self._target} closed the connection in the middle of a response"
+                )
+        self.finish(response)
 
-    async def _ask_once(self, method: str, wire: bytes) -> ResponseHead:
-        await self.send(wire)
+    async def _round_trip_once(self, method: str, request: bytes) -> ResponseHead:
+        await self.send(request)
         return await self.receive_head(method)
 
     async def _receive_head(self, method: str) -> ResponseHead:
@@ -163,38 +175,40 @@ class RegistryConnection:
             while (raw := self._inbox.take_head()) is None:
                 data = await self._receive()
                 if not data:
-                    raise RegistryUnavailableError(f"the registry at {self._target} hung up without an answer")
-                self._heard = True
+                    raise RegistryUnavailableError(
+                        f"the registry at {self._target} closed the connection without a response"
+                    )
+                self._response_begun = True
                 self._inbox.feed(data)
-            answer = parse_response_head(method, raw)
-            if answer.status >= 200:  # noqa: PLR2004 (an interim answer is not passed on: RFC 9110, section 15.2)
-                return answer
+            response = parse_response_head(method, raw)
+            if response.status >= 200:  # noqa: PLR2004 (interim responses are not forwarded: RFC 9110, section 15.2)
+                return response
 
     async def _receive(self) -> bytes:
         try:
-            return await self._connection().read()
+            return await self._current_socket().read()
         except ConnectionError as lost:
-            raise RegistryUnavailableError(f"the registry at {self._target} hung up") from lost
+            raise RegistryUnavailableError(f"the registry at {self._target} closed the connection") from lost
 
-    def _connection(self) -> TargetSocket:
-        assert self._upstream is not None  # noqa: S101 (`open` comes before every exchange)
-        return self._upstream
+    def _current_socket(self) -> TargetSocket:
+        assert self._socket is not None  # noqa: S101 (`open` comes before every exchange)
+        return self._socket
 
 
-class _LateStart:
+class _DelayedTimeout:
     """Starts a timeout once a task is done, unless the wait is over by then."""
 
-    __slots__ = ("_limit", "_seconds", "_waiting")
+    __slots__ = ("_seconds", "_timeout", "_waiting")
 
-    def __init__(self, limit: asyncio.Timeout, seconds: float) -> None:
-        self._limit = limit
+    def __init__(self, timeout: asyncio.Timeout, seconds: float) -> None:
+        self._timeout = timeout
         self._seconds = seconds
         self._waiting = True
 
     def start(self, _: "asyncio.Task[None]") -> None:
-        # The callback may already be on its way when the answer comes; a timeout that ended must not be touched.
+        # The callback may already be scheduled when the response arrives; a timeout that has ended cannot be moved.
         if self._waiting:
-            self._limit.reschedule(asyncio.get_running_loop().time() + self._seconds)
+            self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
 
     def stop(self) -> None:
         self._waiting = False

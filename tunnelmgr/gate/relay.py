@@ -1,4 +1,4 @@
-"""The raw relay, for forwards of protocol `tcp`: bytes both ways, half-closes kept, nothing looked at."""
+"""The raw relay, for forwards of protocol `tcp`: it copies bytes both ways, and half-closes, and applies no policy."""
 
 import asyncio
 import sys
@@ -16,16 +16,16 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 async def relay(channel: AgentChannel, target: Endpoint, traffic: Traffic) -> None:
-    """Carry one channel to `target` until both directions have ended or either side is lost.
+    """Relay one channel to `target` until both directions have ended or either side is lost.
 
-    Waits without a deadline: a raw stream may be idle as long as it likes, and ends with its tunnel.
+    There is no deadline: a raw stream may be idle for any time, and ends with its tunnel.
     """
     agent = MeteredChannel(channel, traffic)
     try:
-        await _carry(agent, target)
-    except RegistryUnavailableError as away:
+        await _relay_both_ways(agent, target)
+    except RegistryUnavailableError as failed:
         if traffic.may_warn(time.monotonic()):
-            log.warning("relay target away", target=str(target), error=away.code, reason=str(away))
+            log.warning("relay target unreachable", target=str(target), error=failed.code, reason=str(failed))
         agent.abort()
     except BaseException:
         agent.abort()
@@ -34,32 +34,32 @@ async def relay(channel: AgentChannel, target: Endpoint, traffic: Traffic) -> No
         agent.uncount()
 
 
-async def _carry(agent: Channel, target: Endpoint) -> None:
-    upstream = await TargetSocket.open(target)
-    whole = False
+async def _relay_both_ways(agent: Channel, target: Endpoint) -> None:
+    socket = await TargetSocket.open(target)
+    complete = False
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(agent.scheduled(_to_target(agent, upstream)), name="relay to target")
-            tasks.create_task(agent.scheduled(_to_agent(agent, upstream)), name="relay to agent")
-        whole = True
+            tasks.create_task(agent.scheduled(_to_target(agent, socket)), name="relay to target")
+            tasks.create_task(agent.scheduled(_to_agent(agent, socket)), name="relay to agent")
+        complete = True
     except* ConnectionError:
-        # One side was reset: so is the other, as it would be without us.
+        # One side was reset, so the other is reset too, as on a direct connection.
         agent.abort()
     finally:
-        if whole:
+        if complete:
             agent.close()
-            upstream.close()
+            socket.close()
         else:
-            upstream.abort()
+            socket.abort()
 
 
-async def _to_target(agent: Channel, upstream: TargetSocket) -> None:
+async def _to_target(agent: Channel, socket: TargetSocket) -> None:
     while data := await agent.read():
-        await upstream.write(data)
+        await socket.write(data)
         await agent.checkpoint()
-    upstream.write_eof()
+    socket.write_eof()
 
 
-async def _to_agent(agent: Channel, upstream: TargetSocket) -> None:
-    await agent.send_from(upstream, sys.maxsize, lambda _: None)
+async def _to_agent(agent: Channel, socket: TargetSocket) -> None:
+    await agent.send_from(socket, sys.maxsize, lambda _: None)
     agent.write_eof()

@@ -1,43 +1,64 @@
-"""The request in hand, as it becomes a record."""
+"""The record of each request, and the protocol by which the daemon takes these records."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from tunnelmgr.core.oci import RegistryRequest
-from tunnelmgr.core.policy import Verdict
-from tunnelmgr.errors import GateError
-from tunnelmgr.gate.caller import Caller, RequestRecord
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.gate.caller import Caller
 
 
-@dataclass(slots=True)
-class PendingRecord:
-    """What is known of the current request, for its record."""
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request and its outcome, for the audit log.
 
-    method: str = "-"
-    request: RegistryRequest | None = None
-    verdict: str = "malformed"
-    rule: str = "malformed"
-    failure: GateError | None = None
+    `verdict` is `allowed`, `refused` or `malformed`; `rule` is the rule that decided. `status` is 0 if no response was
+    begun. `reference` is a tag, a digest or an upload's id. `took` is in seconds. `error` is the code of a failure on
+    the registry's side, empty if there was none; `reason` is its message.
+    """
 
-    def judge(self, verdict: Verdict) -> None:
-        """Take note of what was decided."""
-        self.verdict = "allowed" if verdict.allowed else "refused"
-        self.rule = verdict.rule
+    caller: Caller
+    method: str
+    action: str
+    repository: str
+    reference: str
+    verdict: str
+    rule: str
+    status: int
+    bytes_to_agent: int
+    bytes_from_agent: int
+    took: float
+    error: str = ""
+    reason: str = ""
 
-    def record(self, caller: Caller, *, status: int, sent: int, received: int, took: float) -> RequestRecord:
-        """Return the record; `sent` and `received` are bytes to and from the agent."""
-        request, failure = self.request, self.failure
-        return RequestRecord(
-            caller=caller,
-            method=self.method,
-            action=request.action if request else "-",
-            repository=request.repository if request else "",
-            reference=request.reference if request else "",
-            verdict=self.verdict,
-            rule=self.rule,
-            status=status,
-            bytes_to_agent=sent,
-            bytes_from_agent=received,
-            took=took,
-            error=failure.code if failure else "",
-            reason=str(failure) if failure else "",
-        )
+
+class RequestLog(Protocol):
+    """Takes the record of every request; the daemon implements it."""
+
+    def record(self, request: RequestRecord) -> None:
+        """Take one record; returns at once."""
+        ...
+
+    async def throttle(self, agent: AgentId) -> None:
+        """Wait until an agent that has caused many records may cause more; bounded in time."""
+        ...
+
+    def outage(self) -> str | None:
+        """Return why records that the configuration requires cannot be written now, None if they can.
+
+        During an outage, the gate answers every request that the policy allows with 503.
+        """
+        ...
+
+
+class NoRequestLog:
+    """A request log that drops every record."""
+
+    def record(self, request: RequestRecord) -> None:
+        """Drop the record."""
+
+    async def throttle(self, agent: AgentId) -> None:
+        """Return at once."""
+
+    def outage(self) -> str | None:
+        """Return None."""
+        return None

@@ -1,4 +1,4 @@
-"""What is being written or deleted just now: nobody else may do something different to it meanwhile."""
+"""Locks on the tags and digests that a push or a delete is working on; see "Tag locks" in `gate/__init__.py`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from typing import Final
 
 from tunnelmgr.core.tunnel import Endpoint
 
-Key = tuple[Endpoint, str, str]
-"""A registry, a repository of it, and a tag or a digest there."""
+LockKey = tuple[Endpoint, str, str]
+"""A registry, one of its repositories, and a tag or a digest in it."""
 TAGGING: Final = "tagging"
 DELETING: Final = "deleting"
-"""What a digest is claimed for."""
+"""The purposes of a lock on a digest; the purpose of a lock on a tag is the digest that the tag is to point to."""
 
 
 @dataclass(slots=True)
@@ -21,27 +21,23 @@ class _Lock:
 
 
 class TagLocks:
-    """Tags and digests, each held for one purpose by one request or by several that want the same.
-
-    A look at the registry and the write that follows from it are two requests; a claim makes one step of them. A tag is
-    claimed for the digest that it is to point to, a digest for being tagged or for being deleted.
-    """
+    """Locks on tags and digests; requests with the same purpose hold a lock together, others are refused at once."""
 
     def __init__(self) -> None:
-        self._held: dict[Key, _Lock] = {}
+        self._locks: dict[LockKey, _Lock] = {}
 
     @contextmanager
-    def claim(self, wanted: Mapping[Key, str]) -> Iterator[bool]:
-        """Hold every key for its purpose while in here; gives False where one is held for another purpose."""
-        if any(key in self._held and self._held[key].purpose != purpose for key, purpose in wanted.items()):
+    def try_lock(self, wanted: Mapping[LockKey, str]) -> Iterator[bool]:
+        """Hold a lock on every key for its purpose; yields False if one is held for another purpose."""
+        if any(key in self._locks and self._locks[key].purpose != purpose for key, purpose in wanted.items()):
             yield False
             return
         for key, purpose in wanted.items():
-            self._held.setdefault(key, _Lock(purpose, 0)).holders += 1
+            self._locks.setdefault(key, _Lock(purpose, 0)).holders += 1
         try:
             yield True
         finally:
             for key in wanted:
-                self._held[key].holders -= 1
-                if not self._held[key].holders:
-                    del self._held[key]
+                self._locks[key].holders -= 1
+                if not self._locks[key].holders:
+                    del self._locks[key]

@@ -1,6 +1,6 @@
-"""One TCP connection to the registry: bytes both ways, and the `Source` of what an agent pulls.
+"""One TCP connection to a forward's target: the registry, or the server behind a raw relay.
 
-Nothing is read ahead: what nobody asks for waits in the kernel, and so with the registry.
+Nothing is read ahead: unread bytes stay in the kernel, whose full buffer makes the target wait.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane.stream import Stream, connect
 from tunnelmgr.errors import RegistryUnavailableError
 
-CONNECT_TIMEOUT: Final = 5.0
+CONNECT_TIMEOUT: Final = 5.0  # seconds
 MAX_UNSENT: Final = 256 * 1024
-"""Bytes written and not yet taken by the kernel, above which `write` waits."""
+"""Bytes that the kernel has not taken yet, above which `write` waits."""
 MAX_READ: Final = 64 * 1024
 """Bytes that one `read` returns at most."""
 
@@ -39,18 +39,18 @@ class TargetSocket:
 
     @property
     def idle(self) -> bool:
-        """Whether the connection stands and nothing unasked has arrived."""
+        """Whether the connection is open and nothing has arrived on it."""
         return self._stream.silent
 
     @property
     def failed(self) -> bool:
-        """Whether the connection broke, rather than ended."""
+        """Whether the connection was lost, not closed in order."""
         return self._stream.failure is not None
 
     # --- reading ---
 
     async def read(self) -> bytes:
-        """Return what has arrived, or `b""` at its end; raises ConnectionError."""
+        """Return what has arrived, or `b""` at the end of the stream; raises ConnectionError."""
         if (data := self._receive()) is not None:
             return data
         self._readable = asyncio.get_running_loop().create_future()
@@ -78,9 +78,8 @@ class TargetSocket:
 
     def _on_readable(self) -> None:
         if self._readable is None or self._readable.done():
-            self._stream.notify_readable(
-                None
-            )  # heeded on after a read, since the next one mostly comes before the next bytes
+            # It stays registered after a read: in most cases the next read begins before the next bytes arrive.
+            self._stream.notify_readable(None)
             return
         try:
             data = self._receive()
@@ -98,7 +97,7 @@ class TargetSocket:
             await self.drained()
 
     def send(self, data: bytes | bytearray | memoryview) -> bool:
-        """Send; returns whether more may follow before `drained`. Raises ConnectionError."""
+        """Send; returns False if the caller should wait for `drained` before it sends more. Raises ConnectionError."""
         self._check_writable()
         self._stream.send(data)
         return self._stream.unsent <= MAX_UNSENT
@@ -109,7 +108,7 @@ class TargetSocket:
         self._check_writable()
 
     def write_eof(self) -> None:
-        """End our direction."""
+        """Close the direction to the target; reading goes on."""
         self._stream.end()
 
     def _check_writable(self) -> None:
@@ -119,11 +118,11 @@ class TargetSocket:
     # --- ending ---
 
     def close(self) -> None:
-        """Close once everything is sent."""
+        """Close once everything has been sent."""
         self._stream.close()
 
     def abort(self) -> None:
-        """Close at once; whoever waits is let go."""
+        """Close at once; a waiting `read` returns `b""`."""
         self._stream.abort()
         if self._readable is not None and not self._readable.done():
             self._readable.set_result(b"")

@@ -1,4 +1,4 @@
-"""What went through a forward: counters that status and metrics read."""
+"""Counts the channels and bytes of a tunnel, for status and metrics."""
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any, Final
 from tunnelmgr.core.ports import AgentChannel, Result, Source
 
 WARN_EVERY: Final = 5.0
-"""Seconds between two warnings about one agent's channels: how many it opens is for the agent to say."""
+"""Seconds between two warnings about one agent's channels, since an agent may open any number of them."""
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Channels of the agent's clients that are open now, and bytes since the tunnel came up."""
+    """The open channels of an agent's clients, and bytes since the tunnel came up."""
 
     channels: int = 0
     to_agent: int = 0
@@ -20,7 +20,7 @@ class Traffic:
     _warned: float = float("-inf")
 
     def may_warn(self, now: float) -> bool:
-        """Whether it is time for another warning; counts as one if it is."""
+        """Return whether another warning may be logged now, and count it as logged if so."""
         due = now - self._warned >= WARN_EVERY
         if due:
             self._warned = now
@@ -28,7 +28,7 @@ class Traffic:
 
 
 class MeteredChannel:
-    """A channel that counts itself and its bytes into a shared `Traffic`, and its bytes for itself too."""
+    """A channel that adds itself and its bytes to a shared `Traffic`, and counts its own bytes."""
 
     __slots__ = ("_channel", "_counted", "_traffic", "from_agent", "to_agent")
 
@@ -41,13 +41,13 @@ class MeteredChannel:
         traffic.channels += 1
 
     def uncount(self) -> None:
-        """Count no longer as an open channel: it has ended, or is none of the agent's clients."""
+        """Stop counting as an open channel: it has ended, or the controller's own probe uses it."""
         if self._counted:
             self._counted = False
             self._traffic.channels -= 1
 
     def scheduled(self, coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
-        """Have the coroutine's steps take turns with those of other agents."""
+        """See `Channel`."""
         return self._channel.scheduled(coroutine)
 
     async def checkpoint(self) -> None:
@@ -55,7 +55,7 @@ class MeteredChannel:
         await self._channel.checkpoint()
 
     async def wanted(self) -> bool:
-        """Wait for something to read."""
+        """Wait until there is something to read; see `AgentChannel`."""
         return await self._channel.wanted()
 
     async def read(self) -> bytes:
@@ -82,11 +82,11 @@ class MeteredChannel:
         return await self._channel.send_from(source, limit, counted)
 
     def write_eof(self) -> None:
-        """End our direction."""
+        """Close the direction to the agent; reading goes on."""
         self._channel.write_eof()
 
     def close(self) -> None:
-        """Close once everything is sent."""
+        """Close once everything has been sent."""
         self._channel.close()
 
     def abort(self) -> None:

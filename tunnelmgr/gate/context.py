@@ -1,0 +1,45 @@
+"""What all channels of a gate share, and the protocols that the daemon implements for it."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.gate.concurrency_limit import ConcurrencyLimit
+from tunnelmgr.gate.push import MAX_BUFFERED_MANIFESTS
+from tunnelmgr.gate.registry_connection import MAX_PENDING_REQUESTS
+from tunnelmgr.gate.request_record import NoRequestLog, RequestLog
+from tunnelmgr.gate.tag_locks import TagLocks
+from tunnelmgr.gate.timeouts import Timeouts
+from tunnelmgr.gate.uploads import Uploads
+
+
+class PolicySource(Protocol):
+    """Knows which group each agent is in; the daemon implements it."""
+
+    def policy_of(self, agent: AgentId) -> GroupPolicy:
+        """Return the policy of the group that the agent is in now; called for every request."""
+        ...
+
+
+class ProofSource(Protocol):
+    """Makes the proofs that answer probes; `tunnel.probe.Prover` implements it."""
+
+    def proof(self, nonce: str, agent: AgentId, listener: str) -> str:
+        """Return a proof, which only this controller can make, that `nonce` came in through `listener` on `agent`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateContext:
+    """The policies, the request log, the limits and the state that all channels of a gate share."""
+
+    policies: PolicySource
+    proofs: ProofSource
+    requests: RequestLog = field(default_factory=NoRequestLog)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    uploads: Uploads = field(default_factory=Uploads)
+    tag_locks: TagLocks = field(default_factory=TagLocks)
+    pending_requests: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(MAX_PENDING_REQUESTS))
+    buffered_manifests: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(MAX_BUFFERED_MANIFESTS))
+    searches: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(1))

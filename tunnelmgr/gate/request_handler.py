@@ -1,0 +1,131 @@
+"""What becomes of a request once its head is parsed: the group's policy decides, then one of four handlers acts.
+
+The policy of the agent's current group is looked up for every request, so a reload applies to open channels too, also
+one that moves the agent to another group.
+"""
+
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Final
+
+from tunnelmgr.core.oci import WELL_KNOWN_PATH, RegistryAction, classify
+from tunnelmgr.core.policy import GroupPolicy, decide
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import GateClosedError
+from tunnelmgr.gate.authorized_request import AuthorizedRequest
+from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.catalog import CatalogSearch
+from tunnelmgr.gate.context import GateContext
+from tunnelmgr.gate.delete import DeleteHandler
+from tunnelmgr.gate.exchange import Exchange
+from tunnelmgr.gate.head_parser import Coding, ReceiveBuffer, RequestHead, has_form_body
+from tunnelmgr.gate.identity import IdentityEndpoint
+from tunnelmgr.gate.local_reply import LocalReply, refusal
+from tunnelmgr.gate.push import PushHandler
+from tunnelmgr.gate.registry_connection import RegistryConnection
+from tunnelmgr.gate.registry_queries import RegistryQueries
+from tunnelmgr.gate.request_state import RequestState
+from tunnelmgr.gate.traffic import MeteredChannel
+
+_PROBE: Final = classify("GET", WELL_KNOWN_PATH)
+
+
+class RequestHandler:
+    """Handles the requests of one channel.
+
+    `caller` is the agent with the group that the last request was decided for; `connection` is the channel's connection
+    to the registry.
+    """
+
+    def __init__(
+        self, context: GateContext, agent: MeteredChannel, inbox: ReceiveBuffer, caller: Caller, target: Endpoint
+    ) -> None:
+        timeouts, slots = context.timeouts, context.pending_requests.semaphore_of(caller.agent)
+        self.caller = caller
+        self.connection = RegistryConnection(
+            target, slots, head_timeout=timeouts.response, idle_timeout=timeouts.response
+        )
+        self._context = context
+        self._agent = agent
+        self._inbox = inbox
+        self._target = target
+        self._queries = RegistryQueries(self.connection, timeouts.response)
+        self._identity = IdentityEndpoint(context.proofs, agent, caller.listener)
+
+    def reply_to_probe(self, raw: bytes, state: RequestState) -> LocalReply | None:
+        """Reply to a head that is the controller's probe, None for any other."""
+        nonce = self._identity.probe_nonce(raw)
+        if nonce is None:
+            return None
+        state.method, state.request = _PROBE.method, _PROBE
+        state.set_verdict(decide(_PROBE, self._current_policy()))  # every group may
+        return self._identity.reply_to_probe(nonce, self.caller)
+
+    async def handle(self, head: RequestHead, state: RequestState) -> LocalReply | None:
+        """Decide about a request and carry it out; returns the gate's own reply if there is one.
+
+        Raises as `Exchange` does, and GateClosedError if the request log has an outage.
+        """
+        policy = self._current_policy()
+        request = state.request = classify(head.method, head.target)
+        if head.body.coding is not Coding.NONE and has_form_body(head):
+            message = "a registry takes blobs and manifests, not forms: send another Content-Type"
+            return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED", message, close=head.ends_channel)
+        verdict = decide(request, policy)
+        state.set_verdict(verdict)
+        if not verdict.allowed:
+            return refusal(HTTPStatus.FORBIDDEN, "DENIED", verdict.reason, close=head.ends_channel)
+        if request.action is RegistryAction.WELL_KNOWN:
+            return self._identity.reply(head, self.caller)
+        if (why := self._context.requests.outage()) is not None:
+            raise GateClosedError(why)
+        return await self._carry_out(AuthorizedRequest(head, request, policy, state, self._exchange(state)))
+
+    async def _carry_out(self, authorized: AuthorizedRequest) -> LocalReply | None:
+        head, request, exchange = authorized.head, authorized.request, authorized.exchange
+        match request.action:
+            case RegistryAction.CATALOG:
+                return await self._catalog_search(head, authorized.policy).page(request, close=head.ends_channel)
+            case RegistryAction.PUSH:
+                return await self._push_handler().handle(authorized)
+            case RegistryAction.DELETE:
+                return await self._delete_handler().handle(authorized)
+        response = await exchange.forward_request(head, request)
+        await exchange.forward_response(head, request, response)
+        return None
+
+    def _current_policy(self) -> GroupPolicy:
+        """Return the policy of the agent's current group, under which the request is then recorded."""
+        policy = self._context.policies.policy_of(self.caller.agent)
+        if policy.group != self.caller.group:
+            self.caller = replace(self.caller, group=policy.group)
+        return policy
+
+    def _exchange(self, state: RequestState) -> Exchange:
+        return Exchange(
+            agent=self._agent,
+            inbox=self._inbox,
+            connection=self.connection,
+            target=self._target,
+            timeouts=self._context.timeouts,
+            state=state,
+        )
+
+    def _catalog_search(self, head: RequestHead, policy: GroupPolicy) -> CatalogSearch:
+        return CatalogSearch(
+            pages=self._queries,
+            host=head.host,
+            policy=policy,
+            agent=self._agent,
+            turn=self._context.searches.semaphore_of(self.caller.agent),
+        )
+
+    def _push_handler(self) -> PushHandler:
+        context, agent = self._context, self.caller.agent
+        buffered = context.buffered_manifests.semaphore_of(agent)
+        return PushHandler(context.uploads, context.tag_locks, buffered, self._queries, agent, self._target)
+
+    def _delete_handler(self) -> DeleteHandler:
+        context = self._context
+        searches = context.searches.semaphore_of(self.caller.agent)
+        return DeleteHandler(context.tag_locks, searches, self._queries, self._target, context.timeouts.search)
