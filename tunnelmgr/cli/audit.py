@@ -62,6 +62,8 @@ def audit(
             if wanted(entry):
                 typer.echo(json.dumps(entry)) if as_json else stdout().print(_line(entry))
                 sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # of stdout, not of the file
     except OSError as failed:
         raise ControlError(f"cannot read {file}: {failed.strerror}") from failed
     except KeyboardInterrupt:
@@ -78,10 +80,11 @@ def _moment(since: str | None) -> str:
             at = datetime.now(UTC) - timedelta(**{_UNITS[duration[2]]: int(duration[1])})
         else:
             at = datetime.fromisoformat(since)
+        at = at.astimezone(UTC)
     except (ValueError, OverflowError) as odd:
         message = f"invalid time {since!r}; write a duration such as 2h, or a time such as 2026-01-31T12:00Z"
         raise typer.BadParameter(message, param_hint="--since") from odd
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _filter(agent: str | None, repository: str | None, *, refused: bool, since: str) -> Callable[[AuditEntry], bool]:

@@ -12,6 +12,10 @@ from tunnelmgr.cli.output import print_json, stdout
 from tunnelmgr.cli.render import cell
 
 
+NO_RULE = "default"
+"""The rule of a verdict that no grant and no deny decides: refused."""
+
+
 class PolicyAction(StrEnum):
     """What an agent may want to do with a repository."""
 
@@ -48,8 +52,8 @@ def explain_policy(
         print_json(verdict)
     else:
         word = Text("may", style="green") if verdict["allowed"] else Text("may not", style="red")
-        rule = cell(verdict["rule"], "bold")
-        line = Text.assemble(cell(verdict["agent"]), " ", word, cell(f" {action} {repository}: "), rule)
+        reason = "no rule allows it" if verdict["rule"] == NO_RULE else verdict["rule"]
+        line = Text.assemble(cell(verdict["agent"]), " ", word, cell(f" {action} {repository}: "), cell(reason, "bold"))
         stdout().print(line, cell(f"(group {verdict['group']})", "dim"))
     if not verdict["allowed"]:
         raise typer.Exit(Exit.FAILURE)

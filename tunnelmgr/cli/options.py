@@ -82,5 +82,5 @@ def _socket_despite(bad: Exception, text: str, file: Path) -> str:
         problem = f"not valid TOML: {bad}; correct it, or name the daemon's socket with --socket PATH"
         raise ConfigError([problem], file=str(file)) from bad
     path = DEFAULT_SOCKET if found is None else found[2] or found[3]
-    print_warning(f"{file}: not valid TOML: {bad}; the daemon on {path} runs with the configuration it read before")
+    print_warning(f"{file}: not valid TOML: {bad}; asking the daemon on {path}")
     return path

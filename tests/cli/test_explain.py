@@ -1,0 +1,41 @@
+"""`explain-policy`: what an agent may do, for people and for scripts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "rule", "reason"),
+    [
+        (("pull", "any/thing"), 0, "pull **", "static:builder-1 may pull any/thing: pull ** (group ci)"),
+        (("push", "team/app"), 0, "push team/*", "static:builder-1 may push team/app: push team/* (group ci)"),
+        (("push", "x/y"), 1, "default", "static:builder-1 may not push x/y: no rule allows it (group ci)"),
+    ],
+)
+def test_the_rule_that_decides_is_named_and_the_exit_status_is_the_verdict(
+    run: Run, socket: Path, asked: tuple[str, str], status: int, rule: str, reason: str
+) -> None:
+    """A script reads the verdict from the exit status, and a person reads the reason."""
+    for_people = run("explain-policy", "builder-1", *asked, "--socket", socket)
+    for_scripts = run("explain-policy", "builder-1", *asked, "--socket", socket, "--json")
+
+    assert (for_people.exit_code, for_scripts.exit_code) == (status, status)
+    assert for_people.stdout.strip() == reason
+    assert json.loads(for_scripts.stdout)["rule"] == rule
+
+
+def test_an_unknown_action_is_a_usage_error(run: Run, socket: Path) -> None:
+    """`explain-policy` knows only pull, push and delete."""
+    assert run("explain-policy", "builder-1", "fetch", "team/app", "--socket", socket).exit_code == 2
+
+
+def test_an_unknown_agent_is_named(run: Run, socket: Path) -> None:
+    """The error for an agent that the daemon does not know repeats what was asked for."""
+    answer = run("explain-policy", "nobody", "pull", "team/app", "--socket", socket)
+
+    assert answer.exit_code == 1
+    assert "nobody" in answer.stderr
