@@ -9,22 +9,22 @@ from tests.cli.conftest import Run
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "rule", "reason"),
+    ("asked", "rule", "line"),
     [
-        (("pull", "any/thing"), 0, "pull **", "static:builder-1 may pull any/thing: pull ** (group ci)"),
-        (("push", "team/app"), 0, "push team/*", "static:builder-1 may push team/app: push team/* (group ci)"),
-        (("push", "x/y"), 1, "default", "static:builder-1 may not push x/y: no rule allows it (group ci)"),
+        ("pull any/thing", "pull **", "static:builder-1 may pull any/thing: pull ** (group ci)"),
+        ("push team/app", "push team/*", "static:builder-1 may push team/app: push team/* (group ci)"),
+        ("push x/y", "default", "static:builder-1 may not push x/y: no rule allows it (group ci)"),
     ],
 )
 def test_the_rule_that_decides_is_named_and_the_exit_status_is_the_verdict(
-    run: Run, socket: Path, asked: tuple[str, str], status: int, rule: str, reason: str
+    run: Run, socket: Path, asked: str, rule: str, line: str
 ) -> None:
     """A script reads the verdict from the exit status, and a person reads the reason."""
-    for_people = run("explain-policy", "builder-1", *asked, "--socket", socket)
-    for_scripts = run("explain-policy", "builder-1", *asked, "--socket", socket, "--json")
+    for_people = run("explain-policy", "builder-1", *asked.split(), "--socket", socket)
+    for_scripts = run("explain-policy", "builder-1", *asked.split(), "--socket", socket, "--json")
 
-    assert (for_people.exit_code, for_scripts.exit_code) == (status, status)
-    assert for_people.stdout.strip() == reason
+    assert for_people.exit_code == for_scripts.exit_code == (1 if "may not" in line else 0)
+    assert for_people.stdout.strip() == line
     assert json.loads(for_scripts.stdout)["rule"] == rule
 
 

@@ -11,7 +11,6 @@ from tunnelmgr.cli.options import AgentArgument, ConfigOption, JsonOption, Socke
 from tunnelmgr.cli.output import print_json, stdout
 from tunnelmgr.cli.render import cell
 
-
 NO_RULE = "default"
 """The rule of a verdict that no grant and no deny decides: refused."""
 
