@@ -1,4 +1,4 @@
-"""What the control tests stand on: a fake daemon, and its server on a real unix socket."""
+"""Fixtures of the control tests: a fake daemon, and its server on a real unix socket."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -37,13 +37,13 @@ async def server(daemon: FakeDaemon, place: Path) -> AsyncIterator[ControlServer
 
 @pytest.fixture
 def client(server: ControlServer, place: Path) -> ControlClient:  # noqa: ARG001 - it has to run
-    """Return the command line's client of it."""
+    """Return a client for it."""
     return ControlClient(place)
 
 
 @pytest.fixture
 def ask() -> Callable[..., object]:
-    """Call something that blocks, while the server's loop goes on."""
+    """Run a blocking call in a thread while the server's loop runs."""
 
     async def call(function: Callable[..., Answer], *args: object, **kwargs: object) -> Answer:
         return await asyncio.wait_for(asyncio.to_thread(function, *args, **kwargs), 10)

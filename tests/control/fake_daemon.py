@@ -1,4 +1,4 @@
-"""A daemon as the control server sees one: a world made for the test, and a memory of what was asked."""
+"""A daemon as the control server sees it: a world made for the test, and the requests that arrived."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ FORWARD = Forward(
 
 
 def record(name: str, **changes: object) -> Record:
-    """Return an agent of source `office` as it is remembered, believed by its pinned key."""
+    """Return the record of an agent of source `office`, proved by its pinned key."""
     agent = Agent(AgentId(f"static:{name}"), "1", "office", "ci", name, ("192.0.2.7",), 22)
     plain = Record(
         agent=agent,
@@ -53,7 +53,7 @@ def world(*entries: tuple[Record, TunnelStatus | None]) -> World:
 
 
 def fleet() -> World:
-    """Return a world with an agent in each phase that a person meets."""
+    """Return a world with an agent in each phase."""
     lost = Resting(
         Phase.DOWN,
         NOW,
@@ -74,7 +74,7 @@ def fleet() -> World:
 
 @dataclass
 class FakeDaemon:
-    """What the server needs of the daemon, with everything in the test's hands."""
+    """The operations that the server needs, controlled by the test."""
 
     world: World = field(default_factory=fleet)
     traffic: Mapping[AgentId, Traffic] = field(default_factory=dict)
@@ -87,22 +87,22 @@ class FakeDaemon:
     reloads: int = 0
 
     def health(self) -> DaemonHealth:
-        """Return facts."""
+        """Return the health that the test set."""
         return DaemonHealth("registry-1", "1.2.3", 12.34, self.registry, self.store_error, fast_path=self.fast_path)
 
     def report(self, event: Event) -> None:
-        """Remember an event."""
+        """Keep an event."""
         self.events.append(event)
 
     def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
-        """Judge by a policy that lets every agent pull, and push below team/."""
+        """Judge by a policy that allows pulls, and pushes below team/."""
         del agent
         if action not in {"pull", "push", "delete"}:
             raise ValueError(f"{action!r} is none of pull, push and delete")
         return judge(RegistryAction(action), repository, GroupPolicy.build("ci", pull=["**"], push=["team/*"]))
 
     async def reload(self) -> list[str]:
-        """Remember the request, and refuse it where the test wants so."""
+        """Count the reload, and refuse it if the test says so."""
         self.reloads += 1
         if self.bad is not None:
             raise self.bad

@@ -1,4 +1,4 @@
-"""The command line's client: its answers, and its errors in our words."""
+"""The command line's client: its answers and its errors."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ Ask = Callable[..., Awaitable[Any]]
 
 
 async def test_every_question_gets_its_answer(client: ControlClient, daemon: FakeDaemon, ask: Ask) -> None:
-    """As the server gave it."""
+    """Every method of the client returns the server's answer."""
     assert (await ask(client.status))["controller"] == "registry-1"
     assert len(await ask(client.agents)) == 4
     assert len(await ask(client.agents, departed=True)) == 5
@@ -34,16 +34,16 @@ async def test_every_question_gets_its_answer(client: ControlClient, daemon: Fak
     ]
 
 
-async def test_a_refusal_is_an_error_in_the_daemons_own_words(client: ControlClient, ask: Ask) -> None:
-    """Whatever a person writes as an agent's name stays one name."""
+async def test_a_refusal_is_an_error_with_the_daemons_message(client: ControlClient, ask: Ask) -> None:
+    """A refusal raises ControlError with the daemon's message, and any text is sent as one agent's name."""
     with pytest.raises(ControlError, match="no agent matches"):
         await ask(client.agent, "../status?x=1#")
     with pytest.raises(ControlError, match="is not quarantined"):
         await ask(client.release, "builder-1", "")
 
 
-async def test_a_bad_configuration_comes_back_as_one(client: ControlClient, daemon: FakeDaemon, ask: Ask) -> None:
-    """With each problem and the file, so that the command ends as it would with its own file."""
+async def test_an_invalid_configuration_is_raised_as_one(client: ControlClient, daemon: FakeDaemon, ask: Ask) -> None:
+    """A refused reload raises ConfigError with every problem and the file."""
     daemon.bad = ConfigError(["a: missing", "b: missing"], file="tunnelmgr.toml")
     with pytest.raises(ConfigError) as bad:
         await ask(client.reload)
@@ -52,14 +52,14 @@ async def test_a_bad_configuration_comes_back_as_one(client: ControlClient, daem
     assert bad.value.file == "tunnelmgr.toml"
 
 
-def test_no_socket_is_no_daemon(tmp_path: Path) -> None:
-    """And the message says how to start one."""
+def test_a_missing_socket_means_that_no_daemon_runs(tmp_path: Path) -> None:
+    """Without a socket the error says how to start the daemon."""
     with pytest.raises(DaemonNotRunningError, match="systemctl start tunnelmgr"):
         ControlClient(tmp_path / "none.sock").status()
 
 
-def test_a_stale_socket_is_no_daemon(tmp_path: Path) -> None:
-    """One that was killed left it there."""
+def test_a_stale_socket_means_that_no_daemon_runs(tmp_path: Path) -> None:
+    """A socket that a killed daemon left counts as no daemon."""
     place = tmp_path / "stale.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(place))
@@ -68,8 +68,8 @@ def test_a_stale_socket_is_no_daemon(tmp_path: Path) -> None:
         ControlClient(place).status()
 
 
-def test_a_socket_that_may_not_be_opened_is_not_mistaken_for_no_daemon(tmp_path: Path) -> None:
-    """The daemon may well run; the user lacks a right."""
+def test_a_socket_without_permission_is_not_mistaken_for_no_daemon(tmp_path: Path) -> None:
+    """A missing permission is reported as such."""
     place = tmp_path / "closed.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(place))
@@ -89,8 +89,8 @@ def test_a_socket_that_may_not_be_opened_is_not_mistaken_for_no_daemon(tmp_path:
 
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno"])
-async def test_something_else_on_the_socket_is_no_daemon(tmp_path: Path, ask: Ask, answer: bytes) -> None:
-    """Nonsense is an error of ours, never a trace."""
+async def test_an_invalid_answer_means_that_no_daemon_runs(tmp_path: Path, ask: Ask, answer: bytes) -> None:
+    """An answer that is not HTTP and JSON raises an error of ours."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The API on the unix socket: who may connect, who may change things, and what each answer is."""
+"""The API on the unix socket: who can connect, who can change things, and every answer."""
 
 import asyncio
 import http.client
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("server")
 
 
 class OnSocket(http.client.HTTPConnection):
-    """HTTP over a unix socket, without anything of our own client."""
+    """HTTP over a unix socket, independent of the product's client."""
 
     def __init__(self, place: Path) -> None:
         super().__init__("localhost", timeout=5)
@@ -54,7 +54,7 @@ def request(place: Path, method: str, target: str, body: bytes | None = None) ->
 
 
 def connected_as_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> OnSocket:
-    """Return a connection that another user made, which the kernel remembers; without root, the server is told so."""
+    """Return a connection that another user made, as the kernel records it; without root, the record is faked."""
     # By its bare name: the folders above are this test's own.
     monkeypatch.chdir(place.parent)
     connection = OnSocket(Path(place.name))
@@ -76,8 +76,8 @@ def connected_as_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> OnSocke
 # --- the socket ---
 
 
-async def test_the_socket_is_for_its_owner_and_its_group(server: ControlServer, place: Path) -> None:
-    """Mode 0660, whatever the umask; and it goes with the server."""
+async def test_the_socket_belongs_to_its_owner_and_its_group(server: ControlServer, place: Path) -> None:
+    """The socket's mode is 0660 whatever the umask is, and the server removes it at its end."""
     assert mode_of(place) == 0o660
 
     await server.close()
@@ -85,12 +85,12 @@ async def test_the_socket_is_for_its_owner_and_its_group(server: ControlServer, 
 
 
 def mode_of(place: Path) -> int | None:
-    """Return a file's mode, None where there is none."""
+    """Return a file's mode, None if there is no file."""
     return stat.S_IMODE(place.stat().st_mode) if place.exists() else None
 
 
 async def test_a_stale_socket_is_replaced(daemon: FakeDaemon, tmp_path: Path, ask: Ask) -> None:
-    """Left by a daemon that was killed, it hinders none."""
+    """A socket that a killed daemon left is replaced."""
     place = tmp_path / "stale.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(place))
@@ -105,15 +105,15 @@ async def test_a_second_daemon_on_the_same_socket_is_refused(
     place: Path,
     ask: Ask,
 ) -> None:
-    """And the first one's socket stays."""
+    """A second daemon on the same socket is refused, and the first keeps its socket."""
     with pytest.raises(ControlError, match="another daemon"):
         await ControlServer(FakeDaemon(), place).start()
 
     assert (await ask(request, place, "GET", "/v1/status"))[0] == 200
 
 
-async def test_a_place_where_no_socket_can_be_is_an_error_that_names_it(daemon: FakeDaemon, tmp_path: Path) -> None:
-    """Be it a folder, a file in the way, or too long a path."""
+async def test_a_path_where_no_socket_can_be_is_an_error_that_names_it(daemon: FakeDaemon, tmp_path: Path) -> None:
+    """A folder, a file in the way or a path that is too long is an error that names the path."""
     (tmp_path / "file").write_text("")
     for place in (tmp_path, tmp_path / "file", tmp_path / "file" / "sock", tmp_path / ("x" * 120)):
         with pytest.raises(ControlError, match=r"controller\.socket"):
@@ -125,7 +125,7 @@ async def test_a_place_where_no_socket_can_be_is_an_error_that_names_it(daemon: 
 
 
 async def test_status_and_agents_are_served(place: Path, ask: Ask) -> None:
-    """The same JSON that the commands print."""
+    """`/v1/status` and `/v1/agents` serve the JSON that the commands print."""
     code, status = await ask(request, place, "GET", "/v1/status")
     assert (code, status["controller"], status["agents"]) == (200, "registry-1", 4)
 
@@ -137,7 +137,7 @@ async def test_status_and_agents_are_served(place: Path, ask: Ask) -> None:
 
 
 async def test_one_agent_is_served_with_its_history(place: Path, ask: Ask) -> None:
-    """By id, by name or by a beginning that fits one."""
+    """One agent is served by its id, its name, or an unambiguous prefix."""
     for wanted in ("static:builder-1", "builder-1", "other"):
         code, agent = await ask(request, place, "GET", f"/v1/agents/{wanted}")
         assert code == 200
@@ -153,14 +153,14 @@ async def test_one_agent_is_served_with_its_history(place: Path, ask: Ask) -> No
         ("/v1/agents/%2e%2e%2fstatus", 404, ""),
     ],
 )
-async def test_what_is_not_there_is_told_as_json(
+async def test_an_unknown_agent_or_path_is_refused_as_json(
     place: Path,
     ask: Ask,
     target: str,
     code: int,
     words: str,
 ) -> None:
-    """With a code for scripts and a sentence for people."""
+    """A refusal is JSON with a code for scripts and a message for people."""
     status, answer = await ask(request, place, "GET", target)
 
     assert status == code
@@ -171,12 +171,12 @@ async def test_what_is_not_there_is_told_as_json(
 # --- changing ---
 
 
-async def test_a_retry_is_handed_to_the_controller(
+async def test_a_retry_is_reported_to_the_controller(
     daemon: FakeDaemon,
     place: Path,
     ask: Ask,
 ) -> None:
-    """By the agent's whole id, whatever was written."""
+    """A retry names the agent by its whole id, however it was addressed."""
     code, answer = await ask(request, place, "POST", "/v1/agents/builder-2/retry")
 
     assert (code, answer["agent"], answer["phase"]) == (200, "static:builder-2", "down")
@@ -188,7 +188,7 @@ async def test_a_quarantined_agent_is_not_retried(
     place: Path,
     ask: Ask,
 ) -> None:
-    """A person looks first, and releases it."""
+    """A quarantined agent cannot be retried, only released."""
     code, answer = await ask(request, place, "POST", "/v1/agents/builder-3/retry")
 
     assert code == 409
@@ -196,18 +196,18 @@ async def test_a_quarantined_agent_is_not_retried(
     assert daemon.events == []
 
 
-async def test_a_release_is_handed_over_with_its_reason(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
-    """The reason ends up in the agent's history."""
+async def test_a_release_is_reported_with_its_reason(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
+    """A release is reported with its reason and the user's id."""
     code, _ = await ask(request, place, "POST", "/v1/agents/builder-3/release", b'{"reason": "reinstalled"}')
 
     assert code == 200
     assert daemon.events == [ReleaseRequested(AgentId("static:builder-3"), "reinstalled", os.geteuid())]
 
 
-async def test_a_machine_that_is_called_as_another_is_neither_shown_nor_released_for_it(
+async def test_a_machine_named_like_another_agents_id_is_not_mistaken_for_it(
     daemon: FakeDaemon, place: Path, ask: Ask
 ) -> None:
-    """An id leads to its agent, whatever tags say; a text that may mean several changes nothing, and all are listed."""
+    """An id finds its agent whatever other machines are named; an ambiguous text changes nothing."""
     held = record("builder-3", quarantine=Quarantine(1.0, "host-key-mismatch", "another key"))
     evil = [
         replace(held, agent=replace(held.agent, id=AgentId(f"ec2:i-{number}"), name=name))
@@ -232,7 +232,7 @@ async def test_a_machine_that_is_called_as_another_is_neither_shown_nor_released
 async def test_a_release_without_a_reason_is_refused(
     daemon: FakeDaemon, place: Path, ask: Ask, body: bytes | None
 ) -> None:
-    """Somebody will ask why."""
+    """A release without a reason is refused."""
     code, answer = await ask(request, place, "POST", "/v1/agents/builder-3/release", body)
 
     assert code == 400
@@ -240,8 +240,8 @@ async def test_a_release_without_a_reason_is_refused(
     assert daemon.events == []
 
 
-async def test_a_seed_is_kept_under_an_id_of_our_making(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
-    """With the key and the time until which it may be taken; the key is a public one, whole."""
+async def test_a_seed_is_kept_under_a_generated_id(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
+    """A seed is kept under a generated id with its public key and its expiry."""
     body = json.dumps({"key": KEY, "seconds": 60}).encode()
 
     code, answer = await ask(request, place, "POST", "/v1/seeds", body)
@@ -268,8 +268,8 @@ async def test_a_seed_is_kept_under_an_id_of_our_making(daemon: FakeDaemon, plac
         [],
     ],
 )
-async def test_a_seed_that_makes_no_sense_is_refused(daemon: FakeDaemon, place: Path, ask: Ask, asked: object) -> None:
-    """Nothing is kept of it, a private key handed in by mistake least of all."""
+async def test_an_invalid_seed_is_refused(daemon: FakeDaemon, place: Path, ask: Ask, asked: object) -> None:
+    """An invalid seed is refused and not kept, and neither is a private key sent by mistake."""
     code, answer = await ask(request, place, "POST", "/v1/seeds", json.dumps(asked).encode())
 
     assert code == 400
@@ -282,7 +282,7 @@ async def test_an_agent_that_is_not_quarantined_is_not_released(
     place: Path,
     ask: Ask,
 ) -> None:
-    """Releasing would forget its key for nothing."""
+    """An agent that is not quarantined cannot be released, which would forget its key."""
     code, _ = await ask(request, place, "POST", "/v1/agents/builder-1/release", b"{}")
 
     assert code == 409
@@ -290,13 +290,13 @@ async def test_an_agent_that_is_not_quarantined_is_not_released(
 
 
 @pytest.mark.parametrize("body", [b"{", b"[1]", b'"reason"', b"null", b"\xff", b"1e999"])
-async def test_a_body_that_is_no_object_is_a_bad_request(
+async def test_a_body_that_is_not_an_object_is_a_bad_request(
     daemon: FakeDaemon,
     place: Path,
     ask: Ask,
     body: bytes,
 ) -> None:
-    """Nothing is released by it."""
+    """A body that is not a JSON object releases nothing."""
     code, answer = await ask(request, place, "POST", "/v1/agents/builder-3/release", body)
 
     assert (code, answer["error"]["code"]) == (400, "bad-request")
@@ -321,7 +321,7 @@ async def test_a_body_that_is_no_object_is_a_bad_request(
 async def test_every_refusal_is_json(
     daemon: FakeDaemon, place: Path, ask: Ask, asked: tuple[str, str, bytes | None], code: int
 ) -> None:
-    """Bodies that are too deep, too long or no JSON, and what does not exist, get a code and a sentence."""
+    """Bodies that are too deep, too long or not JSON, and unknown paths, are refused with a code and a message."""
     status, answer = await ask(request, place, *asked)
 
     assert status == code
@@ -329,8 +329,8 @@ async def test_every_refusal_is_json(
     assert daemon.events == []
 
 
-async def test_a_fault_of_ours_costs_one_request_and_is_json(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
-    """A reload that fails in an unforeseen way is answered with 500, and the next request is served."""
+async def test_an_internal_error_costs_one_request_and_is_json(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
+    """An unexpected failure is answered with 500 as JSON, and the next request is served."""
     daemon.bad = RuntimeError("unforeseen")  # type: ignore[assignment]
 
     assert await ask(request, place, "POST", "/v1/reload") == (
@@ -341,13 +341,13 @@ async def test_a_fault_of_ours_costs_one_request_and_is_json(daemon: FakeDaemon,
 
 
 @pytest.mark.parametrize("change", ["retry", "release"])
-async def test_nobody_can_be_retried_or_released_by_a_name_that_fits_none_or_many(
+async def test_a_name_that_matches_no_agent_or_several_changes_nothing(
     daemon: FakeDaemon,
     place: Path,
     ask: Ask,
     change: str,
 ) -> None:
-    """A change never guesses."""
+    """A name that matches no agent or several retries and releases nothing."""
     assert (await ask(request, place, "POST", f"/v1/agents/nobody/{change}"))[0] == 404
     assert (await ask(request, place, "POST", f"/v1/agents/builder/{change}"))[0] == 409
     assert (await ask(request, place, "GET", f"/v1/agents/builder-1/{change}"))[0] == 405
@@ -359,18 +359,18 @@ async def test_a_reload_answers_with_its_remarks(
     place: Path,
     ask: Ask,
 ) -> None:
-    """What takes effect only at the next start is said."""
+    """A reload answers with remarks about what takes effect at the next start only."""
     daemon.remarks = ["controller.socket has changed and takes effect at the next start"]
 
     assert await ask(request, place, "POST", "/v1/reload") == (200, {"reloaded": True, "remarks": daemon.remarks})
 
 
-async def test_a_bad_configuration_is_answered_with_every_problem(
+async def test_an_invalid_configuration_is_answered_with_every_problem(
     daemon: FakeDaemon,
     place: Path,
     ask: Ask,
 ) -> None:
-    """Each by itself, and the file's name."""
+    """A refused reload is answered with every problem and the file's name."""
     daemon.bad = ConfigError(["source[0].poll: missing", "ssh.key: there is no file"], file="tunnelmgr.toml")
     code, answer = await ask(request, place, "POST", "/v1/reload")
 
@@ -383,13 +383,13 @@ async def test_a_bad_configuration_is_answered_with_every_problem(
 # --- who may ---
 
 
-async def test_another_user_who_can_connect_may_look_and_change_nothing(
+async def test_another_user_who_can_connect_may_only_read(
     daemon: FakeDaemon,
     place: Path,
     ask: Ask,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The kernel says who connected; a socket made wide by mistake gives no power away."""
+    """A user outside the socket's group may only read, even if the socket's mode was opened by mistake."""
     os.chmod(place, 0o666)  # noqa: PTH101, S103 - a mistake on purpose
     connection = connected_as_nobody(place, monkeypatch)
 
@@ -411,8 +411,8 @@ async def test_another_user_who_can_connect_may_look_and_change_nothing(
     assert daemon.reloads == 0
 
 
-def test_root_the_daemons_user_and_the_sockets_group_may_change_things() -> None:
-    """By main group, and nobody else; an unknown user is nobody."""
+def test_root_the_daemons_user_and_the_sockets_group_may_make_changes() -> None:
+    """Root, the daemon's user and the socket's group may make changes; other and unknown users may not."""
     group = 4242
     assert server_module._may_change(0, 0, group)
     assert server_module._may_change(os.geteuid(), 7, group)
@@ -421,18 +421,18 @@ def test_root_the_daemons_user_and_the_sockets_group_may_change_things() -> None
     assert not server_module._may_change(4_000_000, 4_000_000, group)
 
 
-def test_a_member_of_the_sockets_group_may_change_things(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it is not the group that the process runs with."""
+def test_a_member_of_the_sockets_group_may_make_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may make changes if the socket's group is one of its supplementary groups."""
     monkeypatch.setattr(os, "getgrouplist", lambda _name, gid: [gid, 4242])
 
     assert server_module._may_change(NOBODY, NOBODY, 4242)
 
 
-async def test_a_client_that_says_nothing_holds_up_no_other(
+async def test_a_silent_client_does_not_block_others(
     place: Path,
     ask: Ask,
 ) -> None:
-    """Each connection is its own, and an idle one ends with the server."""
+    """A silent client blocks no other client, and its connection ends with the server."""
     _, writer = await asyncio.open_unix_connection(place)
 
     assert (await ask(request, place, "GET", "/v1/status"))[0] == 200

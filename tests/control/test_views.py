@@ -55,8 +55,8 @@ STATUS_KEYS = {
 # --- the contract's keys ---
 
 
-def test_an_element_of_list_has_every_promised_key_with_its_type() -> None:
-    """In every phase, not only where a value is at hand."""
+def test_an_element_of_list_has_every_documented_key_with_its_type() -> None:
+    """An element of `list --json` has every documented key with its type, in every phase."""
     daemon = FakeDaemon()
     for view in agents_view(daemon.world, {}, departed=True):
         for key, kind in LIST_KEYS.items():
@@ -68,8 +68,8 @@ def test_an_element_of_list_has_every_promised_key_with_its_type() -> None:
         assert view["phase"] in {phase.value for phase in Phase}
 
 
-def test_status_has_every_promised_key_with_its_type() -> None:
-    """With the numbers that the world gives."""
+def test_status_has_every_documented_key_with_its_type() -> None:
+    """`status --json` has every documented key with its type, and the world's numbers."""
     daemon = FakeDaemon()
     view = status_view(daemon.world, daemon.health())
 
@@ -82,7 +82,7 @@ def test_status_has_every_promised_key_with_its_type() -> None:
 
 
 def test_the_phases_add_up_to_the_agents() -> None:
-    """Every present agent is in one of them, and those that left are in none."""
+    """Every present agent is counted in one phase, and agents that left in none."""
     daemon = FakeDaemon()
     view = status_view(daemon.world, daemon.health())
 
@@ -91,7 +91,7 @@ def test_the_phases_add_up_to_the_agents() -> None:
 
 
 def test_an_agent_that_is_up_shows_its_numbers() -> None:
-    """What went through it, and how quick the last probe was."""
+    """An agent that is up shows its traffic and the time of its last probe."""
     one = record("builder-1")
     view = agent_view(one, up(), (FORWARD,), Traffic(channels=2, to_agent=300, from_agent=40))
 
@@ -101,23 +101,23 @@ def test_an_agent_that_is_up_shows_its_numbers() -> None:
     assert view["error"] is view["retry_at"] is view["message"] is None
 
 
-def test_a_forward_tells_which_addresses_are_held() -> None:
-    """A tunnel may be up and still lack one family."""
+def test_a_forward_shows_which_addresses_are_held() -> None:
+    """A forward shows the addresses that its tunnel holds, which may lack one address family."""
     view = agent_view(record("builder-1"), up(listeners=Listeners(FORWARD.listen[:1])), (FORWARD,), None)
 
     assert view["forwards"][0]["held"] == ["127.0.0.1:5000"]
 
 
-def test_an_agent_without_an_address_says_so() -> None:
-    """It is null, not an invented one."""
+def test_an_agent_without_an_address_has_a_null_address() -> None:
+    """An agent without an address has the address null."""
     one = record("builder-1")
     bare = replace(one, agent=replace(one.agent, addresses=()))
 
     assert agent_view(bare, up(), (FORWARD,), None)["address"] is None
 
 
-def test_a_failed_agent_shows_its_errors_code_and_words() -> None:
-    """The code for scripts, the words for people, and when it is tried next."""
+def test_a_failed_agent_shows_its_error_code_and_message() -> None:
+    """A failed agent shows the error's code, its message, and the time of the next try."""
     daemon = FakeDaemon()
     view = next(view for view in agents_view(daemon.world, {}) if view["name"] == "builder-2")
 
@@ -127,7 +127,7 @@ def test_a_failed_agent_shows_its_errors_code_and_words() -> None:
 
 
 def test_a_quarantined_agent_shows_why() -> None:
-    """It has no worker, so the reason comes from its record."""
+    """A quarantined agent shows the reason from its record."""
     daemon = FakeDaemon()
     view = next(view for view in agents_view(daemon.world, {}) if view["name"] == "builder-3")
 
@@ -135,7 +135,7 @@ def test_a_quarantined_agent_shows_why() -> None:
 
 
 def test_a_source_that_fails_names_its_error() -> None:
-    """And keeps the time of its last whole answer."""
+    """A failing source shows its error and keeps the time of its last complete answer."""
     one = world((record("builder-1"), up()))
     failing = replace(
         one, sources={"office": SourceView("office", ok=False, last_success=NOW, error="throttled", missing=2)}
@@ -155,8 +155,8 @@ def test_a_source_that_fails_names_its_error() -> None:
     )
 
 
-def test_what_cannot_be_told_of_the_registry_is_null() -> None:
-    """`loopback_only` is neither true nor false where this machine cannot see it."""
+def test_an_unknown_fact_about_the_registry_is_null() -> None:
+    """`loopback_only` is null if this machine cannot determine it."""
     daemon = FakeDaemon(registry=RegistryHealth(False, None, "refused", checked_at=NOW))
     view = status_view(daemon.world, daemon.health())["registry"]
 
@@ -172,7 +172,7 @@ def test_what_cannot_be_told_of_the_registry_is_null() -> None:
 
 
 def test_the_newest_agent_comes_first_and_those_that_left_only_when_asked_for() -> None:
-    """A build waits for the newest."""
+    """The newest agent comes first, and agents that left are listed on request only."""
     one = world(
         (record("old", first_seen=NOW - 9), up()),
         (record("new", first_seen=NOW + 9), None),
@@ -184,14 +184,14 @@ def test_the_newest_agent_comes_first_and_those_that_left_only_when_asked_for() 
 
 
 def test_an_agent_that_left_but_still_has_a_worker_is_listed() -> None:
-    """Until its tunnel is really closed."""
+    """An agent that left is listed until its tunnel is closed."""
     one = world((record("leaving", present=False), up()))
 
     assert [view["present"] for view in agents_view(one, {})] == [False]
 
 
 def test_the_status_of_an_agent_without_a_tunnel_comes_from_its_record() -> None:
-    """One that left is down; one that is quarantined stays so."""
+    """An agent without a tunnel is down if it left, and quarantined if its record says so."""
     daemon = FakeDaemon()
     records = daemon.world.records
 
@@ -199,8 +199,8 @@ def test_the_status_of_an_agent_without_a_tunnel_comes_from_its_record() -> None
     assert status_of(daemon.world, records[AgentId("static:builder-3")]).phase is Phase.QUARANTINED
 
 
-def test_a_history_is_told_oldest_first() -> None:
-    """With times that sort as text."""
+def test_a_history_is_shown_oldest_first() -> None:
+    """A history is sorted by time, oldest first, and its times sort as text."""
     told = history_view(record("builder-1"))
 
     assert [moment["step"] for moment in told] == ["seen", "evidence"]
@@ -209,7 +209,7 @@ def test_a_history_is_told_oldest_first() -> None:
 
 @pytest.mark.parametrize(("at", "text"), [(None, None), (0.0, "1970-01-01T00:00:00.000Z")])
 def test_times_are_rfc_3339_in_utc(at: float | None, text: str | None) -> None:
-    """With milliseconds always, so that they sort."""
+    """Times are RFC 3339 in UTC, always with milliseconds."""
     assert timestamp(at) == text
 
 
@@ -238,19 +238,19 @@ HERE = world(
         ("uilder", []),
     ],
 )
-def test_an_agent_is_found_by_its_id_its_name_or_the_beginning_of_either(wanted: str, names: list[str]) -> None:
-    """What is whole goes before what only begins so."""
+def test_an_agent_is_found_by_its_id_its_name_or_a_prefix(wanted: str, names: list[str]) -> None:
+    """A whole id is preferred to one that only begins with the text."""
     assert find(HERE, wanted) == [f"static:{name}" for name in names]
 
 
 def named(id_: str, name: str, *, present: bool = True) -> Record:
-    """Return the record of an agent of any source with a name that others chose."""
+    """Return the record of an agent with this id and name."""
     one = record("x", present=present)
     return replace(one, agent=replace(one.agent, id=AgentId(id_), name=name))
 
 
-def test_a_present_agent_goes_before_one_that_left_but_not_for_a_change() -> None:
-    """A name that is used again means the machine that is there, unless something is to be changed."""
+def test_a_present_agent_is_preferred_to_one_that_left_but_not_for_a_change() -> None:
+    """A reused name finds the present machine, but is ambiguous for a change."""
     both = world((named("ec2:i-1", "ci-1", present=False), None), (named("ec2:i-2", "ci-1"), up()))
 
     assert find(both, "ci-1") == ["ec2:i-2"]
@@ -258,8 +258,8 @@ def test_a_present_agent_goes_before_one_that_left_but_not_for_a_change() -> Non
 
 
 @pytest.mark.parametrize("name", ["static:builder-1", "builder-1", "static:b", "builder", "i-1"])
-def test_a_name_that_somebody_gave_a_machine_never_leads_away_from_an_id(name: str) -> None:
-    """Whoever writes tags calls a machine as another's id, or the beginning of one."""
+def test_a_machine_named_like_an_id_never_hides_the_agent_with_that_id(name: str) -> None:
+    """A machine that is named like another agent's id, or a prefix of it, does not hide that agent."""
     here = world((record("builder-1"), up()), (named("ec2:i-1", name), up()), (named("ec2:i-10", "x"), up()))
 
     assert find(here, "static:builder-1", strictly=True) == ["static:builder-1"]
@@ -269,15 +269,15 @@ def test_a_name_that_somebody_gave_a_machine_never_leads_away_from_an_id(name: s
     assert find(here, "static:b", strictly=True) == ["static:builder-1"]
 
 
-def test_a_name_of_an_ids_form_is_nobodys() -> None:
-    """The agent that it spells may be gone, or yet to come."""
+def test_a_name_in_the_form_of_an_id_finds_no_agent() -> None:
+    """A name that looks like an id finds no agent, because the agent with that id may be gone or yet to come."""
     here = world((named("ec2:i-1", "static:builder-1"), up()))
 
     assert find(here, "static:builder-1") == []
 
 
-def test_a_name_that_is_no_id_nor_the_beginning_of_one_is_found() -> None:
-    """As people call their machines; two of one name are two candidates."""
+def test_a_name_that_is_neither_an_id_nor_a_prefix_is_found() -> None:
+    """An agent is found by its name; two agents of one name are two candidates."""
     here = world((named("ec2:i-1", "web"), up()), (named("ec2:i-2", "db"), up()), (named("ec2:i-3", "db"), up()))
 
     assert find(here, "web", strictly=True) == ["ec2:i-1"]
@@ -294,8 +294,8 @@ ids = st.builds(
     fleet=st.dictionaries(ids, st.text("abi-1:", max_size=6) | ids, max_size=6),
     evil=st.text("abi-1:", max_size=8) | ids,
 )
-def test_a_machine_that_is_given_a_name_takes_nobody_elses_place(fleet: dict[str, str], evil: str) -> None:
-    """Whatever a person writes leads to the same agents as without that machine, or is ambiguous."""
+def test_naming_a_machine_never_changes_what_an_id_finds(fleet: dict[str, str], evil: str) -> None:
+    """With another machine of any name, a text finds the same agents as before or is ambiguous."""
     own = "ec2:evil"
     before = world(*((named(id_, name), up()) for id_, name in fleet.items()))
     after = world(*((named(id_, name), up()) for id_, name in fleet.items()), (named(own, evil), up()))

@@ -1,4 +1,4 @@
-"""What the daemon's tests stand on: an agent's sshd, a registry of three lines, and a configuration for both."""
+"""Fixtures of the daemon's tests: an agent's sshd, a minimal registry, and a configuration for both."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from tunnelmgr.ssh.login import load_key, make_key
 
 @dataclass
 class Site:
-    """A folder with a configuration, and what the configuration speaks of."""
+    """A folder with a configuration, and the parts that the configuration names."""
 
     folder: Path
     sshd: Sshd
@@ -37,7 +37,7 @@ class Site:
         return self.folder / "control.sock"
 
     def write(self) -> Path:
-        """Write the configuration as it is now, and return it."""
+        """Write the configuration and return its path."""
         agents = "".join(
             f'  [[source.agent]]\n  name = "{name}"\n  address = "127.0.0.1"\n  port = {self.sshd.port}\n'
             for name in self.agents
@@ -70,7 +70,7 @@ trust = ["{self.trust}"]
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer as a registry whose whole content is that it is one."""
+    """Answer the version check as a registry."""
     while True:
         try:
             head = await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""What is written down: every refusal, every allowed action on a repository, and every step of trust and tunnels."""
+"""The audit trail: every refusal, every allowed action on a repository, and every step of trust and tunnels."""
 
 import asyncio
 from typing import Any
@@ -35,16 +35,16 @@ class Book:
         self.entries.append({name: value for name, value in entry.items() if value is not None})
 
     def full(self, _agent: AgentId) -> bool:
-        """Tell whether the next entry would be lost."""
+        """Return whether the next entry would be lost."""
         return self.is_full
 
     async def room(self, _agent: AgentId) -> None:
-        """Wait until it would not be."""
+        """Wait until there is room."""
         await self.has_room.wait()
 
 
 class Desk:
-    """An auditor, what it wrote, and the time by which it goes."""
+    """An audit trail, its entries, and its clock."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -54,11 +54,11 @@ class Desk:
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """What was audited."""
+        """The audit entries."""
         return self.book.entries
 
     def later(self, seconds: float) -> None:
-        """Let time pass, and the auditor look at what is folded."""
+        """Advance the clock, and let the trail write what is due."""
         self.now += seconds
         self.auditor._tick()
 
@@ -71,7 +71,7 @@ class Empty:
 
 @pytest.fixture
 async def desk() -> Desk:
-    """Set up an auditor of a world with one agent."""
+    """Make an audit trail for a world with one agent."""
     return Desk()
 
 
@@ -93,8 +93,8 @@ def request(**changes: object) -> RequestRecord:
     return RequestRecord(**{**facts, **changes})  # type: ignore[arg-type]
 
 
-async def test_a_pull_is_told_with_agent_key_rule_and_size(desk: Desk) -> None:
-    """An entry says who, by which proof, did what, by which rule, with which result."""
+async def test_a_pull_is_audited_with_agent_key_rule_and_size(desk: Desk) -> None:
+    """An entry names the agent, its proof, the action, the rule that decided, and the result."""
     desk.auditor.record(request())
 
     assert desk.entries == [
@@ -121,8 +121,8 @@ async def test_a_pull_is_told_with_agent_key_rule_and_size(desk: Desk) -> None:
     ]
 
 
-async def test_requests_that_are_alike_become_two_entries(desk: Desk) -> None:
-    """The first is written at once; the others become one entry with their count, both times and their sums."""
+async def test_equal_requests_become_two_entries(desk: Desk) -> None:
+    """The first is written at once; equal ones that follow become one entry with count, both times and sums."""
     desk.auditor.record(request())
     desk.now += 1
     desk.auditor.record(request(took=0.5))
@@ -138,8 +138,8 @@ async def test_requests_that_are_alike_become_two_entries(desk: Desk) -> None:
     assert (folded["bytes_to_agent"], folded["bytes_from_agent"], folded["duration_ms"]) == (15, 2, 500.0)
 
 
-async def test_requests_that_go_on_become_one_entry_a_window(desk: Desk) -> None:
-    """A flood of one kind for an hour is one entry in five seconds, and none once it has ended."""
+async def test_requests_that_continue_become_one_entry_per_window(desk: Desk) -> None:
+    """A flood of equal requests for an hour causes one entry in five seconds, and none after its end."""
     for _ in range(100):
         desk.auditor.record(request())
         desk.later(FOLD / 2)
@@ -167,15 +167,15 @@ async def test_requests_that_go_on_become_one_entry_a_window(desk: Desk) -> None
     ],
 )
 async def test_requests_that_differ_have_entries_of_their_own(desk: Desk, change: dict[str, object]) -> None:
-    """Only requests of one agent for the same thing with the same result are counted together."""
+    """Only requests of one agent with the same target and result are counted together."""
     desk.auditor.record(request())
     desk.auditor.record(request(**change))
 
     assert len(desk.entries) == 2
 
 
-async def test_at_the_end_what_is_folded_is_written(desk: Desk) -> None:
-    """A stop loses no entry."""
+async def test_a_stop_writes_what_is_folded(desk: Desk) -> None:
+    """A stop writes every folded entry."""
     desk.book.has_room.set()
     for _ in range(3):
         desk.auditor.record(request())
@@ -185,8 +185,8 @@ async def test_at_the_end_what_is_folded_is_written(desk: Desk) -> None:
     assert [entry.get("count") for entry in desk.entries] == [None, 2]
 
 
-async def test_what_is_folded_waits_for_room(desk: Desk) -> None:
-    """Many folded entries that come due at once do not overrun the agent's queue; a disk that fails costs them."""
+async def test_folded_entries_wait_for_room(desk: Desk) -> None:
+    """Many folded entries that are due at once do not overrun the agent's queue; if the disk fails, they are lost."""
     for number in range(3):
         for _ in range(2):
             desk.auditor.record(request(reference=str(number)))
@@ -205,8 +205,8 @@ async def test_what_is_folded_waits_for_room(desk: Desk) -> None:
     assert len(desk.entries) == 7
 
 
-async def test_a_stop_waits_for_room_and_not_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is folded at a stop is written once there is room, or handed over when the patience is over."""
+async def test_a_stop_waits_for_room_for_a_limited_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folded entries are written at a stop once there is room, and passed on without room at the deadline."""
     for _ in range(2):
         desk.auditor.record(request())
     monkeypatch.setattr(audit_trail, "PATIENCE", 0.01)
@@ -221,8 +221,8 @@ async def test_a_stop_waits_for_room_and_not_for_ever(desk: Desk, monkeypatch: p
     assert len(desk.entries) == 4
 
 
-async def test_time_alone_writes_what_is_folded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has to ask again for the last entry to be written."""
+async def test_folded_entries_are_written_without_another_request(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last folded entry is written by a timer, without another request."""
     monkeypatch.setattr(audit_trail, "FOLD", 0.05)
     clock = asyncio.get_running_loop().time
     auditor = AuditTrail(desk.book, desk, clock)  # type: ignore[arg-type]
@@ -236,7 +236,7 @@ async def test_time_alone_writes_what_is_folded(desk: Desk, monkeypatch: pytest.
 
 
 async def test_an_agent_that_causes_many_entries_waits_for_its_rate(desk: Desk) -> None:
-    """A burst is free; beyond it the agent pays with time, and no other agent does."""
+    """An agent waits once it has used up its burst, and no other agent waits."""
     for number in range(int(BURST)):
         desk.auditor.record(request(reference=str(number)))
     await desk.auditor.throttle(AGENT.id)
@@ -256,10 +256,10 @@ async def test_an_agent_that_causes_many_entries_waits_for_its_rate(desk: Desk) 
     assert AGENT.id not in desk.auditor._buckets
 
 
-async def test_an_agent_whose_entries_find_no_room_waits_for_the_disk_and_not_for_ever(
+async def test_an_agent_without_room_waits_for_the_disk_for_a_limited_time(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The agent goes on once its entries are written, once its patience is over, or at once if the disk fails."""
+    """The agent continues once its entries are written, at the deadline, or at once if the disk fails."""
     desk.book.is_full = True
     monkeypatch.setattr(audit_trail, "PATIENCE", 0.01)
     await desk.auditor.throttle(AGENT.id)
@@ -274,8 +274,8 @@ async def test_an_agent_whose_entries_find_no_room_waits_for_the_disk_and_not_fo
 
 
 @pytest.mark.parametrize("action", ["base", "well-known"])
-async def test_an_allowed_look_at_nothing_is_not_audited(desk: Desk, action: str) -> None:
-    """Version checks and our own probes use no repository, and cost no entry."""
+async def test_allowed_version_checks_are_not_audited(desk: Desk, action: str) -> None:
+    """Version checks and the controller's own probes name no repository and cause no entry."""
     desk.auditor.record(request(action=action))
 
     assert desk.entries == []
@@ -284,14 +284,14 @@ async def test_an_allowed_look_at_nothing_is_not_audited(desk: Desk, action: str
 
 @pytest.mark.parametrize(("verdict", "code"), [("refused", "request-refused"), ("malformed", "request-malformed")])
 async def test_every_refusal_is_audited(desk: Desk, verdict: str, code: str) -> None:
-    """Every refused request is in the log, also one that could not be read."""
+    """Every refused request is audited, and so is one that could not be parsed."""
     desk.auditor.record(request(action="base", verdict=verdict))
 
     assert [(entry["code"], entry["verdict"]) for entry in desk.entries] == [(code, "refuse")]
 
 
 async def test_the_log_has_a_line_for_each_entry(desk: Desk) -> None:
-    """Reads are for debugging, refusals and pushes information, and a failing registry is a warning."""
+    """Reads are logged at debug level, refusals and pushes at info level, and a failing registry is a warning."""
     with capture_logs() as lines:
         desk.auditor.record(request())
         desk.auditor.record(request(action="push"))
@@ -323,8 +323,8 @@ async def test_the_log_has_a_line_for_each_entry(desk: Desk) -> None:
     }
 
 
-async def test_a_request_of_an_agent_that_is_forgotten_still_names_it() -> None:
-    """The last request of an agent that has just gone is not lost."""
+async def test_a_request_of_a_forgotten_agent_still_names_it() -> None:
+    """The last request of an agent that has left is audited with its id."""
     book = Book()
 
     AuditTrail(book, Empty(), lambda: 0.0).record(request())  # type: ignore[arg-type]
@@ -332,8 +332,8 @@ async def test_a_request_of_an_agent_that_is_forgotten_still_names_it() -> None:
     assert book.entries[0]["agent"] == "ec2:i-1"
 
 
-async def test_a_quarantine_is_told_with_its_reason_and_waiting_is_not(desk: Desk) -> None:
-    """The steps that matter are audited; that something is waited for is not."""
+async def test_a_quarantine_is_audited_with_its_reason_and_waiting_is_not(desk: Desk) -> None:
+    """A quarantine is audited; waiting for evidence is not."""
     desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "quarantined", "another key"))
     desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "waiting", "console: no block yet"))
 
@@ -341,7 +341,7 @@ async def test_a_quarantine_is_told_with_its_reason_and_waiting_is_not(desk: Des
 
 
 async def test_a_repeated_step_is_audited_with_its_count(desk: Desk) -> None:
-    """The entry tells how often the same has happened, the first one does not."""
+    """A repeated step is audited with its count; the first one has no count."""
     failed = HistoryEntry(1.0, "failed", "nobody answers")
     desk.auditor.history_grew(RECORD, failed)
     desk.auditor.history_grew(RECORD, failed.again(2.0))
@@ -352,8 +352,8 @@ async def test_a_repeated_step_is_audited_with_its_count(desk: Desk) -> None:
     ]
 
 
-async def test_who_released_an_agent_is_in_the_audit(desk: Desk) -> None:
-    """The entry has the user's id and the reason; an entry that nobody asked for has no user."""
+async def test_a_release_is_audited_with_the_users_id(desk: Desk) -> None:
+    """The entry of a release has the user's id and the reason; a step that no user asked for has no user id."""
     desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "released", "reinstalled", uid=1000))
     desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "probed", "up"))
 

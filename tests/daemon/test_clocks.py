@@ -1,4 +1,4 @@
-"""Which clock counts: the wall clock for what the outside world has dated, as soon as somebody sets it."""
+"""Certificates and seeds are judged by the wall clock, as it is set now."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ HOUR, YEAR = 3600, 365 * 86400
 
 
 class Wall:
-    """A wall clock that somebody sets."""
+    """A wall clock that a test sets."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -51,7 +51,7 @@ async def running(site: Site, wall: Wall) -> AsyncIterator[Daemon]:
 
 
 async def test_a_certificate_is_valid_by_the_wall_clock_as_it_is_set(site: Site) -> None:
-    """A controller that started with a clock a year behind believes the certificate once the clock is right."""
+    """A controller that started with a clock a year behind accepts the certificate once the clock is set."""
     host, authority, wall = generate(), generate(), Wall()
     begins = int(time.time()) + YEAR
     certificate = authority.generate_host_certificate(
@@ -75,7 +75,7 @@ async def test_a_certificate_is_valid_by_the_wall_clock_as_it_is_set(site: Site)
 
 @pytest.mark.parametrize(("ahead", "known"), [(0, True), (2 * HOUR, False)])
 async def test_a_seed_expires_by_the_wall_clock(site: Site, ahead: float, *, known: bool) -> None:
-    """By the time that `provision` told to a person."""
+    """A seed expires at the time that `provision` printed."""
     wall = Wall()
     key = generate()
     async with running(site, wall) as daemon:

@@ -1,4 +1,4 @@
-"""The whole daemon as a process of its own, between a real sshd's stand-in and a registry."""
+"""The whole daemon as a process, between a stand-in for an agent's sshd and a registry."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from tunnelmgr.errors import ConfigError, ControlError, DaemonNotRunningError, S
 
 
 class Process:
-    """A running daemon, and what it has said."""
+    """A running daemon and its log."""
 
     def __init__(self, child: asyncio.subprocess.Process, client: ControlClient) -> None:
         self.child = child
@@ -29,17 +29,17 @@ class Process:
         self.said = b""
 
     async def listen(self) -> None:
-        """Keep its log."""
+        """Collect its log."""
         assert self.child.stderr is not None
         while line := await self.child.stderr.readline():
             self.said += line
 
     async def ask(self, question: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - JSON
-        """Ask it over its socket."""
+        """Send a request over its socket."""
         return await asyncio.to_thread(question, *arguments)
 
     async def agents(self) -> dict[str, dict[str, Any]]:
-        """Return its agents by name; none while it does not answer."""
+        """Return its agents by name; none if it does not answer."""
         try:
             return {agent["name"]: agent for agent in await self.ask(self.client.agents)}
         except DaemonNotRunningError:
@@ -57,7 +57,7 @@ class Process:
         raise AssertionError(f"{name} is not {phase}:\n{self.said.decode()}")
 
     async def end(self, within: float = 10) -> int:
-        """Wait for its end and return its exit status."""
+        """Wait until it ends and return its exit status."""
         async with asyncio.timeout(within):
             return await self.child.wait()
 
@@ -88,7 +88,7 @@ async def daemon(site: Site, **environment: str) -> AsyncIterator[Process]:
 
 
 async def fetch(site: Site, target: str = "/v2/") -> bytes:
-    """Ask the registry as a client on the agent does, and return the answer's first line."""
+    """Send a request as a client on the agent does, and return the status line."""
     reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
     writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\nConnection: close\r\n\r\n".encode())
     answer = await reader.read()
@@ -100,7 +100,7 @@ async def fetch(site: Site, target: str = "/v2/") -> bytes:
 
 
 async def test_it_comes_up_serves_the_agent_and_drains_on_sigterm(site: Site) -> None:
-    """The straight line from a file to a pull; and at the end nothing is left listening."""
+    """An agent of the configuration can pull, and after a drain nothing listens any more."""
     async with daemon(site) as process:
         agent = await process.phase("up")
         assert agent["trust"] == "tofu"
@@ -120,8 +120,8 @@ async def test_it_comes_up_serves_the_agent_and_drains_on_sigterm(site: Site) ->
     assert b"Traceback" not in process.said
 
 
-async def test_a_stop_lets_an_open_channel_end(site: Site) -> None:
-    """What is under way is finished, and nothing new begins."""
+async def test_a_drain_lets_an_open_channel_end(site: Site) -> None:
+    """A drain finishes open channels and accepts no new ones."""
     async with daemon(site) as process:
         before = (await process.phase("up"))["bytes_from_agent"]
         reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
@@ -140,7 +140,7 @@ async def test_a_stop_lets_an_open_channel_end(site: Site) -> None:
 
 
 async def test_a_second_signal_stops_at_once(site: Site) -> None:
-    """An open channel holds the first; nobody waits for it at the second."""
+    """The first signal waits for an open channel; the second does not."""
     async with daemon(site) as process:
         before = (await process.phase("up"))["bytes_from_agent"]
         _, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
@@ -160,8 +160,8 @@ async def test_a_second_signal_stops_at_once(site: Site) -> None:
     assert b"Traceback" not in process.said
 
 
-async def test_systemd_is_told_when_it_is_ready_and_when_it_stops(site: Site) -> None:
-    """`Type=notify` waits for the first, and a stop is no crash."""
+async def test_systemd_is_notified_when_the_daemon_is_ready_and_when_it_stops(site: Site) -> None:
+    """The daemon sends READY=1 once it serves, and STOPPING=1 when it drains."""
     place = site.folder / "notify"
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as manager:
         manager.bind(str(place))
@@ -180,8 +180,8 @@ async def test_systemd_is_told_when_it_is_ready_and_when_it_stops(site: Site) ->
 # --- reading the configuration again ---
 
 
-async def test_sighup_follows_a_good_file(site: Site) -> None:
-    """An agent that the file no longer names is drained; one that it names now comes up."""
+async def test_sighup_follows_a_valid_file(site: Site) -> None:
+    """After SIGHUP, an agent that the file no longer names is drained, and a new one comes up."""
     async with daemon(site) as process:
         await process.phase("up")
         site.agents = ("builder-2",)
@@ -193,8 +193,8 @@ async def test_sighup_follows_a_good_file(site: Site) -> None:
         assert "builder-1" not in await process.agents()
 
 
-async def test_sighup_with_a_bad_file_changes_nothing_and_says_so(site: Site) -> None:
-    """The tunnels stand, and the log has every problem."""
+async def test_sighup_with_an_invalid_file_changes_nothing_and_logs_the_problems(site: Site) -> None:
+    """With an invalid file the tunnels stay up, and the log has every problem."""
     async with daemon(site) as process:
         before, connections = await process.phase("up"), len(site.sshd.connections)
         site.more = 'nonsense = 1\n[[group]]\nname = "ci"\npull = 7\n'
@@ -209,7 +209,7 @@ async def test_sighup_with_a_bad_file_changes_nothing_and_says_so(site: Site) ->
 
 
 async def test_the_reload_command_gets_the_problems_or_the_remarks(site: Site) -> None:
-    """As an answer, so that a script can tell."""
+    """`reload` answers with the problems or the remarks."""
     async with daemon(site) as process:
         await process.phase("up")
         site.more = "nonsense = 1"
@@ -227,15 +227,15 @@ async def test_the_reload_command_gets_the_problems_or_the_remarks(site: Site) -
 
 
 async def ask_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str) -> tuple[bytes, bytes]:
-    """Send a request on an open connection; return the answer's first line and its body."""
+    """Send a request on an open connection; return the status line and the body."""
     writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
     fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
     return head.partition(b"\r\n")[0], await reader.readexactly(int(fields[b"content-length"]))
 
 
-async def test_a_grant_that_is_taken_away_holds_for_the_next_request_on_an_open_channel(site: Site) -> None:
-    """Neither the channel nor the tunnel has to end for it."""
+async def test_a_revoked_grant_applies_to_the_next_request_on_an_open_channel(site: Site) -> None:
+    """A revoked grant takes effect on an open channel, without ending it or its tunnel."""
     async with daemon(site) as process:
         before = await process.phase("up")
         reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
@@ -254,7 +254,7 @@ async def test_a_grant_that_is_taken_away_holds_for_the_next_request_on_an_open_
 
 
 async def test_an_agent_that_is_moved_to_another_group_loses_its_tunnel_and_its_rights_at_once(site: Site) -> None:
-    """Its open channel is cut, and its new tunnel serves it as the group that the file names now."""
+    """The open channel is closed, and a new tunnel serves the agent with the policy of its new group."""
     async with daemon(site) as process:
         before = await process.phase("up")
         reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
@@ -278,8 +278,8 @@ async def test_an_agent_that_is_moved_to_another_group_loses_its_tunnel_and_its_
         assert steps["regrouped"] == "from default to ci"
 
 
-async def test_a_key_that_became_readable_to_others_is_a_bad_file(site: Site) -> None:
-    """It is examined at every reading."""
+async def test_a_key_that_became_readable_to_others_is_refused_at_a_reload(site: Site) -> None:
+    """The key file's mode is checked at every reload."""
     async with daemon(site) as process:
         await process.phase("up")
         os.chmod(site.folder / "id_ed25519", 0o644)  # noqa: PTH101 - a mistake on purpose
@@ -288,7 +288,7 @@ async def test_a_key_that_became_readable_to_others_is_a_bad_file(site: Site) ->
 
 
 async def test_a_file_that_cannot_be_read_at_a_reload_ends_nothing(site: Site) -> None:
-    """The daemon says which file it was, by signal and by command, goes on, and follows the next good file."""
+    """The daemon names the unreadable file, keeps running, and follows the next valid file."""
     revoked = site.folder / "revoked"
     revoked.touch()
     (site.folder / "ca.pub").write_bytes(site.sshd.accepts.export_public_key())
@@ -312,8 +312,8 @@ async def test_a_file_that_cannot_be_read_at_a_reload_ends_nothing(site: Site) -
         assert (await process.ask(process.client.reload))["reloaded"]
 
 
-async def test_a_file_that_cannot_be_read_at_a_start_is_a_problem_of_the_configuration(site: Site) -> None:
-    """Exit status 2 keeps systemd from starting the daemon again and again."""
+async def test_a_file_that_cannot_be_read_at_the_start_is_a_configuration_error(site: Site) -> None:
+    """Exit status 2 keeps systemd from restarting the daemon."""
     (site.folder / "ca.pub").mkdir()
     site.more = f'[[authority]]\nname = "images"\nfile = "{site.folder}/ca.pub"\n'
     async with daemon(site) as process:
@@ -325,8 +325,8 @@ async def test_a_file_that_cannot_be_read_at_a_start_is_a_problem_of_the_configu
 # --- what outlives it ---
 
 
-async def test_what_was_learned_outlives_a_kill(site: Site) -> None:
-    """The key that was seen first is remembered: after kill -9 another one at that address is a stranger."""
+async def test_a_first_seen_key_outlives_a_kill(site: Site) -> None:
+    """The first key seen is remembered: after kill -9, another key at that address is a mismatch."""
     async with daemon(site) as process:
         await process.phase("up")
         process.child.kill()
@@ -356,14 +356,14 @@ async def test_what_was_learned_outlives_a_kill(site: Site) -> None:
 
 
 async def failing_start(site: Site) -> str:
-    """Start it here, and return what it says when it fails; it must not hang."""
+    """Start a daemon in this process and return its error; it must not hang."""
     with pytest.raises((ConfigError, ControlError, StoreError)) as failed:
         await asyncio.wait_for(run(site.write()), 10)
     return str(failed.value)
 
 
 async def test_a_second_daemon_on_the_same_state_refuses(site: Site) -> None:
-    """Two writers would undo each other's pins; the first goes on."""
+    """A second daemon on the same state file is refused; the first keeps running."""
     async with daemon(site) as process:
         await process.phase("up")
         first, site.controller = site.file.read_text(), []
@@ -374,7 +374,7 @@ async def test_a_second_daemon_on_the_same_state_refuses(site: Site) -> None:
 
 
 async def test_a_second_daemon_on_the_same_socket_refuses(site: Site) -> None:
-    """At once, with its sources not even asked; and the first one's socket stays."""
+    """A second daemon on the same socket is refused before it polls its sources; the first keeps its socket."""
     async with daemon(site) as process:
         await process.phase("up")
         site.file.write_text(site.file.read_text().replace("state.db", "other.db"))
@@ -384,7 +384,7 @@ async def test_a_second_daemon_on_the_same_socket_refuses(site: Site) -> None:
 
 
 async def test_a_metrics_port_that_is_taken_is_named(site: Site) -> None:
-    """With its setting, and nothing stays behind."""
+    """The error names the setting, and nothing is left open."""
     with sockets.create_server(("127.0.0.1", 0)) as taken:
         site.controller = [f'metrics = "127.0.0.1:{taken.getsockname()[1]}"']
         said = await failing_start(site)
@@ -394,16 +394,16 @@ async def test_a_metrics_port_that_is_taken_is_named(site: Site) -> None:
     assert not site.socket.exists()
 
 
-async def test_a_state_of_another_program_is_left_alone(site: Site) -> None:
-    """The message says what it is."""
+async def test_a_state_file_of_another_program_is_left_alone(site: Site) -> None:
+    """A database of another program is refused and not changed."""
     (site.folder / "state.db").write_bytes(b"not a database, but somebody's only copy" * 50)
 
     assert "state.db" in await failing_start(site)
     assert (site.folder / "state.db").read_bytes().startswith(b"not a database")
 
 
-async def test_a_bad_configuration_is_refused_before_anything_is_made(site: Site) -> None:
-    """Neither state nor socket."""
+async def test_an_invalid_configuration_is_refused_before_anything_is_created(site: Site) -> None:
+    """An invalid configuration creates neither a state file nor a socket."""
     site.trust = "hope"
 
     assert "source[0].trust[0]" in await failing_start(site)
@@ -412,7 +412,7 @@ async def test_a_bad_configuration_is_refused_before_anything_is_made(site: Site
 
 
 async def test_the_commands_exit_status_tells_why_it_did_not_start(site: Site) -> None:
-    """2 for the configuration, 1 for what is in the way; one plain line each, no trace."""
+    """The exit status is 2 for the configuration and 1 for anything else in the way, with one line and no traceback."""
     with sockets.create_server(("127.0.0.1", 0)) as taken:
         site.controller = [f'metrics = "127.0.0.1:{taken.getsockname()[1]}"']
         async with daemon(site) as process:
@@ -426,8 +426,8 @@ async def test_the_commands_exit_status_tells_why_it_did_not_start(site: Site) -
     assert b"source[0].agent[0].nonsense: unknown key" in process.said
 
 
-async def test_a_daemon_without_the_fast_path_says_so_and_works(site: Site, tmp_path: Path) -> None:
-    """With an asyncssh that has renamed what the fast path needs: one line in the log, the status, and a pull."""
+async def test_a_daemon_without_the_fast_path_reports_it_and_works(site: Site, tmp_path: Path) -> None:
+    """If asyncssh lacks an attribute of the fast path, log and status say so, and a pull still works."""
     async with daemon(site, PYTHONPATH=f"{renamed('_send_window', tmp_path / 'lib')}:{Path.cwd()}") as process:
         await process.phase("up")
         assert await fetch(site) == b"HTTP/1.1 200 OK"
@@ -439,7 +439,7 @@ async def test_a_daemon_without_the_fast_path_says_so_and_works(site: Site, tmp_
 
 
 async def test_metrics_are_served_where_the_configuration_says(site: Site) -> None:
-    """And count what goes through the gate."""
+    """Metrics are served on the configured address and count the gate's requests."""
     port = free_port()
     site.controller = [f'metrics = "127.0.0.1:{port}"']
     async with daemon(site) as process:

@@ -1,4 +1,4 @@
-"""The daemon's loop: uvloop's where it is installed, asyncio's own elsewhere."""
+"""The daemon's event loop: uvloop's if it is installed, else asyncio's."""
 
 import sys
 
@@ -9,7 +9,7 @@ from tunnelmgr.daemon.event_loop import loop_factory
 
 
 def test_uvloop_is_used_where_it_is_installed() -> None:
-    """As it is here."""
+    """Uvloop's factory is used if uvloop is installed."""
     factory = loop_factory()
     assert factory is not None
     loop = factory()
@@ -18,6 +18,6 @@ def test_uvloop_is_used_where_it_is_installed() -> None:
 
 
 def test_without_it_the_daemon_runs_on_asyncios_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not built everywhere, and nothing else depends on it."""
+    """Without uvloop, the daemon uses asyncio's own loop."""
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert loop_factory() is None

@@ -1,4 +1,4 @@
-"""Old objects are looked at when we say so, and not in the middle of a pull."""
+"""Full collections run when they are scheduled, and not during a pull."""
 
 import gc
 import weakref
@@ -17,14 +17,14 @@ def _thresholds() -> Iterator[None]:
 
 
 class Knot:
-    """Something that holds itself."""
+    """An object that refers to itself."""
 
     def __init__(self) -> None:
         self.self = self
 
 
 def test_a_full_collection_happens_only_when_it_is_asked_for() -> None:
-    """Cycles that grew old stay until then, and go then."""
+    """Old cycles are collected by `collect`, and not before."""
     disable_full_collections()
     full = gc.get_stats()[2]["collections"]
     knot = weakref.ref(old := Knot())
@@ -39,8 +39,8 @@ def test_a_full_collection_happens_only_when_it_is_asked_for() -> None:
     assert knot() is None
 
 
-def test_young_cycles_go_as_ever() -> None:
-    """A flood of them does not pile up."""
+def test_young_cycles_are_collected_as_usual() -> None:
+    """Young cycles do not accumulate."""
     disable_full_collections()
     knots = [weakref.ref(Knot()) for _ in range(100_000)]
 

@@ -1,4 +1,4 @@
-"""A configuration is prepared as a whole, or refused with every problem."""
+"""A configuration is prepared completely, or refused with every problem."""
 
 import os
 from importlib import import_module
@@ -26,7 +26,7 @@ def problems(file: Path) -> tuple[str, ...]:
 
 
 def authority(site: Site, revoked: Path) -> None:
-    """Add an authority with this file of revocations."""
+    """Add an authority with this revocation file."""
     (site.folder / "ca.pub").write_bytes(site.sshd.accepts.export_public_key())
     site.more = f'[[authority]]\nname = "images"\nfile = "{site.folder}/ca.pub"\nrevoked = "{revoked}"\n'
 
@@ -45,16 +45,16 @@ async def test_every_file_that_cannot_be_read_is_named_with_its_place(site: Site
     assert any(problem.startswith("group[0].pull: ") for problem in found)
 
 
-async def test_revocations_that_are_no_text_are_a_problem(site: Site) -> None:
-    """A file that is not UTF-8 revokes nothing by accident."""
+async def test_a_revocation_file_that_is_not_text_is_a_problem(site: Site) -> None:
+    """A revocation file that is not UTF-8 is refused."""
     (site.folder / "revoked").write_bytes(b"serial:1\n\xff\n")
     authority(site, site.folder / "revoked")
 
     assert problems(site.write()) == (f"authority[0].revoked: {site.folder}/revoked is not text in UTF-8",)
 
 
-async def test_what_was_checked_is_what_is_used(site: Site) -> None:
-    """A file of revocations that disappears after the configuration was read changes nothing."""
+async def test_a_prepared_configuration_reads_no_file_again(site: Site) -> None:
+    """A revocation file that disappears after the configuration was prepared changes nothing."""
     revoked = site.folder / "revoked"
     revoked.write_text("# lost in transit\nserial:7\n\n")
     authority(site, revoked)
@@ -66,8 +66,8 @@ async def test_what_was_checked_is_what_is_used(site: Site) -> None:
     assert "serial:7" in str(ready.rules.authorities["office"])
 
 
-async def test_a_source_that_is_unchanged_is_used_again_and_a_changed_one_is_made(site: Site) -> None:
-    """A reload asks no cloud for new credentials of a source that it leaves alone."""
+async def test_an_unchanged_source_is_kept_and_a_changed_one_is_made(site: Site) -> None:
+    """A reload keeps the client of an unchanged source, and so requests no new credentials."""
     first = prepare(site.write())
     running = {source.config.name: source for source in first.sources}
 
@@ -90,7 +90,7 @@ class Broken:
             raise KeyError("REGION")
 
     def discover(self) -> Snapshot:
-        """Find nobody."""
+        """Find no agents."""
         return Snapshot(frozenset())
 
     def queue(self) -> None:
@@ -104,7 +104,7 @@ class Broken:
 async def test_a_plug_in_that_fails_is_a_problem_with_its_place(
     site: Site, monkeypatch: pytest.MonkeyPatch, name: str, why: str
 ) -> None:
-    """A constructor or a queue that raises anything refuses the configuration and ends nothing."""
+    """A plug-in that raises anything is a configuration problem with its place in the file."""
     known = prepared_module.source_type
     for module in (prepared_module, import_module("tunnelmgr.config.load")):
         monkeypatch.setattr(module, "source_type", lambda kind: Broken if kind == "broken" else known(kind))
@@ -114,7 +114,7 @@ async def test_a_plug_in_that_fails_is_a_problem_with_its_place(
 
 
 async def test_a_source_is_made_by_its_type(site: Site) -> None:
-    """An entry point's name finds the class; a type that is not there is a problem of the configuration."""
+    """A source's class is found by its entry point; an unknown type is a configuration problem."""
     assert isinstance(prepare(site.write()).sources[0].source, StaticSource)
     with pytest.raises(ConfigError, match="unknown source type 'moon'"):
         build(SourceConfig(name="x", type="moon", trust=[Method.TOFU]))

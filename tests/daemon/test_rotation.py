@@ -1,4 +1,4 @@
-"""`check` during a rotation of our own key: which agents accept the next one already."""
+"""`check` during a rotation of the login key: which agents accept the next one."""
 
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from tunnelmgr.ssh.login import load_key, make_key
 
 
 def fleet(**took: str | None) -> list[dict[str, Any]]:
-    """Return agents as the daemon tells of them: the key that each took."""
+    """Return agents as the daemon reports them: the login key that each accepted."""
     return [{"agent": name, "present": True, "login_key": key} for name, key in took.items()]
 
 
 def noise(file: Path) -> None:
-    """Make a file that is no key."""
+    """Make a file that is not a key."""
     file.write_text("noise")
 
 
@@ -35,7 +35,7 @@ def following(site: Site) -> str:
 async def rotation(
     site: Site, monkeypatch: pytest.MonkeyPatch, answer: list[dict[str, Any]] | Exception
 ) -> list[Finding]:
-    """Check with a daemon that answers so, and return what is said of the rotation."""
+    """Run `check` with a daemon that reports these agents, and return its findings about the rotation."""
 
     def agents(_: ControlClient) -> list[dict[str, Any]]:
         if isinstance(answer, Exception):
@@ -47,10 +47,10 @@ async def rotation(
     return [finding for finding in findings if finding.check == "key rotation"]
 
 
-async def test_those_that_do_not_accept_it_yet_are_named(
+async def test_agents_that_do_not_accept_the_next_key_are_named(
     site: Site, following: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those that nobody has logged in to; it is never a failure."""
+    """Agents without the next key, and agents without a login, are named in a note."""
     took = fleet(a=following, b="SHA256:old", c=None)
 
     assert await rotation(site, monkeypatch, took) == [
@@ -58,10 +58,8 @@ async def test_those_that_do_not_accept_it_yet_are_named(
     ]
 
 
-async def test_a_rotation_that_is_through_names_nobody(
-    site: Site, following: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What has left is not counted."""
+async def test_a_complete_rotation_names_no_agent(site: Site, following: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents that left are not counted."""
     left = {"agent": "gone", "present": False, "login_key": None}
 
     assert await rotation(site, monkeypatch, [*fleet(a=following), left]) == [
@@ -70,21 +68,21 @@ async def test_a_rotation_that_is_through_names_nobody(
 
 
 @pytest.mark.usefixtures("following")
-async def test_without_a_daemon_nothing_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a daemon has logged in anywhere."""
+async def test_without_a_daemon_there_is_no_finding(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a daemon no login is known, and `check` reports nothing about the rotation."""
     assert await rotation(site, monkeypatch, DaemonNotRunningError("control.sock")) == []
 
 
-async def test_without_a_next_key_nothing_is_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no rotation."""
+async def test_without_a_next_key_the_daemon_is_not_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a next key there is no rotation to report."""
     site.write()
 
     assert await rotation(site, monkeypatch, AssertionError("asked")) == []
 
 
 @pytest.mark.usefixtures("following")
-async def test_a_next_key_that_cannot_be_read_is_told_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the check of the keys."""
+async def test_an_unreadable_next_key_is_reported_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreadable next key is reported by the key check only."""
     config = load(site.file)
     noise(site.folder / "next")
     monkeypatch.setattr(ControlClient, "agents", lambda _: [])

@@ -1,4 +1,4 @@
-"""Sources come and go with the configuration; one that has not changed is left alone."""
+"""Sources are started and stopped as the configuration changes; an unchanged one is not disturbed."""
 
 import asyncio
 import time
@@ -38,7 +38,7 @@ class Events:
 
 @asynccontextmanager
 async def watching() -> AsyncIterator[tuple[SourceWatches, list[Event], AsyncIOScheduler]]:
-    """Run a scheduler and a group of tasks for the watches, and end both."""
+    """Run a scheduler and a task group for the watches, and end both."""
     scheduler = AsyncIOScheduler(timezone="UTC")
     scheduler.start()
     events: list[Event] = []
@@ -52,7 +52,7 @@ async def watching() -> AsyncIterator[tuple[SourceWatches, list[Event], AsyncIOS
 
 
 def seen(events: list[Event]) -> list[tuple[str, set[str]]]:
-    """Return each answer's source and the names of its agents."""
+    """Return each snapshot's source and the names of its agents."""
     return [
         (event.source, {agent.name for agent in event.snapshot.agents})
         for event in events
@@ -60,8 +60,8 @@ def seen(events: list[Event]) -> list[tuple[str, set[str]]]:
     ]
 
 
-async def test_a_source_is_asked_at_once_and_at_every_ring() -> None:
-    """Nobody waits an interval for the first answer."""
+async def test_a_source_is_polled_at_once_and_at_every_interval() -> None:
+    """The first poll does not wait for the interval."""
     async with watching() as (watches, events, _):
         watches.follow([office("office", "builder-1", poll="100ms")])
         await until(lambda: len(events) >= 3)
@@ -69,8 +69,8 @@ async def test_a_source_is_asked_at_once_and_at_every_ring() -> None:
     assert seen(events)[0] == ("office", {"builder-1"})
 
 
-async def test_a_source_that_has_not_changed_goes_on_undisturbed() -> None:
-    """Its task and its bell are the same after a reload."""
+async def test_an_unchanged_source_is_not_disturbed() -> None:
+    """An unchanged source keeps its task and its timer after a reload."""
     async with watching() as (watches, events, scheduler):
         watches.follow([office("office", "builder-1"), office("cellar", "builder-2")])
         await until(lambda: len(events) == 2)
@@ -84,8 +84,8 @@ async def test_a_source_that_has_not_changed_goes_on_undisturbed() -> None:
         assert len(jobs & {job.id for job in scheduler.get_jobs()}) == 1
 
 
-async def test_a_source_that_is_gone_is_asked_no_more() -> None:
-    """Neither task nor bell is left."""
+async def test_a_removed_source_is_not_polled() -> None:
+    """A removed source leaves neither a task nor a timer."""
     async with watching() as (watches, events, scheduler):
         watches.follow([office("office", "builder-1", poll="100ms")])
         await until(lambda: events)
@@ -101,29 +101,29 @@ async def test_a_source_that_is_gone_is_asked_no_more() -> None:
 
 @dataclass
 class Listening:
-    """A source with a queue of events that stays silent."""
+    """A source with an event queue that stays empty."""
 
     config: SourceConfig
 
     def discover(self) -> Snapshot:
-        """Find nobody."""
+        """Find no agents."""
         return Snapshot(frozenset())
 
     def queue(self) -> "Listening":
-        """Be the queue."""
+        """Return itself."""
         return self
 
     def receive(self) -> list[dict[str, Any]]:
-        """Have nothing, at once."""
+        """Return no messages."""
         time.sleep(0.01)
         return []
 
     def delete(self, receipts: list[str]) -> None:
-        """Delete nothing."""
+        """Do nothing."""
 
 
-async def test_a_queue_that_is_listened_to_no_more_is_told() -> None:
-    """A source's last failure of its queue is not shown for ever."""
+async def test_the_end_of_a_queue_is_reported() -> None:
+    """A removed queue is reported, so that its last failure is no longer shown."""
     source = Listening(SourceConfig(name="cloud", type="ec2", trust=[Method.CONSOLE]))
     async with watching() as (watches, events, _):
         watches.follow([PreparedSource(source, source.queue()), office()])
@@ -134,8 +134,8 @@ async def test_a_queue_that_is_listened_to_no_more_is_told() -> None:
         assert [event for event in events if isinstance(event, FeedClosed)] == [FeedClosed("cloud")]
 
 
-async def test_stopping_before_the_scheduler_runs_is_no_matter() -> None:
-    """A start may fail between the two."""
+async def test_stopping_before_the_scheduler_runs_does_nothing() -> None:
+    """The watches can be stopped before the scheduler has started."""
     async with asyncio.TaskGroup() as tasks:
         watches = SourceWatches(tasks, AsyncIOScheduler(timezone="UTC"), Events([]))
         watches.follow([office()])

@@ -1,4 +1,4 @@
-"""The audit log: whole lines, numbered without gaps, and loud when it cannot be written."""
+"""The audit log: whole lines, numbered without gaps, and a fault if it cannot be written."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def log(file: Path) -> AsyncIterator[AuditLog]:
-    """Start a log on it."""
+    """Start a log that writes to the file."""
     log = AuditLog(file, "registry-1", lambda: NOW)
     await log.start()
     yield log
@@ -38,13 +38,13 @@ async def log(file: Path) -> AsyncIterator[AuditLog]:
 
 
 def entries(file: Path) -> list[dict[str, Any]]:
-    """Return the entries, but for those that tell of a start."""
+    """Return the entries without `audit-started`."""
     found = [json.loads(line) for line in file.read_text().splitlines()]
     return [entry for entry in found if entry["code"] != "audit-started"]
 
 
 class Disk:
-    """Stands before `os.write`, and fails or stalls as the test says."""
+    """Replaces `os.write`, and fails or stalls as the test says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._write = os.write
@@ -55,7 +55,7 @@ class Disk:
         monkeypatch.setattr("tunnelmgr.observability.audit_log.os.write", self.write)
 
     def write(self, place: int, data: bytes) -> int:
-        """Write, or raise as a full disk does."""
+        """Write, or raise the error of a full disk."""
         self.free.wait(10)
         if self.full and data:
             raise OSError(28, "No space left on device")
@@ -64,7 +64,7 @@ class Disk:
 
 
 async def test_an_entry_is_one_line_with_time_number_code_and_facts(log: AuditLog, file: Path) -> None:
-    """Each entry says when, in which order, what, who, and by which controller; unknown facts are left out."""
+    """Each entry has time, sequence, code, agent and controller; unknown facts are omitted."""
     log.note("request-allowed", ONE, repository="team/app", reference=None)
     log.close()
 
@@ -81,14 +81,14 @@ async def test_an_entry_is_one_line_with_time_number_code_and_facts(log: AuditLo
 
 
 async def test_a_start_is_an_entry(log: AuditLog, file: Path) -> None:
-    """The first entry shows whether the file can be written, and where a process began."""
+    """`audit-started` is the first entry of a process, and shows whether the file can be written."""
     log.close()
 
     assert json.loads(file.read_text())["code"] == "audit-started"
 
 
-async def test_numbers_go_on_after_a_restart(log: AuditLog, file: Path) -> None:
-    """A second process continues where the first one ended, so that a missing line shows."""
+async def test_numbers_continue_after_a_restart(log: AuditLog, file: Path) -> None:
+    """A second process continues the numbers of the first, so that a missing line shows."""
     log.note("one")
     log.close()
 
@@ -101,8 +101,8 @@ async def test_numbers_go_on_after_a_restart(log: AuditLog, file: Path) -> None:
 
 
 @pytest.mark.parametrize("spoilt", ["", "no json\n", '{"sequence": "7"}\n', "[]\n"])
-async def test_a_spoilt_last_line_restarts_the_numbers(file: Path, spoilt: str) -> None:
-    """A line that is not an entry of ours gives no number, and is left as it is."""
+async def test_a_damaged_last_line_restarts_the_numbers(file: Path, spoilt: str) -> None:
+    """A last line that is not an entry gives no number, and is not changed."""
     file.write_text(spoilt)
 
     log = AuditLog(file, "registry-1", lambda: NOW)
@@ -113,8 +113,8 @@ async def test_a_spoilt_last_line_restarts_the_numbers(file: Path, spoilt: str) 
     assert json.loads(file.read_text().splitlines()[-1])["sequence"] == 1
 
 
-async def test_a_rotated_file_is_left_alone_and_a_new_one_is_begun(log: AuditLog, file: Path) -> None:
-    """After logrotate has moved the file, entries go to a new one of the old name."""
+async def test_a_rotated_file_is_left_alone_and_a_new_one_is_created(log: AuditLog, file: Path) -> None:
+    """After logrotate has moved the file, entries go to a new file of the old name."""
     log.note("before")
     await until(lambda: entries(file))
     file.rename(file.with_suffix(".1"))
@@ -126,10 +126,10 @@ async def test_a_rotated_file_is_left_alone_and_a_new_one_is_begun(log: AuditLog
     assert [entry["code"] for entry in entries(file)] == ["after"]
 
 
-async def test_entries_that_wait_are_written_with_one_call(
+async def test_waiting_entries_are_written_with_one_call(
     log: AuditLog, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flood of entries costs the disk one write a batch."""
+    """A flood of entries causes one write per batch."""
     disk = Disk(monkeypatch)
     disk.free.clear()
     log.note("first")
@@ -147,7 +147,7 @@ async def test_entries_that_wait_are_written_with_one_call(
 async def test_one_agent_cannot_fill_the_queue_for_another(
     log: AuditLog, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each agent has room of its own; what does not fit there is lost, counted, and told by an entry."""
+    """Each agent has room of its own; entries beyond it are lost, counted, and reported by an entry."""
     disk = Disk(monkeypatch)
     disk.free.clear()
     for _ in range(PER_AGENT + 5):
@@ -170,7 +170,7 @@ async def test_one_agent_cannot_fill_the_queue_for_another(
 async def test_an_agent_waits_for_room_until_its_entries_are_written(
     log: AuditLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The agent that fills its queue waits, and nobody else does."""
+    """The agent that fills its queue waits, and no other agent does."""
     disk = Disk(monkeypatch)
     disk.free.clear()
     for _ in range(PER_AGENT):
@@ -188,7 +188,7 @@ async def test_an_agent_waits_for_room_until_its_entries_are_written(
 
 
 async def test_a_lost_entry_is_a_fault_for_some_minutes(file: Path) -> None:
-    """`audit_log.ok` is false while anything was lost in the last minutes."""
+    """A lost entry is reported as a fault for some minutes."""
     now = NOW
     log = AuditLog(file, "registry-1", lambda: now)  # not started: nothing is taken from the queue
     for _ in range(PER_AGENT + 1):
@@ -199,10 +199,10 @@ async def test_a_lost_entry_is_a_fault_for_some_minutes(file: Path) -> None:
     assert not log.lost_recently
 
 
-async def test_a_file_that_cannot_be_written_is_loud_and_nothing_is_lost(
+async def test_a_file_that_cannot_be_written_is_a_fault_and_nothing_is_lost(
     log: AuditLog, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fault shows; entries wait, and are written once the disk is mended."""
+    """A failing file is reported; entries wait, and are written once the file can be written."""
     monkeypatch.setattr(audit_log, "RETRY_INTERVAL", 0.01)
     disk = Disk(monkeypatch)
     disk.full = True
@@ -219,10 +219,10 @@ async def test_a_file_that_cannot_be_written_is_loud_and_nothing_is_lost(
     assert [entry["code"] for entry in entries(file)] == ["due", "later"]
 
 
-async def test_it_is_not_healthy_before_an_entry_that_was_due_is_on_the_disk(
+async def test_it_is_healthy_only_after_a_waiting_entry_was_written(
     log: AuditLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk takes an empty write; that is no reason to believe that entries can be written again."""
+    """An empty write that succeeds on a full disk does not end the fault."""
     monkeypatch.setattr(audit_log, "RETRY_INTERVAL", 0.001)
     disk = Disk(monkeypatch)
     disk.full = True
@@ -236,8 +236,8 @@ async def test_it_is_not_healthy_before_an_entry_that_was_due_is_on_the_disk(
     assert states == {False}
 
 
-async def test_a_batch_that_must_be_safe_is_synced(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the audit is required, an entry counts as written once the disk has it (`fsync(2)`)."""
+async def test_a_batch_is_synced_if_the_audit_is_required(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the audit is required, each batch is synced to the disk (`fsync(2)`)."""
     synced: list[int] = []
     monkeypatch.setattr("tunnelmgr.observability.audit_log.os.fsync", synced.append)
     required = False
@@ -252,8 +252,8 @@ async def test_a_batch_that_must_be_safe_is_synced(file: Path, monkeypatch: pyte
     assert len(synced) == 1
 
 
-async def test_a_disk_that_does_not_answer_is_a_fault(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that hangs is found without its end."""
+async def test_a_stalled_disk_is_a_fault(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hanging write is reported before it ends."""
     monkeypatch.setattr(audit_log, "STALLED", 0.01)
     disk = Disk(monkeypatch)
     disk.free.clear()
@@ -264,8 +264,8 @@ async def test_a_disk_that_does_not_answer_is_a_fault(log: AuditLog, monkeypatch
     await until(lambda: log.healthy)
 
 
-async def test_a_start_does_not_wait_for_a_disk_that_hangs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop goes on while the first entry hangs, and the numbers go on after those of the file."""
+async def test_a_start_does_not_wait_for_a_stalled_disk(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop continues while the first write hangs, and the numbers continue after those of the file."""
     file.write_text('{"sequence": 7}\n')
     for name in ("STALLED", "START_PATIENCE"):
         monkeypatch.setattr(audit_log, name, 0.01)
@@ -283,7 +283,7 @@ async def test_a_start_does_not_wait_for_a_disk_that_hangs(file: Path, monkeypat
 
 
 async def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path, file: Path) -> None:
-    """A person who may write beside the log cannot make it write elsewhere."""
+    """A user who can write to the log's folder cannot redirect the log."""
     target = tmp_path / "target"
     file.symlink_to(target)
 
@@ -317,8 +317,8 @@ asyncio.run(main())
 """
 
 
-def test_a_full_disk_leaves_no_half_line(file: Path) -> None:
-    """Whole lines that fit are written; the rest of a batch is taken back, so that every line stays one entry."""
+def test_a_full_disk_leaves_no_partial_line(file: Path) -> None:
+    """On a full disk whole lines are written, and a partial line is removed."""
     ended = subprocess.run(
         [sys.executable, "-c", FULL_DISK, file], capture_output=True, text=True, timeout=30, check=True
     )
@@ -330,7 +330,7 @@ def test_a_full_disk_leaves_no_half_line(file: Path) -> None:
 
 
 async def test_without_a_file_entries_go_to_the_log() -> None:
-    """An audit that is not configured still leaves its trace in the journal."""
+    """Without a configured file, entries go to the daemon's log."""
     log = AuditLog(None, "registry-1", lambda: NOW)
     await log.start()
 
@@ -346,7 +346,7 @@ async def test_without_a_file_entries_go_to_the_log() -> None:
 
 
 async def test_the_file_is_for_its_owner_and_group(file: Path) -> None:
-    """Others cannot read who pulled what, and the group can, even if the daemon's umask is strict."""
+    """The file's mode is 0640, whatever the daemon's umask is."""
     before = os.umask(0o077)
     try:
         log = AuditLog(file, "registry-1", lambda: NOW)

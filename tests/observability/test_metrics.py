@@ -1,4 +1,4 @@
-"""What Prometheus sees, scraped over real HTTP and read with its own parser."""
+"""The metrics as Prometheus sees them: scraped over HTTP and read with its own parser."""
 
 import asyncio
 import urllib.request
@@ -62,7 +62,7 @@ def metrics_of(daemon: FakeDaemon) -> MetricsServer:
 
 
 async def test_agents_are_counted_by_group_and_phase() -> None:
-    """With a zero for every phase that has none, so that alerts need no `absent()`; agents that left do not count."""
+    """Every phase has a sample, zero if no agent is in it, and agents that left are not counted."""
     samples = await scrape(metrics_of(FakeDaemon()))
     found = {phase: samples["tunnelmgr_agents", labels(group="ci", phase=phase.value)] for phase in Phase}
 
@@ -76,8 +76,8 @@ async def test_agents_are_counted_by_group_and_phase() -> None:
     }
 
 
-async def test_sources_tell_whether_and_when_they_answered() -> None:
-    """One that never did has no time rather than a false one."""
+async def test_sources_have_their_state_and_the_time_of_their_last_success() -> None:
+    """A source without a complete answer yet has no time."""
     daemon = FakeDaemon()
     sources = {
         "office": SourceView("office", ok=True, last_success=NOW),
@@ -95,7 +95,7 @@ async def test_sources_tell_whether_and_when_they_answered() -> None:
 
 
 async def test_traffic_is_summed_by_group_and_names_no_agent() -> None:
-    """Agents live for minutes; a label for each would fill Prometheus."""
+    """Traffic has the label `group` and no label per agent."""
     traffic = {
         AgentId("static:builder-1"): Traffic(channels=2, to_agent=100, from_agent=10),
         AgentId("static:builder-2"): Traffic(channels=1, to_agent=11, from_agent=1),
@@ -110,8 +110,8 @@ async def test_traffic_is_summed_by_group_and_names_no_agent() -> None:
 
 
 @pytest.mark.parametrize(("reachable", "error"), [(True, None), (False, "disk full")])
-async def test_health_is_told(reachable: bool, error: str | None) -> None:
-    """Registry, state and uptime, as numbers to alert on."""
+async def test_health_has_samples(reachable: bool, error: str | None) -> None:
+    """Registry, state and uptime are samples to alert on."""
     daemon = FakeDaemon(registry=RegistryHealth(reachable=reachable, loopback_only=None), store_error=error)
     samples = await scrape(metrics_of(daemon))
 
@@ -121,15 +121,15 @@ async def test_health_is_told(reachable: bool, error: str | None) -> None:
 
 
 @pytest.mark.parametrize("active", [True, False])
-async def test_whether_the_fast_path_is_on_is_a_number(active: bool) -> None:
-    """An alert can tell that tunnels have become slower."""
+async def test_the_fast_path_has_a_sample(active: bool) -> None:
+    """The fast path's state is a sample to alert on."""
     samples = await scrape(metrics_of(FakeDaemon(fast_path=FastPathHealth(active, None))))
 
     assert samples["tunnelmgr_fast_path_active", labels()] == int(active)
 
 
-async def test_requests_are_counted_by_what_became_of_them() -> None:
-    """And each scrape goes on from the last."""
+async def test_requests_are_counted_by_their_result() -> None:
+    """Requests are counted by group, action, verdict and status, across scrapes."""
     server = metrics_of(FakeDaemon())
     server.count("ci", "pull", "allowed", 200)
     server.count("ci", "pull", "allowed", 200)
@@ -144,7 +144,7 @@ async def test_requests_are_counted_by_what_became_of_them() -> None:
 
 
 async def test_loop_lag_is_a_histogram() -> None:
-    """With a bucket at the 20 ms that a bulk pull may cost somebody else."""
+    """The loop's lag is a histogram with a bucket at 20 ms."""
     server = metrics_of(FakeDaemon())
     for seconds in (0.0, 0.015, 0.3):
         server.record_lag(seconds)
@@ -156,7 +156,7 @@ async def test_loop_lag_is_a_histogram() -> None:
 
 
 async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
-    """The daemon names the setting; nothing is left open."""
+    """A port that is taken raises OSError and leaves nothing open."""
     first, second = metrics_of(FakeDaemon()), metrics_of(FakeDaemon())
     async with serving(first) as at:
         with pytest.raises(OSError, match="in use"):
@@ -164,6 +164,6 @@ async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
         await second.close()
 
 
-async def test_closing_what_was_never_started_is_no_matter() -> None:
-    """The daemon closes it on every way out."""
+async def test_closing_a_server_that_never_started_does_nothing() -> None:
+    """A server that never started can be closed."""
     await metrics_of(FakeDaemon()).close()

@@ -1,4 +1,4 @@
-"""The words that systemd hears, on a real datagram socket."""
+"""The messages that systemd receives, on a real datagram socket."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ def heard(listener: socket.socket) -> list[bytes]:
 
 
 def test_assignments_arrive_in_one_datagram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One a line, as sd_notify(3) has it."""
+    """Several assignments are sent as the lines of one datagram (sd_notify(3))."""
     place = str(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", place)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -31,8 +31,8 @@ def test_assignments_arrive_in_one_datagram(tmp_path: Path, monkeypatch: pytest.
         assert heard(manager) == [b"READY=1\nSTATUS=2 of 3 agents up"]
 
 
-def test_a_socket_in_the_abstract_namespace_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name begins with @ in the environment and with NUL on the wire."""
+def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abstract socket is written with @ in the environment and with NUL as its address."""
     name = f"tunnelmgr-test-{os.getpid()}"
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -43,8 +43,8 @@ def test_a_socket_in_the_abstract_namespace_is_reached(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("address", [None, "", "/nowhere/notify", "@tunnelmgr-nobody"])
-def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
-    """It is no reason to fail."""
+def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+    """Without systemd, `notify` does nothing."""
     if address is None:
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     else:
@@ -56,10 +56,10 @@ def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch, addr
 @pytest.mark.parametrize(
     ("given", "seconds"), [(None, None), ("", None), ("soon", None), ("-1", None), ("30000000", 15.0)]
 )
-def test_the_watchdog_is_fed_twice_in_its_time(
+def test_the_watchdog_interval_is_half_of_what_systemd_allows(
     monkeypatch: pytest.MonkeyPatch, given: str | None, seconds: float | None
 ) -> None:
-    """WATCHDOG_USEC is in microseconds; anything odd means no watchdog."""
+    """WATCHDOG_USEC is in microseconds; an invalid value means no watchdog."""
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     if given is not None:
         monkeypatch.setenv("WATCHDOG_USEC", given)

@@ -1,17 +1,21 @@
 """The event loop's lag: the time that every tunnel, probe and request waits while other work holds the loop."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 INTERVAL: Final = 0.25
 """Seconds between two measurements."""
 
 
-async def watch_lag(report: Callable[[float], None]) -> None:
+async def watch_lag(
+    report: Callable[[float], None],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Report by how many seconds a timer of the loop was late, at each interval, until cancelled."""
-    loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + INTERVAL
-        await asyncio.sleep(INTERVAL)
-        report(max(0.0, loop.time() - due))
+        due = clock() + INTERVAL
+        await sleep(INTERVAL)
+        report(max(0.0, clock() - due))
