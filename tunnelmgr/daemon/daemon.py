@@ -25,7 +25,7 @@ from tunnelmgr.daemon.housekeeping import Housekeeping, make_scheduler
 from tunnelmgr.daemon.operations import DaemonOperations
 from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.registry_health import RegistryWatch
-from tunnelmgr.daemon.reload import Reload
+from tunnelmgr.daemon.reload import Reload, tunnel_settings
 from tunnelmgr.daemon.request_log import AuditedRequests
 from tunnelmgr.daemon.signals import SignalHandler
 from tunnelmgr.daemon.source_watches import MissingAgents, SourceWatches
@@ -40,7 +40,6 @@ from tunnelmgr.store.connect import Store, open_store
 from tunnelmgr.tunnel.admission import Admission, places_for
 from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
-from tunnelmgr.tunnel.worker import TunnelSettings
 
 log = structlog.get_logger(__name__)
 
@@ -75,19 +74,7 @@ class Daemon:
         prover = Prover()
         gate = Gate(GateContext(policies=configuration, proofs=prover, requests=requests))
         channels = ChannelServer(configuration, gate, settings.name)
-        self.supervisor = Supervisor(
-            tasks,
-            TunnelSettings(
-                login=prepared.login,
-                probe_interval=prepared.config.ssh.probe_interval,
-                max_channels=prepared.config.ssh.max_channels,
-                drain=settings.drain,
-                admission=admission,
-                prover=prover,
-                channel_handler=channels,
-                events=self.controller,
-            ),
-        )
+        self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, self.controller))
 
         self.reload = Reload(file, settings, configuration, self.controller, self.searches, self.supervisor, sources)
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload)

@@ -1,7 +1,7 @@
 """Following a configuration: at the start, and again whenever the file is read again."""
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -9,13 +9,16 @@ import structlog
 from tunnelmgr.config import ControllerConfig
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.events import Reconfigured
+from tunnelmgr.core.ports import EventSink
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.source_watches import SourceWatches
 from tunnelmgr.threads import in_thread
+from tunnelmgr.tunnel.admission import Admission
+from tunnelmgr.tunnel.probe import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
-from tunnelmgr.tunnel.worker import TunnelSettings
+from tunnelmgr.tunnel.worker import ChannelHandler, TunnelSettings
 
 log = structlog.get_logger(__name__)
 
@@ -56,19 +59,25 @@ class Reload:
     def follow(self, prepared: Prepared) -> None:
         """Switch to a configuration; no step here can fail, so no configuration is followed in part."""
         self.configuration.prepared = prepared
-        self.supervisor.settings = with_configuration(self.supervisor.settings, prepared)
+        now = self.supervisor.settings
+        self.supervisor.settings = tunnel_settings(prepared, now.admission, now.prover, now.channel_handler, now.events)
         self.searches.follow()
         self.sources.follow(prepared.sources)
         self.controller.report(Reconfigured(prepared.rules))
 
 
-def with_configuration(settings: TunnelSettings, prepared: Prepared) -> TunnelSettings:
-    """Return the settings that later workers get under a configuration."""
-    ssh, controller = prepared.config.ssh, prepared.config.controller
-    return replace(
-        settings,
+def tunnel_settings(
+    prepared: Prepared, admission: Admission, prover: Prover, channels: ChannelHandler, events: EventSink
+) -> TunnelSettings:
+    """Return the settings that new workers get under a configuration."""
+    ssh = prepared.config.ssh
+    return TunnelSettings(
         login=prepared.login,
         probe_interval=ssh.probe_interval,
         max_channels=ssh.max_channels,
-        drain=controller.drain,
+        drain=prepared.config.controller.drain,
+        admission=admission,
+        prover=prover,
+        channel_handler=channels,
+        events=events,
     )
