@@ -28,7 +28,9 @@ def test_a_refusal_reads_as_the_contract_says() -> None:
     """Docker prints this sentence, so scripts may look for it."""
     verdict = decide(classify("PUT", "/v2/team/app/manifests/v1"), GroupPolicy.build("ci"))
 
-    assert verdict.reason == "tunnelmgr: group ci may not push team/app"
+    assert verdict.reason == (
+        "tunnelmgr: group ci may not push team/app: no rule grants it (default); ask the registry's administrator"
+    )
     assert verdict.rule == "default"
 
 
@@ -145,7 +147,7 @@ def test_an_unknown_endpoint_is_refused_for_everybody() -> None:
     verdict = decide(classify("POST", "/v2/team/app/tags/list"), policy)
 
     assert not verdict.allowed
-    assert verdict.reason == "tunnelmgr: POST /v2/team/app/tags/list is no endpoint of the registry API"
+    assert verdict.reason == "tunnelmgr: POST /v2/team/app/tags/list is not an endpoint of the registry API"
 
 
 def test_a_mount_needs_pull_of_its_source() -> None:

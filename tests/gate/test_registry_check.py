@@ -93,7 +93,7 @@ async def test_nobody_there_is_told_in_the_systems_words() -> None:
 
 async def test_a_registry_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the time that it has."""
-    monkeypatch.setattr(registry_check, "PATIENCE", 0.1)
+    monkeypatch.setattr(registry_check, "CHECK_TIMEOUT", 0.1)
     ended = asyncio.Event()
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

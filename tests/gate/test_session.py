@@ -123,7 +123,9 @@ async def test_a_refused_push_says_so_and_the_channel_goes_on(
         after = await agent.ask("GET", "/v2/")
 
     assert (refused.status, refused.code) == (403, "DENIED")
-    assert refused.message == "tunnelmgr: group ci may not push team/app"
+    assert refused.message == (
+        "tunnelmgr: group ci may not push team/app: no rule grants it (default); ask the registry's administrator"
+    )
     assert refused.headers["docker-distribution-api-version"] == "registry/2.0"
     assert after.status == 200
 

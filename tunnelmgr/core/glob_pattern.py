@@ -1,11 +1,12 @@
-"""One glob over repository names or tags, and whether it matches a whole name.
+"""One compiled glob over repository names or tags, and the match against a whole name.
 
-An agent chooses the name, so no name may cost more than its length: nothing is tried twice. Three forms are enough:
+Agents choose the names, so the cost of a match must not explode: there is no backtracking. Three forms are enough:
 
-- One star, `*` or `**`: it stands between two literals, so the length and the slashes of what is left decide.
-- Anything else: component by component. A `**` stands for any number of components, so what follows it may be taken at
-  the first place where it fits, which leaves most for the rest. The same holds for the literals between two `*` within
-  a component. What follows the last star has to stand at the end.
+- One star, `*` or `**`, between two literals: the length and the slashes of the text between them decide.
+- No `**`: component by component.
+- Several stars with a `**`: a `**` matches any number of components, so the components after it are matched at the
+  first position where they fit, which leaves the most for what follows. The same holds for the literals between two
+  `*` within a component. What follows the last star must match at the end.
 
 So a name of n components is compared with a pattern of m components at most n x m times.
 """
@@ -25,13 +26,13 @@ class Pattern(Protocol):
     """A compiled glob."""
 
     def matches(self, text: str) -> bool:
-        """Whether the glob matches the whole of a text that begins and ends as the glob's own literals do."""
+        """Whether the glob matches the whole text, which must already have the glob's literal prefix and suffix."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class WithinComponent:
-    """A glob with one `*`, by the lengths of what stands before and after it."""
+    """A glob with one `*`, by the lengths of the literals before and after it."""
 
     before: int
     after: int
@@ -44,7 +45,7 @@ class WithinComponent:
 
 @dataclass(frozen=True, slots=True)
 class AcrossComponents:
-    """A glob with one `**`, by the lengths of what stands before and after it without the slash that it takes along."""
+    """A glob with one `**`, by the lengths of the literals around it, without the slash that the `**` can match."""
 
     before: int
     after: int
@@ -54,7 +55,7 @@ class AcrossComponents:
         end = len(text) - self.after
         if not self.after:
             return self.before < end
-        # Whole components and their slash, or nothing.
+        # The `**` matches whole components with their slash, or nothing.
         return self.before == end or (self.before + 1 < end and text[end - 1] == "/")
 
 
@@ -67,12 +68,12 @@ class OfComponents:
     def matches(self, text: str) -> bool:
         """See `Pattern`."""
         components = text.split("/")
-        return len(components) == len(self.components) and _stands_at(self.components, components, 0)
+        return len(components) == len(self.components) and _matches_at(self.components, components, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class OfSegments:
-    """A glob with a `**` between each two segments; `least` is how many components one at the very end stands for."""
+    """A glob with a `**` between each two segments; one at the end must match at least `least` components."""
 
     first: _Segment
     middle: tuple[_Segment, ...]
@@ -83,17 +84,17 @@ class OfSegments:
         """See `Pattern`."""
         components = text.split("/")
         at, end = len(self.first), len(components) - len(self.last) - self.least
-        if at > end or not _stands_at(self.first, components, 0) or not _stands_at(self.last, components, end):
+        if at > end or not _matches_at(self.first, components, 0) or not _matches_at(self.last, components, end):
             return False
         for segment in self.middle:
-            while at + len(segment) <= end and not _stands_at(segment, components, at):
+            while at + len(segment) <= end and not _matches_at(segment, components, at):
                 at += 1
             at += len(segment)
         return at <= end
 
 
 def compile_glob(pattern: str) -> Pattern:
-    """Compile a glob with at least one star; `globs` says what it means."""
+    """Compile a glob with at least one star; `globs.py` describes the syntax."""
     if pattern.count("*") == 1:
         before, _, after = pattern.partition("*")
         return WithinComponent(len(before), len(after))
@@ -112,17 +113,17 @@ def compile_glob(pattern: str) -> Pattern:
     return OfSegments(first, tuple(rest[:-1]), rest[-1], least=0 if rest[-1] else 1)
 
 
-def _stands_at(segment: _Segment, components: list[str], at: int) -> bool:
-    """Whether each component of a segment fits, from `at` on; there are enough of them."""
+def _matches_at(segment: _Segment, components: list[str], at: int) -> bool:
+    """Whether each component of a segment matches, from index `at` on; the caller checks that there are enough."""
     for pieces in segment:
-        if not _fits(pieces, components[at]):
+        if not _component_matches(pieces, components[at]):
             return False
         at += 1
     return True
 
 
-def _fits(pieces: _Pieces, component: str) -> bool:
-    """Whether a component consists of these literals, in their order, with anything between them."""
+def _component_matches(pieces: _Pieces, component: str) -> bool:
+    """Whether a component consists of these literals, in their order, with any text between them."""
     first, last = pieces[0], pieces[-1]
     if len(pieces) == 1:
         return component == first

@@ -1,11 +1,11 @@
-"""Globs over repository names and tags, compiled once and searched without trying each.
+"""Sets of globs over repository names and tags, compiled once; a search does not try each of them.
 
-- `*` stands for any characters within one path component.
-- `**` stands for any number of whole components: `**/app` includes `app`, `team/**` is all below `team`, not `team`.
+- `*` matches any characters within one path component.
+- `**` matches any number of whole components: `**/app` matches `app`, `team/**` matches all below `team`, not `team`.
 - Everything else is literal.
 
-A literal is found in a dict. A glob is kept by its literal beginning and end, so of a thousand only those are tried
-whose both ends fit. `glob_pattern` tries one.
+A pattern without a star is looked up in a set. A glob is indexed by its literal prefix and suffix, so only globs whose
+prefix and suffix both match are tried. `glob_pattern.py` has the match of one glob.
 """
 
 import re
@@ -19,7 +19,7 @@ _TAG_GLOB: Final = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
 
 
 class GlobSet:
-    """A set of patterns; `find` names one that matches, the most specific first, whatever order they came in."""
+    """A set of patterns; `find` returns the most specific one that matches, in whatever order they were given."""
 
     __slots__ = ("_globs", "_literals", "_prefix_lengths", "patterns")
 
@@ -27,7 +27,7 @@ class GlobSet:
         self.patterns = frozenset(patterns)
         self._literals = frozenset(pattern for pattern in self.patterns if "*" not in pattern)
         self._globs: dict[str, _BySuffix] = {}
-        # The longest first, so that the more specific rule is the one which gets named.
+        # The longest first, so that `find` returns the more specific pattern.
         for pattern in sorted(self.patterns - self._literals, key=lambda pattern: (-len(pattern), pattern)):
             prefix, suffix = _literal_ends(pattern)
             self._globs.setdefault(prefix, _BySuffix()).add(suffix, pattern)
@@ -66,12 +66,12 @@ class _BySuffix:
 def check_name_glob(pattern: str) -> None:
     """Raise ValueError unless `pattern` can match names of repositories."""
     if "**/**" in pattern:
-        raise ValueError(f"{pattern!r}: one `**` already stands for any number of path components")
+        raise ValueError(f"{pattern!r}: one `**` already matches any number of path components")
     for part in pattern.split("/"):
         if part == "**":
             continue
         if "**" in part:
-            raise ValueError(f"{pattern!r}: `**` stands for whole path components, so write it between slashes")
+            raise ValueError(f"{pattern!r}: `**` matches whole path components, so write it between slashes")
         if not _NAME_PART.fullmatch(part):
             raise ValueError(f"{pattern!r}: a repository pattern has lower-case components of a-z 0-9 . _ - and `*`")
 
@@ -83,6 +83,6 @@ def check_tag_glob(pattern: str) -> None:
 
 
 def _literal_ends(pattern: str) -> tuple[str, str]:
-    """Return the text before the first and after the last star, less the slash that a `**` may take with it."""
+    """Return the text before the first star and after the last one, without the slash that a `**` can match."""
     before, _, after = pattern.rpartition("*")
     return pattern.partition("*")[0], after.removeprefix("/") if before.endswith("*") else after

@@ -1,12 +1,12 @@
-"""Which tags of a group may be written once: the patterns of `immutable_tags`, and the tags that are exempt from them.
+"""Which tags a group may write once: the patterns of `immutable_tags`, and the tags that are exempt from them.
 
-Exempt are tags that a client has to rewrite, since they list what refers to a manifest and grow with each addition:
+Tags that clients must rewrite are exempt: they list what refers to a manifest, and grow with each addition.
 
-- `<algorithm>-<hex>`, the fallback of the OCI distribution spec, section "Referrers Tag Schema". The digest is cut to
-  64 characters there, so a sha512 digest has 64, or all 128 from a client that does not cut it.
-- the same with `.sig`, `.att` or `.sbom`, where cosign keeps signatures, attestations and bills of materials.
+- `<algorithm>-<hex>` is the fallback of the OCI distribution spec, section "Referrers Tag Schema". The spec truncates
+  the digest to 64 characters; a sha512 digest has 64, or all 128 from a client that does not truncate it.
+- The same with `.sig`, `.att` or `.sbom` is where cosign stores signatures, attestations and bills of materials.
 
-Such a tag is protected only by a pattern that begins with its algorithm, such as `sha256-*`; `*` does not include it.
+Only a pattern that begins with the algorithm, such as `sha256-*`, protects such a tag; `*` does not.
 """
 
 import re
@@ -22,17 +22,17 @@ _ALGORITHMS: Final = ("sha256-", "sha512-")
 
 
 class ImmutableTags:
-    """The patterns of one group, compiled; false where there are none."""
+    """The compiled patterns of one group; false if there are none."""
 
     __slots__ = ("_globs", "_referrers")
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        """Compile the patterns; raises ValueError that names the first bad one."""
-        kept = tuple(patterns)
-        for pattern in kept:
+        """Compile the patterns; raises ValueError with the first invalid one."""
+        given = tuple(patterns)
+        for pattern in given:
             check_tag_glob(pattern)
-        self._globs = GlobSet(kept)
-        self._referrers = GlobSet(pattern for pattern in kept if pattern.startswith(_ALGORITHMS))
+        self._globs = GlobSet(given)
+        self._referrers = GlobSet(pattern for pattern in given if pattern.startswith(_ALGORITHMS))
 
     def __bool__(self) -> bool:
         return bool(self._globs.patterns)
@@ -45,5 +45,5 @@ class ImmutableTags:
 
 
 def is_referrers_tag(tag: str) -> bool:
-    """Whether a tag lists what refers to the manifest that it names."""
+    """Whether a tag lists what refers to the manifest whose digest is in its name."""
     return _REFERRERS.fullmatch(tag) is not None

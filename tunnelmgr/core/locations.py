@@ -1,8 +1,8 @@
-r"""Where a registry's answer leads: the references in its Location and Link fields, read strictly.
+r"""Parses the references in a registry's Location and Link fields, strictly.
 
 A reference is an absolute path with an optional query, alone or after `http://` or `https://` and a host (RFC 3986,
-sections 3 and 4.2; RFC 9112, section 3.2.1). It holds characters of that grammar only, no fragment, no user name, and
-no empty or dot segment, so that no client can read it as the name of another host. `/\evil.example` is none.
+sections 3 and 4.2; RFC 9112, section 3.2.1). It has characters of that grammar only, no fragment, no user name, and no
+empty or dot segment, so that no client can read it as a reference to another host. `/\evil.example` is invalid.
 """
 
 import re
@@ -20,15 +20,15 @@ _REFERENCE: Final = re.compile(
     re.IGNORECASE,
 )
 _UPLOAD_ID: Final = re.compile(r"[A-Za-z0-9._~=:+-]+")
-_LONGEST_QUERY: Final = 4096
-"""Characters of an upload's query that are kept; docker-registry's have about 300."""
-_OURS: Final = frozenset({"digest", "digest-algorithm", "mount", "from", "tag"})
-"""Parameters that mean something to a registry and are therefore not taken from a query that nobody has judged."""
+_MAX_QUERY: Final = 4096
+"""Characters in the query of an upload's location; docker-registry uses about 300."""
+_API_PARAMETERS: Final = frozenset({"digest", "digest-algorithm", "mount", "from", "tag"})
+"""Parameters with a meaning in the API; a query that the gate does not parse must not contain them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A reference of the above form; `authority` is empty for a path alone, `query` is None without one."""
+    """A valid reference; `authority` is empty if there is only a path, `query` is None if there is none."""
 
     authority: str
     path: str
@@ -42,14 +42,14 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class UploadLocation:
-    """Where a registry goes on with an upload: a path, and a query that only the registry understands."""
+    """Where a registry continues an upload: a path, and a query that only the registry understands."""
 
     path: str
     query: str
 
 
 def parse_reference(value: bytes) -> Reference | None:
-    """Read a reference, None where it has another form."""
+    """Parse a reference; returns None if it is invalid."""
     matched = _REFERENCE.fullmatch(value.decode("latin-1"))
     if matched is None or (matched[1] is None and matched[2] is None):
         return None
@@ -60,24 +60,24 @@ def parse_reference(value: bytes) -> Reference | None:
 
 
 def upload_location(reference: Reference, repository: str) -> UploadLocation | None:
-    """Return where an upload to the repository goes on, None where the reference is no such place.
+    """Return where an upload to the repository continues, None if the reference is not a location of an upload.
 
-    The spec leaves the location to the registry (OCI distribution spec, "Pushing blobs"). What is asked of it here is
-    that it lies under the repository's own uploads, and that its query names no parameter of the API.
+    The spec leaves the location to the registry (OCI distribution spec, "Pushing blobs"). The gate requires that it is
+    below the repository's uploads, and that its query has no parameter of the API.
     """
     start, _, upload = reference.path.rpartition("/")
     query = reference.query or ""
     if start != f"/v2/{repository}/blobs/uploads" or not _UPLOAD_ID.fullmatch(upload):
         return None
-    if len(query) > _LONGEST_QUERY or ";" in query:
+    if len(query) > _MAX_QUERY or ";" in query:
         return None
-    if any(name in _OURS for name, _ in parse_qsl(query, keep_blank_values=True)):
+    if any(name in _API_PARAMETERS for name, _ in parse_qsl(query, keep_blank_values=True)):
         return None
     return UploadLocation(reference.path, query)
 
 
 def is_content(reference: Reference, repository: str) -> bool:
-    """Whether a reference leads to a blob or a manifest of the repository."""
+    """Whether a reference is the location of a blob or a manifest of the repository."""
     try:
         request = classify("GET", reference.target)
     except MalformedRequestError:

@@ -1,14 +1,13 @@
 r"""What a request means in the OCI distribution API: `classify(method, target) -> RegistryRequest`.
 
-The rules, which leave every accepted target exactly one reading:
+The rules give every accepted target exactly one reading:
 
-- The path is ASCII letters, digits and `._:+=/-`; nothing is percent-encoded but the colon of a digest.
-- No empty component, no `.` or `..`; so no `//`, `;`, `\`, `#`.
+- The path has ASCII letters, digits and `._:+=/-`; only the colon of a digest may be percent-encoded.
+- It has no empty component, no `.` or `..`, and so no `//`, `;`, `\` or `#`.
 - A repository name follows the grammar of the OCI distribution spec ("Pulling manifests"), has at most 255 characters,
-  and none of its components is a word that the API itself uses; registries match those greedily.
-- The query has only the parameters that its endpoint knows, each once (`tag` more often), each with a value of its own
-  grammar.
-- What goes to the registry is written anew from the parsed parts, never copied.
+  and no component that is a word of the API itself, since registries match those greedily.
+- The query has only parameters that its endpoint knows, each once (`tag` may be repeated), each with a valid value.
+- The target for the registry is written from the parsed parts, never copied.
 
 A path of allowed characters that is not an endpoint of the API is not an error: it gets `RegistryAction.UNKNOWN`, which
 no policy allows.
@@ -26,9 +25,9 @@ from tunnelmgr.errors import InvalidDigestError, InvalidNameError, MalformedRequ
 WELL_KNOWN_PATH = "/.well-known/tunnelmgr"
 MAX_NAME = 255
 UPLOAD_STATE = "open"
-"""The value of `state` in the location of an upload; it says nothing.
+"""The value of `state` in the location of an upload; it has no meaning.
 
-A location has a query all the same, since many scripts append `&digest=…` to what docker-registry gives them.
+It gives each location a query, since many scripts append `&digest=…` to the location that docker-registry gives them.
 """
 RESERVED = frozenset({"manifests", "blobs", "tags", "referrers", "uploads"})
 
@@ -39,13 +38,13 @@ _DIGEST = re.compile(
     r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}"
     r"|(?!sha256:|sha512:)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[A-Za-z0-9=_-]{1,256}"
 )
-_UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,255}")
+_UPLOAD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,255}")
 _NOT_IN_QUERY = re.compile(r"[^A-Za-z0-9._~:/=&%+-]")
 _ENCODED_COLON = re.compile(r"%3A", re.IGNORECASE)
 
 
 class RegistryAction(StrEnum):
-    """What a request would do, which is what grants are about."""
+    """What a request does; grants and denies are about actions."""
 
     BASE = "base"
     PULL = "pull"
@@ -57,7 +56,7 @@ class RegistryAction(StrEnum):
 
 
 class BodyKind(StrEnum):
-    """Which body a request may carry."""
+    """Which kind of body a request may have."""
 
     NONE = "none"
     MANIFEST = "manifest"
@@ -81,10 +80,10 @@ class Route(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RegistryRequest:
-    """One request in the words of the API; `reference` is a tag, a digest or an upload's id.
+    """One request in terms of the API; `reference` is a tag, a digest or an upload's id.
 
-    `mount_from` is the repository that a cross-repository mount reads, and empty without one. `carried` is the query
-    that the registry itself gave an upload's location; it goes first, as it is.
+    `mount_from` is the source repository of a cross-repository mount, empty without one. `registry_query` is the query
+    in the location that the registry gave to an upload; the target has it first, unchanged.
     """
 
     method: str
@@ -95,13 +94,13 @@ class RegistryRequest:
     reference: str = ""
     mount_from: str = ""
     query: tuple[tuple[str, str], ...] = ()
-    carried: str = ""
+    registry_query: str = ""
     body: BodyKind = BodyKind.NONE
 
     def target(self) -> str:
         """Return the origin-form to send to the registry (RFC 9112, section 3.2.1)."""
         pairs = (f"{key}={quote(value, safe='')}" for key, value in self.query)
-        query = "&".join((self.carried, *pairs) if self.carried else pairs)
+        query = "&".join((self.registry_query, *pairs) if self.registry_query else pairs)
         return f"{self.path}?{query}" if query else self.path
 
     @property
@@ -111,34 +110,34 @@ class RegistryRequest:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The tags that a manifest is read, written or deleted by; more than one for a push by digest with tags."""
+        """The tags that the request reads, writes or deletes; a push by digest can have more than one."""
         if self.has_tag:
             return (self.reference,)
         return tuple(value for key, value in self.query if key == "tag")
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """The digest that a manifest or a blob is named by, if it is."""
+        """The digest in the path, if there is one."""
         return (self.reference,) if ":" in self.reference else ()
 
 
-_READ = (RegistryAction.PULL, BodyKind.NONE)
+_PULL = (RegistryAction.PULL, BodyKind.NONE)
 _METHODS: Mapping[Route, Mapping[str, tuple[RegistryAction, BodyKind]]] = MappingProxyType(
     {
         Route.BASE: dict.fromkeys(("GET", "HEAD"), (RegistryAction.BASE, BodyKind.NONE)),
         Route.WELL_KNOWN: dict.fromkeys(("GET", "HEAD"), (RegistryAction.WELL_KNOWN, BodyKind.NONE)),
         Route.CATALOG: {"GET": (RegistryAction.CATALOG, BodyKind.NONE)},
-        Route.TAGS: {"GET": _READ},
-        Route.REFERRERS: {"GET": _READ},
+        Route.TAGS: {"GET": _PULL},
+        Route.REFERRERS: {"GET": _PULL},
         Route.MANIFEST: {
-            "GET": _READ,
-            "HEAD": _READ,
+            "GET": _PULL,
+            "HEAD": _PULL,
             "PUT": (RegistryAction.PUSH, BodyKind.MANIFEST),
             "DELETE": (RegistryAction.DELETE, BodyKind.NONE),
         },
-        Route.BLOB: {"GET": _READ, "HEAD": _READ, "DELETE": (RegistryAction.DELETE, BodyKind.NONE)},
+        Route.BLOB: {"GET": _PULL, "HEAD": _PULL, "DELETE": (RegistryAction.DELETE, BodyKind.NONE)},
         Route.UPLOADS: {"POST": (RegistryAction.PUSH, BodyKind.BLOB)},
-        # Even reading an upload's state belongs to push: its location is a capability of who began it.
+        # Reading an upload's state is a push too: only the agent that began the upload may use its location.
         Route.UPLOAD: {
             "GET": (RegistryAction.PUSH, BodyKind.NONE),
             "HEAD": (RegistryAction.PUSH, BodyKind.NONE),
@@ -152,7 +151,7 @@ _METHODS: Mapping[Route, Mapping[str, tuple[RegistryAction, BodyKind]]] = Mappin
 
 
 def probe_request(listener: str, nonce: str) -> bytes:
-    """Return the request by which a tunnel is probed, sent through `listener`, a literal address with its port."""
+    """Return the request that probes a tunnel through `listener`, a literal address with its port."""
     return f"GET {WELL_KNOWN_PATH} HTTP/1.1\r\nHost: {listener}\r\nTunnelmgr-Nonce: {nonce}\r\n\r\n".encode()
 
 
@@ -181,88 +180,88 @@ def _matches(pattern: str) -> Callable[[str], bool]:
 _is_count = _matches(r"[0-9]{1,9}")
 _is_media_type = _matches(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _is_algorithm = _matches(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*")
-_is_open = _matches(UPLOAD_STATE)
+_is_upload_state = _matches(UPLOAD_STATE)
 _is_host = _matches(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
-_UNDERSTOOD = frozenset({"ns", "state"})
-"""Parameters for the gate itself, which the registry does not get.
+_NOT_FORWARDED = frozenset({"ns", "state"})
+"""Parameters that the gate accepts and does not forward.
 
-`ns` is the registry that a client looks for behind a mirror, as containerd and BuildKit send it (OCI distribution spec,
-"Registry Proxying"). `state` stands in the locations of uploads that the gate gives.
+`ns` is the registry that a client expects behind a mirror, sent by containerd and BuildKit (OCI distribution spec,
+"Registry Proxying"). `state` is in the upload locations that the gate makes.
 """
 _REPEATED = frozenset({"tag"})
 MAX_PARAMETERS = 32
-"""Parameters of one query, and so tags of one push, for which the OCI distribution spec asks for 10 at least."""
-_MIRRORED: Mapping[str, Callable[[str], bool]] = MappingProxyType({"ns": _is_host})
-_LOCATED: Mapping[str, Callable[[str], bool]] = MappingProxyType({"state": _is_open})
+"""Parameters of one query, and so tags of one push; the OCI distribution spec requires at least 10."""
+_NAMESPACE: Mapping[str, Callable[[str], bool]] = MappingProxyType({"ns": _is_host})
+_UPLOAD_STATE: Mapping[str, Callable[[str], bool]] = MappingProxyType({"state": _is_upload_state})
 _PARAMETERS: Mapping[tuple[str, Route], Mapping[str, Callable[[str], bool]]] = MappingProxyType(
     {
-        ("GET", Route.TAGS): {"n": _is_count, "last": is_tag, **_MIRRORED},
+        ("GET", Route.TAGS): {"n": _is_count, "last": is_tag, **_NAMESPACE},
         ("GET", Route.CATALOG): {"n": _is_count, "last": is_repository_name},
-        ("GET", Route.REFERRERS): {"artifactType": _is_media_type, **_MIRRORED},
-        ("GET", Route.MANIFEST): _MIRRORED,
-        ("HEAD", Route.MANIFEST): _MIRRORED,
+        ("GET", Route.REFERRERS): {"artifactType": _is_media_type, **_NAMESPACE},
+        ("GET", Route.MANIFEST): _NAMESPACE,
+        ("HEAD", Route.MANIFEST): _NAMESPACE,
         ("PUT", Route.MANIFEST): {"tag": is_tag},
-        ("GET", Route.BLOB): _MIRRORED,
-        ("HEAD", Route.BLOB): _MIRRORED,
+        ("GET", Route.BLOB): _NAMESPACE,
+        ("HEAD", Route.BLOB): _NAMESPACE,
         ("POST", Route.UPLOADS): {
             "digest": is_digest,
             "digest-algorithm": _is_algorithm,
             "mount": is_digest,
             "from": is_repository_name,
         },
-        ("GET", Route.UPLOAD): _LOCATED,
-        ("HEAD", Route.UPLOAD): _LOCATED,
-        ("PATCH", Route.UPLOAD): _LOCATED,
-        ("PUT", Route.UPLOAD): {"digest": is_digest, **_LOCATED},
-        ("DELETE", Route.UPLOAD): _LOCATED,
+        ("GET", Route.UPLOAD): _UPLOAD_STATE,
+        ("HEAD", Route.UPLOAD): _UPLOAD_STATE,
+        ("PATCH", Route.UPLOAD): _UPLOAD_STATE,
+        ("PUT", Route.UPLOAD): {"digest": is_digest, **_UPLOAD_STATE},
+        ("DELETE", Route.UPLOAD): _UPLOAD_STATE,
     }
 )
 
 
 def classify(method: str, target: str) -> RegistryRequest:
-    """Read a method and an origin-form target; raises MalformedRequestError where two readers could differ."""
+    """Classify a method and an origin-form target; raises MalformedRequestError if two readers could differ."""
     path, _, query = target.partition("?")
     _check_path(path)
-    if odd := _NOT_IN_QUERY.search(query):
-        raise MalformedRequestError(f"the query holds {odd[0]!r}, which no endpoint needs")
-    located = _locate(path)
-    allowed = _METHODS[located.route].get(method)
+    if invalid := _NOT_IN_QUERY.search(query):
+        raise MalformedRequestError(f"the query contains {invalid[0]!r}, which is not allowed")
+    place = _match_path(path)
+    allowed = _METHODS[place.route].get(method)
     if allowed is None:
-        return RegistryRequest(method=method, action=RegistryAction.UNKNOWN, route=Route.UNKNOWN, path=located.path)
+        return RegistryRequest(method=method, action=RegistryAction.UNKNOWN, route=Route.UNKNOWN, path=place.path)
     action, body = allowed
-    given = _parse_query(query, _PARAMETERS.get((method, located.route), {}))
+    given = _parse_query(query, _PARAMETERS.get((method, place.route), {}))
     named = dict(given)
     if "digest" in named and "mount" in named:
-        raise MalformedRequestError("a request has the query parameter digest or mount, not both")
-    if "tag" in named and ":" not in located.reference:
-        raise MalformedRequestError("the query parameter tag is for a push by digest")
+        raise MalformedRequestError("the query parameters digest and mount exclude each other")
+    if "tag" in named and ":" not in place.reference:
+        raise MalformedRequestError("the query parameter tag is allowed only in a push by digest")
     return RegistryRequest(
         method=method,
         action=action,
-        route=located.route,
-        path=located.path,
-        repository=located.repository,
-        reference=located.reference,
+        route=place.route,
+        path=place.path,
+        repository=place.repository,
+        reference=place.reference,
         mount_from=named.get("from", "") if "mount" in named else "",
-        query=tuple(pair for pair in given if pair[0] not in _UNDERSTOOD),
+        query=tuple(pair for pair in given if pair[0] not in _NOT_FORWARDED),
         body=body,
     )
 
 
 def at_location(request: RegistryRequest, path: str, query: str) -> RegistryRequest:
-    """Return a request that goes on with an upload, at the place that the registry itself gave to the upload."""
-    return replace(request, path=path, carried=query)
+    """Return a request that continues an upload, at the location that the registry gave to it."""
+    return replace(request, path=path, registry_query=query)
 
 
 def without_mount(request: RegistryRequest) -> RegistryRequest:
-    """Return the same request without `mount` and `from`: the registry then begins an ordinary upload."""
+    """Return the same request without `mount` and `from`, with which the registry begins an ordinary upload."""
     kept = tuple((key, value) for key, value in request.query if key not in {"mount", "from"})
     return replace(request, mount_from="", query=kept)
 
 
 @dataclass(frozen=True, slots=True)
-class _Located:
+class _Place:
     route: Route
     path: str
     repository: str = ""
@@ -271,21 +270,21 @@ class _Located:
 
 def _check_path(path: str) -> None:
     if not _PATH.fullmatch(path):
-        raise InvalidNameError("the path holds a character that no endpoint needs")
+        raise InvalidNameError("the path contains a character that is not allowed")
     components = path.split("/")
     if "" in components[1:-1] or "." in components or ".." in components:
-        raise InvalidNameError("the path holds an empty or a dot component")
+        raise InvalidNameError("the path contains an empty component, or `.` or `..`")
 
 
-def _locate(path: str) -> _Located:
+def _match_path(path: str) -> _Place:
     if (fixed := _FIXED.get(path)) is not None:
-        return _Located(fixed, path)
+        return _Place(fixed, path)
     if "%" in path.rpartition("/")[0]:
         raise InvalidNameError("only the colon of a digest may be percent-encoded")
     match path.split("/")[1:]:
         case ["v2", *name, "blobs", "uploads", ""]:
             return _in_repository(Route.UPLOADS, name, "blobs/uploads/", "")
-        case ["v2", *name, "blobs", "uploads", upload] if _UPLOAD.fullmatch(upload):
+        case ["v2", *name, "blobs", "uploads", upload] if _UPLOAD_ID.fullmatch(upload):
             return _in_repository(Route.UPLOAD, name, "blobs/uploads/", upload)
         case ["v2", *name, "tags", "list"]:
             return _in_repository(Route.TAGS, name, "tags/list", "")
@@ -293,7 +292,7 @@ def _locate(path: str) -> _Located:
             return _in_repository(_KINDS[kind], name, f"{kind}/", _reference(kind, reference))
     if "%" in path:
         raise InvalidNameError("only the colon of a digest may be percent-encoded")
-    return _Located(Route.UNKNOWN, path)
+    return _Place(Route.UNKNOWN, path)
 
 
 _FIXED: Mapping[str, Route] = MappingProxyType(
@@ -304,18 +303,20 @@ _KINDS: Mapping[str, Route] = MappingProxyType(
 )
 
 
-def _in_repository(route: Route, components: list[str], tail: str, reference: str) -> _Located:
+def _in_repository(route: Route, components: list[str], tail: str, reference: str) -> _Place:
     name = "/".join(components)
     if not is_repository_name(name):
-        raise InvalidNameError("this is no name of a repository")
-    return _Located(route, f"/v2/{name}/{tail}{reference}", name, reference)
+        raise InvalidNameError(
+            "invalid repository name: it has lower-case components, separated by `/`, none of them a word of the API"
+        )
+    return _Place(route, f"/v2/{name}/{tail}{reference}", name, reference)
 
 
 def _reference(kind: str, text: str) -> str:
     decoded = _ENCODED_COLON.sub(":", text, count=1)
     if is_digest(decoded) or (kind == "manifests" and is_tag(text)):
         return decoded
-    raise InvalidNameError("this is neither a tag nor a digest" if kind == "manifests" else "this is no digest")
+    raise InvalidNameError("invalid tag or digest" if kind == "manifests" else "invalid digest")
 
 
 def _parse_query(query: str, known: Mapping[str, Callable[[str], bool]]) -> tuple[tuple[str, str], ...]:
@@ -326,16 +327,16 @@ def _parse_query(query: str, known: Mapping[str, Callable[[str], bool]]) -> tupl
     for pair in query.split("&"):
         key, equals, raw = pair.partition("=")
         if key not in known:
-            takes = ", ".join(known) or "none"
-            raise MalformedRequestError(f"unknown query parameter {key[:64]!r}; known for this request: {takes}")
+            names = ", ".join(known) or "none"
+            raise MalformedRequestError(f"unknown query parameter {key[:64]!r}; known for this request: {names}")
         value = unquote_plus(raw)
         if not equals or not known[key](value):
-            told = f"invalid value for the query parameter {key}: {raw[:64]!r}"
-            raise (InvalidDigestError if known[key] is is_digest else MalformedRequestError)(told)
+            error = InvalidDigestError if known[key] is is_digest else MalformedRequestError
+            raise error(f"invalid value for the query parameter {key}: {raw[:64]!r}")
         if (key, value) in parsed or (key in keys and key not in _REPEATED):
             raise MalformedRequestError(f"the query parameter {key} is given twice")
         if len(parsed) >= MAX_PARAMETERS:
-            raise MalformedRequestError(f"a query has {MAX_PARAMETERS} parameters at most")
+            raise MalformedRequestError(f"a query has at most {MAX_PARAMETERS} parameters")
         keys.add(key)
         parsed[key, value] = None
     return tuple(parsed)

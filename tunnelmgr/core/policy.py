@@ -1,9 +1,9 @@
-"""Which group may do what: `decide(request, policy) -> Verdict`.
+"""What a group may do: `decide(request, policy) -> Verdict`.
 
 - A deny wins over every grant; the order of rules does not matter.
-- A push grant lets its group pull the same repository, so that it can check what it pushed.
-- What no rule grants is refused. The base check and our own well-known path are always allowed.
-- The catalog is for everybody, and shows to each group what that group may pull.
+- A push grant includes pull of the same repository, so that a client can check what it pushed.
+- A request that no rule grants is refused. The base check and `/.well-known/tunnelmgr` are always allowed.
+- Every group may list the catalog, which shows it the repositories that it may pull.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,11 +15,13 @@ from tunnelmgr.core.immutable_tags import ImmutableTags
 from tunnelmgr.core.oci import RegistryAction, RegistryRequest, is_repository_name
 
 EVERYTHING = "**"
+DEFAULT = "default"
+"""The rule that refuses what no other rule grants."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Allow or refuse, the rule that decided (`deny team/**`, `default`), and the sentence an agent is told."""
+    """Allowed or refused, the rule that decided (`deny team/**`, `default`), and the sentence that the agent gets."""
 
     allowed: bool
     rule: str
@@ -28,7 +30,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """The grants of one group, compiled."""
+    """The compiled rules of one group."""
 
     group: str
     pull: GlobSet
@@ -48,7 +50,7 @@ class GroupPolicy:
         deny: Iterable[str] = (),
         immutable_tags: Iterable[str] = (),
     ) -> "GroupPolicy":
-        """Compile patterns; raises ValueError that names the first bad one."""
+        """Compile the patterns; raises ValueError with the first invalid one."""
         return cls(
             group=group,
             pull=_names(pull),
@@ -60,14 +62,14 @@ class GroupPolicy:
 
 
 def decide(request: RegistryRequest, policy: GroupPolicy) -> Verdict:
-    """Judge one request by its group's grants; whether a mount may go along is `may_mount`'s to say."""
+    """Decide about one request by its group's rules; see `may_mount` for the mount in it."""
     match request.action:
         case RegistryAction.BASE | RegistryAction.WELL_KNOWN:
             return Verdict(allowed=True, rule="always", reason="")
         case RegistryAction.CATALOG:
             return Verdict(allowed=True, rule="catalog", reason="")
         case RegistryAction.UNKNOWN:
-            reason = f"tunnelmgr: {request.method} {request.path} is no endpoint of the registry API"
+            reason = f"tunnelmgr: {request.method} {request.path} is not an endpoint of the registry API"
             return Verdict(allowed=False, rule="endpoint", reason=reason)
         case RegistryAction.PULL | RegistryAction.PUSH | RegistryAction.DELETE:
             return judge(request.action, request.repository, policy)
@@ -76,40 +78,45 @@ def decide(request: RegistryRequest, policy: GroupPolicy) -> Verdict:
 
 
 def judge(action: RegistryAction, repository: str, policy: GroupPolicy) -> Verdict:
-    """Judge pull, push or delete of one repository."""
-    if (pattern := policy.deny.find(repository)) is not None:
-        return _verdict(policy, action, repository, rule=f"deny {pattern}", allowed=False)
-    if (rule := _grant(action, repository, policy)) is not None:
-        return _verdict(policy, action, repository, rule=rule, allowed=True)
-    return _verdict(policy, action, repository, rule="default", allowed=False)
+    """Decide about a pull, push or delete of one repository."""
+    allowed, rule = _find_rule(action, repository, policy)
+    if allowed:
+        return Verdict(allowed=True, rule=rule, reason=f"tunnelmgr: group {policy.group} may {action} {repository}")
+    why = "no rule grants it (default)" if rule == DEFAULT else f"forbidden by the rule {rule}"
+    reason = f"tunnelmgr: group {policy.group} may not {action} {repository}: {why}; ask the registry's administrator"
+    return Verdict(allowed=False, rule=rule, reason=reason)
 
 
 def may_list(repository: str, policy: GroupPolicy) -> bool:
-    """Whether the catalog names this repository to the group: one that it may pull, by a name that requests may use."""
-    return is_repository_name(repository) and judge(RegistryAction.PULL, repository, policy).allowed
+    """Whether the catalog shows this repository to the group: it may pull it, and its name is valid in requests."""
+    return is_repository_name(repository) and _find_rule(RegistryAction.PULL, repository, policy)[0]
 
 
 def may_mount(request: RegistryRequest, policy: GroupPolicy) -> bool:
-    """Whether the group may read the repository that a mount names.
+    """Whether the group may pull from the source repository of a mount.
 
-    A mount that names none lets the registry search all of them (end-11, automatic content discovery): never.
+    A mount without a source would let the registry search all repositories (end-11, automatic content discovery), so it
+    is never allowed.
     """
-    return bool(request.mount_from) and judge(RegistryAction.PULL, request.mount_from, policy).allowed
+    return bool(request.mount_from) and _find_rule(RegistryAction.PULL, request.mount_from, policy)[0]
 
 
 def protected_tags(request: RegistryRequest, policy: GroupPolicy) -> Mapping[str, str]:
-    """Return the tags that this request would write and that are written once, each with the rule that says so."""
+    """Return the protected tags that this request would write, each with the rule that protects it."""
     if request.action is not RegistryAction.PUSH:
         return {}
     rules = ((tag, policy.immutable_tags.rule(tag)) for tag in request.tags)
     return {tag: rule for tag, rule in rules if rule is not None}
 
 
-def _grant(action: RegistryAction, repository: str, policy: GroupPolicy) -> str | None:
+def _find_rule(action: RegistryAction, repository: str, policy: GroupPolicy) -> tuple[bool, str]:
+    """Return whether an action is allowed, and the rule that decides."""
+    if (pattern := policy.deny.find(repository)) is not None:
+        return False, f"deny {pattern}"
     for kind, globs in _granting(action, policy):
         if (pattern := globs.find(repository)) is not None:
-            return f"{kind} {pattern}"
-    return None
+            return True, f"{kind} {pattern}"
+    return False, DEFAULT
 
 
 def _granting(action: RegistryAction, policy: GroupPolicy) -> tuple[tuple[str, GlobSet], ...]:
@@ -122,12 +129,6 @@ def _granting(action: RegistryAction, policy: GroupPolicy) -> tuple[tuple[str, G
             return (("delete", policy.delete),)
         case _:
             return ()
-
-
-def _verdict(policy: GroupPolicy, action: RegistryAction, repository: str, *, rule: str, allowed: bool) -> Verdict:
-    may = "may" if allowed else "may not"
-    reason = f"tunnelmgr: group {policy.group} {may} {action} {repository}"
-    return Verdict(allowed=allowed, rule=rule, reason=reason)
 
 
 def _names(patterns: Iterable[str]) -> GlobSet:

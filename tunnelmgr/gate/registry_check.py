@@ -1,4 +1,4 @@
-"""How the registry itself does: whether it answers, and whether anybody but this machine can reach it."""
+"""Checks on the registry itself: whether it answers, and whether only this machine can reach it."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunnelmgr.core.tunnel import Endpoint
 
-PATIENCE = 5.0
+CHECK_TIMEOUT = 5.0  # seconds
 _LISTENING = "0A"
 _START = "start the registry, or correct the forward's target"
 _CORRECT = "correct the registry's configuration, or the forward's target"
@@ -17,13 +17,13 @@ _WITHOUT_AUTH = "remove `auth` from the registry's configuration: the gate decid
 
 
 async def registry_error(target: Endpoint) -> str | None:
-    """Return what is wrong with the registry's answer to `GET /v2/` and what to do, None if nothing is wrong.
+    """Return what is wrong with the registry's response to `GET /v2/` and what to do, None if nothing is wrong.
 
     OCI distribution spec, end-1.
     """
     request = f"GET /v2/ HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n"
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(CHECK_TIMEOUT):
             reader, writer = await asyncio.open_connection(target.host, target.port)
             try:
                 writer.write(request.encode())
@@ -31,11 +31,11 @@ async def registry_error(target: Endpoint) -> str | None:
             finally:
                 writer.close()
     except TimeoutError:
-        return f"{target} does not answer within {PATIENCE:g} s; {_START}"
+        return f"{target} does not answer within {CHECK_TIMEOUT:g} s; {_START}"
     except OSError as failed:
-        # The system's own words: asyncio puts the address there once more.
+        # The system's message: asyncio's own message has the address too.
         return f"{target}: {os.strerror(failed.errno) if failed.errno else failed}; {_START}"
-    except ValueError:  # a line without an end
+    except ValueError:  # a line that is longer than asyncio's limit
         return f"{target} does not speak HTTP; {_CORRECT}"
     words = status.split()
     if len(words) < 2 or not words[0].startswith(b"HTTP/1."):  # noqa: PLR2004 - version and status
@@ -47,15 +47,15 @@ async def registry_error(target: Endpoint) -> str | None:
 
 
 def listen_addresses(port: int, proc: Path = Path("/proc/net")) -> tuple[str, ...]:
-    """Return the local addresses on which something listens on `port`, empty where that is unreadable.
+    """Return the local addresses of the listeners on `port`, empty if /proc cannot be read.
 
-    From /proc/net/tcp, which has those that listen before all others (Linux, Documentation/networking/proc_net_tcp).
-    The others, one for each tunnel and more, are not read.
+    In /proc/net/tcp, the listeners come before all other sockets (Linux, Documentation/networking/proc_net_tcp). The
+    others, at least one for each tunnel, are not read.
     """
     found = set[str]()
     for name in ("tcp", "tcp6"):
         with suppress(OSError), (proc / name).open(encoding="ascii") as lines:
-            next(lines, "")  # the heads
+            next(lines, "")  # the column headings
             for line in lines:
                 local, state = line.split()[1], line.split()[3]
                 if state != _LISTENING:
@@ -67,7 +67,7 @@ def listen_addresses(port: int, proc: Path = Path("/proc/net")) -> tuple[str, ..
 
 
 def is_loopback_only(target: Endpoint) -> bool | None:
-    """Tell whether the registry's port is bound on loopback only; None where that cannot be seen from here."""
+    """Return whether the registry listens on loopback addresses only, None if its listeners cannot be seen."""
     if not ip_address(target.host).is_loopback:
         return False
     bound = listen_addresses(target.port)
@@ -77,7 +77,7 @@ def is_loopback_only(target: Endpoint) -> bool | None:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
-    """Read the kernel's form: words of 32 bits in the machine's byte order, which is little-endian here."""
+    """Parse the kernel's form: words of 32 bits in the machine's byte order, assumed to be little-endian."""
     raw = bytes.fromhex(text)
     words = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
     if len(words) == 4:  # noqa: PLR2004 - IPv4
