@@ -20,7 +20,7 @@ AGENT = Agent(AgentId("ec2:i-1"), "i-1", "cloud", "ci", "ci-1", ("10.0.0.1",))
 RECORD = Record(AGENT, first_seen=0.0, changed=0.0, trust=HostTrust(Method.CONSOLE, (KEY,)))
 
 
-class Book:
+class RecordingLog:
     """An audit log that keeps its entries."""
 
     def __init__(self) -> None:
@@ -43,24 +43,24 @@ class Book:
         await self.has_room.wait()
 
 
-class Desk:
+class Harness:
     """An audit trail, its entries, and its clock."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.book = Book()
+        self.log = RecordingLog()
         self.world = World(records={AGENT.id: RECORD})
-        self.auditor = AuditTrail(self.book, self, lambda: self.now)  # type: ignore[arg-type]
+        self.trail = AuditTrail(self.log, self, lambda: self.now)  # type: ignore[arg-type]
 
     @property
     def entries(self) -> list[dict[str, Any]]:
         """The audit entries."""
-        return self.book.entries
+        return self.log.entries
 
     def later(self, seconds: float) -> None:
         """Advance the clock, and let the trail write what is due."""
         self.now += seconds
-        self.auditor._tick()
+        self.trail._tick()
 
 
 class Empty:
@@ -70,9 +70,9 @@ class Empty:
 
 
 @pytest.fixture
-async def desk() -> Desk:
+async def harness() -> Harness:
     """Make an audit trail for a world with one agent."""
-    return Desk()
+    return Harness()
 
 
 def request(**changes: object) -> RequestRecord:
@@ -93,11 +93,11 @@ def request(**changes: object) -> RequestRecord:
     return RequestRecord(**{**facts, **changes})  # type: ignore[arg-type]
 
 
-async def test_a_pull_is_audited_with_agent_key_rule_and_size(desk: Desk) -> None:
+async def test_a_pull_is_audited_with_agent_key_rule_and_size(harness: Harness) -> None:
     """An entry names the agent, its proof, the action, the rule that decided, and the result."""
-    desk.auditor.record(request())
+    harness.trail.record(request())
 
-    assert desk.entries == [
+    assert harness.entries == [
         {
             "code": "request-allowed",
             "agent": "ec2:i-1",
@@ -121,37 +121,37 @@ async def test_a_pull_is_audited_with_agent_key_rule_and_size(desk: Desk) -> Non
     ]
 
 
-async def test_equal_requests_become_two_entries(desk: Desk) -> None:
+async def test_equal_requests_become_two_entries(harness: Harness) -> None:
     """The first is written at once; equal ones that follow become one entry with count, both times and sums."""
-    desk.auditor.record(request())
-    desk.now += 1
-    desk.auditor.record(request(took=0.5))
-    desk.now += 1
-    desk.auditor.record(request(bytes_to_agent=5))
-    assert len(desk.entries) == 1
+    harness.trail.record(request())
+    harness.now += 1
+    harness.trail.record(request(took=0.5))
+    harness.now += 1
+    harness.trail.record(request(bytes_to_agent=5))
+    assert len(harness.entries) == 1
 
-    desk.later(FOLD)
+    harness.later(FOLD)
 
-    assert len(desk.entries) == 2
-    folded = desk.entries[1]
+    assert len(harness.entries) == 2
+    folded = harness.entries[1]
     assert (folded["count"], folded["since"]) == (2, "1970-01-01T00:16:41.000Z")
     assert (folded["bytes_to_agent"], folded["bytes_from_agent"], folded["duration_ms"]) == (15, 2, 500.0)
 
 
-async def test_requests_that_continue_become_one_entry_per_window(desk: Desk) -> None:
+async def test_requests_that_continue_become_one_entry_per_window(harness: Harness) -> None:
     """A flood of equal requests for an hour causes one entry in five seconds, and none after its end."""
     for _ in range(100):
-        desk.auditor.record(request())
-        desk.later(FOLD / 2)
-    flooded = len(desk.entries)
-    desk.later(FOLD)
-    desk.later(FOLD)
-    after = len(desk.entries)
-    desk.later(10 * FOLD)
+        harness.trail.record(request())
+        harness.later(FOLD / 2)
+    flooded = len(harness.entries)
+    harness.later(FOLD)
+    harness.later(FOLD)
+    after = len(harness.entries)
+    harness.later(10 * FOLD)
 
     assert flooded <= 52
-    assert len(desk.entries) == after
-    assert sum(entry.get("count", 1) for entry in desk.entries) == 100
+    assert len(harness.entries) == after
+    assert sum(entry.get("count", 1) for entry in harness.entries) == 100
 
 
 @pytest.mark.parametrize(
@@ -166,140 +166,142 @@ async def test_requests_that_continue_become_one_entry_per_window(desk: Desk) ->
         {"caller": Caller(AgentId("ec2:i-2"), "ci-2", "ci", "registry-1", "127.0.0.1:5000", 8)},
     ],
 )
-async def test_requests_that_differ_have_entries_of_their_own(desk: Desk, change: dict[str, object]) -> None:
+async def test_requests_that_differ_have_entries_of_their_own(harness: Harness, change: dict[str, object]) -> None:
     """Only requests of one agent with the same target and result are counted together."""
-    desk.auditor.record(request())
-    desk.auditor.record(request(**change))
+    harness.trail.record(request())
+    harness.trail.record(request(**change))
 
-    assert len(desk.entries) == 2
+    assert len(harness.entries) == 2
 
 
-async def test_a_stop_writes_what_is_folded(desk: Desk) -> None:
+async def test_a_stop_writes_what_is_folded(harness: Harness) -> None:
     """A stop writes every folded entry."""
-    desk.book.has_room.set()
+    harness.log.has_room.set()
     for _ in range(3):
-        desk.auditor.record(request())
+        harness.trail.record(request())
 
-    await desk.auditor.flush()
+    await harness.trail.flush()
 
-    assert [entry.get("count") for entry in desk.entries] == [None, 2]
+    assert [entry.get("count") for entry in harness.entries] == [None, 2]
 
 
-async def test_folded_entries_wait_for_room(desk: Desk) -> None:
+async def test_folded_entries_wait_for_room(harness: Harness) -> None:
     """Many folded entries that are due at once do not overrun the agent's queue; if the disk fails, they are lost."""
     for number in range(3):
         for _ in range(2):
-            desk.auditor.record(request(reference=str(number)))
-    desk.book.is_full = True
-    desk.later(FOLD)
-    assert len(desk.entries) == 3
+            harness.trail.record(request(reference=str(number)))
+    harness.log.is_full = True
+    harness.later(FOLD)
+    assert len(harness.entries) == 3
 
-    desk.auditor.record(request(reference="0"))
-    desk.book.is_full = False
-    desk.later(1.0)
-    assert [entry["count"] for entry in desk.entries[3:]] == [2, 1, 1]
+    harness.trail.record(request(reference="0"))
+    harness.log.is_full = False
+    harness.later(1.0)
+    assert [entry["count"] for entry in harness.entries[3:]] == [2, 1, 1]
 
-    desk.auditor.record(request(reference="0"))
-    desk.book.is_full, desk.book.healthy = True, False
-    desk.later(FOLD)
-    assert len(desk.entries) == 7
+    harness.trail.record(request(reference="0"))
+    harness.log.is_full, harness.log.healthy = True, False
+    harness.later(FOLD)
+    assert len(harness.entries) == 7
 
 
-async def test_a_stop_waits_for_room_for_a_limited_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_waits_for_room_for_a_limited_time(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folded entries are written at a stop once there is room, and passed on without room at the deadline."""
     for _ in range(2):
-        desk.auditor.record(request())
+        harness.trail.record(request())
     monkeypatch.setattr(audit_trail, "PATIENCE", 0.01)
 
-    await desk.auditor.flush()
-    assert len(desk.entries) == 2
+    await harness.trail.flush()
+    assert len(harness.entries) == 2
 
-    desk.auditor.record(request())
-    desk.auditor.record(request())
-    desk.book.healthy = False
-    await desk.auditor.flush()
-    assert len(desk.entries) == 4
+    harness.trail.record(request())
+    harness.trail.record(request())
+    harness.log.healthy = False
+    await harness.trail.flush()
+    assert len(harness.entries) == 4
 
 
-async def test_folded_entries_are_written_without_another_request(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_folded_entries_are_written_without_another_request(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last folded entry is written by a timer, without another request."""
     monkeypatch.setattr(audit_trail, "FOLD", 0.05)
     clock = asyncio.get_running_loop().time
-    auditor = AuditTrail(desk.book, desk, clock)  # type: ignore[arg-type]
-    auditor.record(request())
-    auditor.record(request())
+    trail = AuditTrail(harness.log, harness, clock)  # type: ignore[arg-type]
+    trail.record(request())
+    trail.record(request())
 
-    await until(lambda: len(desk.entries) == 2)
-    await until(lambda: auditor._timer is None)
+    await until(lambda: len(harness.entries) == 2)
+    await until(lambda: trail._timer is None)
 
-    assert desk.entries[1]["count"] == 1
+    assert harness.entries[1]["count"] == 1
 
 
-async def test_an_agent_that_causes_many_entries_waits_for_its_rate(desk: Desk) -> None:
+async def test_an_agent_that_causes_many_entries_waits_for_its_rate(harness: Harness) -> None:
     """An agent waits once it has used up its burst, and no other agent waits."""
     for number in range(int(BURST)):
-        desk.auditor.record(request(reference=str(number)))
-    await desk.auditor.throttle(AGENT.id)
+        harness.trail.record(request(reference=str(number)))
+    await harness.trail.throttle(AGENT.id)
 
     for number in range(int(RATE)):
-        desk.auditor.record(request(reference=f"more-{number}"))
-    bucket = desk.auditor._buckets[AGENT.id]
-    assert bucket.wait(desk.now) == pytest.approx(1.0)
+        harness.trail.record(request(reference=f"more-{number}"))
+    bucket = harness.trail._buckets[AGENT.id]
+    assert bucket.wait(harness.now) == pytest.approx(1.0)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await desk.auditor.throttle(AGENT.id)
-    await desk.auditor.throttle(AgentId("ec2:i-2"))
+            await harness.trail.throttle(AGENT.id)
+    await harness.trail.throttle(AgentId("ec2:i-2"))
 
-    desk.later(1.0)
-    await desk.auditor.throttle(AGENT.id)
-    desk.later(BURST / RATE + 1)
-    assert AGENT.id not in desk.auditor._buckets
+    harness.later(1.0)
+    await harness.trail.throttle(AGENT.id)
+    harness.later(BURST / RATE + 1)
+    assert AGENT.id not in harness.trail._buckets
 
 
 async def test_an_agent_without_room_waits_for_the_disk_for_a_limited_time(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The agent continues once its entries are written, at the deadline, or at once if the disk fails."""
-    desk.book.is_full = True
+    harness.log.is_full = True
     monkeypatch.setattr(audit_trail, "PATIENCE", 0.01)
-    await desk.auditor.throttle(AGENT.id)
+    await harness.trail.throttle(AGENT.id)
 
     monkeypatch.setattr(audit_trail, "PATIENCE", 10.0)
-    desk.book.healthy = False
-    await desk.auditor.throttle(AGENT.id)
-    desk.book.healthy = True
-    desk.book.has_room.set()
+    harness.log.healthy = False
+    await harness.trail.throttle(AGENT.id)
+    harness.log.healthy = True
+    harness.log.has_room.set()
     async with asyncio.timeout(5):
-        await desk.auditor.throttle(AGENT.id)
+        await harness.trail.throttle(AGENT.id)
 
 
 @pytest.mark.parametrize("action", ["base", "well-known"])
-async def test_allowed_version_checks_are_not_audited(desk: Desk, action: str) -> None:
+async def test_allowed_version_checks_are_not_audited(harness: Harness, action: str) -> None:
     """Version checks and the controller's own probes name no repository and cause no entry."""
-    desk.auditor.record(request(action=action))
+    harness.trail.record(request(action=action))
 
-    assert desk.entries == []
-    assert desk.auditor._buckets == {}
+    assert harness.entries == []
+    assert harness.trail._buckets == {}
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("refused", "request-refused"), ("malformed", "request-malformed")])
-async def test_every_refusal_is_audited(desk: Desk, verdict: str, code: str) -> None:
+async def test_every_refusal_is_audited(harness: Harness, verdict: str, code: str) -> None:
     """Every refused request is audited, and so is one that could not be parsed."""
-    desk.auditor.record(request(action="base", verdict=verdict))
+    harness.trail.record(request(action="base", verdict=verdict))
 
-    assert [(entry["code"], entry["verdict"]) for entry in desk.entries] == [(code, "refuse")]
+    assert [(entry["code"], entry["verdict"]) for entry in harness.entries] == [(code, "refuse")]
 
 
-async def test_the_log_has_a_line_for_each_entry(desk: Desk) -> None:
+async def test_the_log_has_a_line_for_each_entry(harness: Harness) -> None:
     """Reads are logged at debug level, refusals and pushes at info level, and a failing registry is a warning."""
     with capture_logs() as lines:
-        desk.auditor.record(request())
-        desk.auditor.record(request(action="push"))
-        desk.auditor.record(request(verdict="refused", status=403))
-        desk.auditor.record(request(status=503, error="registry-unavailable", reason="the registry hung up"))
+        harness.trail.record(request())
+        harness.trail.record(request(action="push"))
+        harness.trail.record(request(verdict="refused", status=403))
+        harness.trail.record(request(status=503, error="registry-unavailable", reason="the registry hung up"))
         for _ in range(10):
-            desk.auditor.record(request(verdict="refused", status=403))
-        desk.later(FOLD)
+            harness.trail.record(request(verdict="refused", status=403))
+        harness.later(FOLD)
 
     assert [(line["log_level"], line["event"], line.get("count")) for line in lines] == [
         ("debug", "request", None),
@@ -325,39 +327,39 @@ async def test_the_log_has_a_line_for_each_entry(desk: Desk) -> None:
 
 async def test_a_request_of_a_forgotten_agent_still_names_it() -> None:
     """The last request of an agent that has left is audited with its id."""
-    book = Book()
+    log = RecordingLog()
 
-    AuditTrail(book, Empty(), lambda: 0.0).record(request())  # type: ignore[arg-type]
+    AuditTrail(log, Empty(), lambda: 0.0).record(request())  # type: ignore[arg-type]
 
-    assert book.entries[0]["agent"] == "ec2:i-1"
+    assert log.entries[0]["agent"] == "ec2:i-1"
 
 
-async def test_a_quarantine_is_audited_with_its_reason_and_waiting_is_not(desk: Desk) -> None:
+async def test_a_quarantine_is_audited_with_its_reason_and_waiting_is_not(harness: Harness) -> None:
     """A quarantine is audited; waiting for evidence is not."""
-    desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "quarantined", "another key"))
-    desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "waiting", "console: no block yet"))
+    harness.trail.history_grew(RECORD, HistoryEntry(1.0, "quarantined", "another key"))
+    harness.trail.history_grew(RECORD, HistoryEntry(1.0, "waiting", "console: no block yet"))
 
-    assert [(entry["code"], entry["detail"]) for entry in desk.entries] == [("tunnel-quarantined", "another key")]
+    assert [(entry["code"], entry["detail"]) for entry in harness.entries] == [("tunnel-quarantined", "another key")]
 
 
-async def test_a_repeated_step_is_audited_with_its_count(desk: Desk) -> None:
+async def test_a_repeated_step_is_audited_with_its_count(harness: Harness) -> None:
     """A repeated step is audited with its count; the first one has no count."""
     failed = HistoryEntry(1.0, "failed", "nobody answers")
-    desk.auditor.history_grew(RECORD, failed)
-    desk.auditor.history_grew(RECORD, failed.again(2.0))
+    harness.trail.history_grew(RECORD, failed)
+    harness.trail.history_grew(RECORD, failed.again(2.0))
 
-    assert [(entry["code"], entry.get("count")) for entry in desk.entries] == [
+    assert [(entry["code"], entry.get("count")) for entry in harness.entries] == [
         ("tunnel-failed", None),
         ("tunnel-failed", 2),
     ]
 
 
-async def test_a_release_is_audited_with_the_users_id(desk: Desk) -> None:
+async def test_a_release_is_audited_with_the_users_id(harness: Harness) -> None:
     """The entry of a release has the user's id and the reason; a step that no user asked for has no user id."""
-    desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "released", "reinstalled", uid=1000))
-    desk.auditor.history_grew(RECORD, HistoryEntry(1.0, "probed", "up"))
+    harness.trail.history_grew(RECORD, HistoryEntry(1.0, "released", "reinstalled", uid=1000))
+    harness.trail.history_grew(RECORD, HistoryEntry(1.0, "probed", "up"))
 
-    assert [(entry["code"], entry["detail"], entry.get("uid")) for entry in desk.entries] == [
+    assert [(entry["code"], entry["detail"], entry.get("uid")) for entry in harness.entries] == [
         ("tunnel-released", "reinstalled", 1000),
         ("tunnel-probed", "up", None),
     ]

@@ -26,13 +26,13 @@ class Process:
     def __init__(self, child: asyncio.subprocess.Process, client: ControlClient) -> None:
         self.child = child
         self.client = client
-        self.said = b""
+        self.output = b""
 
     async def listen(self) -> None:
         """Collect its log."""
         assert self.child.stderr is not None
         while line := await self.child.stderr.readline():
-            self.said += line
+            self.output += line
 
     async def ask(self, question: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - JSON
         """Send a request over its socket."""
@@ -54,7 +54,7 @@ class Process:
             if agent is not None and agent["phase"] == phase:
                 return agent
             await asyncio.sleep(0.02)
-        raise AssertionError(f"{name} is not {phase}:\n{self.said.decode()}")
+        raise AssertionError(f"{name} is not {phase}:\n{self.output.decode()}")
 
     async def end(self, within: float = 10) -> int:
         """Wait until it ends and return its exit status."""
@@ -117,7 +117,7 @@ async def test_it_comes_up_serves_the_agent_and_drains_on_sigterm(site: Site) ->
 
     assert not site.socket.exists()
     assert site.sshd.cancelled == [site.listen]
-    assert b"Traceback" not in process.said
+    assert b"Traceback" not in process.output
 
 
 async def test_a_drain_lets_an_open_channel_end(site: Site) -> None:
@@ -157,7 +157,7 @@ async def test_a_second_signal_stops_at_once(site: Site) -> None:
         assert await process.end(within=3) == 1
         writer.close()
 
-    assert b"Traceback" not in process.said
+    assert b"Traceback" not in process.output
 
 
 async def test_systemd_is_notified_when_the_daemon_is_ready_and_when_it_stops(site: Site) -> None:
@@ -201,9 +201,9 @@ async def test_sighup_with_an_invalid_file_changes_nothing_and_logs_the_problems
         site.write()
 
         process.child.send_signal(signal.SIGHUP)
-        await until(lambda: b"the old one stays" in process.said)
-        assert b"source[0].agent[0].nonsense" in process.said
-        assert b"group[0].pull" in process.said
+        await until(lambda: b"the old one stays" in process.output)
+        assert b"source[0].agent[0].nonsense" in process.output
+        assert b"group[0].pull" in process.output
         assert (await process.phase("up"))["since"] == before["since"]
         assert len(site.sshd.connections) == connections
 
@@ -273,8 +273,8 @@ async def test_an_agent_that_is_moved_to_another_group_loses_its_tunnel_and_its_
                 pass
         assert after["group"] == "ci"
         assert (await fetch(site, "/v2/team/app/tags/list")).startswith(b"HTTP/1.1 403 ")
-        told = await process.ask(process.client.agent, "builder-1")
-        steps = {moment["step"]: moment["detail"] for moment in told["history"]}
+        shown = await process.ask(process.client.agent, "builder-1")
+        steps = {moment["step"]: moment["detail"] for moment in shown["history"]}
         assert steps["regrouped"] == "from default to ci"
 
 
@@ -300,11 +300,11 @@ async def test_a_file_that_cannot_be_read_at_a_reload_ends_nothing(site: Site) -
         problem = f"authority[0].revoked: cannot read {revoked}: Is a directory"
 
         process.child.send_signal(signal.SIGHUP)
-        await until(lambda: b"the old one stays" in process.said)
+        await until(lambda: b"the old one stays" in process.output)
         with pytest.raises(ConfigError) as bad:
             await process.ask(process.client.reload)
 
-        assert problem.encode() in process.said
+        assert problem.encode() in process.output
         assert bad.value.problems == (problem,)
         assert (await process.phase("up"))["since"] == before["since"]
         revoked.rmdir()
@@ -318,8 +318,8 @@ async def test_a_file_that_cannot_be_read_at_the_start_is_a_configuration_error(
     site.more = f'[[authority]]\nname = "images"\nfile = "{site.folder}/ca.pub"\n'
     async with daemon(site) as process:
         assert await process.end() == 2
-    assert b"authority[0].file: cannot read " in process.said
-    assert b"Traceback" not in process.said
+    assert b"authority[0].file: cannot read " in process.output
+    assert b"Traceback" not in process.output
 
 
 # --- what outlives it ---
@@ -336,8 +336,8 @@ async def test_a_first_seen_key_outlives_a_kill(site: Site) -> None:
 
     async with daemon(site) as process:
         agent = await process.phase("up")
-        told = await process.ask(process.client.agent, "builder-1")
-        assert [moment["step"] for moment in told["history"]].count("seen") == 1
+        shown = await process.ask(process.client.agent, "builder-1")
+        assert [moment["step"] for moment in shown["history"]].count("seen") == 1
         assert agent["trust"] == "tofu"
         process.child.kill()
         await process.end()
@@ -387,16 +387,16 @@ async def test_a_metrics_port_that_is_taken_is_named(site: Site) -> None:
     """The error names the setting, and nothing is left open."""
     with sockets.create_server(("127.0.0.1", 0)) as taken:
         site.controller = [f'metrics = "127.0.0.1:{taken.getsockname()[1]}"']
-        said = await failing_start(site)
+        output = await failing_start(site)
 
-    assert "controller.metrics: cannot listen on 127.0.0.1:" in said
-    assert "in use" in said
+    assert "controller.metrics: cannot listen on 127.0.0.1:" in output
+    assert "in use" in output
     assert not site.socket.exists()
 
 
 async def test_a_state_file_of_another_program_is_left_alone(site: Site) -> None:
     """A database of another program is refused and not changed."""
-    (site.folder / "state.db").write_bytes(b"not a database, but somebody's only copy" * 50)
+    (site.folder / "state.db").write_bytes(b"not a database, but another program's data" * 50)
 
     assert "state.db" in await failing_start(site)
     assert (site.folder / "state.db").read_bytes().startswith(b"not a database")
@@ -417,13 +417,13 @@ async def test_the_commands_exit_status_tells_why_it_did_not_start(site: Site) -
         site.controller = [f'metrics = "127.0.0.1:{taken.getsockname()[1]}"']
         async with daemon(site) as process:
             assert await process.end() == 1
-    assert b"error: controller.metrics" in process.said
-    assert b"Traceback" not in process.said
+    assert b"error: controller.metrics" in process.output
+    assert b"Traceback" not in process.output
 
     site.more = "nonsense = 1"
     async with daemon(site) as process:
         assert await process.end() == 2
-    assert b"source[0].agent[0].nonsense: unknown key" in process.said
+    assert b"source[0].agent[0].nonsense: unknown key" in process.output
 
 
 async def test_a_daemon_without_the_fast_path_reports_it_and_works(site: Site, tmp_path: Path) -> None:
@@ -434,8 +434,8 @@ async def test_a_daemon_without_the_fast_path_reports_it_and_works(site: Site, t
         status = await process.ask(process.client.status)
 
     assert status["fast_path"] == {"active": False, "reason": "asyncssh: Channel._send_window is missing"}
-    assert process.said.count(b"fast path switched off") == 1
-    assert process.said.count(b"Channel._send_window is missing") == 1
+    assert process.output.count(b"fast path switched off") == 1
+    assert process.output.count(b"Channel._send_window is missing") == 1
 
 
 async def test_metrics_are_served_where_the_configuration_says(site: Site) -> None:

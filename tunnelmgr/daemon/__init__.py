@@ -1,1 +1,1 @@
-"""The composition root: a configuration becomes objects, and the objects run until told to stop."""
+"""The composition root: makes the parts of the daemon from a configuration, and runs them until it drains."""

@@ -21,7 +21,7 @@ class ChannelServer:
     configuration: ActiveConfiguration
     gate: Gate
     controller: str
-    """The controller's name, which the gate tells to callers."""
+    """The controller's name, which the gate reports to callers."""
     traffic: dict[AgentId, Traffic] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
