@@ -13,7 +13,7 @@ from lab.ec2 import host_key_console
 from lab.hetzner.client import HetznerService
 from lab.images import make_image, skopeo_copy
 from lab.processes import until
-from tunnelmgr.core.trust import fingerprint
+from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.ssh.login import make_key, public_line
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tests.cli.conftest import Run
 from tunnelmgr.cli import app
 from tunnelmgr.config import AuthorityConfig, load
-from tunnelmgr.core.trust import fingerprint
+from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.trust.certificate import Authority, is_revoked, parse, refusal
 
 

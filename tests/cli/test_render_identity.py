@@ -8,7 +8,8 @@ from tests.cli.test_render import lines
 from tests.control.fake_daemon import KEY, FakeDaemon, record, up, world
 from tunnelmgr.cli import render
 from tunnelmgr.control.views import agent_view, agents_view, history_view, status_view
-from tunnelmgr.core.trust import HostTrust, Method, fingerprint
+from tunnelmgr.core.host_key import fingerprint
+from tunnelmgr.core.trust import HostTrust, Method
 
 CERTIFIED = HostTrust(Method.AUTHORITY, (KEY,), "certificate of authority images, serial 7")
 

@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.trust import Method, fingerprint
+from tunnelmgr.core.host_key import fingerprint
+from tunnelmgr.core.trust import Method
 from tunnelmgr.discovery.static import StaticConfig, StaticSource
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from tests.ssh.ssh_server import Sshd, free_port, generate, public, running_sshd, running_tcp_server, until
 from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.host_key import is_certificate
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.host_key_scan import _LookingDialer, _Overhearing, host_key_shown, shown_certificate, shown_key
-from tunnelmgr.trust.certificate import is_certificate, parse
+from tunnelmgr.trust.certificate import parse
 from tunnelmgr.tunnel.admission import Admission
 
 KINDS = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa"]

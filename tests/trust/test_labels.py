@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.trust.keygen import Keygen
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.trust import HostTrust, Method, fingerprint
+from tunnelmgr.core.host_key import fingerprint
+from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 from tunnelmgr.trust.labels import NAMES, LabelKeys, as_label
 

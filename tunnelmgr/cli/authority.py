@@ -11,7 +11,7 @@ from tunnelmgr.cli.command import Command, Group, command
 from tunnelmgr.cli.options import JsonOption
 from tunnelmgr.cli.output import print_json, print_line
 from tunnelmgr.config import DEFAULT_FILE
-from tunnelmgr.core.trust import fingerprint
+from tunnelmgr.core.host_key import AUTHORITY_KEY_TYPES, fingerprint, parse_key
 from tunnelmgr.errors import ConfigError, ControlError
 from tunnelmgr.ssh.login import Signing, make_key, public_line, sign_host_key
 
@@ -127,8 +127,7 @@ def _revoked(file: Path) -> Path:
 
 
 def _fingerprint_in(file: Path) -> str:
-    words = file.read_text(encoding="utf-8").split()
     try:
-        return fingerprint(" ".join(words[:2]))
-    except (IndexError, ValueError) as odd:
-        raise ConfigError([f"{file} does not contain a public key"]) from odd
+        return fingerprint(parse_key(file.read_text(encoding="utf-8"), AUTHORITY_KEY_TYPES))
+    except ValueError as odd:
+        raise ConfigError([f"{file} does not contain a public key: {odd}"]) from odd

@@ -5,7 +5,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunnelmgr.core.trust import fingerprint
+from tunnelmgr.core.host_key import AUTHORITY_KEY_TYPES, parse_key
 
 
 def examine_key_file(path: Path) -> str | None:  # noqa: PLR0911 - one return a finding
@@ -47,7 +47,11 @@ class PublicKeyFile:
     @classmethod
     def read(cls, path: Path) -> "PublicKeyFile":
         """Read the file; raises ValueError if it cannot be read or holds no public key."""
-        return cls(path, _public_key(path, _text(path)))
+        text = _text(path)
+        try:
+            return cls(path, parse_key(text, AUTHORITY_KEY_TYPES))
+        except ValueError as odd:
+            raise ValueError(f"{path} does not contain a public key: {odd}") from odd
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +75,3 @@ def _text(path: Path) -> str:
         raise ValueError(f"cannot read {path}: {denied.strerror}") from denied
     except UnicodeDecodeError as odd:
         raise ValueError(f"{path} is not text in UTF-8") from odd
-
-
-def _public_key(file: Path, text: str) -> str:
-    words = text.split()
-    if len(words) < 2:  # noqa: PLR2004 - type and key
-        raise ValueError(f"{file} holds no public key")
-    key = f"{words[0]} {words[1]}"
-    try:
-        fingerprint(key)
-    except ValueError as odd:
-        raise ValueError(f"{file} holds no public key") from odd
-    return key

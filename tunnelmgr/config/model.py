@@ -1,7 +1,6 @@
 """The tables of the file, and the whole of it."""
 
 import socket
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -24,6 +23,7 @@ from tunnelmgr.config.values import (
     state_url,
 )
 from tunnelmgr.core.events import Rules
+from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Forward
@@ -65,7 +65,7 @@ class ControllerConfig(Section):
     @field_validator("metrics")
     @classmethod
     def _meant(cls, metrics: Endpoint | None, before: ValidationInfo) -> Endpoint | None:
-        if metrics and not ip_address(metrics.host).is_loopback and not before.data.get("metrics_public"):
+        if metrics and not is_loopback(metrics.host) and not before.data.get("metrics_public"):
             raise ValueError(f"{metrics} is not loopback; add metrics_public = true if that is meant")
         return metrics
 

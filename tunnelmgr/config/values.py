@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from tunnelmgr.config.keyfile import PublicKeyFile, RevocationFile
 from tunnelmgr.core.globs import check_name_glob, check_tag_glob
+from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
 
@@ -47,7 +48,7 @@ def _endpoint(value: object) -> Endpoint:
 
 def _loopback(value: object) -> Endpoint:
     endpoint = _endpoint(value)
-    if not ip_address(endpoint.host).is_loopback:
+    if not is_loopback(endpoint.host):
         raise ValueError(f"{endpoint} is not loopback; an agent must not offer the registry to its network")
     return endpoint
 

@@ -31,10 +31,10 @@ from tunnelmgr.control.views import (
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedAdded
 from tunnelmgr.core.health import Telemetry
+from tunnelmgr.core.host_key import parse_key
 from tunnelmgr.core.policy import Verdict
 from tunnelmgr.core.sanitize import plain
 from tunnelmgr.core.seed import Seed
-from tunnelmgr.core.trust import public_key
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import status_of
 from tunnelmgr.errors import ConfigError, ControlError
@@ -194,8 +194,8 @@ class ControlServer:
             expected = '{"key": "ssh-ed25519 AAAA…", "seconds": 600}'
             raise web.HTTPBadRequest(text=f"invalid body; expected: {expected}") from invalid
         try:
-            key = public_key(*key.split(maxsplit=1))
-        except (TypeError, ValueError) as invalid:
+            key = parse_key(key)
+        except ValueError as invalid:
             raise web.HTTPBadRequest(text=f"invalid public host key: {invalid}") from invalid
         if not 0 < seconds <= MAX_SEED_SECONDS:
             raise web.HTTPBadRequest(

@@ -12,6 +12,7 @@ from tunnelmgr.config import Config, Source
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.prepared import PinsKeys, build
@@ -138,7 +139,7 @@ def _reach(target: Endpoint) -> Finding:
 
 
 def _exposure(target: Endpoint) -> str:
-    if not ip_address(target.host).is_loopback:
+    if not is_loopback(target.host):
         return f"{target} is not loopback: the traffic is readable on its way, and others can reach the registry too"
     where = ", ".join(listen_addresses(target.port))
     return f"it listens on {where}: anyone who can reach this machine can pull; set http.addr to {target}"
@@ -172,7 +173,7 @@ def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:
     """Find agents on this very machine whose forward would take a port that is taken here."""
     found = []
     for agent in snapshot.agents:
-        if not any(_is_loopback(address) for address in agent.addresses):
+        if not any(address == "localhost" or is_loopback(address) for address in agent.addresses):
             continue
         for forward in config.forwards():
             taken = [endpoint for endpoint in forward.listen if _taken(endpoint)]
@@ -190,13 +191,6 @@ def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:
 def _taken(endpoint: Endpoint) -> bool:
     """Tell whether a listener here stands in the way, be it one for every address."""
     return any(host == endpoint.host or ip_address(host).is_unspecified for host in listen_addresses(endpoint.port))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def _trust(source: Source, snapshot: Snapshot) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from ipaddress import IPv4Address, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv6Interface
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ from requests.exceptions import ConnectionError as Broken
 
 from tunnelmgr import __version__
 from tunnelmgr.config import examine_key_file
+from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.sanitize import plain
 from tunnelmgr.discovery.hetzner_budget import Budget
 from tunnelmgr.errors import DiscoveryError
@@ -223,16 +224,9 @@ def secure_endpoint(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise ValueError(f'write a URL such as "{ENDPOINT}"')
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not (parts.hostname == "localhost" or is_loopback(parts.hostname)):
         raise ValueError("the token would cross the network unencrypted; write https://")
     return url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _stop_retries(client: Client) -> None:

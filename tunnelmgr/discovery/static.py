@@ -7,7 +7,8 @@ from pydantic import Field, field_validator
 from tunnelmgr.config import Name, Section, SourceConfig, TrustOrder
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Grouping, Snapshot
-from tunnelmgr.core.trust import Method, fingerprint, public_key
+from tunnelmgr.core.host_key import fingerprint, parse_key
+from tunnelmgr.core.trust import Method
 
 
 class StaticAgent(Section):
@@ -25,9 +26,8 @@ class StaticAgent(Section):
         """Keep `type base64`, as the first two fields of a line in ssh_host_ed25519_key.pub."""
         if value is None:
             return None
-        kind, _, rest = value.strip().partition(" ")
         try:
-            return public_key(kind, rest.strip().partition(" ")[0])
+            return parse_key(value)
         except ValueError as odd:
             hint = 'write the public host key as "ssh-ed25519 AAAA…" (/etc/ssh/ssh_host_ed25519_key.pub)'
             raise ValueError(f"{odd}; {hint}") from odd

@@ -3,9 +3,10 @@
 import asyncio
 import os
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.tunnel import Endpoint
 
 CHECK_TIMEOUT = 5.0  # seconds
@@ -68,12 +69,12 @@ def listen_addresses(port: int, proc: Path = Path("/proc/net")) -> tuple[str, ..
 
 def is_loopback_only(target: Endpoint) -> bool | None:
     """Return whether the registry listens on loopback addresses only, None if its listeners cannot be seen."""
-    if not ip_address(target.host).is_loopback:
+    if not is_loopback(target.host):
         return False
     bound = listen_addresses(target.port)
     if not bound:
         return None
-    return all(ip_address(address).is_loopback for address in bound)
+    return all(is_loopback(address) for address in bound)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

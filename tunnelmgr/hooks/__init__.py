@@ -6,7 +6,6 @@ text: nothing is installed, dialled or remembered.
 
 import base64
 import gzip
-import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -14,6 +13,7 @@ from textwrap import indent, wrap
 from types import MappingProxyType
 from typing import Final
 
+from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ConfigError
 
@@ -177,7 +177,7 @@ def authorized_keys_line(listen: Sequence[Endpoint], public_key: str) -> str:
     (sshd(8), "AUTHORIZED_KEYS FILE FORMAT"). Raises ConfigError.
     """
     problems = [] if listen else ["forward: an agent's key needs at least one listen address"]
-    problems += [f"forward.listen: {one} is not loopback" for one in listen if not _is_loopback(one.host)]
+    problems += [f"forward.listen: {one} is not loopback" for one in listen if not is_loopback(one.host)]
     key = public_key.strip()
     if not _PUBLIC_KEY.fullmatch(key):
         problems.append("ssh.key: the public key is not one line of `TYPE BASE64 COMMENT`")
@@ -236,10 +236,3 @@ def _terse(script: str) -> str:
 
 def _without_shebang(script: str) -> str:
     return script.split("\n", 1)[1]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

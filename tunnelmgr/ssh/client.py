@@ -12,8 +12,7 @@ Rules, each with the reason measured:
 """
 
 import asyncio
-import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ import asyncssh
 import structlog
 
 from tunnelmgr.config import CIPHERS
+from tunnelmgr.core.host_key import HOST_KEY_ALGORITHMS, algorithms_of, key_from_blob
 from tunnelmgr.core.sanitize import plain, said
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.dataplane.channel import ForwardedChannel
@@ -39,14 +39,6 @@ from tunnelmgr.ssh.permit import UNLIMITED, DialPermit
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-HOST_KEY_ALGORITHMS = (
-    "ssh-ed25519",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "rsa-sha2-512",
-    "rsa-sha2-256",
-)
 KEY_EXCHANGES = "-gss-*,curve448-*,diffie-hellman-*,rsa*"
 """What is taken away from asyncssh's list; the others there are X25519, ECDH, and ML-KEM with one of these."""
 SAFE: Final[Mapping[str, Any]] = MappingProxyType(
@@ -124,7 +116,7 @@ class SshConnection:
         key = self._conn.get_server_host_key()
         if key is None:
             raise AssertionError("a connection without a host key")
-        return f"{key.algorithm.decode()} {base64.b64encode(key.public_data).decode()}"
+        return key_from_blob(key.public_data)
 
     @property
     def lost(self) -> asyncio.Event:
@@ -342,13 +334,7 @@ async def _shake_hands(spec: TunnelSpec, login: Login, dialer: Dialer, offers: l
     return SshConnection(conn, dialer.line, peer, dialer.reached)
 
 
-def algorithms_of(keys: Sequence[str]) -> list[str]:
-    """Return the algorithms by which these host keys can be shown."""
-    types = {key.split()[0] for key in keys}
-    return [name for name in HOST_KEY_ALGORITHMS if name in types or (name.startswith("rsa") and "ssh-rsa" in types)]
-
-
 def host_key_algorithms(keys: tuple[str, ...]) -> list[str]:
     """Return every algorithm that we take, those of the expected keys first."""
     expected = algorithms_of(keys)
-    return expected + [name for name in HOST_KEY_ALGORITHMS if name not in expected]
+    return [*expected, *(name for name in HOST_KEY_ALGORITHMS if name not in expected)]

@@ -1,7 +1,6 @@
 """Looking at the host key that an agent shows, without offering anything: the connection ends before any login."""
 
 import asyncio
-import base64
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,22 +10,21 @@ import asyncssh
 
 from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.host_key import (
+    HOST_CERTIFICATE_ALGORITHMS,
+    HOST_KEY_ALGORITHMS,
+    algorithms_of,
+    is_certificate,
+    key_from_blob,
+)
 from tunnelmgr.core.sanitize import said
 from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.fast_path import free_connection
 from tunnelmgr.errors import UnreachableError
-from tunnelmgr.ssh.client import FAULTS, HOST_KEY_ALGORITHMS, SAFE, algorithms_of
+from tunnelmgr.ssh.client import FAULTS, SAFE
 from tunnelmgr.ssh.dialer import Dialer
 from tunnelmgr.ssh.permit import UNLIMITED, DialPermit
 
-_CERTIFIED = (
-    "ssh-ed25519-cert-v01@openssh.com",
-    "ecdsa-sha2-nistp256-cert-v01@openssh.com",
-    "ecdsa-sha2-nistp384-cert-v01@openssh.com",
-    "ecdsa-sha2-nistp521-cert-v01@openssh.com",
-    "rsa-sha2-512-cert-v01@openssh.com",
-    "rsa-sha2-256-cert-v01@openssh.com",
-)
 BEGINNING: Final = 64 * 1024
 """Bytes of what a server says that are kept: more than its first lines and two of its packets need."""
 KEX_ECDH_REPLY: Final = 31
@@ -49,8 +47,7 @@ async def shown_key(
     """
     look = _Look(patience, ciphers, permit)
     blob = await _shown(agent, algorithms_of(wanted) or HOST_KEY_ALGORITHMS, look)
-    size = int.from_bytes(blob[:4], "big")
-    return f"{blob[4 : 4 + size].decode('ascii')} {base64.b64encode(blob).decode()}"
+    return key_from_blob(blob)
 
 
 async def shown_certificate(
@@ -61,7 +58,7 @@ async def shown_certificate(
     The authority's signature in a certificate is checked; what it says is not. Raises UnreachableError.
     """
     look = _Look(patience, ciphers, permit)
-    return await _shown(agent, (*_CERTIFIED, *HOST_KEY_ALGORITHMS), look)
+    return await _shown(agent, (*HOST_CERTIFICATE_ALGORITHMS, *HOST_KEY_ALGORITHMS), look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +192,5 @@ def host_key_shown(heard: bytes) -> bytes | None:
 
 def _key_of(blob: bytes) -> asyncssh.SSHKey:
     """Return the key in a certificate, or the key; raises ValueError where it is neither."""
-    kind = blob[4 : 4 + int.from_bytes(blob[:4])]
-    line = kind + b" " + base64.b64encode(blob)
-    if kind.endswith(b"-cert-v01@openssh.com"):
-        return asyncssh.import_certificate(line).key
-    return asyncssh.import_public_key(line)
+    line = key_from_blob(blob)
+    return asyncssh.import_certificate(line).key if is_certificate(blob) else asyncssh.import_public_key(line)

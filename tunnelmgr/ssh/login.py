@@ -1,7 +1,6 @@
 """The controller's own key."""
 
 import asyncio
-import base64
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 import asyncssh
 
 from tunnelmgr.config import CIPHERS, SshConfig, examine_key_file
+from tunnelmgr.core.host_key import key_from_blob
 from tunnelmgr.errors import ConfigError, LoginKeyError
 
 Identity = asyncssh.SSHKey | asyncssh.SSHKeyPair | tuple[asyncssh.SSHKey, asyncssh.SSHCertificate]
@@ -79,9 +79,7 @@ def identity_print(identity: Identity) -> str:
     if isinstance(identity, asyncssh.SSHKey):
         return identity.get_fingerprint()
     # Not by its `algorithm`: that is the signature's once it has signed.
-    blob = identity.public_data
-    kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
-    line = kind + b" " + base64.b64encode(blob)
+    line = key_from_blob(identity.public_data)
     key = asyncssh.import_certificate(line).key if identity.has_cert else asyncssh.import_public_key(line)
     return key.get_fingerprint()
 

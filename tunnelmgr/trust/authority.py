@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.host_key import is_certificate
 from tunnelmgr.core.sanitize import plain
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
-from tunnelmgr.trust.certificate import Authority, HostCertificate, is_certificate, is_revoked, parse, refusal
+from tunnelmgr.trust.certificate import Authority, HostCertificate, is_revoked, parse, refusal
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ https://cloudinit.readthedocs.io/en/latest/reference/modules.html#mod-cc-keys-to
 import re
 import unicodedata
 
-from tunnelmgr.core.trust import KEY_TYPES, public_key
+from tunnelmgr.core.host_key import HOST_KEY_TYPES, parse_key, type_of
 
 _BEGIN = "-----BEGIN SSH HOST KEY KEYS-----"
 _END = "-----END SSH HOST KEY KEYS-----"
-_KEY = re.compile(rf"(?:^|[ :\]])({'|'.join(KEY_TYPES)}) ([A-Za-z0-9+/]+={{0,2}})(?: \S.*)?$")
+_KEY = re.compile(rf"(?:^|[ :\]])({'|'.join(HOST_KEY_TYPES)}) ([A-Za-z0-9+/]+={{0,2}})(?: \S.*)?$")
 _STEERING = {"Cc", "Zl", "Zp"}
 """Unicode's categories of control characters and of separators of lines and paragraphs."""
 
@@ -59,8 +59,8 @@ def _blocks(lines: list[str]) -> list[tuple[str, ...]]:
 
 def _distinct(keys: list[str]) -> tuple[str, ...]:
     found = tuple(sorted(set(keys)))
-    kinds = [key.split()[0] for key in found]
-    doubled = [kind for kind in KEY_TYPES if kinds.count(kind) > 1]
+    kinds = [type_of(key) for key in found]
+    doubled = [kind for kind in HOST_KEY_TYPES if kinds.count(kind) > 1]
     if doubled:
         raise ValueError(f"a host key block with several keys of type {doubled[0]}, of which a machine has one")
     return found
@@ -71,6 +71,6 @@ def _key(line: str) -> str:
     if found is None:
         raise ValueError("a line in the host key block is no key")
     try:
-        return public_key(found[1], found[2])
+        return parse_key(f"{found[1]} {found[2]}")
     except ValueError as odd:
         raise ValueError(f"in the host key block, {odd}") from odd

@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
+from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.sanitize import plain
-from tunnelmgr.core.trust import HostTrust, Method, fingerprint
+from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 
 NAMES = ("tunnelmgr:host-key", "tunnelmgr-host-key")

@@ -26,7 +26,8 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
 from tunnelmgr.core.events import Failure, KeyExamined
 from tunnelmgr.core.evolve.common import at_rest, quarantined, rested
-from tunnelmgr.core.trust import Method, fingerprint
+from tunnelmgr.core.host_key import fingerprint
+from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase, Resting, Seeking
 from tunnelmgr.core.world import Quarantine, Record, World
 from tunnelmgr.errors import HostKeySharedError, Pace
