@@ -20,9 +20,9 @@ from tunnelmgr.core.events import (
     TunnelProbed,
 )
 from tunnelmgr.core.evolve import evolve
-from tunnelmgr.core.reconcile import Action, begin, plan
+from tunnelmgr.core.reconcile import Action, begin, desired, plan
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelStatus
+from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec, TunnelStatus
 from tunnelmgr.core.world import Record, World
 from tunnelmgr.errors import Pace
 
@@ -108,6 +108,10 @@ class History:
     def record(self, agent: Agent) -> Record:
         """Return what is remembered of an agent."""
         return self.world.records[agent.id]
+
+    def spec(self, agent: Agent) -> TunnelSpec | None:
+        """Return the tunnel that an agent should have."""
+        return desired(self.world).get(agent.id)
 
     def status(self, agent: Agent) -> TunnelStatus:
         """Return the state of an agent's tunnel."""

@@ -187,7 +187,7 @@ def test_a_rebuilt_agent_has_to_prove_itself_anew(history: History) -> None:
     history.listed(replace(agent, incarnation="2"))
 
     assert history.record(agent).trust is None
-    assert history.record(agent).spec is None
+    assert history.spec(agent) is None
     assert history.status(agent).phase is Phase.AWAITING_IDENTITY
     assert history.steps(agent)[-1] == "rebuilt"
 
@@ -200,7 +200,7 @@ def test_an_agent_that_moved_keeps_its_evidence(history: History, facts: dict[st
 
     history.listed(replace(agent, **facts))  # type: ignore[arg-type]
 
-    spec = history.record(agent).spec
+    spec = history.spec(agent)
     assert spec is not None
     assert (spec.addresses, spec.port) == (history.record(agent).agent.addresses, history.record(agent).agent.port)
     assert history.steps(agent)[-1] == "moved"
@@ -213,7 +213,7 @@ def test_an_agent_without_an_address_has_nothing_to_dial(history: History) -> No
     history.believed(agent)
 
     assert history.record(agent).trust is not None
-    assert history.record(agent).spec is None
+    assert history.spec(agent) is None
 
 
 def test_a_change_of_group_that_asks_for_more_drops_weaker_evidence(history: History) -> None:
@@ -383,7 +383,7 @@ def test_a_changed_forward_changes_what_every_tunnel_should_be(history: History)
 
     history.hear(Reconfigured(replace(history.rules, forwards=())))
 
-    spec = history.record(agent).spec
+    spec = history.spec(agent)
     assert spec is not None
     assert spec.forwards == ()
 
@@ -397,7 +397,7 @@ def test_evidence_makes_an_agent_ready_to_be_dialled(history: History) -> None:
 
     history.believed(agent)
 
-    spec = history.record(agent).spec
+    spec = history.spec(agent)
     assert spec is not None
     assert spec.trust == history.trust()
     assert history.status(agent).phase is Phase.DOWN
@@ -964,7 +964,7 @@ def test_a_release_ends_a_quarantine_and_forgets_the_key(history: History) -> No
     history.hear(ReleaseRequested(agent.id, "rebuilt by hand", uid=1000))
 
     record = history.record(agent)
-    assert (record.quarantine, record.trust, record.spec) == (None, None, None)
+    assert (record.quarantine, record.trust, history.spec(agent)) == (None, None, None)
     assert history.status(agent).phase is Phase.AWAITING_IDENTITY
     assert history.world.key_holders == {}
     last = record.history[-1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tunnelmgr.core.events import DrainRequested, EvidenceAbsent, EvidenceContradicted, Reconfigured, RetryRequested
 from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence, desired, next_due, plan
 from tunnelmgr.core.trust import Method
-from tunnelmgr.core.tunnel import Phase, Seeking
+from tunnelmgr.core.tunnel import Phase, Seeking, TunnelSpec, Up
 from tunnelmgr.errors import Pace
 
 if TYPE_CHECKING:
@@ -75,6 +77,20 @@ def test_a_tunnel_as_it_should_be_is_left_alone(history: History) -> None:
     history.listed(agent)
 
     assert history.act() == ()
+
+
+@pytest.mark.parametrize("field", TunnelSpec._fields)
+def test_a_tunnel_is_closed_when_anything_that_it_is_made_from_has_changed(history: History, field: str) -> None:
+    """`plan` compares every field of the spec of a standing tunnel with what is desired."""
+    agent = history.agent()
+    history.up(agent)
+    status = history.status(agent)
+    assert isinstance(status, Up)
+    changed = status.spec._replace(**{field: history.trust(9) if field == "trust" else None})
+
+    history.world = history.world.with_tunnel(agent.id, replace(status, spec=changed))
+
+    assert [type(action) for action in history.act()] == [CloseTunnel]
 
 
 def test_the_tunnel_of_an_agent_that_ended_is_revoked_once(history: History) -> None:

@@ -276,7 +276,7 @@ async def test_what_is_no_ssh_server_is_unreachable(sshd: Sshd, login: Login, sa
 
 async def test_addresses_are_tried_in_order(sshd: Sshd, login: Login) -> None:
     """The first that answers is the one that is told."""
-    spec = replace(sshd.spec(), addresses=("127.0.0.9", "127.0.0.1", "127.0.0.8"))
+    spec = sshd.spec()._replace(addresses=("127.0.0.9", "127.0.0.1", "127.0.0.8"))
 
     async with dialled(spec, login) as connection:
         assert connection.address == "127.0.0.1"
@@ -292,7 +292,7 @@ async def test_an_address_that_swallows_packets_leaves_time_for_the_next(sshd: S
             for filler in (first, second):
                 filler.setblocking(False)
                 filler.connect_ex(("127.0.0.9", sshd.port))
-            spec = replace(sshd.spec(), addresses=("127.0.0.9", "127.0.0.1"))
+            spec = sshd.spec()._replace(addresses=("127.0.0.9", "127.0.0.1"))
 
             async with dialled(spec, replace(login, connect_timeout=2.0)) as connection:
                 assert connection.address == "127.0.0.1"
@@ -301,7 +301,7 @@ async def test_an_address_that_swallows_packets_leaves_time_for_the_next(sshd: S
 async def test_an_address_whose_server_stays_silent_leaves_time_for_the_next(sshd: Sshd, login: Login) -> None:
     """One that accepts and says nothing gets its share of the time and not all of it."""
     with socket.create_server(("127.0.0.9", sshd.port)):
-        spec = replace(sshd.spec(), addresses=("127.0.0.9", "127.0.0.1"))
+        spec = sshd.spec()._replace(addresses=("127.0.0.9", "127.0.0.1"))
 
         async with dialled(spec, replace(login, connect_timeout=2.0)) as connection:
             assert connection.address == "127.0.0.1"
@@ -310,7 +310,7 @@ async def test_an_address_whose_server_stays_silent_leaves_time_for_the_next(ssh
 async def test_no_address_that_answers_is_unreachable_with_the_last_reason(sshd: Sshd, login: Login) -> None:
     """A person sees which address, and why."""
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.9 port \d+"):
-        await dial(replace(sshd.spec(port=free_port()), addresses=("127.0.0.8", "127.0.0.9")), login)
+        await dial(sshd.spec(port=free_port())._replace(addresses=("127.0.0.8", "127.0.0.9")), login)
 
 
 # --- the scan for a first key ---

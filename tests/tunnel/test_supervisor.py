@@ -148,7 +148,7 @@ async def test_a_fault_of_ours_ends_that_tunnel_only(sshd: Sshd, harness: Worker
     broken, well = forward(), forward()
     async with running_sshd(Sshd(generate(), sshd.accepts)) as second:
         first_spec = sshd.spec(broken)
-        second_spec = replace(second.spec(well), agent=AgentId("static:builder-2"))
+        second_spec = second.spec(well)._replace(agent=AgentId("static:builder-2"))
         async with asyncio.TaskGroup() as tasks:
             supervisor = Supervisor(tasks, harness.settings())
             supervisor.open(opening(first_spec))

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.evolve.claims import keys_assigned
+from tunnelmgr.core.evolve.settle import settle
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import REMEMBERED, HostTrust
-from tunnelmgr.core.world import LIFE, HistoryEntry, Record, World, resting_status
+from tunnelmgr.core.world import LIFE, HistoryEntry, Record, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,10 @@ def restored(memory: Memory, now: float) -> World:
     start costs no tunnel; their keys decide as ever. Evidence that can be had again is asked for again.
     """
     kept = {
-        id_: replace(record, trust=record.proved if _remembered(record.proved) else None, spec=None)
+        id_: replace(record, trust=record.proved if _remembered(record.proved) else None)
         for id_, record in memory.records.items()
     }
-    tunnels = {id_: resting_status(record, now) for id_, record in kept.items() if record.present}
-    return keys_assigned(World(records=kept, tunnels=tunnels, seeds=memory.seeds), now)
+    return settle(World(), World(records=kept, seeds=memory.seeds), kept, now)
 
 
 def _remembered(trust: HostTrust | None) -> bool:

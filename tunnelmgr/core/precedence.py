@@ -4,8 +4,7 @@ Agents that were up come first, then new ones, then failing ones by the number o
 is in the store, so the order also holds right after a restart, when nothing else is remembered of earlier tries.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.tunnel import TunnelStatus
@@ -20,12 +19,21 @@ FORGIVEN: Final = 2
 
 The first is the loss itself. The next is often a port that the agent's sshd has not freed yet.
 """
-_STARTS: Final = frozenset({"seen", "moved", "rebuilt", "retry", "released"})
-"""Steps after which earlier failures mean nothing: another machine, another address, or an operator's request."""
+_MEANING: Final = {
+    "failed": "failure",
+    "probed": "up",
+    "lost": "up",
+    "seen": "start",
+    "moved": "start",
+    "rebuilt": "start",
+    "retry": "start",
+    "released": "start",
+}
+"""What a step says about the tries before it. After a start they mean nothing: it is another machine, another address,
+or an operator's request. All other steps say nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Precedence:
+class Precedence(NamedTuple):
     """A place in the order: a lower rank goes first, and within a rank the agent that was first seen last.
 
     `seen` is when the agent was first seen, in seconds since the epoch.
@@ -48,7 +56,7 @@ class Precedence:
 def precedence(record: Record, status: TunnelStatus | None) -> Precedence:
     """Return the place in the order of the agent with this record and status."""
     failed, was_up = _last_tries(record.history)
-    failures = max(failed, status.failures if status else 0)
+    failures = failed if status is None or status.failures < failed else status.failures
     rank = max(PROVEN, failures - FORGIVEN + NEW) if was_up else NEW + failures
     return Precedence(rank, record.first_seen)
 
@@ -62,13 +70,14 @@ def precedence_of(world: World, agent: AgentId) -> Precedence:
 def _last_tries(history: tuple[HistoryEntry, ...]) -> tuple[int, bool]:
     """Return the failures since the tunnel was last up, or since the history's last start, and whether it was up."""
     failed = 0
-    for moment in reversed(history):
-        if moment.step == "failed":
-            failed += moment.count
-        elif moment.step in {"probed", "lost"}:
-            return failed, True
-        elif moment.step in _STARTS:
-            break
+    for entry in reversed(history):
+        meaning = _MEANING.get(entry.step)
+        if meaning is None:
+            continue
+        if meaning == "failure":
+            failed += entry.count
+        else:
+            return failed, meaning == "up"
     return failed, False
 
 

@@ -11,8 +11,9 @@ from operator import itemgetter
 from typing import NamedTuple, assert_never, cast
 
 from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import Rules
 from tunnelmgr.core.precedence import Precedence, precedence
-from tunnelmgr.core.trust import Method
+from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import (
     Connecting,
     Draining,
@@ -70,29 +71,57 @@ Action = CloseTunnel | OpenTunnel | Search
 
 
 def desired(world: World) -> Mapping[AgentId, TunnelSpec]:
-    """Return the tunnels that should stand: those of present agents with evidence and without quarantine."""
-    if world.draining:
-        return {}
-    return {id_: spec for id_, record in world.records.items() if (spec := _wanted(record)) is not None}
+    """Return the tunnels that should stand: one for each agent that is present, believed and not in quarantine."""
+    wanted = ((id_, _desired(world, record)) for id_, record in world.records.items())
+    return {id_: spec for id_, spec in wanted if spec is not None}
 
 
-def _wanted(record: Record) -> TunnelSpec | None:
-    return record.spec if record.present and record.quarantine is None else None
+def _desired(world: World, record: Record) -> TunnelSpec | None:
+    if record.trust is None or not record.present or record.quarantine is not None or world.draining:
+        return None
+    return _spec(record, record.trust, world.rules) if record.agent.addresses else None
+
+
+def _spec(record: Record, trust: HostTrust, rules: Rules) -> TunnelSpec:
+    agent = record.agent
+    return TunnelSpec(
+        agent.id, agent.incarnation, agent.name, agent.group, agent.addresses, agent.port, rules.forwards, trust
+    )
+
+
+def _is_as_desired(world: World, record: Record, spec: TunnelSpec) -> bool:
+    """Tell whether `_desired` would return `spec`; `plan` asks this for every tunnel, so it builds no spec."""
+    agent = record.agent
+    return (
+        record.present
+        and record.quarantine is None
+        and not world.draining
+        and spec
+        == (
+            agent.id,
+            agent.incarnation,
+            agent.name,
+            agent.group,
+            agent.addresses,
+            agent.port,
+            world.rules.forwards,
+            record.trust,
+        )
+    )
 
 
 def plan(world: World, now: float) -> tuple[Action, ...]:
     """Return what closes the difference between desired and observed at `now`: closings, then by precedence."""
-    wanted = desired(world)
     closings: list[Action] = []
     openings: list[tuple[tuple[int, float], Action]] = []
     for id_, record in world.records.items():
-        status, want = world.tunnels.get(id_), wanted.get(id_)
+        status = world.tunnels.get(id_)
         if status is None or isinstance(status, Resting):
-            if _is_due(world, record, status, want, now):
+            if _is_due(world, record, status, now):
                 order = precedence(record, status)
-                openings.append((order.key, _opening(record, status, want, order)))
-        elif not isinstance(status, Seeking):
-            closing = _closing(record, status, want)
+                openings.append((order.key, _opening(world, record, status, order)))
+        elif not isinstance(status, Seeking) and not _is_as_desired(world, record, status.spec):
+            closing = _closing(record, status)
             if closing is not None:
                 closings.append(closing)
     openings.sort(key=itemgetter(0))
@@ -100,8 +129,8 @@ def plan(world: World, now: float) -> tuple[Action, ...]:
     return (*closings, *(action for _, action in openings))
 
 
-def _closing(record: Record, status: Working, want: TunnelSpec | None) -> CloseTunnel | None:
-    if status.revoked or status.spec is want or status.spec == want:
+def _closing(record: Record, status: Working) -> CloseTunnel | None:
+    if status.revoked:
         return None
     # If the group has changed, it may allow less: what is under way under the old one must not go on.
     may_drain = (
@@ -119,25 +148,26 @@ def _closing(record: Record, status: Working, want: TunnelSpec | None) -> CloseT
     return CloseTunnel(record.agent.id, status.life, Manner.DRAIN)
 
 
-def _is_due(world: World, record: Record, status: Resting | None, want: TunnelSpec | None, now: float) -> bool:
+def _is_due(world: World, record: Record, status: Resting | None, now: float) -> bool:
     """Tell whether a tunnel is to be opened, or evidence to be sought, at `now`."""
     if status is not None and status.retry_at is not None and status.retry_at > now:
         return False
-    if want is not None:
-        return True
     if world.draining or not record.present:
         return False
     if record.quarantine is not None:
         return bool(record.quarantine.disputed) and not record.possessed
-    return record.trust is None and not record.agent.rebuilding
+    if record.trust is None:
+        return not record.agent.rebuilding
+    return bool(record.agent.addresses)
 
 
-def _opening(record: Record, status: Resting | None, want: TunnelSpec | None, order: Precedence) -> Action:
-    if want is not None:
-        return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, want, order)
+def _opening(world: World, record: Record, status: Resting | None, order: Precedence) -> Action:
     if record.quarantine is not None:
         return ExamineKey(record.agent, record.quarantine.disputed)
-    return SeekEvidence(record.agent, record.proved.method if record.proved else None)
+    if record.trust is None:
+        return SeekEvidence(record.agent, record.proved.method if record.proved else None)
+    spec = _spec(record, record.trust, world.rules)
+    return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, spec, order)
 
 
 def begin(world: World, actions: Iterable[Action], now: float) -> World:
@@ -178,4 +208,4 @@ def _due(world: World, id_: AgentId, status: TunnelStatus) -> float | None:
     if not isinstance(status, Resting) or status.retry_at is None:
         return None
     record = world.records[id_]
-    return status.retry_at if _is_due(world, record, status, _wanted(record), status.retry_at) else None
+    return status.retry_at if _is_due(world, record, status, status.retry_at) else None

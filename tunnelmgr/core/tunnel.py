@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Literal, assert_never
+from typing import ClassVar, Literal, NamedTuple, assert_never
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.trust import HostTrust
@@ -33,9 +33,11 @@ class Forward:
     protocol: Literal["registry", "tcp"] = "registry"
 
 
-@dataclass(frozen=True, slots=True)
-class TunnelSpec:
-    """Everything that a tunnel is made from; a standing tunnel whose spec has changed is replaced."""
+class TunnelSpec(NamedTuple):
+    """Everything that a tunnel is made from; a standing tunnel whose spec has changed is replaced.
+
+    A tuple, because `plan` may have to make thousands of them in one turn of the controller's loop.
+    """
 
     agent: AgentId
     incarnation: str
@@ -211,6 +213,11 @@ once the worker was asked to end at once, so that it is not asked again."""
 
 TunnelStatus = Resting | Seeking | Working
 """The state of one agent's tunnel. Times are seconds since the epoch."""
+
+
+def at_rest(status: Resting | Seeking) -> Resting:
+    """Return the status in which a search ends."""
+    return status.resting if isinstance(status, Seeking) else status
 
 
 def drained(status: Working, now: float) -> Draining:

@@ -7,7 +7,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Rules
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust
-from tunnelmgr.core.tunnel import Phase, Resting, TunnelSpec, TunnelStatus
+from tunnelmgr.core.tunnel import Phase, Resting, TunnelStatus
 
 STORY_LENGTH = 60
 """How many moments of an agent's history are kept; the oldest go first."""
@@ -82,8 +82,7 @@ class Record:
     `missed` counts the complete listings in a row that lacked it, up to two, the first of them at `missing_since`;
     `ended` says that its source has told its end.
     `trust` is the evidence in force, `proved` the last that was believed of this incarnation, in force or not.
-    `possessed` are the keys that this incarnation has shown in a handshake since it was last seen to come. `spec` is
-    the tunnel it should have, None without evidence.
+    `possessed` are the keys that this incarnation has shown in a handshake since it last appeared.
     """
 
     agent: Agent
@@ -96,7 +95,6 @@ class Record:
     trust: HostTrust | None = None
     proved: HostTrust | None = None
     possessed: tuple[str, ...] = ()
-    spec: TunnelSpec | None = None
     quarantine: Quarantine | None = None
     history: tuple[HistoryEntry, ...] = ()
 
@@ -183,20 +181,3 @@ def resting_status(record: Record, since: float, life: int = 0) -> Resting:
 def status_of(world: World, record: Record) -> TunnelStatus:
     """Return the status of an agent, also of one that left."""
     return world.tunnels.get(record.agent.id) or resting_status(record, record.changed)
-
-
-def spec_for(record: Record, rules: Rules) -> TunnelSpec | None:
-    """Return the tunnel that an agent should have by its evidence; None without any, or without an address."""
-    agent = record.agent
-    if record.trust is None or not agent.addresses:
-        return None
-    return TunnelSpec(
-        agent=agent.id,
-        incarnation=agent.incarnation,
-        name=agent.name,
-        group=agent.group,
-        addresses=agent.addresses,
-        port=agent.port,
-        forwards=rules.forwards,
-        trust=record.trust,
-    )

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, Rules
-from tunnelmgr.core.evolve.claims import keys_assigned
-from tunnelmgr.core.evolve.common import respecified, rested
+from tunnelmgr.core.evolve.transition import Transition
 from tunnelmgr.core.missing import MOST, missing, patience, present
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import Record, SourceView, World
@@ -21,7 +20,7 @@ from tunnelmgr.core.world import Record, SourceView, World
 MISSES_TO_LEAVE = 2
 
 
-def reconfigured(world: World, rules: Rules, now: float) -> World:
+def reconfigured(world: World, rules: Rules, now: float) -> Transition:
     """Put agents into their groups, and drop evidence that is no longer accepted and agents without a source."""
     records = {}
     for id_, known in world.records.items():
@@ -32,20 +31,19 @@ def reconfigured(world: World, rules: Rules, now: float) -> World:
         present = record.present and record.agent.source in rules.trust
         if record.present and not present:
             record = _left(record, f"source {record.agent.source} is no longer configured", now)
-        records[id_] = respecified(replace(record, trust=trust), rules)
+        records[id_] = replace(record, trust=trust)
     sources = {name: world.sources.get(name, SourceView(name)) for name in rules.trust}
-    return rested(keys_assigned(replace(world, rules=rules, records=records, sources=sources), now), records, now)
+    return Transition(replace(world, rules=rules, records=records, sources=sources), records)
 
 
-def discovered(world: World, event: AgentsDiscovered, now: float) -> World:
+def discovered(world: World, event: AgentsDiscovered, now: float) -> Transition:
     """Take in a source's answer."""
     source = event.source
     if source not in world.sources:
-        return world  # the answer to a question from before a reload
+        return Transition(world)  # the answer to a question from before a reload
     changed = _listed(world, event, now) | _unlisted(world, event, now)
-    after = replace(world, records={**world.records, **changed})
-    after = replace(after, sources={**world.sources, source: _view(world, after, event, now)})
-    return rested(keys_assigned(after, now), changed, now) if changed else after
+    after = replace(world, records={**world.records, **changed}) if changed else world
+    return Transition(replace(after, sources={**world.sources, source: _view(world, after, event, now)}), changed)
 
 
 def _view(world: World, after: World, event: AgentsDiscovered, now: float) -> SourceView:
@@ -138,7 +136,7 @@ def _seen(known: Record | None, agent: Agent, rules: Rules, now: float) -> Recor
     record = _regrouped(record, agent.group, now)
     if record.trust and not rules.accepts(agent, record.trust.method):
         record = replace(record, trust=None)
-    return respecified(replace(record, agent=agent, present=True, missed=0), rules)
+    return replace(record, agent=agent, present=True, missed=0)
 
 
 def _grouped(agent: Agent, rules: Rules) -> Agent:
@@ -167,13 +165,13 @@ def _incarnated(known: Record | None, agent: Agent) -> Agent:
     return replace(agent, incarnation=f"{base}#{rebuilds}") if rebuilds else agent
 
 
-def agent_ended(world: World, event: AgentEnded, now: float) -> World:
+def agent_ended(world: World, event: AgentEnded, now: float) -> Transition:
     """Revoke an agent whose end its source has told by an event, which nothing can take back."""
     record = world.records.get(event.agent)
     if record is None or not record.present or record.agent.source != event.source:
-        return world
+        return Transition(world)
     over = replace(_left(record, event.why, now), ended=True)
-    return rested(keys_assigned(world.with_record(over), now), {event.agent}, now)
+    return Transition(world.with_record(over), {event.agent})
 
 
 def feed_heard(world: World, source: str, *, ok: bool | None, error: str | None) -> World:

@@ -11,41 +11,39 @@ from dataclasses import replace
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
 from tunnelmgr.core.events import EvidenceAbsent, EvidenceContradicted, EvidenceFound, Failure
-from tunnelmgr.core.evolve.claims import claims_entered
-from tunnelmgr.core.evolve.common import at_rest, quarantined, respecified, rested
+from tunnelmgr.core.evolve.quarantine import quarantined
+from tunnelmgr.core.evolve.transition import Transition
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Phase, Resting, Seeking
+from tunnelmgr.core.tunnel import Phase, Resting, Seeking, at_rest
 from tunnelmgr.core.world import Record, World
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, Pace
 
 
-def found(world: World, event: EvidenceFound, now: float) -> World:
+def found(world: World, event: EvidenceFound, now: float) -> Transition:
     """Believe what a trust source says, if it may be believed."""
     record = world.records.get(event.agent)
     if record is None:
-        return world
+        return Transition(world)
     if record.agent.incarnation == event.incarnation:
         useless = _why_useless(world, record, event.trust)
         if useless is not None:
-            # As good as none; asking again at once would only bring the same.
+            # Treated as no evidence, so that the next search waits: it would find the same.
             return absent(world, EvidenceAbsent(event.agent, event.incarnation, useless), now)
-    world = _stop_seeking(world, event.agent, now)
+    world = _search_ended(world, event.agent)
     if not record.present or record.agent.incarnation != event.incarnation or record.trust is not None:
-        return world
+        return Transition(world, {event.agent})
     before = record.proved
     if before is not None and set(before.keys).isdisjoint(event.trust.keys):
         message = f"{event.agent} was proved by {_told(before)}, and now {_told(event.trust)}; look, then release it"
         return contradicted(world, EvidenceContradicted(event.agent, event.incarnation, message), now)
-    return _believed(world, record, event.trust, now)
+    return Transition(_believed(world, record, event.trust, now), {event.agent})
 
 
 def _believed(world: World, record: Record, trust: HostTrust, now: float) -> World:
-    id_ = record.agent.id
-    record = respecified(replace(record, trust=trust, proved=trust), world.rules)
+    record = replace(record, trust=trust, proved=trust)
     detail = f" ({trust.detail})" if trust.detail else ""
-    world = _claimed(world.with_record(record.told(now, "evidence", f"{_told(trust)}{detail}")), record, trust)
-    return rested(claims_entered(world, id_, now), {id_}, now)
+    return _claimed(world.with_record(record.told(now, "evidence", f"{_told(trust)}{detail}")), record, trust)
 
 
 def _why_useless(world: World, record: Record, trust: HostTrust) -> str | None:
@@ -77,13 +75,14 @@ def _told(trust: HostTrust) -> str:
     return f"{trust.method}: {' '.join(trust.fingerprints)}"
 
 
-def absent(world: World, event: EvidenceAbsent, now: float) -> World:
+def absent(world: World, event: EvidenceAbsent, now: float) -> Transition:
     """Wait, and say for what."""
     record, status = world.records.get(event.agent), world.tunnels.get(event.agent)
     if record is None or not isinstance(status, Resting | Seeking) or status.phase is not Phase.AWAITING_IDENTITY:
-        return world
+        return Transition(world)
     if record.agent.incarnation != event.incarnation:
-        return _stop_seeking(world, event.agent, now)  # the next search is about the machine that is there now
+        # The next search is about the machine that is there now.
+        return Transition(_search_ended(world, event.agent), {event.agent})
     failures = status.failures + 1
     if status.message != event.message:
         world = world.with_record(record.told(now, "waiting", event.message))
@@ -94,21 +93,23 @@ def absent(world: World, event: EvidenceAbsent, now: float) -> World:
         message=event.message,
         retry_at=retry_at(HostKeyUnknownError.retry, failures, now, event.agent),
     )
-    return rested(world.with_tunnel(event.agent, waiting), {event.agent}, now)
+    return Transition(world.with_tunnel(event.agent, waiting), {event.agent})
 
 
-def contradicted(world: World, event: EvidenceContradicted, now: float) -> World:
+def contradicted(world: World, event: EvidenceContradicted, now: float) -> Transition:
     """Quarantine an agent at whose address another machine was found, or whose evidence has changed."""
     record = world.records.get(event.agent)
-    if record is None or not record.present or record.agent.incarnation != event.incarnation:
-        return world if record is None else _stop_seeking(world, event.agent, now)
-    failure = Failure(HostKeyMismatchError.code, Pace.NEVER, event.message)
-    return quarantined(_stop_seeking(world, event.agent, now), event.agent, failure, now)
+    if record is None:
+        return Transition(world)
+    world = _search_ended(world, event.agent)
+    if record.present and record.agent.incarnation == event.incarnation:
+        failure = Failure(HostKeyMismatchError.code, Pace.NEVER, event.message)
+        world = quarantined(world, event.agent, failure, now)
+    return Transition(world, {event.agent})
 
 
-def _stop_seeking(world: World, agent: AgentId, now: float) -> World:
+def _search_ended(world: World, agent: AgentId) -> World:
     status = world.tunnels.get(agent)
     if not isinstance(status, Seeking) or status.phase is not Phase.AWAITING_IDENTITY:
         return world
-    world = world.with_tunnel(agent, status.resting)
-    return rested(world, {agent}, now)
+    return world.with_tunnel(agent, status.resting)

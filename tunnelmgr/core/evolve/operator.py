@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested
-from tunnelmgr.core.evolve.claims import keys_assigned
-from tunnelmgr.core.evolve.common import respecified, rested
+from tunnelmgr.core.evolve.transition import Transition
 from tunnelmgr.core.tunnel import Resting
 from tunnelmgr.core.world import World
 
@@ -18,15 +17,14 @@ def retry(world: World, event: RetryRequested, now: float) -> World:
     return world.with_tunnel(event.agent, replace(status, failures=0, retry_at=None))
 
 
-def release(world: World, event: ReleaseRequested, now: float) -> World:
+def release(world: World, event: ReleaseRequested, now: float) -> Transition:
     """End a quarantine, or the wait for evidence as strong as what there was before."""
     record = world.records.get(event.agent)
     if record is None or not record.held_back:
-        return world
+        return Transition(world)
     # What was believed of the key led here; evidence is asked for again.
-    free = respecified(replace(record, quarantine=None, trust=None, proved=None, possessed=()), world.rules)
-    world = world.with_record(free.told(now, "released", event.reason, event.uid))
-    return rested(keys_assigned(world, now), {event.agent}, now)
+    free = replace(record, quarantine=None, trust=None, proved=None, possessed=())
+    return Transition(world.with_record(free.told(now, "released", event.reason, event.uid)), {event.agent})
 
 
 def forget(world: World, before: float, wall: float) -> World:

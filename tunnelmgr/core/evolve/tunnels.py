@@ -6,8 +6,9 @@ from typing import assert_never
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
 from tunnelmgr.core.events import Failure, TunnelBound, TunnelDialled, TunnelEnded, TunnelProbed
-from tunnelmgr.core.evolve.claims import keys_assigned, possession_shown
-from tunnelmgr.core.evolve.common import quarantined, respecified, rested
+from tunnelmgr.core.evolve.claims import possession_shown
+from tunnelmgr.core.evolve.quarantine import quarantined
+from tunnelmgr.core.evolve.transition import Transition
 from tunnelmgr.core.trust import PER_LIFE
 from tunnelmgr.core.tunnel import Connecting, Draining, Listeners, Phase, Probe, Resting, Seeking, Up, Working
 from tunnelmgr.core.world import Record, World, resting_status
@@ -17,43 +18,42 @@ SETTLED = 10.0
 """A tunnel that was up for so many seconds starts its retries afresh when it ends."""
 
 
-def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, now: float) -> World:
+def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, now: float) -> Transition:
     """Take in how far a worker has come."""
     status = _current(world, event)
     if status is None:
-        return world
+        return Transition(world)
     match event:
         case TunnelDialled():
-            return _dialled(world, event, status, now)
+            return Transition(_dialled(world, event, status, now), {event.agent})
         case TunnelBound():
-            return _bound(world, event, status, now)
+            return Transition(_bound(world, event, status, now))
         case TunnelProbed():
-            return _probed(world, event, status, now)
+            return Transition(_probed(world, event, status, now))
     assert_never(event)
 
 
-def ended(world: World, event: TunnelEnded, now: float) -> World:
+def ended(world: World, event: TunnelEnded, now: float) -> Transition:
     """Take in the end of a worker."""
     status = _current(world, event)
     if status is None:
-        return world
-    world = _unproved(world, event.agent, now)
+        return Transition(world)
+    world = _without_spent_evidence(world, event.agent)
     record, failure = world.records[event.agent], event.failure
     if failure is None or status.revoked or isinstance(status, Draining):
         world = world.with_record(record.told(now, "closed", failure.message if failure else "as asked"))
         world = world.with_tunnel(event.agent, resting_status(record, now, status.life))
     else:
         world = _failed(world, record, status, failure, now)
-    return rested(world, {event.agent}, now)
+    return Transition(world, {event.agent})
 
 
-def _unproved(world: World, agent: AgentId, now: float) -> World:
+def _without_spent_evidence(world: World, agent: AgentId) -> World:
     """Drop evidence that is good for one life of a tunnel only; the next life asks for it again."""
     record = world.records[agent]
     if record.trust is None or record.trust.method not in PER_LIFE:
         return world
-    world = world.with_record(respecified(replace(record, trust=None), world.rules))
-    return keys_assigned(world, now)
+    return world.with_record(replace(record, trust=None))
 
 
 def _current(world: World, event: TunnelDialled | TunnelBound | TunnelProbed | TunnelEnded) -> Working | None:
