@@ -1,4 +1,59 @@
-"""How each event changes the world. Nothing here acts; `reconcile` reads off what is to be done."""
+"""How each event changes the world. Nothing here acts; `reconcile` reads off what is to be done.
+
+Theory of operation
+===================
+
+One event changes the world in two steps. A *transition*, in one of the files below, says what happened: it changes
+records, statuses, sources or seeds, and returns the agents that it touched. `settle.py` then derives what depends on
+their records: who holds which host key, and in which phase an agent rests. No transition has to remember either.
+
+    event ─▶ transition ─▶ settle ─▶ world       agents.py     configuration, snapshots, a source's event feed
+             (world, touched)                    evidence.py   host key evidence found, missing or contradicted
+                                                 claims.py     handshakes that show a key
+                                                 tunnels.py    reports of workers
+                                                 operator.py   retry, release, forgetting
+
+The record of an agent says who it is and what is believed of it:
+
+    (unknown) ── seen ─▶ present ── left ─▶ remembered ── MemoryExpired ─▶ (forgotten)
+                           ▲  │ rebuilt: a new incarnation loses its evidence     │
+                           └──┴───────────────── seen again ◀─────────────────────┘
+
+    present:   without evidence ── EvidenceFound ─▶ believed ── TunnelDialled ─▶ possesses its key
+                     ▲                                 │               │
+                     │    no longer accepted by the rules, or good for one tunnel only (`trust.PER_LIFE`)
+                     └─────────────────────────────────┴───────────────┘
+    any of them ── contradiction, mismatch, shared key ─▶ quarantined ── release ─▶ without evidence
+
+The status of its tunnel (`core/tunnel.py`) says what is under way. `begin` in `reconcile.py` takes the steps marked *,
+when the controller performs a plan; events take all others:
+
+    Resting (awaiting-identity, down or quarantined, as the record says)
+       │  ▲
+       │* │ evidence found or missing; in a dispute, a key shown or not
+       ▼  │
+    Seeking
+
+    Resting ──*─▶ Connecting ── TunnelProbed ─▶ Up ──*─▶ Draining ── TunnelEnded ─▶ Resting
+                      │  └──────────*───────────────────────▲              ▲
+                      └──────── TunnelEnded, from Connecting or Up ────────┘
+
+    A worker that must end at once stays in its state, marked `revoked`, until TunnelEnded.
+
+Invariants, which `tests/core/test_walks.py` checks on random walks over all events:
+
+- At most one worker or search is under way for an agent. While one is, its status is not `Resting`.
+- The phase of a resting agent agrees with its record. An agent that left has a status only until its worker or search
+  ends.
+- Each key has one holder. No two agents that are present and not quarantined claim the same key.
+- No event about one agent closes or blocks the tunnel of another that was dialled with its own key.
+- A report from an earlier life of a tunnel, or about an earlier incarnation of an agent, changes nothing but that the
+  search that it answers ends.
+- Evidence belongs to one incarnation. What proved it stays the measure: weaker evidence does not count, and evidence
+  of another key quarantines.
+- Only a release or a decided dispute ends a quarantine; leaving and coming back does not.
+- A source that fails, or answers in part, takes no agent away.
+"""
 
 from dataclasses import replace
 from typing import assert_never
