@@ -28,7 +28,7 @@ from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.daemon.event_loop import loop_factory
-from tunnelmgr.dataplane.channel import ForwardedChannel
+from tunnelmgr.dataplane.channel import ForwardedChannel, NoOwner
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.traffic import Traffic
@@ -121,10 +121,14 @@ async def serve_ours(how: str, spec: TunnelSpec, login: Login, listen: Endpoint,
 
     async with asyncio.TaskGroup() as tasks:
 
-        def opened(channel: ForwardedChannel) -> None:
-            tasks.create_task(serve(channel), name="channel")
+        class Owner(NoOwner):
+            def admit_channel(self) -> None:
+                """Admit every channel."""
 
-        await connection.listen(listen, lambda: None, opened, lambda: None)
+            def channel_opened(self, channel: ForwardedChannel) -> None:
+                tasks.create_task(serve(channel), name="channel")
+
+        await connection.listen(listen, Owner())
         await connection.lost.wait()
 
 

@@ -89,17 +89,36 @@ class AbusiveAgentError(TunnelError):
         )
 
 
+class ListenRefusal(StrEnum):
+    """Why an agent's sshd refused to listen, as far as it says so."""
+
+    DISABLED = "disabled"  # TCP forwarding is off for the server or the key
+    NOT_PERMITTED = "not-permitted"  # the key or the server permits other addresses only
+    UNKNOWN = "unknown"  # OpenSSH says nothing if the address is in use
+
+
 class ListenRefusedError(TunnelError):
-    """The agent's sshd would not listen where it must: the port is taken there, or the key may not listen on it."""
+    """The agent's sshd refused to listen on the first address: forwarding is not allowed, or the address is in use."""
 
     code = "listen-refused"
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, refusal: ListenRefusal = ListenRefusal.UNKNOWN) -> None:
         self.address = address
-        super().__init__(
-            f"the agent refused to listen on {address}: a stale session or another process holds it "
-            f'(`ss -ltnp` there tells), or authorized_keys lacks permitlisten="{address}"'
-        )
+        reasons = {
+            ListenRefusal.DISABLED: (
+                "its sshd does not allow TCP forwarding. Set `AllowTcpForwarding yes` in its sshd_config, and give the "
+                "key the option `port-forwarding` in authorized_keys (`tunnelmgr init` prints both)"
+            ),
+            ListenRefusal.NOT_PERMITTED: (
+                f'its sshd does not permit this address. Add permitlisten="{address}" to the key\'s line in '
+                "authorized_keys (`tunnelmgr init` prints it), and check PermitListen in its sshd_config"
+            ),
+            ListenRefusal.UNKNOWN: (
+                "another process or a stale session probably uses it. Find it on the agent with `ss -ltnp`; if nothing "
+                f'uses it, check AllowTcpForwarding in sshd_config and permitlisten="{address}" in authorized_keys'
+            ),
+        }
+        super().__init__(f"the agent refused to listen on {address}: {reasons[refusal]}")
 
 
 class ImpostorListenerError(TunnelError):

@@ -35,9 +35,9 @@ from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.ssh.login import Login
 from tunnelmgr.tunnel.admission import Admission
-from tunnelmgr.tunnel.probe import Prover
+from tunnelmgr.tunnel.proof import Prover
+from tunnelmgr.tunnel.settings import TunnelSettings
 from tunnelmgr.tunnel.supervisor import Supervisor
-from tunnelmgr.tunnel.worker import TunnelSettings
 
 Order = dict[str, Any]
 

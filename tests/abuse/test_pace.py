@@ -7,10 +7,11 @@ import pytest
 
 from tests.abuse.lab import tell
 from tests.ssh.ssh_server import Sshd, generate, running_sshd, running_tcp_server, until
-from tunnelmgr.dataplane import transport as lines
+from tunnelmgr.dataplane import paced_reader
 from tunnelmgr.dataplane.fair_queue import NO_OP_BURST
 from tunnelmgr.dataplane.fast_path import OPAQUE_PIECE_BYTES
-from tunnelmgr.dataplane.transport import MAX_READ_BYTES, MIN_READ_BYTES, SshTransport
+from tunnelmgr.dataplane.paced_reader import MAX_READ_BYTES, MIN_READ_BYTES
+from tunnelmgr.dataplane.transport import SshTransport
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.client import dial
 from tunnelmgr.ssh.dialer import Dialer
@@ -51,17 +52,17 @@ async def received(turns: int, total: int) -> tuple[Slow, SshTransport]:
 
     made = Slow(turns)
     async with running_tcp_server(talk) as endpoint:
-        line, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
-        assert isinstance(line, SshTransport)
+        transport, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
+        assert isinstance(transport, SshTransport)
         await until(lambda: sum(made.pieces) == total and made.lost, 30)
-    return made, line
+    return made, transport
 
 
 async def test_cheap_bytes_are_received_in_large_pieces() -> None:
     """Bulk data costs few system calls; a protocol whose packets cannot be told apart gets little of it at a time."""
-    made, line = await received(turns=0, total=4 << 20)
+    made, transport = await received(turns=0, total=4 << 20)
 
-    assert line._piece == MAX_READ_BYTES
+    assert transport.reader._read_bytes == MAX_READ_BYTES
     assert max(made.pieces) == OPAQUE_PIECE_BYTES
 
 
@@ -93,7 +94,7 @@ async def test_a_line_that_is_lost_passes_nothing_on() -> None:
 
 async def test_nothing_is_read_while_answers_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks and does not read the answers is not read; who reads them again is."""
-    monkeypatch.setattr(lines, "MAX_UNREAD_ANSWER_BYTES", 64 * 1024)
+    monkeypatch.setattr(paced_reader, "MAX_UNREAD_ANSWER_BYTES", 64 * 1024)
     reading = asyncio.Event()
 
     class Answering(asyncio.Protocol):
@@ -142,19 +143,19 @@ async def test_the_line_is_overdrawn_while_it_rests_and_a_moment_longer() -> Non
         await asyncio.Event().wait()
 
     async with running_tcp_server(talk) as endpoint:
-        line, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
-        assert isinstance(line, SshTransport)
-        assert not line.throttled
-        line._no_ops.spend(NO_OP_BURST + 0.005)
-        line._go_on()
-        assert line.throttled
-        line.write(b"x")
+        transport, _ = await Dialer(["127.0.0.1"]).create_connection(lambda: made, "", endpoint.port)
+        assert isinstance(transport, SshTransport)
+        assert not transport.reader.throttled
+        transport.reader._budget.spend(NO_OP_BURST + 0.005)
+        transport.reader._schedule_next()
+        assert transport.reader.throttled
+        transport.write(b"x")
         await asyncio.sleep(0.01)
         assert made.pieces == []
         await until(lambda: made.pieces, 2)
-        assert line.throttled
-        await until(lambda: not line.throttled, 2)
-        line.abort()
+        assert transport.reader.throttled
+        await until(lambda: not transport.reader.throttled, 2)
+        transport.abort()
 
 
 # --- the handshake ---

@@ -25,27 +25,28 @@ from pathlib import Path
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
+from tunnelmgr.dataplane.channel import NoOwner
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.tunnel import asyncssh_internals, pump
+from tunnelmgr.dataplane import asyncssh_internals, pump
 from tunnelmgr.ssh.login import Login
 from tunnelmgr.ssh.client import dial
 
 folder, address, host_key, size, ours = sys.argv[1:]
 content = random.Random(7).randbytes(int(size))
-past_asyncssh = {"sent": 0, "heard": 0}
-account, work_off = pump.account, asyncssh_internals._work_off
+past_asyncssh = {"sent": 0, "received": 0}
+account, process_known = pump.account, asyncssh_internals._process_known
 
 def accounted(channel, count):
     past_asyncssh["sent"] += count
     account(channel, count)
 
-def hearing(connection, cipher, wire, out_of_time):
-    taken = work_off(connection, cipher, wire, out_of_time)
-    past_asyncssh["heard"] += taken
+def counted(connection, cipher, wire, out_of_time):
+    taken = process_known(connection, cipher, wire, out_of_time)
+    past_asyncssh["received"] += taken
     return taken
 
-pump.account, asyncssh_internals._work_off = accounted, hearing
+pump.account, asyncssh_internals._process_known = accounted, counted
 
 async def answer(reader, writer):
     writer.write(content)
@@ -63,12 +64,16 @@ async def main():
     async with asyncio.TaskGroup() as tasks:
         async def serve(channel):
             await relay(channel, Endpoint("127.0.0.1", 7000), Traffic())
-            print(past_asyncssh["sent"], past_asyncssh["heard"], flush=True)
+            print(past_asyncssh["sent"], past_asyncssh["received"], flush=True)
 
-        def opened(channel):
-            tasks.create_task(serve(channel), name="channel")
+        class Owner(NoOwner):
+            def admit_channel(self):
+                pass
 
-        await connection.listen(Endpoint("127.0.0.1", 5000), lambda: None, opened, lambda: None)
+            def channel_opened(self, channel):
+                tasks.create_task(serve(channel), name="channel")
+
+        await connection.listen(Endpoint("127.0.0.1", 5000), Owner())
         await connection.lost.wait()
 
 asyncio.run(main())

@@ -19,7 +19,7 @@ async def to_the_agent(pair: ChannelPair) -> int:
     pair.reader.channel.pause_reading()
     async with asyncio.TaskGroup() as tasks:
         carrying = tasks.create_task(pair.carried(CONTENT), name="carry")
-        await until(lambda: sum(pair.bulk) + pair.connection._transport.written >= WINDOW)
+        await until(lambda: sum(pair.bulk) + pair.connection._transport.bytes_written >= WINDOW)
         await asyncio.sleep(0.02)
         waiting = pair.chan.get_write_buffer_size() + pair.connection._transport.get_write_buffer_size()
         pair.reader.channel.resume_reading()
@@ -31,12 +31,12 @@ async def from_the_agent(pair: ChannelPair) -> int:
     """Read late and slowly what an agent sends; returns the most bytes that waited to be read."""
     pair.writer.write(CONTENT)
     pair.writer.write_eof()
-    await until(lambda: pair.ours._waiting >= 256 * KIB)
+    await until(lambda: pair.ours._received.size >= 256 * KIB)
     await asyncio.sleep(0.02)
-    most, got = pair.ours._waiting, b""
+    most, got = pair.ours._received.size, b""
     while data := await pair.ours.read():
         got += data
-        most = max(most, pair.ours._waiting)
+        most = max(most, pair.ours._received.size)
         await asyncio.sleep(0)
     assert got == CONTENT
     return most

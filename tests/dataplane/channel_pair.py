@@ -14,7 +14,7 @@ from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane import pump
 from tunnelmgr.dataplane.asyncssh_internals import account
-from tunnelmgr.dataplane.channel import ForwardedChannel
+from tunnelmgr.dataplane.channel import ForwardedChannel, NoOwner
 from tunnelmgr.dataplane.ssh_packets import PACKET_DATA_BYTES
 from tunnelmgr.dataplane.stream import Stream
 from tunnelmgr.ssh.client import SshConnection, dial
@@ -90,6 +90,25 @@ class ChannelPair:
         return reading.result()
 
 
+class Accepting(NoOwner):
+    """Admits every channel, and puts it into a queue."""
+
+    def __init__(self) -> None:
+        self.opened: asyncio.Queue[ForwardedChannel] = asyncio.Queue()
+        self.closed = asyncio.Event()
+
+    def admit_channel(self) -> None:
+        """Admit it."""
+
+    def channel_opened(self, channel: ForwardedChannel) -> None:
+        """Keep it."""
+        self.opened.put_nowait(channel)
+
+    def channel_closed(self) -> None:
+        """Note the end of one."""
+        self.closed.set()
+
+
 @asynccontextmanager
 async def open_channel_pair(
     window: int = 2 * MIB, packet: int = PACKET_DATA_BYTES, **options: object
@@ -97,17 +116,17 @@ async def open_channel_pair(
     """Open a channel with this window and packet size of the agent's; the server takes more options."""
     async with running_sshd(Sshd(HOST_KEY, KEY), **options) as sshd:
         connection = await dial(sshd.spec(), Login("tunnel", KEY, 5.0))
-        arrived: asyncio.Queue[ForwardedChannel] = asyncio.Queue()
+        owner = Accepting()
         endpoint = Endpoint("127.0.0.1", free_port())
         pair: ChannelPair | None = None
         try:
             async with asyncio.timeout(30):
-                await connection.listen(endpoint, lambda: None, arrived.put_nowait, lambda: None)
+                await connection.listen(endpoint, owner)
                 server = sshd.connection
                 reader, writer = await server.open_connection(
                     endpoint.host, endpoint.port, window=window, max_pktsize=packet
                 )
-                pair = ChannelPair(await arrived.get(), reader, writer, connection, server)
+                pair = ChannelPair(await owner.opened.get(), reader, writer, connection, server)
                 with counted(pair):
                     yield pair
         finally:

@@ -19,19 +19,15 @@ from hypothesis import strategies as st
 
 from tests.dataplane.channel_pair import CONTENT, KIB, ChannelPair, open_channel_pair
 from tests.ssh.ssh_server import until
+from tunnelmgr.dataplane.asyncssh_attributes import ATTRIBUTES, Channel, Cipher, Connection, Encryption
 from tunnelmgr.dataplane.asyncssh_internals import (
-    ATTRIBUTES,
-    Channel,
-    Cipher,
-    Connection,
-    Encryption,
     account,
     await_window,
     process_packets,
     send_state,
-    window,
+    send_window,
 )
-from tunnelmgr.dataplane.fast_path import VERIFIED_RELEASES, misfits
+from tunnelmgr.dataplane.fast_path import VERIFIED_RELEASES, attribute_problems
 from tunnelmgr.dataplane.ssh_packets import PACKET_DATA_BYTES, Batch
 
 AT_ODDS = [
@@ -74,7 +70,7 @@ async def test_every_private_attribute_has_its_declared_type_on_an_open_connecti
         encryption = pair.conn._send_encryption
         samples = {Connection: pair.conn, Channel: pair.chan, Encryption: encryption, Cipher: encryption._cipher}
 
-        assert list(misfits(ATTRIBUTES, samples)) == []
+        assert list(attribute_problems(ATTRIBUTES, samples)) == []
 
 
 async def test_every_private_attribute_means_what_is_assumed() -> None:
@@ -436,13 +432,13 @@ async def test_nothing_is_heard_once_the_connection_is_over() -> None:
 async def test_a_channel_that_waits_for_its_window_is_told_when_it_opens() -> None:
     """Although asyncssh holds nothing of it, which it takes for a reason not to."""
     async with open_channel_pair(window=64 * KIB) as pair:
-        assert window(pair.chan) == 64 * KIB
+        assert send_window(pair.chan) == 64 * KIB
         pair.reader.channel.pause_reading()
         sent_by_us(pair, CONTENT[: 64 * KIB])
-        assert window(pair.chan) == 0
+        assert send_window(pair.chan) == 0
         pair.ours.pause_writing()
         await_window(pair.chan)
 
         pair.reader.channel.resume_reading()
-        await until(pair.ours._window.is_set)
-        assert window(pair.chan) > 0
+        await until(pair.ours._send_window_open.is_set)
+        assert send_window(pair.chan) > 0

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import asyncssh
 import pytest
 
+from tests.dataplane.channel_pair import Accepting
 from tests.ssh.ssh_server import Sshd, free_port, running_sshd, until
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.dataplane.asyncssh_internals import widen
-from tunnelmgr.dataplane.channel import READ_AHEAD, ForwardedChannel
+from tunnelmgr.dataplane.asyncssh_internals import open_window
+from tunnelmgr.dataplane.channel import READ_AHEAD_BYTES, ForwardedChannel
 from tunnelmgr.dataplane.receive_window import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES
 from tunnelmgr.dataplane.transport import MAX_UNSENT_BYTES
 from tunnelmgr.ssh.client import SshConnection, dial
@@ -43,16 +44,15 @@ class Pair:
 async def connected_pair(sshd: Sshd, login: Login, window: int = 2 << 20) -> AsyncIterator[Pair]:
     """Open one channel as a client on the agent would, with a receive window of the agent's choice."""
     connection = await dial(sshd.spec(), login)
-    opened: asyncio.Queue[ForwardedChannel] = asyncio.Queue()
-    ended = asyncio.Event()
+    owner = Accepting()
     endpoint = Endpoint("127.0.0.1", free_port())
     try:
         async with asyncio.timeout(10):
-            await connection.listen(endpoint, lambda: None, opened.put_nowait, ended.set)
+            await connection.listen(endpoint, owner)
             # The channel's window is not an argument for forwarded connections, so the agent's default is replaced.
             reader, writer = await sshd.connection.open_connection(endpoint.host, endpoint.port, window=window)
-            ours = await opened.get()
-        yield Pair(ours, reader, writer, connection, ended)
+            ours = await owner.opened.get()
+        yield Pair(ours, reader, writer, connection, owner.closed)
     finally:
         connection.abort()
         await connection._conn.wait_closed()
@@ -156,7 +156,7 @@ async def test_a_lost_connection_wakes_reader_and_writer(sshd: Sshd, login: Logi
 
         tasks.create_task(write())
         tasks.create_task(read())
-        await until(lambda: not pair.ours._window.is_set())
+        await until(lambda: not pair.ours._send_window_open.is_set())
         sshd.cut()
 
 
@@ -191,12 +191,12 @@ async def test_an_agent_that_sends_faster_than_we_read_is_held(
     ):
         pair.writer.write(bytes(total))
         pair.writer.write_eof()
-        await until(lambda: pair.ours._waiting == INITIAL_WINDOW_BYTES)
+        await until(lambda: pair.ours._received.size == INITIAL_WINDOW_BYTES)
         while data := await pair.ours.read():
             got += len(data)
             await asyncio.sleep(0)  # slower than the agent sends
             await asyncio.sleep(0)
-            assert pair.ours._waiting <= MAX_WINDOW_BYTES
+            assert pair.ours._received.size <= MAX_WINDOW_BYTES
         assert pair.ours._ssh is not None
         assert pair.ours._ssh._recv_buf == []
 
@@ -210,9 +210,9 @@ async def test_where_asyncssh_keeps_the_window_reading_is_paused(sshd: Sshd, log
     async with connected_pair(sshd, login) as pair, asyncio.timeout(20):
         pair.writer.write(bytes(total))
         pair.writer.write_eof()
-        await until(lambda: pair.ours._waiting >= READ_AHEAD)
+        await until(lambda: pair.ours._received.size >= READ_AHEAD_BYTES)
         await asyncio.sleep(0.05)
-        assert pair.ours._waiting <= READ_AHEAD + 32768
+        assert pair.ours._received.size <= READ_AHEAD_BYTES + 32768
         assert len(await read_all(pair.ours)) == total
 
 
@@ -224,14 +224,14 @@ async def test_a_window_that_cannot_be_opened_now_is_opened_by_asyncssh(sshd: Ss
         conn = pair.connection._conn
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(conn, "_kex_complete", False)
-            widen(chan, 1000)
+            open_window(chan, 1000)
             assert len(conn._deferred_packets) == 1
         assert chan._recv_window == INITIAL_WINDOW_BYTES + 1000
         conn._send_deferred_packets()
         await until(lambda: sshd.connection._channels and _send_window(sshd) == INITIAL_WINDOW_BYTES + 1000)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chan, "_recv_state", "eof")
-            widen(chan, 1000)
+            open_window(chan, 1000)
         assert chan._recv_window == INITIAL_WINDOW_BYTES + 1000
 
 
@@ -245,7 +245,7 @@ async def test_a_writer_waits_for_the_agents_window(sshd: Sshd, login: Login) ->
     async with connected_pair(sshd, login, window=1 << 17) as pair, asyncio.TaskGroup() as tasks, asyncio.timeout(10):
         pair.reader.channel.pause_reading()
         writing = tasks.create_task(write_pieces(pair.ours, 32))
-        await until(lambda: not pair.ours._window.is_set())
+        await until(lambda: not pair.ours._send_window_open.is_set())
         assert not writing.done()
 
         pair.reader.channel.resume_reading()
@@ -281,12 +281,12 @@ async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
     """The bound is the connection's: each writer may add one piece to it, and no more."""
     endpoint = Endpoint("127.0.0.1", free_port())
     connection = await dial(sshd.spec(), login)
-    opened: list[ForwardedChannel] = []
+    owner = Accepting()
     try:
-        await connection.listen(endpoint, lambda: None, opened.append, lambda: None)
+        await connection.listen(endpoint, owner)
         for _ in range(8):
             await sshd.connection.open_connection(endpoint.host, endpoint.port, window=HUGE)
-        await until(lambda: len(opened) == 8)
+        opened = [await owner.opened.get() for _ in range(8)]
         sshd.connection._transport.pause_reading()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*(write_pieces(channel, 10_000) for channel in opened)), 1)

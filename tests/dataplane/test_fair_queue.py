@@ -216,7 +216,7 @@ async def test_a_step_ends_after_a_slice_and_with_the_iterations_slice_unless_it
     def look(seconds: float) -> Callable[[], None]:
         def step() -> None:
             cpu.now += seconds
-            told.append(queue.out_of_time)
+            told.append(queue.is_out_of_time())
 
         return step
 
@@ -226,8 +226,8 @@ async def test_a_step_ends_after_a_slice_and_with_the_iterations_slice_unless_it
     Share(queue).run(look(SLICE))
 
     assert told == [False, True, False, True]
-    assert queue.out_of_time
-    assert Share(queue).out_of_time
+    assert queue.is_out_of_time()
+    assert Share(queue).is_out_of_time()
 
 
 async def test_steps_of_one_share_keep_their_order(cpu: CpuTime) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from tests.dataplane.renamed_asyncssh import renamed
 from tunnelmgr.dataplane import fast_path
-from tunnelmgr.dataplane.asyncssh_internals import ATTRIBUTES, CLASSES, OPAQUE_PIECE_BYTES, Attribute
-from tunnelmgr.dataplane.channel import PIECE, READ_AHEAD
-from tunnelmgr.dataplane.fast_path import FastPath, fast_path_status, misfits, packet_processor, pass_on
+from tunnelmgr.dataplane.asyncssh_attributes import ATTRIBUTES, CLASSES, Attribute
+from tunnelmgr.dataplane.asyncssh_internals import OPAQUE_PIECE_BYTES
+from tunnelmgr.dataplane.channel import ASYNCSSH_PIECE_BYTES, READ_AHEAD_BYTES
+from tunnelmgr.dataplane.fast_path import FastPath, attribute_problems, fast_path_status, packet_processor, pass_on
 from tunnelmgr.dataplane.receive_window import MAX_WINDOW_BYTES
 from tunnelmgr.dataplane.ssh_packets import PACKET_DATA_BYTES
 
@@ -61,8 +62,8 @@ def test_without_any_one_attribute_all_goes_through_the_public_api(attribute: At
     assert not facts["active"]
     assert f"{attribute} is missing" in facts["reason"]
     assert facts["bulk"] == 0
-    assert facts["to_agent"] <= PIECE + PACKET_DATA_BYTES
-    assert facts["from_agent"] <= READ_AHEAD + PACKET_DATA_BYTES
+    assert facts["to_agent"] <= ASYNCSSH_PIECE_BYTES + PACKET_DATA_BYTES
+    assert facts["from_agent"] <= READ_AHEAD_BYTES + PACKET_DATA_BYTES
 
 
 @pytest.mark.parametrize("name", UNEXPORTED)
@@ -99,7 +100,7 @@ def test_no_other_file_names_a_private_attribute_of_asyncssh() -> None:
 def test_a_release_that_is_not_proved_turns_it_off() -> None:
     """A release of asyncssh that is not in VERIFIED_RELEASES turns the fast path off, even if its attributes fit."""
     assert fast_path_status() == FastPath(
-        active=False, reason=f"asyncssh {asyncssh.__version__} is not proved; proved: "
+        active=False, reason=f"asyncssh {asyncssh.__version__} is not verified; verified: "
     )
 
 
@@ -150,9 +151,11 @@ def test_an_attribute_of_another_type_is_told(kind: object, fitting: object, oth
         value = fitting
 
     attribute = Attribute(Sample, "value", kind)
-    assert list(misfits([attribute], {Sample: Sample()})) == []
+    assert list(attribute_problems([attribute], {Sample: Sample()})) == []
     Sample.value = other
-    assert list(misfits([attribute], {Sample: Sample()})) == [f"Sample.value is of type {type(other).__name__}"]
+    assert list(attribute_problems([attribute], {Sample: Sample()})) == [
+        f"Sample.value is of type {type(other).__name__}"
+    ]
 
 
 # --- what arrives for others ---

@@ -47,13 +47,13 @@ from tunnelmgr.dataplane.ssh_packets import BATCH_PACKETS, PACKET_DATA_BYTES
 def test_any_bytes_arrive_whole_whatever_windows_and_packets_the_agent_asks_for(
     sizes: list[int], window: int, packet: int, others: int
 ) -> None:
-    """Come in any pieces, they are read in order, each once, up to the end, however many others share the line."""
+    """Come in any pieces, they are read in order, each once, up to the end, however many others share the transport."""
     offsets = [sum(sizes[:number]) % MIB for number in range(len(sizes))]
     pieces = [CONTENT[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
 
     async def run() -> bytes:
         async with open_channel_pair(window, packet) as pair:
-            pair.connection._transport.pumps += others
+            pair.connection._transport.bulk.pumps += others
             return await pair.carried(*pieces)
 
     assert asyncio.run(run()) == b"".join(pieces)
@@ -192,7 +192,7 @@ async def test_an_agent_that_does_not_read_holds_the_source_with_nothing_queued(
 async def test_bulk_data_goes_on_with_two_packets_alone_and_with_eight_in_company(others: int, packets: int) -> None:
     """Of the window of 2 MiB that OpenSSH's sshd gives: alone, none of it is left waiting; together, no crumbs."""
     async with open_channel_pair(window=2 * MIB) as pair:
-        pair.connection._transport.pumps += others
+        pair.connection._transport.bulk.pumps += others
         pair.reader.channel.pause_reading()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(pair.source.send(CONTENT), name="source")
@@ -254,9 +254,9 @@ async def test_a_pour_waits_for_what_others_have_written() -> None:
     """A batch goes out only on a line that has nothing unsent: packets must not overtake each other."""
     async with open_channel_pair(window=8 * MIB) as pair, asyncio.TaskGroup() as tasks:
         pair.server._transport.pause_reading()
-        line = pair.connection._transport
+        transport = pair.connection._transport
         pair.chan.set_write_buffer_limits(1 << 30)
-        while line.idle():
+        while transport.bulk.idle():
             pair.chan.write(CONTENT[:MIB])
         before = list(pair.bulk)
         tasks.create_task(pair.source.send(b"and then this"), name="source")
@@ -354,7 +354,7 @@ async def test_a_fault_in_a_step_is_raised_by_the_pour(monkeypatch: pytest.Monke
     def broken(*_: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(Pump, "_go_on", broken)
+    monkeypatch.setattr(Pump, "_continue", broken)
     async with open_channel_pair() as pair:
         pair.source.feed.send(b"x")
         with pytest.raises(RuntimeError, match="a fault"):

@@ -70,7 +70,7 @@ def test_a_near_agent_is_not_paced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pacing is the kernel's default: it costs more there than it gives."""
     monkeypatch.setattr(socket_options, "_round_trip", lambda _: 100)
     monkeypatch.setattr(socket_options, "CONGESTION_CONTROL", "cubic")
-    monkeypatch.setattr(socket_options, "UNPACED", "reno")
+    monkeypatch.setattr(socket_options, "UNPACED_CONGESTION_CONTROL", "reno")
 
     with socket.socket() as tuned:
         tuned.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")

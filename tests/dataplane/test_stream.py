@@ -329,5 +329,5 @@ async def test_a_server_that_closes_before_its_first_byte_is_an_error() -> None:
     with ours:
         ours.setblocking(False)
         theirs.close()
-        with pytest.raises(ConnectionError, match="without a word"):
+        with pytest.raises(ConnectionError, match="without sending anything"):
             await first_bytes(ours)

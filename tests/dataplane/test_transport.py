@@ -10,9 +10,11 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from tests.ssh.ssh_server import free_port, running_tcp_server, until
+from tunnelmgr.dataplane.batches import BATCHES_PER_READ, take_batch
 from tunnelmgr.dataplane.fair_queue import HARD_LIMIT, SLICE, Share, fair_queue
 from tunnelmgr.dataplane.fast_path import OPAQUE_PIECE_BYTES
-from tunnelmgr.dataplane.transport import BATCHES_PER_READ, MAX_READ_BYTES, MAX_UNSENT_BYTES, SshTransport, spare
+from tunnelmgr.dataplane.paced_reader import MAX_READ_BYTES
+from tunnelmgr.dataplane.transport import MAX_UNSENT_BYTES, SshTransport
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.dialer import Dialer
 
@@ -70,18 +72,18 @@ class Conversing(asyncio.Protocol):
 def unread(make: Callable[[], asyncio.Protocol]) -> Iterator[tuple[SshTransport, socket.socket]]:
     """Return a line that reads only when the test has it read, and the socket at its other end."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        line = SshTransport(make, socket.create_connection(server.getsockname()))
+        transport = SshTransport(make, socket.create_connection(server.getsockname()))
         other, _ = server.accept()
-    line._stream.notify_readable(None)
+    transport._stream.notify_readable(None)
     with other:
-        yield line, other
-    line.abort()
+        yield transport, other
+    transport.abort()
 
 
-async def arrive(line: SshTransport, other: socket.socket, data: bytes) -> None:
+async def arrive(transport: SshTransport, other: socket.socket, data: bytes) -> None:
     """Send from the other end, and wait until it can be read."""
     other.sendall(data)
-    await until(lambda: not line._stream.silent)
+    await until(lambda: not transport._stream.silent)
 
 
 async def test_everything_is_passed_on_in_order() -> None:
@@ -118,50 +120,50 @@ async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quic
         await until(lambda: len(protocol.quick) > 20)
         assert set(protocol.quick[10:]) == {1}
 
-        assert dialer.line is not None
-        dialer.line.nagle_disabled()
+        assert dialer.transport is not None
+        dialer.transport.reader.acknowledge_at_once = False
         protocol.quick.clear()
         await until(lambda: len(protocol.quick) > 20)
         assert 0 in protocol.quick
-        dialer.line.abort()
+        dialer.transport.abort()
 
 
 async def test_an_answer_goes_out_with_what_it_answers() -> None:
     """An answer is sent at the end of the step that caused it; other data waits for the next iteration of the loop."""
-    with unread(Conversing) as (line, other):
-        await arrive(line, other, b"say")
-        line._on_readable()
-        assert line.get_write_buffer_size() == 0
+    with unread(Conversing) as (transport, other):
+        await arrive(transport, other, b"say")
+        transport.reader._on_readable()
+        assert transport.get_write_buffer_size() == 0
         assert other.recv(100) == b"said"
 
-        assert isinstance(line.protocol, Conversing)
-        line.protocol.data_received(b"said later")
-        assert line.get_write_buffer_size() == len(b"said")
-        await until(lambda: line.get_write_buffer_size() == 0)
+        assert isinstance(transport.protocol, Conversing)
+        transport.protocol.data_received(b"said later")
+        assert transport.get_write_buffer_size() == len(b"said")
+        await until(lambda: transport.get_write_buffer_size() == 0)
 
 
 async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> None:
     """What arrives meanwhile waits for four batches at most, and for none once they stop."""
 
     def heard() -> int:
-        assert isinstance(line.protocol, Recording)
-        return len(line.protocol.calls)
+        assert isinstance(transport.protocol, Recording)
+        return len(transport.protocol.calls)
 
-    with unread(Recording) as (line, other):
-        await arrive(line, other, b"adjust")
+    with unread(Recording) as (transport, other):
+        await arrive(transport, other, b"adjust")
         for _ in range(BATCHES_PER_READ - 1):
-            line.send_batch(spare(), 8)
-            line._on_readable()
+            transport.bulk.send(take_batch(), 8)
+            transport.reader._on_readable()
         assert heard() == 1
-        line.send_batch(spare(), 8)
-        line._on_readable()
+        transport.bulk.send(take_batch(), 8)
+        transport.reader._on_readable()
         assert heard() == 2
 
-        await arrive(line, other, b"adjust")
-        line.send_batch(spare(), 8)
-        line._on_readable()
+        await arrive(transport, other, b"adjust")
+        transport.bulk.send(take_batch(), 8)
+        transport.reader._on_readable()
         assert heard() == 2
-        line._on_readable()
+        transport.reader._on_readable()
         assert heard() == 3
 
 
@@ -181,50 +183,50 @@ class Costly(asyncio.Protocol):
 
 async def test_a_piece_that_takes_too_long_goes_on_in_later_steps() -> None:
     """A large piece of costly messages is processed bit by bit, in order and to its end, with others in between."""
-    with unread(Costly) as (line, other):
-        line._piece = MAX_READ_BYTES
-        await arrive(line, other, bytes(10 * OPAQUE_PIECE_BYTES))
-        assert isinstance(line.protocol, Costly)
+    with unread(Costly) as (transport, other):
+        transport.reader._read_bytes = MAX_READ_BYTES
+        await arrive(transport, other, bytes(10 * OPAQUE_PIECE_BYTES))
+        assert isinstance(transport.protocol, Costly)
 
-        line._on_readable()
-        first = list(line.protocol.sizes)
+        transport.reader._on_readable()
+        first = list(transport.protocol.sizes)
         iterations = 0
-        while sum(line.protocol.sizes) < 10 * OPAQUE_PIECE_BYTES:
+        while sum(transport.protocol.sizes) < 10 * OPAQUE_PIECE_BYTES:
             iterations += 1
             await asyncio.sleep(0)
 
         assert first == [OPAQUE_PIECE_BYTES]
-        assert line.protocol.sizes == [OPAQUE_PIECE_BYTES] * 10
+        assert transport.protocol.sizes == [OPAQUE_PIECE_BYTES] * 10
         assert iterations >= 9
 
 
 async def test_a_connection_whose_turn_has_not_come_is_not_polled() -> None:
     """While a step waits in the queue, the loop does not report the same bytes in every iteration."""
-    with unread(Recording) as (line, other):
+    with unread(Recording) as (transport, other):
         share = Share(fair_queue(asyncio.get_running_loop()))
-        await arrive(line, other, b"hello")
+        await arrive(transport, other, b"hello")
         share.run(lambda: _use_up(2 * HARD_LIMIT))
-        line._on_readable()
-        assert isinstance(line.protocol, Recording)
-        assert line.protocol.calls == ["made"]
+        transport.reader._on_readable()
+        assert isinstance(transport.protocol, Recording)
+        assert transport.protocol.calls == ["made"]
 
-        line._on_readable()
-        assert line._stream._reader is None
+        transport.reader._on_readable()
+        assert transport._stream._reader is None
 
-        await until(lambda: b"hello" in line.protocol.calls)
-        assert line._stream._reader is not None
+        await until(lambda: b"hello" in transport.protocol.calls)
+        assert transport._stream._reader is not None
 
 
 async def test_a_step_that_finds_its_line_ended_does_nothing() -> None:
     """A line may end while its step waits for its turn."""
-    with unread(Recording) as (line, other):
-        await arrive(line, other, b"hello")
+    with unread(Recording) as (transport, other):
+        await arrive(transport, other, b"hello")
         Share(fair_queue(asyncio.get_running_loop())).run(lambda: _use_up(2 * HARD_LIMIT))
-        line._on_readable()
-        line.abort()
+        transport.reader._on_readable()
+        transport.abort()
 
-        await until(lambda: len(line.protocol.calls) > 1)
-        assert line.protocol.calls == ["made", ("lost", None)]
+        await until(lambda: len(transport.protocol.calls) > 1)
+        assert transport.protocol.calls == ["made", ("lost", None)]
 
 
 def _use_up(seconds: float) -> None:
@@ -241,18 +243,18 @@ async def test_a_reset_is_passed_on_with_its_reason() -> None:
 
     for write in (b"", b"x"):
         async with running_tcp_server(reset) as endpoint:
-            line, protocol = await dialled(endpoint.port)
+            transport, protocol = await dialled(endpoint.port)
             await asyncio.sleep(0.01)
             if write:
-                line.write(write)
+                transport.write(write)
             await until(lambda heard=protocol.calls: len(heard) > 1)
-            line.abort()
-            line.write(b"into nothing")
-            await line_turn()
+            transport.abort()
+            transport.write(b"into nothing")
+            await loop_iteration()
         (lost,) = protocol.calls[1:]
         assert isinstance(lost, tuple)
         assert isinstance(lost[1], ConnectionError)
-        assert line.is_closing()
+        assert transport.is_closing()
 
 
 async def test_what_is_written_in_one_turn_goes_out_together() -> None:
@@ -263,11 +265,11 @@ async def test_what_is_written_in_one_turn_goes_out_together() -> None:
         arrived.append(await reader.read(100))
 
     async with running_tcp_server(listen) as endpoint:
-        line, _ = await dialled(endpoint.port)
+        transport, _ = await dialled(endpoint.port)
         for word in (b"one ", b"two ", b"three"):
-            line.write(word)
+            transport.write(word)
         await until(lambda: arrived)
-        line.abort()
+        transport.abort()
 
     assert arrived == [b"one two three"]
 
@@ -280,9 +282,9 @@ async def test_an_abort_still_sends_what_was_put_off() -> None:
         arrived.append(await reader.read())
 
     async with running_tcp_server(listen) as endpoint:
-        line, protocol = await dialled(endpoint.port)
-        line.write(b"goodbye")
-        line.abort()
+        transport, protocol = await dialled(endpoint.port)
+        transport.write(b"goodbye")
+        transport.abort()
         await until(lambda: arrived)
 
     assert arrived == [b"goodbye"]
@@ -290,11 +292,11 @@ async def test_an_abort_still_sends_what_was_put_off() -> None:
 
 
 async def dialled(port: int) -> tuple[SshTransport, Recording]:
-    """Return a line, and what is above it."""
-    line, protocol = await Dialer(["127.0.0.1"]).create_connection(Recording, "", port)
-    assert isinstance(line, SshTransport)
+    """Return a transport, and what is above it."""
+    transport, protocol = await Dialer(["127.0.0.1"]).create_connection(Recording, "", port)
+    assert isinstance(transport, SshTransport)
     assert isinstance(protocol, Recording)
-    return line, protocol
+    return transport, protocol
 
 
 async def test_a_writer_is_held_while_the_socket_takes_nothing() -> None:
@@ -308,22 +310,22 @@ async def test_a_writer_is_held_while_the_socket_takes_nothing() -> None:
                 pass
 
     async with running_tcp_server(read_late) as endpoint:
-        line, protocol = await dialled(endpoint.port)
-        line.write(bytes(64 << 20))
-        await line_turn()
-        assert line.get_write_buffer_size() > MAX_UNSENT_BYTES
+        transport, protocol = await dialled(endpoint.port)
+        transport.write(bytes(64 << 20))
+        await loop_iteration()
+        assert transport.get_write_buffer_size() > MAX_UNSENT_BYTES
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(line.writable(), 0.05)
-        assert not line.idle()
+            await asyncio.wait_for(transport.writable(), 0.05)
+        assert not transport.bulk.idle()
 
         reading.set()
-        await asyncio.wait_for(line.writable(), 5)
-        await until(line.idle)
-        line.abort()
+        await asyncio.wait_for(transport.writable(), 5)
+        await until(transport.bulk.idle)
+        transport.abort()
         await until(lambda: ("lost", None) in protocol.calls)
 
 
-async def line_turn() -> None:
+async def loop_iteration() -> None:
     """Let the loop turn once, so that the socket takes what it can."""
     await asyncio.sleep(0)
 
@@ -339,9 +341,9 @@ async def test_a_lost_line_holds_nobody() -> None:
         full, _ = await dialled(endpoint.port)
         exchanging, _ = await dialled(endpoint.port)
         full.write(bytes(64 << 20))
-        exchanging.expect(exchanging.written, 1)  # and it will never be written
+        exchanging.expect(exchanging.bytes_written, 1)  # and it will never be written
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
-            waiting = [tasks.create_task(line.writable()) for line in (full, exchanging)]
+            waiting = [tasks.create_task(transport.writable()) for transport in (full, exchanging)]
             await asyncio.sleep(0.05)
             assert not any(task.done() for task in waiting)
             full.abort()
@@ -360,20 +362,20 @@ async def test_a_batch_is_used_again_once_its_last_byte_is_sent() -> None:
 
     sent = bytearray()
     async with running_tcp_server(read_late) as endpoint:
-        line, _ = await dialled(endpoint.port)
-        while line.idle():
-            batch = spare()
+        transport, _ = await dialled(endpoint.port)
+        while transport.bulk.idle():
+            batch = take_batch()
             batch.buffer[:] = bytes([len(sent) % 251]) * len(batch.buffer)
-            line.send_batch(batch, len(batch.buffer))
+            transport.bulk.send(batch, len(batch.buffer))
             sent += batch.buffer
-        other = spare()
+        other = take_batch()
         assert other is not batch
         other.buffer[:] = bytes(len(other.buffer))
         reading.set()
-        await until(line.idle)
-        assert spare() in {batch, other}
+        await until(transport.bulk.idle)
+        assert take_batch() in {batch, other}
         await until(lambda: len(got) == len(sent))
-        line.abort()
+        transport.abort()
 
     assert got == sent
 

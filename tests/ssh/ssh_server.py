@@ -32,6 +32,7 @@ class Sshd:
     anybody: bool = False
     exposes: bool = False
     refuses: set[Endpoint] = field(default_factory=set)
+    refusal_message: str = ""
     swallows: set[Endpoint] = field(default_factory=set)
     reroute: Endpoint | None = None
     on_listen: Callable[[], object] = field(default=lambda: None)
@@ -111,6 +112,8 @@ class _Server(asyncssh.SSHServer):
         if self._sshd.exposes:
             self._sshd.connection.send_debug(OVERRIDDEN)
         if endpoint in self._sshd.refuses:
+            if self._sshd.refusal_message:
+                self._sshd.connection.send_debug(self._sshd.refusal_message)
             return None
         inner = await self._sshd.connection.forward_local_port(listen_host, listen_port, listen_host, listen_port)
         self._sshd.on_listen()

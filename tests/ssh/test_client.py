@@ -12,12 +12,16 @@ import pytest
 
 from tests.ssh.ssh_server import Sshd, free_port, generate, public, running_sshd, running_tcp_server, until
 from tunnelmgr.config import CIPHERS
+from tunnelmgr.core.host_key import fingerprint
+from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
-from tunnelmgr.dataplane.channel import ForwardedChannel
+from tunnelmgr.dataplane.channel import NoOwner
 from tunnelmgr.errors import (
     AuthenticationError,
     ConnectionLostError,
     HostKeyMismatchError,
+    ListenRefusal,
+    ListenRefusedError,
     UnreachableError,
 )
 from tunnelmgr.ssh.client import ChannelRefused, SshConnection, dial, host_key_algorithms
@@ -49,12 +53,19 @@ def sockets() -> set[str]:
     return found
 
 
-def admit_all() -> None:
-    """Admit every channel."""
+class AdmitAll(NoOwner):
+    """Admits every channel, and serves none."""
+
+    def admit_channel(self) -> None:
+        """Admit it."""
 
 
-def ignore(_channel: ForwardedChannel | None = None) -> None:
-    """Take note of nothing."""
+class Decline(NoOwner):
+    """Declines every channel."""
+
+    def admit_channel(self) -> None:
+        """Decline it."""
+        raise ChannelRefused("full")
 
 
 # --- the way in ---
@@ -118,11 +129,29 @@ async def test_without_any_expected_key_nobody_is_accepted(sshd: Sshd, login: Lo
 
 async def test_another_key_is_a_stranger_and_is_offered_nothing(sshd: Sshd, login: Login) -> None:
     """The mismatch is found before a user or a key is named."""
-    with pytest.raises(HostKeyMismatchError, match="tunnelmgr release"):
+    with pytest.raises(HostKeyMismatchError):
         await dial(sshd.spec(keys=[public(generate())]), login)
 
     assert sshd.logins_begun == 0
     assert sshd.offered == []
+
+
+@pytest.mark.parametrize(("method", "cause"), [(Method.PINNED, "the host_key in the"), (Method.CONSOLE, "reinstalled")])
+async def test_a_mismatch_shows_both_keys_the_address_and_the_command(
+    sshd: Sshd, login: Login, method: Method, cause: str
+) -> None:
+    """The message has what was compared, its likely cause, and the complete command to run."""
+    expected = public(generate())
+    spec = replace(sshd.spec(), trust=HostTrust(method, (expected,)))
+
+    with pytest.raises(HostKeyMismatchError) as mismatch:
+        await dial(spec, login)
+
+    message = str(mismatch.value)
+    assert f"127.0.0.1:{sshd.port} presented {fingerprint(sshd.host_key)}" in message
+    assert f"{method} evidence expects {fingerprint(expected)}" in message
+    assert cause in message
+    assert message.endswith('run: tunnelmgr release static:builder-1 --reason "…"')
 
 
 @pytest.mark.parametrize("kind", ["ecdsa-sha2-nistp256", "ssh-rsa"])
@@ -342,7 +371,7 @@ async def test_a_listener_is_asked_for_by_its_literal_address(sshd: Sshd, login:
     """`permitlisten` compares strings, so the agent hears exactly what was configured."""
     endpoint = Endpoint("127.0.0.1", free_port())
     async with dialled(sshd.spec(), login) as connection:
-        listener = await connection.listen(endpoint, admit_all, ignore, ignore)
+        listener = await connection.listen(endpoint, AdmitAll())
 
         assert listener is not None
         assert sshd.asked == [endpoint]
@@ -353,8 +382,32 @@ async def test_a_refused_listener_is_none_and_the_connection_stands(sshd: Sshd, 
     taken, free = Endpoint("127.0.0.1", free_port()), Endpoint("127.0.0.1", free_port())
     sshd.refuses.add(taken)
     async with dialled(sshd.spec(), login) as connection:
-        assert await connection.listen(taken, admit_all, ignore, ignore) is None
-        assert await connection.listen(free, admit_all, ignore, ignore) is not None
+        assert await connection.listen(taken, AdmitAll()) is None
+        assert await connection.listen(free, AdmitAll()) is not None
+
+
+@pytest.mark.parametrize(
+    ("debug_message", "refusal", "advice"),
+    [
+        ("Server has disabled port forwarding.", ListenRefusal.DISABLED, "AllowTcpForwarding yes"),
+        ("port forwarding refused", ListenRefusal.NOT_PERMITTED, 'permitlisten="127.0.0.1:5000"'),
+        ("something else", ListenRefusal.UNKNOWN, "ss -ltnp"),
+    ],
+)
+async def test_sshds_reason_for_refusing_a_listener_is_kept(
+    sshd: Sshd, login: Login, debug_message: str, refusal: ListenRefusal, advice: str
+) -> None:
+    """The reason is that of the latest refusal, and each has its own advice."""
+    refused, free = Endpoint("127.0.0.1", free_port()), Endpoint("127.0.0.1", free_port())
+    sshd.refuses.add(refused)
+    sshd.refusal_message = debug_message
+    async with dialled(sshd.spec(), login) as connection:
+        await connection.listen(refused, AdmitAll())
+        assert connection.listen_refusal is refusal
+        assert advice in str(ListenRefusedError("127.0.0.1:5000", refusal))
+
+        await connection.listen(free, AdmitAll())
+        assert connection.listen_refusal is ListenRefusal.UNKNOWN
 
 
 async def test_binding_on_a_lost_connection_says_that_it_was_lost(sshd: Sshd, login: Login) -> None:
@@ -364,14 +417,14 @@ async def test_binding_on_a_lost_connection_says_that_it_was_lost(sshd: Sshd, lo
         await until(connection.lost.is_set)
 
         with pytest.raises(ConnectionLostError):
-            await connection.listen(Endpoint("127.0.0.1", free_port()), admit_all, ignore, ignore)
+            await connection.listen(Endpoint("127.0.0.1", free_port()), AdmitAll())
 
 
 async def test_the_message_that_a_listener_is_exposed_is_heard(sshd: Sshd, login: Login) -> None:
     """It comes before the answer to the request, so the answer finds it known."""
     sshd.exposes = True
     async with dialled(sshd.spec(), login) as connection:
-        await connection.listen(Endpoint("127.0.0.1", free_port()), admit_all, ignore, ignore)
+        await connection.listen(Endpoint("127.0.0.1", free_port()), AdmitAll())
 
         assert connection.exposed
 
@@ -380,20 +433,16 @@ async def test_other_debug_messages_mean_nothing(sshd: Sshd, login: Login) -> No
     """Control characters and nonsense neither hurt nor frighten."""
     async with dialled(sshd.spec(), login) as connection:
         sshd.connection.send_debug("\x1b[2J\0 GatewayPorts " + "x" * 10_000)
-        assert await connection.listen(Endpoint("127.0.0.1", free_port()), admit_all, ignore, ignore)
+        assert await connection.listen(Endpoint("127.0.0.1", free_port()), AdmitAll())
 
         assert not connection.exposed
 
 
 async def test_a_declined_channel_leaves_nothing_behind(sshd: Sshd, login: Login) -> None:
     """The agent gets `resource shortage`, the connection stands, and asyncssh holds no channel."""
-
-    def decline() -> None:
-        raise ChannelRefused("full")
-
     endpoint = Endpoint("127.0.0.1", free_port())
     async with dialled(sshd.spec(), login) as connection:
-        await connection.listen(endpoint, decline, ignore, ignore)
+        await connection.listen(endpoint, Decline())
         for _ in range(20):
             with pytest.raises(asyncssh.ChannelOpenError, match="full") as refused:
                 await sshd.connection.open_connection(endpoint.host, endpoint.port)
@@ -407,7 +456,7 @@ async def test_channels_for_ports_that_were_not_asked_for_are_refused(sshd: Sshd
     """The agent cannot make us connect anywhere, nor open sessions or sockets here."""
     endpoint = Endpoint("127.0.0.1", free_port())
     async with dialled(sshd.spec(), login) as connection:
-        await connection.listen(endpoint, admit_all, ignore, ignore)
+        await connection.listen(endpoint, AdmitAll())
         for host, port in (("127.0.0.1", 22), ("127.0.0.2", endpoint.port), ("", endpoint.port)):
             with pytest.raises(asyncssh.ChannelOpenError):
                 await sshd.connection.open_connection(host, port)
@@ -446,9 +495,14 @@ async def test_a_stream_that_the_agent_declines_is_a_refusal(sshd: Sshd, login: 
 
 async def test_a_connection_lost_while_a_stream_is_opened_is_our_error(sshd: Sshd, login: Login) -> None:
     """None of asyncssh's own gets through, and whoever asked to be told of the loss is told."""
-    told = asyncio.Event()
+    lost = asyncio.Event()
+
+    class Observer:
+        def connection_lost(self) -> None:
+            lost.set()
+
     async with dialled(sshd.spec(), login) as connection, asyncio.TaskGroup() as tasks:
-        connection.when_lost(told.set)
+        connection.notify_lost(Observer())
         sshd.answers.clear()
 
         async def connect() -> None:
@@ -458,7 +512,7 @@ async def test_a_connection_lost_while_a_stream_is_opened_is_our_error(sshd: Ssh
         tasks.create_task(connect())
         await asyncio.sleep(0.02)
         sshd.cut()
-        await asyncio.wait_for(told.wait(), 5)
+        await asyncio.wait_for(lost.wait(), 5)
         with pytest.raises(ConnectionLostError):
             await connection.connect(Endpoint("127.0.0.1", 5000))
 

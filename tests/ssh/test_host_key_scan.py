@@ -141,7 +141,7 @@ async def test_a_look_takes_its_place_with_all_other_dials(sshd: Sshd) -> None:
     """It waits where tunnels do, in the same order, and gives back what it took, also where it fails."""
     admission = Admission(places=1)
     other = admission.permit()
-    await other.dialling()
+    await other.acquire_place()
     async with asyncio.TaskGroup() as tasks:
         looking = tasks.create_task(shown_key(sshd.agent(), 5, permit=admission.permit()), name="look")
         await until(lambda: admission._dials)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.ssh.ssh_server import Sshd, running_sshd, until
 from tunnelmgr.ssh import client
-from tunnelmgr.ssh.client import NOTHING, dial
+from tunnelmgr.ssh.client import NO_OP_COMMAND, dial
 from tunnelmgr.ssh.login import Login
 
 
@@ -21,11 +21,11 @@ async def test_one_command_that_does_nothing_is_asked_for_and_its_session_closed
         await connection.disable_nagle()
 
         await until(lambda: asked and asked[0].channel.is_closing())
-        assert [process.command for process in asked] == [NOTHING]
+        assert [process.command for process in asked] == [NO_OP_COMMAND]
         assert asked[0].term_type is None
         assert not asked[0].env
         await until(lambda: not connection._conn._channels)
-        assert connection._transport._quickened
+        assert not connection._transport.reader.acknowledge_at_once
         assert not connection.lost.is_set()
         connection.abort()
         await connection._conn.wait_closed()
@@ -37,7 +37,7 @@ async def test_an_agent_that_takes_no_sessions_keeps_its_tunnel(sshd: Sshd, logi
 
     await connection.disable_nagle()
 
-    assert not connection._transport._quickened
+    assert connection._transport.reader.acknowledge_at_once
     assert not connection.lost.is_set()
     connection.abort()
     await connection._conn.wait_closed()
@@ -47,7 +47,7 @@ async def test_an_agent_that_never_answers_is_waited_for_no_longer_than_the_boun
     key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And its session is closed from our side, so that nothing can be sent into it for ever."""
-    monkeypatch.setattr(client, "QUICKEN", 0.05)
+    monkeypatch.setattr(client, "NO_OP_SESSION_TIMEOUT", 0.05)
     begun = asyncio.Event()
 
     class Silent(asyncssh.SSHServerSession[str]):

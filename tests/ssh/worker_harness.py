@@ -11,8 +11,8 @@ from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.ssh.login import Login
 from tunnelmgr.tunnel.admission import Admission
-from tunnelmgr.tunnel.probe import Prover
-from tunnelmgr.tunnel.worker import TunnelSettings
+from tunnelmgr.tunnel.proof import Prover
+from tunnelmgr.tunnel.settings import TunnelSettings
 
 
 @dataclass

@@ -1,19 +1,39 @@
 """Who may dial now, and who may compute: in what order, how many, and that dead agents starve nobody."""
 
 import asyncio
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from tests.ssh.ssh_server import until
 from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
+from tunnelmgr.ssh.permit import ReceiveProgress
 from tunnelmgr.tunnel import admission as rules
 from tunnelmgr.tunnel.admission import AHEAD, ELDER, MOST_SLOTS, PLACES, SLOTS, Admission, Permit, places_for
 
 FAILING = NEW + 5
+
+
+class Sending:
+    """A server that has sent something whenever it is checked."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def receive_count(self) -> int:
+        """Count on."""
+        self._count += 1
+        return self._count
+
+
+class Silent:
+    """A server that sends nothing more."""
+
+    def receive_count(self) -> int:
+        """Return the same number at every check."""
+        return 0
 
 
 @dataclass
@@ -27,17 +47,17 @@ class Crowd:
     async def dial(self, seen: float, rank: int = NEW) -> Permit:
         """Wait for a place, and keep it."""
         permit = self.admission.permit(Precedence(rank, seen))
-        await permit.dialling()
+        await permit.acquire_place()
         self.permits[seen] = permit
         self.order.append(seen)
         return permit
 
-    async def shake_hands(self, seen: float, heard: Callable[[], int] | None = None) -> None:
+    async def shake_hands(self, seen: float, progress: ReceiveProgress | None = None) -> None:
         """Wait for a place and a slot, and keep both."""
         permit = self.admission.permit(Precedence(NEW, seen))
         try:
-            await permit.dialling()
-            await permit.computing(heard or itertools.count().__next__)
+            await permit.acquire_place()
+            await permit.acquire_slot(progress or Sending())
         except asyncio.CancelledError:
             permit.end()
             raise
@@ -82,7 +102,7 @@ async def test_a_few_dials_begin_at_once_and_the_rest_as_these_go_on(crowd: Crow
         crowd.permits[0.0].end()
         crowd.permits[0.0].end()
         await until(lambda: len(crowd.order) == AHEAD + 1)
-        await crowd.permits[1.0].computing(lambda: 0)
+        await crowd.permits[1.0].acquire_slot(Silent())
         await until(lambda: len(crowd.order) == AHEAD + 2)
 
     assert crowd.admission._places == AHEAD + 1
@@ -103,7 +123,7 @@ async def test_a_server_that_speaks_late_still_waits_for_its_slot(crowd: Crowd) 
     permit = await crowd.dial(1.0)
     await until(lambda: crowd.admission._ahead == 0)
 
-    await permit.computing(lambda: 0)
+    await permit.acquire_slot(Silent())
 
     assert permit.slotted
     assert crowd.admission._ahead == 0
@@ -153,20 +173,20 @@ async def test_where_all_servers_are_slow_each_is_waited_for_longer(crowd: Crowd
     assert crowd.admission.patience == rules.LEAST_PATIENCE
     failing = await crowd.dial(0.0, FAILING)
     failing.began -= 9.0
-    await failing.computing(lambda: 0)
+    await failing.acquire_slot(Silent())
     failing.end()
     assert crowd.admission.patience == rules.LEAST_PATIENCE
 
     for number in range(1, 20):
         slow = await crowd.dial(float(number))
         slow.began = clock.time() - 0.1
-        await slow.computing(lambda: 0)
+        await slow.acquire_slot(Silent())
         slow.end()
     assert crowd.admission.patience == pytest.approx(0.3, abs=0.05)
 
     slower = await crowd.dial(100.0)
     slower.began -= 9.0
-    await slower.computing(lambda: 0)
+    await slower.acquire_slot(Silent())
     assert crowd.admission.patience == rules.MOST_PATIENCE
 
 
@@ -220,7 +240,7 @@ async def test_a_handshake_that_is_cancelled_as_it_gets_its_slot_gives_it_back(c
         await crowd.shake_hands(-float(number))
     async with asyncio.TaskGroup() as tasks:
         permits = [await crowd.dial(seen) for seen in (2.0, 1.0)]
-        first, second = (tasks.create_task(permit.computing(lambda: 0), name="waits") for permit in permits)
+        first, second = (tasks.create_task(permit.acquire_slot(Silent()), name="waits") for permit in permits)
         await until(lambda: len(crowd.admission._handshakes) == 2)
         crowd.permits[0.0].end()
         first.cancel()
@@ -310,7 +330,7 @@ async def test_a_slot_is_taken_back_from_a_server_that_stays_silent(
 ) -> None:
     """Only where another one waits for it, and not from one that goes on sending."""
     monkeypatch.setattr(rules, "MOST_SLOTS", 0)  # no slot but those that are always there
-    await crowd.shake_hands(1.0, heard=lambda: 0)
+    await crowd.shake_hands(1.0, progress=Silent())
     await crowd.shake_hands(2.0)
 
     await crowd.shake_hands(3.0)

@@ -1,7 +1,6 @@
 """One life of one tunnel, told by its events, against an sshd on loopback."""
 
 import asyncio
-import itertools
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, running_tcp_server, until
 from tests.ssh.worker_harness import WorkerHarness
+from tests.tunnel.test_admission import Sending
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.precedence import FIRST
@@ -30,9 +30,11 @@ from tunnelmgr.errors import (
     ListenRefusedError,
     ProbeTimeoutError,
 )
-from tunnelmgr.tunnel import worker
+from tunnelmgr.tunnel import prober
 from tunnelmgr.tunnel.admission import SLOTS, Admission
-from tunnelmgr.tunnel.worker import TunnelSettings, Worker, next_beat
+from tunnelmgr.tunnel.prober import next_probe_time
+from tunnelmgr.tunnel.settings import TunnelSettings
+from tunnelmgr.tunnel.worker import Worker
 
 TWO = ("127.0.0.1", "127.0.0.2")
 """Stands for the two families of loopback, of which a test machine may lack one."""
@@ -139,8 +141,8 @@ async def test_handshakes_wait_for_a_slot(sshd: Sshd, harness: WorkerHarness) ->
     admission = Admission()
     others = [admission.permit() for _ in range(SLOTS)]
     for other in others:
-        await other.dialling()
-        await other.computing(itertools.count().__next__)
+        await other.acquire_place()
+        await other.acquire_slot(Sending())
     admission._busy = True
     async with alive(sshd.spec(forward()), harness.settings(admission=admission)) as life:
         await until(lambda: admission._handshakes)
@@ -361,7 +363,7 @@ async def test_probes_share_a_stream_and_open_a_new_one_now_and_then(
     sshd: Sshd, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opening costs more than asking; but only a new one shows that the listener still takes connections."""
-    monkeypatch.setattr(worker, "REOPENED", 4)
+    monkeypatch.setattr(prober, "PROBES_PER_STREAM", 4)
     async with alive(sshd.spec(forward()), harness.settings(probe_interval=0.02)):
         await harness.up(probes=4)
         assert harness.opened == 1
@@ -398,15 +400,15 @@ def test_each_agent_has_its_own_beat_and_is_probed_once_an_interval(
 ) -> None:
     """At most an interval away, and exactly an interval apart."""
     for agent in agents:
-        first = next_beat(AgentId(agent), now, interval)
-        second = next_beat(AgentId(agent), first + interval / 1000, interval)
+        first = next_probe_time(AgentId(agent), now, interval)
+        second = next_probe_time(AgentId(agent), first + interval / 1000, interval)
         assert now < first <= now + interval * 1.000001
         assert second - first == pytest.approx(interval, abs=1e-3)
 
 
 def test_a_fleet_that_came_at_once_is_spread_over_the_interval() -> None:
     """A thousand agents have thirty beats in fifteen seconds, and no beat has many more than its share."""
-    beats = Counter(next_beat(AgentId(f"ec2:i-{number:017x}"), 100.0, 15.0) for number in range(1000))
+    beats = Counter(next_probe_time(AgentId(f"ec2:i-{number:017x}"), 100.0, 15.0) for number in range(1000))
 
     assert len(beats) == 30
     assert max(beats.values()) < 3 * 1000 / 30
@@ -623,7 +625,7 @@ async def test_no_more_channels_are_open_than_allowed(
 
         for _, writer in accepted:
             writer.close()
-        await until(lambda: life.worker._channels == 1)
+        await until(lambda: life.worker._sessions._channels == 1)
         _, writer = await ping(one.listen[0])
         writer.close()
 
@@ -639,4 +641,4 @@ async def test_channels_that_end_make_room(sshd: Sshd, harness: WorkerHarness) -
                 writer.transport.abort()
             else:
                 writer.close()
-            await until(lambda: life.worker._channels == 1)
+            await until(lambda: life.worker._sessions._channels == 1)

@@ -38,7 +38,7 @@ from tunnelmgr.observability.metrics import MetricsServer
 from tunnelmgr.observability.systemd import notify
 from tunnelmgr.store.connect import Store, open_store
 from tunnelmgr.tunnel.admission import Admission, places_for
-from tunnelmgr.tunnel.probe import Prover
+from tunnelmgr.tunnel.proof import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)

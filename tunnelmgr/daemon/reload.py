@@ -16,9 +16,9 @@ from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.source_watches import SourceWatches
 from tunnelmgr.threads import in_thread
 from tunnelmgr.tunnel.admission import Admission
-from tunnelmgr.tunnel.probe import Prover
+from tunnelmgr.tunnel.proof import Prover
+from tunnelmgr.tunnel.settings import ChannelHandler, TunnelSettings
 from tunnelmgr.tunnel.supervisor import Supervisor
-from tunnelmgr.tunnel.worker import ChannelHandler, TunnelSettings
 
 log = structlog.get_logger(__name__)
 

@@ -1,28 +1,29 @@
-"""Letting go of what an ended tunnel held, so that it is freed at once and not by the next full collection.
+"""Freeing what an exception's traceback keeps alive, so that an ended tunnel's memory is free at once.
 
-An exception holds its traceback, which holds the frames that it came through, which hold their local variables; where
-one of these is the exception itself, as in `asyncio.TaskGroup.__aexit__`, all of it is a cycle. A tunnel's end is an
-exception that came through the worker's frames, so all that they hold would stay: the worker, asyncssh's connection,
-its buffers. Full collections are rare here, since each stops the loop (`daemon/garbage.py`).
+An exception refers to its traceback, which refers to the frames that it passed through, which refer to their local
+variables. If one of these is the exception itself, as in `asyncio.TaskGroup.__aexit__`, all of it is a reference cycle.
+A tunnel ends by an exception that passed through the worker's frames, so everything they refer to would stay until a
+full collection: the worker, asyncssh's connection, its buffers. Full collections are rare here, because each one stops
+the loop (`daemon/garbage.py`).
 """
 
 import traceback
 
 
 def clear_exception_frames(error: BaseException) -> None:
-    """Clear the local variables of the frames that an exception, and those behind it, came through, and drop these.
+    """Clear the local variables of all frames that an exception and its causes passed through, and drop the tracebacks.
 
-    Frames that still run are left alone (`traceback.clear_frames`). Whoever wants to log the traceback does so before.
+    Running frames are not touched (`traceback.clear_frames`). Log the traceback before, if it is needed.
     """
-    behind: list[BaseException | None] = [error]
+    pending: list[BaseException | None] = [error]
     seen: set[int] = set()
-    while behind:
-        one = behind.pop()
+    while pending:
+        one = pending.pop()
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
         traceback.clear_frames(one.__traceback__)
-        one.__traceback__ = None  # the frames that called these are not in it, and stay with their variables
-        behind += [one.__cause__, one.__context__]
+        one.__traceback__ = None  # the callers of these frames are not in it, and keep their variables
+        pending += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
-            behind += one.exceptions
+            pending += one.exceptions

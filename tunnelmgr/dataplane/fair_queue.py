@@ -4,23 +4,23 @@ Theory of operation
 -------------------
 All work that an agent causes runs in *steps*: reading a piece of its SSH connection, one step of a task that serves one
 of its channels, one batch of bulk data. Every step belongs to the agent's `Share`. A step runs at once while this
-iteration of the loop has time left and nobody with a better claim waits; otherwise it waits in the queue.
+iteration of the loop has time left and no share with a better claim waits; otherwise it waits in the queue.
 
 - Once steps have used `SLICE` seconds, the next one waits until the loop has polled its sockets and timers; then a new
-  slice begins. A step is short by itself, or calls `Share.checkpoint` (in a task) or looks at `Share.out_of_time` often
+  slice begins. A step is short by itself, or calls `Share.checkpoint` (in a task) or `Share.is_out_of_time` often
   enough to be short.
-- Sparse shares go first, as in FQ-CoDel (RFC 8290, section 4.2): an agent that asks now and then is served before those
-  that always have something waiting. A share is sparse while it has credit; steps use it up, and it grows again, slowly
-  and up to `QUANTUM`, only while nothing of the share waits. A sparse share's step runs at once even if the slice is
-  used up, unless steps have used `HARD_LIMIT`.
+- Sparse shares go first, as in FQ-CoDel (RFC 8290, section 4.2): an agent with occasional requests is served before
+  those that always have something waiting. A share is sparse while it has credit; steps use it up, and it grows again,
+  slowly and up to `QUANTUM`, only while no step of the share waits. A sparse share's step runs at once even if the
+  slice is used up, unless steps have used `HARD_LIMIT`.
 - Among the others the claim is virtual time, as in Linux's Completely Fair Scheduler
   (Documentation/scheduler/sched-design-CFS.rst): a share's virtual time grows by the CPU time that its steps use, and
-  the share with the least goes first. Time in which a share was idle is not saved up.
-- So a small request waits for the end of one slice, however many agents flood, and an agent that is alone may have all
-  of the loop's time.
-- Within a share, steps run in the order in which they came.
-- What is measured is the thread's CPU time (`time.thread_time`): another process on a busy machine is not the agent's
-  to pay for.
+  the share with the least goes first. Idle time is not saved up.
+- So a small request waits for the end of one slice, however many agents flood, and a sole agent may have all of the
+  loop's time.
+- Within a share, steps run in order of arrival.
+- Steps are measured in the thread's CPU time (`time.thread_time`): an agent does not pay for other processes on a busy
+  machine.
 
 Two further rules need the same measurements and live here: `NoOpBudget` caps what messages that carry no data may use
 even when nobody else wants the loop, and `scheduled` makes each step of a coroutine a step of a share.
@@ -45,13 +45,15 @@ HARD_LIMIT: Final = 0.002
 QUANTUM: Final = 0.005
 """Seconds of CPU time for which a share that was idle goes before those that have a backlog."""
 REFILL: Final = 0.1
-"""Seconds of credit that a second of idleness brings back: who uses less than a tenth of the loop's time is sparse."""
+"""Seconds of credit regained per idle second: a share that uses less than a tenth of the loop's time is sparse."""
 NO_OP_SHARE: Final = 0.1
-"""Of the loop's time, what one agent may use for messages that carry no data."""
+"""The fraction of the loop's time that one agent may use for messages without data."""
 NO_OP_BURST: Final = 0.1
-"""Seconds of that which can be saved up."""
+"""Seconds of that time that can be saved up."""
 EARNED_PER_BYTE: Final = 1 / (16 * 1024 * 1024)
-"""Seconds that a byte of data earns: ten times what carrying it costs."""
+"""Seconds of CPU time that a byte of data earns: ten times its own cost."""
+RECENT_SECONDS: Final = 0.25
+"""Time for which a connection whose budget was exhausted still counts as throttled."""
 
 
 class FairQueue:
@@ -68,7 +70,7 @@ class FairQueue:
         self._scheduled = False  # whether `_iterate` runs in the next iteration
 
     def run(self, share: "Share", step: Callable[[], object]) -> bool:
-        """Run a step now, or in a later iteration; return whether now."""
+        """Run a step now, or in a later iteration; return whether it ran now."""
         if self.may_run(share):
             self.execute(share, step)
             return True
@@ -81,9 +83,8 @@ class FairQueue:
         self._push(share)
         self._schedule()
 
-    @property
-    def out_of_time(self) -> bool:
-        """Whether the running step should end: it has used a slice, or this iteration's slice is used up."""
+    def is_out_of_time(self) -> bool:
+        """Return whether the running step should end: it has used a slice, or this iteration's slice is used up."""
         share = self._running
         if share is None:
             return self._used >= SLICE
@@ -91,7 +92,7 @@ class FairQueue:
         return own >= SLICE or (self._used + own >= SLICE and share.credit <= own)
 
     def may_run(self, share: "Share") -> bool:
-        """Whether a step may run now, before those that wait."""
+        """Return whether a step may run now, before those that wait."""
         if share.steps:
             return False
         share.rest(monotonic(), self._floor)
@@ -121,7 +122,7 @@ class FairQueue:
                 self._schedule()
 
     def defer(self, action: Callable[[], object]) -> bool:
-        """Run an action at the end of the step that runs now; return False, and do nothing, if none does."""
+        """Run an action at the end of the running step; return False, and do nothing, if no step is running."""
         if self._running is None:
             return False
         self._deferred.append(action)
@@ -133,7 +134,7 @@ class FairQueue:
             asyncio.get_running_loop().call_soon(self._iterate)
 
     def _iterate(self) -> None:
-        """Begin an iteration's slice, and give it to those that wait."""
+        """Begin a slice, and run waiting steps in it."""
         self._used = 0.0
         self._scheduled = False
         if self._waiting:
@@ -160,35 +161,35 @@ class FairQueue:
 
 
 class Share:
-    """One agent's part of the loop's time; made once for each connection."""
+    """One agent's share of the loop's time; one per connection."""
 
     __slots__ = ("credit", "idle_since", "queue", "queued", "steps", "virtual")
 
     def __init__(self, queue: FairQueue) -> None:
         self.queue = queue
         self.virtual = 0.0
-        """Seconds of CPU time used, comparable with that of other shares (see above)."""
+        """Seconds of CPU time used, comparable with that of other shares (see the module docstring)."""
         self.credit = QUANTUM
-        """Seconds of CPU time for which it is still sparse; below 0 for one that has a backlog."""
+        """Seconds of CPU time for which the share is still sparse; not positive once it has a backlog."""
         self.idle_since = monotonic()
-        """When nothing of it waited last, or when its credit was last brought up to date."""
+        """When no step of it waited last, or when its credit was last updated."""
         self.steps: deque[Callable[[], object]] = deque()
-        """Steps that wait, in order of arrival."""
+        """Waiting steps, in order of arrival."""
         self.queued = False
-        """Whether the queue holds it."""
+        """Whether the share is in the queue."""
 
     @property
     def sparse(self) -> bool:
-        """Whether it goes before those that have a backlog."""
+        """Whether the share goes before those that have a backlog."""
         return self.credit > 0
 
     @property
     def claim(self) -> tuple[bool, float]:
-        """What it is ordered by, the best claim first."""
+        """The sort key of waiting shares, smallest first."""
         return not self.sparse, self.virtual
 
     def rest(self, now: float, floor: float) -> None:
-        """Bring credit and virtual time up to date, after a time in which nothing of it waited."""
+        """Update credit and virtual time after a time in which no step waited."""
         self.credit = min(QUANTUM, self.credit + (now - self.idle_since) * REFILL)
         self.idle_since = now
         self.virtual = max(self.virtual, floor)
@@ -199,34 +200,33 @@ class Share:
         self.credit = max(-QUANTUM, self.credit - seconds)
 
     def run(self, step: Callable[[], object]) -> bool:
-        """Run a step now, or in its turn; return whether now."""
+        """Run a step now, or in its turn; return whether it ran now."""
         return self.queue.run(self, step)
 
     def enqueue(self, step: Callable[[], object]) -> None:
         """Run a step in its turn, in a later iteration of the loop."""
         self.queue.enqueue(self, step)
 
-    @property
-    def out_of_time(self) -> bool:
-        """Whether the running step should end and go on in another one."""
-        return self.queue.out_of_time
+    def is_out_of_time(self) -> bool:
+        """Return whether the running step should end and continue in another one."""
+        return self.queue.is_out_of_time()
 
     def defer(self, action: Callable[[], object]) -> bool:
-        """Run an action at the end of the step that runs now, whose ever it is; return False if none does."""
+        """Run an action at the end of the running step, of whichever share; return False if no step is running."""
         return self.queue.defer(action)
 
     async def checkpoint(self) -> None:
         """Let others run if this iteration's time is used up; for tasks whose coroutine is `scheduled`."""
-        if self.queue.out_of_time:
+        if self.queue.is_out_of_time():
             await asyncio.sleep(0)
 
     def scheduled(self, coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
-        """Return the coroutine such that, as a task, each of its steps is a step of this share."""
+        """Wrap a coroutine so that, in a task, each of its steps is a step of this share."""
         return _Scheduled(coroutine, self)
 
 
 class _Scheduled(Coroutine[Any, Any, Result]):
-    """Stands between a task and its coroutine: a step that may not run now yields a `_Turn` instead."""
+    """Wraps a task's coroutine: a step that may not run now yields a `_Turn` instead."""
 
     __slots__ = ("_inner", "_share", "_turn")
 
@@ -258,7 +258,7 @@ class _Scheduled(Coroutine[Any, Any, Result]):
 
 
 class _Turn:
-    """What a task waits for until its share's turn comes; the part of a future that `asyncio.Task` uses.
+    """What a task awaits until its share's turn comes; the part of a future that `asyncio.Task` uses.
 
     A task accepts any object with `_asyncio_future_blocking` (asyncio.isfuture). A real future would wake the task in
     the next iteration of the loop only, outside of the queue's measurement.
@@ -297,32 +297,41 @@ class _Turn:
 
 
 class NoOpBudget:
-    """What one connection may use of the loop's time for messages that carry no data, in seconds.
+    """The CPU time that one connection may use for messages that carry no data, in seconds.
 
-    An SSH message of forty bytes costs as much as one of 32 KiB. A connection pays for what its messages take, and
-    earns by the bytes of data that its channels carry. Beyond that it is held to `NO_OP_SHARE`, once `NO_OP_BURST` is
-    used up. No agent that pulls or pushes comes near it.
+    An SSH message of forty bytes costs as much as one of 32 KiB. A connection spends the CPU time of its messages, and
+    earns credit by the bytes of data that its channels carry. Beyond that it is limited to `NO_OP_SHARE`, once
+    `NO_OP_BURST` is used up. An agent that pulls or pushes never comes near the limit.
     """
 
-    __slots__ = ("_at", "_credit")
+    __slots__ = ("_at", "_credit", "_exhausted_until")
 
     def __init__(self, now: float) -> None:
         self._credit = NO_OP_BURST
         self._at = now
+        self._exhausted_until = float("-inf")
 
     def spend(self, seconds: float) -> None:
-        """Pay for messages that took so long."""
+        """Charge the CPU time of messages."""
         self._credit -= seconds
 
     def earn(self, octets: int) -> None:
-        """Count bytes of data that a channel carried."""
+        """Credit bytes of data that a channel carried."""
         self._credit = min(NO_OP_BURST, self._credit + octets * EARNED_PER_BYTE)
 
     def rest(self, now: float) -> float:
         """Return the seconds to wait before the next message, 0 while there is credit."""
         self._credit = min(NO_OP_BURST, self._credit + (now - self._at) * NO_OP_SHARE)
         self._at = now
-        return max(0.0, -self._credit / NO_OP_SHARE)
+        if self._credit >= 0:
+            return 0.0
+        rest = -self._credit / NO_OP_SHARE
+        self._exhausted_until = now + rest
+        return rest
+
+    def exhausted_recently(self, now: float) -> bool:
+        """Return whether a rest is due now or ended less than `RECENT_SECONDS` ago."""
+        return now < self._exhausted_until + RECENT_SECONDS
 
 
 _queues: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, FairQueue]] = WeakKeyDictionary()

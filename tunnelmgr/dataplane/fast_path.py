@@ -1,11 +1,11 @@
 """Whether bulk data may go past asyncssh in this process, and why not.
 
-The fast path rests on private attributes of asyncssh (`asyncssh_internals`). It is on only if the installed release is
-one with which the contract tests have passed, and if every attribute is found, with the type that is declared for it,
-on objects of asyncssh's own classes. Otherwise channels, windows and reads go through asyncssh's public API, more
-slowly and within the same bounds of memory.
+The fast path uses private attributes of asyncssh (`asyncssh_attributes`). It is active only if the contract tests have
+passed with the installed release, and if every attribute is found, with its declared type, on objects of asyncssh's own
+classes. Otherwise channels, windows and reads go through asyncssh's public API, slower but within the same memory
+bounds.
 
-Each new connection asks once (`SshTransport.fast`); nothing is asked for each packet.
+A new connection checks it once (`SshTransport.fast`); there is no check per packet.
 """
 
 import asyncio
@@ -19,21 +19,19 @@ from typing import Any, Final, Union, get_args, get_origin
 import asyncssh
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tunnelmgr.dataplane.asyncssh_internals import (
+from tunnelmgr.dataplane.asyncssh_attributes import (
     ATTRIBUTES,
     CLASSES,
-    OPAQUE_PIECE_BYTES,
     Attribute,
     Channel,
     Cipher,
     Connection,
     Encryption,
-    break_cycles,
-    process_packets,
 )
+from tunnelmgr.dataplane.asyncssh_internals import OPAQUE_PIECE_BYTES, break_cycles, process_packets
 
 VERIFIED_RELEASES: Final = frozenset({"2.24.1"})
-"""The releases of asyncssh with which the contract tests have passed."""
+"""Releases of asyncssh with which the contract tests have passed."""
 
 Receive = Callable[[asyncio.Protocol, memoryview, Callable[[], bool]], tuple[int, bool]]
 """Hands to a protocol what has arrived, as `asyncssh_internals.hear` says."""
@@ -41,7 +39,7 @@ Receive = Callable[[asyncio.Protocol, memoryview, Callable[[], bool]], tuple[int
 
 @dataclass(frozen=True, slots=True)
 class FastPath:
-    """Whether the fast path is on; if not, the reason."""
+    """Whether the fast path is active; if not, the reason."""
 
     active: bool
     reason: str | None = None
@@ -49,24 +47,24 @@ class FastPath:
 
 @cache
 def fast_path_status() -> FastPath:
-    """Examine the installed asyncssh and cryptography, once a process."""
-    reason = next(_shortfalls(), None)
+    """Examine the installed asyncssh and cryptography, once per process."""
+    reason = next(_problems(), None)
     return FastPath(reason is None, reason)
 
 
 def packet_processor(protocol: asyncio.Protocol) -> Receive:
-    """Return what processes that which arrives for a protocol."""
+    """Return the function that processes received bytes for a protocol."""
     return process_packets if fast_path_status().active and type(protocol) is asyncssh.SSHClientConnection else pass_on
 
 
 def free_connection(protocol: asyncio.Protocol) -> None:
-    """Free a connection that is over at once; while the fast path is off, the next collection frees it."""
+    """Free an ended connection at once; without the fast path, the next full garbage collection frees it."""
     if fast_path_status().active and type(protocol) is asyncssh.SSHClientConnection:
         break_cycles(protocol)
 
 
 def pass_on(protocol: asyncio.Protocol, wire: memoryview, out_of_time: Callable[[], bool]) -> tuple[int, bool]:
-    """Hand all that has arrived to the protocol, a piece at a time, until the step is `out_of_time`."""
+    """Pass received bytes to the protocol in pieces, until the step is `out_of_time`."""
     left = wire
     while left:
         protocol.data_received(bytes(left[:OPAQUE_PIECE_BYTES]))
@@ -76,37 +74,37 @@ def pass_on(protocol: asyncio.Protocol, wire: memoryview, out_of_time: Callable[
     return len(wire) - len(left), bool(left)
 
 
-def _shortfalls() -> Iterator[str]:
-    """Tell what is not as the fast path needs it, the cheapest look first."""
+def _problems() -> Iterator[str]:
+    """Yield the reasons against the fast path, the cheapest check first."""
     if asyncssh.__version__ not in VERIFIED_RELEASES:
-        yield f"asyncssh {asyncssh.__version__} is not proved; proved: {', '.join(sorted(VERIFIED_RELEASES))}"
+        yield f"asyncssh {asyncssh.__version__} is not verified; verified: {', '.join(sorted(VERIFIED_RELEASES))}"
     if not hasattr(AESGCM, "encrypt_into"):
         yield "cryptography has no AESGCM.encrypt_into"
-    # A bulkhead: these are constructors that asyncssh does not document, and whatever they raise is the answer.
+    # A bulkhead: asyncssh does not document these constructors; any exception is a reason.
     try:
         with _samples() as samples:
-            yield from (f"asyncssh: {odd}" for odd in misfits(ATTRIBUTES, samples))
-    except Exception as odd:  # noqa: BLE001
-        yield f"asyncssh's classes are not made as expected: {odd!r}"
+            yield from (f"asyncssh: {problem}" for problem in attribute_problems(ATTRIBUTES, samples))
+    except Exception as error:  # noqa: BLE001
+        yield f"asyncssh's classes cannot be instantiated as expected: {error!r}"
 
 
-def misfits(attributes: Iterable[Attribute], samples: dict[type, object]) -> Iterator[str]:
-    """Tell which attributes the samples, one for each owner, lack or have with another type than the declared one."""
+def attribute_problems(attributes: Iterable[Attribute], samples: dict[type, object]) -> Iterator[str]:
+    """Yield the attributes that the samples, one for each owner, lack or have with another type than declared."""
     for attribute in attributes:
         try:
             value = getattr(samples[attribute.owner], attribute.name)
         except AttributeError:
             yield f"{attribute} is missing"
             continue
-        if not _fits(value, attribute.kind):
+        if not _has_type(value, attribute.kind):
             yield f"{attribute} is of type {type(value).__name__}"
 
 
-class _Nowhere(asyncio.Transport):
-    """Takes what is written, and sends nothing."""
+class _NullTransport(asyncio.Transport):
+    """Discards what is written."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Drop it."""
+        """Discard it."""
 
 
 _OPTIONS: Final[dict[str, Any]] = {
@@ -118,17 +116,17 @@ _OPTIONS: Final[dict[str, Any]] = {
     "host": "nowhere",
     "username": "nobody",
 }
-"""Nothing is read from the home directory or asked of an agent."""
+"""Nothing is read from the home directory or from an ssh-agent."""
 
 
 @contextmanager
 def _samples() -> Iterator[dict[type, object]]:
-    """Make an object of each class, without a network; the loop that they want never runs."""
-    classes: dict[type, Any] = {owner: asyncsshs for owner, asyncsshs in CLASSES.items() if asyncsshs is not None}
+    """Make an object of each class, without a network; the loop that they require never runs."""
+    classes: dict[type, Any] = {owner: described for owner, described in CLASSES.items() if described is not None}
     loop = asyncio.new_event_loop()
     try:
         connection = classes[Connection](loop, asyncssh.SSHClientConnectionOptions(**_OPTIONS))
-        connection.connection_made(_Nowhere())  # a channel needs a connection that stands
+        connection.connection_made(_NullTransport())  # a channel needs an open connection
         cipher = classes[Cipher]("aes128-gcm", bytes(16), bytes(12))
         yield {
             Connection: connection,
@@ -140,11 +138,11 @@ def _samples() -> Iterator[dict[type, object]]:
         loop.close()
 
 
-def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type as annotations have it
-    """Tell whether a value is of a declared type, as far as that can be seen without looking into containers."""
+def _has_type(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type as annotations have it
+    """Return whether a value has a declared type; the items of containers are not examined."""
     origin = get_origin(kind) or kind
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
+        return any(_has_type(value, one) for one in get_args(kind))
     if origin in CLASSES:
         origin = CLASSES[origin]
     if origin is float:

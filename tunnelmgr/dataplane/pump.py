@@ -1,9 +1,4 @@
-"""Bulk data from a socket to an agent, batch by batch: read into packets, sealed there, sent from there.
-
-Driven by readiness, not by a task: what it does in one turn of the loop is one batch, and then it waits for whichever
-of three things lacks, the source's data, the agent's window, or the line. Where `fastpath` knows no way, a piece goes
-through asyncssh.
-"""
+"""Bulk data from a socket to an agent, batch by batch; see the package docstring, *Sending*."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,161 +8,171 @@ import asyncssh
 
 from tunnelmgr.core.ports import Source
 from tunnelmgr.dataplane.asyncssh_internals import SendState, account, await_window, send_state
+from tunnelmgr.dataplane.batches import return_batch, take_batch
 from tunnelmgr.dataplane.ssh_packets import BATCH_PACKETS, PACKET_DATA_BYTES
-from tunnelmgr.dataplane.transport import KEY_EXCHANGE_POLL_SECONDS, SshTransport, keep, spare
+from tunnelmgr.dataplane.transport import KEY_EXCHANGE_POLL_SECONDS, SshTransport
 
-ALONE, SHARED = 32, 8
-"""The part of the agent's window that has to be open before bulk data goes on: of sshd's, two or eight full packets."""
+SOLE_PUMP_FRACTION, SHARED_FRACTION = 32, 8
+"""Bulk data is sent once 1/32 of the initial window is open (sole pump), or 1/32 per pump up to 1/8 (shared).
+
+Of the 2 MiB of OpenSSH's sshd, that is two packets, or up to eight.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where data goes: a channel, the line under it, and the agent's window when the channel was opened, in bytes."""
+    """A channel, the transport below, and the agent's window when the channel was opened, in bytes."""
 
     channel: asyncssh.SSHTCPChannel[bytes]
-    line: SshTransport
-    widest: int
+    transport: SshTransport
+    initial_window: int
 
 
-def send(destination: Destination, data: memoryview) -> int | None:
-    """Send as much of `data` as one batch and the agent's window take, with all else of this turn of the loop.
+def send_packets(destination: Destination, data: memoryview) -> int | None:
+    """Send as much of `data` as one batch and the agent's window take, with all else of this iteration of the loop.
 
-    Returns how many bytes: 0 while the window is closed, None where it is for asyncssh to send them.
+    Returns how many bytes: 0 while the window is closed, None if asyncssh has to send them.
     """
-    way = send_state(destination.channel) if destination.line.fast else None
-    if way is None:
+    state = send_state(destination.channel) if destination.transport.fast else None
+    if state is None:
         return None
-    if not way.window:
+    if not state.window:
         await_window(destination.channel)
         return 0
-    batch = spare()
-    count = batch.fill(data[: way.window])
+    batch = take_batch()
+    count = batch.fill(data[: state.window])
     account(destination.channel, count)
-    destination.line.write(bytes(batch.buffer[: batch.seal(way.seal, way.channel, count)]))
-    keep(batch)
+    destination.transport.write(bytes(batch.buffer[: batch.seal(state.seal, state.channel, count)]))
+    return_batch(batch)
     return count
 
 
-def hand(destination: Destination, piece: bytes) -> None:
-    """Have asyncssh send a piece, and the line know what should come of it; raises OSError once the channel is closed.
+def send_through_asyncssh(destination: Destination, piece: bytes) -> None:
+    """Have asyncssh send a piece, and the transport expect its bytes; raises OSError if the channel is closed.
 
-    What the agent's window has no room for stays in the channel's own buffer, and is not expected on the line.
+    What exceeds the agent's window stays in the channel's own buffer, and is not expected.
     """
-    channel, line = destination.channel, destination.line
-    held, before = channel.get_write_buffer_size(), line.written
+    channel, transport = destination.channel, destination.transport
+    buffered, written_before = channel.get_write_buffer_size(), transport.bytes_written
     channel.write(piece)
-    line.expect(before, held + len(piece) - channel.get_write_buffer_size())
+    transport.expect(written_before, buffered + len(piece) - channel.get_write_buffer_size())
 
 
 class Pump:
-    """Carries up to `limit` bytes, and calls `carried` with the size of each batch.
+    """Sends up to `limit` bytes from `source`, and calls `on_sent` with the size of each batch.
 
-    `done` has how many they were: fewer than `limit` where the source ended. It fails with ConnectionError where the
-    source or the channel breaks.
+    `done` has their number, which is less than `limit` if the source ended; it fails with ConnectionError if the source
+    or the channel breaks. Driven by callbacks, not by a task: each step sends one batch, then waits for whichever is
+    missing: the source's data, the agent's window, or room in the socket.
     """
 
-    def __init__(self, source: Source, destination: Destination, limit: int, carried: Callable[[int], None]) -> None:
+    def __init__(self, source: Source, destination: Destination, limit: int, on_sent: Callable[[int], None]) -> None:
         self._source = source
         self._destination = destination
         self._channel = destination.channel
-        self._transport = destination.line
-        self._widest = destination.widest
+        self._transport = destination.transport
+        self._bulk = destination.transport.bulk
+        self._initial_window = destination.initial_window
         self._left = self._limit = limit
-        self._carried = carried
+        self._on_sent = on_sent
         self._queued = False
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self._loop.create_future()
-        self._transport.pumps += 1
+        self._bulk.pumps += 1
 
     def step(self) -> None:
-        """Carry a batch if that can be done now, and have this called again once the next one can be carried."""
+        """Send a batch if that is possible now; either way, this is called again when the next one can be sent."""
         if not self._queued:
-            self._queued = not self._transport.share.run(self._go)
+            self._queued = not self._transport.share.run(self._run_step)
 
-    def _go(self) -> None:
+    def fail(self, error: Exception) -> None:
+        """End early with an error."""
+        self._source.notify_readable(None)
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def stop(self) -> None:
+        """Send no more; called once."""
+        self._bulk.pumps -= 1
+        self._source.notify_readable(None)
+        self.done.cancel()
+
+    def _run_step(self) -> None:
         self._queued = False
         if self.done.done():
             return
         try:
             self._step()
-        except Exception as broken:  # noqa: BLE001 - a callback of the loop's: whoever waits for `done` raises it
-            self.fail(broken)
-
-    def fail(self, broken: Exception) -> None:
-        """End it before its time."""
-        self._source.notify_readable(None)
-        if not self.done.done():
-            self.done.set_exception(broken)
-
-    def stop(self) -> None:
-        """Carry nothing more; called once."""
-        self._transport.pumps -= 1
-        self._source.notify_readable(None)
-        self.done.cancel()
+        except Exception as error:  # noqa: BLE001 - in a callback of the loop: awaiting `done` raises it
+            self.fail(error)
 
     def _step(self) -> None:
-        if not self._transport.idle():
+        if not self._bulk.idle():
             self._source.notify_readable(None)
-            self._transport.when_idle(self.step)
+            self._bulk.when_idle(self.step)
             return
         if self._channel.is_closing():
             raise ConnectionResetError("the channel is closed")
-        way = send_state(self._channel) if self._transport.fast else None
-        if way is None:
-            self._slowly()
-        elif way.window >= self._enough():
-            self._carry(way)
+        state = send_state(self._channel) if self._transport.fast else None
+        if state is None:
+            self._send_through_asyncssh()
+        elif state.window >= self._min_window():
+            self._send_batch(state)
         else:
             self._source.notify_readable(None)
             await_window(self._channel)
 
-    def _enough(self) -> int:
-        """Return the window with which a batch is begun: what is waited for in vain, a long line carries less by.
+    def _min_window(self) -> int:
+        """Return the window from which a batch is sent.
 
-        Several pumps keep a line busy together, so that each waits for more: in crumbs, what they have under way would
-        fill the socket's buffer, and stand until a third of it is free.
+        A sole pump needs little: waiting for more wastes throughput on a long path. Several pumps keep the connection
+        busy together, so each waits for more: small pieces would fill the socket's buffer, which becomes writable again
+        only when a third of it is free.
         """
         return max(
             1,
             min(
-                BATCH_PACKETS * PACKET_DATA_BYTES, self._widest // SHARED, self._widest // ALONE * self._transport.pumps
+                BATCH_PACKETS * PACKET_DATA_BYTES,
+                self._initial_window // SHARED_FRACTION,
+                self._initial_window // SOLE_PUMP_FRACTION * self._bulk.pumps,
             ),
         )
 
-    def _carry(self, way: SendState) -> None:
-        batch = spare()
-        count = self._source.receive_into(batch.room(min(self._left, way.window)))
+    def _send_batch(self, state: SendState) -> None:
+        batch = take_batch()
+        count = self._source.receive_into(batch.room(min(self._left, state.window)))
         if count:
             account(self._channel, count)
-            self._transport.send_batch(batch, batch.seal(way.seal, way.channel, count))
+            self._bulk.send(batch, batch.seal(state.seal, state.channel, count))
         else:
-            keep(batch)
-        self._go_on(count)
+            return_batch(batch)
+        self._continue(count)
 
-    def _slowly(self) -> None:
-        """Carry a piece through asyncssh, once what it holds already is on its way."""
+    def _send_through_asyncssh(self) -> None:
+        """Send a piece through asyncssh, once it has sent the one before."""
         if self._transport.exchanging_keys:
             self._source.notify_readable(None)
             self._loop.call_later(KEY_EXCHANGE_POLL_SECONDS, self.step)
             return
-        if self._channel.get_write_buffer_size():  # asyncssh will say when the agent's window has opened
+        if self._channel.get_write_buffer_size():  # asyncssh calls `resume_writing` when the agent's window has opened
             self._source.notify_readable(None)
             return
         piece = memoryview(bytearray(min(self._left, PACKET_DATA_BYTES)))
         count = self._source.receive_into((piece,))
         if count:
-            hand(self._destination, bytes(piece[:count]))
-        self._go_on(count)
+            send_through_asyncssh(self._destination, bytes(piece[:count]))
+        self._continue(count)
 
-    def _go_on(self, count: int | None) -> None:
+    def _continue(self, count: int | None) -> None:
+        """Arrange the next step after `count` bytes: 0 at the source's end, None if it has none now."""
         if count:
             self._left -= count
-            self._carried(count)
+            self._on_sent(count)
         if count == 0 or not self._left:
             self._source.notify_readable(None)
             self.done.set_result(self._limit - self._left)
-        elif self._transport.idle():
+        elif self._bulk.idle():
             self._source.notify_readable(self.step)
         else:
             self._source.notify_readable(None)
-            self._transport.when_idle(self.step)
+            self._bulk.when_idle(self.step)

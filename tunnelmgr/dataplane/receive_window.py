@@ -1,26 +1,26 @@
-"""The window that an agent gets on a channel: how much it may send that is not read yet (RFC 4254, section 5.2).
+"""The receive window of a channel: how many unread bytes an agent may send (RFC 4254, section 5.2).
 
-asyncssh opens a window again when it has handed data on, whether or not more waits behind: an agent that sends faster
-than the registry takes would fill the memory. Here it opens by what has been read. It begins small, so that channels on
-which nobody reads cost little, and grows while it is used, so that a long path carries as much as it can.
+asyncssh reopens a window when it has passed data on, whether or not that data has been read: an agent that sends faster
+than the registry takes would fill the memory. This window reopens as data is read. It starts small, so that channels
+that nobody reads cost little, and grows while it is used, so that a long path reaches its full throughput.
 """
 
 from typing import Final
 
 INITIAL_WINDOW_BYTES: Final = 256 * 1024
 MAX_WINDOW_BYTES: Final = 2 * 1024 * 1024
-"""Bytes; as much as OpenSSH gives for its own forwards (channels.h)."""
+"""OpenSSH's window for its own forwards (channels.h)."""
 
 
 class ReceiveWindow:
-    """How far one channel's window is open."""
+    """The size of one channel's window, and when to reopen it."""
 
     def __init__(self) -> None:
         self.size = INITIAL_WINDOW_BYTES
         self._read = 0
 
     def read(self, octets: int) -> int:
-        """Count bytes that were read; returns how many more the agent may send now, 0 until half of it is used."""
+        """Count bytes that were read; returns by how many to reopen the window, 0 until half of it was read."""
         self._read += octets
         if self._read < self.size // 2:
             return 0

@@ -1,8 +1,8 @@
-"""A TCP socket on the event loop, read straight into its reader's buffers and written without copies.
+"""A TCP socket on the event loop, read directly into its reader's buffers and written without copies.
 
-asyncio's transports hand over each receive as an object of its own, and read ahead; for bulk data both cost more than
-the data itself. Here nothing is read before somebody asks, so that what waits does so in the kernel, and with the
-sender; and what the kernel does not take at once is kept, not copied.
+asyncio's transports allocate an object per receive, and read ahead; for bulk data, both cost more than the data itself.
+Here nothing is read before it is asked for, so that data waits in the kernel, and then at the sender; and what the
+kernel does not take at once is kept, not copied.
 
 The loop may be asyncio's or uvloop's: only `add_reader`, `add_writer` and `sock_connect` are used.
 """
@@ -19,28 +19,26 @@ from itertools import islice
 from typing import Final
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-"""A linger of no time: a close is a reset (`socket(7)`, SO_LINGER)."""
+"""Linger for no time: closing resets the connection (`socket(7)`, SO_LINGER)."""
 BUFFERS_PER_CALL: Final = 64
-"""Buffers handed to the kernel with one call; it takes up to 1024 (`sendmsg(2)`, IOV_MAX)."""
+"""Buffers passed to the kernel per call; it accepts up to 1024 (`sendmsg(2)`, IOV_MAX)."""
 
 
 class Stream:
     """A connected socket.
 
-    `on_lost` is called at a later turn of the loop once nothing more can be written, since the connection broke. What
-    has arrived can still be read, and whoever reads is told of the end by what it calls. `on_drained` is called each
-    time that the last unsent byte has gone.
+    `on_lost` is called in a later iteration of the loop when a write finds the connection broken. What has arrived can
+    still be read; the reader finds the end by reading.
     """
 
     def __init__(
         self,
         connected: socket.socket,
         on_lost: Callable[[ConnectionError], None] = lambda _: None,
-        on_drained: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
-        self._on_drained = on_drained
+        self._on_drained: Callable[[], None] = _do_nothing
         self._reader: Callable[[], None] | None = None
         self._queue: deque[memoryview] = deque()
         self._turns: deque[Callable[[], None]] = deque()
@@ -59,7 +57,7 @@ class Stream:
     # --- reading ---
 
     def notify_readable(self, reader: Callable[[], None] | None) -> None:
-        """Call `reader` at each turn of the loop in which there is something to read, until it is replaced."""
+        """Call `reader` in each iteration of the loop in which there is something to read, until it is replaced."""
         if reader == self._reader or self.closed:
             return
         self._reader = reader
@@ -70,7 +68,7 @@ class Stream:
 
     @property
     def silent(self) -> bool:
-        """Whether the connection stands and nothing waits to be read."""
+        """Whether the connection is open and there is nothing to read."""
         if self.closed or self.failure:
             return False
         try:
@@ -82,7 +80,7 @@ class Stream:
         return False
 
     def receive(self, limit: int) -> bytes | None:
-        """Return up to `limit` bytes, `b""` at the end, None where nothing is there now; raises ConnectionError."""
+        """Return up to `limit` bytes, `b""` at the end, None if nothing has arrived; raises ConnectionError."""
         try:
             return self.socket.recv(limit)
         except (BlockingIOError, InterruptedError):
@@ -91,7 +89,7 @@ class Stream:
             raise self._broken(lost) from lost
 
     def receive_into(self, buffers: Sequence[memoryview]) -> int | None:
-        """Fill the buffers from the front; returns how many bytes, 0 at the end, None where nothing is there now.
+        """Fill the buffers in order; returns how many bytes, 0 at the end, None if nothing has arrived.
 
         Raises ConnectionError.
         """
@@ -104,29 +102,33 @@ class Stream:
 
     # --- writing ---
 
+    def notify_drained(self, on_drained: Callable[[], None]) -> None:
+        """Call `on_drained` each time that the kernel has taken the last unsent byte."""
+        self._on_drained = on_drained
+
     def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Send now; what the kernel does not take is kept as it is, so it must not change before `unsent` is 0."""
+        """Send now; what the kernel does not take is kept, not copied, so it must not change before `unsent` is 0."""
         self.put_off(data)
         if not self._watching:
             self.flush()
 
     def put_off(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep for the next `flush`."""
+        """Queue data for the next `flush`."""
         if data and not (self.closed or self.failure):
             self._queue.append(memoryview(data))
             self.unsent += len(data)
 
     def flush(self) -> None:
-        """Send what is kept, as much as the kernel takes; the rest goes out as soon as it takes more."""
+        """Send what is queued, as much as the kernel takes now and the remainder as soon as it takes more."""
         self._push()
         if (self._queue or self._turns) and not self._watching:
             self._watching = True
             self._loop.add_writer(self.socket.fileno(), self._on_writable)
 
     def when_drained(self, ready: Callable[[], None]) -> None:
-        """Call `ready` once, when nothing is unsent; those who wait have their turns in order, one a turn of the loop.
+        """Call `ready` once, when nothing is unsent; if several wait, one is called per iteration, in order.
 
-        Only for a stream that has something unsent; never called once it is closed or broken.
+        Only for a stream that has unsent bytes; `ready` is never called once the stream is closed or broken.
         """
         self._turns.append(ready)
 
@@ -145,7 +147,7 @@ class Stream:
     # --- ending ---
 
     def end(self) -> None:
-        """End our direction once everything is sent."""
+        """Shut down our direction once everything is sent."""
         self._afterwards(self._shut)
 
     def close(self) -> None:
@@ -154,7 +156,7 @@ class Stream:
         self._afterwards(self.abort)
 
     def abort(self, *, reset: bool = False) -> None:
-        """Close at once, and drop what is unsent; with `reset`, also what the kernel has taken and not sent."""
+        """Close at once and drop what is unsent; with `reset`, also what the kernel has buffered."""
         if self.closed:
             return
         if reset:
@@ -163,15 +165,13 @@ class Stream:
         self.closed = True
         self._drop_unsent()
         self.socket.close()
-        self._on_lost, self._on_drained = _tell_nobody, _tell_nobody  # methods of an owner that refers to this stream
-
-    # --- how ---
+        self._on_lost, self._on_drained = _do_nothing, _do_nothing  # they belong to owners that refer to this stream
 
     def _on_writable(self) -> None:
         self._push()
         if self._turns and not self._queue:
             self._turns.popleft()()
-        # Watched on while somebody waits: the next one has its turn at the loop's next.
+        # Writability is still watched while callers wait: the next one is called in the next iteration.
         if self._watching and not (self._queue or self._turns):
             self._watching = False
             self._loop.remove_writer(self.socket.fileno())
@@ -195,7 +195,7 @@ class Stream:
             self._last()
 
     def _broken(self, error: OSError) -> ConnectionError:
-        """Return it as what it is for a stream, also where the kernel's has another class (ETIMEDOUT, EHOSTUNREACH)."""
+        """Record and return the error as a ConnectionError, which ETIMEDOUT and EHOSTUNREACH are not."""
         lost = error if isinstance(error, ConnectionError) else ConnectionError(error.errno, error.strerror)
         self.failure = lost
         return lost
@@ -229,14 +229,14 @@ class Stream:
 
     def _shut(self) -> None:
         self._last = None
-        with suppress(OSError):  # the other side may be gone, which a read will tell
+        with suppress(OSError):  # the other side may be gone; reading finds that
             self.socket.shutdown(socket.SHUT_WR)
 
 
 async def connect(host: str, port: int) -> socket.socket:
-    """Connect to a literal address, or to the first of a name's that answers.
+    """Connect to a literal address, or to the first address of a name that answers.
 
-    Raises OSError with the last one's reason. The caller sets the deadline.
+    Raises OSError with the last address's reason. The caller sets the deadline.
     """
     loop = asyncio.get_running_loop()
     refused: OSError | None = None
@@ -259,7 +259,7 @@ async def connect(host: str, port: int) -> socket.socket:
 async def first_bytes(connected: socket.socket) -> None:
     """Wait until the other side has sent something, and leave it unread.
 
-    Raises ConnectionError where the other side closes instead. The caller sets the deadline.
+    Raises ConnectionError if the other side closes instead. The caller sets the deadline.
     """
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
@@ -269,7 +269,7 @@ async def first_bytes(connected: socket.socket) -> None:
     finally:
         loop.remove_reader(connected.fileno())
     if not connected.recv(1, socket.MSG_PEEK):
-        raise ConnectionError("it closed the connection without a word")
+        raise ConnectionError("it closed the connection without sending anything")
 
 
 async def _resolved(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
@@ -281,8 +281,8 @@ async def _resolved(host: str, port: int) -> list[tuple[socket.AddressFamily, tu
     return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]  # noqa: PLR2004 - the version of IP
 
 
-def _tell_nobody(*_: object) -> None:
-    """Do nothing: the stream is closed."""
+def _do_nothing(*_: object) -> None:
+    """Stand in for a callback that is not set."""
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -1,29 +1,22 @@
-"""The door to asyncssh: every connection is dialled here, with every safe option, and its errors become ours.
+"""SSH connections to agents: dialled with safe options, and with asyncssh's errors translated to ours.
 
-Rules, each with the reason measured:
-- `known_hosts` is always the triple (keys, authorities, revoked): an empty anything else falls back to files in the
-  home directory, and None accepts anybody.
-- Exactly our own key is offered: without `client_keys`, asyncssh offers whatever lies in ~/.ssh or in an agent.
-- No compression: a server that offers only zlib is obeyed by default, and it can send a bomb.
-- Key exchanges are elliptic ones: a server chooses when and how often, and one with 8192 bits takes the loop 0.1 s.
-- What an agent wrote goes through `plain` before it is part of an error.
-- Every type of host key is asked for, the expected ones first, so that a stranger shows the key it has and is known
-  for a stranger.
+The package docstring lists the rules and their reasons.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import asyncssh
 import structlog
 
 from tunnelmgr.config import CIPHERS
-from tunnelmgr.core.host_key import HOST_KEY_ALGORITHMS, algorithms_of, key_from_blob
+from tunnelmgr.core.host_key import HOST_KEY_ALGORITHMS, algorithms_of, fingerprint, key_from_blob
 from tunnelmgr.core.sanitize import plain, said
+from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
-from tunnelmgr.dataplane.channel import ForwardedChannel
+from tunnelmgr.dataplane.channel import ChannelOwner, ForwardedChannel, NoOwner
 from tunnelmgr.dataplane.half_open import Ends
 from tunnelmgr.dataplane.receive_window import INITIAL_WINDOW_BYTES
 from tunnelmgr.dataplane.transport import SshTransport
@@ -31,6 +24,7 @@ from tunnelmgr.errors import (
     AuthenticationError,
     ConnectionLostError,
     HostKeyMismatchError,
+    ListenRefusal,
     UnreachableError,
 )
 from tunnelmgr.ssh.dialer import Dialer
@@ -40,7 +34,7 @@ from tunnelmgr.ssh.permit import UNLIMITED, DialPermit
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 KEY_EXCHANGES = "-gss-*,curve448-*,diffie-hellman-*,rsa*"
-"""What is taken away from asyncssh's list; the others there are X25519, ECDH, and ML-KEM with one of these."""
+"""Removed from asyncssh's list, which leaves X25519, ECDH, and ML-KEM with one of these."""
 SAFE: Final[Mapping[str, Any]] = MappingProxyType(
     {
         "config": None,
@@ -57,7 +51,7 @@ SAFE: Final[Mapping[str, Any]] = MappingProxyType(
         "kex_algs": KEY_EXCHANGES,
     }
 )
-"""What holds for every connection, whatever it is for."""
+"""Options of every connection, also of a host key scan."""
 FAULTS = (
     asyncssh.Error,
     OSError,
@@ -68,15 +62,38 @@ FAULTS = (
     TypeError,
     ValueError,
 )
-"""What asyncssh raises: its own errors, and whatever its parser trips over in what a server sends."""
-NOTHING: Final = ":"
+"""What asyncssh raises: its own errors, and those of its parser on invalid input from a server."""
+NO_OP_COMMAND: Final = ":"
 """A command that does nothing, in any shell."""
-QUICKEN: Final = 5.0
-"""Seconds that the request for it may take."""
-OPENING: Final = 0.0002
-"""Seconds of CPU time that asyncssh uses for each channel that is opened: in tasks of its own, so not measured."""
-EXPOSED = "overridden by server GatewayPorts"
-"""What sshd says in a debug message when it listens on every address in spite of the request (channels.c)."""
+NO_OP_SESSION_TIMEOUT: Final = 5.0
+"""Seconds to wait until the agent's sshd accepts the command."""
+CHANNEL_OPEN_CPU_SECONDS: Final = 0.0002
+"""CPU time that asyncssh uses to open a channel, in its own tasks and therefore not measured."""
+EXPOSED_MESSAGE = "overridden by server GatewayPorts"
+"""In sshd's debug message if it listens on every address in spite of the request (channels.c)."""
+REFUSAL_MESSAGES: Final[Mapping[str, ListenRefusal]] = MappingProxyType(
+    {
+        "Server has disabled port forwarding": ListenRefusal.DISABLED,
+        "port forwarding refused": ListenRefusal.NOT_PERMITTED,
+    }
+)
+"""In the debug message that sshd sends before it refuses a listener (serverloop.c, channels.c)."""
+
+
+class ListenerOwner(ChannelOwner, Protocol):
+    """Decides on the channels of a listener, and serves them."""
+
+    def admit_channel(self) -> None:
+        """Admit one more channel; raises ChannelRefused to decline it."""
+        ...
+
+
+class LossObserver(Protocol):
+    """Is notified when a connection is lost."""
+
+    def connection_lost(self) -> None:
+        """Note the loss; its reason is `SshConnection.loss`."""
+        ...
 
 
 class Listener:
@@ -92,7 +109,7 @@ class Listener:
 
 
 class SshConnection:
-    """A connection to an agent that has proved its key and accepted ours."""
+    """A connection to an agent that has proved its host key and accepted our key."""
 
     def __init__(self, conn: asyncssh.SSHClientConnection, line: SshTransport, peer: "Peer", address: str) -> None:
         self._conn = conn
@@ -107,12 +124,12 @@ class SshConnection:
 
     @property
     def login_key(self) -> str:
-        """The fingerprint of the key that the agent took."""
+        """The fingerprint of the login key that the agent accepted."""
         return self._peer.login_key
 
     @property
     def host_key(self) -> str:
-        """The key that the agent has shown in the handshake, as `type base64`."""
+        """The host key that the agent presented in the handshake, as `type base64`."""
         key = self._conn.get_server_host_key()
         if key is None:
             raise AssertionError("a connection without a host key")
@@ -123,44 +140,43 @@ class SshConnection:
         """Set once the connection is gone."""
         return self._peer.lost
 
-    def when_lost(self, tell: Callable[[], None]) -> None:
-        """Call `tell` once the connection is gone."""
-        self._peer.tell = tell
+    def notify_lost(self, observer: LossObserver) -> None:
+        """Notify `observer` when the connection is lost."""
+        self._peer.observer = observer
 
     @property
     def loss(self) -> str:
-        """Why it is gone."""
+        """Why the connection was lost."""
         return self._peer.reason
 
     @property
     def throttled(self) -> bool:
-        """Tell whether the agent sends more than can be worked off without harm to others, and is being slowed."""
-        return self._transport.throttled
+        """Whether the agent floods the connection with no-op messages, and is being slowed down."""
+        return self._transport.reader.throttled
 
     @property
     def exposed(self) -> bool:
-        """Tell whether the agent's sshd has said that it listens beyond loopback."""
+        """Whether the agent's sshd has reported that it listens beyond loopback."""
         return self._peer.exposed
 
-    async def listen(
-        self,
-        endpoint: Endpoint,
-        admit: Callable[[], None],
-        on_open: Callable[[ForwardedChannel], None],
-        on_end: Callable[[], None],
-    ) -> Listener | None:
-        """Ask the agent's sshd to listen on exactly this literal address; None where it will not.
+    @property
+    def listen_refusal(self) -> ListenRefusal:
+        """The reason that the agent's sshd gave when it refused a listener last."""
+        return self._peer.listen_refusal
 
-        `admit` is called for each new channel and raises ChannelRefused to decline it.
-        """
+    async def listen(self, endpoint: Endpoint, owner: ListenerOwner) -> Listener | None:
+        """Ask the agent's sshd to listen on exactly this literal address; None if it refuses, see `listen_refusal`."""
+        self._peer.listen_refusal = ListenRefusal.UNKNOWN
 
-        async def accept(_host: str, _port: int) -> ForwardedChannel:  # a coroutine: asyncssh leaks the channel else
-            self._transport.share.charge(OPENING)
+        async def accept(
+            _host: str, _port: int
+        ) -> ForwardedChannel:  # a coroutine: otherwise asyncssh leaks the channel
+            self._transport.share.charge(CHANNEL_OPEN_CPU_SECONDS)
             try:
-                admit()
+                owner.admit_channel()
             except ChannelRefused as refused:
                 raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, str(refused)) from refused
-            return ForwardedChannel(self._transport, on_open, on_end)
+            return ForwardedChannel(self._transport, owner)
 
         try:
             inner = await self._conn.create_server(accept, endpoint.host, endpoint.port, window=INITIAL_WINDOW_BYTES)
@@ -175,15 +191,15 @@ class SshConnection:
     async def connect(self, endpoint: Endpoint) -> ForwardedChannel:
         """Connect from the agent to `endpoint` there, and return the stream.
 
-        Raises ConnectionRefusedError where the agent cannot or may not connect, and ConnectionLostError.
+        Raises ConnectionRefusedError if the agent cannot or may not connect, and ConnectionLostError.
         """
-        stream = ForwardedChannel(self._transport, lambda _: None, lambda: None)
+        stream = ForwardedChannel(self._transport, NoOwner())
         try:
             await self._conn.create_connection(
                 lambda: stream, endpoint.host, endpoint.port, window=INITIAL_WINDOW_BYTES
             )
         except asyncssh.ChannelOpenError as refused:
-            if self.lost.is_set():  # asyncssh says the same of a channel that is refused and of one that is lost
+            if self.lost.is_set():  # asyncssh raises the same error for a refused channel and a lost connection
                 raise ConnectionLostError(f"the connection was lost: {self.loss}") from refused
             raise ConnectionRefusedError(plain(refused.reason)) from refused
         except FAULTS as failed:
@@ -191,28 +207,28 @@ class SshConnection:
         return stream
 
     async def disable_nagle(self) -> None:
-        """Have the agent's sshd answer without Nagle's delay, which it turns off only once a session asks to run.
+        """Have the agent's sshd set TCP_NODELAY, which it does only when a session requests a command.
 
-        What is asked for does nothing, and is not waited for; a user with nologin or a forced command runs not even
-        that. It need not succeed: with an sshd that takes no sessions, all that it sends is acknowledged at once.
+        The command does nothing and its end is not awaited; for a user with nologin or a forced command, it does not
+        even run. If an sshd allows no sessions, everything that it sends is acknowledged at once instead.
         """
-        errand = NoOpSession()
+        session = NoOpSession()
         try:
-            async with asyncio.timeout(QUICKEN):
-                await self._conn.create_session(lambda: errand, NOTHING, encoding=None)
-            self._transport.nagle_disabled()
+            async with asyncio.timeout(NO_OP_SESSION_TIMEOUT):
+                await self._conn.create_session(lambda: session, NO_OP_COMMAND, encoding=None)
+            self._transport.reader.acknowledge_at_once = False
         except FAULTS as refused:  # a TimeoutError is one of them
-            log.debug("no session on the agent", address=self.address, reason=said(refused))
+            log.debug("session refused", address=self.address, reason=said(refused))
         finally:
-            errand.end()
+            session.end()
 
     def abort(self) -> None:
-        """Drop the connection and all in it, now: what the agent has not got by then it does not get."""
+        """Drop the connection now; whatever the agent has not received by then is dropped too."""
         self._transport.revoke()
         self._conn.abort()
 
     async def close(self, patience: float) -> None:
-        """Say goodbye, and drop the connection when that takes longer than `patience` seconds."""
+        """Close in an orderly way, and drop the connection if that takes longer than `patience` seconds."""
         self._conn.close()
         try:
             async with asyncio.timeout(patience):
@@ -226,7 +242,7 @@ class ChannelRefused(Exception):  # noqa: N818 - an answer, not a fault
 
 
 class NoOpSession(asyncssh.SSHClientSession[bytes]):
-    """A session that wants nothing of the agent; what it prints is dropped."""
+    """A session whose command does nothing; its output is discarded."""
 
     def __init__(self) -> None:
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
@@ -236,34 +252,45 @@ class NoOpSession(asyncssh.SSHClientSession[bytes]):
         self._channel = chan
 
     def end(self) -> None:
-        """Close the channel, also one whose answer was not awaited."""
+        """Close the channel, also if its request was not answered in time."""
         if self._channel is not None:
             self._channel.abort()
 
 
 class Peer(asyncssh.SSHClient):
-    """Hears what the agent's sshd says outside of channels."""
+    """Receives what the agent's sshd sends outside of channels."""
 
     def __init__(self, offers: list[Identity]) -> None:
         self._offers = offers
         self._offered = 0
         self.lost = asyncio.Event()
-        self.tell: Callable[[], None] = lambda: None
+        self.observer: LossObserver | None = None
         self.reason = ""
         self.exposed = False
+        self.listen_refusal = ListenRefusal.UNKNOWN
+        self.presented_host_key = ""
+        """The host key that does not match the evidence, as `type base64`."""
 
     def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:  # noqa: ARG002 - asyncssh's form
-        """Note the one debug message that matters."""
-        if EXPOSED in msg:
+        """Note the debug messages that explain how sshd handled a listener."""
+        if EXPOSED_MESSAGE in msg:
             self.exposed = True
+        for message, refusal in REFUSAL_MESSAGES.items():
+            if message in msg:
+                self.listen_refusal = refusal
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
+        """Refuse a host key that does not match the evidence, and keep it for the error message."""
+        self.presented_host_key = key_from_blob(key.public_data)
+        return False
 
     @property
     def login_key(self) -> str:
-        """The fingerprint of the key that was offered last, which is the one that was taken."""
+        """The fingerprint of the key that was offered last, which is the accepted one."""
         return identity_print(self._offers[self._offered])
 
     def public_key_auth_requested(self) -> Any:  # noqa: ANN401 - asyncssh's type of a list of keys
-        """Offer the next key once the one before is refused; asyncssh was given only the first."""
+        """Offer the next key after the previous one was refused; asyncssh was given only the first."""
         if self._offered + 1 >= len(self._offers):
             return None
         self._offered += 1
@@ -273,25 +300,27 @@ class Peer(asyncssh.SSHClient):
         """Note the end and its reason."""
         self.reason = said(exc) if exc else "the agent closed the connection"
         self.lost.set()
-        self.tell()
+        if self.observer is not None:
+            self.observer.connection_lost()
+            self.observer = None
 
 
 async def dial(spec: TunnelSpec, login: Login, permit: DialPermit = UNLIMITED) -> SshConnection:
     """Connect to an agent, prove its key, and log in.
 
-    All of it takes at most `login.connect_timeout`, beside what `permit` waits for.
+    Takes at most `login.connect_timeout`, not counting the time that `permit` waits.
 
     Raises UnreachableError, HostKeyMismatchError, AuthenticationError, LoginKeyError or ConnectionLostError.
     """
     dialer = Dialer(spec.addresses, login.connect_timeout)
-    await permit.dialling()
-    # Without a key there is no use in dialling; an ssh-agent is asked again later, so that none of its connections is
-    # held while a server is waited for.
+    await permit.acquire_place()
+    # Without a key, dialling is useless. An ssh-agent is asked again later: its connection is not held while this waits
+    # for the server.
     async with login.identities():
         pass
     try:
         await dialer.reach(spec.port)
-        await permit.computing(dialer.heard)
+        await permit.acquire_slot(dialer)
         async with login.identities() as offers:
             return await _shake_hands(spec, login, dialer, offers)
     finally:
@@ -318,23 +347,35 @@ async def _shake_hands(spec: TunnelSpec, login: Login, dialer: Dialer, offers: l
                 **{**SAFE, "encryption_algs": list(login.ciphers)},
             )
     except asyncssh.HostKeyNotVerifiable as refused:
-        raise HostKeyMismatchError(
-            f"the machine at {where} holds another host key than {spec.trust.method} says "
-            f"({' '.join(spec.trust.fingerprints)}): another machine has this address, or the agent was rebuilt; "
-            "look, then `tunnelmgr release`"
-        ) from refused
+        at = Endpoint(dialer.reached, spec.port)
+        raise HostKeyMismatchError(_mismatch(spec, at, peer.presented_host_key)) from refused
     except asyncssh.PermissionDenied as refused:
         raise AuthenticationError(login.user, dialer.reached) from refused
     except TimeoutError as late:
         raise UnreachableError(where, f"no answer within {login.connect_timeout:g} s") from late
     except FAULTS as failed:
         raise UnreachableError(where, said(failed)) from failed
-    if dialer.line is None:
-        raise AssertionError("a connection without a line")
-    return SshConnection(conn, dialer.line, peer, dialer.reached)
+    if dialer.transport is None:
+        raise AssertionError("a connection without a transport")
+    return SshConnection(conn, dialer.transport, peer, dialer.reached)
+
+
+def _mismatch(spec: TunnelSpec, at: Endpoint, presented: str) -> str:
+    """Return the message for a host key that does not match the evidence."""
+    shown = f"presented {fingerprint(presented)}" if presented else "presented another host key"
+    expected = " or ".join(spec.trust.fingerprints) or "none"
+    cause = (
+        "the host_key in the configuration may be wrong, or another machine may have taken this address"
+        if spec.trust.method is Method.PINNED
+        else "another machine may have taken this address, or the agent was reinstalled"
+    )
+    return (
+        f"host key mismatch: {at} {shown}, {spec.trust.method} evidence expects {expected}; {cause}. "
+        f'Investigate, then run: tunnelmgr release {spec.agent} --reason "…"'
+    )
 
 
 def host_key_algorithms(keys: tuple[str, ...]) -> list[str]:
-    """Return every algorithm that we take, those of the expected keys first."""
+    """Return every supported algorithm, those of the expected keys first."""
     expected = algorithms_of(keys)
     return [*expected, *(name for name in HOST_KEY_ALGORITHMS if name not in expected)]

@@ -1,4 +1,4 @@
-"""From an agent's addresses to a line: each is tried in turn, and its socket is tuned."""
+"""From an agent's addresses to an SSH transport: each address is tried in order, and the socket is tuned."""
 
 import asyncio
 import os
@@ -13,9 +13,9 @@ from tunnelmgr.errors import UnreachableError
 
 
 class Dialer:
-    """Opens the line to the first address that answers; handed to asyncssh as its `tunnel`, whose form it has.
+    """Connects to the first address that answers; passed to asyncssh as its `tunnel`, whose interface it has.
 
-    `patience` is how long all of it may take, in seconds.
+    `patience` is the limit for everything, in seconds.
     """
 
     def __init__(self, addresses: Sequence[str], patience: float = 10.0) -> None:
@@ -23,16 +23,16 @@ class Dialer:
         self._patience = patience
         self._connected: socket.socket | None = None
         self.left = patience
-        """Seconds that are left for the handshake."""
+        """Seconds left for the handshake."""
         self._transport: ref[SshTransport] | None = None  # weak: asyncssh keeps the dialer as long as the connection
         self.reached = ""
 
     async def reach(self, port: int) -> None:
-        """Connect to the first address, in order of preference, whose server speaks.
+        """Connect to the first address, in order of preference, whose server sends something.
 
-        An SSH server sends its identification string without being asked (RFC 4253, section 4.2), so nothing of a
-        handshake needs to exist before. Raises UnreachableError with the last address's reason. Each address has its
-        share of the patience, so that one that swallows packets leaves time for the next.
+        An SSH server sends its identification string first (RFC 4253, section 4.2), so nothing of a handshake is
+        allocated before. Raises UnreachableError with the last address's reason. Each address gets an equal part of the
+        time, so that one that drops packets leaves time for the next.
         """
         clock = asyncio.get_running_loop()
         began = clock.time()
@@ -42,27 +42,27 @@ class Dialer:
     async def create_connection(
         self, factory: Callable[[], asyncio.Protocol], _host: str, port: int
     ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-        """Make the line of the connection that `reach` made, or of a new one.
+        """Make the transport on the connection that `reach` made, or on a new one.
 
         Raises UnreachableError as `reach` does.
         """
         connected, self._connected = self._connected, None
-        line = SshTransport(factory, connected or await self._first(port))
-        self._transport = ref(line)
-        return line, line.protocol
+        transport = SshTransport(factory, connected or await self._first(port))
+        self._transport = ref(transport)
+        return transport, transport.protocol
 
     @property
-    def line(self) -> SshTransport | None:
-        """The line that was made, as long as somebody else holds it."""
+    def transport(self) -> SshTransport | None:
+        """The transport that was made, as long as its connection refers to it."""
         return None if self._transport is None else self._transport()
 
-    def heard(self) -> int:
-        """Return a number that changes whenever bytes arrive on the line."""
-        line = self.line
-        return 0 if line is None else line.reads
+    def receive_count(self) -> int:
+        """Return how often bytes have arrived; see `ReceiveProgress`."""
+        transport = self.transport
+        return 0 if transport is None else transport.reader.reads
 
     def close(self) -> None:
-        """Close the connection, unless a line was made of it."""
+        """Close the connection, unless a transport was made on it."""
         if self._connected is not None:
             self._connected.close()
 
@@ -95,7 +95,7 @@ async def _connected(address: str, port: int, *, listens: bool) -> socket.socket
 
 
 def _reason(failed: OSError, patience: float) -> str:
-    """Say it in the system's words: asyncio puts its own in their place, with the address once more."""
+    """Return the system's message; asyncio's own repeats the address."""
     if failed.errno and not isinstance(failed, socket.gaierror):
         return os.strerror(failed.errno)
     if isinstance(failed, TimeoutError):

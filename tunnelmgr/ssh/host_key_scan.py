@@ -73,10 +73,10 @@ class _Look:
 async def _shown(agent: Agent, algorithms: Sequence[str], look: _Look) -> bytes:
     dialer = _LookingDialer(agent.addresses, look.patience)
     with look.permit as permit:
-        await permit.dialling()
+        await permit.acquire_place()
         try:
             await dialer.reach(agent.port)
-            await permit.computing(dialer.heard)
+            await permit.acquire_slot(dialer)
             return await _exchange_keys(agent, algorithms, look, dialer)
         finally:
             dialer.close()

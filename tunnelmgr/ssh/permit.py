@@ -1,21 +1,25 @@
-"""What a dial asks before it connects and before it computes; `tunnel/admission.py` answers."""
+"""Permission to dial and to compute a handshake; `tunnel/admission.py` grants it."""
 
-from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Protocol, Self
+
+
+class ReceiveProgress(Protocol):
+    """Shows whether a server still sends."""
+
+    def receive_count(self) -> int:
+        """Return a number that changes whenever bytes have arrived from the server."""
+        ...
 
 
 class DialPermit(Protocol):
     """Permission for one dial; a context manager that gives everything back at its end."""
 
-    async def dialling(self) -> None:
+    async def acquire_place(self) -> None:
         """Wait until the dial may connect."""
 
-    async def computing(self, heard: Callable[[], int]) -> None:
-        """Wait until the dial may compute its handshake, once the server has sent its first bytes.
-
-        `heard` returns a number that changes whenever bytes have arrived from the server.
-        """
+    async def acquire_slot(self, progress: ReceiveProgress) -> None:
+        """Wait until the dial may compute its handshake; called once the server has sent its first bytes."""
 
     def __enter__(self) -> Self: ...
 
@@ -27,10 +31,10 @@ class DialPermit(Protocol):
 class _Unlimited:
     """A permit that never waits."""
 
-    async def dialling(self) -> None:
+    async def acquire_place(self) -> None:
         """Return at once."""
 
-    async def computing(self, heard: Callable[[], int]) -> None:
+    async def acquire_slot(self, progress: ReceiveProgress) -> None:
         """Return at once."""
 
     def __enter__(self) -> Self:
@@ -43,4 +47,4 @@ class _Unlimited:
 
 
 UNLIMITED: Final[DialPermit] = _Unlimited()
-"""For a dial that competes with no other, such as one of `tunnelmgr check`."""
+"""For a dial that competes with no other, such as that of `tunnelmgr check`."""

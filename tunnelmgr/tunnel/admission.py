@@ -35,6 +35,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from tunnelmgr.core.precedence import FIRST, NEW, PROVEN, Precedence
+from tunnelmgr.ssh.permit import ReceiveProgress
 
 PLACES: Final = 1024
 """Dials under way at most, whatever they wait for: a sixteenth of the descriptors that the unit grants."""
@@ -88,7 +89,7 @@ class Admission:
     # --- places ---
 
     async def enter(self, permit: "Permit") -> None:
-        """Wait for a place; see `Permit.dialling`."""
+        """Wait for a place; see `Permit.acquire_place`."""
         waiting = self._dials.join(permit.precedence)
         self._fill_places()
         await self._dials.wait(waiting, self._give_place_back)
@@ -125,7 +126,7 @@ class Admission:
     # --- slots ---
 
     async def compute(self, permit: "Permit") -> None:
-        """Wait for a slot; see `Permit.computing`."""
+        """Wait for a slot; see `Permit.acquire_slot`."""
         permit.stop_timer()
         if not permit.precedence.failing:
             self._usual += WEIGHT * (asyncio.get_running_loop().time() - permit.began - self._usual)
@@ -167,7 +168,7 @@ class Admission:
         self._timer = None
         self._busy = asyncio.get_running_loop().time() - due > LATE
         silent = round(self.patience / PACE)
-        for permit in [one for one in self._computing if one.looks_in_silence() >= silent]:
+        for permit in [one for one in self._computing if one.silent_checks() >= silent]:
             self._release_slot(permit)
         if not self._busy and self._slots < MOST_SLOTS:
             self._fill_slot()
@@ -189,7 +190,7 @@ class Admission:
 class Permit:
     """What one dial holds; a context manager, which gives back all that is left at its end.
 
-    `dialling` and `computing` are called in this order, once each; `end` at any time after, and as often as one likes.
+    Call `acquire_place` and `acquire_slot` in this order, once each; `end` at any time afterwards, and repeatedly.
     The fields are the admission's.
     """
 
@@ -200,31 +201,28 @@ class Permit:
     ahead: bool = False
     slotted: bool = False
     fresh: asyncio.TimerHandle | None = None
-    _heard: Callable[[], int] = lambda: 0
+    _progress: ReceiveProgress | None = None
     _last: int = 0
     _silent: int = 0
 
-    async def dialling(self) -> None:
+    async def acquire_place(self) -> None:
         """Wait for a place; as long as others are let in first, each of which has its deadline."""
         await self._admission.enter(self)
 
-    async def computing(self, heard: Callable[[], int]) -> None:
-        """Wait for a slot, once the server has spoken; as long as others compute.
-
-        `heard` returns a number that is another one whenever bytes have arrived from the server.
-        """
-        self._heard = heard
+    async def acquire_slot(self, progress: ReceiveProgress) -> None:
+        """Wait for a slot, as long as others compute; called once the server has sent its first bytes."""
+        self._progress = progress
         await self._admission.compute(self)
 
     def end(self) -> None:
         """Give everything back: the tunnel is up, or the dial is over."""
         self._admission.leave(self)
 
-    def looks_in_silence(self) -> int:
-        """Look again, and return at how many looks in a row the server has sent nothing."""
-        heard = self._heard()
-        self._silent = self._silent + 1 if heard == self._last else 0
-        self._last = heard
+    def silent_checks(self) -> int:
+        """Check for progress, and return for how many checks in a row the server has sent nothing."""
+        count = 0 if self._progress is None else self._progress.receive_count()
+        self._silent = self._silent + 1 if count == self._last else 0
+        self._last = count
         return self._silent
 
     def stop_timer(self) -> None:

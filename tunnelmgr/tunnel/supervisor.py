@@ -1,7 +1,8 @@
-"""Runs the workers: at most one an agent, each in a task that can fail alone."""
+"""Runs the workers: at most one per agent, each in its own task, whose failure ends only its tunnel."""
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -11,18 +12,19 @@ from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.half_open import Ends
 from tunnelmgr.errors import Pace, TunnelError
-from tunnelmgr.tunnel.worker import TunnelSettings, Worker
+from tunnelmgr.tunnel.settings import TunnelSettings
+from tunnelmgr.tunnel.worker import Worker
 
 log = structlog.get_logger(__name__)
 
 
-REMEMBERED = 1024
-"""Lost connections that are remembered at most, in case their agents still hold listeners for them."""
+MAX_STALE_CONNECTIONS = 1024
+"""Maximum number of lost connections to remember, whose agents may still hold listeners for them."""
 
 
 @dataclass(slots=True)
 class Supervisor:
-    """Performs the tunnel actions; `settings` may be replaced, which later workers see."""
+    """Performs the tunnel actions; replaced `settings` apply to later workers."""
 
     tasks: asyncio.TaskGroup
     settings: TunnelSettings
@@ -36,13 +38,13 @@ class Supervisor:
         worker = Worker(action, self.settings, self._stale.pop(action.agent, None))
         task = self.tasks.create_task(_guarded(worker), name=f"tunnel {action.agent}")
         self._lives[action.agent] = (worker, task)
-        # A task that is cancelled before its first step runs nothing of its own, so its end is told from outside.
-        task.add_done_callback(lambda done: self._over(worker, done))
+        # A task that is cancelled before its first step never runs, so its end is reported from here.
+        task.add_done_callback(partial(self._report_end, worker))
 
     def close(self, action: CloseTunnel) -> None:
-        """Ask a worker to drain, or end it now; one that is over already is no matter.
+        """Drain a worker, or end it now; does nothing if it is over already.
 
-        A worker that is still dialling has nothing to finish, and a stop must not wait for agents that are away.
+        A worker that is still dialling has nothing to finish and ends now: a stop must not wait for unreachable agents.
         """
         worker, task = self._lives.get(action.agent, (None, None))
         if worker is None or task is None or worker.life != action.life:
@@ -50,18 +52,18 @@ class Supervisor:
         if action.manner is Manner.REVOKE or not worker.drain():
             task.cancel()
 
-    def _over(self, worker: Worker, task: asyncio.Task[Failure | None]) -> None:
+    def _report_end(self, worker: Worker, task: asyncio.Task[Failure | None]) -> None:
         del self._lives[worker.spec.agent]
         if worker.stale is not None and not task.cancelled():
             self._stale[worker.spec.agent] = worker.stale
-            if len(self._stale) > REMEMBERED:
+            if len(self._stale) > MAX_STALE_CONNECTIONS:
                 del self._stale[next(iter(self._stale))]
         failure = None if task.cancelled() else task.result()
         self.settings.events.report(TunnelEnded(worker.spec.agent, worker.life, failure))
 
 
 async def _guarded(worker: Worker) -> Failure | None:
-    """Run a worker; whatever goes wrong in it ends this tunnel only."""
+    """Run a worker; any error in it ends this tunnel only."""
     try:
         await worker.run()
     except TunnelError as ended:
@@ -73,5 +75,5 @@ async def _guarded(worker: Worker) -> Failure | None:
     except Exception as broken:
         log.exception("worker failed", agent=worker.spec.agent)
         clear_exception_frames(broken)
-        return Failure("internal", Pace.SOON, f"{broken!r}; the log has the trace")
+        return Failure("internal", Pace.SOON, f"internal error: {broken!r}. The log has the traceback")
     return None

@@ -1,11 +1,11 @@
-"""A probe: a request sent through the agent's own listener and back, which only our gate can answer rightly.
+"""The proof that a listener is ours: a request through the agent's own listener, which only our gate can answer.
 
-The answer to a nonce is an HMAC over it, the agent and the listen address, under a secret of this process. A
-squatter on the agent cannot compute it, and one that passes the request on to another of our listeners returns the
-proof of that one.
+The answer is an HMAC over the request's nonce, the agent and the listen address, with a secret of this process. A
+squatter on the agent cannot compute it, and one that relays the request to another of our listeners returns the proof
+of that one.
 
-The stream through the listener is kept from probe to probe: that spares both sides the opening and closing of two
-channels, which cost four times as much as the question itself.
+The stream through the listener is kept for the next probe: opening and closing two channels for each would cost four
+times as much as the request itself.
 """
 
 import hmac
@@ -23,8 +23,8 @@ ANSWER_LIMIT = 16 * 1024
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})(?:\r\n|$)", re.IGNORECASE)
 
 
-class Wire(Protocol):
-    """A stream through a listener of the agent's."""
+class ByteStream(Protocol):
+    """A stream through a listener of the agent."""
 
     async def write(self, data: bytes) -> None:
         """Send; raises ConnectionError."""
@@ -36,36 +36,36 @@ class Wire(Protocol):
 
 
 class Prover:
-    """Makes proofs for the gate and checks them for the probe."""
+    """Computes proofs for the gate, and checks them for the prober."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
 
     def proof(self, nonce: str, agent: AgentId, listener: str) -> str:
-        """Return the proof that a request with `nonce` came in through `listener` on `agent`."""
+        """Return the proof for a request with `nonce` that came in through `listener` on `agent`."""
         return hmac.digest(self._secret, f"{nonce}\n{agent}\n{listener}".encode(), "sha256").hex()
 
-    async def probe(self, wire: Wire, agent: AgentId, listener: Endpoint) -> None:
-        """Ask once, through a stream that may be used again.
+    async def probe(self, stream: ByteStream, agent: AgentId, listener: Endpoint) -> None:
+        """Send one request through a stream, which may be used again, and check the answer.
 
-        Raises ImpostorListenerError where the answer is not ours, and ConnectionError where the stream ends without
-        one. The caller sets the deadline.
+        Raises ImpostorListenerError if the answer is not ours, and ConnectionError if the stream ends without one. The
+        caller sets the deadline.
         """
         nonce = secrets.token_hex(16)
-        await wire.write(probe_request(str(listener), nonce))
-        proof = _proof_in(await _answer(wire))
+        await stream.write(probe_request(str(listener), nonce))
+        proof = _proof_in(await _answer(stream))
         if not hmac.compare_digest(proof, self.proof(nonce, agent, str(listener))):
             raise ImpostorListenerError(str(listener))
 
 
-async def _answer(wire: Wire) -> bytes:
-    """Return the body of the answer: as much as its head says, or what came until the end or the limit."""
+async def _answer(stream: ByteStream) -> bytes:
+    """Return the body of the answer, up to its Content-Length, the end of the stream, or the limit."""
     answer = b""
     while len(answer) < ANSWER_LIMIT:
         head, end, body = answer.partition(b"\r\n\r\n")
-        if end and (told := _LENGTH.search(head)) and len(body) >= int(told[1]):
+        if end and (length := _LENGTH.search(head)) and len(body) >= int(length[1]):
             return body
-        more = await wire.read()
+        more = await stream.read()
         if not more:
             break
         answer += more

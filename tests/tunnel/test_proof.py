@@ -9,7 +9,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.oci import WELL_KNOWN_PATH
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ImpostorListenerError
-from tunnelmgr.tunnel.probe import ANSWER_LIMIT, Prover
+from tunnelmgr.tunnel.proof import ANSWER_LIMIT, Prover
 
 AGENT = AgentId("static:builder-1")
 LISTENER = Endpoint("127.0.0.1", 5000)

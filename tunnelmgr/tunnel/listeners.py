@@ -1,0 +1,128 @@
+"""The listeners of one tunnel: asked for on the agent, one by one, and again while any is missing."""
+
+import asyncio
+from typing import Final
+
+from tunnelmgr.core.events import TunnelBound
+from tunnelmgr.core.reconcile import OpenTunnel
+from tunnelmgr.core.tunnel import Endpoint, Forward
+from tunnelmgr.dataplane.half_open import Ends, reset_half_open
+from tunnelmgr.errors import ExposedListenerError, ListenRefusedError, ProbeTimeoutError
+from tunnelmgr.ssh.client import Listener, SshConnection
+from tunnelmgr.tunnel.sessions import ListenerSessions, Sessions
+from tunnelmgr.tunnel.settings import TunnelSettings
+
+REBIND_DELAYS: Final = (0.02, 0.05, 0.1, 0.2)
+"""Seconds before each new attempt to bind while the agent's sshd ends the session whose connection was reset."""
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds for an orderly close of the connection."""
+
+
+class Listeners:
+    """The agent's listeners; `bind` and `bind_missing` report `TunnelBound`."""
+
+    def __init__(
+        self,
+        opening: OpenTunnel,
+        settings: TunnelSettings,
+        connection: SshConnection,
+        sessions: Sessions,
+        stale: Ends | None,
+    ) -> None:
+        """Make the listeners; an earlier connection, `stale`, may still hold an address."""
+        self.stale = stale
+        self._opening = opening
+        self._forwards = opening.spec.forwards
+        self._settings = settings
+        self._connection = connection
+        self._sessions = sessions
+        self._held: dict[Endpoint, Listener] = {}
+
+    @property
+    def any_held(self) -> bool:
+        """Whether the agent's sshd holds at least one listener."""
+        return bool(self._held)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the agent's sshd holds all listeners."""
+        return len(self._held) == sum(len(forward.listen) for forward in self._forwards)
+
+    async def bind(self) -> None:
+        """Ask for every listener, in order; raises ListenRefusedError if the first address of a forward is refused.
+
+        If it is refused and there is a stale connection, that is reset and the address asked for again.
+        """
+        for forward in self._forwards:
+            for endpoint in forward.listen:
+                bound = await self._bind_one(forward, endpoint)
+                if bound or endpoint != forward.listen[0]:
+                    continue
+                if not await self._bind_after_reset(forward, endpoint):
+                    raise ListenRefusedError(str(endpoint), self._connection.listen_refusal)
+
+    async def bind_missing(self) -> None:
+        """Ask again for the addresses that were refused: a stale session may have released them."""
+        for forward in self._forwards:
+            for endpoint in forward.listen:
+                if endpoint not in self._held:
+                    await self._bind_one(forward, endpoint)
+        await self.report()
+
+    async def report(self) -> None:
+        """Report which addresses are held, which are refused, and where another process answers."""
+        wanted = [endpoint for forward in self._forwards for endpoint in forward.listen]
+        held = tuple(endpoint for endpoint in wanted if endpoint in self._held)
+        refused = tuple(endpoint for endpoint in wanted if endpoint not in self._held)
+        squatted = [str(endpoint) for endpoint in refused if await self._is_squatted(endpoint)]
+        spec, life = self._opening.spec, self._opening.life
+        self._settings.events.report(TunnelBound(spec.agent, life, held, refused, tuple(squatted)))
+
+    def close(self) -> None:
+        """Stop listening; open channels continue."""
+        for listener in self._held.values():
+            listener.close()
+
+    def forget(self) -> None:
+        """Drop the references to the listeners, whose owner refers to the tunnel: no cycle may outlive it."""
+        self._held.clear()
+
+    async def _bind_after_reset(self, forward: Forward, endpoint: Endpoint) -> bool:
+        """Reset the stale connection, which may hold the address, and ask for the address again."""
+        stale, self.stale = self.stale, None
+        if stale is None:
+            return False
+        await reset_half_open(stale)
+        for delay in REBIND_DELAYS:
+            await asyncio.sleep(delay)
+            if await self._bind_one(forward, endpoint):
+                return True
+        return False
+
+    async def _bind_one(self, forward: Forward, endpoint: Endpoint) -> bool:
+        async with self._settings.probe_deadline():
+            owner = ListenerSessions(self._sessions, forward, endpoint)
+            listener = await self._connection.listen(endpoint, owner)
+        if listener is None:
+            return False
+        if self._connection.exposed:
+            listener.close()
+            # The agent must receive the cancellation before the connection closes, or else the end of the connection.
+            await self._connection.close(CLOSE_TIMEOUT)
+            raise ExposedListenerError(str(endpoint))
+        self._held[endpoint] = listener
+        return True
+
+    async def _is_squatted(self, endpoint: Endpoint) -> bool:
+        """Return whether another process on the agent listens on a refused address; without IPv6, none can.
+
+        A process that accepts no connection holds the port too, and is no reason to end the tunnel.
+        """
+        try:
+            async with self._settings.probe_deadline():
+                (await self._connection.connect(endpoint)).abort()
+        except ConnectionRefusedError:
+            return False
+        except ProbeTimeoutError:
+            return True
+        return True
