@@ -1,7 +1,7 @@
-"""What the controller's memory grows by while agents come and go.
+"""The growth of the controller's memory while agents come and go.
 
-In each round all agents leave and as many others appear, as instances of a cloud do. What grows for good is what is
-remembered of those that left, for 7 days. Needs root.
+In each round all agents leave and as many others appear, like instances of a cloud. The controller remembers agents
+that left for 7 days, which is the only lasting growth. Needs root.
 
     python benchmarks/churn.py [--agents 100] [--rounds 20] [--json FILE]
 """
@@ -12,9 +12,9 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crowd import Member, gather, source_of
 from figures import Bar, publish, table
-from peers import machine
+from fleet import FleetAgent, start_fleet, static_source
+from tunnels import machine
 
 from lab.controller import LabController
 from lab.network import Lab
@@ -38,12 +38,12 @@ def resident(pid: int) -> int:
     return int(line.split()[1]) * KIB
 
 
-def measure(controller: LabController, crowd: list[Member], rounds: int) -> list[Round]:
-    """Let so many rounds of agents come and go."""
+def measure(controller: LabController, fleet: list[FleetAgent], rounds: int) -> list[Round]:
+    """Run rounds in which all agents are replaced."""
     found = []
     for number in range(rounds):
-        members = [replace(member, name=f"r{number}-{member.name}") for member in crowd]
-        controller.configure(source_of(members), probe_interval="15s")
+        members = [replace(member, name=f"r{number}-{member.name}") for member in fleet]
+        controller.configure(static_source(members), probe_interval="15s")
         if number:
             controller.client.reload()
         else:
@@ -51,7 +51,7 @@ def measure(controller: LabController, crowd: list[Member], rounds: int) -> list
         names = {member.name for member in members}
         up = lambda: {one["name"] for one in controller.client.agents() if one["phase"] == "up"}  # noqa: E731
         until(lambda names=names, up=up: up() == names, f"round {number} is up", timeout=PATIENCE, pause=0.2)
-        found.append(Round(number * len(crowd), resident(controller.pid)))
+        found.append(Round(number * len(fleet), resident(controller.pid)))
         print(f"  {found[-1]}", file=sys.stderr)
     return found
 
@@ -61,15 +61,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
         controller = LabController(lab.controller, Path(place) / "controller")
         lab.registry(lab.controller, Path(place) / "registry")
-        agent = lab.agent("crowd", "10.77.0.11", controller.authorized_keys)
-        rounds = measure(controller, gather(agent, options.agents, Path(place) / "crowd"), options.rounds)
+        agent = lab.agent("fleet", "10.77.0.11", controller.authorized_keys)
+        rounds = measure(controller, start_fleet(agent, options.agents, Path(place) / "fleet"), options.rounds)
     first, last = rounds[0], rounds[-1]
-    bars = [Bar("memory after all rounds, to that after the first", last.resident / first.resident, 1.1, least=False)]
+    bars = [Bar("memory after all rounds, relative to the first", last.resident / first.resident, 1.1, least=False)]
     lines = [[f"{one.ended:,}", f"{one.resident / 1e6:.0f}"] for one in rounds]
     publish("churn", machine(), table(["agents that have ended", "resident, MB"], lines), bars, rounds, options.json)
     return 0

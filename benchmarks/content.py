@@ -1,4 +1,4 @@
-"""What the lab's registry has, pushed from beside it."""
+"""The content of the lab's registry, pushed from the same machine."""
 
 import sys
 from pathlib import Path
@@ -17,19 +17,19 @@ def ask(method, target, body=b""):
     assert answer.status < 400, answer.status
     return answer.getheader("Location", "").partition(sys.argv[1])[2]
 digest = "sha256:" + hashlib.sha256(content).hexdigest()
-ask("PUT", ask("POST", "/v2/bench/app/blobs/uploads/") + "&digest=" + digest, content)
-print("/v2/bench/app/blobs/" + digest)
+ask("PUT", ask("POST", "/v2/benchmark/app/blobs/uploads/") + "&digest=" + digest, content)
+print("/v2/benchmark/app/blobs/" + digest)
 """
 
 
 def push(lab: Lab, url: str, octets: int) -> str:
-    """Push a blob from beside the registry; returns what to ask for."""
-    words = [sys.executable, "-c", PUSH, url.removeprefix("http://"), str(octets)]
-    return lab.controller.run(words, timeout=120, check=True).stdout.strip()
+    """Push a blob from the registry's machine; return its path."""
+    argv = [sys.executable, "-c", PUSH, url.removeprefix("http://"), str(octets)]
+    return lab.controller.run(argv, timeout=120, check=True).stdout.strip()
 
 
 def push_manifest(lab: Lab, folder: Path) -> str:
-    """Push a small image, which is made in `folder`; returns what to ask for to get its manifest."""
+    """Push a small image, which is made in `folder`; return the path of its manifest."""
     layout = make_image(folder / "image", layers=1)
     skopeo_copy(lab.controller, layout, "docker://localhost:5000/team/app:1").check_returncode()
     return "/v2/team/app/manifests/1"

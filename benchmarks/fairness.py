@@ -1,9 +1,9 @@
-"""What a bulk pull by one agent costs another: its small requests, and the probes of its tunnel.
+"""The effect of one agent's bulk pull on another agent: on its small requests and on its tunnel's probes.
 
-One agent pulls a large blob on so many connections, again and again, while another asks for a small manifest thirty
-times a second, and the controller probes the tunnels of a small crowd, each once a second. Rounds with and without the
-bulk pull take turns; so does `ssh -R`, a process for each agent, without a gate. With the agents' `sshd`s and the
-registry on the same cores, a part of what is added is theirs: that of `ssh -R` tells how much. Needs root.
+One agent repeatedly pulls a large blob on several connections, while another requests a small manifest thirty times per
+second, and the controller probes the tunnels of a small fleet once per second. Rounds with and without the bulk pull
+alternate; so does `ssh -R`, one process per agent, without a gate. The agents' sshds and the registry run on the same
+cores and cause a part of the added latency: the figures of `ssh -R` show how much. Needs root.
 
     python benchmarks/fairness.py [--rounds 2] [--seconds 7] [--connections 4] [--json FILE]
 """
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from content import push, push_manifest
-from crowd import Member, gather, source_of
 from figures import Bar, percentile, publish, table
-from peers import machine, ssh_command
-from pulls import MANIFESTS, MIB, fetch, request
+from fleet import FleetAgent, start_fleet, static_source
+from pull_load import MANIFESTS, MIB, fetch, request
+from tunnels import machine, ssh_command
 
 from lab.agents import LabAgent
 from lab.controller import LabController
@@ -31,7 +31,7 @@ from lab.processes import Process, until
 PORTS = {"ours": 5000, "ssh": 5001}
 PAUSE = 0.03
 CROWD = 16
-"""Agents that do nothing but answer probes."""
+"""Agents that only answer probes."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Waits:
     milliseconds: tuple[float, ...]
 
 
-def asks(agent: LabAgent, port: int, manifest: str, seconds: float) -> tuple[float, ...]:
-    """Ask for a manifest again and again on one connection; returns how long each took."""
+def request_times(agent: LabAgent, port: int, manifest: str, seconds: float) -> tuple[float, ...]:
+    """Request a manifest repeatedly on one connection; return the milliseconds of each request."""
     wire, room, found = request(manifest, MANIFESTS), memoryview(bytearray(MIB)), []
     with agent.connect("127.0.0.1", port, timeout=10) as connection:
         deadline = time.monotonic() + seconds
@@ -72,19 +72,19 @@ class Site:
         )
         key = self._controller.folder / "id_ed25519"
         for agent in (self._small, self._large):
-            words = ssh_command("ssh", key, f"127.0.0.1:{PORTS['ssh']}:127.0.0.1:5000", f"tunnel@{agent.ip}")
-            lab.controller.popen(words, log=folder / f"ssh-{agent.name}.log")
+            argv = ssh_command("ssh", key, f"127.0.0.1:{PORTS['ssh']}:127.0.0.1:5000", f"tunnel@{agent.ip}")
+            lab.controller.popen(argv, log=folder / f"ssh-{agent.name}.log")
             until(lambda agent=agent: agent.listeners(PORTS["ssh"]), "ssh listens")
-        crowd = gather(lab.agent("crowd", "10.77.0.13", line), CROWD, folder / "crowd")
-        members = [*map(Member.of, (self._small, self._large)), *crowd]
-        self._controller.configure(source_of(members), probe_interval="1s")
+        fleet = start_fleet(lab.agent("fleet", "10.77.0.13", line), CROWD, folder / "fleet")
+        members = [*map(FleetAgent.of, (self._small, self._large)), *fleet]
+        self._controller.configure(static_source(members), probe_interval="1s")
         self._controller.start()
         for member in members:
             self._controller.wait_phase(member.name, "up")
         self.waits: list[Waits] = []
 
     def round(self, who: str, *, bulk: bool) -> None:
-        """Ask for a while."""
+        """Measure one round."""
         load = self._pull(who) if bulk else None
         try:
             time.sleep(0.5)
@@ -92,7 +92,7 @@ class Site:
             found: list[float] = []
             deadline = time.monotonic() + self._options.seconds
             while time.monotonic() < deadline:
-                found += asks(self._small, PORTS[who], self._manifest, 0.5)
+                found += request_times(self._small, PORTS[who], self._manifest, 0.5)
                 if who == "ours":
                     seen = self._controller.client.agents()
                     probes |= {
@@ -141,7 +141,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=7.0, help="of each round")
     parser.add_argument("--connections", type=int, default=min(4, 2 * (os.cpu_count() or 1)), help="of the bulk pull")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
         site = Site(lab, Path(place), options)

@@ -1,4 +1,4 @@
-"""Figures: medians with their extremes, and ratios between two that were measured in the same round."""
+"""Medians with their extremes, bars, tables, and measurements in interleaved rounds."""
 
 import itertools
 import json
@@ -22,18 +22,18 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """Return it; at least one value."""
+        """Return the spread of at least one value."""
         found = list(values)
         return cls(statistics.median(found), min(found), max(found))
 
-    def told(self, form: str = ".2f") -> str:
-        """Return it as text."""
+    def text(self, form: str = ".2f") -> str:
+        """Return it as `median (least to most)`."""
         return f"{self.median:{form}} ({self.least:{form}} to {self.most:{form}})"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What is aimed at: `value` is to be at least or at most the limit."""
+    """A target: `value` must be at least, or at most, the limit."""
 
     what: str
     value: float
@@ -42,7 +42,7 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        """Whether it is reached."""
+        """Whether the value meets the limit."""
         return self.value >= self.limit if self.least else self.value <= self.limit
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Bar:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that so many of them do not exceed."""
+    """Return the smallest value that this share of the values does not exceed."""
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
 
@@ -61,10 +61,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table that reads well in a terminal and in Markdown."""
     lines = [list(heads), *map(list, rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(heads))]
-    told = [
+    text = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     ]
-    return "\n".join([told[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *told[1:]])
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
 def publish(  # noqa: PLR0913, PLR0917 - these are the parts of a report
@@ -75,7 +75,7 @@ def publish(  # noqa: PLR0913, PLR0917 - these are the parts of a report
     data: object,
     file: Path | None,
 ) -> None:
-    """Print what was found, and write it as JSON where that is wanted."""
+    """Print the results, and write them as JSON if a file is given."""
     print(f"{name}: {machine}\n\n{text}\n")
     for bar in bars:
         print(bar)
@@ -91,9 +91,9 @@ def publish(  # noqa: PLR0913, PLR0917 - these are the parts of a report
 
 
 def interleaved(ones: Sequence[One], rounds: int, measure: Callable[[One, int], None], seconds: float = 0.0) -> None:
-    """Measure each one in turn, round by round: so many rounds, and more until so many seconds are over.
+    """Measure each one in turn, for at least `rounds` rounds and `seconds` seconds.
 
-    Every other round begins at the other end.
+    Every other round runs in reverse order.
     """
     deadline = time.monotonic() + seconds
     for number in itertools.count():

@@ -1,10 +1,10 @@
-"""What agents that flood cost another one: its small requests, its entries in the audit log, and the disk.
+"""The effect of agents that flood on another agent: on its small requests, on its audit entries, and on the disk.
 
-One agent runs a program that sends requests without waiting for an answer, on 4, 64 and 128 channels at once: requests
+One agent runs a program that sends requests without waiting for responses, on 4, 64 and 128 channels at once: requests
 that are refused, `/v2/`, manifests that do not exist, the well-known path, bodies in chunks of one byte, the catalog.
-Then 12, 32 and 100 agents flood their SSH connections with IGNORE messages. Another agent asks for a small manifest
-thirty times a second; rounds with and without a flood take turns. The flooding agents' own processes run at the lowest
-priority: a real one has a machine of its own. Needs root.
+Then 12, 32 and 100 agents flood their SSH connections with IGNORE messages. Another agent requests a small manifest
+thirty times per second; rounds with and without a flood alternate. The flooding agents' own processes run at the lowest
+priority, because a real agent has a machine of its own. Needs root.
 
     python benchmarks/flood.py [--seconds 10] [--kinds refused missing] [--channels 4 128] [--hostile 12] [--json FILE]
 """
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import asyncssh
 from content import push_manifest
-from crowd import Member
 from figures import Bar, percentile, publish, table
-from flooding import KINDS
-from peers import machine
-from pulls import MANIFESTS, MIB, fetch, request
+from fleet import FleetAgent
+from flood_client import KINDS
+from pull_load import MANIFESTS, MIB, fetch, request
+from tunnels import machine
 
 from lab.agents import LabAgent, yield_cpu
 from lab.controller import LabController
@@ -37,9 +37,9 @@ USUAL = ("refused", "base", "missing", "well-known", "chunks-1", "catalog")
 HOSTILE = (12, 32, 100)
 FIRST_PORT = 20_000
 SOON = 20.0
-"""Milliseconds under which a small request is fast enough, whatever it takes when nobody floods."""
+"""Milliseconds under which a small request is fast enough, independent of its time without a flood."""
 GROWTH = 100_000
-"""Bytes a second by which the log and the audit log may grow together."""
+"""Bytes per second by which the log and the audit log together may grow."""
 CONFIGURATION = """
 [[group]]
 name = "builders"
@@ -56,7 +56,7 @@ trust = ["pinned"]
 
 @dataclass(frozen=True)
 class Round:
-    """One round: what flooded, the milliseconds of the other agent's requests, and what was written."""
+    """One round: the kind of flood, the milliseconds of the other agent's requests, and the bytes written."""
 
     kind: str
     channels: int
@@ -83,28 +83,28 @@ class Site:
         self._good, self._bad = (
             lab.agent(name, ip, line) for name, ip in (("good", "10.77.0.11"), ("bad", "10.77.0.12"))
         )
-        members = [Member.of(agent).toml for agent in (self._good, self._bad)]
+        members = [FleetAgent.of(agent).toml for agent in (self._good, self._bad)]
         self._controller.configure(CONFIGURATION + "".join(members), probe_interval="15s")
         head, tail = self._controller.file.read_text().split("\n[ssh]", 1)
-        must = f'audit = "{self._audit}"\naudit_required = true\n'
-        self._controller.file.write_text(f"{head}{must}\n[ssh]{tail}")
+        audit = f'audit = "{self._audit}"\naudit_required = true\n'
+        self._controller.file.write_text(f"{head}{audit}\n[ssh]{tail}")
         self._controller.start()
         for agent in (self._good, self._bad):
             self._controller.wait_phase(agent.name, "up")
         self._bad.yield_cpu()
 
     def round(self, kind: str, channels: int, seconds: float) -> Round:
-        """Ask for a manifest again and again while the other agent floods, or does nothing."""
+        """Request a manifest repeatedly while the other agent floods, or does nothing."""
         load = None
         if channels:
-            script = str(Path(__file__).with_name("flooding.py"))
-            words = [sys.executable, script, "5000", kind, str(channels), str(seconds + 1)]
-            load = self._bad.popen(words, log=self._controller.folder / "flood.log")
+            script = str(Path(__file__).with_name("flood_client.py"))
+            argv = [sys.executable, script, "5000", kind, str(channels), str(seconds + 1)]
+            load = self._bad.popen(argv, log=self._controller.folder / "flood.log")
             yield_cpu(load.pid)
             time.sleep(0.5)
         written = self._written()
         began = time.monotonic()
-        found = asks(self._good, self._manifest, seconds)
+        found = request_times(self._good, self._manifest, seconds)
         growth = (self._written() - written) / (time.monotonic() - began)
         sent = 0
         if load is not None:
@@ -114,15 +114,21 @@ class Site:
             self._forget_flood()
         return Round(kind, channels, found, growth, len(found) - self._audited_pulls(len(found)), sent)
 
-    def crowd(self, count: int, seconds: float) -> Round:
-        """Ask while so many agents flood their connections with messages that carry nothing."""
+    def hostile(self, count: int, seconds: float) -> Round:
+        """Request a manifest repeatedly while hostile agents flood their connections with IGNORE messages."""
         folder = self._controller.folder / f"hostile-{count}"
         keys = host_keys(folder, count)
-        words = [sys.executable, str(Path(__file__).with_name("hostile.py")), str(count), str(FIRST_PORT), str(folder)]
-        load = self._bad.popen(words, log=folder / "log")
+        argv = [
+            sys.executable,
+            str(Path(__file__).with_name("hostile_agents.py")),
+            str(count),
+            str(FIRST_PORT),
+            str(folder),
+        ]
+        load = self._bad.popen(argv, log=folder / "log")
         until(lambda: "ready" in (folder / "log").read_text(), "the hostile agents listen", timeout=30)
         yield_cpu(load.pid)
-        members = [Member(f"hostile-{at}", self._bad.ip, FIRST_PORT + at, key).toml for at, key in enumerate(keys)]
+        members = [FleetAgent(f"hostile-{at}", self._bad.ip, FIRST_PORT + at, key).toml for at, key in enumerate(keys)]
         before = self._controller.file.read_text()
         self._controller.file.write_text(before + "".join(members))
         try:
@@ -130,7 +136,7 @@ class Site:
             until(lambda: self._up() >= count + 2, "the hostile agents are up", timeout=60)
             time.sleep(2)  # the flood begins a second after the first probe
             written, began = self._written(), time.monotonic()
-            found = asks(self._good, self._manifest, seconds)
+            found = request_times(self._good, self._manifest, seconds)
             growth = (self._written() - written) / (time.monotonic() - began)
             up = self._up()
         finally:
@@ -144,7 +150,7 @@ class Site:
         return int(self._controller.client.status()["up"])
 
     def _forget_flood(self) -> None:
-        """Drop what the flooding agent's sshd still holds: it buffers 16 MiB a channel (OpenSSH's CHAN_INPUT_MAX)."""
+        """Drop the data that the flooding agent's sshd buffers: 16 MiB per channel (OpenSSH's CHAN_INPUT_MAX)."""
         self._bad.restart_sshd()
         self._controller.wait(self._bad.name, lambda agent: agent["phase"] != "up", "the flooded tunnel ends", 30)
         self._controller.wait_phase(self._bad.name, "up", 60)
@@ -154,7 +160,7 @@ class Site:
         return self._controller.log_file.stat().st_size + self._audit.stat().st_size
 
     def _audited_pulls(self, wanted: int) -> int:
-        """Wait for the good agent's entries of this round, and count the requests that they tell of."""
+        """Wait for the good agent's entries of this round, and count the requests in them."""
         deadline = time.monotonic() + 15
         while True:
             counted = 0
@@ -172,7 +178,7 @@ class Site:
 
     @property
     def audit(self) -> dict[str, object]:
-        """How the daemon says that its audit log does."""
+        """The health of the audit log, from `status`."""
         return dict(self._controller.client.status()["audit"])
 
 
@@ -185,8 +191,8 @@ def host_keys(folder: Path, count: int) -> list[str]:
     return [" ".join(key.export_public_key().decode().split()[:2]) for key in keys]
 
 
-def asks(agent: LabAgent, manifest: str, seconds: float) -> tuple[float, ...]:
-    """Ask for a manifest again and again on one connection; return how long each took, in milliseconds."""
+def request_times(agent: LabAgent, manifest: str, seconds: float) -> tuple[float, ...]:
+    """Request a manifest repeatedly on one connection; return the milliseconds of each request."""
     wire, room, found = request(manifest, MANIFESTS), memoryview(bytearray(MIB)), []
     with agent.connect("127.0.0.1", 5000, timeout=30) as connection:
         deadline = time.monotonic() + seconds
@@ -223,7 +229,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=USUAL)
     parser.add_argument("--channels", nargs="+", type=int, default=CHANNELS)
     parser.add_argument("--hostile", nargs="*", type=int, default=HOSTILE, help="agents that flood with IGNOREs")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     rounds: list[Round] = []
     with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
@@ -233,7 +239,7 @@ def main() -> int:
             rounds.append(site.round("nothing", 0, options.seconds))
             rounds += [site.round(kind, channels, options.seconds) for channels in options.channels]
         rounds.append(site.round("nothing", 0, options.seconds))
-        rounds += [site.crowd(count, options.seconds) for count in options.hostile]
+        rounds += [site.hostile(count, options.seconds) for count in options.hostile]
         audit = site.audit
     quiet = percentile([one.p99 for one in rounds if not one.channels], 0.5)
     loud = [one for one in rounds if one.channels]

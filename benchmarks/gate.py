@@ -1,9 +1,9 @@
-"""What the gate costs: requests a second for manifests and MB/s for blobs, against the raw relay, in one run.
+"""The cost of the gate: requests per second for manifests and MB/s for blobs, compared with the raw relay.
 
-Both paths serve the same real docker-registry over a loopback listener that stands for the agents' channels, in this
-process; a second process loads them in turn, round by round, so that whatever else the machine does hits both alike.
-Each figure is the median of the rounds with its extremes; the ratio, gate to raw, is the median of the rounds' own.
-`CPU each` is what this process spent, for a request or a MB.
+Both paths serve the same real docker-registry in this process, over a loopback listener that stands for the agents'
+channels; a second process loads them in turn, round by round, so that other load on the machine affects both equally.
+Each figure is the median of the rounds with its extremes; the ratio of gate to raw is the median of the rounds' ratios.
+The CPU time is that of this process, per request or per MB.
 
     python benchmarks/gate.py [--rounds 5] [--seconds 1.0] [--blob-mib 256] [--json FILE]
 """
@@ -27,8 +27,8 @@ from pathlib import Path
 
 import structlog
 from figures import Bar, Spread, publish, table
-from peers import machine
-from pulls import MIB, again_and_again
+from pull_load import MIB, load_command
+from tunnels import machine
 
 from lab.gate_stand_ins import gate_with
 from tunnelmgr.core.agent import AgentId
@@ -76,7 +76,7 @@ def running_registry(folder: Path) -> Iterator[Endpoint]:
 
 
 def wait_for(endpoint: Endpoint) -> None:
-    """Wait until somebody listens there."""
+    """Wait until the port has a listener."""
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -90,7 +90,7 @@ def wait_for(endpoint: Endpoint) -> None:
 
 
 def ask(endpoint: Endpoint, method: str, target: str, body: bytes = b"", kind: str = "") -> str:
-    """Send one request and return where its answer's Location leads."""
+    """Send one request and return the path of the response's Location."""
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=60)
     connection.request(method, target, body, {"Content-Type": kind} if kind else {})
     answer = connection.getresponse()
@@ -104,13 +104,13 @@ def ask(endpoint: Endpoint, method: str, target: str, body: bytes = b"", kind: s
 def push_blob(endpoint: Endpoint, content: bytes) -> str:
     """Push a blob and return its digest."""
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    target = ask(endpoint, "POST", "/v2/bench/app/blobs/uploads/")
+    target = ask(endpoint, "POST", "/v2/benchmark/app/blobs/uploads/")
     ask(endpoint, "PUT", f"{target}&digest={digest}", content, "application/octet-stream")
     return digest
 
 
 def seed(endpoint: Endpoint, blob_mib: int) -> dict[str, str]:
-    """Push what is to be pulled; returns the target for each measurement."""
+    """Push the content; return the target of each measurement."""
     blob = push_blob(endpoint, os.urandom(MIB) * blob_mib)
     config = {"mediaType": "application/vnd.docker.container.image.v1+json", "size": 2}
     layer = {"mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip", "size": blob_mib * MIB, "digest": blob}
@@ -120,8 +120,8 @@ def seed(endpoint: Endpoint, blob_mib: int) -> dict[str, str]:
         "config": config | {"digest": push_blob(endpoint, b"{}")},
         "layers": [layer],
     }
-    ask(endpoint, "PUT", "/v2/bench/app/manifests/v1", json.dumps(manifest).encode(), MANIFEST_TYPE)
-    return {"manifests": "/v2/bench/app/manifests/v1", "blobs": f"/v2/bench/app/blobs/{blob}"}
+    ask(endpoint, "PUT", "/v2/benchmark/app/manifests/v1", json.dumps(manifest).encode(), MANIFEST_TYPE)
+    return {"manifests": "/v2/benchmark/app/manifests/v1", "blobs": f"/v2/benchmark/app/blobs/{blob}"}
 
 
 # --- the two paths ---
@@ -148,12 +148,12 @@ class Accepted(TargetSocket):
         return seen or await super().read()
 
     async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
-        """Send what comes from `source`, a batch at a time, as a tunnel does."""
+        """Send data from `source`, one batch at a time, as a tunnel does."""
         room, left = memoryview(bytearray(BATCH_PACKETS * PACKET_DATA_BYTES)), limit
         while left:
             count = source.receive_into((room[:left],))
             if count is None:
-                await something(source)
+                await readable(source)
                 continue
             if not count:
                 break
@@ -164,12 +164,12 @@ class Accepted(TargetSocket):
         return limit - left
 
 
-async def something(source: Source) -> None:
-    """Wait until there is something to read."""
-    readable = asyncio.Event()
-    source.notify_readable(readable.set)
+async def readable(source: Source) -> None:
+    """Wait until the source has data."""
+    event = asyncio.Event()
+    source.notify_readable(event.set)
     try:
-        await readable.wait()
+        await event.wait()
     finally:
         source.notify_readable(None)
 
@@ -180,11 +180,11 @@ class Serve:
     def __init__(self, path: str, registry: Endpoint) -> None:
         policy = GroupPolicy.build("ci")
         self._gate = gate_with(policy) if path == "gate" else None
-        self._caller = Caller(AgentId("static:bench"), "bench", "ci", "bench", "127.0.0.1:5000")
+        self._caller = Caller(AgentId("static:benchmark"), "benchmark", "ci", "benchmark", "127.0.0.1:5000")
         self._registry = registry
 
     async def __call__(self, channel: AgentChannel) -> None:
-        """Serve it to its end."""
+        """Serve the channel until it ends."""
         if self._gate is None:
             await relay(channel, self._registry, Traffic())
         else:
@@ -210,7 +210,7 @@ def listen(path: str, registry: Endpoint, tasks: asyncio.TaskGroup) -> tuple[int
 
 async def loaded(port: int, target: str, seconds: float, connections: int) -> tuple[int, int, float]:
     """Run the load in another process."""
-    command = again_and_again(port, target, seconds, connections)
+    command = load_command(port, target, seconds, connections)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     if process.returncode:
@@ -225,7 +225,7 @@ Figures = dict[str, dict[str, list[float]]]
 
 
 async def measure(registry: Endpoint, targets: dict[str, str], rounds: int, seconds: float) -> Figures:
-    """Measure both paths in turn; each round begins with the other one."""
+    """Measure both paths in turn; the order changes in each round."""
     figures: Figures = {what: {"gate": [], "raw": [], "gate cpu": [], "raw cpu": []} for what in targets}
     async with asyncio.TaskGroup() as tasks:
         listeners = {path: listen(path, registry, tasks) for path in ("gate", "raw")}
@@ -236,7 +236,7 @@ async def measure(registry: Endpoint, targets: dict[str, str], rounds: int, seco
                     used = time.process_time()
                     requests, received, took = await loaded(listeners[path][0], target, seconds, many)
                     used = time.process_time() - used
-                    if number >= 0:  # the round before is to warm up
+                    if number >= 0:  # round -1 is the warm-up
                         amount = requests if what == "manifests" else received / 1e6
                         figures[what][path].append(amount / took)
                         figures[what][f"{path} cpu"].append(used / amount * 1e6)
@@ -248,14 +248,14 @@ async def measure(registry: Endpoint, targets: dict[str, str], rounds: int, seco
 def rows(figures: Figures) -> list[list[str]]:
     """Return the table's lines."""
     return [
-        [what, path, UNITS[what], Spread.of(series[path]).told(".0f"), Spread.of(series[f"{path} cpu"]).told(".0f")]
+        [what, path, UNITS[what], Spread.of(series[path]).text(".0f"), Spread.of(series[f"{path} cpu"]).text(".0f")]
         for what, series in figures.items()
         for path in ("gate", "raw")
     ]
 
 
 def bars(figures: Figures) -> list[Bar]:
-    """Return the medians of the rounds' ratios: a busy machine slows both of a round."""
+    """Return the medians of the rounds' ratios, because a busy machine slows both paths of a round."""
     return [
         Bar(f"{what}, gate to raw", Spread.of(map(operator.truediv, series["gate"], series["raw"])).median, BARS[what])
         for what, series in figures.items()
@@ -268,7 +268,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of load in each measurement")
     parser.add_argument("--blob-mib", type=int, default=256)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))  # as the daemon does
     with tempfile.TemporaryDirectory() as folder, running_registry(Path(folder)) as registry:

@@ -1,7 +1,7 @@
-"""What clients on an agent see when a part between them and the registry is stopped, killed or cut.
+"""What clients on an agent see if a part between them and the registry is stopped, killed or cut.
 
-Clients pull a blob again and again while the same thing happens over and over; the pulls are counted by what they
-came to, and by whether they were under way at that moment or began after it. Needs root.
+Clients pull a blob repeatedly while the same fault occurs repeatedly; the pulls are counted by result, and by whether
+they were under way at a fault or not. Needs root.
 
     python benchmarks/kills.py [--times 5] [--only NAME …] [--json FILE]
 """
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from content import push
-from crowd import Member, source_of
 from figures import publish, table
-from peers import machine
+from fleet import FleetAgent, static_source
+from tunnels import machine
 
 from lab.agents import LabAgent
 from lab.controller import LabController
@@ -35,7 +35,7 @@ BACK = 40.0
 KINDS = (
     "controller stopped (SIGTERM) and started",
     "controller killed and started",
-    "configuration read again",
+    "configuration reloaded",
     "registry stopped and started",
     "registry killed and started",
     "agent's sshd killed with its sessions, and started",
@@ -46,7 +46,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Seen:
-    """What pulls came to, of one kind of event."""
+    """The results of the pulls for one kind of fault."""
 
     kind: str
     under_way: dict[str, int]
@@ -63,13 +63,13 @@ class Site:
         self._registry: Registry = lab.registry(lab.controller, folder / "registry")
         self._blob = push(lab, self._registry.url, BLOB)
         self._agent: LabAgent = lab.agent("agent", "10.77.0.11", self._controller.authorized_keys)
-        self._controller.configure(source_of([Member.of(self._agent)]), probe_interval="2s")
+        self._controller.configure(static_source([FleetAgent.of(self._agent)]), probe_interval="2s")
         self._controller.start()
         self._controller.wait_phase("agent", "up")
         self._logs = [folder / f"client-{number}.log" for number in range(CLIENTS)]
 
-    def happen(self, kind: str, times: int) -> Seen:
-        """Let it happen so often, and count."""
+    def cause(self, kind: str, times: int) -> Seen:
+        """Cause the fault this many times, and count the pulls."""
         script = str(Path(__file__).with_name("pull_loop.py"))
         for log in self._logs:
             log.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ class Site:
         try:
             for _ in range(times):
                 self._wait_for_whole_pulls(time.monotonic())
-                time.sleep(random.uniform(1.0, 1.5))  # noqa: S311 - any moment of a pull
+                time.sleep(random.uniform(1.0, 1.5))  # noqa: S311 - a random moment of a pull
                 moments.append(time.monotonic())
                 self._acts()[kind]()
                 self._wait_for_whole_pulls(moments[-1] + 0.001)
@@ -88,7 +88,7 @@ class Site:
         return count(kind, self._pulls(), moments, longest)
 
     def _wait_for_whole_pulls(self, since: float) -> None:
-        """Wait until each client has pulled a whole blob that it began after a moment."""
+        """Wait until each client has pulled a whole blob, starting after `since`."""
 
         def pulled() -> bool:
             pulls = [[one for one in read(log) if one["began"] >= since] for log in self._logs]
@@ -141,14 +141,14 @@ def end(clients: Sequence[Process]) -> None:
 
 
 def read(log: Path) -> list[dict[str, float | str]]:
-    """Return the pulls that a client has told of."""
+    """Return the pulls that a client has reported."""
     if not log.exists():
         return []
     return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
 
 
 def count(kind: str, pulls: list[dict[str, float | str]], moments: Sequence[float], longest: float) -> Seen:
-    """Count pulls by what they came to."""
+    """Count pulls by result."""
     under_way: Counter[str] = Counter()
     later: Counter[str] = Counter()
     for one in pulls:
@@ -159,24 +159,24 @@ def count(kind: str, pulls: list[dict[str, float | str]], moments: Sequence[floa
 
 def rows(seen: Sequence[Seen]) -> list[list[str]]:
     """Return the table's lines."""
-    return [[one.kind, told(one.under_way), told(one.later), f"{one.longest:.1f}"] for one in seen]
+    return [[one.kind, text(one.under_way), text(one.later), f"{one.longest:.1f}"] for one in seen]
 
 
-def told(counts: dict[str, int]) -> str:
-    """Return counts as words."""
+def text(counts: dict[str, int]) -> str:
+    """Return counts as text."""
     return ", ".join(f"{count} {saw}" for saw, count in sorted(counts.items())) or "none"
 
 
 def main() -> int:
     """Run the soak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=5, help="that each thing happens")
+    parser.add_argument("--times", type=int, default=5, help="repetitions of each fault")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
         site = Site(lab, Path(place))
-        seen = [site.happen(kind, options.times) for kind in options.only]
+        seen = [site.cause(kind, options.times) for kind in options.only]
     heads = ["what happens", "pulls under way then", "all other pulls", "s until all pull again, at most"]
     publish("kills", machine(), table(heads, rows(seen)), [], seen, options.json)
     return 0

@@ -1,8 +1,8 @@
-"""How many small requests a second a tunnel carries: `ssh -R`, autossh, asyncssh's own forwarder, ours raw and gated.
+"""Small requests per second through a tunnel: `ssh -R`, autossh, asyncssh's own forwarder, ours without and with gate.
 
-Each holds its own port of one agent with a real sshd, between network namespaces, and leads to the same registry, which
-answers with a manifest of a few hundred bytes. The agent asks on connections that it keeps, the next request as soon as
-the last is answered; all take turns, round by round. Ratios are to `ssh -R` in the same round. Needs root.
+Each tunnel has its own port on one agent with a real sshd, between network namespaces, and leads to the same registry,
+which answers with a manifest of a few hundred bytes. The agent keeps its connections and sends the next request as soon
+as the last is answered; the tunnels take turns, round by round. Ratios are to `ssh -R` in the same round. Needs root.
 
     python benchmarks/manifests.py [--rounds 3] [--seconds 0.8] [--json FILE]
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from content import push_manifest
 from figures import Spread, interleaved, publish, table
-from peers import KINDS, Bench, have, machine
-from pulls import again_and_again
+from pull_load import load_command
+from tunnels import KINDS, TunnelStarter, is_available, machine
 
 from lab.network import Lab
 from tunnelmgr.core.tunnel import Endpoint
@@ -30,7 +30,7 @@ CONNECTIONS = (1, 4)
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement; CPU in microseconds a request."""
+    """One measurement; CPU in microseconds per request."""
 
     kind: str
     connections: int
@@ -40,23 +40,23 @@ class Sample:
 
 
 def run(rounds: int, seconds: float) -> list[Sample]:
-    """Measure all in turn, after a round to warm up."""
+    """Measure all in turn, after a warm-up round."""
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
         folder = Path(place)
-        make_key(folder / "id_ed25519", "bench")
+        make_key(folder / "id_ed25519", "benchmark")
         agent = lab.agent("agent", IP, public_line(folder / "id_ed25519"))
         lab.registry(lab.controller, folder / "registry")
         manifest = push_manifest(lab, folder)
-        bench = Bench(lab.controller, agent, folder)
-        tunnels = {kind: bench.hold(kind, IP, REGISTRY) for kind in KINDS if have(kind)}
+        starter = TunnelStarter(lab.controller, agent, folder)
+        tunnels = {kind: starter.start(kind, IP, REGISTRY) for kind in KINDS if is_available(kind)}
 
         def measure(pair: tuple[int, str], number: int) -> None:
             connections, kind = pair
             tunnel = tunnels[kind]
             before = tunnel.cpu
-            words = again_and_again(tunnel.port, manifest, seconds, connections)
-            requests, _, took = json.loads(agent.run(words, timeout=60, check=True).stdout)
+            argv = load_command(tunnel.port, manifest, seconds, connections)
+            requests, _, took = json.loads(agent.run(argv, timeout=60, check=True).stdout)
             spent = (tunnel.cpu - before) / requests * 1e6
             samples.append(Sample(kind, connections, number, requests / took, spent))
 
@@ -75,9 +75,9 @@ def rows(samples: Sequence[Sample]) -> list[list[str]]:
             [
                 str(connections),
                 kind,
-                Spread.of(one.per_second for one in mine).told(".0f"),
-                Spread.of(ratios).told(),
-                Spread.of(one.cpu_us for one in mine).told(".0f"),
+                Spread.of(one.per_second for one in mine).text(".0f"),
+                Spread.of(ratios).text(),
+                Spread.of(one.cpu_us for one in mine).text(".0f"),
             ]
         )
     return lines
@@ -88,7 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.8, help="of load in each measurement")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     samples = run(options.rounds, options.seconds)
     heads = ["connections", "who", "requests/s", "to ssh -R", "µs CPU for each"]

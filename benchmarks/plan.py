@@ -1,4 +1,4 @@
-"""How long `plan` and `evolve` take with 5,000 agents; the bar is a plan in under 10 ms.
+"""The time that `plan` and `evolve` take with 5,000 agents; the bar is a plan in under 10 ms.
 
 The loop plans once for each batch of events, so a plan's time bounds how soon a new agent can be dialled.
 """
@@ -34,7 +34,7 @@ RULES = Rules((FORWARD,), {"cloud": (Method.CONSOLE,)})
 
 
 def agent(number: int) -> Agent:
-    """Return one of the fleet."""
+    """Return one agent of the fleet."""
     name = f"i-{number:017x}"
     labels = (("Name", f"builder-{number}"), ("role", "ci"), ("tunnelmgr:zone", "eu-west-1a"))
     return Agent(AgentId(f"ec2:{name}"), name, "cloud", "ci", name, (f"10.0.{number >> 8}.{number & 255}",), 22, labels)
@@ -44,7 +44,7 @@ FLEET = tuple(agent(number) for number in range(AGENTS))
 
 
 def fleet() -> AgentsDiscovered:
-    """Return a source's answer, made anew as every poll does."""
+    """Return a source's answer, created again as in every poll."""
     return AgentsDiscovered("cloud", Snapshot(frozenset(agent(number) for number in range(AGENTS))))
 
 
@@ -55,7 +55,7 @@ def evidence() -> Iterable[Event]:
 
 
 def after(world: World, *events: Event) -> World:
-    """Return the world after these events, with what they ask for under way."""
+    """Return the world after these events, with the planned actions under way."""
     for event in events:
         world = evolve(world, event, 1.0)
     return begin(world, plan(world, 1.0), 1.0)
@@ -88,10 +88,10 @@ def main() -> None:
         up = evolve(up, TunnelProbed(one.id, 1, 0.02), 1.0)
     draining = evolve(up, DrainRequested(), 2.0)
     plans = [
-        measure("plan: all are new, evidence is to be sought", lambda: plan(new, 2.0)),
-        measure("plan: all have evidence and are to be dialled", lambda: plan(proved, 2.0)),
+        measure("plan: all are new, evidence is needed", lambda: plan(new, 2.0)),
+        measure("plan: all have evidence and need a dial", lambda: plan(proved, 2.0)),
         measure("plan: all are up, nothing to do", lambda: plan(up, 2.0)),
-        measure("plan: all are up and are to be drained", lambda: plan(draining, 2.0)),
+        measure("plan: all are up and must be drained", lambda: plan(draining, 2.0)),
     ]
     measure("evolve: the first snapshot", lambda: evolve(empty, snapshot, 2.0))
     measure("evolve: the same snapshot again", lambda: evolve(up, snapshot, 2.0))

@@ -1,4 +1,4 @@
-"""Draws what the benchmarks wrote as JSON: one SVG for each, with the machine named in it.
+"""Draws the JSON of the benchmarks: one SVG per benchmark, with a description of the machine.
 
 python benchmarks/plots.py FOLDER_OF_JSON FOLDER_OF_PLOTS     # needs matplotlib: `make bench` installs it
 """
@@ -45,7 +45,7 @@ def scale(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
 
 
 def storm(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
-    """Draw when the first, half and all are up."""
+    """Draw the time until the first, half and all are up."""
     groups: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         for what in ("first", "half", "all"):
@@ -55,7 +55,7 @@ def storm(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
 
 
 def reconnect(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
-    """Draw how long requests fail."""
+    """Draw for how long requests fail."""
     groups: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         groups.setdefault(row["what"], {}).setdefault(row["who"], []).append(row["seconds"])
@@ -64,7 +64,7 @@ def reconnect(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
 
 
 def gate(rows: Any, axes: Any) -> None:  # noqa: ANN401 - as above
-    """Draw what is left of the raw relay's speed."""
+    """Draw the speed through the gate as a share of the raw relay's."""
     groups = {
         what: {"ours-gate": list(map(operator.truediv, series["gate"], series["raw"]))} for what, series in rows.items()
     }
@@ -80,7 +80,7 @@ def manifests(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
 
 
 def fairness(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
-    """Draw the slowest hundredth of the waits, without and with the bulk pull."""
+    """Draw the p99 of the waits, without and with the bulk pull."""
     groups: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         place = f"{row['what']}\n{'beside a bulk pull' if row['bulk'] else 'alone'}"
@@ -137,7 +137,7 @@ def bars(axes: Any, labels: Sequence[str], heights: Sequence[float], kinds: Sequ
 
 
 def main() -> int:
-    """Draw all that is there."""
+    """Draw every result that exists."""
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     target.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["svg.hashsalt"] = "tunnelmgr"  # the same figures make the same file

@@ -1,9 +1,9 @@
-"""A client that pulls a blob again and again, each time on a new connection, and tells what it saw.
+"""A client that pulls a blob repeatedly, each time on a new connection, and prints the results.
 
-python benchmarks/pull_loop.py PORT TARGET    # a line of JSON a pull: {"began", "ended", "saw"}, until it is ended
+python benchmarks/pull_loop.py PORT TARGET    # a line of JSON per pull: {"began", "ended", "saw"}, until killed
 
-`saw` is `whole`, `cut` (the connection ended before the answer did), `refused` (nobody listens), `late` (nothing came
-for 30 s), or the status of another answer than 200. Times are of the monotonic clock, which is the machine's.
+`saw` is `whole`, `cut` (the connection ended before the answer did), `refused` (no listener), `late` (no data for
+30 s), or the HTTP status if it is not 200. Times are of the monotonic clock, which all processes share.
 """
 
 import json
@@ -11,14 +11,14 @@ import socket
 import sys
 import time
 
-from pulls import END, request
+from pull_load import END, request
 
 SILENCE = 30.0
 PAUSE = 0.05
 
 
 def pull(port: int, target: str) -> str:
-    """Pull once; return what was seen."""
+    """Pull once and return the result."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=SILENCE) as connection:
             connection.sendall(request(target))
@@ -51,7 +51,7 @@ def answer(connection: socket.socket) -> str:
 
 
 def main() -> None:
-    """Pull until ended."""
+    """Pull until killed."""
     while True:
         began = time.monotonic()
         saw = pull(int(sys.argv[1]), sys.argv[2])

@@ -1,9 +1,9 @@
-"""How long an agent goes without its registry after its connection is lost, beside autossh.
+"""The time an agent is without its registry after a lost connection, compared with autossh.
 
-Each agent has a tunnel of ours or one of `ssh -R` under autossh; the same thing happens to all of them at once, again
-and again. After a reset both sides know. After a silent loss the agent's side is gone and the controller's is not
-told, as when a machine was restored or a NAT has forgotten; only signs of life tell, every 5 seconds with either. The
-clock stops when a request through the agent's own port is answered. Needs root.
+Each agent has a tunnel of ours or one of `ssh -R` under autossh; the same fault hits all of them at once, repeatedly.
+After a reset both sides know. After a silent loss the agent's side is gone and the controller gets no packet, as if a
+machine was restored or a NAT lost its state; only probes or keepalives detect it, every 5 seconds. The clock stops when
+a request through the agent's own port is answered. Needs root.
 
     python benchmarks/reconnect.py [--agents 7] [--resets 3] [--cuts 2] [--json FILE]
 """
@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from crowd import Member, source_of
 from figures import Bar, percentile, publish, table
-from peers import have, machine, ssh_command
-from pulls import request
+from fleet import FleetAgent, static_source
+from pull_load import request
+from tunnels import is_available, machine, ssh_command
 
 from lab.agents import LabAgent
 from lab.controller import LabController
@@ -30,8 +30,8 @@ from lab.processes import until
 INTERVAL = 5
 """Seconds between two probes, and between two keepalives of ssh."""
 PATIENCE = 60.0
-STOOD = 11.0
-"""Seconds for which the tunnels stand before: one that is lost sooner is retried with growing pauses."""
+STABLE = 11.0
+"""Seconds for which the tunnels are up before a fault; one that is lost sooner is retried with growing pauses."""
 PORT = 5000
 
 
@@ -45,7 +45,7 @@ class Outage:
 
 
 def answers(agent: LabAgent) -> bool:
-    """Ask the registry through the agent's own port."""
+    """Report whether the registry answers on the agent's own port."""
     try:
         with agent.connect("127.0.0.1", PORT, timeout=1) as connected:
             connected.settimeout(1)
@@ -55,19 +55,24 @@ def answers(agent: LabAgent) -> bool:
         return False
 
 
+def reset(agent: LabAgent) -> None:
+    """Reset the connection at both ends."""
+    agent.faults.reset_connections()
+
+
 def vanish(agent: LabAgent) -> None:
-    """End the connection on the agent, and lose all that would tell of it."""
+    """End the connection on the agent, and drop every packet that would report it."""
     agent.faults.cut_connections()
     agent.faults.reset_connections()
 
 
-def outage(agent: LabAgent, happens: Callable[[LabAgent], None]) -> float:
-    """Let it happen, and return how long requests fail."""
-    happens(agent)
+def outage(agent: LabAgent, fault: Callable[[LabAgent], None]) -> float:
+    """Cause the fault, and return for how many seconds requests fail."""
+    fault(agent)
     began = time.monotonic()
     while not answers(agent):
         if time.monotonic() - began > PATIENCE:
-            raise SystemExit(f"{agent.name} stays away")
+            raise SystemExit(f"{agent.name} does not come back within {PATIENCE:g} s")
         time.sleep(0.02)
     return time.monotonic() - began
 
@@ -79,27 +84,27 @@ class Site:
         self._lab = lab
         self._controller = LabController(lab.controller, folder / "controller")
         lab.registry(lab.controller, folder / "registry")
-        self._everyone: list[tuple[str, LabAgent]] = []
+        self._all: list[tuple[str, LabAgent]] = []
         self._hold_ours(self._boot("ours", 20, count))
-        if have("autossh"):
+        if is_available("autossh"):
             self._hold_autossh(self._boot("autossh", 40, count))
         self.outages: list[Outage] = []
 
-    def happen(self, what: str, happens: Callable[[LabAgent], None]) -> None:
-        """Let it happen to all of them at once, after they have stood for a while, and undo it."""
-        for _, one in self._everyone:
+    def cause(self, what: str, fault: Callable[[LabAgent], None]) -> None:
+        """Cause a fault at all agents at once, after their tunnels were up for a while, and heal it."""
+        for _, one in self._all:
             until(lambda one=one: answers(one), f"{one.name} is up", timeout=PATIENCE, pause=0.1)
-        time.sleep(STOOD)
-        with ThreadPoolExecutor(len(self._everyone)) as pool:
+        time.sleep(STABLE)
+        with ThreadPoolExecutor(len(self._all)) as pool:
             found = [
                 Outage(who, what, took)
                 for (who, _), took in zip(
-                    self._everyone, pool.map(lambda pair: outage(pair[1], happens), self._everyone), strict=True
+                    self._all, pool.map(lambda pair: outage(pair[1], fault), self._all), strict=True
                 )
             ]
         print(f"  {what}: {', '.join(f'{one.who} {one.seconds:.2f}' for one in found)}", file=sys.stderr)
         self.outages += found
-        for _, one in self._everyone:
+        for _, one in self._all:
             one.faults.heal()
 
     def _boot(self, who: str, first: int, count: int) -> list[LabAgent]:
@@ -112,19 +117,19 @@ class Site:
             )
             for number in range(count)
         ]
-        self._everyone += [(who, one) for one in booted]
+        self._all += [(who, one) for one in booted]
         return booted
 
     def _hold_ours(self, agents: Sequence[LabAgent]) -> None:
-        self._controller.configure(source_of([Member.of(one) for one in agents]), probe_interval=f"{INTERVAL}s")
+        self._controller.configure(static_source([FleetAgent.of(one) for one in agents]), probe_interval=f"{INTERVAL}s")
         self._controller.start()
 
     def _hold_autossh(self, agents: Sequence[LabAgent]) -> None:
         key = self._controller.folder / "id_ed25519"
         for one in agents:
-            live = ["-o", f"ServerAliveInterval={INTERVAL}"]  # the first of two counts
-            words = ssh_command("autossh", key, f"127.0.0.1:{PORT}:127.0.0.1:5000", f"tunnel@{one.ip}", *live)
-            self._lab.controller.popen(words, env={"AUTOSSH_GATETIME": "0"})
+            live = ["-o", f"ServerAliveInterval={INTERVAL}"]  # ssh uses the first of two values
+            argv = ssh_command("autossh", key, f"127.0.0.1:{PORT}:127.0.0.1:5000", f"tunnel@{one.ip}", *live)
+            self._lab.controller.popen(argv, env={"AUTOSSH_GATETIME": "0"})
 
 
 def rows(outages: Sequence[Outage]) -> list[list[str]]:
@@ -143,14 +148,14 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=7, help="of each kind")
     parser.add_argument("--resets", type=int, default=3)
     parser.add_argument("--cuts", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
         site = Site(lab, Path(place), options.agents)
         for _ in range(options.resets):
-            site.happen("reset", LabAgent.reset_connections)
+            site.cause("reset", reset)
         for _ in range(options.cuts):
-            site.happen("silent loss", vanish)
+            site.cause("silent loss", vanish)
     outages = site.outages
     own = {
         what: [one.seconds for one in outages if (one.who, one.what) == ("ours", what)]

@@ -1,9 +1,9 @@
-"""Good agents among hundreds that never answer: how soon one is back after a cut, a new one up, and all after a crash.
+"""Good agents among hundreds that never answer: the time to recover after a cut, to come up, and after a crash.
 
 Half of the dead agents accept TCP and stay silent, the others lose every packet; the controller has its defaults. First
 all of them fail for a while. Then connections of good agents are reset, one after another; good agents appear, one
-after another; and the controller is ended by `kill -9` and started again. Times end when a probe has come through the
-tunnel; after the crash they begin when the new process does. Needs root.
+after another; and the controller is killed by `kill -9` and started again. Times end when a probe has come through the
+tunnel; after the crash they start with the new process. Needs root.
 
     python benchmarks/starvation.py [--dead 300] [--good 20] [--cuts 60] [--json FILE]
 """
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
-from crowd import Member, gather, source_of
 from figures import Bar, percentile, publish, table
-from peers import cpu_of, machine
+from fleet import FleetAgent, start_fleet, static_source
 from storm import moment_of
+from tunnels import cpu_of, machine
 
 from lab.agents import SSH_PORT
 from lab.controller import LabController
@@ -40,19 +40,19 @@ key = "{folder}/id_ed25519"
 probe_interval = "{probe_interval}"
 """
 PATIENCE = 400.0
-"""Seconds after which an agent is given up."""
+"""Seconds after which the benchmark fails if an agent is not up."""
 FAILING = 45.0
 """Seconds for which the dead agents fail before anything is measured."""
 NEW = 10
 """Good agents that appear."""
 CRASHES = 3
-STOOD = 11.0
-"""Seconds for which a tunnel has stood before it is cut: one that is lost sooner is retried with growing pauses."""
+STABLE = 11.0
+"""Seconds for which a tunnel is up before it is cut; one that is lost sooner is retried with growing pauses."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """How long one good agent was without its tunnel, in seconds."""
+    """The seconds for which one good agent was without its tunnel."""
 
     what: str
     seconds: float
@@ -65,25 +65,25 @@ class Site:
         self.controller = LabController(lab.controller, folder / "controller")
         lab.registry(lab.controller, folder / "registry")
         lab.add_unresponsive_networks()
-        self._host = lab.agent("crowd", "10.77.0.11", self.controller.authorized_keys)
-        crowd = gather(self._host, good + NEW, folder / "crowd")
-        self._good, self._coming = crowd[:good], crowd[good:]
+        self._host = lab.agent("fleet", "10.77.0.11", self.controller.authorized_keys)
+        fleet = start_fleet(self._host, good + NEW, folder / "fleet")
+        self._good, self._coming = fleet[:good], fleet[good:]
         self._dead = [
-            Member(f"dead-{place}", place, SSH_PORT, _some_key())
+            FleetAgent(f"dead-{place}", place, SSH_PORT, _some_key())
             for network in (SILENT, UNREACHABLE)
             for place in addresses(network, dead)
         ]
         self.waits: list[Wait] = []
 
     def start(self) -> None:
-        """Start the controller, and let the dead agents fail for a while; returns what that costs it of a core."""
+        """Start the controller, and let the dead agents fail for a while."""
         self._configure()
         self.controller.start()
         self._until_up(len(self._good))
         time.sleep(FAILING)
 
     def cost(self, seconds: float = 15.0) -> float:
-        """Return the part of a core that the controller takes meanwhile."""
+        """Return the share of a core that the controller uses during these seconds."""
         before = cpu_of(self.controller.pid)
         time.sleep(seconds)
         return (cpu_of(self.controller.pid) - before) / seconds
@@ -93,23 +93,23 @@ class Site:
         for number in range(count):
             member, began = self._good[number % len(self._good)], time.time()
             if number and number % len(self._good) == 0:
-                time.sleep(STOOD)
+                time.sleep(STABLE)
             began = time.time()
             self._host.faults.reset_connections(member.port)
-            self._note("cut", member, began)
+            self._measure("cut", member, began)
 
     def appear(self) -> None:
-        """Let good agents appear, one after another."""
+        """Add good agents, one after another."""
         while self._coming:
             member = self._coming.pop()
             self._good.append(member)
             self._configure()
             began = time.time()
             self.controller.client.reload()
-            self._note("new", member, began)
+            self._measure("new", member, began)
 
     def crash(self) -> None:
-        """End the controller by `kill -9`, and start it again."""
+        """Kill the controller with SIGKILL and start it again."""
         self.controller.kill()
         self.controller.log_file.unlink()
         began = time.time()
@@ -120,20 +120,20 @@ class Site:
         self.waits.append(Wait("restart, all", ups[-1] - began))
 
     def _configure(self) -> None:
-        self.controller.configure(source_of([*self._good, *self._dead]), probe_interval="15s", head=HEAD)
+        self.controller.configure(static_source([*self._good, *self._dead]), probe_interval="15s", head=HEAD)
 
     def _until_up(self, count: int) -> None:
         until(lambda: len(self._ups()) >= count, f"{count} are up", timeout=PATIENCE, pause=0.1)
 
     def _ups(self) -> dict[str, float]:
-        """Return when each agent came up last, by its name."""
+        """Return the time at which each agent last came up, by its name."""
         lines = [line for line in self.controller.log().splitlines() if '"phase": "up"' in line]
         found = {}
         for line in map(json.loads, lines):
             found[line["agent"].rpartition(":")[2]] = moment_of(line)
         return found
 
-    def _note(self, what: str, member: Member, began: float) -> None:
+    def _measure(self, what: str, member: FleetAgent, began: float) -> None:
         back = lambda: self._ups().get(member.name, 0.0)  # noqa: E731
         until(lambda: back() > began, f"{member.name} is up", timeout=PATIENCE, pause=0.05)
         self.waits.append(Wait(what, back() - began))
@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument("--dead", type=int, default=300, help="of each kind")
     parser.add_argument("--good", type=int, default=20)
     parser.add_argument("--cuts", type=int, default=60)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
         site = Site(lab, Path(place), options.good, options.dead)
@@ -178,7 +178,7 @@ def main() -> int:
         Bar("all good agents after kill -9 and a start, at most, s", max(restarts), 5, least=False),
     ]
     heads = ["what happens", "times", "p50, s", "p99, s", "least", "most"]
-    text = table(heads, rows(site.waits)) + f"\n\nThe controller takes {100 * cost:.0f} % of a core meanwhile."
+    text = table(heads, rows(site.waits)) + f"\n\nThe controller uses {100 * cost:.0f} % of a core."
     publish("starvation", machine(), text, bars, site.waits, options.json)
     return 0
 

@@ -1,10 +1,10 @@
-"""Agents that appear all at once: when the first tunnel is up, half of them, and all.
+"""Agents that appear all at once: the time until the first tunnel is up, half of them, and all.
 
-Beside ours stand as many `ssh -R`, and asyncssh's own forwarder with all of them in one process, over the same agents,
-each of which has OpenSSH's own sshd on the same cores. What the handshakes cost is the machine's CPU while they last:
-that much CPU over the cores is the least that all of them can take. Ours counts from the moment at which the controller
-knows of them, and a tunnel is up once a probe has come through it; a peer's is when it says that the forward stands.
-Needs root.
+Compared are as many `ssh -R`, and asyncssh's own forwarder with all tunnels in one process, with the same agents, each
+of which has OpenSSH's own sshd on the same cores. The cost of the handshakes is the machine's CPU time while they run:
+this CPU time divided by the cores is the least time in which all can be up. Ours counts from the moment at which the
+controller knows the agents, and a tunnel is up once a probe has come through it; the others are up when they report the
+forward. Needs root.
 
     python benchmarks/storm.py [--agents 500] [--rounds 2] [--json FILE]
 """
@@ -22,9 +22,9 @@ from datetime import datetime
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
-from crowd import Member, gather, listening, source_of
 from figures import Bar, Spread, interleaved, publish, table
-from peers import UP, forward_command, machine, ssh_command
+from fleet import FleetAgent, count_listening, start_fleet, static_source
+from tunnels import UP, forward_command, machine, ssh_command
 
 from lab.agents import LabAgent
 from lab.controller import LabController
@@ -38,7 +38,7 @@ PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class Storm:
-    """One storm, in seconds; `machine_cpu` is all that the machine did meanwhile."""
+    """One storm, in seconds; `machine_cpu` is the CPU time of the whole machine during it."""
 
     who: str
     number: int
@@ -49,81 +49,81 @@ class Storm:
 
     @property
     def floor(self) -> float:
-        """The least that all of them can take, with every core busy."""
+        """The least time for all tunnels, with every core busy."""
         return self.machine_cpu / (os.cpu_count() or 1)
 
 
 class Site:
-    """The agents, and how each kind is let loose on them."""
+    """The agents, and one method per kind of tunnel."""
 
     def __init__(self, lab: Lab, folder: Path, agents: int) -> None:
         self.controller = LabController(lab.controller, folder / "controller")
         lab.registry(lab.controller, folder / "registry")
         self._lab = lab
-        self._agent: LabAgent = lab.agent("crowd", "10.77.0.11", self.controller.authorized_keys)
-        self.crowd: list[Member] = gather(self._agent, agents, folder / "crowd")
+        self._agent: LabAgent = lab.agent("fleet", "10.77.0.11", self.controller.authorized_keys)
+        self.fleet: list[FleetAgent] = start_fleet(self._agent, agents, folder / "fleet")
         self.storms: list[Storm] = []
 
     def run(self, who: str, number: int) -> None:
-        """Let one storm come and go."""
+        """Run one storm, and wait until its tunnels are gone."""
         storm = self._ours(number) if who == "ours" else self._peer(who, number)
         self.storms.append(storm)
         print(f"  {storm}", file=sys.stderr)
-        until(lambda: not listening(self._agent, len(self.crowd)), "all of them are gone", timeout=60, pause=1.0)
+        until(lambda: not count_listening(self._agent, len(self.fleet)), "all of them are gone", timeout=60, pause=1.0)
 
     def _ours(self, number: int) -> Storm:
         controller = self.controller
         controller.log_file.unlink(missing_ok=True)
-        controller.configure(source_of([]), probe_interval="15s")
+        controller.configure(static_source([]), probe_interval="15s")
         controller.start()
-        controller.configure(source_of(self.crowd), probe_interval="15s")
+        controller.configure(static_source(self.fleet), probe_interval="15s")
         whole, began = busy(), time.time()
         controller.client.reload()
-        all_up = lambda: controller.client.status()["up"] == len(self.crowd)  # noqa: E731
+        all_up = lambda: controller.client.status()["up"] == len(self.fleet)  # noqa: E731
         until(all_up, "all are up", timeout=PATIENCE, pause=0.2)
         whole = busy() - whole
-        phases = [line for line in map(json.loads, controller.log().splitlines()) if line.get("event") == "phase"]
+        phases = [line for line in map(json.loads, controller.log().splitlines()) if "was" in line and "phase" in line]
         known = min(map(moment_of, phases))
         ups = [moment_of(line) for line in phases if line["phase"] == "up"]
-        print(f"  ours had read of them after {known - began:.3f} s", file=sys.stderr)
+        print(f"  ours knew the agents after {known - began:.3f} s", file=sys.stderr)
         controller.kill()
         for file in controller.folder.glob("state.db*"):
             file.unlink()
         return _storm("ours", number, [moment - known for moment in ups], whole)
 
     def _peer(self, who: str, number: int) -> Storm:
-        """Start it, and note when it says of each agent that the forward stands."""
+        """Start one of the others, and record the time at which it reports each forward."""
         key, where = self.controller.folder / "id_ed25519", self._lab.controller
-        places = [(member.address, str(member.port)) for member in self.crowd]
+        places = [(member.address, str(member.port)) for member in self.fleet]
         if who == "ssh":
             commands = [ssh_command("ssh", key, FORWARD, f"tunnel@{host}", "-v", "-p", port) for host, port in places]
         else:
             commands = [forward_command(key, map(":".join, places))]
-        whole, began, said, ups = busy(), time.time(), selectors.DefaultSelector(), []
+        whole, began, output, ups = busy(), time.time(), selectors.DefaultSelector(), []
         started = []
-        for words in commands:
-            started.append(where.popen(words, stdout=PIPE if who != "ssh" else DEVNULL, stderr=PIPE))
+        for argv in commands:
+            started.append(where.popen(argv, stdout=PIPE if who != "ssh" else DEVNULL, stderr=PIPE))
             stream = started[-1].stderr if who == "ssh" else started[-1].stdout
             os.set_blocking(stream.fileno(), False)
-            said.register(stream, selectors.EVENT_READ)
-            ups += _heard(said, 0)
-        while len(ups) < len(self.crowd):
+            output.register(stream, selectors.EVENT_READ)
+            ups += _reported(output, 0)
+        while len(ups) < len(self.fleet):
             if time.time() > began + PATIENCE:
-                raise SystemExit(f"{who}: only {len(ups)} of {len(self.crowd)} came up in {PATIENCE:g} s")
-            ups += _heard(said, 1)
+                raise SystemExit(f"{who}: only {len(ups)} of {len(self.fleet)} came up in {PATIENCE:g} s")
+            ups += _reported(output, 1)
         whole = busy() - whole
         for one in started:
             one.end()
         return _storm(who, number, [moment - began for moment in ups], whole)
 
 
-def _heard(said: selectors.BaseSelector, patience: float) -> list[float]:
-    """Return the time for each forward that was told of just now."""
+def _reported(output: selectors.BaseSelector, patience: float) -> list[float]:
+    """Return the current time once for each forward that is reported in the new output."""
     found: list[float] = []
-    for key, _ in said.select(patience):
+    for key, _ in output.select(patience):
         text = os.read(key.fd, 1 << 16)
         if not text:
-            said.unregister(key.fileobj)
+            output.unregister(key.fileobj)
         found += [time.time()] * text.count(UP.encode())
     return found
 
@@ -134,7 +134,7 @@ def _storm(who: str, number: int, ups: Sequence[float], whole: float) -> Storm:
 
 
 def moment_of(line: dict[str, str]) -> float:
-    """Return when a line of the controller's log was written, in seconds since the epoch."""
+    """Return the time of a line of the controller's log, in seconds since the epoch."""
     return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 
@@ -153,11 +153,11 @@ def rows(storms: Sequence[Storm]) -> list[list[str]]:
         lines.append(
             [
                 who,
-                Spread.of(storm.first for storm in mine).told(),
-                Spread.of(storm.half for storm in mine).told(".1f"),
-                Spread.of(storm.all for storm in mine).told(".1f"),
-                Spread.of(storm.all / base[storm.number] for storm in mine).told(),
-                Spread.of(storm.floor for storm in mine).told(".1f"),
+                Spread.of(storm.first for storm in mine).text(),
+                Spread.of(storm.half for storm in mine).text(".1f"),
+                Spread.of(storm.all for storm in mine).text(".1f"),
+                Spread.of(storm.all / base[storm.number] for storm in mine).text(),
+                Spread.of(storm.floor for storm in mine).text(".1f"),
             ]
         )
     return lines
@@ -168,7 +168,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
         site = Site(lab, Path(place), options.agents)
@@ -177,7 +177,7 @@ def main() -> int:
     bars = [
         Bar("seconds to the first", Spread.of(storm.first for storm in own).median, 0.2, least=False),
         Bar(
-            "time for all, to what their handshakes cost",
+            "time for all, relative to the CPU time of their handshakes",
             Spread.of(storm.all / storm.floor for storm in own).median,
             1.15,
             least=False,

@@ -1,8 +1,8 @@
-"""What one tunnel carries: MB/s and controller CPU a GiB, beside `ssh -R`, autossh and asyncssh's own forwarder.
+"""The throughput of one tunnel: MB/s and CPU per GiB, compared with `ssh -R`, autossh and asyncssh's own forwarder.
 
-Every one of them holds its own port of one agent with a real sshd, between network namespaces; all pull the same bytes
-in turn, round by round, so that whatever else the machine does hits all alike. Each figure is the median of the rounds
-with its extremes; ratios are to `ssh -R` with its default cipher, in the same round and over the same line. The source
+Each tunnel has its own port on one agent with a real sshd, between network namespaces; all pull the same bytes in turn,
+round by round, so that other load on the machine affects all of them equally. Each figure is the median of the rounds
+with its extremes; ratios are to `ssh -R` with its default cipher, in the same round and over the same link. The source
 is a program that sends random bytes from memory, or docker-registry. Needs root.
 
     python benchmarks/throughput.py [--rounds N] [--only near,registry,far,lossy] [--json FILE]
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from content import push
 from figures import Bar, Spread, interleaved, publish, table
-from lines import Line, draw, take_cubic
-from peers import KINDS, Bench, Tunnel, have, machine
-from pulls import MIB, again_and_again
+from links import Link, create_link, use_cubic
+from pull_load import MIB, load_command
+from tunnels import KINDS, Tunnel, TunnelStarter, is_available, machine
 
 from lab.network import Lab
 from lab.processes import until
@@ -33,19 +33,19 @@ from tunnelmgr.ssh.login import make_key, public_line
 IP = "10.77.0.11"
 SOURCE, REGISTRY = Endpoint("127.0.0.1", 7000), Endpoint("127.0.0.1", 5000)
 MOST = 512
-"""MiB that the source has."""
+"""The MiB that the source can send."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison: over which line, from where, who, and how many MiB on each of so many connections.
+    """One comparison: the link, the kinds of tunnels, the MiB per connection by number of connections, and the source.
 
-    All of it takes turns, for so many rounds, and more until so many seconds are over: what is shorter than the
-    machine's other whims wants many, far apart.
+    All of them take turns, for at least `rounds` rounds and `seconds` seconds: short measurements need many repetitions
+    over a longer time, because the machine's speed varies.
     """
 
     name: str
-    line: Line
+    line: Link
     kinds: Sequence[str]
     mib: dict[int, int]
     rounds: int = 3
@@ -54,20 +54,20 @@ class Part:
 
 
 PARTS = [
-    Part("near", Line(0), [kind for kind in KINDS if kind != "ours-gate"], {1: 320, 4: 80, 8: 48}, seconds=85),
-    Part("registry", Line(0), ["ssh", "ssh-gcm", "ours", "ours-gate"], {1: 256, 8: 48}, seconds=30, source=REGISTRY),
-    # Long enough that what counts is how it goes on, and not how TCP begins.
-    Part("far", Line(20), ["ssh", "asyncssh-gcm", "ours"], {1: 160, 4: 80}, rounds=2),
-    Part("far", Line(80), ["ssh", "ours"], {1: 80, 4: 64}, rounds=2),
-    Part("lossy", Line(20, 1000), ["ssh", "ours"], {1: 16, 4: 8}),
+    Part("near", Link(0), [kind for kind in KINDS if kind != "ours-gate"], {1: 320, 4: 80, 8: 48}, seconds=85),
+    Part("registry", Link(0), ["ssh", "ssh-gcm", "ours", "ours-gate"], {1: 256, 8: 48}, seconds=30, source=REGISTRY),
+    # Long enough that TCP's slow start does not dominate.
+    Part("far", Link(20), ["ssh", "asyncssh-gcm", "ours"], {1: 160, 4: 80}, rounds=2),
+    Part("far", Link(80), ["ssh", "ours"], {1: 80, 4: 64}, rounds=2),
+    Part("lossy", Link(20, 1000), ["ssh", "ours"], {1: 16, 4: 8}),
 ]
 
 
-# --- the source: a file sent by the kernel, which costs next to nothing ---
+# --- the source: a file sent by the kernel, which costs almost nothing ---
 
 
 def source() -> None:
-    """Answer every request with as many MiB as it names; serves until it is ended."""
+    """Answer every request with as many MiB as its path names; serve until killed."""
     content = os.memfd_create("content")
     os.pwrite(content, os.urandom(MOST * MIB), 0)
     with socket.create_server((SOURCE.host, SOURCE.port), backlog=64) as server:
@@ -104,19 +104,19 @@ class Sample:
 
 
 class Measured:
-    """One part: its tunnels, and what they carried."""
+    """One comparison: its tunnels and their samples."""
 
-    def __init__(self, part: Part, bench: Bench, address: str, targets: dict[int, str]) -> None:
+    def __init__(self, part: Part, starter: TunnelStarter, address: str, targets: dict[int, str]) -> None:
         self._part = part
-        self._agent = bench.agent
+        self._agent = starter.agent
         self._targets = targets
         self._tunnels: dict[str, Tunnel] = {
-            kind: bench.hold(kind, address, part.source) for kind in part.kinds if have(kind)
+            kind: starter.start(kind, address, part.source) for kind in part.kinds if is_available(kind)
         }
         self.samples: list[Sample] = []
 
     def run(self, rounds: int | None) -> list[Sample]:
-        """Measure, after a round to warm up where the line is short."""
+        """Measure, after a warm-up round if the link is fast."""
         least, seconds = (rounds, 0.0) if rounds else (self._part.rounds, self._part.seconds)
         warm = 0 if self._part.line.rtt_ms else 1
         pairs = [(connections, kind) for connections in self._part.mib for kind in self._tunnels]
@@ -127,8 +127,8 @@ class Measured:
         connections, kind = pair
         tunnel, mib = self._tunnels[kind], self._part.mib[connections]
         before = tunnel.cpu
-        words = again_and_again(tunnel.port, self._targets[mib], 0, connections)  # once, that is
-        _, received, took = json.loads(self._agent.run(words, timeout=180, check=True).stdout)
+        argv = load_command(tunnel.port, self._targets[mib], 0, connections)  # one pull per connection
+        _, received, took = json.loads(self._agent.run(argv, timeout=180, check=True).stdout)
         spent = (tunnel.cpu - before) / (connections * mib / 1024)
         speed = received / took / 1e6
         self.samples.append(Sample(self._part.name, str(self._part.line), kind, connections, number, speed, spent))
@@ -139,30 +139,30 @@ def run(parts: Sequence[Part], rounds: int | None) -> list[Sample]:
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as place, Lab(Path(place)) as lab:
         folder = Path(place)
-        make_key(folder / "id_ed25519", "bench")
+        make_key(folder / "id_ed25519", "benchmark")
         options = ["MaxSessions 32", "ClientAliveInterval 15"]
         agent = lab.agent("agent", IP, public_line(folder / "id_ed25519"), sshd_options=options)
         for netns in (lab.controller.name, agent.netns):
-            take_cubic(netns)
+            use_cubic(netns)
         lab.controller.popen([sys.executable, __file__, "--source"], log=folder / "source.log")
         until(lambda: lab.controller.listeners(SOURCE.port), "the source listens")
         registry = lab.registry(lab.controller, folder / "registry")
-        bench = Bench(lab.controller, agent, folder)
+        starter = TunnelStarter(lab.controller, agent, folder)
         for part in parts:
-            address = draw(part.line, lab.controller, agent, folder)
+            address = create_link(part.line, lab.controller, agent, folder)
             sizes = set(part.mib.values())
             if part.source == REGISTRY:
                 targets = {mib: push(lab, registry.url, mib * MIB) for mib in sizes}
             else:
                 targets = {mib: f"/{mib}" for mib in sizes}
-            samples += Measured(part, bench, address, targets).run(rounds)
-            told = ", ".join(f"{kind} {seen.median:.0f}" for kind, seen in speeds(samples, part).items())
-            print(f"  {part.name}, {part.line}, MB/s with one connection: {told}", file=sys.stderr)
+            samples += Measured(part, starter, address, targets).run(rounds)
+            text = ", ".join(f"{kind} {seen.median:.0f}" for kind, seen in speeds(samples, part).items())
+            print(f"  {part.name}, {part.line}, MB/s with one connection: {text}", file=sys.stderr)
     return samples
 
 
 def speeds(samples: Sequence[Sample], part: Part) -> dict[str, Spread]:
-    """Return what one connection carried."""
+    """Return the speed of one connection by kind."""
     found: dict[str, list[float]] = {}
     for one in samples:
         if (one.part, one.line, one.connections) == (part.name, str(part.line), 1):
@@ -173,29 +173,29 @@ def speeds(samples: Sequence[Sample], part: Part) -> dict[str, Spread]:
 # --- the figures ---
 
 
-class Found:
-    """The samples, by who, where, and with how many connections."""
+class Samples:
+    """The samples by part, link, number of connections and kind."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._samples = {(one.part, one.line, one.connections, one.kind, one.number): one for one in samples}
         self.groups = list(dict.fromkeys((one.part, one.line, one.connections, one.kind) for one in samples))
 
     def of(self, part: str, line: str, connections: int, kind: str) -> list[Sample]:
-        """Return those of one group."""
+        """Return the samples of one group."""
         return [one for key, one in self._samples.items() if key[:4] == (part, line, connections, kind)]
 
     def ratios(self, group: tuple[str, str, int, str], base: str, what: str = "mb_per_s") -> list[float]:
-        """Return what a group has of another one's, round by round."""
+        """Return the ratio of a group to a base kind, round by round."""
         pairs = [(one, self._samples.get((*group[:3], base, one.number))) for one in self.of(*group)]
         return [getattr(one, what) / getattr(other, what) for one, other in pairs if other and getattr(other, what)]
 
     def median(self, group: tuple[str, str, int, str], base: str, what: str = "mb_per_s") -> float | None:
-        """Return the median of the ratios, None where they were not measured."""
+        """Return the median of the ratios, or None if they were not measured."""
         ratios = self.ratios(group, base, what)
         return Spread.of(ratios).median if ratios else None
 
 
-def rows(found: Found) -> list[list[str]]:
+def rows(found: Samples) -> list[list[str]]:
     """Return the table's lines."""
     lines = []
     for group in found.groups:
@@ -206,9 +206,9 @@ def rows(found: Found) -> list[list[str]]:
                 f"{line}{', registry' if part == 'registry' else ''}",
                 str(connections),
                 kind,
-                Spread.of(one.mb_per_s for one in mine).told(".0f" if mine[0].mb_per_s > 10 else ".1f"),
-                Spread.of(found.ratios(group, "ssh")).told(),
-                Spread.of(one.cpu_s_per_gib for one in mine).told(),
+                Spread.of(one.mb_per_s for one in mine).text(".0f" if mine[0].mb_per_s > 10 else ".1f"),
+                Spread.of(found.ratios(group, "ssh")).text(),
+                Spread.of(one.cpu_s_per_gib for one in mine).text(),
                 f"{found.median(group, 'ssh', 'cpu_s_per_gib') or 0:.2f}",
             ]
         )
@@ -220,7 +220,7 @@ AIMS = [
     ("one connection to ssh -R with AES-GCM", ("near", "0 ms", 1, "ours"), "ssh-gcm", "mb_per_s", 1.3),
     ("eight connections to ssh -R", ("near", "0 ms", 8, "ours"), "ssh", "mb_per_s", 1.8),
     ("eight connections to ssh -R with AES-GCM", ("near", "0 ms", 8, "ours"), "ssh-gcm", "mb_per_s", 1.2),
-    ("CPU a GiB to ssh -R", ("near", "0 ms", 1, "ours"), "ssh", "cpu_s_per_gib", 0.45),
+    ("CPU per GiB, relative to ssh -R", ("near", "0 ms", 1, "ours"), "ssh", "cpu_s_per_gib", 0.45),
     ("gate to raw, from the registry", ("registry", "0 ms", 1, "ours-gate"), "ours", "mb_per_s", 0.95),
     ("20 ms, one connection", ("far", "20 ms", 1, "ours"), "ssh", "mb_per_s", 1.7),
     ("20 ms, four connections", ("far", "20 ms", 4, "ours"), "ssh", "mb_per_s", 1.9),
@@ -231,8 +231,8 @@ AIMS = [
 ]
 
 
-def bars(found: Found) -> list[Bar]:
-    """Return what is aimed at, as far as it was measured."""
+def bars(found: Samples) -> list[Bar]:
+    """Return the bars that were measured."""
     met = []
     for what, group, base, field, limit in AIMS:
         value = found.median(group, base, field)
@@ -252,7 +252,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the samples there, too")
     options = parser.parse_args()
     samples = run([part for part in PARTS if part.name in options.only.split(",")], options.rounds)
-    found = Found(samples)
+    found = Samples(samples)
     heads = ["line", "connections", "who", "MB/s", "to ssh -R", "CPU s/GiB", "CPU to ssh -R"]
     publish("throughput", machine(), table(heads, rows(found)), bars(found), samples, options.json)
     return 0

@@ -1,9 +1,9 @@
-"""How long a brand-new agent waits for its registry.
+"""The time a new agent waits for its registry.
 
 From "the cloud lists it, and its sshd answers" to "a manifest and a blob have come through localhost:5000", with real
 parts: sshd in network namespaces, docker-registry, `tunnelmgr run` as a user runs it, and an EC2 and SQS API on
-loopback. The host key is on the console from the beginning; without evidence nothing would be dialled. One at a time
-they come at any moment between two polls; all at once they come just after one, which is the worst for polling.
+loopback. The host key is on the console from the beginning; without evidence nothing would be dialled. Single agents
+appear at a random moment between two polls; several at once appear right after a poll, the worst case for polling.
 
 Run as root: `python benchmarks/time_to_ready.py [--quick] [--json FILE]`.
 """
@@ -30,14 +30,14 @@ from lab.network import Lab
 PATIENCE = 120.0
 """Seconds after which a round has failed."""
 PULLERS = 8
-"""Threads that try to pull; more would only fight for the machine that does all the rest too."""
+"""Threads that try to pull; more would compete with the other processes for the CPU."""
 QUEUE = "changes"
-PHASES = random.Random(1)  # noqa: S311 - the same row of arrivals at each run
+PHASES = random.Random(1)  # noqa: S311 - the same arrivals in each run
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How the controller hears of new agents."""
+    """The way in which the controller learns of new agents."""
 
     name: str
     poll: int
@@ -83,7 +83,7 @@ class Site:
         self._listed: list[str] = []
 
     def start(self, mode: Mode) -> None:
-        """Start a controller that knows nobody."""
+        """Start a controller that knows no agent."""
         text = '[[source]]\nname = "ec2"\ntype = "ec2"\nregions = ["eu-west-1"]\ntrust = ["console"]\n'
         text += f'poll = "{mode.poll}s"\nendpoint_url = "{self.cloud.endpoint}"\n'
         text += f'events_queue = "{self.queue}"\n' if mode.events else ""
@@ -91,7 +91,7 @@ class Site:
         self.controller.start()
 
     def clear(self) -> None:
-        """Stop the controller, and forget all that it and the cloud knew."""
+        """Stop the controller, and clear its state and the cloud's."""
         self.controller.stop(patience=60)
         for instance in self._listed:
             self.cloud.forget(instance)
@@ -100,7 +100,7 @@ class Site:
             file.unlink()
 
     def launch(self, agent: LabAgent, mode: Mode) -> float:
-        """Let the cloud list an agent, and return when it did."""
+        """Make the cloud list an agent, and return the time."""
         console = host_key_console([agent.host_key])
         instance = self.cloud.launch(agent.ip, {"Name": agent.name}, console=console)
         listed = time.monotonic()
@@ -110,7 +110,7 @@ class Site:
         return listed
 
     def pulls(self, agent: LabAgent) -> bool:
-        """Try to have the manifest and the blob through the agent's own port."""
+        """Try to pull the manifest and the blob through the agent's own port."""
         try:
             return all(_got(agent, target) for target in self.targets)
         except (OSError, http.client.HTTPException):
@@ -171,9 +171,9 @@ def run(site: Site, mode: Mode, rounds: int) -> list[Figures]:
         single += measure(site, mode, [agent])
     site.clear()
     site.start(mode)
-    crowd = measure(site, mode, site.agents)
+    fleet = measure(site, mode, site.agents)
     site.clear()
-    return [figures(mode, 1, single), figures(mode, len(site.agents), crowd)]
+    return [figures(mode, 1, single), figures(mode, len(site.agents), fleet)]
 
 
 def main() -> None:

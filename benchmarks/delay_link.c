@@ -1,11 +1,11 @@
-/* A line between two network namespaces that delays every packet and loses some: for kernels without netem.
+/* A link between two network namespaces that delays every packet and loses some, for kernels without netem.
  *
  *     delay_line NETNS_A NAME_A NETNS_B NAME_B DELAY_US LOSS_PPM OFFLOAD
  *
- * Makes a TUN device in each namespace and carries what goes into one out of the other, DELAY_US later, until it is
- * ended. LOSS_PPM packets of a million are lost on the way. With OFFLOAD=1 the devices take packets of up to 64 KiB, as
- * a network card with segmentation offload does, which is cheaper; a loss is then that of a whole large packet.
- * Prints "up" once both devices are there; their addresses are the caller's business.
+ * Makes a TUN device in each namespace and moves each packet from one to the other, DELAY_US later, until it is
+ * killed. LOSS_PPM packets per million are lost. With OFFLOAD=1 the devices accept packets of up to 64 KiB, like a
+ * network card with segmentation offload, which is cheaper; a loss then affects a whole large packet.
+ * Prints "up" once both devices exist; the caller sets their addresses.
  */
 #define _GNU_SOURCE
 #include <errno.h>

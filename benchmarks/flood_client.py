@@ -1,9 +1,9 @@
-"""A program on an agent that sends its requests without waiting for an answer, one buffer after another.
+"""A client on an agent that sends requests without waiting for responses, one buffer after another.
 
-python benchmarks/flooding.py PORT KIND CHANNELS SECONDS    # prints the number of bytes that it sent and received
+python benchmarks/flood_client.py PORT KIND CHANNELS SECONDS    # prints the number of bytes that it sent and received
 
-KIND is one of `KINDS`. Each connection always has requests in flight: the controller's only ways to slow it down are
-the window of its channel and the fair queue.
+KIND is one of `KINDS`. Each connection always has requests in flight, so only the window of its channel and the fair
+queue can slow it down.
 """
 
 import itertools
@@ -26,29 +26,29 @@ def refused() -> Iterator[bytes]:
 
 
 def base() -> Iterator[bytes]:
-    """Ask for the API's version, which every group may."""
+    """Request the API's version, which every group may."""
     return itertools.repeat(b"GET /v2/ HTTP/1.1\r\nHost:a\r\n\r\n" * BURST)
 
 
 def missing() -> Iterator[bytes]:
-    """Ask for manifests that do not exist, each by another tag."""
+    """Request manifests that do not exist, each with another tag."""
     for first in itertools.count(step=BURST):
         numbers = range(first, first + BURST)
         yield b"".join(b"GET /v2/team/app/manifests/t%d HTTP/1.1\r\nHost:a\r\n\r\n" % number for number in numbers)
 
 
 def well_known() -> Iterator[bytes]:
-    """Ask the gate who we are."""
+    """Request the gate's well-known path."""
     return itertools.repeat(b"GET /.well-known/tunnelmgr HTTP/1.1\r\nHost:a\r\n\r\n" * BURST)
 
 
 def catalog() -> Iterator[bytes]:
-    """Ask for the whole catalog."""
+    """Request the whole catalog."""
     return itertools.repeat(b"GET /v2/_catalog?n=1000 HTTP/1.1\r\nHost:a\r\n\r\n")
 
 
 def chunks(size: int) -> Iterator[bytes]:
-    """Upload a blob in chunks of so many bytes, without an end."""
+    """Upload an endless blob in chunks of this size."""
     head = b"POST /v2/team/app/blobs/uploads/ HTTP/1.1\r\nHost:a\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
     return itertools.chain((head,), itertools.repeat(chunk * max(1, 16384 // len(chunk))))
@@ -68,7 +68,7 @@ KINDS = {
 
 @dataclass
 class Flood:
-    """One connection that always has something to send."""
+    """One connection that always has data to send."""
 
     connection: socket.socket
     buffers: Iterator[bytes]
@@ -77,7 +77,7 @@ class Flood:
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
 
     def step(self, events: int, room: memoryview) -> bool:
-        """Send and receive what the kernel takes and has; return whether the connection is still open."""
+        """Send and receive as much as the kernel allows; return whether the connection is still open."""
         if events & selectors.EVENT_READ:
             count = self.connection.recv_into(room)
             self.received += count
@@ -92,7 +92,7 @@ class Flood:
 
 
 def flood(port: int, kind: str, channels: int, seconds: float) -> tuple[int, int, int]:
-    """Flood, connecting again where the gate ends a channel; returns bytes sent and received, and connections."""
+    """Flood, and connect again if the gate closes a channel; return bytes sent, bytes received and connections."""
     room = memoryview(bytearray(ROOM))
     sent = received = connections = 0
     deadline = time.monotonic() + seconds
@@ -111,10 +111,10 @@ def flood(port: int, kind: str, channels: int, seconds: float) -> tuple[int, int
             for key, events in selector.select(0.1):
                 one: Flood = key.data
                 try:
-                    goes_on = one.step(events, room)
+                    is_open = one.step(events, room)
                 except OSError:
-                    goes_on = False
-                if not goes_on:
+                    is_open = False
+                if not is_open:
                     sent, received, connections = sent + one.sent, received + one.received, connections + 1
                     selector.unregister(one.connection)
                     one.connection.close()

@@ -1,9 +1,9 @@
-"""Hostile agents: SSH servers that log anybody in, let their tunnels come up, and then flood them with IGNORE messages.
+"""Hostile agents: SSH servers that accept every login, let the tunnel come up, then flood it with IGNORE messages.
 
-python benchmarks/hostile.py COUNT FIRST_PORT FOLDER    # host keys are FOLDER/0 and so on; serves until it is ended
+python benchmarks/hostile_agents.py COUNT FIRST_PORT FOLDER    # host keys are FOLDER/0 and so on; serves until killed
 
-The packets are sealed many at a time, past asyncssh, so that one process has enough for a hundred connections. Nothing
-listens on the agents' registry port for real: a connection to it is led straight back into the tunnel.
+The packets are sealed in batches, bypassing asyncssh, so that one process has enough for a hundred connections. Nothing
+really listens on the agents' registry port: a connection to it is forwarded straight back into the tunnel.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ IGNORE = b"\x02\x00\x00\x00\x08harmless"
 """SSH_MSG_IGNORE with a few bytes (RFC 4253, section 11.2)."""
 BATCH = 512
 AHEAD = 64 * 1024
-"""Bytes that wait in our own transport at most."""
+"""The most bytes that wait in our own transport."""
 
 
 class Listener(asyncssh.SSHListener):
@@ -46,15 +46,15 @@ class Hostile(asyncssh.SSHServer):
         self._conn: Any = conn
 
     def begin_auth(self, username: str) -> bool:  # noqa: ARG002 - asyncssh's form
-        """Ask for a key: our side refuses a login without one."""
+        """Require a key: the controller refuses a login without one."""
         return True
 
     def public_key_auth_supported(self) -> bool:
-        """Take keys."""
+        """Accept keys."""
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002 - asyncssh's form
-        """Let anybody in."""
+        """Accept every key."""
         return True
 
     async def server_requested(self, listen_host: str, listen_port: int) -> asyncssh.SSHListener:  # noqa: ARG002
@@ -62,20 +62,20 @@ class Hostile(asyncssh.SSHServer):
         return Listener()
 
     def connection_requested(self, dest_host: str, dest_port: int, *_: object) -> Any:  # noqa: ANN401 - asyncssh's form
-        """Lead a probe back into the tunnel, and begin to flood."""
+        """Forward a probe back into the tunnel, and start to flood."""
 
-        async def lead_back(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
+        async def forward_back(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
             back_reader, back_writer = await self._conn.open_connection(dest_host, dest_port, encoding=None)
             self._tasks.create_task(pipe(back_reader, writer), name="back")
             self._tasks.create_task(self._flood(), name="flood")
             await pipe(reader, back_writer)
 
-        return lead_back
+        return forward_back
 
     async def _flood(self) -> None:
         conn = self._conn
         await asyncio.sleep(1.0)
-        while (transport := conn._transport) is not None:  # noqa: SLF001 - we seal past asyncssh
+        while (transport := conn._transport) is not None:  # noqa: SLF001 - we bypass asyncssh
             if transport.get_write_buffer_size() > AHEAD or not conn._kex_complete:  # noqa: SLF001
                 await asyncio.sleep(0.002)
                 continue
@@ -89,7 +89,7 @@ class Hostile(asyncssh.SSHServer):
 
 
 async def pipe(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
-    """Carry bytes until either side ends."""
+    """Copy bytes until either side ends."""
     try:
         while data := await reader.read(65536):
             writer.write(data)
@@ -100,7 +100,7 @@ async def pipe(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[byt
 
 
 async def serve(count: int, first_port: int, folder: Path) -> None:
-    """Serve all of them."""
+    """Serve all agents."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (8 * count + 200, 8 * count + 200))
     async with asyncio.TaskGroup() as tasks:
         factory: Callable[[], asyncssh.SSHServer] = lambda: Hostile(tasks)  # noqa: E731 - asyncssh takes a factory

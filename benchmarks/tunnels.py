@@ -1,7 +1,7 @@
-"""What is compared: our tunnel, `ssh -R`, autossh and asyncssh's own forwarder, each a process beside the registry.
+"""The tunnels that are compared: ours, `ssh -R`, autossh and asyncssh's own forwarder, each a process.
 
-python benchmarks/peers.py --serve HOW ADDRESS PORT TARGET FOLDER HOST_KEY    # one of those that are Python
-python benchmarks/peers.py --forward KEY HOST:PORT…    # many at once
+python benchmarks/tunnels.py --serve KIND ADDRESS PORT TARGET FOLDER HOST_KEY    # one that is in Python
+python benchmarks/tunnels.py --forward KEY HOST:PORT…    # many in one process
 """
 
 import asyncio
@@ -37,17 +37,17 @@ from tunnelmgr.ssh.login import Login
 
 GCM = "aes128-gcm@openssh.com"
 KEEPALIVE = 15
-"""Seconds between two signs of life, for those that have them; ours probes as often."""
+"""Seconds between two keepalives, and between two probes of ours."""
 KINDS = ("ssh", "ssh-gcm", "autossh", "asyncssh", "asyncssh-gcm", "ours", "ours-gate")
 SSH = ("ssh", "ssh-gcm", "autossh")
 UP = "remote forward success"
-"""What ssh says with -v; `forward_all` says it too."""
+"""The message of ssh with -v; `forward_all` prints it too."""
 _ports = itertools.count(6001)
 
 
 @dataclass(frozen=True)
 class Tunnel:
-    """One of them at work."""
+    """One tunnel that is up."""
 
     port: int
     process: Process
@@ -59,28 +59,28 @@ class Tunnel:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where tunnels begin and end; `folder` holds the controller's key, `id_ed25519`."""
+class TunnelStarter:
+    """Starts tunnels from the controller's machine to an agent; `folder` has the controller's key, `id_ed25519`."""
 
     controller: Machine
     agent: LabAgent
     folder: Path
 
-    def hold(self, kind: str, address: str, target: Endpoint) -> Tunnel:
-        """Start one, from a port of the agent's own; returns once the agent listens there."""
+    def start(self, kind: str, address: str, target: Endpoint) -> Tunnel:
+        """Start a tunnel with a port of its own; return when the agent listens there."""
         port = next(_ports)
         if kind in SSH:
-            words = ssh_command(kind, self.folder / "id_ed25519", f"127.0.0.1:{port}:{target}", f"tunnel@{address}")
+            argv = ssh_command(kind, self.folder / "id_ed25519", f"127.0.0.1:{port}:{target}", f"tunnel@{address}")
         else:
             place = [address, str(port), str(target), str(self.folder), self.agent.host_key]
-            words = [sys.executable, __file__, "--serve", kind, *place]
-        process = self.controller.popen(words, log=self.folder / f"{kind}-{port}.log", env={"AUTOSSH_GATETIME": "0"})
+            argv = [sys.executable, __file__, "--serve", kind, *place]
+        process = self.controller.popen(argv, log=self.folder / f"{kind}-{port}.log", env={"AUTOSSH_GATETIME": "0"})
         until(lambda: self.agent.listeners(port), f"{kind} listens", timeout=20)
         return Tunnel(port, process)
 
 
 def ssh_command(kind: str, key: Path, forward: str, where: str, *more: str) -> list[str]:
-    """Return the command of one `ssh -R`, alone, with AES-GCM, or under autossh."""
+    """Return the command of one `ssh -R`: plain, with AES-GCM, or under autossh."""
     options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ExitOnForwardFailure=yes"]
     options += [
         *([] if "-v" in more else ["LogLevel=ERROR"]),
@@ -88,25 +88,25 @@ def ssh_command(kind: str, key: Path, forward: str, where: str, *more: str) -> l
         "ServerAliveCountMax=1",
         "IdentitiesOnly=yes",
     ]
-    words = [word for option in options for word in ("-o", option)]
+    argv = [argument for option in options for argument in ("-o", option)]
     first = ["autossh", "-M", "0"] if kind == "autossh" else ["ssh"]
     cipher = ["-c", GCM] if kind.endswith("gcm") else []
-    return [*first, "-F", "none", "-N", *more, *words, *cipher, "-i", str(key), "-R", forward, where]
+    return [*first, "-F", "none", "-N", *more, *argv, *cipher, "-i", str(key), "-R", forward, where]
 
 
-def have(kind: str) -> bool:
-    """Tell whether it can be run here."""
+def is_available(kind: str) -> bool:
+    """Report whether this kind can run here."""
     return kind != "autossh" or shutil.which("autossh") is not None
 
 
-# --- those that are Python ---
+# --- the tunnels in Python ---
 
 
 async def serve_ours(how: str, spec: TunnelSpec, login: Login, listen: Endpoint, target: Endpoint) -> None:
-    """Hold a tunnel of ours, raw or through the gate."""
+    """Run a tunnel of ours, as a raw relay or through the gate."""
     policy = GroupPolicy.build("ci", pull=["**"])
     gate = gate_with(policy)
-    caller = Caller(spec.agent, "bench", "ci", "bench", "127.0.0.1:5000")
+    caller = Caller(spec.agent, "benchmark", "ci", "benchmark", "127.0.0.1:5000")
     connection = await dial(spec, login)
     await connection.disable_nagle()
 
@@ -133,7 +133,7 @@ async def serve_ours(how: str, spec: TunnelSpec, login: Login, listen: Endpoint,
 
 
 async def serve_asyncssh(how: str, address: str, key: Path, listen: Endpoint, target: Endpoint) -> None:
-    """Hold asyncssh's own forwarder."""
+    """Run asyncssh's own forwarder."""
     options: dict[str, Any] = {"config": None}
     if how.endswith("gcm"):
         options = {**SAFE, "encryption_algs": [GCM]}
@@ -145,7 +145,7 @@ async def serve_asyncssh(how: str, address: str, key: Path, listen: Endpoint, ta
 
 
 async def forward_all(key: str, places: list[str]) -> None:
-    """Hold asyncssh's own forwarder for the registry to each place, all dialled at once; prints `UP` for each."""
+    """Run asyncssh's own forwarder to each address, all dialled at once; print `UP` for each."""
 
     async def hold(place: str) -> None:
         host, _, port = place.rpartition(":")
@@ -159,27 +159,27 @@ async def forward_all(key: str, places: list[str]) -> None:
 
 
 def forward_command(key: Path, places: Iterable[str]) -> list[str]:
-    """Return the command of a process that does that."""
+    """Return the command that runs `forward_all`."""
     return [sys.executable, __file__, "--forward", str(key), *places]
 
 
-def serving(words: list[str]) -> Awaitable[None]:
-    """Return one of them at work."""
-    how, address, port, target, folder, host_key = words
+def serving(arguments: list[str]) -> Awaitable[None]:
+    """Return the coroutine of one tunnel."""
+    how, address, port, target, folder, host_key = arguments
     key, listen, host = Path(folder) / "id_ed25519", Endpoint("127.0.0.1", int(port)), target.rpartition(":")
     upstream = Endpoint(host[0], int(host[2]))
     if how.startswith("asyncssh"):
         return serve_asyncssh(how, address, key, listen, upstream)
     trust = HostTrust(Method.PINNED, (host_key,))
-    spec = TunnelSpec(AgentId("static:bench"), "1", "bench", "ci", (address,), 22, (), trust)
+    spec = TunnelSpec(AgentId("static:benchmark"), "1", "benchmark", "ci", (address,), 22, (), trust)
     return serve_ours(how, spec, Login("tunnel", asyncssh.read_private_key(key), 5.0), listen, upstream)
 
 
-# --- what they cost ---
+# --- cost ---
 
 
 def processes_of(group: int) -> dict[Path, list[str]]:
-    """Return the places in /proc of a process group's members, with the fields of stat from its third (`proc(5)`)."""
+    """Return the /proc folders of a process group, with the fields of `stat` from the third on (`proc(5)`)."""
     found = {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -211,7 +211,7 @@ def memory_of(group: int) -> tuple[int, int]:
 
 
 def machine() -> str:
-    """Return what the figures were measured on."""
+    """Return a description of this machine."""
     model = next(
         (
             line.partition(":")[2].strip()

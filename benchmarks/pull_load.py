@@ -1,6 +1,6 @@
-"""Pulls as a client does them that looks at no body: what a load is made of.
+"""A load of pulls, by a client that discards the bodies.
 
-python benchmarks/pulls.py PORT TARGET SECONDS CONNECTIONS    # again and again; prints requests, bytes and seconds
+python benchmarks/pull_load.py PORT TARGET SECONDS CONNECTIONS    # prints requests, bytes and seconds
 """
 
 import json
@@ -12,19 +12,19 @@ import time
 MIB = 1024 * 1024
 END = b"\r\n\r\n"
 MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
-"""The kinds of manifests that a client takes."""
+"""The types of manifests that a client accepts."""
 
 
 def request(target: str, accept: str = "*/*") -> bytes:
     """Return the request for a target."""
-    lines = [f"GET {target} HTTP/1.1", "Host: localhost:5000", "User-Agent: bench", f"Accept: {accept}"]
+    lines = [f"GET {target} HTTP/1.1", "Host: localhost:5000", "User-Agent: benchmark", f"Accept: {accept}"]
     return "\r\n".join(lines).encode() + END
 
 
 def fetch(connection: socket.socket, wire: bytes, room: memoryview) -> int:
-    """Send a request and read its answer through `room`; returns the bytes of its body.
+    """Send a request, read the response into `room`, and return the size of its body.
 
-    Raises SystemExit where the answer is not a whole 200 with a Content-Length.
+    Raises SystemExit if the response is not a complete 200 with a Content-Length.
     """
     connection.sendall(wire)
     start = b""
@@ -46,13 +46,13 @@ def fetch(connection: socket.socket, wire: bytes, room: memoryview) -> int:
     return octets
 
 
-def again_and_again(port: int, target: str, seconds: float, connections: int) -> list[str]:
-    """Return the command of a process that pulls `target` again and again on each of some connections."""
+def load_command(port: int, target: str, seconds: float, connections: int) -> list[str]:
+    """Return the command that pulls `target` repeatedly on each of several connections."""
     return [sys.executable, __file__, str(port), target, str(seconds), str(connections)]
 
 
 def load(port: int, target: str, seconds: float, connections: int) -> tuple[int, int, float]:
-    """Do so; returns requests, bytes and seconds."""
+    """Pull repeatedly; return requests, bytes and seconds."""
     totals: list[tuple[int, int]] = []
     began = time.perf_counter()
     deadline = began + seconds

@@ -1,10 +1,10 @@
 """Thousands of agents on one machine, with OpenSSH's own sshd: each has its port, its host key and its loopback.
 
-An agent is a network namespace that has nothing but a loopback. A connection to its port is accepted outside, and its
-sshd started inside with that connection (`sshd -i`), so that the listener on 127.0.0.1:5000 is the agent's own. That
-takes a few milliseconds an agent, and no process until it is dialled.
+An agent is a network namespace with only a loopback interface. A connection to its port is accepted outside, and sshd
+is started inside with that connection (`sshd -i`), so that the listener on 127.0.0.1:5000 is the agent's own. That
+takes a few milliseconds per agent, and no process until the agent is dialled.
 
-    python benchmarks/crowd.py COUNT FOLDER     # in a network namespace, as root; serves until it is ended
+    python benchmarks/fleet.py COUNT FOLDER     # in a network namespace, as root; serves until it is ended
 """
 
 import ctypes
@@ -27,10 +27,10 @@ from lab.processes import until
 from tunnelmgr.hooks import sshd_settings
 
 FIRST_PORT = 20_000
-CENSUS = FIRST_PORT - 1
-"""Where the crowd tells on how many of its agents port 5000 is listened on."""
+COUNT_PORT = FIRST_PORT - 1
+"""The port that answers with the number of agents that have a listener on port 5000."""
 LISTENS = "0100007F:1388 00000000:0000 0A"
-"""How /proc/net/tcp tells of that: 127.0.0.1:5000, in state LISTEN (`proc_net_tcp(5)`)."""
+"""The form of /proc/net/tcp for 127.0.0.1:5000 in state LISTEN (`proc_net_tcp(5)`)."""
 SSHD = "/usr/sbin/sshd"
 SETTINGS = """\
 UsePAM no
@@ -46,8 +46,8 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 
 @dataclass(frozen=True)
-class Member:
-    """One agent, as the controller's file names it."""
+class FleetAgent:
+    """One agent, as in the controller's configuration."""
 
     name: str
     address: str
@@ -55,8 +55,8 @@ class Member:
     host_key: str
 
     @classmethod
-    def of(cls, agent: LabAgent) -> "Member":
-        """Return an agent of the lab's that is none of a crowd."""
+    def of(cls, agent: LabAgent) -> "FleetAgent":
+        """Return an agent of the lab that is not part of a fleet."""
         return cls(agent.name, agent.ip, SSH_PORT, agent.host_key)
 
     @property
@@ -68,38 +68,38 @@ class Member:
         )
 
 
-def gather(agent: LabAgent, count: int, folder: Path) -> list[Member]:
-    """Have a crowd live on an agent of the lab; returns once all of them can be dialled."""
+def start_fleet(agent: LabAgent, count: int, folder: Path) -> list[FleetAgent]:
+    """Start a fleet on an agent of the lab; return when all of its agents can be dialled."""
     folder.mkdir(parents=True)
     keys = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(count)]
     for number, key in enumerate(keys):
         key.write_private_key(folder / str(number))
         (folder / str(number)).chmod(0o600)
     (folder / "sshd_config").write_text(SETTINGS + sshd_settings("tunnel"))
-    words = [sys.executable, __file__, str(count), str(folder)]
-    agent.popen(words, log=folder / "crowd.log")
-    until(lambda: "ready" in (folder / "crowd.log").read_text(), "the crowd is there", timeout=60 + count / 20)
+    argv = [sys.executable, __file__, str(count), str(folder)]
+    agent.popen(argv, log=folder / "fleet.log")
+    until(lambda: "ready" in (folder / "fleet.log").read_text(), "the fleet is ready", timeout=60 + count / 20)
     return [
-        Member(f"a{number}", agent.ip, FIRST_PORT + number, " ".join(key.export_public_key().decode().split()[:2]))
+        FleetAgent(f"a{number}", agent.ip, FIRST_PORT + number, " ".join(key.export_public_key().decode().split()[:2]))
         for number, key in enumerate(keys)
     ]
 
 
-def source_of(members: Sequence[Member]) -> str:
-    """Return the source of type static that names them all."""
-    head = '[[source]]\nname = "crowd"\ntype = "static"\ntrust = ["pinned"]\n'
+def static_source(members: Sequence[FleetAgent]) -> str:
+    """Return a static source with all of these agents."""
+    head = '[[source]]\nname = "fleet"\ntype = "static"\ntrust = ["pinned"]\n'
     return head + "".join(member.toml for member in members)
 
 
-def listening(agent: LabAgent, among: int) -> int:
-    """Return on how many of the first so many somebody listens on the registry's port."""
-    with agent.connect("127.0.0.1", CENSUS, timeout=30) as connection:
+def count_listening(agent: LabAgent, among: int) -> int:
+    """Return how many of the first `among` agents have a listener on the registry's port."""
+    with agent.connect("127.0.0.1", COUNT_PORT, timeout=30) as connection:
         connection.sendall(b"%d" % among)
         return int(connection.recv(64))
 
 
 def loopback(libc: ctypes.CDLL) -> int:
-    """Make a network namespace whose loopback is up; returns a descriptor of it, and stays in it."""
+    """Make a network namespace whose loopback is up; return its descriptor, and stay in it."""
     if libc.unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare")
     with socket.socket() as any_socket:
@@ -109,8 +109,8 @@ def loopback(libc: ctypes.CDLL) -> int:
     return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def census(libc: ctypes.CDLL, insides: Sequence[int]) -> int:
-    """Count those who listen; stays in the last one's namespace."""
+def count_listeners(libc: ctypes.CDLL, insides: Sequence[int]) -> int:
+    """Count the namespaces with a listener; stay in the last one."""
     found = 0
     for inside in insides:
         libc.setns(inside, CLONE_NEWNET)
@@ -119,9 +119,9 @@ def census(libc: ctypes.CDLL, insides: Sequence[int]) -> int:
 
 
 def serve(count: int, folder: Path) -> None:
-    """Accept for all of them, and start an sshd for each connection."""
+    """Accept connections for all agents, and start an sshd for each connection."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (4 * count + 100, 4 * count + 100))
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them
     libc = ctypes.CDLL(None, use_errno=True)
     outside = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     insides: list[int] = []
@@ -132,13 +132,13 @@ def serve(count: int, folder: Path) -> None:
         libc.setns(outside, CLONE_NEWNET)
         listener = socket.create_server(("", FIRST_PORT + number), backlog=16)
         waiting.register(listener, selectors.EVENT_READ, (inside, folder / str(number)))
-    waiting.register(socket.create_server(("127.0.0.1", CENSUS)), selectors.EVENT_READ, None)
+    waiting.register(socket.create_server(("127.0.0.1", COUNT_PORT)), selectors.EVENT_READ, None)
     print("ready", flush=True)
     while True:
         for key, _ in waiting.select():
             accepted, _ = key.fileobj.accept()  # type: ignore[union-attr]
             if key.data is None:
-                accepted.sendall(b"%d" % census(libc, insides[: int(accepted.recv(64))]))
+                accepted.sendall(b"%d" % count_listeners(libc, insides[: int(accepted.recv(64))]))
                 accepted.close()
                 libc.setns(outside, CLONE_NEWNET)
                 continue
