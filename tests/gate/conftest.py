@@ -1,4 +1,4 @@
-"""What the gate's tests stand on: a channel in memory, a real docker-registry, and a registry that follows a script."""
+"""Fixtures of the gate's tests: a channel in memory, a real docker-registry, and a registry that follows a script."""
 
 import asyncio
 import hashlib
@@ -34,7 +34,7 @@ MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 class Records:
-    """A request log that keeps its records."""
+    """A request log that keeps its records in memory."""
 
     def __init__(self) -> None:
         self.all: list[RequestRecord] = []
@@ -55,7 +55,7 @@ class Records:
 
 
 class MemoryChannel:
-    """A `Channel` whose agent's side is in the test's hands."""
+    """A `Channel` in memory; the test acts as the agent's side."""
 
     def __init__(self) -> None:
         self.checkpoints = 0
@@ -72,16 +72,16 @@ class MemoryChannel:
         self.seen: list[bytes | ConnectionError] = []
 
     def scheduled(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
-        """Have the coroutine take turns with others, as a tunnel's channel does."""
+        """Run the coroutine's steps in turn with those of others, as a tunnel's channel does."""
         return Share(fair_queue(asyncio.get_running_loop())).scheduled(coroutine)
 
     async def checkpoint(self) -> None:
-        """Let others run."""
+        """Let other tasks run."""
         self.checkpoints += 1
         await asyncio.sleep(0)
 
     async def wanted(self) -> bool:
-        """Wait for what the agent sends, or for the tunnel's end."""
+        """Wait until the agent sends something, or the tunnel drains."""
         if not self.seen:
             async with asyncio.TaskGroup() as waits:
                 sent = waits.create_task(self.incoming.get(), name="sent")
@@ -159,7 +159,7 @@ class MemoryChannel:
 
 @dataclass
 class Reply:
-    """An answer as a client sees it."""
+    """A response as a client sees it."""
 
     status: int
     headers: dict[str, str]
@@ -178,7 +178,7 @@ class Reply:
 
 @dataclass
 class Conversation:
-    """An agent that speaks through one channel of the gate."""
+    """A client that uses one channel of the gate."""
 
     channel: MemoryChannel
     traffic: Traffic
@@ -221,7 +221,7 @@ class Conversation:
         return data
 
     async def finished(self) -> None:
-        """Wait until the gate has let go of the channel."""
+        """Wait until the gate has closed the channel."""
         async with asyncio.timeout(DEADLINE):
             await asyncio.wait([self.serving])
 
@@ -231,7 +231,7 @@ Talk = Callable[..., AbstractAsyncContextManager[Conversation]]
 
 @pytest.fixture
 def talk() -> Talk:
-    """Open a channel through a gate to a registry; at the end the agent ends it, and the session must follow."""
+    """Open a channel through a gate to a registry; at the end the agent closes it, and the session must end."""
 
     @asynccontextmanager
     async def open_channel(
@@ -254,19 +254,19 @@ def talk() -> Talk:
 
 @pytest.fixture
 def channel() -> MemoryChannel:
-    """Return a channel on its own."""
+    """Return a channel that no gate serves."""
     return MemoryChannel()
 
 
 @pytest.fixture
 def caller() -> Caller:
-    """Return who speaks in these tests."""
+    """Return the caller of these tests."""
     return CALLER
 
 
 @pytest.fixture
 def gate_for() -> Callable[..., Gate]:
-    """Make a gate whose one group has the given grants."""
+    """Return a function that makes a gate whose one group has the given rules."""
 
     def make(**grants: tuple[str, ...]) -> Gate:
         return gate_with(GroupPolicy.build("ci", **grants))
@@ -276,13 +276,13 @@ def gate_for() -> Callable[..., Gate]:
 
 @dataclass
 class Registry:
-    """A running docker-registry, spoken to directly."""
+    """A running docker-registry, which the test can also reach directly."""
 
     endpoint: Endpoint
     folder: Path
 
     def access_log(self) -> str:
-        """Return one line for each request that it has served."""
+        """Return the access log, one line for each request."""
         return (self.folder / "access.log").read_text()
 
     def ask(self, method: str, target: str, body: bytes = b"", kind: str = "") -> tuple[int, dict[str, str], bytes]:
@@ -346,9 +346,9 @@ def digest_of(content: bytes) -> str:
 def running_registry(
     folder: Path, *, read_only: bool = False, deletes: bool = True, host: str = ""
 ) -> Iterator[Registry]:
-    """Run a real docker-registry on a free loopback port; `folder/access.log` tells each request that it served.
+    """Run a real docker-registry on a free loopback port; `folder/access.log` has one line for each request.
 
-    `host` is the setting `http.host`, which it names in every Location instead of the host that it was asked by.
+    `host` is the setting `http.host`; the registry puts it into every Location.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -384,7 +384,7 @@ def running_registry(
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """Run a registry with team/app and secret/app in it."""
+    """Run a docker-registry with the images team/app and secret/app."""
     with running_registry(tmp_path_factory.mktemp("registry")) as running:
         running.push_image("team/app", "v1", b"layer of team/app")
         running.push_image("secret/app", "v1", b"layer of secret/app")
@@ -409,7 +409,7 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class ScriptedRegistry:
-    """A TCP server that answers by a script, and remembers what it was sent."""
+    """A TCP server that responds by a script, and keeps what it receives."""
 
     endpoint: Endpoint = field(default_factory=lambda: Endpoint("127.0.0.1", 0))
     connections: int = 0
@@ -422,7 +422,7 @@ Scripted = Callable[[Script], AbstractAsyncContextManager[ScriptedRegistry]]
 
 @pytest.fixture
 def scripted() -> Scripted:
-    """Run a registry that follows a script for each connection, then closes it."""
+    """Return a function that runs a registry which follows a script on each connection, then closes it."""
 
     @asynccontextmanager
     async def run(script: Script) -> AsyncIterator[ScriptedRegistry]:

@@ -1,12 +1,12 @@
-"""A registry that is not docker-registry: it behaves as olareg does (github.com/olareg/olareg, `blob.go`).
+"""A registry that behaves as olareg does, not as docker-registry (github.com/olareg/olareg, `blob.go`).
 
-olareg itself comes with no package that is installed here. What matters of it:
+olareg itself is in none of the packages that are installed here. The differences that matter:
 
-- A location is a path without a host, and has a parameter `state`, which must say how much has arrived so far.
-- An upload goes on with the state of the last answer only.
-- A push by digest may name tags (`?tag=…`), which are told back in `OCI-Tag`.
+- A location is a path without a host, with a parameter `state` that must match the bytes received so far.
+- An upload continues with the state of the last response only.
+- A push by digest may have tags (`?tag=…`), which the response lists in `OCI-Tag`.
 
-Run as a program it serves on 127.0.0.1: `python stateful_registry.py PORT`.
+Run as a program, it listens on 127.0.0.1: `python stateful_registry.py PORT`.
 """
 
 import base64
@@ -25,7 +25,7 @@ _PLACE = re.compile(r"/v2/(?P<name>.+?)/(?P<kind>manifests|blobs/uploads|blobs|t
 
 
 class StatefulRegistry(ThreadingHTTPServer):
-    """Holds everything in memory."""
+    """A registry that keeps everything in memory."""
 
     daemon_threads = True
 
@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        """Say nothing."""
+        """Log nothing."""
 
     def _serve(self) -> None:  # noqa: PLR0911 (one for each endpoint)
         body = self._body()
@@ -119,9 +119,11 @@ class _Handler(BaseHTTPRequestHandler):
             tags = self.asked.get("tag", []) if ":" in reference else [reference]
             self.server.manifests[name, digest] = (self.headers["Content-Type"], body)
             self.server.tags |= {(name, tag): digest for tag in tags}
-            told = {"OCI-Tag": ", ".join(tags)} if ":" in reference else {}
+            tag_fields = {"OCI-Tag": ", ".join(tags)} if ":" in reference else {}
             location = f"/v2/{name}/manifests/{digest}"
-            return self._answer(HTTPStatus.CREATED, Location=location, **{"Docker-Content-Digest": digest}, **told)
+            return self._answer(
+                HTTPStatus.CREATED, Location=location, **{"Docker-Content-Digest": digest}, **tag_fields
+            )
         digest = self.server.tags.get((name, reference), reference)
         kind, content = self.server.manifests.get((name, digest), ("", None))
         return self._content(content, kind, **{"Docker-Content-Digest": digest})

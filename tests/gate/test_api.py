@@ -1,4 +1,4 @@
-"""The whole API through the gate to the real registry, and what issue after issue says may not pass."""
+"""Every endpoint of the API through the gate to a real registry, and requests that must not reach it."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ BLOB = digest_of(b"layer of api/app")
 ACCEPT = f"Accept: {MANIFEST_TYPE}"
 KIND = f"Content-Type: {MANIFEST_TYPE}"
 
-# Name, method, target, header lines, body, status; {app} is api/app, {up} where the last upload goes on.
+# Name, method, target, header lines, body, status; {app} is api/app, {up} the location of the last upload.
 # The numbers are those of the OCI distribution spec's table of endpoints.
 ENDPOINTS = [
     ("end-1", "GET", "/v2/", (), b"", 200),
@@ -58,7 +58,7 @@ ENDPOINTS = [
 
 
 async def test_every_endpoint_works_through_the_gate(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """One after another on one channel, each with the status that the registry itself gives."""
+    """Each endpoint of the API, called on one channel, gets the status that the registry itself gives."""
     digest = registry.push_image("api/app", "v1", b"layer of api/app")
     manifest = registry.manifest("api/app", b"another layer")
     gate = gate_for(push=("api/**",), delete=("api/**",))
@@ -67,9 +67,9 @@ async def test_every_endpoint_works_through_the_gate(talk: "Talk", gate_for: Gra
 
     async with talk(gate, registry.endpoint) as agent:
         for name, method, target, lines, body, _ in ENDPOINTS:
-            told = [line.format(**known) for line in lines]
+            filled = [line.format(**known) for line in lines]
             sent = body if body != b"MANIFEST" else manifest
-            answer = await agent.ask(method, target.format(**known), *told, body=sent)
+            answer = await agent.ask(method, target.format(**known), *filled, body=sent)
             seen.append((name, answer.status))
             if "/blobs/uploads/" in answer.headers.get("location", ""):
                 known["up"] = answer.headers["location"].removeprefix("http://localhost:5000")
@@ -78,10 +78,10 @@ async def test_every_endpoint_works_through_the_gate(talk: "Talk", gate_for: Gra
 
 
 @pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED.keys())
-async def test_a_request_with_two_readings_is_answered_400_and_nothing_of_it_reaches_the_registry(
+async def test_an_ambiguous_request_is_answered_400_and_nothing_of_it_reaches_the_registry(
     talk: "Talk", gate_for: Grants, registry: "Registry", raw: bytes
 ) -> None:
-    """Whatever the grants: 400, the channel closed, and what follows in the same bytes is not read."""
+    """An ambiguous request gets 400 under any policy, closes the channel, and the bytes after it are not read."""
     before = registry.access_log()
 
     async with talk(gate_for(push=("**",), delete=("**",)), registry.endpoint) as agent:
@@ -104,10 +104,10 @@ STRIPPED = (
 
 
 @pytest.mark.parametrize("line", STRIPPED)
-async def test_a_field_that_could_change_the_meaning_changes_nothing(
+async def test_header_fields_that_could_change_the_meaning_change_nothing(
     talk: "Talk", gate_for: Grants, registry: "Registry", line: str
 ) -> None:
-    """The registry answers as it does without it."""
+    """With a header field that could change a request's meaning, the registry responds as it does without it."""
     async with talk(gate_for(push=("work/**",)), registry.endpoint) as agent:
         begun = await agent.ask("POST", "/v2/work/app/blobs/uploads/", line)
         listed = await agent.ask("GET", "/v2/team/app/tags/list", line)
@@ -116,10 +116,8 @@ async def test_a_field_that_could_change_the_meaning_changes_nothing(
     assert json.loads(listed.body) == {"name": "team/app", "tags": ["v1"]}
 
 
-async def test_a_read_only_registry_is_told_in_the_form_that_clients_print(
-    talk: "Talk", gate_for: Grants, tmp_path: Path
-) -> None:
-    """Trap 41: the registry's own 405 is plain text, which docker cannot parse; the channel goes on."""
+async def test_a_read_only_registrys_405_becomes_an_oci_error(talk: "Talk", gate_for: Grants, tmp_path: Path) -> None:
+    """The plain-text 405 of a read-only docker-registry, which docker cannot parse, becomes an OCI error."""
     with running_registry(tmp_path) as writable:
         writable.push_image("team/app", "v1", b"layer")
     with running_registry(tmp_path, read_only=True) as registry:
@@ -136,10 +134,8 @@ async def test_a_read_only_registry_is_told_in_the_form_that_clients_print(
     )
 
 
-async def test_what_a_registry_says_in_the_form_that_clients_print_is_passed_on(
-    talk: "Talk", gate_for: Grants, tmp_path: Path
-) -> None:
-    """A registry without deletes has its own words for it, and so has one that is asked by HEAD, which has none."""
+async def test_an_oci_error_of_the_registry_is_forwarded(talk: "Talk", gate_for: Grants, tmp_path: Path) -> None:
+    """A 405 with the registry's own OCI error, or to a HEAD request, is forwarded unchanged."""
     with running_registry(tmp_path, deletes=False) as registry:
         digest = registry.push_image("team/app", "v1", b"layer")
         async with talk(gate_for(delete=("**",)), registry.endpoint) as agent:
@@ -149,8 +145,8 @@ async def test_what_a_registry_says_in_the_form_that_clients_print_is_passed_on(
     assert not refused.message.startswith("tunnelmgr")
 
 
-async def test_a_mirror_is_asked_as_containerd_asks_it(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """With `ns` on manifests and blobs, which ends at the gate."""
+async def test_the_parameter_ns_of_a_mirror_is_accepted(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Requests for manifests and blobs may have the parameter `ns`, as containerd sends it to a mirror."""
     before = len(registry.access_log())
 
     async with talk(gate_for(), registry.endpoint) as agent:
@@ -164,8 +160,8 @@ async def test_a_mirror_is_asked_as_containerd_asks_it(talk: "Talk", gate_for: G
     assert "ns=" not in registry.access_log()[before:]
 
 
-async def test_a_query_that_is_refused_is_told_by_its_parameter(talk: "Talk", gate_for: Grants) -> None:
-    """Not as a name, which would send whoever reads it the wrong way."""
+async def test_the_refusal_of_a_query_names_the_parameter(talk: "Talk", gate_for: Grants) -> None:
+    """A request with an unknown query parameter gets an error that names the parameter."""
     async with talk(gate_for(), Endpoint("127.0.0.1", 1)) as agent:
         refused = await agent.ask("GET", "/v2/team/app/tags/list?n=many")
         agent.channel.end()

@@ -1,4 +1,4 @@
-"""Bodies: decoded piece by piece, and never so many pieces at once that others would have to wait."""
+"""Bodies are decoded piece by piece, and never so many pieces at once that other agents would wait."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -24,8 +24,8 @@ def chunked(sizes: list[int]) -> bytes:
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 4096))
-def test_a_chunked_body_is_decoded_whole_in_few_pieces_at_a_time(sizes: list[int], read: int) -> None:
-    """However a body is cut into chunks and reads, all of it comes out, at most `MAX_PIECES` pieces a feed."""
+def test_a_chunked_body_is_decoded_whole_with_few_pieces_per_feed(sizes: list[int], read: int) -> None:
+    """However a body is cut into chunks and reads, all of it is decoded, with at most `MAX_PIECES` pieces per feed."""
     reader, wire, found = ChunkedBody(MalformedRequestError), chunked(sizes) + b"after", b""
 
     for start in range(0, len(wire), read):
@@ -44,8 +44,8 @@ def test_a_chunked_body_is_decoded_whole_in_few_pieces_at_a_time(sizes: list[int
     assert b"after".startswith(reader.rest)
 
 
-def test_feeding_nothing_to_a_body_that_is_decoded_so_far_gives_nothing() -> None:
-    """An empty feed is no end of the body."""
+def test_feeding_no_bytes_to_a_decoded_body_returns_nothing() -> None:
+    """An empty feed of a body whose received bytes are all decoded returns nothing and does not end the body."""
     reader = ChunkedBody(MalformedRequestError)
     assert list(reader.feed(b"3\r\nabc")) == [b"abc"]
 
@@ -54,7 +54,7 @@ def test_feeding_nothing_to_a_body_that_is_decoded_so_far_gives_nothing() -> Non
 
 
 async def test_an_upload_in_tiny_chunks_lets_others_run(talk: "Talk", scripted: "Scripted") -> None:
-    """Between two feeds of an upload's chunks is a checkpoint, and the registry gets the whole body."""
+    """An upload in tiny chunks has a checkpoint between two feeds, and the registry gets the whole body."""
     count = 10 * MAX_PIECES
     uploaded = asyncio.get_running_loop().create_future()
 
@@ -79,8 +79,8 @@ async def test_an_upload_in_tiny_chunks_lets_others_run(talk: "Talk", scripted: 
 
 
 @pytest.mark.parametrize("count", [1, 5 * MAX_PIECES])
-async def test_an_answer_in_tiny_chunks_arrives_whole(talk: "Talk", scripted: "Scripted", count: int) -> None:
-    """A registry may cut its answer into chunks as it likes."""
+async def test_a_response_in_tiny_chunks_arrives_whole(talk: "Talk", scripted: "Scripted", count: int) -> None:
+    """A response that the registry cuts into tiny chunks arrives whole."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

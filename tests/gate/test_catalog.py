@@ -1,4 +1,4 @@
-"""The catalog: a group sees what it may pull, in whole pages, and learns nothing else."""
+"""The catalog shows a group the repositories that it may pull, in full pages, and reveals nothing else."""
 
 import asyncio
 import json
@@ -81,8 +81,8 @@ def search(
     return CatalogSearch(pages, "localhost:5000", policy, agent or Agent(), turn or asyncio.Semaphore(1), timeout)
 
 
-async def look(catalog: FakeCatalog, query: str = "", visible: str = "open/**") -> tuple[list[str], str]:
-    """Ask for one page; returns its names and the query of the next."""
+async def get_page(catalog: FakeCatalog, query: str = "", visible: str = "open/**") -> tuple[list[str], str]:
+    """Request one page; returns its names and the query of the next page."""
     request = classify("GET", f"/v2/_catalog{query}")
     answer = await search(catalog, visible).page(request, close=False)
     return listed(answer), next_query(answer.link)
@@ -102,11 +102,11 @@ def next_query(link: str) -> str:
     return matched[1] if matched else ""
 
 
-async def look_through(catalog: FakeCatalog, query: str, visible: str = "open/**") -> list[list[str]]:
-    """Follow the links to the end."""
+async def get_all_pages(catalog: FakeCatalog, query: str, visible: str = "open/**") -> list[list[str]]:
+    """Follow the links to the last page."""
     pages = []
     while True:
-        names, query = await look(catalog, query, visible)
+        names, query = await get_page(catalog, query, visible)
         pages.append(names)
         if not query:
             return pages
@@ -114,64 +114,64 @@ async def look_through(catalog: FakeCatalog, query: str, visible: str = "open/**
 
 @pytest.mark.parametrize("size", [1, 7, 50, 149, 150, 151, 1000, 5000])
 @pytest.mark.parametrize("most", [30, 100, 1000])
-async def test_the_pages_together_are_exactly_what_may_be_seen(size: int, most: int) -> None:
-    """Each is full but the last, and none is empty, however the registry cuts its own."""
-    pages = await look_through(FakeCatalog(NAMES, most), f"?n={size}")
+async def test_the_pages_together_hold_exactly_the_visible_names(size: int, most: int) -> None:
+    """All pages but the last are full and none is empty, however the registry cuts its own pages."""
+    pages = await get_all_pages(FakeCatalog(NAMES, most), f"?n={size}")
 
     assert [name for page in pages for name in page] == [name for name in NAMES if name.startswith("open/")]
     assert {len(page) for page in pages[:-1]} <= {size}
     assert pages[-1]
 
 
-async def test_a_link_never_names_what_is_hidden() -> None:
-    """The next page begins after a name that was shown."""
-    names, query = await look(FakeCatalog(NAMES), "?n=2")
+async def test_a_link_never_contains_a_hidden_name() -> None:
+    """The link to the next page contains the last name that was shown, not a hidden one."""
+    names, query = await get_page(FakeCatalog(NAMES), "?n=2")
 
     assert names == ["open/000", "open/001"]
     assert query == "?last=open%2F001&n=2"
 
 
-async def test_there_is_no_link_to_a_page_on_which_nothing_could_be_shown() -> None:
-    """Or its being there would tell that more is hidden."""
-    assert await look(FakeCatalog(NAMES), "?n=150") == ([name for name in NAMES if "open" in name], "")
+async def test_there_is_no_link_to_an_empty_page() -> None:
+    """There is no link to a page without visible names, which would reveal that there are hidden ones."""
+    assert await get_page(FakeCatalog(NAMES), "?n=150") == ([name for name in NAMES if "open" in name], "")
 
 
-async def test_a_page_has_a_hundred_names_unless_asked_otherwise() -> None:
-    """As docker-registry does it."""
-    names, query = await look(FakeCatalog(NAMES))
+async def test_a_page_has_a_hundred_names_by_default() -> None:
+    """Without `n`, a page has 100 names, as in docker-registry."""
+    names, query = await get_page(FakeCatalog(NAMES))
 
     assert len(names) == 100
     assert query == "?last=open%2F099&n=100"
 
 
-async def test_who_may_see_nothing_gets_an_empty_list() -> None:
-    """After one look at everything."""
-    assert await look(FakeCatalog(NAMES), visible="nothing/**") == ([], "")
+async def test_a_group_that_may_pull_nothing_gets_an_empty_list() -> None:
+    """A group that may pull nothing gets an empty list without a link."""
+    assert await get_page(FakeCatalog(NAMES), visible="nothing/**") == ([], "")
 
 
-async def test_a_page_of_no_names_costs_nothing() -> None:
-    """The registry is not even asked."""
+async def test_a_page_of_no_names_sends_no_request() -> None:
+    """A request with `n=0` is answered without a request to the registry."""
     catalog = FakeCatalog(NAMES)
 
-    assert await look(catalog, "?n=0") == ([], "")
+    assert await get_page(catalog, "?n=0") == ([], "")
     assert catalog.targets == []
 
 
-async def test_the_search_is_bounded() -> None:
-    """What was found until then is a page, with a link; finding nothing is an error that says what to do."""
+async def test_a_search_ends_after_a_number_of_pages() -> None:
+    """A search that ends after its last page returns the names found so far with a link, or an error with advice."""
     few = FakeCatalog(NAMES, most=1)
 
     with pytest.raises(RegistryUnavailableError, match="use the repository's name"):
-        await look(few)
-    names, query = await look(few, "?last=hidden/100")
+        await get_page(few)
+    names, query = await get_page(few, "?last=hidden/100")
 
     assert len(few.targets) <= 2 * 101
     assert names
     assert query == f"?last=open%2F{names[-1][-3:]}&n=100"
 
 
-async def test_the_search_ends_in_time() -> None:
-    """What was found by then is a page with a link; finding nothing by then is an error that says what to do."""
+async def test_a_search_ends_at_its_timeout() -> None:
+    """A search that runs out of time returns the names found so far with a link, or an error with advice."""
     asked = classify("GET", "/v2/_catalog?n=5")
 
     answer = await search(StallingCatalog(), "open/**", timeout=0.02).page(asked, close=False)
@@ -192,7 +192,7 @@ class StallingCatalog:
 
 
 async def test_an_agent_has_one_search_at_a_time() -> None:
-    """A second search waits for the first one, and no longer than a search may take."""
+    """A second search of an agent waits for the first one, at most for the timeout of a search."""
     turn, catalog = asyncio.Semaphore(1), CountingCatalog()
     asked = classify("GET", "/v2/_catalog")
 
@@ -232,10 +232,10 @@ async def test_other_agents_run_while_names_are_filtered() -> None:
     assert agent.checkpoints == 10
 
 
-async def test_a_search_that_ran_out_of_time_leaves_no_answer_for_the_next_request(
+async def test_a_search_that_ran_out_of_time_leaves_no_response_for_the_next_request(
     talk: "Talk", gate_for: Grants, scripted: "Scripted", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection on which a page was still awaited is not used again."""
+    """After a search that ran out of time, the next request uses a new connection to the registry."""
     monkeypatch.setattr("tunnelmgr.gate.catalog.SEARCH_TIMEOUT", 0.05)
     late = asyncio.Event()
 
@@ -271,15 +271,15 @@ async def test_a_search_that_ran_out_of_time_leaves_no_answer_for_the_next_reque
         RegistryPage(200, b'{"repositories": [1]}', has_next=False),
     ],
 )
-async def test_a_page_that_is_none_is_the_registrys_fault(page: RegistryPage) -> None:
-    """Nothing of it is passed on."""
+async def test_an_invalid_page_is_an_error_of_the_registry(page: RegistryPage) -> None:
+    """A page that is not a list of names raises RegistryUnavailableError."""
     with pytest.raises(RegistryUnavailableError):
         await search(OnePage(page)).page(classify("GET", "/v2/_catalog"), close=False)
 
 
 @pytest.mark.parametrize("body", [b'{"repositories": null}', b'{"repositories": []}'])
-async def test_an_empty_page_is_the_end(body: bytes) -> None:
-    """Whatever its link says."""
+async def test_an_empty_page_ends_the_search(body: bytes) -> None:
+    """An empty page of the registry ends the search, even if it has a link to a next page."""
     page = RegistryPage(200, body, has_next=True)
 
     answer = await search(OnePage(page)).page(classify("GET", "/v2/_catalog"), close=False)
@@ -301,7 +301,7 @@ async def collect(agent: "Conversation", size: int) -> list[str]:
 
 @pytest.mark.parametrize("size", [1, 2, 100])
 async def test_a_group_lists_what_it_may_pull(talk: "Talk", gate_for: Grants, registry: "Registry", size: int) -> None:
-    """From the real registry: by pull and by push, without what is denied."""
+    """Through the real registry, a group lists what it may pull and push, without what is denied to it."""
     for name in ("catalog/a", "catalog/b", "catalog/c/d", "catalog/secret/e", "catalog/f"):
         registry.push_image(name, "v1", name.encode())
     gate = gate_for(pull=("catalog/*", "catalog/secret/*"), push=("catalog/c/*",), deny=("catalog/secret/**",))
@@ -312,10 +312,10 @@ async def test_a_group_lists_what_it_may_pull(talk: "Talk", gate_for: Grants, re
     assert names == ["catalog/a", "catalog/b", "catalog/c/d", "catalog/f"]
 
 
-async def test_names_that_no_request_could_use_are_not_listed(
+async def test_names_that_are_invalid_in_requests_are_not_listed(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """Trap 22: the registry lets a repository be called by the API's own words."""
+    """A repository whose name contains words of the API, which the registry allows, is not listed."""
     registry.push_blob("catalog/tags/list", b"odd")
 
     async with talk(gate_for(pull=("catalog/**",)), registry.endpoint) as agent:
@@ -337,7 +337,7 @@ def answering(body: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWrit
 
 @pytest.mark.parametrize("body", [b"4\r\n{}  \r\n", b"200000\r\n" + b"x" * 0x200000 + b"\r\n0\r\n\r\n"])
 async def test_a_page_is_bounded_in_time_and_size(talk: "Talk", scripted: "Scripted", body: bytes) -> None:
-    """It is held in memory, so it may not be endless."""
+    """A page of the registry that is too long, or does not arrive in time, is answered 503."""
     gate = gate_with(GroupPolicy.build("ci"), timeouts=Timeouts(response=0.2))
 
     async with scripted(answering(body)) as registry, talk(gate, registry.endpoint) as agent:

@@ -1,4 +1,4 @@
-"""The gate when a registry or an agent misbehaves: an answer or a closed channel, and nothing left behind."""
+"""The gate when a registry or an agent misbehaves: it responds or closes the channel, and leaves nothing open."""
 
 import asyncio
 import json
@@ -31,14 +31,14 @@ PUT = b"PUT /v2/team/app/manifests/v1 HTTP/1.1\r\n" + HOST
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-def impatient(**seconds: float) -> Gate:
-    """Make a gate that may push, and waits as told; a wait that is to run out is a few milliseconds."""
+def impatient_gate(**seconds: float) -> Gate:
+    """Return a gate whose group may push, with the given timeouts."""
     policy = GroupPolicy.build("ci", push=("**",), immutable_tags=("release-*",))
     return gate_with(policy, timeouts=Timeouts(**seconds))
 
 
 def replying(*answers: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]:
-    """Script a registry that gives each request's head the next answer, then waits for the end."""
+    """Script a registry that sends the next response for each request's head, then waits for the end."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for answer in answers:
@@ -49,8 +49,8 @@ def replying(*answers: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamW
     return script  # type: ignore[return-value]
 
 
-def hanging_up(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]:
-    """Script a registry that answers once and closes."""
+def closing_after(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]:
+    """Script a registry that sends one response and closes."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -59,23 +59,23 @@ def hanging_up(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamW
     return script  # type: ignore[return-value]
 
 
-async def test_the_gate_says_who_the_agent_is_without_a_registry(talk: "Talk") -> None:
-    """The well-known path never reaches it."""
-    async with talk(impatient(), NOBODY) as agent:
-        told = await agent.ask("GET", "/.well-known/tunnelmgr")
+async def test_the_gate_shows_an_agent_its_identity_without_a_registry(talk: "Talk") -> None:
+    """The well-known path shows the agent its identity, and a proof for a nonce, while the registry is unreachable."""
+    async with talk(impatient_gate(), NOBODY) as agent:
+        identity = await agent.ask("GET", "/.well-known/tunnelmgr")
         proved = await agent.ask("GET", "/.well-known/tunnelmgr", "Tunnelmgr-Nonce: 0aF9")
         asked = await agent.ask("HEAD", "/.well-known/tunnelmgr")
 
     known = {"agent": "static:builder-1", "group": "ci", "controller": "registry-1"}
-    assert json.loads(told.body) == known
+    assert json.loads(identity.body) == known
     assert json.loads(proved.body) == known | {"proof": "0aF9@127.0.0.1:5000"}
     assert (asked.status, asked.body) == (200, b"")
 
 
-async def test_a_probe_gets_what_it_would_get_if_it_were_written_otherwise(talk: "Talk", caller: "Caller") -> None:
-    """The same answer and the same record; known by its exact bytes, it is only not read in full."""
+async def test_a_probe_gets_the_same_response_in_any_form(talk: "Talk", caller: "Caller") -> None:
+    """A probe recognized by its exact bytes gets the same response and record as one that is parsed."""
     records = Records()
-    gate = Gate(replace(impatient().context, requests=records))
+    gate = Gate(replace(impatient_gate().context, requests=records))
     question = probe_request(caller.listener, "0aF9")
     async with talk(gate, NOBODY) as agent:
         agent.channel.send(question)
@@ -98,9 +98,9 @@ async def test_a_probe_gets_what_it_would_get_if_it_were_written_otherwise(talk:
     assert exact == otherwise
 
 
-async def test_a_probe_whose_answer_is_not_taken_ends_its_channel(talk: "Talk", caller: "Caller") -> None:
-    """Nothing is kept for an agent that does not read."""
-    async with talk(impatient(response=0.01), NOBODY) as agent:
+async def test_a_probe_whose_reply_is_not_read_ends_its_channel(talk: "Talk", caller: "Caller") -> None:
+    """A channel whose agent does not read the reply to a probe is closed."""
+    async with talk(impatient_gate(response=0.01), NOBODY) as agent:
         agent.channel.stalled = True
         agent.channel.send(probe_request(caller.listener, "0aF9"))
         await agent.finished()
@@ -111,26 +111,26 @@ async def test_a_probe_whose_answer_is_not_taken_ends_its_channel(talk: "Talk", 
     [("Tunnelmgr-Nonce: xyz",), ("Tunnelmgr-Nonce: " + "a" * 129,), ("Tunnelmgr-Nonce: a", "Tunnelmgr-Nonce: b")],
 )
 async def test_a_nonce_is_short_and_hexadecimal(talk: "Talk", lines: tuple[str, ...]) -> None:
-    """Nothing else gets a proof."""
-    async with talk(impatient(), NOBODY) as agent:
+    """A nonce that is empty, too long, repeated or not hexadecimal gets 400 and no proof."""
+    async with talk(impatient_gate(), NOBODY) as agent:
         refused = await agent.ask("GET", "/.well-known/tunnelmgr", *lines)
         agent.channel.end()
 
     assert refused.status == 400
 
 
-async def test_a_registry_that_is_away_is_503_and_the_channel_goes_on(talk: "Talk") -> None:
-    """The agent may ask again; the next answer may be better."""
-    async with talk(impatient(), NOBODY) as agent:
+async def test_an_unreachable_registry_is_503_and_the_channel_continues(talk: "Talk") -> None:
+    """A request to an unreachable registry gets 503, and the next request on the channel is served."""
+    async with talk(impatient_gate(), NOBODY) as agent:
         away = [await agent.ask("GET", "/v2/") for _ in "12"]
 
     assert [(answer.status, answer.code) for answer in away] == [(503, "UNAVAILABLE")] * 2
     assert away[0].message.startswith("tunnelmgr: the registry at 127.0.0.1:1 cannot be reached")
 
 
-async def test_a_push_to_a_registry_that_is_away_is_503(talk: "Talk") -> None:
-    """Its body is drained and the channel ends; nobody was told to continue."""
-    async with talk(impatient(), NOBODY) as agent:
+async def test_a_push_to_an_unreachable_registry_is_503(talk: "Talk") -> None:
+    """A push to an unreachable registry gets 503 without 100 Continue, and the channel ends."""
+    async with talk(impatient_gate(), NOBODY) as agent:
         agent.channel.send(PUT + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n")
         away = await agent.answer("PUT")
         agent.channel.end()
@@ -150,21 +150,19 @@ async def test_a_push_to_a_registry_that_is_away_is_503(talk: "Talk") -> None:
         b"x" * 40_000,
     ],
 )
-async def test_a_registry_that_does_not_answer_in_http_is_503(
-    talk: "Talk", scripted: "Scripted", answer: bytes
-) -> None:
-    """It died in mid-head, or is no registry."""
-    async with scripted(hanging_up(answer)) as registry, talk(impatient(), registry.endpoint) as agent:
+async def test_a_response_that_is_not_http_is_503(talk: "Talk", scripted: "Scripted", answer: bytes) -> None:
+    """A registry that closes within a head, or sends something other than HTTP, is answered 503."""
+    async with scripted(closing_after(answer)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         refused = await agent.ask("GET", "/v2/")
 
     assert (refused.status, refused.code) == (503, "UNAVAILABLE")
 
 
-async def test_a_registry_that_dies_in_mid_body_ends_the_channel(talk: "Talk", scripted: "Scripted") -> None:
-    """The agent must see that its blob is not whole, so nothing follows what came."""
+async def test_a_registry_that_closes_within_a_body_ends_the_channel(talk: "Talk", scripted: "Scripted") -> None:
+    """If the registry closes within a body, the channel ends there, so the client sees that the blob is incomplete."""
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
 
-    async with scripted(hanging_up(half)) as registry, talk(impatient(), registry.endpoint) as agent:
+    async with scripted(closing_after(half)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         agent.channel.send(GET)
         await agent.finished()
 
@@ -173,7 +171,7 @@ async def test_a_registry_that_dies_in_mid_body_ends_the_channel(talk: "Talk", s
 
 
 async def test_a_registry_that_resets_is_503(talk: "Talk", scripted: "Scripted") -> None:
-    """A reset is no answer."""
+    """A registry that resets the connection before its response is answered 503."""
 
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -183,15 +181,18 @@ async def test_a_registry_that_resets_is_503(talk: "Talk", scripted: "Scripted")
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
-    async with scripted(reset) as registry, talk(impatient(), registry.endpoint) as agent:
+    async with scripted(reset) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         refused = await agent.ask("GET", "/v2/")
 
     assert refused.status == 503
 
 
-async def test_a_silent_registry_is_503_in_time(talk: "Talk", scripted: "Scripted") -> None:
-    """The wait for its head is bounded, with a body as without."""
-    async with scripted(replying(b"", b"")) as registry, talk(impatient(response=0.02), registry.endpoint) as agent:
+async def test_a_silent_registry_is_503_after_the_timeout(talk: "Talk", scripted: "Scripted") -> None:
+    """A registry that sends no response is answered 503 after the timeout, with and without a request body."""
+    async with (
+        scripted(replying(b"", b"")) as registry,
+        talk(impatient_gate(response=0.02), registry.endpoint) as agent,
+    ):
         bodiless = await agent.ask("GET", "/v2/")
         agent.channel.send(PUT + b"Content-Length: 3\r\n\r\nabc")
         with_body = await agent.answer("PUT")
@@ -201,70 +202,70 @@ async def test_a_silent_registry_is_503_in_time(talk: "Talk", scripted: "Scripte
     assert "did not answer within 0.02 s" in with_body.message
 
 
-async def test_a_registry_that_stops_in_mid_body_ends_the_channel(talk: "Talk", scripted: "Scripted") -> None:
-    """The wait for more is bounded too."""
+async def test_a_registry_that_stalls_within_a_body_ends_the_channel(talk: "Talk", scripted: "Scripted") -> None:
+    """If the registry stalls within a body for longer than the timeout, the channel ends."""
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
 
-    async with scripted(replying(half)) as registry, talk(impatient(response=0.05), registry.endpoint) as agent:
+    async with scripted(replying(half)) as registry, talk(impatient_gate(response=0.05), registry.endpoint) as agent:
         agent.channel.send(GET)
         await agent.finished()
 
     assert bytes(agent.channel.outgoing).endswith(b"half")
 
 
-async def test_a_redirect_elsewhere_is_502_and_says_what_to_do(talk: "Talk", scripted: "Scripted") -> None:
-    """Trap 24: it would lead past the tunnel."""
+async def test_a_redirect_to_another_host_is_502_with_advice(talk: "Talk", scripted: "Scripted") -> None:
+    """A redirect to another host, which would bypass the tunnel, gets 502 and the setting to change."""
     away = (
         b"HTTP/1.1 307 Temporary Redirect\r\nLocation: https://bucket.s3.amazonaws.com/x\r\nContent-Length: 0\r\n\r\n"
     )
 
-    async with scripted(replying(away)) as registry, talk(impatient(), registry.endpoint) as agent:
+    async with scripted(replying(away)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         refused = await agent.ask("GET", "/v2/")
 
     assert refused.status == 502
     assert "set storage.redirect.disable" in refused.message
 
 
-async def test_interim_answers_are_kept_from_the_agent(talk: "Talk", scripted: "Scripted") -> None:
-    """Only the final one is the answer."""
+async def test_interim_responses_are_not_forwarded(talk: "Talk", scripted: "Scripted") -> None:
+    """Interim responses of the registry are not forwarded, only the final one is."""
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK
 
-    async with scripted(replying(early)) as registry, talk(impatient(), registry.endpoint) as agent:
+    async with scripted(replying(early)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         answered = await agent.ask("GET", "/v2/")
 
     assert (answered.status, answered.body) == (200, b"ok")
     assert agent.interim == []
 
 
-async def test_a_chunked_answer_is_chunked_to_the_agent(talk: "Talk", scripted: "Scripted") -> None:
-    """And the connection serves the next request."""
+async def test_a_chunked_response_is_chunked_to_the_agent(talk: "Talk", scripted: "Scripted") -> None:
+    """A chunked response is chunked to the agent, and the connection serves the next request."""
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
 
-    async with scripted(replying(chunked, OK)) as registry, talk(impatient(), registry.endpoint) as agent:
+    async with scripted(replying(chunked, OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         answers = [await agent.ask("GET", "/v2/") for _ in "12"]
 
     assert [answer.body for answer in answers] == [b"abc", b"ok"]
     assert registry.connections == 1
 
 
-async def test_a_chunked_answer_that_is_broken_off_is_seen_to_be(talk: "Talk", scripted: "Scripted") -> None:
-    """The agent gets no last chunk."""
+async def test_an_incomplete_chunked_response_gets_no_last_chunk(talk: "Talk", scripted: "Scripted") -> None:
+    """A chunked response that the registry does not complete reaches the agent without a last chunk."""
     broken = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\nzz\r\n"
 
-    async with scripted(replying(broken)) as registry, talk(impatient(), registry.endpoint) as agent:
+    async with scripted(replying(broken)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         agent.channel.send(GET)
         await agent.finished()
 
     assert b"0\r\n\r\n" not in agent.channel.outgoing
 
 
-async def test_an_answer_until_close_ends_in_a_last_chunk(talk: "Talk", scripted: "Scripted") -> None:
-    """The agent can tell that it came whole, and its own channel goes on."""
+async def test_a_response_until_close_ends_in_a_last_chunk(talk: "Talk", scripted: "Scripted") -> None:
+    """A response that ends with the registry's connection is chunked to the agent, whose channel continues."""
     body = b"x" * 200_000
 
     async with (
-        scripted(hanging_up(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n" + body)) as registry,
-        talk(impatient(), registry.endpoint) as agent,
+        scripted(closing_after(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n" + body)) as registry,
+        talk(impatient_gate(), registry.endpoint) as agent,
     ):
         answers = [await agent.ask("GET", "/v2/") for _ in "12"]
 
@@ -273,8 +274,8 @@ async def test_an_answer_until_close_ends_in_a_last_chunk(talk: "Talk", scripted
 
 
 async def test_a_connection_that_ended_while_idle_is_replaced(talk: "Talk", scripted: "Scripted") -> None:
-    """The agent does not notice."""
-    async with scripted(hanging_up(OK)) as registry, talk(impatient(), registry.endpoint) as agent:
+    """A kept connection that the registry closed while idle is replaced, and the agent gets its response."""
+    async with scripted(closing_after(OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         answers = [await agent.ask("GET", "/v2/") for _ in "123"]
 
     assert [answer.status for answer in answers] == [200, 200, 200]
@@ -282,7 +283,7 @@ async def test_a_connection_that_ended_while_idle_is_replaced(talk: "Talk", scri
 
 
 def closing_the_second_time(counter: list[int]) -> Callable[..., "asyncio.Future[None]"]:
-    """Script a registry that on its first connection answers once, and hangs up on the next request."""
+    """Script a registry whose first connection serves one request, and closes at the second."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         counter.append(1)
@@ -295,18 +296,18 @@ def closing_the_second_time(counter: list[int]) -> Callable[..., "asyncio.Future
     return script  # type: ignore[return-value]
 
 
-async def test_a_get_that_met_the_registrys_close_is_sent_again(talk: "Talk", scripted: "Scripted") -> None:
-    """RFC 9110, section 9.2.2: it is safe to."""
-    async with scripted(closing_the_second_time([])) as registry, talk(impatient(), registry.endpoint) as agent:
+async def test_a_get_on_a_connection_that_closes_is_sent_again(talk: "Talk", scripted: "Scripted") -> None:
+    """A GET on a kept connection that the registry closes is sent again (RFC 9110, section 9.2.2)."""
+    async with scripted(closing_the_second_time([])) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         answers = [await agent.ask("GET", "/v2/") for _ in "12"]
 
     assert [answer.status for answer in answers] == [200, 200]
     assert registry.connections == 2
 
 
-async def test_a_post_that_met_the_registrys_close_is_not(talk: "Talk", scripted: "Scripted") -> None:
-    """It may have been carried out."""
-    async with scripted(closing_the_second_time([])) as registry, talk(impatient(), registry.endpoint) as agent:
+async def test_a_post_on_a_connection_that_closes_is_not_sent_again(talk: "Talk", scripted: "Scripted") -> None:
+    """A POST on a kept connection that the registry closes is not sent again, since it may have taken effect."""
+    async with scripted(closing_the_second_time([])) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         await agent.ask("GET", "/v2/")
         refused = await agent.ask("POST", "/v2/team/app/blobs/uploads/")
 
@@ -314,20 +315,20 @@ async def test_a_post_that_met_the_registrys_close_is_not(talk: "Talk", scripted
     assert registry.connections == 1
 
 
-async def test_words_that_nobody_asked_for_are_nobodys_answer(talk: "Talk", scripted: "Scripted") -> None:
-    """A registry that sends too much is not kept, or its surplus would answer the next request."""
-    async with scripted(replying(OK + OK)) as registry, talk(impatient(), registry.endpoint) as agent:
+async def test_surplus_bytes_of_the_registry_answer_no_request(talk: "Talk", scripted: "Scripted") -> None:
+    """A connection on which the registry sent more than its response is replaced, so no request gets the surplus."""
+    async with scripted(replying(OK + OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         answers = [await agent.ask("GET", "/v2/") for _ in "12"]
 
     assert [answer.status for answer in answers] == [200, 200]
     assert registry.connections == 2
 
 
-async def test_an_early_refusal_is_heard_while_the_body_still_comes(talk: "Talk", scripted: "Scripted") -> None:
-    """No deadlock: the answer is passed on, the rest of the body is nobody's, the channel ends."""
+async def test_an_early_refusal_is_forwarded_while_the_body_arrives(talk: "Talk", scripted: "Scripted") -> None:
+    """A registry's early refusal is forwarded while the body is still arriving, and then the channel ends."""
     full = b"HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\n\r\nfull"
 
-    async with scripted(replying(full)) as registry, talk(impatient(), registry.endpoint) as agent:
+    async with scripted(replying(full)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 1000000\r\n\r\nabc")
         refused = await agent.answer("PUT")
         agent.channel.end()
@@ -338,8 +339,8 @@ async def test_an_early_refusal_is_heard_while_the_body_still_comes(talk: "Talk"
     assert agent.channel.ended
 
 
-async def test_an_early_answer_is_heard_by_an_upload_that_is_stuck(talk: "Talk", scripted: "Scripted") -> None:
-    """The registry answers and reads no more, while megabytes wait to be sent."""
+async def test_an_early_response_ends_a_blocked_upload(talk: "Talk", scripted: "Scripted") -> None:
+    """An upload that waits for the registry to read ends when the registry responds."""
     full = b"HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\n\r\nfull"
     more = asyncio.Event()
 
@@ -350,7 +351,7 @@ async def test_an_early_answer_is_heard_by_an_upload_that_is_stuck(talk: "Talk",
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.Event().wait()
 
-    async with scripted(stuck) as registry, talk(impatient(drain=0.02), registry.endpoint) as agent:
+    async with scripted(stuck) as registry, talk(impatient_gate(drain=0.02), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 64000000\r\n\r\n" + bytes(32_000_000))
         more.set()
         refused = await agent.answer("PUT")
@@ -359,24 +360,24 @@ async def test_an_early_answer_is_heard_by_an_upload_that_is_stuck(talk: "Talk",
     assert refused.status == 413
 
 
-async def test_a_whole_body_whose_sending_was_cut_short_ends_only_the_registrys_connection(
+async def test_a_read_body_that_was_not_sent_whole_ends_only_the_registrys_connection(
     talk: "Talk", scripted: "Scripted"
 ) -> None:
-    """All of it was read from the agent, so the next request is where it should be."""
+    """If a body was read whole but not sent whole, the channel continues on a new connection to the registry."""
     size = 32_000_000
     full = b"HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\n\r\nfull"
 
-    async with scripted(replying(full)) as registry, talk(impatient(), registry.endpoint) as agent:
+    async with scripted(replying(full)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
         refused = await agent.answer("PUT")
-        told = await agent.ask("GET", "/.well-known/tunnelmgr")
+        after = await agent.ask("GET", "/.well-known/tunnelmgr")
 
-    assert (refused.status, told.status) == (413, 200)
+    assert (refused.status, after.status) == (413, 200)
 
 
-async def test_a_registry_that_hangs_up_on_a_body_is_503(talk: "Talk", scripted: "Scripted") -> None:
-    """Without an answer there is only one to give."""
-    async with scripted(hanging_up(b"")) as registry, talk(impatient(), registry.endpoint) as agent:
+async def test_a_registry_that_closes_during_an_upload_is_503(talk: "Talk", scripted: "Scripted") -> None:
+    """A registry that closes during an upload without a response is answered 503."""
+    async with scripted(closing_after(b"")) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 64000000\r\n\r\n" + bytes(16_000_000))
         refused = await agent.answer("PUT")
         agent.channel.end()
@@ -384,14 +385,14 @@ async def test_a_registry_that_hangs_up_on_a_body_is_503(talk: "Talk", scripted:
     assert refused.status == 503
 
 
-async def test_a_registry_that_takes_no_more_is_503(talk: "Talk", scripted: "Scripted") -> None:
-    """Sending is bounded in time."""
+async def test_a_registry_that_stops_reading_an_upload_is_503(talk: "Talk", scripted: "Scripted") -> None:
+    """A registry that stops reading an upload is answered 503 after the timeout."""
 
     async def stuck(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.Event().wait()
 
-    async with scripted(stuck) as registry, talk(impatient(response=0.05), registry.endpoint) as agent:
+    async with scripted(stuck) as registry, talk(impatient_gate(response=0.05), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 64000000\r\n\r\n" + bytes(32_000_000))
         refused = await agent.answer("PUT")
         agent.channel.end()
@@ -399,14 +400,14 @@ async def test_a_registry_that_takes_no_more_is_503(talk: "Talk", scripted: "Scr
     assert refused.status == 503
 
 
-async def test_an_agent_that_ends_in_mid_body_takes_the_upload_with_it(talk: "Talk", scripted: "Scripted") -> None:
-    """The registry must not take a part for the whole."""
+async def test_an_agent_that_closes_within_a_body_ends_the_upload(talk: "Talk", scripted: "Scripted") -> None:
+    """If the agent closes within a body, the registry's connection closes too, so the upload is not completed."""
 
     async def reading(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(100)
 
-    async with scripted(reading) as registry, talk(impatient(), registry.endpoint) as agent:
+    async with scripted(reading) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 100\r\n\r\nabc")
         agent.channel.end()
         await agent.finished()
@@ -416,9 +417,9 @@ async def test_an_agent_that_ends_in_mid_body_takes_the_upload_with_it(talk: "Ta
     assert not agent.channel.outgoing
 
 
-async def test_a_body_that_stops_coming_is_400(talk: "Talk", scripted: "Scripted") -> None:
-    """The wait for it is bounded, and the upload is given up."""
-    async with scripted(replying(b"")) as registry, talk(impatient(body=0.02), registry.endpoint) as agent:
+async def test_a_body_that_stops_arriving_is_400(talk: "Talk", scripted: "Scripted") -> None:
+    """A body that stops arriving gets 400 after the timeout, and the upload ends."""
+    async with scripted(replying(b"")) as registry, talk(impatient_gate(body=0.02), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 100\r\n\r\nabc")
         refused = await agent.answer("PUT")
         agent.channel.end()
@@ -426,9 +427,9 @@ async def test_a_body_that_stops_coming_is_400(talk: "Talk", scripted: "Scripted
     assert refused.status == 400
 
 
-async def test_a_head_that_is_not_whole_in_time_is_400(talk: "Talk") -> None:
-    """Nobody holds a channel by dribbling."""
-    async with talk(impatient(head=0.02), NOBODY) as agent:
+async def test_a_head_that_is_incomplete_at_the_timeout_is_400(talk: "Talk") -> None:
+    """A head that is incomplete at the timeout gets 400, however slowly its bytes arrive."""
+    async with talk(impatient_gate(head=0.02), NOBODY) as agent:
         agent.channel.send(b"GET /v2/ HT")
         refused = await agent.answer()
         agent.channel.end()
@@ -436,20 +437,20 @@ async def test_a_head_that_is_not_whole_in_time_is_400(talk: "Talk") -> None:
     assert refused.status == 400
 
 
-async def test_a_head_may_come_in_pieces(talk: "Talk") -> None:
-    """In time is enough."""
-    async with talk(impatient(), NOBODY) as agent:
+async def test_a_head_may_arrive_in_pieces(talk: "Talk") -> None:
+    """A head that arrives in pieces within the timeout is served."""
+    async with talk(impatient_gate(), NOBODY) as agent:
         for byte in b"GET /.well-known/tunnelmgr HTTP/1.1\r\n" + HOST + b"\r\n":
             agent.channel.send(bytes([byte]))
-        told = await agent.answer()
+        response = await agent.answer()
 
-    assert told.status == 200
+    assert response.status == 200
 
 
-async def test_an_agent_that_ends_in_mid_head_is_let_go(talk: "Talk") -> None:
-    """There is nobody to answer, and nothing to record."""
+async def test_an_agent_that_closes_within_a_head_gets_nothing(talk: "Talk") -> None:
+    """An agent that closes within a head gets no response and leaves no record."""
     records = Records()
-    gate = Gate(replace(impatient().context, requests=records))
+    gate = Gate(replace(impatient_gate().context, requests=records))
 
     async with talk(gate, NOBODY) as agent:
         agent.channel.send(b"GET /v2/ HT")
@@ -458,8 +459,8 @@ async def test_an_agent_that_ends_in_mid_head_is_let_go(talk: "Talk") -> None:
     assert records.all == []
 
 
-async def test_an_answer_that_keeps_coming_is_not_cut_off(talk: "Talk", scripted: "Scripted") -> None:
-    """The bound is on silence, not on the whole."""
+async def test_a_response_that_keeps_arriving_is_not_cut_off(talk: "Talk", scripted: "Scripted") -> None:
+    """A response may take longer than the timeout, which bounds only the time without progress."""
     loop = asyncio.get_running_loop()
 
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -470,23 +471,23 @@ async def test_an_answer_that_keeps_coming_is_not_cut_off(talk: "Talk", scripted
             writer.write(b"x")
             await asyncio.sleep(0)
 
-    async with scripted(trickle) as registry, talk(impatient(response=0.2), registry.endpoint) as agent:
+    async with scripted(trickle) as registry, talk(impatient_gate(response=0.2), registry.endpoint) as agent:
         answered = await agent.ask("GET", "/v2/")
 
     assert answered.status == 200
 
 
-async def test_an_idle_channel_is_closed_in_time(talk: "Talk") -> None:
-    """Without a word: no request was begun."""
-    async with talk(impatient(idle=0.02), NOBODY) as agent:
+async def test_an_idle_channel_is_closed_after_the_timeout(talk: "Talk") -> None:
+    """A channel without a request is closed after the timeout, without a response."""
+    async with talk(impatient_gate(idle=0.02), NOBODY) as agent:
         await agent.finished()
 
     assert not agent.channel.outgoing
 
 
-async def test_an_agent_that_does_not_end_its_refused_request_is_not_waited_for(talk: "Talk") -> None:
-    """The drain is bounded in time."""
-    async with talk(impatient(drain=0.02), NOBODY) as agent:
+async def test_discarding_a_refused_body_has_a_timeout(talk: "Talk") -> None:
+    """An agent that neither sends nor ends its refused body does not keep the channel open."""
+    async with talk(impatient_gate(drain=0.02), NOBODY) as agent:
         agent.channel.send(b"\x00")
         refused = await agent.answer()
         await agent.finished()
@@ -495,9 +496,11 @@ async def test_an_agent_that_does_not_end_its_refused_request_is_not_waited_for(
 
 
 @pytest.mark.parametrize("raw", [GET, b"GET /.well-known/tunnelmgr HTTP/1.1\r\n" + HOST + b"\r\n"])
-async def test_an_agent_that_does_not_take_its_answer_is_let_go(talk: "Talk", scripted: "Scripted", raw: bytes) -> None:
-    """Neither the registry's answers nor our own wait for ever."""
-    async with scripted(replying(OK)) as registry, talk(impatient(response=0.05), registry.endpoint) as agent:
+async def test_an_agent_that_does_not_read_its_response_loses_the_channel(
+    talk: "Talk", scripted: "Scripted", raw: bytes
+) -> None:
+    """An agent that does not read a response, the registry's or the gate's own, loses its channel after the timeout."""
+    async with scripted(replying(OK)) as registry, talk(impatient_gate(response=0.05), registry.endpoint) as agent:
         agent.channel.stalled = True
         agent.channel.send(raw)
         await agent.finished()
@@ -506,9 +509,9 @@ async def test_an_agent_that_does_not_take_its_answer_is_let_go(talk: "Talk", sc
 
 
 @pytest.mark.parametrize("lose", ["reset", "gone"])
-async def test_an_agent_that_is_lost_frees_the_registry(talk: "Talk", scripted: "Scripted", lose: str) -> None:
-    """Whether it is noticed by reading or by writing."""
-    async with scripted(replying(OK, OK)) as registry, talk(impatient(), registry.endpoint) as agent:
+async def test_a_lost_agent_closes_the_registrys_connection(talk: "Talk", scripted: "Scripted", lose: str) -> None:
+    """When the agent is lost, noticed by a read or a write, the connection to the registry is closed."""
+    async with scripted(replying(OK, OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
         assert (await agent.ask("GET", "/v2/")).status == 200
         if lose == "reset":
             agent.channel.reset()
@@ -523,7 +526,7 @@ async def test_an_agent_that_is_lost_frees_the_registry(talk: "Talk", scripted: 
 async def test_revocation_aborts_both_sides_at_once(
     channel: "MemoryChannel", caller: "Caller", scripted: "Scripted"
 ) -> None:
-    """In the middle of a pull, and the cancellation is not swallowed."""
+    """Cancelling a session in the middle of a pull aborts both sides, and CancelledError is raised."""
     traffic = Traffic()
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -534,7 +537,7 @@ async def test_revocation_aborts_both_sides_at_once(
     async with scripted(endless) as registry, asyncio.timeout(10):
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(
-                impatient().serve(channel, caller, registry.endpoint, traffic), name="gate session"
+                impatient_gate().serve(channel, caller, registry.endpoint, traffic), name="gate session"
             )
             channel.send(GET)
             async with channel.changed:
@@ -548,8 +551,8 @@ async def test_revocation_aborts_both_sides_at_once(
     assert traffic.channels == 0
 
 
-async def test_whatever_else_goes_wrong_stays_in_the_session(talk: "Talk") -> None:
-    """Trap 5: an exception that escaped would close the agent's SSH connection."""
+async def test_an_unexpected_exception_ends_only_the_session(talk: "Talk") -> None:
+    """An unexpected exception is logged and ends the session, not the agent's SSH connection."""
 
     class FailingPolicies:
         def policy_of(self, _: AgentId) -> GroupPolicy:
@@ -567,14 +570,14 @@ async def test_whatever_else_goes_wrong_stays_in_the_session(talk: "Talk") -> No
     ]
 
 
-async def ask_all(agent: "Conversation") -> list[int]:
-    """Ask twice and return the statuses."""
+async def send_two_requests(agent: "Conversation") -> list[int]:
+    """Send two requests and return their statuses."""
     return [(await agent.ask("GET", "/v2/")).status for _ in "12"]
 
 
 async def test_requests_on_one_channel_share_one_connection(talk: "Talk", scripted: "Scripted") -> None:
-    """The registry is dialled once."""
-    async with scripted(replying(OK, OK)) as registry, talk(impatient(), registry.endpoint) as agent:
-        assert await ask_all(agent) == [200, 200]
+    """Two requests on one channel use one connection to the registry."""
+    async with scripted(replying(OK, OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+        assert await send_two_requests(agent) == [200, 200]
 
     assert registry.connections == 1

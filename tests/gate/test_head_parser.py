@@ -1,4 +1,4 @@
-"""Heads and bodies: bytes in, events out, the same however the bytes are cut."""
+"""Heads and bodies are parsed to the same result however the bytes are cut."""
 
 import itertools
 
@@ -27,12 +27,12 @@ TARGET = Endpoint("127.0.0.1", 5001)
 
 
 def head_of(*lines: str, method: str = "GET", target: str = "/v2/") -> bytes:
-    """Return a head with a proper request line and Host."""
+    """Return a head with a valid request line and Host."""
     return "\r\n".join((f"{method} {target} HTTP/1.1", "Host: localhost:5000", *lines, "", "")).encode("latin-1")
 
 
 def parse(raw: bytes) -> RequestHead:
-    """Read one whole head."""
+    """Parse one complete head."""
     inbox = ReceiveBuffer(MalformedRequestError)
     inbox.feed(raw)
     taken = inbox.take_head()
@@ -40,8 +40,8 @@ def parse(raw: bytes) -> RequestHead:
     return parse_request_head(taken)
 
 
-def test_a_plain_head_is_read() -> None:
-    """Names come in lower case, the rest as it stands."""
+def test_a_plain_head_is_parsed() -> None:
+    """A plain head is parsed: field names become lower-case, values stay unchanged."""
     head = parse(head_of("Accept: a/b", "User-Agent: docker/24"))
 
     assert (head.method, head.target, head.host) == ("GET", "/v2/", "localhost:5000")
@@ -60,13 +60,13 @@ def test_a_plain_head_is_read() -> None:
         (("Transfer-Encoding: Chunked",), BodyFraming(Coding.CHUNKED)),
     ],
 )
-def test_a_body_is_announced_in_one_way(lines: tuple[str, ...], body: BodyFraming) -> None:
-    """RFC 9112, section 6.3."""
+def test_the_framing_of_a_request_body_is_parsed(lines: tuple[str, ...], body: BodyFraming) -> None:
+    """A request's body is framed by its Content-Length or by chunks (RFC 9112, section 6.3)."""
     assert parse(head_of(*lines, method="PUT")).body == body
 
 
-def test_close_and_continue_are_heard() -> None:
-    """They steer the session."""
+def test_close_and_continue_are_parsed() -> None:
+    """`Connection: close` and `Expect: 100-continue` are parsed, in any case of letters."""
     head = parse(head_of("Connection: x, Close", "Expect: 100-Continue", "Content-Length: 1", method="PUT"))
 
     assert not head.keep_alive
@@ -135,14 +135,14 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_lenient_readers_take_in_two_ways_is_refused(raw: bytes) -> None:
-    """Trap 21 and RFC 9112: at the first byte that shows it, not after a timeout."""
+def test_a_head_that_lenient_parsers_read_in_different_ways_is_refused(raw: bytes) -> None:
+    """An ambiguous head (RFC 9112) is refused at the first byte that shows it, not after a timeout."""
     with pytest.raises(MalformedRequestError):
         parse(raw)
 
 
-def test_a_hundred_fields_and_a_long_request_line_still_pass() -> None:
-    """The bounds are bounds, not one off."""
+def test_a_head_at_its_limits_is_accepted() -> None:
+    """A head with exactly 100 fields and a request line of exactly 8 KiB is accepted."""
     target = "/v2/" + "a" * (8192 - len("GET /v2/ HTTP/1.1"))
 
     head = parse(head_of(*("X: y",) * 99, target=target))
@@ -151,8 +151,8 @@ def test_a_hundred_fields_and_a_long_request_line_still_pass() -> None:
     assert head.target == target
 
 
-def test_an_incomplete_head_is_waited_for() -> None:
-    """A CR at the edge may still get its LF."""
+def test_an_incomplete_head_is_not_an_error() -> None:
+    """An incomplete head, also one that ends in a CR, is not an error."""
     inbox = ReceiveBuffer(MalformedRequestError)
     whole = head_of()
 
@@ -176,18 +176,18 @@ def test_an_incomplete_head_is_waited_for() -> None:
         ("application/vnd.oci.image.manifest.v1+json", False),
     ],
 )
-def test_form_bodies_are_known_by_their_type(kind: str, form: bool) -> None:
-    """Trap 21: the registry lets a form's fields override the query."""
+def test_form_bodies_are_recognized_by_their_type(kind: str, form: bool) -> None:
+    """A body with a form's media type is recognized, since a registry lets its fields override the query."""
     assert has_form_body(parse(head_of(f"Content-Type: {kind}", "Content-Length: 1", method="POST"))) is form
 
 
-def test_a_body_without_a_type_is_no_form() -> None:
-    """It goes on as plain bytes."""
+def test_a_body_without_a_type_is_not_a_form() -> None:
+    """A body without a Content-Type is not a form."""
     assert not has_form_body(parse(head_of("Content-Length: 1", method="POST")))
 
 
-def test_the_registry_sees_named_fields_only() -> None:
-    """Nothing that identifies, forwards, overrides or belongs to the hop goes through."""
+def test_only_listed_fields_reach_the_registry() -> None:
+    """No field that authenticates, forwards, overrides or belongs to the hop reaches the registry."""
     lines = (
         *("Accept: a/b", "Accept: c/d", "Range: bytes=0-1", "If-None-Match: x", "User-Agent: u", "OCI-Subject: s"),
         *("Authorization: Basic x", "Cookie: c", "Forwarded: for=x", "X-Forwarded-Host: evil", "X-Forwarded-For: x"),
@@ -211,7 +211,7 @@ def test_the_registry_sees_named_fields_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "lines", "told"),
+    ("target", "lines", "expected"),
     [
         ("/v2/a/manifests/v1", ("Content-Type: x/y", "Content-Length: 3"), {"Content-Type: x/y", "Content-Length: 3"}),
         ("/v2/a/manifests/v1", ("Content-Length: 3",), {"Content-Type: application/octet-stream", "Content-Length: 3"}),
@@ -223,13 +223,13 @@ def test_the_registry_sees_named_fields_only() -> None:
         ("/v2/a/blobs/uploads/1", ("Content-Type: x/y",), {"Content-Length: 0"}),
     ],
 )
-def test_a_body_is_announced_anew(target: str, lines: tuple[str, ...], told: set[str]) -> None:
-    """Its length as it was parsed; its type only where the type means something."""
+def test_the_gate_writes_the_framing_of_a_request_body(target: str, lines: tuple[str, ...], expected: set[str]) -> None:
+    """The registry gets the parsed length of a body, and its type only for a manifest."""
     head = parse(head_of(*lines, method="PUT", target=target))
 
     wire = encode_request_head(head, classify(head.method, head.target)).decode()
 
-    assert {line for line in wire.split("\r\n") if line.startswith(("Content-", "Transfer-", "content-"))} == told
+    assert {line for line in wire.split("\r\n") if line.startswith(("Content-", "Transfer-", "content-"))} == expected
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ def test_a_body_is_announced_anew(target: str, lines: tuple[str, ...], told: set
         ("GET", "HTTP/1.1 103 Early Hints\r\nX: y", BodyFraming(Coding.NONE)),
     ],
 )
-def test_an_answers_body_is_told_by_its_head(method: str, head: str, body: BodyFraming) -> None:
-    """RFC 9112, section 6.3."""
+def test_the_framing_of_a_response_body_is_parsed(method: str, head: str, body: BodyFraming) -> None:
+    """The framing of a response's body follows RFC 9112, section 6.3."""
     assert parse_response_head(method, head.encode() + b"\r\n\r\n").body == body
 
 
@@ -259,8 +259,8 @@ def test_an_answers_body_is_told_by_its_head(method: str, head: str, body: BodyF
         ("HTTP/1.1 200 OK\r\nX: y", False),
     ],
 )
-def test_the_registrys_connection_is_kept_only_if_both_can_tell_the_end(head: str, kept: bool) -> None:
-    """RFC 9112, section 9.3."""
+def test_the_registrys_connection_is_kept_only_after_a_framed_response(head: str, kept: bool) -> None:
+    """The registry's connection is kept if the response allows it and has an end (RFC 9112, section 9.3)."""
     assert parse_response_head("GET", head.encode() + b"\r\n\r\n").keep_alive is kept
 
 
@@ -277,8 +277,8 @@ def test_the_registrys_connection_is_kept_only_if_both_can_tell_the_end(head: st
         b"HTTP/2 200\r\n\r\n",
     ],
 )
-def test_an_answer_that_is_no_http_is_the_registrys_fault(raw: bytes) -> None:
-    """The agent is told 503, not 400."""
+def test_an_invalid_response_head_is_an_error_of_the_registry(raw: bytes) -> None:
+    """An invalid response head raises RegistryUnavailableError, so the agent gets 503, not 400."""
     with pytest.raises(RegistryUnavailableError):
         parse_response_head("GET", raw)
 
@@ -291,8 +291,8 @@ def answer(*lines: str, location: str | None = None, close: bool = False) -> lis
     return written.decode().split("\r\n")[1:-2]
 
 
-def test_a_location_is_told_as_given_and_not_as_the_registry_wrote_it() -> None:
-    """The registry's own never gets to the agent by itself; links that lead back do."""
+def test_the_given_location_replaces_the_registrys() -> None:
+    """The agent gets the given Location and never the registry's own, and links that lead back to the registry."""
     assert answer("Location: /v2/a", "Link: </v2/x>", "Link: <http://evil/>") == [
         "Link: </v2/x>",
         "Transfer-Encoding: chunked",
@@ -300,8 +300,8 @@ def test_a_location_is_told_as_given_and_not_as_the_registry_wrote_it() -> None:
     assert answer("Location: /v2/a", "Content-Length: 0", location="/v2/b") == ["Location: /v2/b", "Content-Length: 0"]
 
 
-def test_hop_by_hop_fields_end_at_the_gate() -> None:
-    """RFC 9110, section 7.6.1; the rest goes on."""
+def test_hop_by_hop_fields_are_not_forwarded() -> None:
+    """Hop-by-hop fields are not forwarded (RFC 9110, section 7.6.1), all others are."""
     lines = answer("Content-Length: 0", "Connection: x-hop", "X-Hop: 1", "Keep-Alive: 1", "Etag: e", close=True)
 
     assert lines == ["Content-Length: 0", "Etag: e", "Connection: close"]
@@ -309,15 +309,15 @@ def test_hop_by_hop_fields_end_at_the_gate() -> None:
 
 @pytest.mark.parametrize("lines", [("Transfer-Encoding: chunked", "Content-Length: 3"), ("X: y",)])
 def test_a_body_of_unknown_length_is_chunked_to_the_agent(lines: tuple[str, ...]) -> None:
-    """It has to see whether the body came whole."""
-    told = answer(*lines)
+    """A response body of unknown length is chunked to the agent, which can thus notice an incomplete one."""
+    sent = answer(*lines)
 
-    assert "Transfer-Encoding: chunked" in told
-    assert not any(line.startswith("Content-Length") for line in told)
+    assert "Transfer-Encoding: chunked" in sent
+    assert not any(line.startswith("Content-Length") for line in sent)
 
 
 def read_body(shape: BodyFraming, wire: bytes, cuts: list[int]) -> tuple[bytes, bytes, bool]:
-    """Feed `wire` cut at `cuts`; return the body, what follows it, and whether it came whole."""
+    """Feed `wire` cut at `cuts`; return the body, the bytes after it, and whether it is complete."""
     reader = body_reader(shape, MalformedRequestError)
     edges = [0, *sorted(cuts), len(wire)]
     body, rest = b"", b""
@@ -332,8 +332,8 @@ def read_body(shape: BodyFraming, wire: bytes, cuts: list[int]) -> tuple[bytes, 
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.binary(min_size=1, max_size=60), st.binary(max_size=20), st.lists(st.integers(0, 80), max_size=6))
-def test_a_counted_body_ends_where_it_says_however_it_is_cut(body: bytes, after: bytes, cuts: list[int]) -> None:
-    """What follows is left for the next request."""
+def test_a_counted_body_ends_at_its_length_however_it_is_cut(body: bytes, after: bytes, cuts: list[int]) -> None:
+    """A counted body ends at its length, and the bytes after it are left for the next request."""
     wire = body + after
     cuts = [cut for cut in cuts if cut <= len(wire)]
 
@@ -351,7 +351,7 @@ def test_a_counted_body_ends_where_it_says_however_it_is_cut(body: bytes, after:
 def test_a_chunked_body_reads_the_same_however_it_is_cut(
     chunks: list[bytes], extension: bytes, trailer: bytes, after: bytes, cuts: list[int]
 ) -> None:
-    """Extensions and trailers are dropped."""
+    """A chunked body decodes to the same bytes however it is cut, without extensions and trailers."""
     wire = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
     wire += b"0\r\n" + trailer + b"\r\n" + after
     cuts = [cut for cut in cuts if cut <= len(wire)]
@@ -359,20 +359,20 @@ def test_a_chunked_body_reads_the_same_however_it_is_cut(
     assert read_body(BodyFraming(Coding.CHUNKED), wire, cuts) == (b"".join(chunks), after, True)
 
 
-def test_chunks_may_come_after_their_head() -> None:
-    """Then nothing has arrived with it."""
+def test_chunks_may_arrive_after_the_head() -> None:
+    """A chunked body of which nothing has arrived yet is not an error."""
     assert read_body(BodyFraming(Coding.CHUNKED), b"3\r\nabc\r\n0\r\n\r\n", [0]) == (b"abc", b"", True)
 
 
 @pytest.mark.parametrize("wire", [b"x\r\n", b"-1\r\n", b"3\r\nabcd\r\n", b"3 \x00\r\nabc\r\n"])
-def test_a_broken_chunk_is_an_error(wire: bytes) -> None:
-    """Nobody guesses where it ends."""
+def test_an_invalid_chunk_is_an_error(wire: bytes) -> None:
+    """An invalid chunk raises the reader's error."""
     with pytest.raises(MalformedRequestError):
         read_body(BodyFraming(Coding.CHUNKED), wire, [])
 
 
-def test_a_body_until_close_takes_everything() -> None:
-    """Only the stream's end is its end."""
+def test_a_body_until_close_ends_with_the_stream() -> None:
+    """A body without a length takes all bytes and ends with the stream."""
     reader = body_reader(BodyFraming(Coding.UNTIL_CLOSE), RegistryUnavailableError)
 
     assert b"".join(reader.feed(b"abc")) == b"abc"
@@ -381,8 +381,8 @@ def test_a_body_until_close_takes_everything() -> None:
     assert not reader.done
 
 
-def test_pieces_go_out_as_one_chunk_or_as_they_are() -> None:
-    """Many tiny chunks cannot be blown up into many tiny writes."""
+def test_the_pieces_of_one_feed_become_one_chunk() -> None:
+    """The pieces of one feed are sent as one chunk, so tiny chunks do not become tiny writes."""
     assert encode_pieces([b"ab", b"c"], chunked=True) == b"3\r\nabc\r\n"
     assert encode_pieces([], chunked=True) == b""
     assert encode_pieces([b"ab", b"c"], chunked=False) == b"abc"
@@ -396,8 +396,8 @@ _TOKENS += [*(":", " ", "\t", "a", "3", "Connection", "close", "Expect: 100-cont
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.sampled_from(_TOKENS), max_size=14).map("".join), st.sampled_from(["GET", "PUT"]))
-def test_an_accepted_head_reads_as_another_parser_reads_it(text: str, method: str) -> None:
-    """h11, written by others, accepts whatever passes here, and finds the same fields in it."""
+def test_h11_reads_an_accepted_head_the_same(text: str, method: str) -> None:
+    """Whatever the parser accepts, h11 accepts too, with the same fields."""
     raw = f"{method} /v2/ HTTP/1.1\r\n{text}\r\nHost: a\r\n\r\n".encode("latin-1")
     try:
         head = parse(raw)
@@ -426,7 +426,7 @@ _STREAMS = st.one_of(
 
 
 def heads_in(pieces: list[bytes]) -> tuple[list[RequestHead], bool]:
-    """Return every head that the stream gives, and whether it ended in an error."""
+    """Return every head in the stream, and whether it ended in an error."""
     inbox = ReceiveBuffer(MalformedRequestError)
     heads: list[RequestHead] = []
     try:
@@ -442,7 +442,7 @@ def heads_in(pieces: list[bytes]) -> tuple[list[RequestHead], bool]:
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.one_of(st.just(head_of()), _STREAMS), max_size=3).map(b"".join), st.data())
 def test_heads_read_the_same_however_the_bytes_are_cut(stream: bytes, data: st.DataObject) -> None:
-    """The same requests, and an error in the same place, for every split; nothing but our own errors."""
+    """However a stream is split, it has the same heads, an error at the same place, and no other exceptions."""
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
     edges = [0, *sorted(cuts), len(stream)]
 

@@ -1,4 +1,4 @@
-"""What the gate says by itself: the message where every client looks, and nothing that breaks a status line."""
+"""Replies of the gate: the message is where every client shows it, and nothing breaks the status line."""
 
 import json
 from http import HTTPStatus
@@ -8,8 +8,8 @@ import pytest
 from tunnelmgr.gate.local_reply import LocalReply, refusal
 
 
-def test_a_refusal_says_why_in_its_status_line_and_in_its_body() -> None:
-    """Docker prints the body's message; clients that look only at the status line print that."""
+def test_a_refusal_has_its_message_in_the_status_line_and_in_the_body() -> None:
+    """A refusal has its message in the body, which docker prints, and in the status line, which others print."""
     wire = refusal(HTTPStatus.FORBIDDEN, "DENIED", "group ci may not push team/app", close=False).encode(
         without_body=False
     )
@@ -19,14 +19,14 @@ def test_a_refusal_says_why_in_its_status_line_and_in_its_body() -> None:
     assert json.loads(body)["errors"][0]["message"] == "tunnelmgr: group ci may not push team/app"
 
 
-def test_other_answers_have_the_usual_phrase() -> None:
-    """An answer without a reason reads as everywhere."""
+def test_other_replies_have_the_standard_phrase() -> None:
+    """A reply without a reason has the standard phrase of its status."""
     assert LocalReply(HTTPStatus.OK, {}, close=False).encode(without_body=True).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 @pytest.mark.parametrize("message", ["one\r\nSet-Cookie: two", "a\0b", "täglich", "tab\there"])
 def test_a_message_cannot_break_the_status_line(message: str) -> None:
-    """RFC 9112, section 4: what is no printable ASCII is replaced, whoever wrote it."""
+    """Each character of a message that is not printable ASCII becomes `?` in the status line (RFC 9112, section 4)."""
     line, _, rest = (
         refusal(HTTPStatus.FORBIDDEN, "DENIED", message, close=True).encode(without_body=True).partition(b"\r\n")
     )
@@ -37,8 +37,8 @@ def test_a_message_cannot_break_the_status_line(message: str) -> None:
     assert b"Set-Cookie" not in rest
 
 
-def test_a_status_line_has_a_bound() -> None:
-    """A message as long as a request line may be is cut there, and whole in the body."""
+def test_a_long_message_is_truncated_in_the_status_line() -> None:
+    """A long message is truncated in the status line and complete in the body."""
     wire = refusal(HTTPStatus.FORBIDDEN, "DENIED", "x" * 8000, close=False).encode(without_body=False)
 
     line, _, rest = wire.partition(b"\r\n")

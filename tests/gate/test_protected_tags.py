@@ -1,4 +1,4 @@
-"""A protected tag is written once: the same manifest may be pushed again, another may not, and it cannot be deleted."""
+"""A protected tag is written once: the same manifest may be pushed again, another may not, and none can be deleted."""
 
 import asyncio
 import hashlib
@@ -32,7 +32,7 @@ Grants = Callable[..., Gate]
 
 @pytest.fixture
 def gate() -> Gate:
-    """Make a gate whose agents may push and delete, but change no release."""
+    """Return a gate whose group may push and delete, but not change releases."""
     policy = GroupPolicy.build("ci", push=("work/**",), delete=("work/**",), immutable_tags=("release-*",))
     return gate_with(policy)
 
@@ -53,7 +53,7 @@ async def delete(agent: "Conversation", repository: str, reference: str, kind: s
 async def test_the_same_manifest_may_be_pushed_to_a_protected_tag_again(
     talk: "Talk", gate: Gate, registry: "Registry"
 ) -> None:
-    """A CI job that runs twice succeeds twice, counted or in chunks, on the same channel."""
+    """The same manifest may be pushed to a protected tag again, counted or chunked, on the same channel."""
     manifest = registry.manifest("work/twice", b"twice")
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(manifest), manifest)
     head = f"PUT /v2/work/twice/manifests/release-1 HTTP/1.1\r\nHost: localhost:5000\r\n{KIND}\r\n"
@@ -70,7 +70,7 @@ async def test_the_same_manifest_may_be_pushed_to_a_protected_tag_again(
 async def test_another_manifest_may_not_be_pushed_to_a_protected_tag(
     talk: "Talk", gate: Gate, registry: "Registry"
 ) -> None:
-    """The refusal names the rule and the digest that stays; other tags are free, and the channel goes on."""
+    """The refusal of another manifest shows the rule and the tag's digest, and the channel continues."""
     first, second = (registry.manifest("work/stable", layer) for layer in (b"first", b"second"))
 
     async with talk(gate, registry.endpoint) as agent:
@@ -89,7 +89,7 @@ async def test_another_manifest_may_not_be_pushed_to_a_protected_tag(
 async def test_the_same_bytes_as_another_media_type_are_another_manifest(
     talk: "Talk", gate: Gate, registry: "Registry"
 ) -> None:
-    """Some registries keep the type beside the digest, so a push could change what the tag means."""
+    """The same bytes with another media type are refused, since some registries store the type separately."""
     manifest = registry.manifest("work/type", b"type")
 
     async with talk(gate, registry.endpoint) as agent:
@@ -103,7 +103,7 @@ async def test_the_same_bytes_as_another_media_type_are_another_manifest(
 async def test_fallback_tags_of_referrers_are_rewritten_although_every_tag_is_protected(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """With `["*"]` the requests of `oras attach` and of a second `cosign sign` still pass."""
+    """With `["*"]`, the requests of `oras attach` and of a second `cosign sign` succeed."""
     first, second = (registry.manifest("work/signed", layer) for layer in (b"one signature", b"two signatures"))
     gate = gate_for(push=("work/**",), immutable_tags=("*",))
 
@@ -118,10 +118,10 @@ async def test_fallback_tags_of_referrers_are_rewritten_although_every_tag_is_pr
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_a_manifest_beyond_4_mib_is_not_kept_in_memory(
+async def test_a_manifest_of_more_than_4_mib_is_refused(
     talk: "Talk", gate: Gate, registry: "Registry", *, announced: bool
 ) -> None:
-    """It is refused at its announced length, or as soon as it has grown too long."""
+    """A manifest of more than 4 MiB for a protected tag is refused at its Content-Length, or once it grows too long."""
     head = b"PUT /v2/work/big/manifests/release-1 HTTP/1.1\r\nHost: localhost:5000\r\n"
     piece = bytes(MAX_MANIFEST // 4)
 
@@ -140,7 +140,7 @@ async def test_a_manifest_beyond_4_mib_is_not_kept_in_memory(
 
 
 async def test_an_agent_cannot_fill_the_memory_with_manifests(talk: "Talk", gate: Gate, registry: "Registry") -> None:
-    """Only so many are read at once; the next one waits until one of them has ended."""
+    """An agent has at most `MAX_BUFFERED_MANIFESTS` manifests in memory; the next one waits until one has ended."""
     manifest = registry.manifest("work/many", b"many")
     head = b"PUT /v2/work/many/manifests/release-%d HTTP/1.1\r\nHost: localhost:5000\r\nContent-Length: %d\r\n"
     expecting = head + KIND.encode() + b"\r\nExpect: 100-continue\r\n\r\n"
@@ -166,7 +166,7 @@ async def test_an_agent_cannot_fill_the_memory_with_manifests(talk: "Talk", gate
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_a_manifest_is_compared_by_the_algorithm_that_the_registry_uses(algorithm: str) -> None:
-    """A tag may have been pushed by another digest than sha256; one of an unknown algorithm is another manifest."""
+    """A manifest is compared by the registry's digest algorithm, and differs from any of an unknown algorithm."""
     manifest = PushedManifest(b"a/b")
     for piece in (b"{", b"}"):
         manifest.add(piece)
@@ -178,8 +178,8 @@ def test_a_manifest_is_compared_by_the_algorithm_that_the_registry_uses(algorith
     assert not manifest.is_same(TaggedManifest(digest.replace(algorithm, "blake3"), b"a/b"))
 
 
-async def test_an_empty_manifest_is_the_registrys_to_refuse(talk: "Talk", gate: Gate, registry: "Registry") -> None:
-    """Nothing is read where there is no body."""
+async def test_an_empty_manifest_is_forwarded(talk: "Talk", gate: Gate, registry: "Registry") -> None:
+    """A manifest without a body is forwarded, and the registry refuses it."""
     async with talk(gate, registry.endpoint) as agent:
         refused = await push(agent, "work/empty", "release-1", b"")
 
@@ -197,7 +197,7 @@ async def push_with_tags(agent: "Conversation", manifest: bytes, *tags: str) -> 
 
 
 async def test_a_push_by_digest_writes_all_its_tags_or_none(talk: "Talk", gate: Gate) -> None:
-    """Each protected tag is looked at; one that points to another manifest stops the whole push."""
+    """A push by digest is refused whole if one of its protected tags points to another manifest."""
     with stateful_registry() as server:
         async with talk(gate, Endpoint("127.0.0.1", server.server_port)) as agent:
             first = await push_with_tags(agent, b"{}", "latest", "release-1")
@@ -216,10 +216,8 @@ async def test_a_push_by_digest_writes_all_its_tags_or_none(talk: "Talk", gate: 
     }
 
 
-async def test_tags_that_the_registry_does_not_understand_are_passed_on_as_they_are(
-    talk: "Talk", gate: Gate, registry: "Registry"
-) -> None:
-    """docker-registry 2.8 stores the manifest and ignores them, as it does without the gate."""
+async def test_tags_of_a_push_by_digest_are_forwarded_unchanged(talk: "Talk", gate: Gate, registry: "Registry") -> None:
+    """docker-registry 2.8 stores the manifest and ignores the tags of a push by digest, as without the gate."""
     manifest = registry.manifest("work/app", b"by digest")
 
     async with talk(gate, registry.endpoint) as agent:
@@ -232,8 +230,10 @@ async def test_tags_that_the_registry_does_not_understand_are_passed_on_as_they_
 # --- deleting ---
 
 
-async def test_a_delete_does_not_undo_a_protected_tag(talk: "Talk", gate: Gate, registry: "Registry") -> None:
-    """Neither the tag nor its digest can be deleted, so that the tag cannot be pushed with another manifest."""
+async def test_a_protected_tag_and_its_manifest_cannot_be_deleted(
+    talk: "Talk", gate: Gate, registry: "Registry"
+) -> None:
+    """Neither a protected tag nor its digest can be deleted, so the tag cannot be pushed with another manifest."""
     first, second = (registry.manifest("work/kept", layer) for layer in (b"first", b"second"))
 
     async with talk(gate, registry.endpoint) as agent:
@@ -253,7 +253,7 @@ async def test_a_delete_does_not_undo_a_protected_tag(talk: "Talk", gate: Gate, 
 
 
 async def test_what_no_protected_tag_points_to_is_deleted(talk: "Talk", gate: Gate, registry: "Registry") -> None:
-    """Manifests of other tags, blobs, and what is in a repository without tags."""
+    """Manifests of other tags, blobs, and manifests in a repository without tags can be deleted."""
     kept, gone = (registry.manifest("work/tidy", layer) for layer in (b"kept", b"gone"))
     blob = registry.push_blob("work/untagged", b"left over")
 
@@ -268,10 +268,10 @@ async def test_what_no_protected_tag_points_to_is_deleted(talk: "Talk", gate: Ga
     assert by_tag.status == 400, "docker-registry 2.8 deletes no tags, which is its own answer"
 
 
-async def test_a_group_without_protected_tags_deletes_without_a_look(
+async def test_a_group_without_protected_tags_deletes_without_a_search(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """The registry gets the delete alone."""
+    """For a group without protected tags, the registry gets the delete and no other request."""
     digest = registry.push_image("work/plain", "release-1", b"plain")
     before = len(registry.access_log())
 
@@ -287,7 +287,7 @@ async def test_a_group_without_protected_tags_deletes_without_a_look(
 
 @dataclass
 class Tags:
-    """A registry of one repository that answers as told, and notes what it was asked."""
+    """A registry of one repository that responds by a script, and keeps the requests."""
 
     pages: list[bytes] = field(default_factory=lambda: [b'{"tags": ["release-1"]}'])
     status: int = 200
@@ -297,7 +297,7 @@ class Tags:
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """LocalReply each request on one connection."""
+        """Serve each request on one connection."""
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             method, target, _ = head.split(" ", 2)
@@ -321,7 +321,7 @@ class Tags:
 
 
 def pointing_to(digest: str, kind: str = MANIFEST_TYPE) -> bytes:
-    """Return the answer to a HEAD of a tag."""
+    """Return the response to a HEAD of a tag."""
     return (
         f"HTTP/1.1 200 OK\r\nDocker-Content-Digest: {digest}\r\nContent-Type: {kind}\r\nContent-Length: 9\r\n\r\n"
     ).encode()
@@ -331,7 +331,7 @@ DIGEST = f"sha256:{HEX}"
 
 
 async def test_every_page_of_tags_is_read_before_a_delete(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
-    """The one protected tag may be on the last page."""
+    """A delete is refused if only the last page of tags has the protected tag that points to the manifest."""
     pages = [json.dumps({"tags": tags}).encode() for tags in (["a", "b"], ["c", 5, "/"], ["release-1"])]
     tags = Tags([*pages], looked_up=pointing_to(DIGEST))
 
@@ -347,8 +347,8 @@ async def test_every_page_of_tags_is_read_before_a_delete(talk: "Talk", gate: Ga
     ]
 
 
-async def test_a_tag_that_has_gone_meanwhile_protects_nothing(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
-    """It is in the list and has no manifest any more."""
+async def test_a_listed_tag_without_a_manifest_protects_nothing(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
+    """A tag that is listed and has no manifest any more does not prevent a delete."""
     tags = Tags()
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
@@ -358,30 +358,30 @@ async def test_a_tag_that_has_gone_meanwhile_protects_nothing(talk: "Talk", gate
 
 
 @pytest.mark.parametrize(
-    ("looked_up", "told"),
+    ("looked_up", "message"),
     [
         (pointing_to(""), "the registry reports no sha256 digest of work/app:release-1"),
         (pointing_to(f"sha512:{HEX}{HEX}"), "the registry reports no sha256 digest of work/app:release-1"),
     ],
 )
-async def test_a_delete_is_refused_if_the_registry_does_not_tell_what_a_tag_points_to(
-    talk: "Talk", gate: Gate, scripted: "Scripted", looked_up: bytes, told: str
+async def test_a_delete_is_refused_if_a_tags_digest_is_unknown(
+    talk: "Talk", gate: Gate, scripted: "Scripted", looked_up: bytes, message: str
 ) -> None:
-    """What cannot be compared may be the same."""
+    """A delete is refused if the registry reports no comparable digest for a protected tag."""
     tags = Tags(looked_up=looked_up)
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
         refused = await delete(agent, "work/app", DIGEST)
 
     assert (refused.status, refused.code) == (403, "DENIED")
-    assert told in refused.message
+    assert message in refused.message
     assert "delete it on the registry itself" in refused.message
 
 
 async def test_a_delete_is_refused_if_there_are_too_many_protected_tags(
     talk: "Talk", gate: Gate, scripted: "Scripted", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The number of requests for one delete is bounded."""
+    """A delete is refused if the repository has more than `MAX_PROTECTED_TAGS` protected tags."""
     monkeypatch.setattr("tunnelmgr.gate.delete.MAX_PROTECTED_TAGS", 2)
     tags = Tags([b'{"tags": ["release-1", "release-2", "release-3"]}'])
 
@@ -394,7 +394,7 @@ async def test_a_delete_is_refused_if_there_are_too_many_protected_tags(
 
 
 @pytest.mark.parametrize(
-    ("tags", "told"),
+    ("tags", "message"),
     [
         (Tags([b"no json"], 200), "list of tags is not a JSON object"),
         (Tags([b'{"tags": 5}'], 200), "list of tags is not a JSON object"),
@@ -405,21 +405,19 @@ async def test_a_delete_is_refused_if_there_are_too_many_protected_tags(
     ],
 )
 async def test_a_delete_fails_if_the_tags_cannot_be_listed(
-    talk: "Talk", gate: Gate, scripted: "Scripted", tags: Tags, told: str
+    talk: "Talk", gate: Gate, scripted: "Scripted", tags: Tags, message: str
 ) -> None:
-    """That is the registry's fault, and nothing was deleted."""
+    """If the tags cannot be listed, the delete gets 503 and is not forwarded."""
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
         failed = await delete(agent, "work/app", DIGEST)
 
     assert (failed.status, failed.code) == (503, "UNAVAILABLE")
-    assert told in failed.message
+    assert message in failed.message
     assert not any(line.startswith("DELETE") for line in tags.asked)
 
 
-async def test_a_push_fails_if_the_registry_does_not_say_whether_its_tag_is_there(
-    talk: "Talk", gate: Gate, scripted: "Scripted"
-) -> None:
-    """Neither a yes nor a no: the manifest is not passed on."""
+async def test_a_push_fails_if_its_tag_cannot_be_resolved(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
+    """If the registry neither confirms nor denies a protected tag, the push gets 503 and is not forwarded."""
     tags = Tags(looked_up=b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
@@ -430,10 +428,10 @@ async def test_a_push_fails_if_the_registry_does_not_say_whether_its_tag_is_ther
     assert not any(line.startswith("PUT") for line in tags.asked)
 
 
-async def test_a_push_is_refused_if_the_registry_tells_no_digest(
+async def test_a_push_is_refused_if_the_registry_reports_no_digest(
     talk: "Talk", gate: Gate, scripted: "Scripted"
 ) -> None:
-    """A tag that exists with an unknown manifest counts as another one."""
+    """A protected tag that exists with an unknown digest counts as another manifest."""
     async with scripted(Tags(looked_up=pointing_to(""))) as registry, talk(gate, registry.endpoint) as agent:
         refused = await push(agent, "work/app", "release-1", b"{}")
 
@@ -443,8 +441,8 @@ async def test_a_push_is_refused_if_the_registry_tells_no_digest(
     )
 
 
-async def test_a_search_for_protected_tags_ends_in_time(talk: "Talk", scripted: "Scripted") -> None:
-    """A registry that does not answer costs the delete, and is told as the reason."""
+async def test_a_search_for_protected_tags_ends_at_its_timeout(talk: "Talk", scripted: "Scripted") -> None:
+    """If the registry does not respond during the search, the delete gets 503 with that reason."""
     policy = GroupPolicy.build("ci", delete=("work/**",), immutable_tags=("*",))
     gate = gate_with(policy, timeouts=Timeouts(search=0.02))
     tags = Tags(held=asyncio.Event())
@@ -457,10 +455,10 @@ async def test_a_search_for_protected_tags_ends_in_time(talk: "Talk", scripted: 
     assert "did not finish within 0.02 s" in failed.message
 
 
-async def test_a_look_that_ends_the_connection_is_followed_by_a_new_one(
+async def test_a_query_whose_response_closes_the_connection_is_followed_by_a_new_one(
     talk: "Talk", gate: Gate, scripted: "Scripted"
 ) -> None:
-    """The manifest goes out on a connection that stands."""
+    """After a query whose response closes the connection, the manifest is sent on a new one."""
     tags = Tags(looked_up=b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\nConnection: close\r\n\r\n")
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
@@ -473,7 +471,7 @@ async def test_a_look_that_ends_the_connection_is_followed_by_a_new_one(
 async def test_an_agent_has_one_search_for_protected_tags_at_a_time(
     talk: "Talk", gate: Gate, scripted: "Scripted"
 ) -> None:
-    """Each may be a thousand requests; another agent's search does not wait for them."""
+    """A second search of an agent waits for the first one; the search of another agent does not."""
     held = asyncio.Event()
     tags = Tags([b'{"tags": null}'] * 3, held=held)
 
@@ -506,7 +504,7 @@ Meanwhile = Callable[[Ask, Ask], Awaitable[tuple["Reply", "Reply"]]]
 
 @pytest.fixture
 def meanwhile(talk: "Talk", gate: Gate, scripted: "Scripted") -> Meanwhile:
-    """Send a second agent's request while the registry has the first one's look in hand; returns both answers."""
+    """Send a second agent's request while the registry handles the query of the first one's; return both responses."""
 
     async def ask_both(first: Ask, then: Ask) -> tuple["Reply", "Reply"]:
         held = asyncio.Event()
@@ -521,9 +519,9 @@ def meanwhile(talk: "Talk", gate: Gate, scripted: "Scripted") -> Meanwhile:
             await tags.begun.wait()
             tags.begun.clear()
             second = tasks.create_task(other.ask(*then[:2], KIND, body=then[2]), name="second request")
-            heard = tasks.create_task(tags.begun.wait(), name="second look")
-            await asyncio.wait((second, heard), return_when=asyncio.FIRST_COMPLETED)
-            heard.cancel()
+            resolving = tasks.create_task(tags.begun.wait(), name="second query")
+            await asyncio.wait((second, resolving), return_when=asyncio.FIRST_COMPLETED)
+            resolving.cancel()
             held.set()
             return await begun, await second
 
@@ -534,7 +532,7 @@ RELEASE = "/v2/work/app/manifests/release-1"
 
 
 async def test_of_two_agents_that_write_a_protected_tag_at_once_one_is_refused(meanwhile: Meanwhile) -> None:
-    """Both would find it free."""
+    """Of two agents that push different manifests to a free protected tag at once, one is refused."""
     pushed, refused = await meanwhile(("PUT", RELEASE, b"{}"), ("PUT", RELEASE, b"{ }"))
 
     assert (pushed.status, refused.status) == (201, 403)
@@ -542,14 +540,14 @@ async def test_of_two_agents_that_write_a_protected_tag_at_once_one_is_refused(m
 
 
 async def test_two_agents_may_push_the_same_manifest_to_a_protected_tag_at_once(meanwhile: Meanwhile) -> None:
-    """Whichever is first, the tag points to what both want."""
+    """Two agents may push the same manifest to a protected tag at once."""
     both = await meanwhile(("PUT", RELEASE, b"{}"), ("PUT", RELEASE, b"{}"))
 
     assert [answer.status for answer in both] == [201, 201]
 
 
 async def test_a_manifest_is_not_deleted_while_it_is_pushed_under_a_protected_tag(meanwhile: Meanwhile) -> None:
-    """The delete would find no tag and then take the new one with it."""
+    """A delete of a manifest is refused while the manifest is being pushed under a protected tag."""
     pushed, refused = await meanwhile(
         ("PUT", RELEASE, b"{}"),
         ("DELETE", f"/v2/work/app/manifests/{digest_of(b'{}')}", b""),
@@ -560,7 +558,7 @@ async def test_a_manifest_is_not_deleted_while_it_is_pushed_under_a_protected_ta
 
 
 async def test_a_manifest_is_not_pushed_under_a_protected_tag_while_it_is_deleted(meanwhile: Meanwhile) -> None:
-    """The push would succeed and its tag be gone a moment later."""
+    """A push under a protected tag is refused while its manifest is being deleted."""
     deleted, refused = await meanwhile(
         ("DELETE", f"/v2/work/app/manifests/{digest_of(b'{}')}", b""),
         ("PUT", RELEASE, b"{}"),

@@ -1,4 +1,4 @@
-"""How the registry itself does, seen from beside it."""
+"""The checks on the registry: whether it answers, and where it listens."""
 
 import asyncio
 import socket
@@ -29,7 +29,7 @@ def proc(tmp_path: Path, tcp: str = "", tcp6: str = "") -> Path:
 
 @asynccontextmanager
 async def answering(answer: bytes) -> AsyncIterator[Endpoint]:
-    """Run a server that answers any request with these bytes."""
+    """Run a server that sends these bytes to any request."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -52,8 +52,8 @@ async def serving(
 # --- whether it answers ---
 
 
-async def test_a_registry_that_answers_200_is_well() -> None:
-    """Nothing to say of it."""
+async def test_a_registry_that_answers_200_has_no_error() -> None:
+    """A registry that answers 200 has no error."""
     async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as endpoint:
         assert await registry_error(endpoint) is None
 
@@ -71,8 +71,8 @@ async def test_a_registry_that_answers_200_is_well() -> None:
     ],
     ids=lambda value: value[:16] if isinstance(value, str) else repr(value[:16]),
 )
-async def test_any_other_answer_is_named(answer: bytes, words: str) -> None:
-    """Whatever it is; a line without an end neither hangs nor raises."""
+async def test_any_other_answer_is_an_error_that_shows_it(answer: bytes, words: str) -> None:
+    """Any other answer is an error that shows it, and an endless line neither blocks nor raises."""
     async with answering(answer) as endpoint:
         wrong = await registry_error(endpoint)
 
@@ -81,8 +81,8 @@ async def test_any_other_answer_is_named(answer: bytes, words: str) -> None:
     assert str(endpoint) in wrong
 
 
-async def test_nobody_there_is_told_in_the_systems_words() -> None:
-    """With the address once."""
+async def test_a_closed_port_is_an_error_with_the_systems_message() -> None:
+    """A closed port is an error with the system's message and the address once."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = Endpoint("127.0.0.1", taken.getsockname()[1])
 
@@ -91,8 +91,8 @@ async def test_nobody_there_is_told_in_the_systems_words() -> None:
     )
 
 
-async def test_a_registry_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the time that it has."""
+async def test_a_registry_that_does_not_answer_is_an_error_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that does not answer is an error after the timeout."""
     monkeypatch.setattr(registry_check, "CHECK_TIMEOUT", 0.1)
     ended = asyncio.Event()
 
@@ -129,18 +129,18 @@ async def test_a_registry_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch
 def test_listeners_are_read_from_the_kernels_tables(
     tmp_path: Path, tables: dict[str, str], addresses: tuple[str, ...]
 ) -> None:
-    """Port 5000 is 1388 there; other ports and connections that stand do not count."""
+    """The listeners on a port are read from /proc/net, without other ports and established connections."""
     assert listen_addresses(5000, proc(tmp_path, **tables)) == addresses
 
 
-def test_tables_that_cannot_be_read_tell_nothing(tmp_path: Path) -> None:
-    """As in a container without /proc."""
+def test_there_are_no_listeners_without_the_kernels_tables(tmp_path: Path) -> None:
+    """Without /proc, as in some containers, no listener is found."""
     assert listen_addresses(5000, tmp_path / "nowhere") == ()
 
 
 @pytest.mark.parametrize(("host", "verdict"), [("127.0.0.1", True), ("0.0.0.0", False)])  # noqa: S104
-def test_a_real_listener_is_seen_where_it_is(host: str, verdict: bool) -> None:
-    """By the kernel of this machine, which has a connection that stood before."""
+def test_a_real_listener_is_found_at_its_address(host: str, verdict: bool) -> None:
+    """A real listener is found at its address, also beside an established connection."""
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
         socket.create_connection(other.getsockname()),
@@ -152,14 +152,14 @@ def test_a_real_listener_is_seen_where_it_is(host: str, verdict: bool) -> None:
         assert is_loopback_only(Endpoint("127.0.0.1", port)) is verdict
 
 
-def test_a_port_on_which_nothing_is_seen_cannot_be_judged() -> None:
-    """It may live in another network namespace."""
+def test_a_port_without_a_visible_listener_is_unknown() -> None:
+    """A port without a visible listener is unknown, since it may be in another network namespace."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
     assert is_loopback_only(Endpoint("127.0.0.1", port)) is None
 
 
-def test_a_target_beyond_loopback_is_beyond_loopback() -> None:
-    """Whatever listens here."""
+def test_a_target_that_is_not_on_loopback_is_not_loopback_only() -> None:
+    """A target that is not a loopback address is not loopback-only, whatever listens on this machine."""
     assert is_loopback_only(Endpoint("192.0.2.7", 5000)) is False

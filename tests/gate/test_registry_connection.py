@@ -1,4 +1,4 @@
-"""A channel's connection to the registry, by itself."""
+"""A channel's connection to the registry, without a session."""
 
 import asyncio
 import socket
@@ -19,14 +19,14 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 
 
 def connection_to(registry: "ScriptedRegistry") -> RegistryConnection:
-    """Return a connection that waits as long as the test may take."""
+    """Return a connection with timeouts longer than the test."""
     return RegistryConnection(
         registry.endpoint, asyncio.Semaphore(MAX_PENDING_REQUESTS), head_timeout=10, idle_timeout=10
     )
 
 
-async def test_sending_to_a_registry_that_hung_up_is_its_fault(scripted: "Scripted") -> None:
-    """It is unavailable; the agent did nothing wrong."""
+async def test_sending_to_a_registry_that_closed_is_an_error_of_the_registry(scripted: "Scripted") -> None:
+    """Sending to a registry that closed the connection raises RegistryUnavailableError."""
 
     async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
@@ -45,8 +45,8 @@ async def send_for_ever(connection: RegistryConnection) -> None:
         await connection.send(bytes(1 << 20))
 
 
-async def test_a_body_may_come_after_its_head(scripted: "Scripted") -> None:
-    """Nothing is yielded before there is something."""
+async def test_a_body_may_arrive_after_its_head(scripted: "Scripted") -> None:
+    """A body that arrives after its head is streamed whole, and the connection is kept."""
     asked = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,8 +68,8 @@ async def test_a_body_may_come_after_its_head(scripted: "Scripted") -> None:
     assert kept
 
 
-async def test_an_answer_that_comes_as_the_body_ends_stops_the_clock(scripted: "Scripted") -> None:
-    """The task's end may be announced after the wait is over, and must do no harm then."""
+async def test_a_response_that_arrives_as_the_body_ends_stops_the_timeout(scripted: "Scripted") -> None:
+    """If the sending task's callback runs after the response has arrived, it does not touch the ended timeout."""
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
 
@@ -93,8 +93,8 @@ async def test_an_answer_that_comes_as_the_body_ends_stops_the_clock(scripted: "
     assert complaints == []
 
 
-def breaking_off(head: bytes, *, reset: bool = False) -> "Script":
-    """Return a registry that answers with `head` and goes in the middle of the body."""
+def closing_within_a_body(head: bytes, *, reset: bool = False) -> "Script":
+    """Return a registry that responds with `head` and closes within the body."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -113,11 +113,11 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe"
 
 
 @pytest.mark.parametrize(("reset", "words"), [(False, "in the middle of a response"), (True, "closed the connection")])
-async def test_a_registry_that_goes_within_a_body_is_at_fault(
+async def test_a_registry_that_closes_within_a_body_is_an_error(
     scripted: "Scripted", channel: MemoryChannel, reset: bool, words: str
 ) -> None:
-    """The agent has a part of it, and is not told that it was all."""
-    async with scripted(breaking_off(LONG, reset=reset)) as registry, asyncio.timeout(10):
+    """A registry that closes or resets within a counted body raises RegistryUnavailableError."""
+    async with scripted(closing_within_a_body(LONG, reset=reset)) as registry, asyncio.timeout(10):
         connection = connection_to(registry)
         await connection.round_trip("GET", GET)
         await connection.send(b"x")
@@ -126,9 +126,9 @@ async def test_a_registry_that_goes_within_a_body_is_at_fault(
         connection.abort()
 
 
-async def test_a_registry_that_goes_within_a_chunk_is_at_fault(scripted: "Scripted") -> None:
-    """As above, for a body that tells its length as it goes."""
-    async with scripted(breaking_off(CHUNKED)) as registry, asyncio.timeout(10):
+async def test_a_registry_that_closes_within_a_chunk_is_an_error(scripted: "Scripted") -> None:
+    """A registry that closes within a chunk raises RegistryUnavailableError."""
+    async with scripted(closing_within_a_body(CHUNKED)) as registry, asyncio.timeout(10):
         connection = connection_to(registry)
         head = await connection.round_trip("GET", GET)
         await connection.send(b"x")
@@ -137,9 +137,9 @@ async def test_a_registry_that_goes_within_a_chunk_is_at_fault(scripted: "Script
         connection.abort()
 
 
-async def test_an_agent_that_goes_within_a_body_is_no_fault_of_the_registrys(scripted: "Scripted") -> None:
-    """Nobody is told that the registry is away."""
-    async with scripted(breaking_off(LONG + b"part")) as registry, asyncio.timeout(10):
+async def test_an_agent_that_is_lost_within_a_body_is_not_an_error_of_the_registry(scripted: "Scripted") -> None:
+    """If the agent is lost within a body, the agent's ConnectionError is raised."""
+    async with scripted(closing_within_a_body(LONG + b"part")) as registry, asyncio.timeout(10):
         connection = connection_to(registry)
         await connection.round_trip("GET", GET)
         assert connection.take_received(1000) == b"part"
@@ -149,16 +149,19 @@ async def test_an_agent_that_goes_within_a_body_is_no_fault_of_the_registrys(scr
 
 
 class GoneChannel(MemoryChannel):
-    """A channel whose agent has gone."""
+    """A channel whose agent is lost."""
 
     async def send_from(self, *_: object) -> int:
-        """Fail, as a channel does."""
+        """Fail, as a closed channel does."""
         raise ConnectionResetError("the channel is closed")
 
 
-async def test_an_empty_body_is_over_at_once(scripted: "Scripted") -> None:
-    """Nothing is waited for."""
-    async with scripted(breaking_off(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as registry, asyncio.timeout(10):
+async def test_an_empty_body_ends_at_once(scripted: "Scripted") -> None:
+    """An empty body ends without waiting for bytes."""
+    async with (
+        scripted(closing_within_a_body(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as registry,
+        asyncio.timeout(10),
+    ):
         connection = connection_to(registry)
         head = await connection.round_trip("GET", GET)
         assert [pieces async for pieces in connection.stream_body(head)] == []
@@ -166,7 +169,7 @@ async def test_an_empty_body_is_over_at_once(scripted: "Scripted") -> None:
 
 
 async def test_an_agent_waits_for_a_slot_until_one_of_its_requests_is_answered(scripted: "Scripted") -> None:
-    """A request that finds no slot goes out once an earlier one has its answer, and fails if none has one in time."""
+    """A request waits for a free slot until an earlier response begins, and fails after the timeout."""
     asked, answer = asyncio.Event(), asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""The raw relay: bytes both ways, half-closes kept, both sides released."""
+"""The raw relay forwards bytes and half-closes both ways, and releases both sides."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tests.gate.conftest import Scripted
 
 
-async def test_bytes_pass_both_ways_and_half_closes_are_kept(channel: "MemoryChannel", scripted: "Scripted") -> None:
-    """The target hears the agent's end and still gets to answer."""
+async def test_bytes_and_half_closes_pass_both_ways(channel: "MemoryChannel", scripted: "Scripted") -> None:
+    """The target gets the agent's half-close and can still respond."""
 
     async def reverse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write((await reader.read())[::-1])
@@ -39,7 +39,7 @@ async def test_bytes_pass_both_ways_and_half_closes_are_kept(channel: "MemoryCha
 
 
 async def test_a_large_transfer_arrives_whole_in_bounded_pieces(channel: "MemoryChannel", scripted: "Scripted") -> None:
-    """Both directions wait for each other instead of piling up."""
+    """A large transfer in both directions arrives whole, in writes of bounded size."""
     content = bytes(range(256)) * 32768
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,16 +57,16 @@ async def test_a_large_transfer_arrives_whole_in_bounded_pieces(channel: "Memory
     assert channel.largest_write <= 256 * 1024
 
 
-async def test_a_target_that_is_away_aborts_the_channel(channel: "MemoryChannel") -> None:
-    """There is nothing that a raw stream could be told."""
+async def test_an_unreachable_target_aborts_the_channel(channel: "MemoryChannel") -> None:
+    """If the target is unreachable, the channel is aborted."""
     async with asyncio.timeout(10):
         await relay(channel, Endpoint("127.0.0.1", 1), Traffic())
 
     assert channel.aborted
 
 
-async def test_a_target_that_is_away_is_told_once_in_a_while() -> None:
-    """An agent that opens channels without end does not fill the log."""
+async def test_an_unreachable_target_is_logged_at_most_every_few_seconds() -> None:
+    """An unreachable target is logged at most once in `WARN_EVERY` seconds, however many channels the agent opens."""
     traffic = Traffic()
 
     with capture_logs() as lines:
@@ -80,7 +80,7 @@ async def test_a_target_that_is_away_is_told_once_in_a_while() -> None:
 
 
 async def test_a_reset_agent_resets_the_target(channel: "MemoryChannel", scripted: "Scripted") -> None:
-    """The other side must not take a broken stream for a whole one."""
+    """If the agent's side is reset, the target's side is reset too, so it cannot take the stream for a complete one."""
 
     async def listen(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -94,7 +94,7 @@ async def test_a_reset_agent_resets_the_target(channel: "MemoryChannel", scripte
 
 
 async def test_a_revoked_relay_is_aborted_at_once(channel: "MemoryChannel", scripted: "Scripted") -> None:
-    """Cancellation reaches both sides and is not swallowed."""
+    """Cancelling a relay aborts both sides, and CancelledError is raised."""
     traffic = Traffic()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,8 +115,8 @@ async def test_a_revoked_relay_is_aborted_at_once(channel: "MemoryChannel", scri
     assert traffic.channels == 0
 
 
-async def test_a_target_that_does_not_answer_in_time_is_away() -> None:
-    """Connecting has a deadline."""
+async def test_connecting_to_a_target_has_a_deadline() -> None:
+    """A target that does not accept the connection before the deadline raises RegistryUnavailableError."""
     with pytest.raises(RegistryUnavailableError, match="no answer in time"):
         await TargetSocket.open(Endpoint("127.0.0.1", 1), timeout=0)
 
@@ -128,7 +128,7 @@ async def write_for_ever(upstream: TargetSocket) -> None:
 
 
 async def test_writing_to_a_lost_target_is_an_error(scripted: "Scripted") -> None:
-    """It is not silently dropped, not even by a writer that was waiting."""
+    """Writing to a lost target raises ConnectionError, also in a writer that waits."""
     started = asyncio.Event()
 
     async def stall(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -148,8 +148,8 @@ async def test_writing_to_a_lost_target_is_an_error(scripted: "Scripted") -> Non
         upstream.abort()
 
 
-async def test_a_connection_that_we_closed_reads_as_ended(scripted: "Scripted") -> None:
-    """After an abort of ours there is nothing more to come."""
+async def test_an_aborted_connection_reads_as_ended(scripted: "Scripted") -> None:
+    """A read after our own abort returns the end of the stream."""
 
     async def listen(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -1,4 +1,4 @@
-"""The gate against the real docker-registry: what is allowed works, and no request means two things."""
+"""The gate in front of a real docker-registry: allowed requests work, and no request has two meanings."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def digest_of(content: bytes) -> str:
 
 
 def path_of(reply: "Reply") -> str:
-    """Return where an answer's Location leads, as seen from the agent."""
+    """Return the path of a response's Location, as the agent uses it."""
     host, _, path = reply.headers["location"].removeprefix("http://").partition("/")
     assert host == "localhost:5000"
     return f"/{path}"
@@ -54,7 +54,7 @@ async def push_blob(agent: "Conversation", repository: str, content: bytes) -> "
 
 
 async def test_a_pull_gets_the_registrys_bytes(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """Manifest and blob come whole, by the digests that the registry knows."""
+    """A manifest and a blob arrive whole, by the registry's own digests."""
     _, known, manifest = registry.ask("GET", "/v2/team/app/manifests/v1")
     layer = digest_of(b"layer of team/app")
 
@@ -71,8 +71,8 @@ async def test_a_pull_gets_the_registrys_bytes(talk: "Talk", gate_for: Grants, r
     assert (asked.status, asked.headers["content-length"], asked.body) == (200, "17", b"")
 
 
-async def test_a_push_goes_all_the_way(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """Chunked upload, manifest, tags and delete, on one channel."""
+async def test_a_push_and_a_delete_succeed(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """A chunked upload, a manifest, its tags and a delete succeed on one channel."""
     gate = gate_for(push=("work/**",), delete=("work/**",))
     content = bytes(range(256)) * 4096
 
@@ -95,7 +95,7 @@ async def test_a_push_goes_all_the_way(talk: "Talk", gate_for: Grants, registry:
 async def test_a_large_counted_upload_and_its_download_are_whole(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """Bodies of many reads pass unparsed, and nothing is written in one huge piece."""
+    """A large counted upload and its download arrive whole, in writes of bounded size."""
     content = bytes(range(256)) * 65536
 
     async with talk(gate_for(push=("**",)), registry.endpoint) as agent:
@@ -114,10 +114,10 @@ async def test_a_large_counted_upload_and_its_download_are_whole(
     assert agent.traffic.from_agent > len(content)
 
 
-async def test_a_refused_push_says_so_and_the_channel_goes_on(
+async def test_a_refused_push_gets_403_and_the_channel_continues(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """Trap 26: 403 with the contract's message, which docker prints."""
+    """A refused push gets 403 with the policy's message, which docker prints, and the channel continues."""
     async with talk(gate_for(), registry.endpoint) as agent:
         refused = await agent.ask("POST", "/v2/team/app/blobs/uploads/")
         after = await agent.ask("GET", "/v2/")
@@ -131,7 +131,7 @@ async def test_a_refused_push_says_so_and_the_channel_goes_on(
 
 
 async def test_a_refused_head_has_no_body(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """RFC 9110, section 9.3.2."""
+    """The refusal of a HEAD request has no body (RFC 9110, section 9.3.2)."""
     async with talk(gate_for(deny=("secret/**",)), registry.endpoint) as agent:
         refused = await agent.ask("HEAD", "/v2/secret/app/manifests/v1")
         after = await agent.ask("GET", "/v2/")
@@ -143,7 +143,7 @@ async def test_a_refused_head_has_no_body(talk: "Talk", gate_for: Grants, regist
 async def test_a_refused_body_is_drained_and_the_channel_ends(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """The agent gets to read its answer, and what follows is no request."""
+    """After a refusal, the request's body is discarded, and the bytes after it are not served."""
     async with talk(gate_for(), registry.endpoint) as agent:
         refused = await agent.ask("PUT", "/v2/team/app/manifests/v1", KIND, body=b"GET /v2/ HTTP/1.1\r\n\r\n")
         agent.channel.end()
@@ -155,10 +155,10 @@ async def test_a_refused_body_is_drained_and_the_channel_ends(
     assert not agent.channel.outgoing
 
 
-async def test_an_endless_refused_body_is_not_read_for_ever(
+async def test_at_most_a_megabyte_of_a_refused_body_is_read(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """A megabyte is enough to be polite."""
+    """The gate reads at most `MAX_DISCARDED` bytes of an endless refused body."""
     async with talk(gate_for(), registry.endpoint) as agent:
         agent.channel.send(b"PUT /v2/team/app/manifests/v1 HTTP/1.1\r\nContent-Length: 100000000\r\n" + HOST + b"\r\n")
         for _ in range(20):
@@ -171,7 +171,7 @@ async def test_an_endless_refused_body_is_not_read_for_ever(
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "Multipart/Form-Data; boundary=x"])
 async def test_a_form_cannot_smuggle_a_mount(talk: "Talk", gate_for: Grants, registry: "Registry", kind: str) -> None:
-    """Trap 21: the registry takes `mount` and `from` from a form's body, over the query."""
+    """A form body, whose fields override the registry's query, cannot mount a blob."""
     body = f"mount={digest_of(b'layer of secret/app')}&from=secret/app".encode()
 
     async with talk(gate_for(push=("team/**",), deny=("secret/**",)), registry.endpoint) as agent:
@@ -200,8 +200,10 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("raw", ATTACKS.values(), ids=ATTACKS.keys())
-async def test_two_readings_end_the_channel(talk: "Talk", gate_for: Grants, registry: "Registry", raw: bytes) -> None:
-    """Traps 21 and 22: one 400 and nothing more, though the registry would have taken it."""
+async def test_an_ambiguous_request_gets_400_and_ends_the_channel(
+    talk: "Talk", gate_for: Grants, registry: "Registry", raw: bytes
+) -> None:
+    """A request that the registry would have accepted in another reading gets one 400, and the channel ends."""
     records = Records()
     gate = Gate(replace(gate_for(push=("team/**",), deny=("secret", "secret/**")).context, requests=records))
 
@@ -219,7 +221,7 @@ async def test_two_readings_end_the_channel(talk: "Talk", gate_for: Grants, regi
 
 
 async def test_pipelined_requests_are_each_judged(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """Trap 21: answers come in order, and the second is refused on its own."""
+    """Pipelined requests are answered in order, each by its own verdict."""
     async with talk(gate_for(deny=("secret/**",)), registry.endpoint) as agent:
         agent.channel.send(
             b"GET /v2/team/app/tags/list HTTP/1.1\r\n"
@@ -236,7 +238,7 @@ async def test_pipelined_requests_are_each_judged(talk: "Talk", gate_for: Grants
 async def test_a_request_after_a_body_in_the_same_bytes_is_judged(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """A body ends where it says; what follows is a request like any other."""
+    """A request in the same bytes as the end of a body is decided like any other."""
     manifest = registry.manifest("work/tail", b"tail")
     put = f"PUT /v2/work/tail/manifests/v1 HTTP/1.1\r\n{KIND}\r\nContent-Length: {len(manifest)}\r\n".encode()
 
@@ -249,8 +251,8 @@ async def test_a_request_after_a_body_in_the_same_bytes_is_judged(
     assert (first.status, second.status) == (201, 403)
 
 
-async def test_forwarded_fields_do_not_move_a_location(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """Trap 21: the registry would build its Location from X-Forwarded-Host."""
+async def test_forwarded_fields_do_not_change_a_location(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """X-Forwarded-Host and similar fields do not change the Location of an upload."""
     async with talk(gate_for(push=("**",)), registry.endpoint) as agent:
         begun = await agent.ask(
             "POST", "/v2/work/app/blobs/uploads/", "X-Forwarded-Host: evil", "X-Forwarded-Proto: https"
@@ -260,8 +262,8 @@ async def test_forwarded_fields_do_not_move_a_location(talk: "Talk", gate_for: G
     assert "_state" not in begun.headers["location"]
 
 
-async def test_an_uploads_location_belongs_to_push(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """Trap 23: not even its state may be read by who only pulls."""
+async def test_reading_an_uploads_state_needs_push(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Reading the state of an upload is refused to a group that may only pull."""
     async with talk(gate_for(push=("work/**",)), registry.endpoint) as agent:
         begun = await agent.ask("POST", "/v2/work/app/blobs/uploads/")
         target = path_of(begun)
@@ -277,7 +279,7 @@ async def test_an_uploads_location_belongs_to_push(talk: "Talk", gate_for: Grant
 async def test_a_mount_without_pull_of_its_source_becomes_an_upload(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """Trap 23: 201 with the right to read the source, the ordinary 202 without."""
+    """A mount gets 201 if the group may pull the source, and becomes an ordinary upload with 202 otherwise."""
     mount = f"/v2/work/mounted/blobs/uploads/?mount={digest_of(b'layer of secret/app')}&from=secret/app"
 
     async with talk(gate_for(push=("work/**",), deny=("secret/**",)), registry.endpoint) as agent:
@@ -289,8 +291,10 @@ async def test_a_mount_without_pull_of_its_source_becomes_an_upload(
     assert mounted.status == 201
 
 
-async def test_continue_is_said_only_after_the_verdict(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """A refused client never sends its body."""
+async def test_100_continue_is_sent_only_after_the_verdict(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """A refused client gets no 100 Continue, so it does not send its body."""
     manifest = registry.manifest("work/expect", b"expect")
     head = f"{KIND}\r\nExpect: 100-continue\r\nContent-Length: {len(manifest)}\r\n".encode() + HOST + b"\r\n"
 
@@ -310,7 +314,7 @@ async def test_continue_is_said_only_after_the_verdict(talk: "Talk", gate_for: G
 
 
 async def test_a_new_policy_applies_to_the_next_request(talk: "Talk", registry: "Registry") -> None:
-    """Reloading needs no new channel."""
+    """A new policy applies to the next request on an open channel."""
     policies = OnePolicy(GroupPolicy.build("ci"))
     gate = Gate(GateContext(policies=policies, proofs=ListenerProofs()))
 
@@ -322,8 +326,8 @@ async def test_a_new_policy_applies_to_the_next_request(talk: "Talk", registry: 
     assert (before.status, after.status) == (200, 403)
 
 
-async def test_the_policy_is_that_of_the_group_in_which_the_agent_is_now(talk: "Talk", registry: "Registry") -> None:
-    """An agent that is moved to another group has its rights on open channels, and is told and recorded under it."""
+async def test_the_policy_is_that_of_the_agents_current_group(talk: "Talk", registry: "Registry") -> None:
+    """An agent that is moved to another group gets its policy on open channels, and is recorded under it."""
     policies, records = OnePolicy(GroupPolicy.build("builders")), Records()
     gate = Gate(GateContext(policies=policies, proofs=ListenerProofs(), requests=records))
 
@@ -331,15 +335,17 @@ async def test_the_policy_is_that_of_the_group_in_which_the_agent_is_now(talk: "
         before = await agent.ask("GET", "/v2/team/app/tags/list")
         policies.policy = GroupPolicy.build("ci", pull=())
         after = await agent.ask("GET", "/v2/team/app/tags/list")
-        told = await agent.ask("GET", "/.well-known/tunnelmgr")
+        identity = await agent.ask("GET", "/.well-known/tunnelmgr")
 
     assert (before.status, after.status) == (200, 403)
-    assert json.loads(told.body)["group"] == "ci"
+    assert json.loads(identity.body)["group"] == "ci"
     assert [record.caller.group for record in records.all] == ["builders", "ci", "ci"]
 
 
-async def test_the_agents_wish_to_close_is_met(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """The channel ends after the answer."""
+async def test_the_channel_closes_after_a_request_with_connection_close(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """After the response to a request with `Connection: close`, the channel closes."""
     async with talk(gate_for(), registry.endpoint) as agent:
         answered = await agent.ask("GET", "/v2/", "Connection: close")
         await agent.finished()
@@ -348,7 +354,7 @@ async def test_the_agents_wish_to_close_is_met(talk: "Talk", gate_for: Grants, r
 
 
 async def test_every_request_is_recorded(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
-    """Each request leaves one record, which holds no values of headers and no state of an upload."""
+    """Each request leaves one record, which has no header values and no state of an upload."""
     records = Records()
     gate = Gate(replace(gate_for().context, requests=records))
 
@@ -368,10 +374,10 @@ async def test_every_request_is_recorded(talk: "Talk", gate_for: Grants, registr
     assert records.all[1].bytes_from_agent > 0
 
 
-async def test_after_each_request_the_agent_settles_with_the_request_log(
+async def test_the_request_log_can_throttle_the_agent_after_each_request(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """An agent that causes more records than may be written waits before its next request."""
+    """After each request, the session waits until the request log lets the agent cause more records."""
     records = Records()
     gate = Gate(replace(gate_for().context, requests=records))
 
@@ -383,26 +389,26 @@ async def test_after_each_request_the_agent_settles_with_the_request_log(
     assert len(records.throttled) == 2
 
 
-async def test_a_client_that_tries_https_first_is_told_and_not_audited(
+async def test_a_tls_handshake_is_refused_and_not_recorded(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """A TLS greeting is no request: it is answered so that the client goes on in plain HTTP, and leaves no record."""
+    """A TLS handshake gets a refusal, so that the client continues in plain HTTP, and leaves no record."""
     records = Records()
     gate = Gate(replace(gate_for().context, requests=records))
 
     async with talk(gate, registry.endpoint) as agent:
         agent.channel.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")
-        told = await agent.answer("GET")
+        refused = await agent.answer("GET")
 
-    assert told.status == 400
-    assert b"plain HTTP" in told.body
+    assert refused.status == 400
+    assert b"plain HTTP" in refused.body
     assert records.all == []
 
 
-async def test_a_closed_gate_refuses_what_the_policy_allows_and_still_answers_the_probe(
+async def test_an_outage_of_the_request_log_refuses_all_but_the_probe(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """Without its audit log a controller that needs it lets nothing pass, says why, and keeps its tunnels."""
+    """During an outage of the request log, an allowed request gets 503 with the reason, and a probe is answered."""
     records = Records()
     records.failure = "the audit log cannot be written"
     gate = Gate(replace(gate_for().context, requests=records))
@@ -419,7 +425,7 @@ async def test_a_closed_gate_refuses_what_the_policy_allows_and_still_answers_th
 async def test_a_draining_tunnel_ends_an_idle_channel_at_once(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """A client that keeps its connection for later does not hold up a stop; what it asked before was answered."""
+    """When the tunnel drains, a channel that is idle after a served request ends at once."""
     async with talk(gate_for(), registry.endpoint) as agent:
         pulled = await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)
         agent.channel.draining.set()
@@ -431,7 +437,7 @@ async def test_a_draining_tunnel_ends_an_idle_channel_at_once(
 async def test_a_channel_that_is_kept_for_probes_is_not_counted(
     talk: "Talk", gate_for: Grants, registry: "Registry"
 ) -> None:
-    """What people see is how many of their clients are connected."""
+    """A channel that the controller keeps for probes is not counted as a client's."""
     async with talk(gate_for(), registry.endpoint) as client, talk(gate_for(), registry.endpoint) as probe:
         for _ in range(2):
             assert (await probe.ask("GET", "/.well-known/tunnelmgr", "Tunnelmgr-Nonce: 0123")).status == 200

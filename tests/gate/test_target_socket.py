@@ -1,4 +1,4 @@
-"""The registry's side of a channel: nothing is read ahead, and whatever ends it wakes whoever waits."""
+"""The socket to a forward's target reads nothing ahead, and its end wakes every waiting task."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 SENT = 4 * 1024 * 1024
 
 
-async def test_a_registry_that_sends_faster_than_we_read_is_held_back_and_loses_nothing(scripted: "Scripted") -> None:
-    """What nobody asks for waits with the registry; reading lets the rest come."""
+async def test_a_target_that_sends_faster_than_we_read_waits_and_loses_nothing(scripted: "Scripted") -> None:
+    """Unread bytes make the target wait, and reading gets all of them."""
     all_sent = asyncio.Event()
 
     async def flood(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,8 +36,8 @@ async def test_a_registry_that_sends_faster_than_we_read_is_held_back_and_loses_
     assert got == 16 * SENT
 
 
-async def test_a_registry_that_does_not_read_holds_the_writer(scripted: "Scripted") -> None:
-    """Up to a bound; once it reads, the writer goes on."""
+async def test_a_target_that_does_not_read_blocks_the_writer(scripted: "Scripted") -> None:
+    """A writer waits once `MAX_UNSENT` bytes are unsent, and continues once the target reads."""
     reading = asyncio.Event()
     got = bytearray()
 
@@ -61,15 +61,15 @@ async def test_a_registry_that_does_not_read_holds_the_writer(scripted: "Scripte
 
 
 async def send_for_ever(upstream: TargetSocket, sent: list[int]) -> None:
-    """Send, and wait whenever too much is unsent."""
+    """Send, and wait while too much is unsent."""
     while True:
         sent.append(MAX_UNSENT)
         if not upstream.send(bytes(MAX_UNSENT)):
             await upstream.drained()
 
 
-async def test_reads_in_a_row_and_a_read_that_was_given_up_lose_nothing(scripted: "Scripted") -> None:
-    """Bytes that come while nobody asks are there for the next who does."""
+async def test_a_cancelled_read_loses_nothing(scripted: "Scripted") -> None:
+    """Reads one after another, with a cancelled one between them, return all bytes."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(20):
@@ -87,8 +87,8 @@ async def test_reads_in_a_row_and_a_read_that_was_given_up_lose_nothing(scripted
         upstream.abort()
 
 
-async def test_an_answer_that_came_before_the_connection_broke_is_read(scripted: "Scripted") -> None:
-    """A registry that refuses early answers and hangs up, while the body still goes out."""
+async def test_a_response_that_arrived_before_the_connection_broke_is_read(scripted: "Scripted") -> None:
+    """A response that arrived before the connection was reset, while a body was being sent, can be read."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(1)
@@ -115,8 +115,8 @@ Wait = Callable[[TargetSocket], Awaitable[object]]
 
 
 @pytest.mark.parametrize("wait", [TargetSocket.read, write_for_ever], ids=["read", "write"])
-async def test_whoever_waits_is_let_go_when_we_abort(scripted: "Scripted", wait: Wait) -> None:
-    """A reader has its end, a writer its error."""
+async def test_an_abort_ends_a_waiting_read_and_write(scripted: "Scripted", wait: Wait) -> None:
+    """An abort ends a waiting read with the end of the stream and a waiting write with an error."""
 
     async def stall(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()

@@ -1,4 +1,4 @@
-"""Uploads belong to the agent that began them, and the memory of them is bounded."""
+"""An upload belongs to the agent that began it, and the number of stored uploads is bounded."""
 
 import asyncio
 import json
@@ -31,25 +31,25 @@ EMPTY_INDEX = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
 METHODS = ("GET", "HEAD", "PATCH", "PUT", "DELETE")
 
 
-def place(name: str = "u1", repository: str = "work/app") -> UploadLocation:
-    """Return a place in the registry."""
+def registry_location(name: str = "u1", repository: str = "work/app") -> UploadLocation:
+    """Return a location in the registry."""
     return UploadLocation(f"/v2/{repository}/blobs/uploads/{name}", f"_state={name}")
 
 
 def path_of(reply: "Reply") -> str:
-    """Return where an answer's Location leads."""
+    """Return the path of a response's Location."""
     return reply.headers["location"].removeprefix("http://localhost:5000")
 
 
 @pytest.fixture
 def gate() -> Gate:
-    """Make a gate whose agents may push."""
+    """Return a gate whose group may push."""
     policy = GroupPolicy.build("ci", push=("work/**",), immutable_tags=("release-*",))
     return gate_with(policy)
 
 
 class Clock:
-    """A clock that stands until it is told."""
+    """A clock that moves only when the test sets it."""
 
     now = 0.0
 
@@ -58,61 +58,61 @@ class Clock:
         return self.now
 
 
-def test_an_upload_belongs_to_who_began_it() -> None:
-    """To no other agent, and not as an upload to another repository or registry."""
+def test_an_upload_is_found_only_by_the_agent_that_began_it() -> None:
+    """An upload is found only by its agent, its repository and its registry."""
     uploads = Uploads()
 
-    begun = uploads.begin(ONE, REGISTRY, "work/app", place())
+    begun = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
 
-    assert uploads.find(ONE, begun) == place()
+    assert uploads.find(ONE, begun) == registry_location()
     assert uploads.find(OTHER, begun) is None
     assert uploads.find(ONE, replace(begun, id="0" * 32)) is None
     assert uploads.find(ONE, replace(begun, repository="work/other")) is None
     assert uploads.find(ONE, replace(begun, registry=Endpoint("127.0.0.1", 5002))) is None
 
 
-def test_ids_are_ours_and_cannot_be_guessed() -> None:
-    """They hold nothing of the registry's place, and the same place twice has two."""
+def test_ids_of_uploads_are_random() -> None:
+    """An upload's id contains nothing of the registry's location, and two uploads with one location have two ids."""
     uploads = Uploads()
 
-    ids = {uploads.begin(ONE, REGISTRY, "work/app", place()).id for _ in range(100)}
+    ids = {uploads.begin(ONE, REGISTRY, "work/app", registry_location()).id for _ in range(100)}
 
     assert len(ids) == 100
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
 
 
-def test_an_upload_goes_on_where_the_registry_last_said() -> None:
-    """Each answer may give another place; the agent's location stays."""
+def test_an_upload_continues_at_the_registrys_last_location() -> None:
+    """The registry may move an upload with each response; the agent's location stays."""
     uploads = Uploads()
-    begun = uploads.begin(ONE, REGISTRY, "work/app", place())
+    begun = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
 
-    uploads.move(ONE, begun, place("u2"))
+    uploads.move(ONE, begun, registry_location("u2"))
 
-    assert uploads.find(ONE, begun) == place("u2")
+    assert uploads.find(ONE, begun) == registry_location("u2")
     assert len(uploads) == 1
 
 
 def test_an_upload_that_ended_is_forgotten() -> None:
-    """Its id is nobody's then, and forgetting it twice does no harm."""
+    """An upload that has ended is not found any more, and forgetting it twice does no harm."""
     uploads = Uploads()
-    ended, other = (uploads.begin(ONE, REGISTRY, "work/app", place()) for _ in "12")
+    ended, other = (uploads.begin(ONE, REGISTRY, "work/app", registry_location()) for _ in "12")
 
     for _ in "12":
         uploads.forget(ONE, ended)
     uploads.forget(OTHER, ended)
 
     assert uploads.find(ONE, ended) is None
-    assert uploads.find(ONE, other) == place()
+    assert uploads.find(ONE, other) == registry_location()
 
 
 def test_the_uploads_of_an_agent_are_bounded() -> None:
-    """The one unused for longest makes room, and nobody else's does."""
+    """An agent's newest upload replaces its own least recently used one, and none of another agent."""
     uploads = Uploads()
-    others = uploads.begin(OTHER, REGISTRY, "work/app", place())
-    own = [uploads.begin(ONE, REGISTRY, "work/app", place(str(number))) for number in range(MAX_UPLOADS)]
-    uploads.move(ONE, own[0], place())
+    others = uploads.begin(OTHER, REGISTRY, "work/app", registry_location())
+    own = [uploads.begin(ONE, REGISTRY, "work/app", registry_location(str(number))) for number in range(MAX_UPLOADS)]
+    uploads.move(ONE, own[0], registry_location())
 
-    new = uploads.begin(ONE, REGISTRY, "work/app", place("new"))
+    new = uploads.begin(ONE, REGISTRY, "work/app", registry_location("new"))
 
     assert uploads.find(ONE, own[0]) is not None
     assert uploads.find(ONE, own[1]) is None
@@ -122,12 +122,12 @@ def test_the_uploads_of_an_agent_are_bounded() -> None:
 
 
 def test_an_upload_is_kept_for_a_day_after_its_last_use() -> None:
-    """Going on with it counts as use."""
+    """An upload is stored for a day after its last use."""
     clock = Clock()
     uploads = Uploads(clock)
-    begun = uploads.begin(ONE, REGISTRY, "work/app", place())
+    begun = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
     clock.now = RETENTION
-    uploads.move(ONE, begun, place())
+    uploads.move(ONE, begun, registry_location())
 
     clock.now = 2 * RETENTION
     used = uploads.find(ONE, begun)
@@ -138,24 +138,24 @@ def test_an_upload_is_kept_for_a_day_after_its_last_use() -> None:
 
 
 def test_agents_that_left_do_not_stay_in_memory() -> None:
-    """What grew old goes when another agent pushes; what is young stays."""
+    """Expired uploads of any agent are dropped when another agent pushes; others stay."""
     clock = Clock()
     uploads = Uploads(clock)
-    uploads.begin(ONE, REGISTRY, "work/app", place())
+    uploads.begin(ONE, REGISTRY, "work/app", registry_location())
     clock.now = RETENTION / 2
-    young = uploads.begin(ONE, REGISTRY, "work/app", place())
+    young = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
     clock.now = RETENTION + 1
 
-    uploads.begin(OTHER, REGISTRY, "work/app", place())
+    uploads.begin(OTHER, REGISTRY, "work/app", registry_location())
 
     assert len(uploads) == 2
     assert uploads.find(ONE, young) is not None
 
 
-async def test_an_upload_goes_on_over_another_channel_of_its_agent(
+async def test_an_upload_continues_on_another_channel_of_its_agent(
     talk: "Talk", gate: Gate, registry: "Registry"
 ) -> None:
-    """A tunnel that came back resumes what was cut off (OCI distribution spec, end-13)."""
+    """After a reconnect, an agent resumes an upload that was cut off (OCI distribution spec, end-13)."""
     async with talk(gate, registry.endpoint) as agent:
         begun = await agent.ask("POST", BEGIN)
         sent = await agent.ask("PATCH", path_of(begun), "Content-Range: 0-2", body=b"abc")
@@ -174,7 +174,7 @@ async def test_an_upload_goes_on_over_another_channel_of_its_agent(
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_another_agent_cannot_use_an_upload(talk: "Talk", gate: Gate, registry: "Registry", method: str) -> None:
-    """Though it may push to the same repository and knows the whole location; the owner goes on undisturbed."""
+    """Another agent that may push to the repository cannot use an upload's location, and does not disturb its owner."""
     async with talk(gate, registry.endpoint) as agent:
         location = path_of(await agent.ask("POST", BEGIN))
     async with talk(gate, registry.endpoint, agent_id=OTHER) as stranger:
@@ -188,23 +188,23 @@ async def test_another_agent_cannot_use_an_upload(talk: "Talk", gate: Gate, regi
     assert (state.status, state.headers["range"]) == (204, "0-0")
 
 
-async def test_after_a_restart_an_upload_is_begun_anew(talk: "Talk", gate: Gate, registry: "Registry") -> None:
-    """What the controller does not know was begun by nobody."""
+async def test_after_a_restart_an_upload_is_unknown(talk: "Talk", gate: Gate, registry: "Registry") -> None:
+    """After a restart, an upload is unknown to the gate, and the agent can start it again."""
     async with talk(gate, registry.endpoint) as agent:
         location = path_of(await agent.ask("POST", BEGIN))
     restarted = Gate(replace(gate.context, uploads=Uploads()))
 
     async with talk(restarted, registry.endpoint) as agent:
         unknown = await agent.ask("PATCH", location)
-        anew = await agent.ask("POST", BEGIN)
+        again = await agent.ask("POST", BEGIN)
 
     assert (unknown.status, unknown.code) == (404, "BLOB_UPLOAD_UNKNOWN")
     assert unknown.message == "tunnelmgr: this agent has no such upload open: start the upload again"
-    assert anew.status == 202
+    assert again.status == 202
 
 
 async def test_a_cancelled_upload_is_forgotten(talk: "Talk", gate: Gate, registry: "Registry") -> None:
-    """Docker's extension: DELETE on the location."""
+    """A DELETE of an upload's location, which is Docker's extension, ends the upload."""
     async with talk(gate, registry.endpoint) as agent:
         location = path_of(await agent.ask("POST", BEGIN))
         cancelled = await agent.ask("DELETE", location)
@@ -214,7 +214,7 @@ async def test_a_cancelled_upload_is_forgotten(talk: "Talk", gate: Gate, registr
 
 
 def answering(status: str, location: str) -> Callable[..., Awaitable[None]]:
-    """Script a registry that gives every request the same answer."""
+    """Script a registry that sends the same response to every request."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -236,10 +236,10 @@ def answering(status: str, location: str) -> Callable[..., Awaitable[None]]:
         "/\\evil.example",
     ],
 )
-async def test_a_location_that_is_no_upload_of_the_repository_is_an_error(
+async def test_a_location_outside_of_the_repositorys_uploads_is_an_error(
     talk: "Talk", gate: Gate, scripted: "Scripted", location: str
 ) -> None:
-    """Only what the request was judged by is opened, and the agent is told the reason and the cure."""
+    """If the registry continues an upload outside of the repository's uploads, the agent gets 502 and the reason."""
     async with (
         scripted(answering("202 Accepted", location)) as registry,
         talk(gate, registry.endpoint) as agent,
@@ -255,8 +255,8 @@ async def test_a_location_that_is_no_upload_of_the_repository_is_an_error(
     assert len(gate.context.uploads) == 0
 
 
-async def test_an_answer_without_a_location_is_passed_on(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
-    """There is nothing to follow."""
+async def test_a_response_without_a_location_is_forwarded(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
+    """A response to an upload without a Location is forwarded unchanged."""
     async with scripted(answering("202 Accepted", "")) as registry, talk(gate, registry.endpoint) as agent:
         begun = await agent.ask("POST", BEGIN)
 
@@ -265,7 +265,7 @@ async def test_an_answer_without_a_location_is_passed_on(talk: "Talk", gate: Gat
 
 
 async def test_an_upload_may_be_redirected_within_the_registry(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
-    """The client asks again there, and is judged again."""
+    """A redirect of an upload within the registry is forwarded, and the next request is decided again."""
     async with (
         scripted(answering("307 Temporary Redirect", "/v2/work/other/blobs/uploads/")) as registry,
         talk(gate, registry.endpoint) as agent,
@@ -275,8 +275,8 @@ async def test_an_upload_may_be_redirected_within_the_registry(talk: "Talk", gat
     assert (moved.status, moved.headers["location"]) == (307, "/v2/work/other/blobs/uploads/")
 
 
-async def test_a_location_beside_an_error_need_not_be_an_upload(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
-    """It is told like any other, and opens nothing."""
+async def test_the_location_of_an_error_need_not_be_an_upload(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
+    """A Location in an error response need not be an upload, and stores none."""
     async with (
         scripted(answering("416 Range Not Satisfiable", "/v2/work/app/tags/list")) as registry,
         talk(gate, registry.endpoint) as agent,
@@ -290,7 +290,7 @@ async def test_a_location_beside_an_error_need_not_be_an_upload(talk: "Talk", ga
 async def test_the_agent_sees_nothing_of_the_registrys_own_location(
     talk: "Talk", gate: Gate, registry: "Registry"
 ) -> None:
-    """The location is the gate's, the same from the first answer to the last, and works with or without its query."""
+    """Every response has the gate's own location, which works with and without its query."""
     async with talk(gate, registry.endpoint) as agent:
         begun = await agent.ask("POST", BEGIN)
         sent = await agent.ask("PATCH", path_of(begun), body=b"abc")
@@ -304,8 +304,8 @@ async def test_the_agent_sees_nothing_of_the_registrys_own_location(
     assert ended.headers["location"] == f"http://localhost:5000/v2/work/app/blobs/{digest_of(b'abc')}"
 
 
-async def test_uploads_work_with_a_registry_that_keeps_its_state_otherwise(talk: "Talk", gate: Gate) -> None:
-    """In pieces, asked for its state, ended, in one piece, and cancelled; and content comes back."""
+async def test_uploads_work_with_a_registry_that_has_its_state_in_the_location(talk: "Talk", gate: Gate) -> None:
+    """Uploads in pieces and in one piece, their state and their cancellation work with a registry like olareg."""
     with stateful_registry() as server:
         async with talk(gate, Endpoint("127.0.0.1", server.server_port)) as agent:
             location = path_of(await agent.ask("POST", BEGIN))
@@ -326,8 +326,8 @@ async def test_uploads_work_with_a_registry_that_keeps_its_state_otherwise(talk:
     assert not any("open" in target for target in server.targets), "our own parameter ends at the gate"
 
 
-async def test_uploads_work_although_the_registry_names_another_host(talk: "Talk", gate: Gate, tmp_path: Path) -> None:
-    """With `http.host` set it names that host in every Location; the path is followed on the same registry."""
+async def test_uploads_work_with_a_registry_that_writes_another_host(talk: "Talk", gate: Gate, tmp_path: Path) -> None:
+    """With `http.host` set, the registry writes that host into every Location, and uploads work."""
     with running_registry(tmp_path, host="https://registry.example") as registry:
         direct = registry.ask("POST", BEGIN)[1]["location"]
         async with talk(gate, registry.endpoint) as agent:

@@ -108,7 +108,7 @@ class TargetSocket:
         self._check_writable()
 
     def write_eof(self) -> None:
-        """Close the direction to the target; reading goes on."""
+        """Close the direction to the target; the other direction stays open."""
         self._stream.end()
 
     def _check_writable(self) -> None:

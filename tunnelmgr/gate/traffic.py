@@ -82,7 +82,7 @@ class MeteredChannel:
         return await self._channel.send_from(source, limit, counted)
 
     def write_eof(self) -> None:
-        """Close the direction to the agent; reading goes on."""
+        """Close the direction to the agent; the other direction stays open."""
         self._channel.write_eof()
 
     def close(self) -> None:
