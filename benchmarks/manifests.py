@@ -22,7 +22,7 @@ from tunnels import KINDS, TunnelStarter, is_available, machine
 
 from lab.network import Lab
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.ssh.login import make_key, public_line
+from tunnelmgr.ssh.key_files import make_key, public_line
 
 IP, REGISTRY = "10.77.0.11", Endpoint("127.0.0.1", 5000)
 CONNECTIONS = (1, 4)

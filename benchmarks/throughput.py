@@ -28,7 +28,7 @@ from tunnels import KINDS, Tunnel, TunnelStarter, is_available, machine
 from lab.network import Lab
 from lab.processes import until
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.ssh.login import make_key, public_line
+from tunnelmgr.ssh.key_files import make_key, public_line
 
 IP = "10.77.0.11"
 SOURCE, REGISTRY = Endpoint("127.0.0.1", 7000), Endpoint("127.0.0.1", 5000)

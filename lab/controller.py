@@ -15,7 +15,7 @@ from tunnelmgr.control.client import ControlClient
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import TunnelmgrError
 from tunnelmgr.hooks import authorized_keys_line
-from tunnelmgr.ssh.login import make_key, public_line
+from tunnelmgr.ssh.key_files import make_key, public_line
 
 LISTEN = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
 

@@ -9,7 +9,7 @@ import pytest
 
 from lab.network import Lab
 from lab.processes import until
-from tunnelmgr.ssh.login import make_key, public_line
+from tunnelmgr.ssh.key_files import make_key, public_line
 
 pytestmark = pytest.mark.acceptance
 

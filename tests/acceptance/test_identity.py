@@ -14,7 +14,7 @@ from lab.hetzner.client import HetznerService
 from lab.images import make_image, skopeo_copy
 from lab.processes import until
 from tunnelmgr.core.host_key import fingerprint
-from tunnelmgr.ssh.login import make_key, public_line
+from tunnelmgr.ssh.key_files import make_key, public_line
 
 if TYPE_CHECKING:
     from lab.agents import LabAgent

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tests.control.fake_daemon import FakeDaemon
 from tunnelmgr.cli import app
 from tunnelmgr.control.server import ControlServer
-from tunnelmgr.ssh.login import make_key
+from tunnelmgr.ssh.key_files import make_key
 
 Run = Callable[..., Result]
 

@@ -113,7 +113,7 @@ def test_what_is_no_host_key_is_not_signed(run: Run, folder: Path, tmp_path: Pat
     """Nor a file that is not there."""
     (tmp_path / "noise").write_text("noise")
 
-    for file, why in (("noise", "this is no public host key"), ("gone", "No such file")):
+    for file, why in (("noise", "invalid public host key"), ("gone", "No such file")):
         refused = run("authority", "sign", "images", tmp_path / file, "--id", "ec2:i-1", "--folder", folder)
         assert (refused.exit_code, refused.stdout) == (2, "")
         assert why in refused.stderr

@@ -11,7 +11,7 @@ import yaml
 from tests.cli.conftest import Run
 from tests.control.fake_daemon import FakeDaemon
 from tunnelmgr.core.events import SeedAdded
-from tunnelmgr.ssh.login import load_key, public_line
+from tunnelmgr.ssh.key_files import load_key, public_line
 
 pytestmark = pytest.mark.usefixtures("socket")
 

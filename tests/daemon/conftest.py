@@ -9,7 +9,7 @@ import pytest
 
 from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, running_tcp_server
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.ssh.login import load_key, make_key
+from tunnelmgr.ssh.key_files import load_key, make_key
 
 
 @dataclass

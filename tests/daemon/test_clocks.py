@@ -17,7 +17,7 @@ from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.daemon import Daemon
 from tunnelmgr.daemon.prepared import prepare
-from tunnelmgr.ssh.login import load_key
+from tunnelmgr.ssh.key_files import load_key
 from tunnelmgr.store.connect import open_store
 
 HOUR, YEAR = 3600, 365 * 86400

@@ -10,7 +10,7 @@ from tunnelmgr.config import load
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.daemon.checks import Finding, check
 from tunnelmgr.errors import DaemonNotRunningError
-from tunnelmgr.ssh.login import load_key, make_key
+from tunnelmgr.ssh.key_files import load_key, make_key
 
 
 def fleet(**took: str | None) -> list[dict[str, Any]]:

@@ -16,17 +16,8 @@ from tests.ssh.ssh_server import Sshd, generate, public, running_sshd, until
 from tunnelmgr.config import SshConfig, load
 from tunnelmgr.errors import AuthenticationError, ConfigError, LoginKeyError
 from tunnelmgr.ssh.client import dial
-from tunnelmgr.ssh.login import (
-    Login,
-    Signing,
-    fresh_host_key,
-    load_key,
-    load_login,
-    make_key,
-    public_line,
-    public_lines,
-    sign_host_key,
-)
+from tunnelmgr.ssh.key_files import load_key, make_key, public_line, public_lines
+from tunnelmgr.ssh.login import Login, load_login
 
 
 def write(file: Path, key: asyncssh.SSHKey) -> Path:
@@ -60,7 +51,7 @@ def test_a_key_with_a_passphrase_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "id"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", file], check=True, timeout=10)
 
-    with pytest.raises(ConfigError, match=rf"ssh\.key: {file} has a passphrase; the daemon needs one without"):
+    with pytest.raises(ConfigError, match=rf"ssh\.key: {file} has a passphrase; the daemon needs a key without one"):
         load_login(SshConfig(key=str(file)))
 
 
@@ -260,7 +251,7 @@ async def test_an_ssh_agent_that_hangs_is_given_up(sshd: Sshd, agent: Agent) -> 
 
 async def test_an_ssh_agent_that_is_away_is_named(sshd: Sshd, tmp_path: Path) -> None:
     """And nobody is dialled."""
-    with pytest.raises(LoginKeyError, match=r"ssh\.agent: .*gone\.sock gives no keys"):
+    with pytest.raises(LoginKeyError, match=r"ssh\.agent: cannot get keys from .*gone\.sock"):
         await logged_in(sshd, load_login(SshConfig(agent=str(tmp_path / "gone.sock"))))
 
     assert sshd.connections == []
@@ -272,7 +263,7 @@ async def test_an_ssh_agent_without_keys_is_nothing_to_offer(sshd: Sshd, agent: 
     home.mkdir(mode=0o700)
     write(home / "id_ed25519", sshd.accepts)
 
-    with pytest.raises(LoginKeyError, match="there is no key to log in with"):
+    with pytest.raises(LoginKeyError, match="there is no login key"):
         await logged_in(sshd, load_login(SshConfig(agent=str(agent.socket))))
 
     assert sshd.connections == []
@@ -310,7 +301,7 @@ async def test_an_agent_that_takes_neither_key_refuses_us(sshd: Sshd, login: Log
 
 async def test_without_any_key_nothing_is_dialled(sshd: Sshd) -> None:
     """It is not left to asyncssh, which would look into the home directory."""
-    with pytest.raises(LoginKeyError, match="there is no key to log in with"):
+    with pytest.raises(LoginKeyError, match="there is no login key"):
         await logged_in(sshd, Login("tunnel", None, 5.0))
 
     assert sshd.connections == []
@@ -331,36 +322,6 @@ async def test_a_users_certificate_logs_in(host_key: asyncssh.SSHKey, tmp_path: 
         Sshd(host_key, generate()), authorized_client_keys=_authority_line(authority, tmp_path)
     ) as sshd:
         assert await logged_in(sshd, load_login(config)) == key.get_fingerprint()
-
-
-def test_a_host_certificate_says_what_was_asked_for() -> None:
-    """And the real ssh-keygen reads it so."""
-    folder = Path(os.environ["HOME"])
-    make_key(folder / "ca", "authority")
-    _, host = fresh_host_key("host")
-    line = sign_host_key(folder / "ca", host, Signing("ec2:i-1", 7, "images/ec2:i-1", 24.0))
-    (folder / "host-cert.pub").write_text(line)
-
-    told = subprocess.run(
-        ["ssh-keygen", "-L", "-f", folder / "host-cert.pub"], capture_output=True, text=True, check=True, timeout=10
-    ).stdout
-
-    assert "host certificate" in told
-    assert "Serial: 7" in told
-    assert 'Key ID: "images/ec2:i-1"' in told
-    assert told.partition("Principals:")[2].split()[0] == "ec2:i-1"
-    assert "Critical Options: (none)" in told
-
-
-def test_what_is_no_host_key_is_not_signed(tmp_path: Path) -> None:
-    """Nor is anything signed with what is no key."""
-    make_key(tmp_path / "ca", "authority")
-    signing = Signing("ec2:i-1", 7, "id", 1.0)
-
-    with pytest.raises(ConfigError, match="this is no public host key"):
-        sign_host_key(tmp_path / "ca", "noise", signing)
-    with pytest.raises(ConfigError, match="is no private key"):
-        sign_host_key(tmp_path / "absent", fresh_host_key("host")[1], signing)
 
 
 def _authority_line(authority: asyncssh.SSHKey, folder: Path) -> str:

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from tunnelmgr import hooks
 from tunnelmgr.config import Config
-from tunnelmgr.ssh.login import public_lines
+from tunnelmgr.ssh.key_files import public_lines
 
 
 class AgentText(StrEnum):

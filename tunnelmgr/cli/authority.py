@@ -13,7 +13,8 @@ from tunnelmgr.cli.output import print_json, print_line
 from tunnelmgr.config import DEFAULT_FILE
 from tunnelmgr.core.host_key import AUTHORITY_KEY_TYPES, fingerprint, parse_key
 from tunnelmgr.errors import ConfigError, ControlError
-from tunnelmgr.ssh.login import Signing, make_key, public_line, sign_host_key
+from tunnelmgr.ssh.certificate_signing import HostCertificateFields, sign_host_key
+from tunnelmgr.ssh.key_files import make_key, public_line
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The authority's name")]
 FolderOption = Annotated[
@@ -78,7 +79,7 @@ def sign(
     except OSError as failed:
         raise ConfigError([f"cannot read {host_key}: {failed.strerror}"]) from failed
     serial = time.time_ns() // 1_000_000
-    line = sign_host_key(folder / name, public, Signing(id_, serial, f"{name}/{id_}", hours))
+    line = sign_host_key(folder / name, public, HostCertificateFields(id_, serial, f"{name}/{id_}", hours))
     if as_json:
         print_json({"certificate": line, "serial": serial, "principal": id_, "hours": hours})
     else:

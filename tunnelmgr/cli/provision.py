@@ -10,7 +10,7 @@ from tunnelmgr.cli.command import Command, command, one_of
 from tunnelmgr.cli.options import ConfigOption, JsonOption, SocketOption, chosen_file, client
 from tunnelmgr.cli.output import print_json
 from tunnelmgr.config import load
-from tunnelmgr.ssh.login import fresh_host_key
+from tunnelmgr.ssh.key_files import fresh_host_key
 
 
 class Cloud(StrEnum):

@@ -17,7 +17,7 @@ from tunnelmgr.cli.options import ConfigOption, JsonOption, chosen_file
 from tunnelmgr.cli.output import print_json, print_line, print_sheet, stderr
 from tunnelmgr.config import load
 from tunnelmgr.errors import ControlError
-from tunnelmgr.ssh.login import make_key
+from tunnelmgr.ssh.key_files import make_key
 
 
 def register(app: typer.Typer) -> None:

@@ -21,7 +21,8 @@ from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.socket_options import missing_kernel_settings
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError
 from tunnelmgr.gate.registry_check import is_loopback_only, listen_addresses, registry_error
-from tunnelmgr.ssh.login import load_key, load_login
+from tunnelmgr.ssh.key_files import load_key
+from tunnelmgr.ssh.login import load_login
 
 MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr")})
 """What StateDirectory= and RuntimeDirectory= make at the first start (systemd.exec(5))."""

@@ -28,7 +28,7 @@ from tunnelmgr.errors import (
     UnreachableError,
 )
 from tunnelmgr.ssh.dialer import Dialer
-from tunnelmgr.ssh.login import Identity, Login, identity_print
+from tunnelmgr.ssh.login import Identity, Login, identity_fingerprint
 from tunnelmgr.ssh.permit import UNLIMITED, DialPermit
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -287,7 +287,7 @@ class Peer(asyncssh.SSHClient):
     @property
     def login_key(self) -> str:
         """The fingerprint of the key that was offered last, which is the accepted one."""
-        return identity_print(self._offers[self._offered])
+        return identity_fingerprint(self._offers[self._offered])
 
     def public_key_auth_requested(self) -> Any:  # noqa: ANN401 - asyncssh's type of a list of keys
         """Offer the next key after the previous one was refused; asyncssh was given only the first."""
