@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.config import DEFAULT_FILE, SourceConfig, config_file, examine_key_file, load, source_type, sources
+from tunnelmgr.config import DEFAULT_FILE, SourceConfig, config_file, load, private_key_file_error, source_type, sources
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Grouping
 from tunnelmgr.core.oci import RegistryAction
@@ -603,7 +603,7 @@ def key(tmp_path: Path) -> Path:
 
 def test_a_key_that_only_its_owner_can_read_is_good(key: Path) -> None:
     """Nothing to say."""
-    assert examine_key_file(key) is None
+    assert private_key_file_error(key) is None
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o777])
@@ -611,7 +611,7 @@ def test_a_key_that_others_can_touch_is_refused_with_the_cure(key: Path, mode: i
     """As ssh(1) does."""
     key.chmod(mode)
 
-    assert examine_key_file(key) == f"{key} can be read by others (mode {mode:04o}); run `chmod 600 {key}`"
+    assert private_key_file_error(key) == f"{key} can be read by others (mode {mode:04o}); run `chmod 600 {key}`"
 
 
 def test_a_symlink_is_refused(key: Path) -> None:
@@ -619,17 +619,17 @@ def test_a_symlink_is_refused(key: Path) -> None:
     link = key.with_name("link")
     link.symlink_to(key)
 
-    assert examine_key_file(link) == f"{link} is a symlink; name the file itself"
+    assert private_key_file_error(link) == f"{link} is a symlink; name the file itself"
 
 
 def test_a_missing_key_is_told(tmp_path: Path) -> None:
     """With the system's reason."""
-    assert examine_key_file(tmp_path / "none") == f"cannot read {tmp_path / 'none'}: No such file or directory"
+    assert private_key_file_error(tmp_path / "none") == f"cannot read {tmp_path / 'none'}: No such file or directory"
 
 
 def test_a_folder_is_no_key(tmp_path: Path) -> None:
     """Nor is a pipe or a device."""
-    assert examine_key_file(tmp_path) == f"{tmp_path} is not a file"
+    assert private_key_file_error(tmp_path) == f"{tmp_path} is not a regular file"
 
 
 def test_a_foreign_key_is_refused(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -637,7 +637,7 @@ def test_a_foreign_key_is_refused(key: Path, monkeypatch: pytest.MonkeyPatch) ->
     owner = os.stat(key).st_uid  # noqa: PTH116 - the owner as a number
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
 
-    told = examine_key_file(key)
+    told = private_key_file_error(key)
 
     assert told == (None if owner == 0 else f"{key} belongs to uid {owner}; `chown` it to the daemon's user")
 
@@ -647,14 +647,14 @@ def test_a_key_of_another_user_is_refused(key: Path) -> None:
     """The same, with a real owner."""
     os.chown(key, 12345, 12345)
 
-    assert examine_key_file(key) == f"{key} belongs to uid 12345; `chown` it to the daemon's user"
+    assert private_key_file_error(key) == f"{key} belongs to uid 12345; `chown` it to the daemon's user"
 
 
 def test_a_key_that_we_may_not_read_is_told(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root's key, an ordinary daemon."""
     monkeypatch.setattr(os, "access", lambda *_: False)
 
-    assert examine_key_file(key) == f"cannot read {key}: permission denied for uid {os.geteuid()}"
+    assert private_key_file_error(key) == f"cannot read {key}: permission denied for uid {os.geteuid()}"
 
 
 def test_the_rules_say_which_group_each_agent_is_in(write: Callable[[str], Path]) -> None:

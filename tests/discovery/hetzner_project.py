@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.hetzner import HetznerCloud
-from tunnelmgr.config import Source
+from tunnelmgr.config import AgentSource
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import AgentsDiscovered, Reconfigured, Rules, Snapshot
 from tunnelmgr.core.evolve import evolve
@@ -48,7 +48,7 @@ def write(file: Path, content: str) -> Path:
 class Polled:
     """A source that is asked as the poller asks it, with a world that hears the answers."""
 
-    source: Source
+    source: AgentSource
     world: World = field(default_factory=World)
     now: float = 1000.0
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from lab.ec2 import Ec2Service, host_key_console
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Snapshot
-from tunnelmgr.discovery import aws, ec2
+from tunnelmgr.discovery import aws_clients, ec2
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
 
@@ -80,7 +80,7 @@ def source(cloud: Ec2Service, request: pytest.FixtureRequest) -> Callable[..., E
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up after one try that takes a third of a second."""
     hasty = BotoConfig(read_timeout=0.3, retries={"mode": "adaptive", "total_max_attempts": 1})
-    monkeypatch.setattr(aws, "_CLIENT", aws._CLIENT.merge(hasty))
+    monkeypatch.setattr(aws_clients, "_CLIENT", aws_clients._CLIENT.merge(hasty))
 
 
 def ids(agents: frozenset[Agent]) -> set[str]:
@@ -312,7 +312,7 @@ def test_a_role_is_renewed_before_it_expires(
     lent = source(role=ROLE)
     lent.discover()
 
-    monkeypatch.setattr(aws, "_RENEW_BEFORE", timedelta(days=1))
+    monkeypatch.setattr(aws_clients, "_RENEW_BEFORE", timedelta(days=1))
     lent.discover()
 
     assert cloud.calls("AssumeRole") == before + 2
@@ -341,7 +341,7 @@ def test_instances_that_an_empty_listing_lacks_are_found_by_their_ids(
     unknown = replace(agents[there], id=AgentId("ec2:i-0123456789abcdef0"), incarnation="i-0123456789abcdef0")
 
     assert jenkins.discover() == Snapshot(frozenset())
-    found = jenkins.look_up([agents[there], agents[ended], unknown])
+    found = jenkins.find_by_id([agents[there], agents[ended], unknown])
 
     assert found == Snapshot(frozenset({agents[there]}), frozenset({AgentId(f"ec2:{ended}")}))
     assert jenkins.console_output(agents[there]) == ""
@@ -356,8 +356,8 @@ def test_instances_that_the_filters_exclude_are_outside_where_their_tags_say_why
     other = source(filters={"tag:role": ["builders"]})
     retagged = replace(agent, labels=(("role", "builders"),))
 
-    assert other.look_up([agent]) == Snapshot(frozenset())
-    assert other.look_up([retagged]) == Snapshot(frozenset(), outside=frozenset({agent.id}))
+    assert other.find_by_id([agent]) == Snapshot(frozenset())
+    assert other.find_by_id([retagged]) == Snapshot(frozenset(), outside=frozenset({agent.id}))
 
 
 def test_many_instances_are_asked_for_in_several_calls(
@@ -371,7 +371,7 @@ def test_many_instances_are_asked_for_in_several_calls(
     agents = list(jenkins.discover().agents)
     before = cloud.calls("DescribeInstances")
 
-    assert jenkins.look_up(agents).agents == set(agents)
+    assert jenkins.find_by_id(agents).agents == set(agents)
     assert cloud.calls("DescribeInstances") == before + 3
 
 
@@ -384,7 +384,7 @@ def test_a_look_up_that_fails_says_so(
     agents = list(jenkins.discover().agents)
     cloud.fault("DescribeInstances", [("UnauthorizedOperation", 403)])
 
-    found = jenkins.look_up(agents)
+    found = jenkins.find_by_id(agents)
 
     assert (found.agents, found.gone, found.outside) == (frozenset(), frozenset(), frozenset())
     assert "ec2:DescribeInstances" in found.failures[0]

@@ -17,7 +17,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, Event, FeedHeard
 from tunnelmgr.discovery import ec2_events
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
-from tunnelmgr.discovery.ec2_events import EventFeed, Queue, SqsQueue, read
+from tunnelmgr.discovery.ec2_events import EventFeed, EventQueue, SqsQueue, read
 
 DEADLINE = 20.0
 PORT = 5563
@@ -43,7 +43,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, cloud: Ec2Service) -> None:
 class Heard:
     """A feed at work, and what came of it."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: EventQueue) -> None:
         self.events: list[Event] = []
         self.wakes = 0
         self.feed = EventFeed("cloud", queue, self.events.append, self._wake)
@@ -63,7 +63,7 @@ class Heard:
 
 
 @contextlib.asynccontextmanager
-async def at_work(queue: Queue) -> AsyncIterator[Heard]:
+async def at_work(queue: EventQueue) -> AsyncIterator[Heard]:
     """Read a queue for as long as the test lasts."""
     heard = Heard(queue)
     async with asyncio.TaskGroup() as tasks:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tunnelmgr.discovery.aws import _PERMISSIONS
+from tunnelmgr.discovery.aws_clients import _PERMISSIONS
 from tunnelmgr.discovery.ec2_events import DETAIL_TYPE, OVER
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -47,7 +47,7 @@ def test_the_label_selector_selects(cloud: HetznerCloud, make: Make, selector: s
 
 def test_a_bad_label_selector_is_named(make: Make) -> None:
     """What Hetzner refuses is told with Hetzner's reason and the place to look."""
-    with pytest.raises(DiscoveryError, match=r"400, invalid_input, bad label selector.*check label_selector"):
+    with pytest.raises(DiscoveryError, match=r"400, invalid_input, invalid label selector.*check label_selector"):
         make(label_selector="role=ci=x").discover()
 
 
@@ -197,8 +197,8 @@ def test_a_server_that_another_selector_excludes_is_not_kept_for_being_there(clo
     other = make(label_selector="role=builder")
     every = make()
 
-    assert other.look_up(agents) == Snapshot(frozenset())
-    assert every.look_up(agents) == Snapshot(frozenset(agents))
+    assert other.find_by_id(agents) == Snapshot(frozenset())
+    assert every.find_by_id(agents) == Snapshot(frozenset(agents))
 
 
 def test_only_fifty_missing_servers_are_asked_for_in_a_poll_and_each_has_its_turn(

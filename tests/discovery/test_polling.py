@@ -137,7 +137,7 @@ class AskedSource(FakeSource):
     found: Snapshot | None = None
     wanted: list[Agent] = field(default_factory=list)
 
-    def look_up(self, agents: Sequence[Agent]) -> Snapshot:
+    def find_by_id(self, agents: Sequence[Agent]) -> Snapshot:
         """Answer, or fail."""
         self.wanted += agents
         if self.found is None:
@@ -189,7 +189,7 @@ async def test_the_bell_brings_the_next_poll() -> None:
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(poller.run(), name="poller")
         first = await reported.get()
-        poller.bell.set()
+        poller.wakeups.set()
         second = await reported.get()
         running.cancel()
 

@@ -1,6 +1,5 @@
 """The configuration file: TOML in, one frozen `Config` out, or every problem at once, each with its place."""
 
-from tunnelmgr.config.keyfile import examine_key_file
 from tunnelmgr.config.load import config_file, load
 from tunnelmgr.config.model import (
     CIPHERS,
@@ -13,13 +12,15 @@ from tunnelmgr.config.model import (
     GroupConfig,
     SshConfig,
 )
-from tunnelmgr.config.sources import Source, SourceConfig, SourceType, source_type
+from tunnelmgr.config.private_key_file import private_key_file_error
+from tunnelmgr.config.sources import AgentSource, SourceConfig, SourceType, source_type
 from tunnelmgr.config.values import Duration, ExistingFile, Name, Section, TrustOrder
 
 __all__ = [
     "CIPHERS",
     "DEFAULT_FILE",
     "DEFAULT_SOCKET",
+    "AgentSource",
     "AuthorityConfig",
     "Config",
     "ControllerConfig",
@@ -29,13 +30,12 @@ __all__ = [
     "GroupConfig",
     "Name",
     "Section",
-    "Source",
     "SourceConfig",
     "SourceType",
     "SshConfig",
     "TrustOrder",
     "config_file",
-    "examine_key_file",
     "load",
+    "private_key_file_error",
     "source_type",
 ]

@@ -11,10 +11,10 @@ from tunnelmgr.config.values import (
     AbsolutePath,
     Duration,
     ExistingFile,
-    KeyFile,
     Loopback,
     Name,
     NameGlobs,
+    PrivateKeyPath,
     PublicKeyFileRead,
     RevocationFileRead,
     Section,
@@ -74,9 +74,9 @@ class SshConfig(Section):
     """`[ssh]`: how agents are dialled."""
 
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_.-]{0,31}$")] = "tunnel"
-    key: KeyFile | None = None
+    key: PrivateKeyPath | None = None
     certificate: ExistingFile | None = None
-    next_key: KeyFile | None = None
+    next_key: PrivateKeyPath | None = None
     agent: AbsolutePath | None = None
     connect_timeout: Annotated[Duration, Field(gt=0, le=120)] = 10.0
     probe_interval: Annotated[Duration, Field(ge=0.1, le=3600)] = 15.0

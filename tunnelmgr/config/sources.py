@@ -32,7 +32,7 @@ class SourceConfig(Section):
         return {}
 
 
-class Source(Protocol):
+class AgentSource(Protocol):
     """One configured place to discover agents. `discover` blocks, and raises DiscoveryError without any answer."""
 
     config: SourceConfig
@@ -47,7 +47,7 @@ class SourceType(Protocol):
 
     Config: type[SourceConfig]
 
-    def __call__(self, config: Any) -> Source:  # noqa: ANN401 - each type takes its own Config
+    def __call__(self, config: Any) -> AgentSource:  # noqa: ANN401 - each type takes its own Config
         """Return a source of this type."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from tunnelmgr.config.keyfile import PublicKeyFile, RevocationFile
+from tunnelmgr.config.authority_files import PublicKeyFile, RevocationFile
 from tunnelmgr.core.globs import check_name_glob, check_tag_glob
 from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.trust import Method
@@ -111,7 +111,7 @@ Target = Annotated[Endpoint, BeforeValidator(_endpoint)]
 Loopback = Annotated[Endpoint, BeforeValidator(_loopback)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 ExistingFile = Annotated[Path, BeforeValidator(_existing), PlainSerializer(str)]
-KeyFile = Annotated[Path, BeforeValidator(_key_file), PlainSerializer(str)]
+PrivateKeyPath = Annotated[Path, BeforeValidator(_key_file), PlainSerializer(str)]
 PublicKeyFileRead = Annotated[PublicKeyFile, BeforeValidator(_public_key_file)]
 RevocationFileRead = Annotated[RevocationFile, BeforeValidator(_revocation_file)]
 TrustOrder = Annotated[list[Annotated[Method, Field(strict=False)]], Field(min_length=1)]

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from tunnelmgr.config import Config, Source
+from tunnelmgr.config import AgentSource, Config
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import Snapshot
@@ -159,7 +159,7 @@ def _groups(config: Config) -> str:
     return ", ".join(sorted(config.policies())) or "none: no agent may do anything"
 
 
-def _source(source: Source, snapshot: Snapshot) -> list[Finding]:
+def _source(source: AgentSource, snapshot: Snapshot) -> list[Finding]:
     name = f"source {source.config.name}"
     if snapshot.failures:
         return [Finding(name, "failed", "; ".join(snapshot.failures))]
@@ -194,7 +194,7 @@ def _taken(endpoint: Endpoint) -> bool:
     return any(host == endpoint.host or ip_address(host).is_unspecified for host in listen_addresses(endpoint.port))
 
 
-def _trust(source: Source, snapshot: Snapshot) -> Iterator[Finding]:
+def _trust(source: AgentSource, snapshot: Snapshot) -> Iterator[Finding]:
     name = f"trust of {source.config.name}"
     served: dict[Method, Callable[[], bool]] = {
         Method.AUTHORITY: lambda: True,

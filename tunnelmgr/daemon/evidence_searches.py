@@ -10,9 +10,9 @@ from tunnelmgr.core.precedence import precedence_of
 from tunnelmgr.core.reconcile import ExamineKey, Search
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
-from tunnelmgr.daemon.trust_methods import Looks, methods_of
+from tunnelmgr.daemon.trust_methods import TrustInputs, methods_of
 from tunnelmgr.ssh.host_key_scan import shown_certificate, shown_key
-from tunnelmgr.trust.resolve import Resolver
+from tunnelmgr.trust.resolver import Resolver
 from tunnelmgr.tunnel.admission import Admission, Permit
 
 
@@ -34,8 +34,8 @@ class EvidenceSearches:
     def follow(self) -> None:
         """Use the trust methods of the configuration as it is now."""
         prepared = self.configuration.prepared
-        looks = Looks(self.key_shown_by, self.certificate_shown_by, self.usable_seed, self.wall)
-        methods = {source.config.name: methods_of(source, prepared.config, looks) for source in prepared.sources}
+        inputs = TrustInputs(self.key_shown_by, self.certificate_shown_by, self.usable_seed, self.wall)
+        methods = {source.config.name: methods_of(source, prepared.config, inputs) for source in prepared.sources}
         self._resolver = Resolver(methods, prepared.rules)
 
     def search(self, action: Search) -> None:

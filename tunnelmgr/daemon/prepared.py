@@ -11,11 +11,11 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import structlog
 
-from tunnelmgr.config import Config, Source, SourceConfig, SshConfig, load, source_type
+from tunnelmgr.config import AgentSource, Config, SourceConfig, SshConfig, load, source_type
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Rules
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.discovery.ec2_events import Queue
+from tunnelmgr.discovery.ec2_events import EventQueue
 from tunnelmgr.errors import ConfigError
 from tunnelmgr.ssh.login import Login, load_login
 
@@ -28,7 +28,7 @@ Made = TypeVar("Made")
 class HasEventQueue(Protocol):
     """A source that may have a queue of events."""
 
-    def queue(self) -> Queue | None:
+    def queue(self) -> EventQueue | None:
         """Return it; None if the configuration names none."""
         ...
 
@@ -46,8 +46,8 @@ class PinsKeys(Protocol):
 class PreparedSource:
     """A source, its event queue if it has one, and the host keys that its configuration pins if it can."""
 
-    source: Source
-    queue: Queue | None = None
+    source: AgentSource
+    queue: EventQueue | None = None
     pinned: Mapping[AgentId, str] | None = None
 
     @property
@@ -108,7 +108,7 @@ def prepared_source(config: SourceConfig) -> PreparedSource:
     return PreparedSource(source, queue, pinned)
 
 
-def build(config: SourceConfig) -> Source:
+def build(config: SourceConfig) -> AgentSource:
     """Make the source that a configuration describes; raises ConfigError if that fails."""
     kind = source_type(config.type)
     if kind is None:

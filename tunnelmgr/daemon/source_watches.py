@@ -69,13 +69,13 @@ class SourceWatches:
         poller = Poller(prepared.source, self.events.report, missing=self.missing)
 
         async def poll_now() -> None:
-            poller.bell.set()
+            poller.wake()
 
         # Jitter: controllers that start together do not poll the cloud together.
         timer = self.scheduler.add_job(poll_now, "interval", seconds=config.poll, jitter=config.poll / 10)
         tasks = [self.tasks.create_task(poller.run(), name=f"source {config.name}")]
         if prepared.queue is not None:
-            feed = EventFeed(config.name, prepared.queue, self.events.report, poller.bell.set)
+            feed = EventFeed(config.name, prepared.queue, self.events.report, poller.wake)
             tasks.append(self.tasks.create_task(feed.run(), name=f"events {config.name}"))
         return SourceWatch(prepared, tuple(tasks), timer)
 

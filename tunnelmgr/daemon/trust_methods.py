@@ -29,10 +29,10 @@ class ConsoleReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class TrustInputs:
     """The ways to find out that the methods rest on.
 
-    `key` and `certificate` ask an agent what it shows, without offering anything; `seed` looks one up. `clock` is
+    `key` and `certificate` ask an agent what it shows, without offering anything; `seed` inputs one up. `clock` is
     the wall clock, by which certificates are valid.
     """
 
@@ -42,14 +42,14 @@ class Looks:
     clock: Callable[[], float]
 
 
-def methods_of(prepared: PreparedSource, config: Config, looks: Looks) -> Mapping[Method, HostKeySource]:
+def methods_of(prepared: PreparedSource, config: Config, inputs: TrustInputs) -> Mapping[Method, HostKeySource]:
     """Return the methods that a source can serve."""
     source = prepared.source
     methods: dict[Method, HostKeySource] = {
-        Method.AUTHORITY: AuthorityKeys(authorities(source.config, config), looks.certificate, looks.clock),
-        Method.SEEDED: SeededKeys(looks.seed),
-        Method.LABEL: LabelKeys(looks.key),
-        Method.TOFU: FirstKey(looks.key),
+        Method.AUTHORITY: AuthorityKeys(authorities(source.config, config), inputs.certificate, inputs.clock),
+        Method.SEEDED: SeededKeys(inputs.seed),
+        Method.LABEL: LabelKeys(inputs.key),
+        Method.TOFU: FirstKey(inputs.key),
     }
     if prepared.pinned is not None:
         methods[Method.PINNED] = PinnedKeys(prepared.pinned)

@@ -20,7 +20,7 @@ from tunnelmgr.config import SourceConfig, TrustOrder
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
-from tunnelmgr.discovery.aws import AwsError, Clients, explain
+from tunnelmgr.discovery.aws_clients import AwsClients, AwsError, aws_error_text
 from tunnelmgr.discovery.ec2_events import SqsQueue
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
 from tunnelmgr.threads import each
@@ -89,7 +89,7 @@ class Ec2Source:
 
     def __init__(self, config: Ec2Config) -> None:
         self.config = config
-        self._clients = Clients(role=config.role, endpoint_url=config.endpoint_url)
+        self._clients = AwsClients(role=config.role, endpoint_url=config.endpoint_url)
         self._region_of: dict[AgentId, str] = {}
 
     def discover(self) -> Snapshot:
@@ -107,7 +107,7 @@ class Ec2Source:
         gone = frozenset[AgentId]().union(*(answer.gone for answer in answers))
         return Snapshot(frozenset(agents.values()), gone - agents.keys(), failures)
 
-    def look_up(self, agents: Sequence[Agent]) -> Snapshot:
+    def find_by_id(self, agents: Sequence[Agent]) -> Snapshot:
         """Return what has become of agents that the listing lacks.
 
         First they are asked for with the configured filters, which alone tell what is the source's, and then those that
@@ -151,7 +151,7 @@ class Ec2Source:
                 # Only Nitro instances have the latest output; of the others EC2 keeps what it collected at boot.
                 answer = ec2.get_console_output(InstanceId=agent.incarnation)
         except AwsError as failed:
-            raise HostKeyUnknownError(explain(failed)) from failed
+            raise HostKeyUnknownError(aws_error_text(failed)) from failed
         # botocore has decoded the base64 of `Output` already.
         output = answer.get("Output") or ""
         if (size := len(output.encode())) > WHOLE_CONSOLE:
@@ -167,7 +167,7 @@ class Ec2Source:
             self._clients.ec2(self._region_of[agent.id]).get_console_output(InstanceId=agent.incarnation, DryRun=True)
         except AwsError as answer:
             granted = isinstance(answer, ClientError) and answer.response["Error"]["Code"] == "DryRunOperation"
-            return None if granted else explain(answer)
+            return None if granted else aws_error_text(answer)
         return None
 
     def _filters(self) -> "list[FilterTypeDef]":
@@ -204,7 +204,7 @@ class Ec2Source:
                 for reservation in page["Reservations"]:
                     self._sort(reservation.get("Instances", []), answer)
         except AwsError as failed:
-            answer.failure = f"{answer.region}: {explain(failed)}"
+            answer.failure = f"{answer.region}: {aws_error_text(failed)}"
 
     def _sort(self, instances: "Iterable[InstanceTypeDef]", answer: _Region) -> None:
         for instance in instances:

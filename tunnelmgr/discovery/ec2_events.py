@@ -16,7 +16,7 @@ import structlog
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, Event, FeedHeard
-from tunnelmgr.discovery.aws import AwsError, explain
+from tunnelmgr.discovery.aws_clients import AwsError, aws_error_text
 from tunnelmgr.threads import in_thread
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ ECHOES = (1.0, 3.0)
 """Seconds after an event at which EC2 is asked once more: its listing lags behind its events."""
 
 
-class Queue(Protocol):
+class EventQueue(Protocol):
     """What is needed of SQS; blocks."""
 
     def receive(self) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ class EventFeed:
     """Reads one source's queue until cancelled, and wakes the source."""
 
     source: str
-    queue: Queue
+    queue: EventQueue
     report: Callable[[Event], None]
     wake: Callable[[], None]
     _error: str | None = field(default="not heard yet")
@@ -64,7 +64,7 @@ class EventFeed:
             try:
                 await self._read_once()
             except AwsError as failed:
-                self._note(explain(failed))
+                self._note(aws_error_text(failed))
             except Exception as broken:  # a bulkhead: a queue is a plug-in's, and polling must go on without it
                 log.exception("event queue broke", source=self.source)
                 self._note(f"{broken!r}; the log has the trace")

@@ -28,7 +28,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.discovery.hetzner_api import ENDPOINT, TIMEOUT, HetznerApi, Server, secure_endpoint
-from tunnelmgr.discovery.hetzner_budget import Budget
+from tunnelmgr.discovery.hetzner_request_budget import RequestBudget
 from tunnelmgr.errors import DiscoveryError
 
 log = structlog.get_logger(__name__)
@@ -75,7 +75,7 @@ class HetznerSource:
         timeout: tuple[float, float] = TIMEOUT,
     ) -> None:
         self.config = config
-        self._budget = Budget(clock)
+        self._budget = RequestBudget(clock)
         self._api = HetznerApi(
             config.name, config.token_file, config.endpoint_url, self._budget, timeout=timeout, sleep=sleep
         )
@@ -100,7 +100,7 @@ class HetznerSource:
             failures=(listing.failure,) if listing.failure else (),
         )
 
-    def look_up(self, agents: Sequence[Agent]) -> Snapshot:
+    def find_by_id(self, agents: Sequence[Agent]) -> Snapshot:
         """Return what has become of agents that the listing lacks.
 
         Each costs a request, so those beyond the limit have their turn at the next polls. Raises DiscoveryError.

@@ -3,7 +3,7 @@
 Rules:
 - hcloud does the asking, but not the retrying: its own five retries of a timeout outlast a poll, and those of a
   429 take more of what is already used up. What it never retries, a connection that breaks, is tried again here.
-- Every answer's rate-limit headers are kept, those of refusals too; see `Budget`.
+- Every answer's rate-limit headers are kept, those of refusals too; see `RequestBudget`.
 - The token is read again at each poll, so that a new one needs no restart; no message and no log line holds it.
 """
 
@@ -25,10 +25,10 @@ from requests.exceptions import ChunkedEncodingError, RequestException, Timeout
 from requests.exceptions import ConnectionError as Broken
 
 from tunnelmgr import __version__
-from tunnelmgr.config import examine_key_file
+from tunnelmgr.config import private_key_file_error
 from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.sanitize import plain
-from tunnelmgr.discovery.hetzner_budget import Budget
+from tunnelmgr.discovery.hetzner_request_budget import RequestBudget
 from tunnelmgr.errors import DiscoveryError
 
 ENDPOINT = "https://api.hetzner.cloud/v1"
@@ -109,7 +109,7 @@ class HetznerApi:
     source: str
     token_file: Path
     endpoint: str = ENDPOINT
-    budget: Budget = field(default_factory=Budget)
+    budget: RequestBudget = field(default_factory=RequestBudget)
     timeout: tuple[float, float] = TIMEOUT
     sleep: Callable[[float], None] = time.sleep
     _token: str = field(default="", repr=False)
@@ -164,7 +164,7 @@ class HetznerApi:
     def _hear(self, response: requests.Response, *_: object, **__: object) -> None:
         """Look at an answer before hcloud, which keeps the headers to itself."""
         self._status = response.status_code
-        self.budget.hear(response.status_code, response.headers)
+        self.budget.record(response.status_code, response.headers)
 
     def _opened(self) -> Client:
         """Return the client; a new one where the file holds a new token."""
@@ -176,7 +176,7 @@ class HetznerApi:
         return self._client
 
     def _read_token(self) -> str:
-        wrong = examine_key_file(self.token_file)
+        wrong = private_key_file_error(self.token_file)
         if wrong is not None:
             raise DiscoveryError(self.source, wrong)
         try:

@@ -1,6 +1,6 @@
 """One way to poll every source: in a thread, one at a time, with a deadline; a failure keeps the last snapshot.
 
-Agents that a whole listing lacks are asked for by id, where the source can do that (`LooksUp`).
+Agents that a whole listing lacks are asked for by id, where the source can do that (`FindsById`).
 A source whose requests are counted may ask for a pause (`Paced`); the bell's rings before its end are then skipped.
 """
 
@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import structlog
 
-from tunnelmgr.config import Source
+from tunnelmgr.config import AgentSource
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event, Snapshot
 from tunnelmgr.core.missing import completed
@@ -35,10 +35,10 @@ class Paced(Protocol):
 
 
 @runtime_checkable
-class LooksUp(Protocol):
+class FindsById(Protocol):
     """A source that can be asked for certain agents."""
 
-    def look_up(self, agents: Sequence[Agent]) -> Snapshot:
+    def find_by_id(self, agents: Sequence[Agent]) -> Snapshot:
         """Return what has become of agents that a listing lacks; blocks, and raises DiscoveryError.
 
         `agents` are those that are there and still belong to the source, `gone` those that have ended, `outside` those
@@ -60,15 +60,19 @@ def nothing_missing(_source: str, _listing: Snapshot) -> tuple[Agent, ...]:
 class Poller:
     """Polls one source whenever `bell` is rung, and reports what it said; `missing` names who is to be asked for."""
 
-    source: Source
+    source: AgentSource
     report: Callable[[Event], None]
-    bell: asyncio.Event = field(default_factory=asyncio.Event)
+    wakeups: asyncio.Event = field(default_factory=asyncio.Event)
     patience: float = PATIENCE
     clock: Callable[[], float] = time.monotonic
     missing: Missing = nothing_missing
     _rests_until: float = 0.0
     _failing: str | None = None
     _asking: bool = False
+
+    def wake(self) -> None:
+        """Poll the source again soon."""
+        self.wakeups.set()
 
     async def run(self) -> None:
         """Poll now and at each ring that the source does not want skipped, until cancelled."""
@@ -79,8 +83,8 @@ class Poller:
     async def _rung(self) -> None:
         """Wait for the next ring that counts."""
         while True:
-            await self.bell.wait()
-            self.bell.clear()
+            await self.wakeups.wait()
+            self.wakeups.clear()
             if self.clock() >= self._rests_until:
                 return
 
@@ -130,13 +134,13 @@ class Poller:
             log.info("source answers again", source=self.source.config.name)
 
 
-def listed(source: Source, missing: Missing) -> Snapshot:
+def listed(source: AgentSource, missing: Missing) -> Snapshot:
     """Return a source's listing, with what it says of the agents that the listing lacks; blocks."""
     listing = source.discover()
     lacking = missing(source.config.name, listing)
-    if not lacking or not isinstance(source, LooksUp):
+    if not lacking or not isinstance(source, FindsById):
         return listing
     try:
-        return completed(listing, source.look_up(lacking))
+        return completed(listing, source.find_by_id(lacking))
     except DiscoveryError as failed:
         return replace(listing, failures=(failed.reason,))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import asyncssh
 
-from tunnelmgr.config import CIPHERS, SshConfig, examine_key_file
+from tunnelmgr.config import CIPHERS, SshConfig, private_key_file_error
 from tunnelmgr.core.host_key import key_from_blob
 from tunnelmgr.errors import ConfigError, LoginKeyError
 from tunnelmgr.ssh.key_files import load_key
@@ -93,7 +93,7 @@ def load_login(config: SshConfig) -> Login:
 def _read(file: Path | None, name: str, problems: list[str]) -> asyncssh.SSHKey | None:
     if file is None:
         return None
-    problem = examine_key_file(file)
+    problem = private_key_file_error(file)
     if problem is not None:
         problems.append(f"ssh.{name}: {problem}")
         return None

@@ -10,7 +10,7 @@ from lab.hetzner import HetznerCloud
 from tests.discovery.hetzner_project import Make, Time, launch_many
 from tunnelmgr.config import SourceConfig
 from tunnelmgr.core.events import Snapshot
-from tunnelmgr.discovery.hetzner_budget import Budget
+from tunnelmgr.discovery.hetzner_request_budget import RequestBudget
 from tunnelmgr.discovery.polling import Poller
 from tunnelmgr.errors import DiscoveryError
 
@@ -66,19 +66,19 @@ def test_after_a_429_polling_waits_for_the_reset(cloud: HetznerCloud, make: Make
 
 def test_a_429_that_says_nothing_costs_a_minute() -> None:
     """Headers may be missing, or be nonsense."""
-    budget = Budget(clock=lambda: 0.0)
+    budget = RequestBudget(clock=lambda: 0.0)
 
-    budget.hear(429, {"RateLimit-Limit": "many", "RateLimit-Remaining": "-1", "RateLimit-Reset": "soon", "Date": "?"})
+    budget.record(429, {"RateLimit-Limit": "many", "RateLimit-Remaining": "-1", "RateLimit-Reset": "soon", "Date": "?"})
 
     assert budget.pause() == 60.0
 
 
 def test_a_refusal_is_over_with_the_next_answer() -> None:
     """A good answer counts, whatever came before."""
-    budget = Budget(clock=lambda: 0.0)
+    budget = RequestBudget(clock=lambda: 0.0)
 
-    budget.hear(429, {})
-    budget.hear(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "3000"})
+    budget.record(429, {})
+    budget.record(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "3000"})
 
     assert budget.pause() == 0.0
 
@@ -88,14 +88,14 @@ def test_a_refusal_is_over_with_the_next_answer() -> None:
 def test_polling_alone_never_uses_up_the_budget(cost: int, interval: float) -> None:
     """Over a day of polls, whatever each costs: the budget stays above a quarter less one poll."""
     clock = Time()
-    budget = Budget(clock)
+    budget = RequestBudget(clock)
     left, lowest = 3600.0, 3600.0
 
     while clock.now < 86400:
         budget.begin()
         budget.spent = cost
         left -= cost
-        budget.hear(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": str(int(left))})
+        budget.record(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": str(int(left))})
         lowest = min(lowest, left)
         waited = interval + budget.pause()
         clock.now += waited
@@ -106,12 +106,12 @@ def test_polling_alone_never_uses_up_the_budget(cost: int, interval: float) -> N
 
 def test_others_can_always_find_something_left() -> None:
     """Where others have taken nearly all, polling makes way for as long as it may."""
-    budget = Budget(clock=lambda: 0.0)
+    budget = RequestBudget(clock=lambda: 0.0)
     budget.spent = 3
 
-    budget.hear(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "5"})
+    budget.record(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "5"})
     nearly_nothing = budget.pause()
-    budget.hear(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "0"})
+    budget.record(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "0"})
 
     assert (nearly_nothing, budget.pause()) == (300.0, 300.0)
 

@@ -10,8 +10,8 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined, Rules
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
-from tunnelmgr.trust import resolve
-from tunnelmgr.trust.resolve import Resolver
+from tunnelmgr.trust import resolver as resolver_file
+from tunnelmgr.trust.resolver import Resolver
 
 AGENT = Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", ("10.0.0.1",))
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
@@ -141,7 +141,7 @@ async def test_a_method_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) 
             await asyncio.Event().wait()
             raise AssertionError(agent)
 
-    monkeypatch.setattr(resolve, "PATIENCE", 0.01)
+    monkeypatch.setattr(resolver_file, "PATIENCE", 0.01)
     reports: list[Event] = []
     resolver = Resolver({"cloud": {Method.CONSOLE: Hanging()}}, Rules(trust={"cloud": (Method.CONSOLE,)}))
 

@@ -35,8 +35,8 @@ _PERMISSIONS = {
 }
 
 
-class Clients:
-    """Clients by service and region, by the ordinary credential chain or through `role`; for use from any thread."""
+class AwsClients:
+    """AwsClients by service and region, by the ordinary credential chain or through `role`; for use from any thread."""
 
     def __init__(self, *, role: str | None = None, endpoint_url: str | None = None) -> None:
         self._role = role
@@ -82,7 +82,7 @@ class Clients:
         )
 
 
-def explain(error: Exception) -> str:
+def aws_error_text(error: Exception) -> str:
     """Return an AWS error as a sentence that names the permission or the setting that is missing."""
     if isinstance(error, ClientError):
         facts = error.response.get("Error", {})

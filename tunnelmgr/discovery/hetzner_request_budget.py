@@ -14,7 +14,7 @@ HOUR = 3600.0
 
 
 @dataclass(slots=True)
-class Budget:
+class RequestBudget:
     """What is left of the project's requests, of which an hour has 3,600 and other programs want theirs too.
 
     docs.hetzner.cloud, "Rate Limiting": what was spent comes back evenly, one request a second for a limit of 3,600;
@@ -33,7 +33,7 @@ class Budget:
         """Count from here what the poll costs."""
         self.spent = 0
 
-    def hear(self, status: int, headers: Mapping[str, str]) -> None:
+    def record(self, status: int, headers: Mapping[str, str]) -> None:
         """Take note of an answer."""
         limit, remaining = (_number(headers.get(f"RateLimit-{name}")) for name in ("Limit", "Remaining"))
         self._refused = status == HTTPStatus.TOO_MANY_REQUESTS
