@@ -15,7 +15,7 @@ from tunnelmgr.dataplane.transport import SshTransport
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.client import dial
 from tunnelmgr.ssh.dialer import Dialer
-from tunnelmgr.ssh.host_key_scan import shown_key
+from tunnelmgr.ssh.host_key_scan import scan_host_key
 from tunnelmgr.ssh.login import Login
 
 # --- the line ---
@@ -181,7 +181,7 @@ async def test_a_byte_at_a_time_costs_one_timeout(said: bytes) -> None:
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(port=endpoint.port), Login("tunnel", key, 0.5))
         with pytest.raises(UnreachableError):
-            await shown_key(replace(sshd.agent(), port=endpoint.port), 0.5)
+            await scan_host_key(replace(sshd.agent(), port=endpoint.port), 0.5)
 
     tell(f"one byte in 20 ms ({said!r}): given up twice in {clock() - begun:.2f} s at 0.5 s each")
     assert clock() - begun < 2

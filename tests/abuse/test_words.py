@@ -16,7 +16,7 @@ from tunnelmgr.core.sanitize import LIMIT, plain, said
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.ssh.client import dial
-from tunnelmgr.ssh.host_key_scan import shown_key
+from tunnelmgr.ssh.host_key_scan import scan_host_key
 from tunnelmgr.ssh.login import Login
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\n\x00\x9b31m\u202egnp.exe " + "x" * 20_000
@@ -148,7 +148,7 @@ async def test_a_flood_before_the_handshake_is_one_short_error(login: Login, sai
         with pytest.raises(UnreachableError) as failed:
             await dial(sshd.spec(port=endpoint.port), replace(login, connect_timeout=1.0))
         with pytest.raises(UnreachableError) as looked:
-            await shown_key(replace(sshd.agent(), port=endpoint.port), 1.0)
+            await scan_host_key(replace(sshd.agent(), port=endpoint.port), 1.0)
 
     assert fit(str(failed.value))
     assert fit(str(looked.value))

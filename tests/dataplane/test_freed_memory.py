@@ -22,7 +22,7 @@ from tunnelmgr.dataplane.stream import Stream
 from tunnelmgr.dataplane.transport import SshTransport
 from tunnelmgr.errors import UnreachableError
 from tunnelmgr.ssh.client import Peer, SshConnection
-from tunnelmgr.ssh.host_key_scan import shown_key
+from tunnelmgr.ssh.host_key_scan import scan_host_key
 from tunnelmgr.tunnel.supervisor import Supervisor
 from tunnelmgr.tunnel.worker import Worker
 
@@ -102,14 +102,14 @@ async def test_an_agent_that_does_not_answer_leaves_nothing(sshd: Sshd, harness:
     async with running_tcp_server(stop) as endpoint:
         await fails(harness, sshd.spec(forward(), port=endpoint.port))
         with pytest.raises(UnreachableError):
-            await shown_key(replace(sshd.agent(), port=endpoint.port), 0.2)
+            await scan_host_key(replace(sshd.agent(), port=endpoint.port), 0.2)
 
         await until(lambda: held().total() == 0)
 
 
 async def test_a_look_at_a_host_key_leaves_nothing(sshd: Sshd) -> None:
     """It is taken before each life of a tunnel where an authority or a label proves the agent."""
-    await shown_key(sshd.agent(), 5)
+    await scan_host_key(sshd.agent(), 5)
 
     await until(lambda: held().total() == 0)
 

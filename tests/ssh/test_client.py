@@ -25,7 +25,7 @@ from tunnelmgr.errors import (
     UnreachableError,
 )
 from tunnelmgr.ssh.client import ChannelRefused, SshConnection, dial, host_key_algorithms
-from tunnelmgr.ssh.host_key_scan import shown_key
+from tunnelmgr.ssh.host_key_scan import scan_host_key
 from tunnelmgr.ssh.login import Login
 
 
@@ -225,7 +225,7 @@ async def test_compression_and_weak_ciphers_are_not_negotiated(
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(), login)
         with pytest.raises(UnreachableError):
-            await shown_key(sshd.agent(), 5)
+            await scan_host_key(sshd.agent(), 5)
 
     assert sshd.logins_begun == 0
 
@@ -236,7 +236,7 @@ async def test_a_cipher_that_is_configured_is_offered(
     """For agents that have only ChaCha20; a look at the key needs it too."""
     chacha = ("chacha20-poly1305@openssh.com",)
     async with running_sshd(Sshd(host_key, key), encryption_algs=list(chacha)) as sshd:
-        assert await shown_key(sshd.agent(), 5, chacha) == sshd.host_key
+        assert await scan_host_key(sshd.agent(), 5, chacha) == sshd.host_key
         async with dialled(sshd.spec(), replace(login, ciphers=chacha)) as connection:
             assert connection._conn.get_extra_info("send_cipher") == chacha[0]
 
@@ -288,7 +288,7 @@ async def test_a_server_that_stops_within_the_handshake_is_unreachable_in_time(s
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(port=endpoint.port), replace(login, connect_timeout=0.3))
         with pytest.raises(UnreachableError):
-            await shown_key(replace(sshd.agent(), port=endpoint.port), 0.3)
+            await scan_host_key(replace(sshd.agent(), port=endpoint.port), 0.3)
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100_000])
@@ -351,7 +351,7 @@ async def test_a_scan_returns_the_key_and_offers_nothing(sshd: Sshd, tmp_path: P
     folder.mkdir(mode=0o700)
     (folder / "id_ed25519").write_text("no key at all")
 
-    assert await shown_key(sshd.agent(), 5) == sshd.host_key
+    assert await scan_host_key(sshd.agent(), 5) == sshd.host_key
 
     assert sshd.logins_begun == 0
 
@@ -359,9 +359,9 @@ async def test_a_scan_returns_the_key_and_offers_nothing(sshd: Sshd, tmp_path: P
 async def test_a_scan_of_nobody_is_unreachable(sshd: Sshd) -> None:
     """No address, no listener, no answer: one error."""
     with pytest.raises(UnreachableError):
-        await shown_key(replace(sshd.agent(), addresses=()), 1)
+        await scan_host_key(replace(sshd.agent(), addresses=()), 1)
     with pytest.raises(UnreachableError):
-        await shown_key(replace(sshd.agent(), port=free_port()), 1)
+        await scan_host_key(replace(sshd.agent(), port=free_port()), 1)
 
 
 # --- listeners and exchanges ---

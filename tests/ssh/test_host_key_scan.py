@@ -1,4 +1,4 @@
-"""Looking at a host key: what is shown is returned, what is forged is not, and nothing is offered."""
+"""Host key scans: a genuine key or certificate is returned, a forged one is not, and no credentials are offered."""
 
 import asyncio
 import base64
@@ -14,7 +14,13 @@ from tests.ssh.ssh_server import Sshd, free_port, generate, public, running_sshd
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.host_key import is_certificate
 from tunnelmgr.errors import UnreachableError
-from tunnelmgr.ssh.host_key_scan import _LookingDialer, _Overhearing, host_key_shown, shown_certificate, shown_key
+from tunnelmgr.ssh.host_key_scan import (
+    _Recorder,
+    _RecordingDialer,
+    presented_blob,
+    scan_host_certificate,
+    scan_host_key,
+)
 from tunnelmgr.trust.certificate import parse
 from tunnelmgr.tunnel.admission import Admission
 
@@ -28,40 +34,40 @@ def certified(
     return authority.generate_host_certificate(host, "test", principals=[principal])
 
 
-def showing(
+def presenting(
     host: asyncssh.SSHKey, certificate: asyncssh.SSHCertificate, accepts: asyncssh.SSHKey
 ) -> AbstractAsyncContextManager[Sshd]:
-    """Run an agent's sshd that shows a certificate, and its plain key to those who do not ask for one."""
+    """Run an agent's sshd that presents a certificate, and its plain key to clients that ask for no certificate."""
     return running_sshd(Sshd((host, certificate), accepts))  # type: ignore[arg-type]  # asyncssh takes the pair
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_plain_key_of_every_type_is_shown(key: asyncssh.SSHKey, kind: str) -> None:
-    """As `type base64`, and nothing is offered."""
+    """A scan returns the key as `type base64`, and offers no credentials."""
     async with running_sshd(Sshd(generate(kind), key)) as sshd:
-        shown = await shown_key(sshd.agent(), 5)
+        shown = await scan_host_key(sshd.agent(), 5)
 
     assert shown == sshd.host_key
     assert (sshd.logins_begun, sshd.users, sshd.offered) == (0, [], [])
 
 
 async def test_a_key_of_a_certain_type_is_asked_for(key: asyncssh.SSHKey) -> None:
-    """An agent shows the key of the wanted type, not the one that it would prefer; without one it shows nothing."""
+    """An agent presents its key of the wanted type, and none if it has no such key."""
     async with running_sshd(Sshd(generate("ecdsa-sha2-nistp256"), key)) as sshd:
-        shown = await shown_key(sshd.agent(), 5, wanted=[public(generate("ecdsa-sha2-nistp256"))])
+        shown = await scan_host_key(sshd.agent(), 5, wanted=[public(generate("ecdsa-sha2-nistp256"))])
         with pytest.raises(UnreachableError):
-            await shown_key(sshd.agent(), 5, wanted=[public(generate("ssh-ed25519"))])
+            await scan_host_key(sshd.agent(), 5, wanted=[public(generate("ssh-ed25519"))])
 
     assert shown == sshd.host_key
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_certificate_of_every_type_is_shown_whole(key: asyncssh.SSHKey, kind: str) -> None:
-    """With all that it says; and nothing is offered."""
+    """A scan returns the complete certificate, and offers no credentials."""
     host, authority = generate(kind), generate()
 
-    async with showing(host, certified(host, authority), key) as sshd:
-        blob = await shown_certificate(sshd.agent(), 5)
+    async with presenting(host, certified(host, authority), key) as sshd:
+        blob = await scan_host_certificate(sshd.agent(), 5)
 
     facts = parse(blob)
     assert (facts.key, facts.authority) == (public(host), public(authority))
@@ -70,25 +76,25 @@ async def test_a_certificate_of_every_type_is_shown_whole(key: asyncssh.SSHKey, 
 
 
 async def test_an_agent_with_a_certificate_shows_its_plain_key_too(key: asyncssh.SSHKey) -> None:
-    """For the methods that know keys only."""
+    """A scan for plain keys gets the plain key from an agent that has a certificate too."""
     host = generate()
 
-    async with showing(host, certified(host, generate()), key) as sshd:
-        shown = await shown_key(sshd.agent(), 5)
+    async with presenting(host, certified(host, generate()), key) as sshd:
+        shown = await scan_host_key(sshd.agent(), 5)
 
     assert shown == public(host)
 
 
 async def test_an_agent_without_a_certificate_shows_its_plain_key(sshd: Sshd) -> None:
-    """Which is told from one."""
-    blob = await shown_certificate(sshd.agent(), 5)
+    """A scan for a certificate returns the plain key of an agent without one, distinguishable by its type."""
+    blob = await scan_host_certificate(sshd.agent(), 5)
 
     assert not is_certificate(blob)
     assert base64.b64encode(blob).decode() == sshd.host_key.split()[1]
 
 
 async def test_a_certificate_whose_signature_is_forged_is_not_shown(key: asyncssh.SSHKey) -> None:
-    """It says whatever its maker likes."""
+    """A certificate whose content was changed after signing makes the agent unreachable."""
     host = generate()
     genuine = certified(host, generate())
     forged = bytearray(genuine.public_data)
@@ -96,65 +102,65 @@ async def test_a_certificate_whose_signature_is_forged_is_not_shown(key: asyncss
     forged[at : at + 16] = b"static:builder-2"
     genuine.public_data = bytes(forged)
 
-    async with showing(host, genuine, key) as sshd:
+    async with presenting(host, genuine, key) as sshd:
         with pytest.raises(UnreachableError, match="Unable to decode host key"):
-            await shown_certificate(sshd.agent(), 5)
+            await scan_host_certificate(sshd.agent(), 5)
 
 
 async def test_a_certificate_that_somebody_else_recorded_is_of_no_use(key: asyncssh.SSHKey) -> None:
-    """Whoever shows it has to sign the key exchange with the key in it."""
+    """An agent that presents a certificate must sign the key exchange with the key in it."""
     victim, thief = generate(), generate()
     stolen = certified(victim, generate())
     stolen.key = thief  # else asyncssh will not show it
 
-    async with showing(thief, stolen, key) as sshd:
+    async with presenting(thief, stolen, key) as sshd:
         with pytest.raises(UnreachableError):
-            await shown_certificate(sshd.agent(), 5)
+            await scan_host_certificate(sshd.agent(), 5)
 
 
-async def test_an_agent_that_says_nothing_is_given_up(sshd: Sshd) -> None:
-    """Within the patience that was asked for."""
+async def test_a_silent_agent_is_unreachable_after_the_deadline(sshd: Sshd) -> None:
+    """A scan of a silent agent ends after the requested time."""
 
     async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
 
     async with running_tcp_server(silent) as at:
         with pytest.raises(UnreachableError, match=r"no answer within 0\.2 s"):
-            await shown_certificate(replace(sshd.agent(), port=at.port), 0.2)
+            await scan_host_certificate(replace(sshd.agent(), port=at.port), 0.2)
 
 
 @pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-1.5-old\r\n", b"\xff" * 4096])
-async def test_what_is_no_ssh_server_shows_nothing(sshd: Sshd, said: bytes) -> None:
-    """Another service on the port."""
+async def test_another_service_on_the_port_is_unreachable(sshd: Sshd, said: bytes) -> None:
+    """A scan of a port with another service fails with UnreachableError, whatever the service sends."""
 
-    async def odd(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def other_service(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)
         await writer.drain()
 
-    async with running_tcp_server(odd) as at:
+    async with running_tcp_server(other_service) as at:
         agent: Agent = replace(sshd.agent(), port=at.port)
         with pytest.raises(UnreachableError):
-            await shown_key(agent, 2)
+            await scan_host_key(agent, 2)
 
 
-async def test_a_look_takes_its_place_with_all_other_dials(sshd: Sshd) -> None:
-    """It waits where tunnels do, in the same order, and gives back what it took, also where it fails."""
+async def test_a_scan_waits_for_admission_like_any_dial(sshd: Sshd) -> None:
+    """A scan waits for a place in the same queue as tunnels, and returns place and slot, even if it fails."""
     admission = Admission(places=1)
     other = admission.permit()
     await other.acquire_place()
     async with asyncio.TaskGroup() as tasks:
-        looking = tasks.create_task(shown_key(sshd.agent(), 5, permit=admission.permit()), name="look")
+        scanning = tasks.create_task(scan_host_key(sshd.agent(), 5, permit=admission.permit()), name="scan")
         await until(lambda: admission._dials)
         assert sshd.connections == []
         other.end()
-        assert await looking == sshd.host_key
+        assert await scanning == sshd.host_key
     with pytest.raises(UnreachableError):
-        await shown_key(replace(sshd.agent(), port=free_port()), 5, permit=admission.permit())
+        await scan_host_key(replace(sshd.agent(), port=free_port()), 5, permit=admission.permit())
 
     assert (admission._places, admission._ahead, admission._slots) == (0, 0, 0)
 
 
-# --- what is overheard ---
+# --- what is overreceived ---
 
 
 def packet(payload: bytes) -> bytes:
@@ -173,19 +179,19 @@ REPLY = packet(b"\x1f" + string(b"blob") + string(b"theirs") + string(b"signatur
 
 @pytest.mark.parametrize("before", [b"", b"Welcome\r\n", b"any line\nanother\r\n"])
 def test_the_key_is_found_behind_other_lines_and_other_packets(before: bytes) -> None:
-    """A server may greet first (RFC 4253, section 4.2), and it names its algorithms before it shows its key."""
-    heard = before + b"SSH-2.0-test\r\n" + packet(b"\x14" + bytes(100)) + packet(b"\x02" + string(b"")) + REPLY
+    """The key is found after a banner (RFC 4253, section 4.2) and after the packet with the algorithms."""
+    received = before + b"SSH-2.0-test\r\n" + packet(b"\x14" + bytes(100)) + packet(b"\x02" + string(b"")) + REPLY
 
-    assert host_key_shown(heard) == b"blob"
-    assert host_key_shown(heard + b"\xff" * 100) == b"blob"
+    assert presented_blob(received) == b"blob"
+    assert presented_blob(received + b"\xff" * 100) == b"blob"
 
 
 @given(st.binary(max_size=200), st.booleans(), st.integers(0, len(REPLY) - 1))
 def test_no_bytes_are_taken_for_a_key_that_is_not_whole(noise: bytes, begins: bool, cut: int) -> None:
-    """Whatever arrives, or is cut off, is read without a fault."""
-    assert host_key_shown((b"SSH-2.0-test\n" if begins else b"") + noise) in {None, *windows(noise)}
-    assert host_key_shown(b"SSH-2.0-test\n" + REPLY[:cut]) in {None, b"blob"}
-    assert host_key_shown(b"SSH-2.0-test\n" + packet(b"\x1f" + (1 << 20).to_bytes(4) + noise)) is None
+    """Invalid or truncated input neither raises an error nor yields a key."""
+    assert presented_blob((b"SSH-2.0-test\n" if begins else b"") + noise) in {None, *windows(noise)}
+    assert presented_blob(b"SSH-2.0-test\n" + REPLY[:cut]) in {None, b"blob"}
+    assert presented_blob(b"SSH-2.0-test\n" + packet(b"\x1f" + (1 << 20).to_bytes(4) + noise)) is None
 
 
 def windows(noise: bytes) -> set[bytes]:
@@ -194,12 +200,12 @@ def windows(noise: bytes) -> set[bytes]:
 
 
 def test_a_key_that_did_not_sign_the_key_exchange_is_not_returned() -> None:
-    """An agent may send another's certificate as well; only what is for the proved key counts."""
+    """A certificate of another agent is ignored, because its key did not sign the key exchange."""
     own, other = generate(), generate()
-    dialer = _LookingDialer(("127.0.0.1",), 1)
-    dialer.overheard = _Overhearing(asyncio.Protocol())
-    dialer.overheard.heard += b"SSH-2.0-test\n" + packet(b"\x1f" + string(certified(other, generate()).public_data))
+    dialer = _RecordingDialer(("127.0.0.1",), 1)
+    dialer.recorder = _Recorder(asyncio.Protocol())
+    dialer.recorder.received += b"SSH-2.0-test\n" + packet(b"\x1f" + string(certified(other, generate()).public_data))
 
-    assert dialer.shown(own.convert_to_public()) is None
-    assert dialer.shown(None) is None
-    assert is_certificate(dialer.shown(other.convert_to_public()) or b"")
+    assert dialer.presented(own.convert_to_public()) is None
+    assert dialer.presented(None) is None
+    assert is_certificate(dialer.presented(other.convert_to_public()) or b"")

@@ -11,7 +11,7 @@ from tunnelmgr.core.reconcile import ExamineKey, Search
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.trust_methods import TrustInputs, methods_of
-from tunnelmgr.ssh.host_key_scan import shown_certificate, shown_key
+from tunnelmgr.ssh.host_key_scan import scan_host_certificate, scan_host_key
 from tunnelmgr.trust.resolver import Resolver
 from tunnelmgr.tunnel.admission import Admission, Permit
 
@@ -57,12 +57,12 @@ class EvidenceSearches:
     async def key_shown_by(self, agent: Agent, wanted: Sequence[str] = ()) -> str:
         """Return the host key that an agent presents; with `wanted`, one of the type of these keys."""
         ssh = self.configuration.prepared.config.ssh
-        return await shown_key(agent, ssh.connect_timeout, ssh.ciphers, self._permit(agent), wanted)
+        return await scan_host_key(agent, ssh.connect_timeout, ssh.ciphers, self._permit(agent), wanted)
 
     async def certificate_shown_by(self, agent: Agent) -> bytes:
         """Return the host certificate that an agent presents, as its key blob."""
         ssh = self.configuration.prepared.config.ssh
-        return await shown_certificate(agent, ssh.connect_timeout, ssh.ciphers, self._permit(agent))
+        return await scan_host_certificate(agent, ssh.connect_timeout, ssh.ciphers, self._permit(agent))
 
     def usable_seed(self, id_: str) -> Seed | None:
         """Return a seed that may still prove its agent; an unclaimed seed that has expired proves none."""
