@@ -33,7 +33,7 @@ from tunnels import machine
 from lab.gate_stand_ins import gate_with
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.core.ports import AgentChannel, Source
+from tunnelmgr.core.ports import AgentChannel, ByteSource
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.event_loop import loop_factory
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue
@@ -147,7 +147,7 @@ class Accepted(TargetSocket):
         seen, self._seen = self._seen, b""
         return seen or await super().read()
 
-    async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
         """Send data from `source`, one batch at a time, as a tunnel does."""
         room, left = memoryview(bytearray(BATCH_PACKETS * PACKET_DATA_BYTES)), limit
         while left:
@@ -164,7 +164,7 @@ class Accepted(TargetSocket):
         return limit - left
 
 
-async def readable(source: Source) -> None:
+async def readable(source: ByteSource) -> None:
     """Wait until the source has data."""
     event = asyncio.Event()
     source.notify_readable(event.set)

@@ -8,18 +8,11 @@ import time
 from collections.abc import Callable, Iterable
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import (
-    AgentsDiscovered,
-    DrainRequested,
-    Event,
-    EvidenceFound,
-    Reconfigured,
-    Rules,
-    Snapshot,
-    TunnelProbed,
-)
+from tunnelmgr.core.events import AgentsDiscovered, DrainRequested, Event, EvidenceFound, Reconfigured, TunnelProbed
 from tunnelmgr.core.evolve import evolve
 from tunnelmgr.core.reconcile import begin, plan
+from tunnelmgr.core.rules import Rules
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.core.world import World

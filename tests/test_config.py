@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tunnelmgr.config import DEFAULT_FILE, SourceConfig, config_file, load, private_key_file_error, source_type, sources
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Grouping
 from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policy import judge
+from tunnelmgr.core.rules import Grouping
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.errors import ConfigError

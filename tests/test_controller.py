@@ -19,15 +19,15 @@ from tunnelmgr.core.events import (
     Event,
     EvidenceAbsent,
     EvidenceFound,
-    Failure,
     Reconfigured,
-    Rules,
-    Snapshot,
     TunnelEnded,
     TunnelProbed,
 )
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.reconcile import CloseTunnel, OpenTunnel, Search
+from tunnelmgr.core.rules import Rules
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase, Seeking
 from tunnelmgr.core.world import HistoryEntry, Record, World

@@ -12,17 +12,10 @@ from structlog.testing import capture_logs
 from tests.test_controller import KEY, OTHER_KEY, A, B, House, running
 from tunnelmgr.controller import Controller, Performers
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import (
-    AgentEnded,
-    AgentsDiscovered,
-    DrainRequested,
-    Event,
-    EvidenceFound,
-    Failure,
-    Snapshot,
-    TunnelEnded,
-)
+from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DrainRequested, Event, EvidenceFound, TunnelEnded
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.persistence import Changes
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import Record

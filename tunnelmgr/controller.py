@@ -27,7 +27,7 @@ from tunnelmgr.core.events import (
     TunnelProbed,
 )
 from tunnelmgr.core.evolve import evolve
-from tunnelmgr.core.persistence import moments
+from tunnelmgr.core.persistence import new_entries
 from tunnelmgr.core.reconcile import (
     Action,
     CloseTunnel,
@@ -244,7 +244,7 @@ class Controller:
         _log_phases(before, self.world)
         _log_missing(before, self.world)
         if before.records is not self.world.records:
-            for record, moment in moments(before, self.world):
+            for record, moment in new_entries(before, self.world):
                 if moment.is_news:
                     self._history.history_grew(record, moment)
 

@@ -12,7 +12,7 @@ import structlog
 from tests.abuse.lab import tell
 from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, running_tcp_server, until
 from tunnelmgr.cli.log_format import LogFormat, LogLevel, configure
-from tunnelmgr.core.sanitize import LIMIT, plain, said
+from tunnelmgr.core.sanitize import LIMIT, error_text, sanitize
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.ssh.client import dial
@@ -65,20 +65,20 @@ def _logs() -> Iterator[None]:
 )
 def test_a_text_is_one_line_of_what_can_be_printed(said: str, shown: str) -> None:
     """What is harmless stays as it is."""
-    assert plain(said) == shown
+    assert sanitize(said) == shown
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
     """Its length is the limit, with the mark of what is left out."""
-    assert plain("x" * 10_000_000) == "x" * (LIMIT - 1) + "…"
-    assert plain("x" * LIMIT) == "x" * LIMIT
-    assert plain("abcdef", limit=4) == "abc…"
+    assert sanitize("x" * 10_000_000) == "x" * (LIMIT - 1) + "…"
+    assert sanitize("x" * LIMIT) == "x" * LIMIT
+    assert sanitize("abcdef", limit=4) == "abc…"
 
 
 def test_an_error_that_says_nothing_is_told_by_its_type() -> None:
     """A reason is never empty."""
-    assert said(AttributeError()) == "AttributeError"
-    assert said(ConnectionError("\x1bgone")) == "?gone"
+    assert error_text(AttributeError()) == "AttributeError"
+    assert error_text(ConnectionError("\x1bgone")) == "?gone"
 
 
 # --- whatever way it comes ---

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Event, Rules
+from tunnelmgr.core.events import Event
 from tunnelmgr.core.health import DaemonHealth, FastPathHealth, RegistryHealth
 from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, Listeners, Phase, Probe, Resting, TunnelSpec, TunnelStatus, Up
 from tunnelmgr.core.world import HistoryEntry, Quarantine, Record, SourceView, World

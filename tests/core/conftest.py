@@ -10,17 +10,17 @@ from tunnelmgr.core.events import (
     AgentsDiscovered,
     Event,
     EvidenceFound,
-    Failure,
     Reconfigured,
-    Rules,
-    Snapshot,
     TunnelBound,
     TunnelDialled,
     TunnelEnded,
     TunnelProbed,
 )
 from tunnelmgr.core.evolve import evolve
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.reconcile import Action, begin, desired, plan
+from tunnelmgr.core.rules import Rules
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec, TunnelStatus
 from tunnelmgr.core.world import Record, World

@@ -13,23 +13,23 @@ from tunnelmgr.core.events import (
     EvidenceAbsent,
     EvidenceContradicted,
     EvidenceFound,
-    Failure,
     FeedHeard,
     MemoryExpired,
     Reconfigured,
     ReleaseRequested,
     RetryRequested,
-    Rules,
     SeedAdded,
     TunnelBound,
     TunnelDialled,
     TunnelEnded,
     TunnelProbed,
 )
+from tunnelmgr.core.failure import Failure
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Phase, Resting, Seeking
-from tunnelmgr.core.world import STORY_LENGTH
+from tunnelmgr.core.world import HIHISTORY_LENGTH
 from tunnelmgr.errors import Pace
 
 if TYPE_CHECKING:
@@ -887,12 +887,12 @@ def test_a_history_keeps_its_latest_moments(history: History) -> None:
     agent = history.agent()
     history.listed(agent)
 
-    for number in range(STORY_LENGTH + 5):
+    for number in range(HIHISTORY_LENGTH + 5):
         history.hear(EvidenceAbsent(agent.id, "1", f"reason {number}"))
 
     told = history.record(agent).history
-    assert len(told) == STORY_LENGTH
-    assert told[-1].detail == f"reason {STORY_LENGTH + 4}"
+    assert len(told) == HIHISTORY_LENGTH
+    assert told[-1].detail == f"reason {HIHISTORY_LENGTH + 4}"
 
 
 def test_evidence_that_may_run_out_is_asked_for_at_each_life(history: History) -> None:

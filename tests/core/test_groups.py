@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.core.events import Grouping, Reconfigured
-from tunnelmgr.core.persistence import moments
+from tunnelmgr.core.events import Reconfigured
+from tunnelmgr.core.persistence import new_entries
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
+from tunnelmgr.core.rules import Grouping
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase
 
@@ -127,7 +128,7 @@ def test_agents_that_have_left_keep_the_group_that_they_left_in(history: History
     regroup(history, Grouping("ci"))
 
     assert history.record(agent).agent.group == "builders"
-    assert moments(before, history.world) == ()
+    assert new_entries(before, history.world) == ()
     history.listed(agent)
     assert (history.record(agent).agent.group, history.status(agent).phase) == ("ci", Phase.AWAITING_IDENTITY)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tunnelmgr.core.events import AgentEnded, MemoryExpired, SeedAdded, TunnelProbed
-from tunnelmgr.core.persistence import Changes, Memory, changes, is_pinned, moments, restored
+from tunnelmgr.core.persistence import Changes, Memory, changes, is_pinned, new_entries, restored
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import STORY_LENGTH, Quarantine, World
+from tunnelmgr.core.world import HIHISTORY_LENGTH, Quarantine, World
 
 if TYPE_CHECKING:
     from tests.core.conftest import History
@@ -157,13 +157,15 @@ def test_each_moment_is_told_once_and_in_order(history: History) -> None:
     before = history.world
 
     history.believed(agent)
-    first = moments(before, history.world)
+    first = new_entries(before, history.world)
     middle = history.world
     history.hear(AgentEnded("cloud", agent.id, "over"))
 
     assert [moment.step for _, moment in first] == ["seen", "evidence"]
-    assert [(record.agent.id, moment.step) for record, moment in moments(middle, history.world)] == [(agent.id, "left")]
-    assert moments(history.world, history.world) == ()
+    assert [(record.agent.id, moment.step) for record, moment in new_entries(middle, history.world)] == [
+        (agent.id, "left")
+    ]
+    assert new_entries(history.world, history.world) == ()
 
 
 def test_a_history_that_has_moved_on_wholly_is_told_from_its_beginning(history: History) -> None:
@@ -172,10 +174,10 @@ def test_a_history_that_has_moved_on_wholly_is_told_from_its_beginning(history: 
     history.listed(agent)
     before = history.world
     record = history.record(agent)
-    for number in range(STORY_LENGTH + 1):
-        record = record.told(history.now, "step", str(number))
+    for number in range(HIHISTORY_LENGTH + 1):
+        record = record.with_step(history.now, "step", str(number))
 
-    told = moments(before, history.world.with_record(record))
+    told = new_entries(before, history.world.with_record(record))
 
-    assert len(told) == STORY_LENGTH
-    assert moments(before.with_record(replace(history.record(agent), history=())), before)[0][1].step == "seen"
+    assert len(told) == HIHISTORY_LENGTH
+    assert new_entries(before.with_record(replace(history.record(agent), history=())), before)[0][1].step == "seen"

@@ -13,7 +13,7 @@ from tunnelmgr.core.persistence import Memory, restored
 from tunnelmgr.core.precedence import FIRST, LAST, NEW, PROVEN, Precedence, precedence_of
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Phase, Resting
-from tunnelmgr.core.world import STORY_LENGTH, World
+from tunnelmgr.core.world import HIHISTORY_LENGTH, World
 
 if TYPE_CHECKING:
     from tests.core.conftest import History
@@ -123,14 +123,14 @@ def test_failures_count_however_many_there_are(history: History) -> None:
     """Repeated failures are one entry with a count, and the latest ones count if the history has lost its start."""
     agent = history.agent()
     history.believed(agent)
-    fails(history, agent, STORY_LENGTH + 1)
-    assert precedence_of(restarted(history), agent.id).rank == NEW + STORY_LENGTH + 1
+    fails(history, agent, HIHISTORY_LENGTH + 1)
+    assert precedence_of(restarted(history), agent.id).rank == NEW + HIHISTORY_LENGTH + 1
 
     record = history.record(agent)
-    for number in range(STORY_LENGTH):
-        record = record.told(history.now, "failed", f"reason {number}")
+    for number in range(HIHISTORY_LENGTH):
+        record = record.with_step(history.now, "failed", f"reason {number}")
     history.world = history.world.with_record(record)
-    assert precedence_of(restarted(history), agent.id).rank == NEW + STORY_LENGTH
+    assert precedence_of(restarted(history), agent.id).rank == NEW + HIHISTORY_LENGTH
 
 
 def test_the_order_survives_a_restart(history: History) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tunnelmgr.core.backoff import MANY, SCHEDULES
-from tunnelmgr.core.events import Failure, TunnelDialled, TunnelEnded
-from tunnelmgr.core.persistence import REPEATS, Changes, changes, moments
+from tunnelmgr.core.events import TunnelDialled, TunnelEnded
+from tunnelmgr.core.failure import Failure
+from tunnelmgr.core.persistence import REPEATS, Changes, changes, new_entries
 from tunnelmgr.core.world import HistoryEntry, Quarantine, Record
 from tunnelmgr.errors import Pace
 
@@ -92,7 +93,7 @@ def test_a_recovery_is_told_at_once_and_what_fails_after_it_begins_afresh(histor
 
 def test_steps_that_repeat_without_a_failure_are_told_each_time(history: History) -> None:
     """Only a life that failed makes the next one a repetition."""
-    record = Record(history.agent(), 1.0, 1.0).told(1.0, "evidence", "same").told(2.0, "evidence", "same")
+    record = Record(history.agent(), 1.0, 1.0).with_step(1.0, "evidence", "same").with_step(2.0, "evidence", "same")
 
     assert [moment.count for moment in record.history] == [1, 1]
 
@@ -113,7 +114,7 @@ def test_a_moment_that_is_repeated_is_told_once_more_with_its_count(history: His
 
     fail(history, agent, dialled=True)
 
-    told = moments(before, history.world)
+    told = new_entries(before, history.world)
     assert [(moment.step, moment.count) for _, moment in told] == [("dialled", 3), ("failed", 3)]
 
 
@@ -135,7 +136,7 @@ def test_repetitions_are_written_once_a_minute_and_everything_else_at_once(histo
         replace(record, possessed=("a key",)),
         replace(record, present=False),
         replace(record, agent=replace(agent, addresses=("10.0.0.9",))),
-        record.told(history.now, "failed", "another reason"),
+        record.with_step(history.now, "failed", "another reason"),
         replace(record, history=()),
     ):
         assert changes(history.world.with_record(replace(record, history=())), history.world) == Changes((record,))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.core.sanitize import LIMIT, escaped, plain, printable, said
+from tunnelmgr.core.sanitize import LIMIT, error_text, escaped, printable, sanitize
 
 STEERING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Controls, marks of direction, halves of surrogates, what has no glyph, and separators of lines."""
@@ -48,18 +48,18 @@ def test_a_character_that_is_kept_stays() -> None:
 @given(text=texts, limit=st.integers(1, 400))
 def test_a_plain_text_is_one_short_line(text: str, limit: int) -> None:
     """Whatever comes in; and what is plain stays so."""
-    line = plain(text, limit)
+    line = sanitize(text, limit)
 
     assert len(line) <= limit
     assert line.isprintable()
-    assert plain(line, limit) == line.strip()
+    assert sanitize(line, limit) == line.strip()
 
 
 @fuzzed
 @given(text=texts)
 def test_an_error_always_says_something_that_can_be_shown(text: str) -> None:
     """Its own words, or its type."""
-    told = said(ValueError(text))
+    told = error_text(ValueError(text))
 
     assert told
     assert told.isprintable()

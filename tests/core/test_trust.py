@@ -3,7 +3,7 @@
 import pytest
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Rules
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import Method
 
 

@@ -20,21 +20,19 @@ from tunnelmgr.core.events import (
     Event,
     EvidenceAbsent,
     EvidenceFound,
-    Failure,
     KeyExamined,
     MemoryExpired,
     Reconfigured,
     ReleaseRequested,
     RetryRequested,
-    Rules,
-    Snapshot,
     TunnelBound,
     TunnelDialled,
     TunnelEnded,
     TunnelProbed,
 )
 from tunnelmgr.core.evolve import evolve
-from tunnelmgr.core.missing import LONGEST_ABSENCE
+from tunnelmgr.core.failure import Failure
+from tunnelmgr.core.missing_agents import LONGEST_GRACE
 from tunnelmgr.core.reconcile import (
     CloseTunnel,
     ExamineKey,
@@ -46,6 +44,8 @@ from tunnelmgr.core.reconcile import (
     next_due,
     plan,
 )
+from tunnelmgr.core.rules import Rules
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, Resting, TunnelSpec, Working
 from tunnelmgr.core.world import World, resting_phase
@@ -412,7 +412,7 @@ class Walk:
         self.batching = False
         for source in SOURCES * 2:
             self.hear(AgentsDiscovered(source, self.snapshot(source)))
-            self.now += LONGEST_ABSENCE
+            self.now += LONGEST_GRACE
         for _ in range(4):
             self.now += 3600.0
             self.hear()
@@ -486,7 +486,7 @@ class Walk:
         self.fleet.clear()
         for source in SOURCES * 2:
             self.hear(AgentsDiscovered(source, self.snapshot(source)))
-            self.now += LONGEST_ABSENCE
+            self.now += LONGEST_GRACE
         self.succeed()
         self.hear(MemoryExpired(self.now + 1))
 

@@ -11,7 +11,7 @@ import pytest
 from tests.daemon.conftest import Site
 from tunnelmgr.config import Config, SourceConfig, load
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.daemon import checks
 from tunnelmgr.daemon.checks import Finding, check

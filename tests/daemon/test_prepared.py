@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tests.daemon.conftest import Site
 from tunnelmgr.config import SourceConfig, TrustOrder
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.daemon import prepared as prepared_module
 from tunnelmgr.daemon.prepared import build, prepare

@@ -12,7 +12,8 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tests.ssh.ssh_server import until
 from tunnelmgr.config import SourceConfig
-from tunnelmgr.core.events import AgentsDiscovered, Event, FeedClosed, FeedHeard, Snapshot
+from tunnelmgr.core.events import AgentsDiscovered, Event, FeedClosed, FeedHeard
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.daemon.prepared import PreparedSource, prepared_source
 from tunnelmgr.daemon.source_watches import SourceWatches

@@ -7,9 +7,11 @@ from pathlib import Path
 from lab.hetzner import HetznerCloud
 from tunnelmgr.config import AgentSource
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import AgentsDiscovered, Reconfigured, Rules, Snapshot
+from tunnelmgr.core.events import AgentsDiscovered, Reconfigured
 from tunnelmgr.core.evolve import evolve
-from tunnelmgr.core.missing import missing
+from tunnelmgr.core.missing_agents import missing_agents
+from tunnelmgr.core.rules import Rules
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.world import World
 from tunnelmgr.discovery.hetzner import HetznerSource
 from tunnelmgr.discovery.polling import listed
@@ -59,7 +61,7 @@ class Polled:
 
     def poll(self) -> Snapshot:
         """Return the next answer, once the world has heard it."""
-        answer = listed(self.source, lambda name, listing: missing(self.world, name, listing))
+        answer = listed(self.source, lambda name, listing: missing_agents(self.world, name, listing))
         self.world = evolve(self.world, AgentsDiscovered(self.source.config.name, answer), self.now)
         return answer
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from lab.ec2 import Ec2Service, host_key_console
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.discovery import aws_clients, ec2
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError

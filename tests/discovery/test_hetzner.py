@@ -7,7 +7,7 @@ import structlog
 
 from lab.hetzner import HetznerCloud, HetznerService
 from tests.discovery.hetzner_project import Make, Polled, gone, ids, only
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.discovery.hetzner import HetznerConfig
 

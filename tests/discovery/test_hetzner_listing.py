@@ -6,7 +6,7 @@ import pytest
 
 from lab.hetzner import HetznerCloud
 from tests.discovery.hetzner_project import Make, Polled, gone, ids, launch_many
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.errors import DiscoveryError
 
 

@@ -9,7 +9,7 @@ import pytest
 from lab.hetzner import HetznerCloud
 from tests.discovery.hetzner_project import Make, Time, launch_many
 from tunnelmgr.config import SourceConfig
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.discovery.hetzner_request_budget import RequestBudget
 from tunnelmgr.discovery.polling import Poller
 from tunnelmgr.errors import DiscoveryError

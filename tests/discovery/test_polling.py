@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 
 from tunnelmgr.config import SourceConfig
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event, Snapshot
+from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.discovery.polling import Poller
 from tunnelmgr.errors import DiscoveryError

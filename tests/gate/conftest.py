@@ -20,7 +20,7 @@ import pytest
 from lab.gate_stand_ins import gate_with
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.core.ports import Source
+from tunnelmgr.core.ports import ByteSource
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue
 from tunnelmgr.gate.caller import Caller
@@ -114,7 +114,7 @@ class MemoryChannel:
             self.outgoing += data
             self.changed.notify_all()
 
-    async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
         """Give the agent what comes from a source, in pieces of 64 KiB."""
         room, left = memoryview(bytearray(65536)), limit
         readable = asyncio.Event()

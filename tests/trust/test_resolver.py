@@ -7,7 +7,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined, Rules
+from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 from tunnelmgr.trust import resolver as resolver_file

@@ -8,7 +8,8 @@ import pytest
 from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, running_sshd, running_tcp_server, until
 from tests.ssh.worker_harness import WorkerHarness
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import Failure, TunnelDialled, TunnelEnded
+from tunnelmgr.core.events import TunnelDialled, TunnelEnded
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.core.tunnel import Phase, TunnelSpec

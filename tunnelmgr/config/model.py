@@ -22,9 +22,9 @@ from tunnelmgr.config.values import (
     Target,
     state_url,
 )
-from tunnelmgr.core.events import Rules
 from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Forward
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 
 from tunnelmgr.config.values import Duration, Name, Section, TrustOrder
-from tunnelmgr.core.events import Grouping, Snapshot
+from tunnelmgr.core.rules import Grouping
+from tunnelmgr.core.snapshot import Snapshot
 
 
 class SourceConfig(Section):

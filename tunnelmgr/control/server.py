@@ -33,7 +33,7 @@ from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedA
 from tunnelmgr.core.health import Telemetry
 from tunnelmgr.core.host_key import parse_key
 from tunnelmgr.core.policy import Verdict
-from tunnelmgr.core.sanitize import plain
+from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import status_of
@@ -246,7 +246,7 @@ async def _body(request: web.Request) -> Json:
 def _id_and_name(agent: Agent) -> str:
     """Return an agent's id, with its name if that differs."""
     own = agent.id.partition(":")[2] == agent.name
-    return plain(agent.id) if own else f"{plain(agent.id)} (named {plain(agent.name, 40)})"
+    return sanitize(agent.id) if own else f"{sanitize(agent.id)} (named {sanitize(agent.name, 40)})"
 
 
 def _peer(request: web.Request) -> tuple[int, int]:

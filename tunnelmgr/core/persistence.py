@@ -55,7 +55,7 @@ def is_pinned(written: World, record: Record) -> bool:
     return known.proved is record.proved or known.proved == record.proved
 
 
-def moments(before: World, after: World) -> tuple[tuple[Record, HistoryEntry], ...]:
+def new_entries(before: World, after: World) -> tuple[tuple[Record, HistoryEntry], ...]:
     """Return what has been added to the agents' histories, each moment with the record that it stands in."""
     return tuple(
         (record, moment)

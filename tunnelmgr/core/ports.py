@@ -19,7 +19,7 @@ class EventSink(Protocol):
         ...
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """A socket that is read straight into somebody else's buffers."""
 
     def notify_readable(self, reader: Callable[[], None] | None) -> None:
@@ -59,7 +59,7 @@ class Channel(Protocol):
         """
         ...
 
-    async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
         """Send what comes from `source`, up to `limit` bytes, and call `carried` with the size of each piece sent.
 
         Returns how many bytes they were: fewer than `limit` where the source ended. Raises ConnectionError when the

@@ -11,8 +11,8 @@ from operator import itemgetter
 from typing import NamedTuple, assert_never, cast
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Rules
 from tunnelmgr.core.precedence import Precedence, precedence
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import (
     Connecting,

@@ -19,16 +19,16 @@ def printable(text: str, keep: str = "") -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() or c in keep else "?" for c in text)
 
 
-def plain(text: str, limit: int = LIMIT) -> str:
+def sanitize(text: str, limit: int = LIMIT) -> str:
     """Return `text` on one printable line of at most `limit` characters."""
     # Cut before the work is done, and once more after it, so that a huge text costs no more than a long one.
     words = " ".join(text[: 4 * limit].split())
     return printable(words if len(words) <= limit else words[: limit - 1] + "…")
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return what a foreign error says, made fit for people's eyes; its type where it says nothing."""
-    return plain(str(error)) or type(error).__name__
+    return sanitize(str(error)) or type(error).__name__
 
 
 def escaped(document: str) -> str:

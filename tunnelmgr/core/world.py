@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Rules
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust
 from tunnelmgr.core.tunnel import Phase, Resting, TunnelStatus
 
-STORY_LENGTH = 60
+HIHISTORY_LENGTH = 60
 """How many moments of an agent's history are kept; the oldest go first."""
 RETRIED = frozenset({"evidence", "dialled", "bound", "failed"})
 """The steps of a life that ends before its tunnel is up."""
@@ -103,7 +103,7 @@ class Record:
         """Tell whether only a release helps: a quarantine, or proof that nothing acceptable now comes up to."""
         return self.quarantine is not None or (self.trust is None and self.proved is not None)
 
-    def told(self, at: float, step: str, detail: str, uid: int | None = None) -> "Record":
+    def with_step(self, at: float, step: str, detail: str, uid: int | None = None) -> "Record":
         """Return the record with one more moment in its history.
 
         A life that fails in the same way as the one before adds nothing but to the count of each of its moments.
@@ -112,7 +112,7 @@ class Record:
         if known is not None:
             history = (*(moment for moment in self.history if moment is not known), known.again(at))
         else:
-            history = (*self.history[1 - STORY_LENGTH :], HistoryEntry(at, step, detail, uid))
+            history = (*self.history[1 - HIHISTORY_LENGTH :], HistoryEntry(at, step, detail, uid))
         return replace(self, history=history, changed=at)
 
 

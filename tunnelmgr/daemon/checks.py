@@ -11,8 +11,8 @@ from typing import Literal, Protocol, runtime_checkable
 from tunnelmgr.config import AgentSource, Config
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import Snapshot
 from tunnelmgr.core.loopback import is_loopback
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.prepared import PinsKeys, build

@@ -13,8 +13,8 @@ import structlog
 
 from tunnelmgr.config import AgentSource, Config, SourceConfig, SshConfig, load, source_type
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import Rules
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.discovery.ec2_events import EventQueue
 from tunnelmgr.errors import ConfigError
 from tunnelmgr.ssh.login import Login, load_login

@@ -8,9 +8,10 @@ from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import FeedClosed, Snapshot
-from tunnelmgr.core.missing import missing
+from tunnelmgr.core.events import FeedClosed
+from tunnelmgr.core.missing_agents import missing_agents
 from tunnelmgr.core.ports import EventSink, WorldView
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.daemon.prepared import PreparedSource
 from tunnelmgr.discovery.ec2_events import EventFeed
 from tunnelmgr.discovery.polling import Missing, Poller, nothing_missing
@@ -33,7 +34,7 @@ class MissingAgents:
 
     def of(self, source: str, listing: Snapshot) -> tuple[Agent, ...]:
         """Return the agents of a source that its listing lacks; called in the source's thread."""
-        return missing(self.view.world, source, listing)
+        return missing_agents(self.view.world, source, listing)
 
 
 @dataclass(slots=True)

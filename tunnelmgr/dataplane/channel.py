@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import asyncssh
 
-from tunnelmgr.core.ports import Source
+from tunnelmgr.core.ports import ByteSource
 from tunnelmgr.dataplane.asyncssh_internals import disable_asyncssh_window, open_window, send_window
 from tunnelmgr.dataplane.pump import Destination, Pump, send_packets, send_through_asyncssh
 from tunnelmgr.dataplane.receive_buffer import ReceiveBuffer
@@ -155,7 +155,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
             raise ConnectionResetError("the channel is closed")
         return Destination(self._ssh, self._transport, self._initial_send_window)
 
-    async def send_from(self, source: Source, limit: int, on_sent: Callable[[int], None]) -> int:
+    async def send_from(self, source: ByteSource, limit: int, on_sent: Callable[[int], None]) -> int:
         """Send what arrives from `source`; see `Channel`."""
 
         def sent(count: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncssh
 
-from tunnelmgr.core.ports import Source
+from tunnelmgr.core.ports import ByteSource
 from tunnelmgr.dataplane.asyncssh_internals import SendState, account, await_window, send_state
 from tunnelmgr.dataplane.batches import return_batch, take_batch
 from tunnelmgr.dataplane.ssh_packets import BATCH_PACKETS, PACKET_DATA_BYTES
@@ -66,7 +66,9 @@ class Pump:
     missing: the source's data, the agent's window, or room in the socket.
     """
 
-    def __init__(self, source: Source, destination: Destination, limit: int, on_sent: Callable[[int], None]) -> None:
+    def __init__(
+        self, source: ByteSource, destination: Destination, limit: int, on_sent: Callable[[int], None]
+    ) -> None:
         self._source = source
         self._destination = destination
         self._channel = destination.channel

@@ -8,7 +8,7 @@ import boto3
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from tunnelmgr.core.sanitize import plain, said
+from tunnelmgr.core.sanitize import error_text, sanitize
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
@@ -89,7 +89,7 @@ def aws_error_text(error: Exception) -> str:
         code = facts.get("Code", "?")
         if code in {"UnauthorizedOperation", "AccessDenied", "AccessDeniedException"}:
             return f"{code}: the permission {_PERMISSIONS.get(error.operation_name, error.operation_name)} is missing"
-        return plain(f"{code}: {facts.get('Message', '')}".rstrip(": "))
+        return sanitize(f"{code}: {facts.get('Message', '')}".rstrip(": "))
     if isinstance(error, NoCredentialsError):
         return "no AWS credentials: use an instance profile, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    return said(error)
+    return error_text(error)

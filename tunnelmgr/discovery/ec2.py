@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 
 from tunnelmgr.config import SourceConfig, TrustOrder
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.discovery.aws_clients import AwsClients, AwsError, aws_error_text
 from tunnelmgr.discovery.ec2_events import SqsQueue

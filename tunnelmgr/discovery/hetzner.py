@@ -25,7 +25,7 @@ from pydantic import AfterValidator, Field
 
 from tunnelmgr.config import ExistingFile, Name, SourceConfig, TrustOrder
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.discovery.hetzner_api import ENDPOINT, TIMEOUT, HetznerApi, Server, secure_endpoint
 from tunnelmgr.discovery.hetzner_request_budget import RequestBudget

@@ -27,7 +27,7 @@ from requests.exceptions import ConnectionError as Broken
 from tunnelmgr import __version__
 from tunnelmgr.config import private_key_file_error
 from tunnelmgr.core.loopback import is_loopback
-from tunnelmgr.core.sanitize import plain
+from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.discovery.hetzner_request_budget import RequestBudget
 from tunnelmgr.errors import DiscoveryError
 
@@ -215,7 +215,7 @@ class HetznerApi:
             case status if status < HTTPStatus.BAD_REQUEST:
                 return f"{self.endpoint} answers with something that is not JSON: check endpoint_url"
             case status:
-                words = plain(f"{refused.code}, {refused.message}".removeprefix(f"{status}, "))
+                words = sanitize(f"{refused.code}, {refused.message}".removeprefix(f"{status}, "))
                 return f"{status}, {words}; check label_selector and endpoint_url"
 
 

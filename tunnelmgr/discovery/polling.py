@@ -14,8 +14,9 @@ import structlog
 
 from tunnelmgr.config import AgentSource
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event, Snapshot
-from tunnelmgr.core.missing import completed
+from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event
+from tunnelmgr.core.missing_agents import with_answer
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.errors import DiscoveryError
 from tunnelmgr.threads import in_thread
 
@@ -141,6 +142,6 @@ def listed(source: AgentSource, missing: Missing) -> Snapshot:
     if not lacking or not isinstance(source, FindsById):
         return listing
     try:
-        return completed(listing, source.find_by_id(lacking))
+        return with_answer(listing, source.find_by_id(lacking))
     except DiscoveryError as failed:
         return replace(listing, failures=(failed.reason,))

@@ -6,8 +6,9 @@ from pydantic import Field, field_validator
 
 from tunnelmgr.config import Name, Section, SourceConfig, TrustOrder
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import Grouping, Snapshot
 from tunnelmgr.core.host_key import fingerprint, parse_key
+from tunnelmgr.core.rules import Grouping
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 
 

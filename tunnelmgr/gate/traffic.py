@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tunnelmgr.core.ports import AgentChannel, Result, Source
+from tunnelmgr.core.ports import AgentChannel, ByteSource, Result
 
 WARN_EVERY: Final = 5.0
 """Seconds between two warnings about one agent's channels, since an agent may open any number of them."""
@@ -71,7 +71,7 @@ class MeteredChannel:
         self.to_agent += len(data)
         self._traffic.to_agent += len(data)
 
-    async def send_from(self, source: Source, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
         """Pour to the agent, and count each piece as it goes."""
 
         def counted(count: int) -> None:

@@ -13,7 +13,7 @@ import structlog
 
 from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.host_key import HOST_KEY_ALGORITHMS, algorithms_of, fingerprint, key_from_blob
-from tunnelmgr.core.sanitize import plain, said
+from tunnelmgr.core.sanitize import error_text, sanitize
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.dataplane.channel import ChannelOwner, ForwardedChannel, NoOwner
@@ -183,7 +183,9 @@ class SshConnection:
         except asyncssh.ChannelListenError:
             inner = None
         except FAULTS as failed:
-            raise ConnectionLostError(f"the connection ended while binding {endpoint}: {said(failed)}") from failed
+            raise ConnectionLostError(
+                f"the connection ended while binding {endpoint}: {error_text(failed)}"
+            ) from failed
         if self.lost.is_set():
             raise ConnectionLostError(f"the connection was lost: {self.loss}")
         return None if inner is None else Listener(endpoint, inner)
@@ -201,9 +203,9 @@ class SshConnection:
         except asyncssh.ChannelOpenError as refused:
             if self.lost.is_set():  # asyncssh raises the same error for a refused channel and a lost connection
                 raise ConnectionLostError(f"the connection was lost: {self.loss}") from refused
-            raise ConnectionRefusedError(plain(refused.reason)) from refused
+            raise ConnectionRefusedError(sanitize(refused.reason)) from refused
         except FAULTS as failed:
-            raise ConnectionLostError(said(failed)) from failed
+            raise ConnectionLostError(error_text(failed)) from failed
         return stream
 
     async def disable_nagle(self) -> None:
@@ -218,7 +220,7 @@ class SshConnection:
                 await self._conn.create_session(lambda: session, NO_OP_COMMAND, encoding=None)
             self._transport.reader.acknowledge_at_once = False
         except FAULTS as refused:  # a TimeoutError is one of them
-            log.debug("session refused", address=self.address, reason=said(refused))
+            log.debug("session refused", address=self.address, reason=error_text(refused))
         finally:
             session.end()
 
@@ -298,7 +300,7 @@ class Peer(asyncssh.SSHClient):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end and its reason."""
-        self.reason = said(exc) if exc else "the agent closed the connection"
+        self.reason = error_text(exc) if exc else "the agent closed the connection"
         self.lost.set()
         if self.observer is not None:
             self.observer.connection_lost()
@@ -354,7 +356,7 @@ async def _shake_hands(spec: TunnelSpec, login: Login, dialer: Dialer, offers: l
     except TimeoutError as late:
         raise UnreachableError(where, f"no answer within {login.connect_timeout:g} s") from late
     except FAULTS as failed:
-        raise UnreachableError(where, said(failed)) from failed
+        raise UnreachableError(where, error_text(failed)) from failed
     if dialer.transport is None:
         raise AssertionError("a connection without a transport")
     return SshConnection(conn, dialer.transport, peer, dialer.reached)

@@ -17,7 +17,7 @@ from tunnelmgr.core.host_key import (
     is_certificate,
     key_from_blob,
 )
-from tunnelmgr.core.sanitize import said
+from tunnelmgr.core.sanitize import error_text
 from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.fast_path import free_connection
 from tunnelmgr.errors import UnreachableError
@@ -103,7 +103,7 @@ async def _exchange_keys(agent: Agent, algorithms: Sequence[str], scan: _Scan, d
         raise UnreachableError(where, f"no answer within {scan.patience:g} s") from late
     except FAULTS as failed:
         clear_exception_frames(failed)
-        raise UnreachableError(where, said(failed)) from failed
+        raise UnreachableError(where, error_text(failed)) from failed
     if blob is None:
         raise UnreachableError(where, "it presented no host key")
     return blob

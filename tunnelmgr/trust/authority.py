@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.host_key import is_certificate
-from tunnelmgr.core.sanitize import plain
+from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 from tunnelmgr.trust.certificate import Authority, HostCertificate, is_revoked, parse, refusal
@@ -53,10 +53,11 @@ class AuthorityKeys:
         if why is not None:
             raise HostKeyUnknownError(why)
         if agent.id not in certificate.principals:
+            named = sanitize(", ".join(certificate.principals))
             raise HostKeyMismatchError(
-                f"the machine at {agent.address} shows a certificate for {plain(', '.join(certificate.principals))}, "
+                f"the machine at {agent.address} shows a certificate for {named}, "
                 f"not for {agent.id}; look, then `tunnelmgr release`"
             )
-        key_id = plain(certificate.key_id)
+        key_id = sanitize(certificate.key_id)
         detail = f"certificate of authority {authority.name}, serial {certificate.serial}, key id {key_id!r}"
         return HostTrust(Method.AUTHORITY, (certificate.key,), detail)

@@ -26,7 +26,7 @@ from tunnelmgr.core.host_key import (
     fingerprint,
     key_from_blob,
 )
-from tunnelmgr.core.sanitize import plain
+from tunnelmgr.core.sanitize import sanitize
 
 HOST = 2
 """The type of a host certificate, SSH_CERT_TYPE_HOST."""
@@ -70,7 +70,7 @@ def parse(blob: bytes) -> HostCertificate:
     reader = BlobReader(blob)
     key_type = reader.text().removesuffix(CERTIFICATE_SUFFIX)
     if key_type not in HOST_KEY_TYPES:
-        raise ValueError(f"unknown certificate type {plain(key_type)!r}")
+        raise ValueError(f"unknown certificate type {sanitize(key_type)!r}")
     reader.string()  # the nonce
     fields = [reader.string() for _ in range(HOST_KEY_TYPES[key_type].fields)]
     key = b"".join(struct.pack(">I", len(field)) + field for field in (key_type.encode(), *fields))
@@ -101,12 +101,12 @@ def refusal(  # noqa: PLR0911 - one return a reason
     if certificate.kind != HOST:
         return "its certificate is a user certificate, not a host certificate"
     if certificate.signature not in AUTHORITY_ALGORITHMS:
-        algorithm = plain(certificate.signature)
+        algorithm = sanitize(certificate.signature)
         return f"its certificate is signed with {algorithm!r}: sign it with rsa-sha2-512 or an Ed25519 key"
     if not certificate.principals:
         return "its certificate has no principal, so it would be valid for any machine"
     if certificate.critical_options:
-        return f"its certificate has critical options: {plain(', '.join(certificate.critical_options))}"
+        return f"its certificate has critical options: {sanitize(', '.join(certificate.critical_options))}"
     if now < certificate.valid_after:
         return f"its certificate is not valid before {_time(certificate.valid_after)}"
     if now >= certificate.valid_before:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.host_key import fingerprint
-from tunnelmgr.core.sanitize import plain
+from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 
@@ -30,7 +30,7 @@ class LabelKeys:
             raise HostKeyUnknownError(str(away)) from away
         if as_label(fingerprint(key)) != as_label(wanted):
             raise HostKeyMismatchError(
-                f"the machine at {agent.address} shows {fingerprint(key)}, its label says {plain(wanted)}; "
+                f"the machine at {agent.address} shows {fingerprint(key)}, its label says {sanitize(wanted)}; "
                 "look, then `tunnelmgr release`"
             )
         return HostTrust(Method.LABEL, (key,), "fingerprint in a label")

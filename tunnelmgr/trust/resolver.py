@@ -8,8 +8,9 @@ from typing import TypeVar
 import structlog
 
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined, Rules
+from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined
 from tunnelmgr.core.ports import HostKeySource
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, TunnelError
 

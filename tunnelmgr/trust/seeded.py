@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.sanitize import plain
+from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyUnknownError
@@ -26,7 +26,7 @@ class SeededKeys:
             raise HostKeyUnknownError(f"it has no label {' or '.join(NAMES)}")
         seed = self.lookup(id_)
         if seed is None:
-            raise HostKeyUnknownError(f"seed {plain(id_)} is not known here, or has expired")
+            raise HostKeyUnknownError(f"seed {sanitize(id_)} is not known here, or has expired")
         if not seed.serves(agent):
             raise HostKeyUnknownError(f"seed {id_} was used already, by {seed.holder}")
         return HostTrust(Method.SEEDED, (seed.key,), f"seed {id_}")

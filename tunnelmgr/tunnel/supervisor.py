@@ -7,7 +7,8 @@ from functools import partial
 import structlog
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import Failure, TunnelEnded
+from tunnelmgr.core.events import TunnelEnded
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.half_open import Ends

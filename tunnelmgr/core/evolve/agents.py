@@ -2,7 +2,7 @@
 
 Rules:
 - An agent leaves when its source says so, or when two complete listings in a row lack it; where they lack much of the
-  fleet, only after a time (`core/missing.py`).
+  fleet, only after a time (`core/missing_agents.py`).
 - The source that had an agent first keeps it; a source that is not configured (any more) tells nothing.
 - An agent whose end an event told does not come back in the same incarnation, whatever a listing says.
 - An agent's group comes from the rules (`Rules.group_of`) when they change, not with its source's next answer.
@@ -11,9 +11,10 @@ Rules:
 from dataclasses import replace
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, Rules
+from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed
 from tunnelmgr.core.evolve.transition import Transition
-from tunnelmgr.core.missing import MOST, missing, patience, present
+from tunnelmgr.core.missing_agents import FAILURE_SHARE, grace_period, missing_agents, present_records
+from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import Record, SourceView, World
 
@@ -49,13 +50,13 @@ def discovered(world: World, event: AgentsDiscovered, now: float) -> Transition:
 def _view(world: World, after: World, event: AgentsDiscovered, now: float) -> SourceView:
     """Return how a source does after its answer; a listing that lacks most of its agents is a failure."""
     snapshot, view = event.snapshot, world.sources[event.source]
-    unlisted, before = len(snapshot.unlisted), len(present(world, event.source))
-    unknown = sum(record.missed > 0 for record in present(after, event.source))
+    unlisted, before = len(snapshot.unlisted), len(present_records(world, event.source))
+    unknown = sum(record.missed > 0 for record in present_records(after, event.source))
     failures = list(snapshot.failures)
-    if unlisted + unknown > MOST * before:
+    if unlisted + unknown > FAILURE_SHARE * before:
         failures.append(
             f"its listing lacks {unlisted + unknown} of {before} agents: {unlisted} were found by their ids, "
-            f"{unknown} stay for up to {patience(unknown, before):.0f} s"
+            f"{unknown} stay for up to {grace_period(unknown, before):.0f} s"
         )
     error = "; ".join(failures) or None
     last = view.last_success if error else now
@@ -97,8 +98,8 @@ def _unlisted(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId
     """Return the new records of the source's agents that the snapshot lacks."""
     snapshot, changed = event.snapshot, {}
     listed = {agent.id for agent in snapshot.agents}
-    members = present(world, event.source)
-    wait = patience(len(missing(world, event.source, snapshot)), len(members)) if members else 0.0
+    members = present_records(world, event.source)
+    wait = grace_period(len(missing_agents(world, event.source, snapshot)), len(members)) if members else 0.0
     for record in members:
         id_ = record.agent.id
         if id_ in listed:
@@ -123,16 +124,16 @@ def _missed_enough(record: Record, wait: float, now: float) -> bool:
 def _seen(known: Record | None, agent: Agent, rules: Rules, now: float) -> Record:
     if known is None:
         fresh = Record(agent=agent, first_seen=now, changed=now)
-        return fresh.told(now, "seen", f"at {agent.address}, group {agent.group}, by source {agent.source}")
+        return fresh.with_step(now, "seen", f"at {agent.address}, group {agent.group}, by source {agent.source}")
     record = known
     if known.agent.incarnation != agent.incarnation:
         mark = replace(known.quarantine, disputed=()) if known.quarantine else None
         record = replace(record, trust=None, proved=None, possessed=(), quarantine=mark, ended=False)
-        record = record.told(now, "rebuilt", f"incarnation {agent.incarnation}")
+        record = record.with_step(now, "rebuilt", f"incarnation {agent.incarnation}")
     elif not known.present:
-        record = record.told(now, "seen", f"again, at {agent.address}")
+        record = record.with_step(now, "seen", f"again, at {agent.address}")
     elif known.agent.addresses != agent.addresses or known.agent.port != agent.port:
-        record = record.told(now, "moved", f"to {agent.address}")
+        record = record.with_step(now, "moved", f"to {agent.address}")
     record = _regrouped(record, agent.group, now)
     if record.trust and not rules.accepts(agent, record.trust.method):
         record = replace(record, trust=None)
@@ -151,7 +152,7 @@ def _regrouped(record: Record, group: str, now: float) -> Record:
     if group == before:
         return record
     changed = replace(record, agent=replace(record.agent, group=group))
-    return changed.told(now, "regrouped", f"from {before} to {group}")
+    return changed.with_step(now, "regrouped", f"from {before} to {group}")
 
 
 def _incarnated(known: Record | None, agent: Agent) -> Agent:
@@ -183,4 +184,4 @@ def feed_heard(world: World, source: str, *, ok: bool | None, error: str | None)
 
 
 def _left(record: Record, why: str, now: float) -> Record:
-    return replace(record, present=False, missed=0, possessed=()).told(now, "left", why)
+    return replace(record, present=False, missed=0, possessed=()).with_step(now, "left", why)

@@ -58,7 +58,7 @@ def examined(world: World, event: KeyExamined, now: float) -> Transition:
         return Transition(world, {event.agent})
     what = f"showed {fingerprint(event.key)}" if event.key else event.message
     if all((moment.step, moment.detail) != ("examined", what) for moment in record.history):
-        record = record.told(now, "examined", what)
+        record = record.with_step(now, "examined", what)
     world = world.with_record(replace(record, quarantine=replace(mark, examined=True)))
     if event.key in mark.disputed:
         return Transition(possession_shown(world, event.agent, event.key, now), {event.agent})

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
-from tunnelmgr.core.events import EvidenceAbsent, EvidenceContradicted, EvidenceFound, Failure
+from tunnelmgr.core.events import EvidenceAbsent, EvidenceContradicted, EvidenceFound
 from tunnelmgr.core.evolve.quarantine import quarantined
 from tunnelmgr.core.evolve.transition import Transition
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase, Resting, Seeking, at_rest
@@ -43,7 +44,7 @@ def found(world: World, event: EvidenceFound, now: float) -> Transition:
 def _believed(world: World, record: Record, trust: HostTrust, now: float) -> World:
     record = replace(record, trust=trust, proved=trust)
     detail = f" ({trust.detail})" if trust.detail else ""
-    return _claimed(world.with_record(record.told(now, "evidence", f"{_told(trust)}{detail}")), record, trust)
+    return _claimed(world.with_record(record.with_step(now, "evidence", f"{_told(trust)}{detail}")), record, trust)
 
 
 def _why_useless(world: World, record: Record, trust: HostTrust) -> str | None:
@@ -85,7 +86,7 @@ def absent(world: World, event: EvidenceAbsent, now: float) -> Transition:
         return Transition(_search_ended(world, event.agent), {event.agent})
     failures = status.failures + 1
     if status.message != event.message:
-        world = world.with_record(record.told(now, "waiting", event.message))
+        world = world.with_record(record.with_step(now, "waiting", event.message))
     waiting = replace(
         at_rest(status),
         failures=failures,

@@ -5,8 +5,8 @@ from itertools import chain
 from typing import NamedTuple
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import Failure
 from tunnelmgr.core.evolve.quarantine import left_to_operator, quarantined, refused
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.world import Quarantine, Record, World
@@ -132,4 +132,4 @@ def _settled_over(world: World, key: str, now: float) -> World:
 
 def _freed(world: World, agent: AgentId, now: float) -> World:
     freed = replace(world.records[agent], quarantine=None)
-    return world.with_record(freed.told(now, "released", "it alone has shown the key that others claim too"))
+    return world.with_record(freed.with_step(now, "released", "it alone has shown the key that others claim too"))

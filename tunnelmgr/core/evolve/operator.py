@@ -13,7 +13,7 @@ def retry(world: World, event: RetryRequested, now: float) -> World:
     status = world.tunnels.get(event.agent)
     if not isinstance(status, Resting):
         return world
-    world = world.with_record(world.records[event.agent].told(now, "retry", "asked for by an operator", event.uid))
+    world = world.with_record(world.records[event.agent].with_step(now, "retry", "asked for by an operator", event.uid))
     return world.with_tunnel(event.agent, replace(status, failures=0, retry_at=None))
 
 
@@ -24,7 +24,7 @@ def release(world: World, event: ReleaseRequested, now: float) -> Transition:
         return Transition(world)
     # What was believed of the key led here; evidence is asked for again.
     free = replace(record, quarantine=None, trust=None, proved=None, possessed=())
-    return Transition(world.with_record(free.told(now, "released", event.reason, event.uid)), {event.agent})
+    return Transition(world.with_record(free.with_step(now, "released", event.reason, event.uid)), {event.agent})
 
 
 def forget(world: World, before: float, wall: float) -> World:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import Failure
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.world import Quarantine, World
 from tunnelmgr.errors import HostKeySharedError, Pace
@@ -15,7 +15,7 @@ def quarantined(world: World, agent: AgentId, failure: Failure, now: float) -> W
     if record.quarantine is not None:
         return world
     mark = Quarantine(since=now, code=failure.code, message=failure.message)
-    return world.with_record(replace(record, quarantine=mark).told(now, "quarantined", failure.message))
+    return world.with_record(replace(record, quarantine=mark).with_step(now, "quarantined", failure.message))
 
 
 def refused(world: World, agent: AgentId, holder: AgentId, key: str, now: float) -> World:
@@ -33,4 +33,4 @@ def left_to_operator(world: World, agent: AgentId, message: str, now: float) -> 
     if not record.quarantine.disputed:
         return world
     mark = replace(record.quarantine, message=message, disputed=())
-    return world.with_record(replace(record, quarantine=mark).told(now, "refused", message))
+    return world.with_record(replace(record, quarantine=mark).with_step(now, "refused", message))

@@ -5,10 +5,11 @@ from typing import assert_never
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
-from tunnelmgr.core.events import Failure, TunnelBound, TunnelDialled, TunnelEnded, TunnelProbed
+from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelEnded, TunnelProbed
 from tunnelmgr.core.evolve.claims import possession_shown
 from tunnelmgr.core.evolve.quarantine import quarantined
 from tunnelmgr.core.evolve.transition import Transition
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.trust import PER_LIFE
 from tunnelmgr.core.tunnel import Connecting, Draining, Listeners, Phase, Probe, Resting, Seeking, Up, Working
 from tunnelmgr.core.world import Record, World, resting_status
@@ -41,7 +42,7 @@ def ended(world: World, event: TunnelEnded, now: float) -> Transition:
     world = _without_spent_evidence(world, event.agent)
     record, failure = world.records[event.agent], event.failure
     if failure is None or status.revoked or isinstance(status, Draining):
-        world = world.with_record(record.told(now, "closed", failure.message if failure else "as asked"))
+        world = world.with_record(record.with_step(now, "closed", failure.message if failure else "as asked"))
         world = world.with_tunnel(event.agent, resting_status(record, now, status.life))
     else:
         world = _failed(world, record, status, failure, now)
@@ -66,7 +67,7 @@ def _current(world: World, event: TunnelDialled | TunnelBound | TunnelProbed | T
 
 def _dialled(world: World, event: TunnelDialled, status: Working, now: float) -> World:
     record = world.records[event.agent]
-    world = world.with_record(record.told(now, "dialled", f"{event.address}, its key is as expected"))
+    world = world.with_record(record.with_step(now, "dialled", f"{event.address}, its key is as expected"))
     world = world.with_tunnel(event.agent, replace(status, login_key=event.login_key or None))
     return (
         possession_shown(world, event.agent, event.host_key, now) if _is_own(record, status, event.host_key) else world
@@ -88,7 +89,7 @@ def _bound(world: World, event: TunnelBound, status: Working, now: float) -> Wor
         detail += f"; not {', '.join(map(str, event.refused))}"
     if event.squatted:
         detail += " (another process there holds it)"
-    world = world.with_record(world.records[event.agent].told(now, "bound", detail))
+    world = world.with_record(world.records[event.agent].with_step(now, "bound", detail))
     return world.with_tunnel(event.agent, replace(status, listeners=listeners))
 
 
@@ -97,7 +98,7 @@ def _probed(world: World, event: TunnelProbed, status: Working, now: float) -> W
     if not isinstance(status, Connecting):
         return world.with_tunnel(event.agent, replace(status, probe=probe))
     record = world.records[event.agent]
-    world = world.with_record(record.told(now, "probed", f"up, {probe.ms:.1f} ms there and back"))
+    world = world.with_record(record.with_step(now, "probed", f"up, {probe.ms:.1f} ms there and back"))
     up = Up(
         since=now,
         life=status.life,
@@ -114,7 +115,7 @@ def _probed(world: World, event: TunnelProbed, status: Working, now: float) -> W
 def _failed(world: World, record: Record, status: Working, failure: Failure, now: float) -> World:
     id_ = record.agent.id
     step = "lost" if isinstance(status, Up) else "failed"
-    world = world.with_record(record.told(now, step, failure.message))
+    world = world.with_record(record.with_step(now, step, failure.message))
     if failure.retry is Pace.NEVER:
         world = quarantined(world, id_, failure, now)
     ended = resting_status(world.records[id_], now, status.life)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.core.events import Snapshot
-from tunnelmgr.core.missing import LONGEST_ABSENCE, completed, missing, patience
+from tunnelmgr.core.missing_agents import LONGEST_GRACE, grace_period, missing_agents, with_answer
+from tunnelmgr.core.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from tests.core.conftest import History
@@ -75,17 +75,17 @@ def test_the_agents_that_a_listing_has_again_begin_anew(history: History) -> Non
 @pytest.mark.parametrize(("lacks", "seconds"), [(1, 0.0), (75, 0.8), (150, 5.6), (270, 33.0), (300, 45.0)])
 def test_the_wait_grows_with_the_share_that_is_missing(lacks: int, seconds: float) -> None:
     """One of many is gone with the second listing, all of them only after most of a minute."""
-    assert patience(lacks, 300) == pytest.approx(seconds, abs=0.3)
+    assert grace_period(lacks, 300) == pytest.approx(seconds, abs=0.3)
 
 
 @settings(derandomize=True, database=None)
 @given(present=st.integers(1, 10_000))
 def test_the_wait_is_never_longer_than_the_longest(present: int) -> None:
     """More missing never wait for a shorter time."""
-    waits = [patience(lacks, present) for lacks in range(1, present + 1, max(1, present // 50))]
+    waits = [grace_period(lacks, present) for lacks in range(1, present + 1, max(1, present // 50))]
 
     assert all(shorter <= longer for shorter, longer in pairwise(waits))
-    assert max(waits) <= LONGEST_ABSENCE
+    assert max(waits) <= LONGEST_GRACE
 
 
 def test_those_that_the_listing_explains_are_not_asked_for(history: History) -> None:
@@ -93,11 +93,11 @@ def test_those_that_the_listing_explains_are_not_asked_for(history: History) -> 
     here, ended, outside, lacking = agents = fleet(history, 4)
     listing = Snapshot(frozenset({here}), gone=frozenset({ended.id}), outside=frozenset({outside.id}))
 
-    assert missing(history.world, "cloud", listing) == (lacking,)
-    assert missing(history.world, "file", listing) == ()
-    assert missing(history.world, "cloud", Snapshot(frozenset(), failures=("throttled",))) == ()
-    assert missing(history.world, "cloud", Snapshot(frozenset(), absence_is_proof=True)) == ()
-    assert set(missing(history.world, "cloud", Snapshot(frozenset()))) == set(agents)
+    assert missing_agents(history.world, "cloud", listing) == (lacking,)
+    assert missing_agents(history.world, "file", listing) == ()
+    assert missing_agents(history.world, "cloud", Snapshot(frozenset(), failures=("throttled",))) == ()
+    assert missing_agents(history.world, "cloud", Snapshot(frozenset(), absence_is_proof=True)) == ()
+    assert set(missing_agents(history.world, "cloud", Snapshot(frozenset()))) == set(agents)
 
 
 def test_what_was_learnt_by_id_completes_the_listing(history: History) -> None:
@@ -107,7 +107,7 @@ def test_what_was_learnt_by_id_completes_the_listing(history: History) -> None:
         frozenset({found}), frozenset({ended.id}), failures=("b: throttled",), outside=frozenset({outside.id})
     )
 
-    assert completed(Snapshot(frozenset({listed}), failures=("a",)), answer) == Snapshot(
+    assert with_answer(Snapshot(frozenset({listed}), failures=("a",)), answer) == Snapshot(
         frozenset({listed, found}),
         frozenset({ended.id}),
         failures=("a", "b: throttled"),

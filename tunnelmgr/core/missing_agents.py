@@ -9,38 +9,38 @@ until it has been missing for a time that grows with the share of the source's a
 from dataclasses import replace
 
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import Snapshot
+from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.world import Record, World
 
-LONGEST_ABSENCE = 45.0
+LONGEST_GRACE = 45.0
 """Seconds for which agents stay where all of a source's are missing; with a poll or two, a minute."""
-MOST = 0.5
+FAILURE_SHARE = 0.5
 """The share of a source's agents beyond which their absence is shown as the source's failure."""
 
 
-def patience(missing: int, present: int) -> float:
+def grace_period(missing: int, present: int) -> float:
     """Return for how many seconds agents have to be missing to be taken for gone, where so many of `present` are.
 
     45 s for all, 6 s for a half, less than a second for a quarter. A fleet seldom shrinks by so much without a word,
     and a small part of it is gone soon.
     """
-    return float(LONGEST_ABSENCE * (missing / present) ** 3)
+    return float(LONGEST_GRACE * (missing / present) ** 3)
 
 
-def missing(world: World, source: str, snapshot: Snapshot) -> tuple[Agent, ...]:
+def missing_agents(world: World, source: str, snapshot: Snapshot) -> tuple[Agent, ...]:
     """Return the present agents of a source that a whole listing lacks and does not explain."""
     if snapshot.failures or snapshot.absence_is_proof:
         return ()
     listed = {agent.id for agent in snapshot.agents} | snapshot.gone | snapshot.outside
-    return tuple(record.agent for record in present(world, source) if record.agent.id not in listed)
+    return tuple(record.agent for record in present_records(world, source) if record.agent.id not in listed)
 
 
-def present(world: World, source: str) -> list[Record]:
+def present_records(world: World, source: str) -> list[Record]:
     """Return the records of a source's present agents."""
     return [record for record in world.records.values() if record.present and record.agent.source == source]
 
 
-def completed(listing: Snapshot, answer: Snapshot) -> Snapshot:
+def with_answer(listing: Snapshot, answer: Snapshot) -> Snapshot:
     """Return a listing with what was learnt by asking for the agents that it lacks."""
     return replace(
         listing,
