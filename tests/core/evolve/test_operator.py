@@ -1,0 +1,113 @@
+"""What operators request, and what is forgotten with time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tunnelmgr.core.events import (
+    MemoryExpired,
+    ReleaseRequested,
+    RetryRequested,
+)
+from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.errors import Pace
+
+if TYPE_CHECKING:
+    from tests.core.conftest import History
+
+
+def test_a_retry_makes_the_next_try_due_now(history: History) -> None:
+    """An operator who has mended the agent need not wait."""
+    agent = history.agent()
+    history.dialling(agent)
+    history.ended(agent, Pace.SLOW)
+
+    history.hear(RetryRequested(agent.id, uid=1000))
+
+    assert (history.status(agent).retry_at, history.status(agent).failures) == (None, 0)
+    assert (history.record(agent).history[-1].step, history.record(agent).history[-1].uid) == ("retry", 1000)
+
+
+def test_a_retry_of_what_is_under_way_changes_nothing(history: History) -> None:
+    """There is nothing to hurry."""
+    agent = history.agent()
+    history.dialling(agent)
+    before = history.world
+
+    history.hear(RetryRequested(agent.id))
+
+    assert history.world is before
+
+
+def test_a_release_ends_a_quarantine_and_forgets_the_key(history: History) -> None:
+    """What was believed led there; evidence is asked for anew."""
+    agent = history.agent()
+    history.dialling(agent)
+    history.ended(agent, Pace.NEVER)
+
+    history.hear(ReleaseRequested(agent.id, "rebuilt by hand", uid=1000))
+
+    record = history.record(agent)
+    assert (record.quarantine, record.trust, history.spec(agent)) == (None, None, None)
+    assert history.status(agent).phase is Phase.AWAITING_IDENTITY
+    assert history.world.key_holders == {}
+    last = record.history[-1]
+    assert (last.step, last.detail, last.uid) == ("released", "rebuilt by hand", 1000)
+
+
+def test_a_release_of_an_agent_that_is_free_changes_nothing(history: History) -> None:
+    """Its pin stays."""
+    agent = history.agent()
+    history.believed(agent)
+    before = history.world
+
+    history.hear(ReleaseRequested(agent.id, "none"))
+
+    assert history.world is before
+
+
+def test_a_quarantine_outlives_absence(history: History) -> None:
+    """Going away and coming back is no way out."""
+    agent = history.agent()
+    history.dialling(agent)
+    history.ended(agent, Pace.NEVER)
+    history.listed(gone=frozenset({agent.id}))
+
+    history.listed(replace(agent, incarnation="2"))
+
+    assert history.status(agent).phase is Phase.QUARANTINED
+
+
+def test_what_left_long_ago_is_forgotten(history: History) -> None:
+    """Nothing of it stays."""
+    agent, other = history.agent(), history.agent("other")
+    history.listed(agent, other)
+    history.listed(other, gone=frozenset({agent.id}))
+
+    history.hear(MemoryExpired(history.now + 1))
+
+    assert history.world.records.keys() == {other.id}
+    assert history.world.tunnels.keys() == {other.id}
+
+
+def test_what_left_just_now_is_remembered(history: History) -> None:
+    """`show` can tell why an agent went."""
+    agent = history.agent()
+    history.listed(agent)
+    history.listed(gone=frozenset({agent.id}))
+
+    history.hear(MemoryExpired(history.now))
+
+    assert agent.id in history.world.records
+
+
+def test_an_agent_with_a_worker_is_not_forgotten(history: History) -> None:
+    """Somebody has to hear of the worker's end."""
+    agent = history.agent()
+    history.up(agent)
+    history.listed(gone=frozenset({agent.id}))
+
+    history.hear(MemoryExpired(history.now + 1))
+
+    assert agent.id in history.world.records
