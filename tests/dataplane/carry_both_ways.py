@@ -1,12 +1,12 @@
-"""Carries data both ways over one channel whose other end reads late; run by tests as a program of its own.
+"""Carries data both ways over one channel whose other end reads late; tests run it as a program.
 
-Prints, as JSON, whether the fast path was on and why not, and the most bytes that waited in each direction.
+Prints as JSON whether the fast path was active, why not, and the maximum of bytes that waited in each direction.
 """
 
 import asyncio
 import json
 
-import tests.ssh.conftest  # noqa: F401 - it heeds TRY_NEWEST_ASYNCSSH
+import tests.ssh.conftest  # noqa: F401 - it reads TRY_NEWEST_ASYNCSSH
 from tests.dataplane.channel_pair import CONTENT, KIB, MIB, ChannelPair, open_channel_pair
 from tests.ssh.ssh_server import until
 from tunnelmgr.dataplane.fast_path import fast_path_status
@@ -15,12 +15,12 @@ WINDOW = 64 * KIB
 
 
 async def to_the_agent(pair: ChannelPair) -> int:
-    """Pour to an agent that does not read for a while; returns how many bytes waited in asyncssh and on the line."""
+    """Send to an agent that does not read for a while; returns how many bytes waited in asyncssh and below."""
     pair.reader.channel.pause_reading()
     async with asyncio.TaskGroup() as tasks:
         carrying = tasks.create_task(pair.carried(CONTENT), name="carry")
         await until(lambda: sum(pair.bulk) + pair.connection._transport.bytes_written >= WINDOW)
-        await asyncio.sleep(0.02)
+        await until(lambda: pair.source.stream._reader is None)
         waiting = pair.chan.get_write_buffer_size() + pair.connection._transport.get_write_buffer_size()
         pair.reader.channel.resume_reading()
     assert carrying.result() == CONTENT
@@ -28,11 +28,11 @@ async def to_the_agent(pair: ChannelPair) -> int:
 
 
 async def from_the_agent(pair: ChannelPair) -> int:
-    """Read late and slowly what an agent sends; returns the most bytes that waited to be read."""
+    """Read late and slowly what an agent sends; returns the maximum of bytes that waited to be read."""
     pair.writer.write(CONTENT)
     pair.writer.write_eof()
     await until(lambda: pair.ours._received.size >= 256 * KIB)
-    await asyncio.sleep(0.02)
+    await pair.agent_processed()
     most, got = pair.ours._received.size, b""
     while data := await pair.ours.read():
         got += data
@@ -43,7 +43,7 @@ async def from_the_agent(pair: ChannelPair) -> int:
 
 
 async def main() -> None:
-    """Carry data both ways, with key exchanges that the agent begins in between."""
+    """Carry data both ways, with key exchanges that the agent starts meanwhile."""
     async with asyncio.timeout(60), open_channel_pair(WINDOW, rekey_bytes=MIB) as pair:
         waited = {"to_agent": await to_the_agent(pair), "from_agent": await from_the_agent(pair)}
     path = fast_path_status()

@@ -1,4 +1,4 @@
-"""Both ends of one channel over a real SSH connection, and a socket whose bytes our end carries."""
+"""Both ends of one channel over a real SSH connection, and a socket whose bytes our end sends."""
 
 import asyncio
 import random
@@ -10,21 +10,22 @@ from dataclasses import dataclass, field
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd
+from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, until
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane import pump
 from tunnelmgr.dataplane.asyncssh_internals import account
 from tunnelmgr.dataplane.channel import ForwardedChannel, NoOwner
 from tunnelmgr.dataplane.ssh_packets import PACKET_DATA_BYTES
 from tunnelmgr.dataplane.stream import Stream
-from tunnelmgr.ssh.client import SshConnection, dial
+from tunnelmgr.dataplane.transport import SshTransport
+from tunnelmgr.ssh.client import EXPOSED_MESSAGE, SshConnection, dial
 from tunnelmgr.ssh.login import Login
 
 KIB, MIB = 1024, 1024 * 1024
 CONTENT = random.Random(5).randbytes(4 * MIB)  # noqa: S311 - any bytes that repeat nowhere
 KEY, HOST_KEY = generate(), generate()
 ALL = 1 << 60
-"""A limit that no source comes to."""
+"""A limit that no source reaches."""
 
 
 class FedStream:
@@ -38,7 +39,7 @@ class FedStream:
         self.stream = Stream(ours, lambda _: None)
 
     async def send(self, *pieces: bytes, end: bool = True) -> None:
-        """Send pieces, each on its own, and the end."""
+        """Send pieces one by one, and the end."""
         for piece in pieces:
             await asyncio.get_running_loop().sock_sendall(self.feed, piece)
             await asyncio.sleep(0)
@@ -53,7 +54,7 @@ class FedStream:
 
 @dataclass
 class ChannelPair:
-    """Both ends of a channel, what our end sent in bulk, and the source of what it pours."""
+    """Both ends of a channel, the sizes of the batches that our end sent, and the source that it sends from."""
 
     ours: ForwardedChannel
     reader: asyncssh.SSHReader[bytes]
@@ -65,28 +66,44 @@ class ChannelPair:
 
     @property
     def conn(self) -> asyncssh.SSHClientConnection:
-        """The connection as asyncssh has it, on our side."""
+        """The connection on our side, as asyncssh's object."""
         return self.connection._conn
 
     @property
     def chan(self) -> asyncssh.SSHTCPChannel[bytes]:
-        """The channel as asyncssh has it, on our side."""
+        """The channel on our side, as asyncssh's object."""
         assert self.ours._ssh is not None
         return self.ours._ssh
 
-    async def pour(self, limit: int = ALL) -> int:
-        """Carry what the source gives, and the end."""
+    @property
+    def transport(self) -> SshTransport:
+        """The transport on our side."""
+        return self.connection._transport
+
+    async def agent_processed(self) -> None:
+        """Wait until everything that the agent has sent so far is processed, and every step that it caused has run."""
+        self.connection._peer.exposed = False
+        self.server.send_debug(EXPOSED_MESSAGE)
+        await until(lambda: self.connection.exposed)
+        await until(lambda: not self.transport.share.steps)
+
+    async def sender_waits(self) -> None:
+        """Wait until our end has sent all that it may: the source is not read, and nothing is unsent."""
+        await until(lambda: self.source.stream._reader is None and not self.transport.get_write_buffer_size())
+
+    async def send_all(self, limit: int = ALL) -> int:
+        """Send everything from the source, and the end."""
         count = await self.ours.send_from(self.source.stream, limit, lambda _: None)
         self.ours.write_eof()
         return count
 
     async def carried(self, *pieces: bytes) -> bytes:
-        """Carry the pieces while the agent reads; returns what it read."""
+        """Send the pieces while the agent reads; returns what it read."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.source.send(*pieces), name="source")
-            pouring = tasks.create_task(self.pour(), name="pour")
+            sending = tasks.create_task(self.send_all(), name="send")
             reading = tasks.create_task(self.reader.read(), name="read")
-        assert pouring.result() == sum(map(len, pieces))
+        assert sending.result() == sum(map(len, pieces))
         return reading.result()
 
 
@@ -113,7 +130,7 @@ class Accepting(NoOwner):
 async def open_channel_pair(
     window: int = 2 * MIB, packet: int = PACKET_DATA_BYTES, **options: object
 ) -> AsyncIterator[ChannelPair]:
-    """Open a channel with this window and packet size of the agent's; the server takes more options."""
+    """Open a channel with the agent's window and packet size; other options are the server's."""
     async with running_sshd(Sshd(HOST_KEY, KEY), **options) as sshd:
         connection = await dial(sshd.spec(), Login("tunnel", KEY, 5.0))
         owner = Accepting()
@@ -138,7 +155,7 @@ async def open_channel_pair(
 
 @contextmanager
 def counted(pair: ChannelPair) -> Iterator[None]:
-    """Count what goes out in bulk."""
+    """Record the size of each batch that is sent past asyncssh."""
 
     def counting(chan: asyncssh.SSHTCPChannel[bytes], count: int) -> None:
         pair.bulk.append(count)

@@ -1,4 +1,4 @@
-"""Bulk data from a socket to the agent: byte for byte, whatever the agent's windows, packets and key exchanges."""
+"""Bulk data from a socket to the agent: complete and in order, for all windows, packet sizes and key exchanges."""
 
 import asyncio
 import socket
@@ -47,13 +47,13 @@ from tunnelmgr.dataplane.ssh_packets import BATCH_PACKETS, PACKET_DATA_BYTES
 def test_any_bytes_arrive_whole_whatever_windows_and_packets_the_agent_asks_for(
     sizes: list[int], window: int, packet: int, others: int
 ) -> None:
-    """Come in any pieces, they are read in order, each once, up to the end, however many others share the transport."""
+    """All bytes arrive in order and once, for any pieces, windows, packet sizes and numbers of concurrent pumps."""
     offsets = [sum(sizes[:number]) % MIB for number in range(len(sizes))]
     pieces = [CONTENT[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
 
     async def run() -> bytes:
         async with open_channel_pair(window, packet) as pair:
-            pair.connection._transport.bulk.pumps += others
+            pair.transport.bulk.pumps += others
             return await pair.carried(*pieces)
 
     assert asyncio.run(run()) == b"".join(pieces)
@@ -64,13 +64,13 @@ def test_any_bytes_arrive_whole_whatever_windows_and_packets_the_agent_asks_for(
     steps=st.lists(st.tuples(st.booleans(), st.integers(1, 400 * KIB)), min_size=1, max_size=8),
     window=st.integers(8 * KIB, 3 * MIB),
 )
-def test_writes_and_pours_follow_each_other_in_order(steps: list[tuple[bool, int]], window: int) -> None:
-    """As a gate does: a head, a body, a head, a body; a pour takes no more than it was told to."""
+def test_writes_and_bulk_sends_keep_their_order(steps: list[tuple[bool, int]], window: int) -> None:
+    """Writes and bulk sends alternate, as heads and bodies do, and a bulk send stops at its limit."""
     pieces = [CONTENT[index * KIB :][:size] for index, (_, size) in enumerate(steps)]
 
     async def send(pair: ChannelPair) -> None:
-        for (poured, size), piece in zip(steps, pieces, strict=True):
-            if poured:
+        for (in_bulk, size), piece in zip(steps, pieces, strict=True):
+            if in_bulk:
                 assert await pair.ours.send_from(pair.source.stream, size, lambda _: None) == size
             else:
                 await pair.ours.write(piece)
@@ -78,7 +78,7 @@ def test_writes_and_pours_follow_each_other_in_order(steps: list[tuple[bool, int
 
     async def run() -> bytes:
         async with open_channel_pair(window) as pair, asyncio.TaskGroup() as tasks:
-            bodies = [piece for (poured, _), piece in zip(steps, pieces, strict=True) if poured]
+            bodies = [piece for (in_bulk, _), piece in zip(steps, pieces, strict=True) if in_bulk]
             tasks.create_task(pair.source.send(*bodies, end=False), name="source")
             tasks.create_task(send(pair), name="send")
             return await pair.reader.read()
@@ -87,38 +87,38 @@ def test_writes_and_pours_follow_each_other_in_order(steps: list[tuple[bool, int
 
 
 @pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"])
-async def test_both_gcm_ciphers_go_in_bulk(cipher: str) -> None:
-    """It is the bulk path that is tested here, not the other."""
+async def test_both_gcm_ciphers_use_the_fast_path(cipher: str) -> None:
+    """With either AES-GCM cipher, all data is sent past asyncssh."""
     async with open_channel_pair(encryption_algs=[cipher]) as pair:
         assert await pair.carried(CONTENT) == CONTENT
         assert sum(pair.bulk) == len(CONTENT)
 
 
 async def test_another_cipher_goes_through_asyncssh() -> None:
-    """Slower, and just as whole."""
+    """With a cipher other than AES-GCM, asyncssh sends everything, and everything arrives."""
     async with open_channel_pair(encryption_algs=["aes128-ctr"]) as pair:
         assert await pair.carried(CONTENT) == CONTENT
         assert pair.bulk == []
 
 
 @pytest.mark.usefixtures("unverified_asyncssh")
-async def test_a_release_that_is_not_proved_goes_through_asyncssh() -> None:
-    """What asyncssh holds until the agent's window opens is a piece at most."""
+async def test_with_an_unverified_release_data_goes_through_asyncssh() -> None:
+    """Without the fast path, asyncssh buffers at most one piece while the agent's window is closed."""
     async with open_channel_pair(window=64 * KIB) as pair, asyncio.TaskGroup() as tasks:
         pair.reader.channel.pause_reading()
         tasks.create_task(pair.source.send(CONTENT), name="source")
-        pouring = tasks.create_task(pair.pour(), name="pour")
+        sending = tasks.create_task(pair.send_all(), name="send")
         await until(pair.chan.get_write_buffer_size)
         assert pair.chan.get_write_buffer_size() <= PACKET_DATA_BYTES
         pair.reader.channel.resume_reading()
         assert await pair.reader.read() == CONTENT
-        assert await pouring == len(CONTENT)
+        assert await sending == len(CONTENT)
         assert pair.bulk == []
 
 
 @pytest.mark.parametrize("side", ["ours", "the agent's"])
 async def test_key_exchanges_in_mid_stream_lose_nothing(side: str) -> None:
-    """Begun by either side, several of them, each with data under way; bulk goes on with the new keys."""
+    """Key exchanges started by either side while data is in flight lose nothing; the fast path uses the new keys."""
     async with open_channel_pair(**({} if side == "ours" else {"rekey_bytes": 100_000})) as pair:
         if side == "ours":
             pair.conn._rekey_bytes = 300_000
@@ -139,7 +139,7 @@ async def test_key_exchanges_in_mid_stream_lose_nothing(side: str) -> None:
 
 
 async def test_many_channels_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight at once, with key exchanges in between: each gets its own bytes, and none waits for another's end."""
+    """Eight concurrent pumps on one connection, with key exchanges meanwhile, each deliver their own bytes."""
     async with open_channel_pair() as pair:
         pair.conn._rekey_bytes = 3 * MIB
         arrived: asyncio.Queue[ForwardedChannel] = asyncio.Queue()
@@ -172,16 +172,16 @@ async def test_many_channels_share_a_connection(monkeypatch: pytest.MonkeyPatch)
 # --- bounds ---
 
 
-async def test_an_agent_that_does_not_read_holds_the_source_with_nothing_queued() -> None:
-    """What its window has no room for stays in the socket, unread and unsealed, and goes out once it reads."""
+async def test_an_agent_that_does_not_read_stops_the_pump_with_nothing_queued() -> None:
+    """Data beyond the agent's window stays unread in the source's socket, and is sent when the agent reads."""
     async with open_channel_pair(window=256 * KIB) as pair:
         pair.reader.channel.pause_reading()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(pair.source.send(CONTENT), name="source")
-            pouring = tasks.create_task(pair.pour(), name="pour")
+            sending = tasks.create_task(pair.send_all(), name="send")
             await until(lambda: pair.chan._send_window < 256 * KIB // 8)
-            await asyncio.sleep(0.02)
-            assert not pouring.done()
+            await pair.sender_waits()
+            assert not sending.done()
             assert pair.chan.get_write_buffer_size() == 0
 
             pair.reader.channel.resume_reading()
@@ -189,14 +189,14 @@ async def test_an_agent_that_does_not_read_holds_the_source_with_nothing_queued(
 
 
 @pytest.mark.parametrize(("others", "packets"), [(0, 2), (1, 4), (3, 8), (30, 8)])
-async def test_bulk_data_goes_on_with_two_packets_alone_and_with_eight_in_company(others: int, packets: int) -> None:
-    """Of the window of 2 MiB that OpenSSH's sshd gives: alone, none of it is left waiting; together, no crumbs."""
+async def test_pumps_that_share_a_connection_wait_for_a_larger_window(others: int, packets: int) -> None:
+    """With OpenSSH's window of 2 MiB, a pump waits for 1/32 of it per pump, at most 1/8."""
     async with open_channel_pair(window=2 * MIB) as pair:
-        pair.connection._transport.bulk.pumps += others
+        pair.transport.bulk.pumps += others
         pair.reader.channel.pause_reading()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(pair.source.send(CONTENT), name="source")
-            pouring = tasks.create_task(pair.pour(), name="pour")
+            sending = tasks.create_task(pair.send_all(), name="send")
             await until(lambda: pair.chan._send_window < packets * PACKET_DATA_BYTES)
             sent = sum(pair.bulk)
             await opens(pair, packets * PACKET_DATA_BYTES - 1)
@@ -205,35 +205,38 @@ async def test_bulk_data_goes_on_with_two_packets_alone_and_with_eight_in_compan
             assert sum(pair.bulk) > sent
             pair.reader.channel.resume_reading()
             assert await pair.reader.read() == CONTENT
-            assert await pouring == len(CONTENT)
+            assert await sending == len(CONTENT)
 
 
 async def opens(pair: ChannelPair, window: int) -> None:
-    """Have the agent's window opened to so many bytes, and let our end see to it."""
+    """Open the agent's window to `window` bytes, and wait until our end has acted on it."""
     room = window - pair.chan._send_window
     pair.writer.channel.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(room))
     pair.writer.channel._recv_window += room
-    await until(lambda: pair.chan._send_window != window - room)
-    await asyncio.sleep(0.01)
+    await pair.agent_processed()
 
 
-async def test_a_huge_window_that_is_not_read_holds_no_more_than_a_batch() -> None:
-    """The socket's own pace holds the source, and what it did not take is one batch at most."""
+async def test_with_a_huge_window_no_more_than_a_batch_is_unsent() -> None:
+    """If the socket accepts no more, at most one batch is unsent, and the source is not read."""
     async with open_channel_pair(window=1 << 31) as pair, asyncio.TaskGroup() as tasks:
         pair.server._transport.pause_reading()
         feeding = tasks.create_task(pair.source.send(*[CONTENT] * 16), name="source")
-        pouring = tasks.create_task(pair.pour(), name="pour")
-        await until(pair.connection._transport.get_write_buffer_size)
-        for _ in range(20):
-            await asyncio.sleep(0.01)
-            assert pair.connection._transport.get_write_buffer_size() <= BATCH_PACKETS * (PACKET_DATA_BYTES + 64)
+        unsent: list[int] = []
+
+        def record(_: int) -> None:
+            unsent.append(pair.transport.get_write_buffer_size())
+
+        sending = tasks.create_task(pair.ours.send_from(pair.source.stream, ALL, record), name="send")
+        await until(lambda: pair.transport.get_write_buffer_size() and pair.source.stream._reader is None)
+        assert max(unsent) <= BATCH_PACKETS * (PACKET_DATA_BYTES + 64)
+        assert pair.transport.get_write_buffer_size() <= BATCH_PACKETS * (PACKET_DATA_BYTES + 64)
         feeding.cancel()
-        pouring.cancel()
+        sending.cancel()
         pair.server._transport.resume_reading()
 
 
-async def test_other_work_has_its_turn_between_two_batches() -> None:
-    """A large body does not keep the loop for longer than a batch takes."""
+async def test_other_tasks_run_between_two_batches() -> None:
+    """The loop iterates at least once between two batches of a large body."""
     turns = [0]
 
     async def count() -> None:
@@ -250,45 +253,45 @@ async def test_other_work_has_its_turn_between_two_batches() -> None:
     assert all(later > earlier for earlier, later in pairwise(at))
 
 
-async def test_a_pour_waits_for_what_others_have_written() -> None:
-    """A batch goes out only on a line that has nothing unsent: packets must not overtake each other."""
+async def test_a_batch_waits_until_other_writes_are_sent() -> None:
+    """No batch is sent while anything is unsent on the connection, because packets must not overtake each other."""
     async with open_channel_pair(window=8 * MIB) as pair, asyncio.TaskGroup() as tasks:
         pair.server._transport.pause_reading()
-        transport = pair.connection._transport
+        transport = pair.transport
         pair.chan.set_write_buffer_limits(1 << 30)
         while transport.bulk.idle():
             pair.chan.write(CONTENT[:MIB])
         before = list(pair.bulk)
         tasks.create_task(pair.source.send(b"and then this"), name="source")
-        pouring = tasks.create_task(pair.pour(), name="pour")
-        await asyncio.sleep(0.02)
+        sending = tasks.create_task(pair.send_all(), name="send")
+        await until(lambda: transport._stream._turns)  # the pump waits for an idle connection
         assert pair.bulk == before
         pair.server._transport.resume_reading()
         assert (await pair.reader.read()).endswith(CONTENT[:MIB] + b"and then this")
-        assert await pouring == len(b"and then this")
+        assert await sending == len(b"and then this")
 
 
 # --- ends ---
 
 
-async def test_a_source_that_ends_early_says_how_far_it_came() -> None:
-    """Whoever asked for more knows that it is not whole."""
+async def test_a_source_that_ends_early_returns_the_number_of_bytes_sent() -> None:
+    """If the source ends before the limit, the result is less than the limit."""
     async with open_channel_pair() as pair, asyncio.TaskGroup() as tasks:
         tasks.create_task(pair.source.send(CONTENT[:100_000]), name="source")
         assert await pair.ours.send_from(pair.source.stream, 200_000, lambda _: None) == 100_000
 
 
 async def test_a_source_that_breaks_is_an_error() -> None:
-    """A broken body is not mistaken for a short one."""
+    """A reset of the source raises ConnectionError instead of ending the send."""
     async with open_channel_pair() as pair:
         pair.source.feed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         pair.source.feed.close()
         with pytest.raises(ConnectionError):
-            await pair.pour()
+            await pair.send_all()
 
 
-async def test_a_pour_counts_as_it_goes() -> None:
-    """Status shows a pull that is under way; the agent's allowance is credited too."""
+async def test_progress_is_reported_batch_by_batch() -> None:
+    """`on_sent` is called with the size of each batch while the send is running."""
     sizes: list[int] = []
     async with open_channel_pair(window=8 * MIB) as pair, asyncio.TaskGroup() as tasks:
         tasks.create_task(pair.source.send(CONTENT), name="source")
@@ -298,22 +301,22 @@ async def test_a_pour_counts_as_it_goes() -> None:
 
 
 async def fails(pair: ChannelPair) -> bool:
-    """Pour until it fails."""
+    """Send until that fails; returns whether it did."""
     try:
-        await pair.pour()
+        await pair.send_all()
     except ConnectionError:
         return True
     return False
 
 
-@pytest.mark.parametrize("end", ["the agent's close", "an abort of ours", "a lost connection", "a cut line"])
-async def test_every_end_wakes_a_pour_that_waits_for_the_window(end: str) -> None:
-    """As a reset, at once; nothing waits for ever, and the source is heeded no more."""
+@pytest.mark.parametrize("end", ["the agent's close", "an abort of ours", "a lost connection", "the agent's abort"])
+async def test_every_end_wakes_a_pump_that_waits_for_the_window(end: str) -> None:
+    """However a channel ends, a pump that waits for the window fails at once, and the source is no longer watched."""
     async with open_channel_pair(window=64 * KIB) as pair:
         pair.reader.channel.pause_reading()
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
             feeding = tasks.create_task(pair.source.send(CONTENT), name="source")
-            pouring = tasks.create_task(fails(pair), name="pour")
+            sending = tasks.create_task(fails(pair), name="send")
             await until(lambda: pair.chan._send_window < 64 * KIB // 8)
             match end:
                 case "the agent's close":
@@ -324,32 +327,33 @@ async def test_every_end_wakes_a_pour_that_waits_for_the_window(end: str) -> Non
                     pair.connection.abort()
                 case _:
                     pair.server.abort()
-            assert await pouring
+            assert await sending
             feeding.cancel()
         assert pair.source.stream._reader is None
         with pytest.raises(ConnectionError):
-            await pair.pour()
+            await pair.send_all()
 
 
-async def test_a_pour_that_is_cancelled_reads_no_more() -> None:
-    """Revocation: what the source still has stays there."""
+async def test_a_cancelled_send_reads_no_more() -> None:
+    """After a cancellation, nothing more is read from the source, even if the agent's window opens."""
     async with open_channel_pair(window=64 * KIB) as pair:
         pair.reader.channel.pause_reading()
         async with asyncio.TaskGroup() as tasks:
             feeding = tasks.create_task(pair.source.send(CONTENT), name="source")
-            pouring = tasks.create_task(pair.pour(), name="pour")
+            sending = tasks.create_task(pair.send_all(), name="send")
             await until(lambda: pair.chan._send_window < 64 * KIB // 8)
             sent = sum(pair.bulk)
-            pouring.cancel()
+            sending.cancel()
             await asyncio.sleep(0)
             pair.reader.channel.resume_reading()
-            await asyncio.sleep(0.05)
+            await until(lambda: pair.chan._send_window >= 64 * KIB // 8)
+            await pair.agent_processed()
             feeding.cancel()
         assert sum(pair.bulk) == sent
 
 
-async def test_a_fault_in_a_step_is_raised_by_the_pour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It happens in a callback of the loop's, where nobody else would hear of it."""
+async def test_an_error_in_a_step_is_raised_by_the_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in a step, which is a callback of the loop, is raised to the caller of `send_from`."""
 
     def broken(*_: object) -> None:
         raise RuntimeError("a fault")
@@ -358,37 +362,41 @@ async def test_a_fault_in_a_step_is_raised_by_the_pour(monkeypatch: pytest.Monke
     async with open_channel_pair() as pair:
         pair.source.feed.send(b"x")
         with pytest.raises(RuntimeError, match="a fault"):
-            await pair.pour()
+            await pair.send_all()
 
 
-async def test_a_half_closed_agent_still_gets_all() -> None:
-    """Its end of input is no end of ours, and our end comes after the last byte."""
+async def test_a_half_closed_agent_receives_everything() -> None:
+    """After the agent's EOF, our end still sends everything, and its own EOF after the last byte."""
     async with open_channel_pair() as pair:
         pair.writer.write_eof()
         assert await pair.ours.read() == b""
         assert await pair.carried(CONTENT) == CONTENT
 
 
-@pytest.mark.parametrize("proved", [True, False])
+@pytest.mark.parametrize("verified", [True, False])
 async def test_a_key_exchange_that_never_ends_lets_no_more_than_a_piece_out(
-    proved: bool, request: pytest.FixtureRequest
+    verified: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """What is written meanwhile waits inside asyncssh without a bound; so the source waits once a piece does."""
-    if not proved:
+    """During a key exchange asyncssh buffers without bound, so the pump gives it one piece and then waits."""
+    if not verified:
         request.getfixturevalue("unverified_asyncssh")
+    polls: list[Pump] = []
+    send = Pump._send_through_asyncssh
+    monkeypatch.setattr(Pump, "_send_through_asyncssh", lambda pump: (polls.append(pump), send(pump)))
     async with open_channel_pair() as pair, asyncio.TaskGroup() as tasks:
         pair.server._transport.pause_reading()
         pair.conn._send_kexinit()  # which the server does not answer
         pair.conn._kexinit_sent = True
         feeding = tasks.create_task(pair.source.send(CONTENT), name="source")
-        pouring = tasks.create_task(pair.pour(), name="pour")
-        await until(lambda: pair.connection._transport.exchanging_keys)
-        await asyncio.sleep(0.05)
+        sending = tasks.create_task(pair.send_all(), name="send")
+        await until(lambda: pair.transport.exchanging_keys)
+        polls.clear()
+        await until(lambda: len(polls) > 2)  # the pump has checked again, and sent nothing
         held = [len(b"".join(parts)) for _, parts in pair.conn._deferred_packets]
         assert (len(held), max(held) <= PACKET_DATA_BYTES + 16) == (1, True)
         assert pair.bulk == []
 
         pair.server._transport.resume_reading()
         assert await pair.reader.read() == CONTENT
-        assert await pouring == len(CONTENT)
+        assert await sending == len(CONTENT)
         assert feeding.done()
