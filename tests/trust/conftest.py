@@ -1,4 +1,4 @@
-"""What the trust methods' tests stand on."""
+"""Fixtures for the tests of the trust methods."""
 
 from pathlib import Path
 

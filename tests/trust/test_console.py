@@ -1,4 +1,4 @@
-"""`console`: the block on the console, through whatever serves it."""
+"""`console`: evidence from the host key block on an instance's console."""
 
 import asyncio
 import threading
@@ -9,14 +9,14 @@ from lab.ec2 import host_key_console
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyUnknownError
-from tunnelmgr.trust.console import AT_ONCE, ConsoleKeys
+from tunnelmgr.trust.console import MAX_CONCURRENT_CALLS, ConsoleKeys
 
 AGENT = Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", ("10.0.0.1",))
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 
 
 async def test_the_console_method_reads_the_block() -> None:
-    """Through whatever serves the console."""
+    """The evidence is the keys of the block in the text that the source returns."""
     keys = ConsoleKeys(lambda agent: host_key_console([KEY]) if agent == AGENT else "")
 
     assert await keys.trust_for(AGENT) == HostTrust(Method.CONSOLE, (KEY,))
@@ -24,18 +24,19 @@ async def test_the_console_method_reads_the_block() -> None:
 
 @pytest.mark.parametrize("text", ["", "still booting"])
 async def test_a_console_without_a_block_is_no_evidence_yet(text: str) -> None:
-    """It says what is lacking."""
+    """A console without a complete block is no evidence yet, with the reason."""
     with pytest.raises(HostKeyUnknownError, match="no host key block yet"):
         await ConsoleKeys(lambda _: text).trust_for(AGENT)
 
 
 async def test_few_consoles_are_read_at_once() -> None:
-    """The call has the lowest quota of all."""
+    """At most four consoles are read at a time, because the call has the lowest quota of all."""
     reading: list[Agent] = []
-    go_on = threading.Event()
+    started, go_on = threading.Semaphore(0), threading.Event()
 
     def read(agent: Agent) -> str:
         reading.append(agent)
+        started.release()
         go_on.wait(5)
         return host_key_console([KEY])
 
@@ -43,17 +44,17 @@ async def test_few_consoles_are_read_at_once() -> None:
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         for number in range(20):
             tasks.create_task(keys.trust_for(AGENT), name=f"search {number}")
-        while len(reading) < AT_ONCE:  # noqa: ASYNC110 - threads tell no event of the loop
-            await asyncio.sleep(0.001)
+        for _ in range(MAX_CONCURRENT_CALLS):
+            await asyncio.to_thread(started.acquire)
         at_first = len(reading)
         go_on.set()
 
-    assert at_first == AT_ONCE
+    assert at_first == MAX_CONCURRENT_CALLS
     assert len(reading) == 20
 
 
 async def test_a_console_that_cannot_be_read_says_why() -> None:
-    """AWS's refusal, in its words."""
+    """The reason of AWS is passed on."""
 
     def refused(_: Agent) -> str:
         raise HostKeyUnknownError("the permission ec2:GetConsoleOutput is missing")
@@ -63,8 +64,8 @@ async def test_a_console_that_cannot_be_read_says_why() -> None:
 
 
 async def test_blocks_that_differ_are_no_evidence() -> None:
-    """One of them is a forgery."""
+    """If two blocks differ, at least one is forged, so neither is evidence."""
     other = KEY[:-1] + "Q"
 
-    with pytest.raises(HostKeyUnknownError, match="several host key blocks that differ"):
+    with pytest.raises(HostKeyUnknownError, match="several host key blocks, which differ"):
         await ConsoleKeys(lambda _: host_key_console([KEY]) + host_key_console([other])).trust_for(AGENT)

@@ -1,4 +1,4 @@
-"""Host keys on a console: exactly one whole block of whole lines, and nothing else, is evidence (trap 29)."""
+"""Host keys on a console: exactly one complete block of complete lines is evidence, and nothing else."""
 
 import base64
 
@@ -30,30 +30,30 @@ def block(*lines: str) -> str:
 
 
 def test_the_keys_of_a_booted_instance_are_found() -> None:
-    """Among the boot's messages, a table of other people's keys, and fingerprints."""
+    """The block is found among boot messages, a table of users' keys, and fingerprints."""
     assert host_keys(host_key_console([ED25519, RSA, ECDSA])) == tuple(sorted([ED25519, RSA, ECDSA]))
 
 
 def test_comments_and_carriage_returns_are_no_part_of_a_key() -> None:
-    """A serial console ends its lines with both."""
+    """A serial console ends lines with CR LF, and cloud-init adds the comment of the key."""
     assert host_keys(block(f"{ED25519} root@ip-10-0-0-1").replace("\n", "\r\n")) == (ED25519,)
 
 
 @pytest.mark.parametrize("prefix", ["<14>Nov 23 18:00:07 ec2: ", "[    7.930144] cloud-init[598]: ", "ci-info: ", "  "])
 def test_lines_may_carry_a_syslog_prefix(prefix: str) -> None:
-    """Some images send the block through syslog."""
+    """Images that print the block through syslog put a prefix before each of its lines."""
     text = "".join(f"{prefix}{line}\n" for line in block(f"{ED25519} root@host", RSA).splitlines())
 
     assert host_keys(text) == tuple(sorted([ED25519, RSA]))
 
 
 def test_the_same_block_twice_is_one() -> None:
-    """By syslog and by cloud-init."""
+    """Identical blocks, such as one from syslog and one from cloud-init, are evidence."""
     assert host_keys(block(ED25519, RSA) + "between\n" + block(RSA, ED25519)) == tuple(sorted([ED25519, RSA]))
 
 
-def test_keys_outside_the_block_are_nobodys() -> None:
-    """Authorized keys and the like stand on consoles too."""
+def test_keys_outside_the_block_are_ignored() -> None:
+    """Keys outside the block, such as authorized keys, are ignored."""
     text = f"{OTHER} admin@laptop\n{block(ED25519)}{OTHER} somebody\n"
 
     assert host_keys(text) == (ED25519,)
@@ -65,22 +65,22 @@ def test_keys_outside_the_block_are_nobodys() -> None:
         ("", "no host key block yet"),
         (f"{ED25519} root@host\n", "no host key block yet"),
         (host_key_console([ED25519]).replace(BEGIN, "").replace(END, ""), "no host key block yet"),
-        (block(ED25519) + block(OTHER), "several host key blocks that differ"),
-        (block(ED25519) + block(ED25519, RSA), "several host key blocks that differ"),
-        (f"{BEGIN}\n{ED25519}\n", "the host key block is cut off"),
-        (block(ED25519) + f"{BEGIN}\n{ED25519}\n", "the host key block is cut off"),
+        (block(ED25519) + block(OTHER), "several host key blocks, which differ"),
+        (block(ED25519) + block(ED25519, RSA), "several host key blocks, which differ"),
+        (f"{BEGIN}\n{ED25519}\n", "the host key block is incomplete"),
+        (block(ED25519) + f"{BEGIN}\n{ED25519}\n", "the host key block is incomplete"),
         (f"{ED25519}\n{END}\n", "ends without a beginning"),
         (f"{BEGIN}\n{END}\n", "empty"),
         (f"{BEGIN}\n{ED25519}\n{block(OTHER)}", "begins inside another"),
-        (block(ED25519, "[   12.3] random: crng init done"), "a line in the host key block is no key"),
-        (block(ED25519, "| ssh-rsa | 3b:1d:8e:52 |    -    | operator |"), "a line in the host key block is no key"),
-        (block(ED25519, ""), "a line in the host key block is no key"),
-        (block(f"x{ED25519}"), "a line in the host key block is no key"),
-        (block(ED25519.replace("ed25519", "dss")), "a line in the host key block is no key"),
+        (block(ED25519, "[   12.3] random: crng init done"), "a line in the host key block is not a key"),
+        (block(ED25519, "| ssh-rsa | 3b:1d:8e:52 |    -    | operator |"), "a line in the host key block is not a key"),
+        (block(ED25519, ""), "a line in the host key block is not a key"),
+        (block(f"x{ED25519}"), "a line in the host key block is not a key"),
+        (block(ED25519.replace("ed25519", "dss")), "a line in the host key block is not a key"),
         (block(ED25519[:-1]), "truncated or not base64"),
         (block(ED25519[:-4]), "truncated"),
         (block(RSA.replace("ssh-rsa", "ssh-ed25519")), "of type 'ssh-rsa', but its line says ssh-ed25519"),
-        (block(ED25519, RSA, OTHER), "several keys of type ssh-ed25519"),
+        (block(ED25519, RSA, OTHER), "has several keys of type ssh-ed25519"),
         (block(f"{ED25519}\r root@host"), "a control character in the host key block"),
         (block(f"{ED25519} \x1b[31mroot@host"), "a control character in the host key block"),
         (f"\v{block(ED25519)}", "a control character in the host key block"),
@@ -88,13 +88,13 @@ def test_keys_outside_the_block_are_nobodys() -> None:
     ],
 )
 def test_anything_else_is_no_evidence_and_says_why(text: str, why: str) -> None:
-    """Rather none than the wrong one."""
+    """Anything but one complete block raises the reason instead of returning doubtful keys."""
     with pytest.raises(ValueError, match=why):
         host_keys(text)
 
 
 def test_a_block_that_says_begin_in_mid_line_is_taken_for_a_begin() -> None:
-    """Whoever prints that can only spoil the evidence, not replace it."""
+    """A program that prints the marker can only prevent evidence, not replace it."""
     with pytest.raises(ValueError, match="begins inside another"):
         host_keys(f"a user writes {BEGIN}\n{block(ED25519)}")
 
@@ -104,8 +104,8 @@ lines = st.sampled_from([BEGIN, END, ED25519, f"{OTHER} comment", RSA, "noise", 
 
 @settings(derandomize=True, database=None, max_examples=300)
 @given(text=st.lists(lines, max_size=12).map("\n".join) | st.text(max_size=200))
-def test_whatever_the_console_holds_only_whole_keys_or_a_reason_come_out(text: str) -> None:
-    """Never a crash, never half a key, never a key from outside a block."""
+def test_any_console_yields_complete_keys_or_a_reason(text: str) -> None:
+    """Random consoles raise ValueError or return complete keys from within a block."""
     try:
         found = host_keys(text)
     except ValueError as why:
@@ -119,7 +119,7 @@ def test_whatever_the_console_holds_only_whole_keys_or_a_reason_come_out(text: s
 # --- a program that gets one line into the log ---
 
 SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029\r"
-"""All at which `str.splitlines` ends a line, but for LF."""
+"""Everything at which `str.splitlines` ends a line, except LF."""
 forged = st.lists(st.sampled_from([BEGIN, END, OTHER, f"{OTHER} root@host", "x", ""]), min_size=1, max_size=6)
 one_line = st.tuples(st.sampled_from(SEPARATORS), forged).map(lambda drawn: drawn[0].join(drawn[1]))
 text_line = st.text(st.characters(exclude_characters="\n"), max_size=40)
@@ -128,7 +128,7 @@ fuzzed = settings(derandomize=True, database=None, max_examples=300)
 
 @pytest.mark.parametrize("separator", SEPARATORS)
 def test_one_line_is_no_block_whatever_separates_its_parts(separator: str) -> None:
-    """A user name in a log message may hold all that a block does, but for the ends of its lines."""
+    """A log message with text of a user may contain everything of a block except its line ends."""
     line = separator.join((BEGIN, OTHER, END))
 
     with pytest.raises(ValueError, match="block"):
@@ -138,7 +138,7 @@ def test_one_line_is_no_block_whatever_separates_its_parts(separator: str) -> No
 @fuzzed
 @given(line=one_line | text_line, at=st.integers(0, 12))
 def test_one_line_without_the_true_block_is_never_evidence(line: str, at: int) -> None:
-    """Wherever it comes among the other lines of the boot."""
+    """A forged line without the true block is no evidence, at any place in the console."""
     boot = [f"[    {number}.0] boot" for number in range(12)]
     boot.insert(at, line)
 
@@ -149,7 +149,7 @@ def test_one_line_without_the_true_block_is_never_evidence(line: str, at: int) -
 @fuzzed
 @given(line=one_line | text_line, at=st.integers(0, 40))
 def test_one_line_beside_the_true_block_never_replaces_its_keys(line: str, at: int) -> None:
-    """It can at most keep the block from being believed."""
+    """A forged line can only prevent that the true block is evidence."""
     console = host_key_console([ED25519, RSA]).split("\r\n")
     console.insert(at, line)
 
@@ -164,7 +164,7 @@ def test_one_line_beside_the_true_block_never_replaces_its_keys(line: str, at: i
 @fuzzed
 @given(char=st.characters(categories=["Cc", "Zl", "Zp"], exclude_characters="\n"), at=st.integers(1, 400))
 def test_a_control_character_within_the_block_makes_it_no_evidence(char: str, at: int) -> None:
-    """No true block holds one."""
+    """A block with a control character is refused, because a true block has none."""
     true = block(f"{ED25519} root@host", f"{RSA} root@host")
     at = min(at, len(true) - 2)
     spoiled = true[:at] + char + true[at:]

@@ -1,4 +1,4 @@
-"""Whose word is taken, in which order, and what is said where nobody's is."""
+"""The order in which trust methods are asked, and the report if none has evidence."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 
 
 @dataclass
-class Word:
-    """A trust source that gives its word, or fails."""
+class FakeMethod:
+    """A trust method that has evidence, or fails."""
 
     answer: HostTrust | Exception
     asked: list[Agent] = field(default_factory=list)
@@ -33,18 +33,18 @@ class Word:
         return self.answer
 
 
-def word(method: Method) -> Word:
-    """Return a trust source that has evidence."""
-    return Word(HostTrust(method, (KEY,)))
+def word(method: Method) -> FakeMethod:
+    """Return a trust method that has evidence."""
+    return FakeMethod(HostTrust(method, (KEY,)))
 
 
-def lacking(why: str) -> Word:
-    """Return a trust source that has none."""
-    return Word(HostKeyUnknownError(why))
+def lacking(why: str) -> FakeMethod:
+    """Return a trust method that has none."""
+    return FakeMethod(HostKeyUnknownError(why))
 
 
 async def sought(
-    words: dict[Method, Word],
+    words: dict[Method, FakeMethod],
     trust: tuple[Method, ...],
     minimum: Method = Method.TOFU,
     at_least: Method | None = None,
@@ -58,7 +58,7 @@ async def sought(
 
 
 async def test_the_first_method_with_evidence_answers() -> None:
-    """In the order that the source names, whatever their strength; nobody behind it is asked."""
+    """Methods are asked in the order of the source's `trust`, and none after the first with evidence."""
     words = {Method.CONSOLE: word(Method.CONSOLE), Method.PINNED: word(Method.PINNED)}
 
     report = await sought(words, (Method.CONSOLE, Method.PINNED))
@@ -68,7 +68,7 @@ async def test_the_first_method_with_evidence_answers() -> None:
 
 
 async def test_a_method_without_evidence_gives_way_to_the_next() -> None:
-    """No evidence is no refusal."""
+    """If a method has no evidence, the next one is asked."""
     words = {Method.PINNED: lacking("no host_key"), Method.CONSOLE: word(Method.CONSOLE)}
 
     report = await sought(words, (Method.PINNED, Method.CONSOLE))
@@ -78,7 +78,7 @@ async def test_a_method_without_evidence_gives_way_to_the_next() -> None:
 
 
 async def test_no_method_is_asked_that_the_source_does_not_name() -> None:
-    """Nothing ever falls back to it."""
+    """A method that is not in the source's `trust` is never asked."""
     words = {Method.CONSOLE: lacking("no host key block yet"), Method.TOFU: word(Method.TOFU)}
 
     report = await sought(words, (Method.CONSOLE,))
@@ -88,27 +88,29 @@ async def test_no_method_is_asked_that_the_source_does_not_name() -> None:
 
 
 async def test_no_method_is_asked_that_is_weaker_than_the_group_allows() -> None:
-    """Its word would count for nothing."""
+    """A method below the group's minimum_trust is not asked."""
     words = {Method.TOFU: word(Method.TOFU)}
 
     report = await sought(words, (Method.TOFU,), minimum=Method.CONSOLE)
 
-    assert report == EvidenceAbsent(AGENT.id, "1", "no method may be believed")
+    assert report == EvidenceAbsent(AGENT.id, "1", "minimum_trust of the group accepts no method of this source")
     assert words[Method.TOFU].asked == []
 
 
 async def test_no_method_is_asked_that_is_weaker_than_the_proof_of_before() -> None:
-    """And the lack says so."""
+    """A method weaker than the one that identified the agent before is not asked, and the report says so."""
     words = {Method.TOFU: word(Method.TOFU)}
 
     report = await sought(words, (Method.TOFU,), at_least=Method.CONSOLE)
 
-    assert report == EvidenceAbsent(AGENT.id, "1", "tofu: is weaker than console, by which it was proved before")
+    assert report == EvidenceAbsent(
+        AGENT.id, "1", "tofu: weaker than console, by which the agent was identified before"
+    )
     assert words[Method.TOFU].asked == []
 
 
 async def test_what_every_method_lacks_is_told() -> None:
-    """`list` shows it, so that a person knows what to wait for."""
+    """The report has the reason of every method, which `list` shows."""
     words = {
         Method.PINNED: lacking("the file has no host_key for it"),
         Method.CONSOLE: lacking("no host key block yet"),
@@ -124,25 +126,25 @@ async def test_what_every_method_lacks_is_told() -> None:
 
 
 async def test_a_method_that_breaks_fails_alone() -> None:
-    """The next one is asked, and the log has the trace."""
-    words = {Method.PINNED: Word(ZeroDivisionError()), Method.CONSOLE: word(Method.CONSOLE)}
+    """If a method raises an unexpected exception, it is logged and the next one is asked."""
+    words = {Method.PINNED: FakeMethod(ZeroDivisionError()), Method.CONSOLE: word(Method.CONSOLE)}
 
     with capture_logs() as logs:
         report = await sought(words, (Method.PINNED, Method.CONSOLE))
 
     assert isinstance(report, EvidenceFound)
-    assert "trust source failed" in [entry["event"] for entry in logs]
+    assert "trust method failed" in [entry["event"] for entry in logs]
 
 
 async def test_a_method_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search has an end."""
+    """A method that does not answer in time has no evidence."""
 
     class Hanging:
         async def trust_for(self, agent: Agent) -> HostTrust:
             await asyncio.Event().wait()
             raise AssertionError(agent)
 
-    monkeypatch.setattr(resolver_file, "PATIENCE", 0.01)
+    monkeypatch.setattr(resolver_file, "METHOD_TIMEOUT", 0.01)
     reports: list[Event] = []
     resolver = Resolver({"cloud": {Method.CONSOLE: Hanging()}}, Rules(trust={"cloud": (Method.CONSOLE,)}))
 
@@ -152,8 +154,8 @@ async def test_a_method_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_contradiction_ends_the_search() -> None:
-    """Nobody else's word can mend it."""
-    words = {Method.PINNED: Word(HostKeyMismatchError("another machine")), Method.TOFU: word(Method.TOFU)}
+    """If a method contradicts the agent, no other method is asked."""
+    words = {Method.PINNED: FakeMethod(HostKeyMismatchError("another machine")), Method.TOFU: word(Method.TOFU)}
 
     report = await sought(words, (Method.PINNED, Method.TOFU))
 
@@ -172,11 +174,14 @@ async def test_a_contradiction_ends_the_search() -> None:
             UnreachableError("10.0.0.1 port 22", "refused"),
             KeyExamined(AGENT.id, "1", "", "cannot reach 10.0.0.1 port 22: refused"),
         ),
-        (RuntimeError("odd"), KeyExamined(AGENT.id, "1", "", "failed: RuntimeError('odd'); the log has the trace")),
+        (
+            RuntimeError("odd"),
+            KeyExamined(AGENT.id, "1", "", "failed: RuntimeError('odd'); see the traceback in the log"),
+        ),
     ],
 )
 async def test_an_examination_is_reported_however_it_ends(answer: str | Exception, report: Event) -> None:
-    """An agent in dispute is asked for the disputed keys; the dispute goes on from what it showed, or did not."""
+    """The report of an examination has the key that the agent presented, or the reason why there is none."""
     asked: list[tuple[str, ...]] = []
 
     async def show(_agent: Agent, keys: tuple[str, ...]) -> str:

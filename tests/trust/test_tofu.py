@@ -1,4 +1,4 @@
-"""`tofu`: the first key that is seen."""
+"""`tofu`: trust on first use."""
 
 import pytest
 
@@ -12,7 +12,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 
 
 async def test_the_first_key_seen_is_that_of_the_agent_itself() -> None:
-    """An agent that cannot be reached has shown none."""
+    """The evidence is the key that the agent presents; an agent that cannot be reached has none."""
 
     async def scan(_: Agent) -> str:
         return KEY

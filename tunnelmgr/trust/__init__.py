@@ -1,1 +1,1 @@
-"""Whose word is taken for an agent's host key, in the order that its source names."""
+"""The trust methods: each supplies evidence, the host keys to expect of an agent."""

@@ -1,7 +1,7 @@
-"""`authority`: the agent shows a host certificate, signed for its id by an authority that the file names.
+"""`authority`: the agent presents a host certificate, signed for its id by an authority that the configuration names.
 
-The certificate is looked at before anything is offered, and what counts as evidence is the very key that it
-certifies; it is asked for anew for each life of a tunnel, so an expired one carries no further than its tunnel.
+The certificate is checked before any credential is offered, and the evidence is the key that it certifies. It is
+requested again for every connection, so that an expired certificate outlasts only the tunnel it was used for.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +17,7 @@ from tunnelmgr.trust.certificate import Authority, HostCertificate, is_revoked, 
 
 @dataclass(frozen=True, slots=True)
 class AuthorityKeys:
-    """Asks the agent through `show(agent)` for the blob of its host key or certificate, its signature checked."""
+    """Requests the blob of the agent's host key or certificate through `show(agent)`, which verifies its signature."""
 
     authorities: Sequence[Authority]
     show: Callable[[Agent], Awaitable[bytes]]
@@ -26,11 +26,11 @@ class AuthorityKeys:
     async def trust_for(self, agent: Agent) -> HostTrust:
         """Return the certified key.
 
-        Raises HostKeyUnknownError where there is no good certificate, and HostKeyMismatchError where there is one of
-        ours that is for another machine, or that was taken back.
+        Raises HostKeyUnknownError if there is no valid certificate, and HostKeyMismatchError if a certificate of a
+        trusted authority is for another machine or is revoked.
         """
         if not self.authorities:
-            raise HostKeyUnknownError("the file names no [[authority]]")
+            raise HostKeyUnknownError("the configuration has no [[authority]] for this source")
         try:
             blob = await self.show(agent)
         except UnreachableError as away:
@@ -40,23 +40,26 @@ class AuthorityKeys:
         except ValueError as odd:
             raise HostKeyUnknownError(str(odd)) from odd
         if certificate is None:
-            raise HostKeyUnknownError("it shows no host certificate")
+            raise HostKeyUnknownError("it presents no host certificate")
         return self._judge(agent, certificate)
 
     def _judge(self, agent: Agent, certificate: HostCertificate) -> HostTrust:
         authority = next((known for known in self.authorities if known.key == certificate.authority), None)
         if authority is None:
-            raise HostKeyUnknownError("its certificate is signed by an authority that the file does not name")
+            raise HostKeyUnknownError("its certificate is signed by an authority that the configuration does not name")
         if is_revoked(certificate, authority):
-            raise HostKeyMismatchError(f"{agent.id} shows a certificate that authority {authority.name} has revoked")
+            raise HostKeyMismatchError(
+                f"{agent.address} presented certificate serial {certificate.serial}, which authority {authority.name} "
+                f'has revoked. Replace the machine, or investigate and run: tunnelmgr release {agent.id} --reason "…"'
+            )
         why = refusal(certificate, authority, self.clock())
         if why is not None:
             raise HostKeyUnknownError(why)
         if agent.id not in certificate.principals:
-            named = sanitize(", ".join(certificate.principals))
             raise HostKeyMismatchError(
-                f"the machine at {agent.address} shows a certificate for {named}, "
-                f"not for {agent.id}; look, then `tunnelmgr release`"
+                f"host certificate mismatch: {agent.address} presented a certificate for "
+                f"{sanitize(', '.join(certificate.principals))}, not for {agent.id}; another machine may have taken this "
+                f'address. Investigate, then run: tunnelmgr release {agent.id} --reason "…"'
             )
         key_id = sanitize(certificate.key_id)
         detail = f"certificate of authority {authority.name}, serial {certificate.serial}, key id {key_id!r}"

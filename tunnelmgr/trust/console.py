@@ -1,4 +1,4 @@
-"""`console`: the key that cloud-init printed on the instance's console, which only EC2 itself can serve."""
+"""`console`: the host keys that cloud-init printed on the instance's console, which only EC2 itself can return."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from tunnelmgr.errors import HostKeyUnknownError
 from tunnelmgr.threads import in_thread
 from tunnelmgr.trust.console_block import host_keys
 
-AT_ONCE = 4
-"""Calls in flight: GetConsoleOutput has the lowest quota of all EC2 calls."""
+MAX_CONCURRENT_CALLS = 4
+"""GetConsoleOutput has the lowest quota of all EC2 calls."""
 
 
 @dataclass(slots=True)
 class ConsoleKeys:
-    """Reads an instance's console through `read`, which blocks and raises HostKeyUnknownError where it cannot."""
+    """Reads an instance's console through `read`, which blocks, and raises HostKeyUnknownError if it cannot."""
 
     read: Callable[[Agent], str]
-    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT_CALLS))
 
     async def trust_for(self, agent: Agent) -> HostTrust:
-        """Return the keys of the console's one whole block."""
+        """Return the keys of the only complete block on the console."""
         async with self._slots:
             text = await in_thread(self.read, agent)
         try:

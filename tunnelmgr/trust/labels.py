@@ -1,4 +1,4 @@
-"""`label`: a tag or label on the agent tells its key's fingerprint. It is the word of whoever may write labels."""
+"""`label`: a tag or label of the agent holds its key's fingerprint. Anyone who may write labels is trusted."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,35 +9,36 @@ from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 
-NAMES = ("tunnelmgr:host-key", "tunnelmgr-host-key")
+LABELS = ("tunnelmgr:host-key", "tunnelmgr-host-key")
 """The tag's name on EC2, and the label's on Hetzner, where a name has no colon."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelKeys:
-    """Asks the agent itself through `scan(agent)` for its key, and compares it with the label."""
+    """Requests the agent's key from the agent itself, through `scan(agent)`, and compares it with the label."""
 
     scan: Callable[[Agent], Awaitable[str]]
 
     async def trust_for(self, agent: Agent) -> HostTrust:
-        """Return the key that has the label's fingerprint; raises HostKeyMismatchError where the agent's has not."""
-        wanted = next((value for name, value in agent.labels if name in NAMES), None)
+        """Return the key with the label's fingerprint; raises HostKeyMismatchError if the agent's key has another."""
+        wanted = next((value for name, value in agent.labels if name in LABELS), None)
         if wanted is None:
-            raise HostKeyUnknownError(f"it has no label {' or '.join(NAMES)}")
+            raise HostKeyUnknownError(f"it has no label {' or '.join(LABELS)}")
         try:
             key = await self.scan(agent)
         except UnreachableError as away:
             raise HostKeyUnknownError(str(away)) from away
         if as_label(fingerprint(key)) != as_label(wanted):
             raise HostKeyMismatchError(
-                f"the machine at {agent.address} shows {fingerprint(key)}, its label says {sanitize(wanted)}; "
-                "look, then `tunnelmgr release`"
+                f"host key mismatch: {agent.address} presented {fingerprint(key)}, its label expects {sanitize(wanted)}; "
+                f"another machine may have taken this address, or the label is wrong. Investigate, then run: "
+                f'tunnelmgr release {agent.id} --reason "…"'
             )
         return HostTrust(Method.LABEL, (key,), "fingerprint in a label")
 
 
 def as_label(print_: str) -> str:
-    """Return a fingerprint in the form that every cloud's labels can hold: `sha256.` and base64url, ended by `.0`.
+    """Return a fingerprint in the form that the labels of every cloud allow: `sha256.`, base64url and `.0`.
 
     Hetzner's label values consist of letters, digits, `-`, `_` and `.`, and end in a letter or digit.
     """

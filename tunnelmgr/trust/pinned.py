@@ -1,4 +1,4 @@
-"""`pinned`: the key stands in the configuration file."""
+"""`pinned`: the host key is in the configuration file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from tunnelmgr.errors import HostKeyUnknownError
 
 @dataclass(frozen=True, slots=True)
 class PinnedKeys:
-    """The operator's word."""
+    """The host keys that the operator has written."""
 
     keys: Mapping[AgentId, str]
 
     async def trust_for(self, agent: Agent) -> HostTrust:
-        """Return the file's key."""
+        """Return the key in the configuration."""
         if agent.id not in self.keys:
-            raise HostKeyUnknownError("the file has no host_key for it")
+            raise HostKeyUnknownError("the configuration has no host_key for it")
         return HostTrust(Method.PINNED, (self.keys[agent.id],))

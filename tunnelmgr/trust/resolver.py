@@ -1,4 +1,4 @@
-"""Asking an agent's trust sources in order; the first with evidence answers, and nothing falls back further."""
+"""Asking the trust methods of a source in order; the first that has evidence decides, and no other is asked."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,8 +14,8 @@ from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, TunnelError
 
-PATIENCE = 60.0
-"""Seconds that one trust source may take."""
+METHOD_TIMEOUT = 60.0
+"""Seconds that one trust method may take."""
 
 Answer = TypeVar("Answer")
 
@@ -24,27 +24,27 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """Knows the trust sources of each discovery source, by method."""
+    """Searches for evidence of one agent at a time; `sources` are the methods that each discovery source can serve."""
 
     sources: Mapping[str, Mapping[Method, HostKeySource]]
     rules: Rules
 
     async def seek(self, agent: Agent, at_least: Method | None, report: Callable[[Event], None]) -> None:
-        """Report the evidence for an agent, what contradicts it, or what every method that may be believed lacks.
+        """Report the evidence for an agent, what contradicts it, or what every accepted method lacks.
 
-        Methods weaker than `at_least`, by which the agent was proved before, are not asked.
+        Methods weaker than `at_least`, by which the agent was identified before, are not asked.
         """
         lacking = []
         for method in self.rules.trust.get(agent.source, ()):
             if not self.rules.accepts(agent, method):
                 continue
             if at_least is not None and not method.reaches(at_least):
-                lacking.append(f"{method}: is weaker than {at_least}, by which it was proved before")
+                lacking.append(f"{method}: weaker than {at_least}, by which the agent was identified before")
                 continue
             try:
                 trust = await self._ask(method, agent)
             except HostKeyMismatchError as other:
-                log.error("evidence contradicted", agent=agent.id, method=method, error=str(other))  # noqa: TRY400 - no fault
+                log.error("evidence contradicted", agent=agent.id, method=method, error=str(other))  # noqa: TRY400 - not a fault of ours
                 report(EvidenceContradicted(agent.id, agent.incarnation, str(other)))
                 return
             except TunnelError as why:
@@ -53,7 +53,13 @@ class Resolver:
             log.info("evidence found", agent=agent.id, method=method, keys=trust.fingerprints)
             report(EvidenceFound(agent.id, agent.incarnation, trust))
             return
-        report(EvidenceAbsent(agent.id, agent.incarnation, "; ".join(lacking) or "no method may be believed"))
+        report(
+            EvidenceAbsent(
+                agent.id,
+                agent.incarnation,
+                "; ".join(lacking) or "minimum_trust of the group accepts no method of this source",
+            )
+        )
 
     async def examine(
         self,
@@ -62,7 +68,7 @@ class Resolver:
         show: Callable[[Agent, tuple[str, ...]], Awaitable[str]],
         report: Callable[[Event], None],
     ) -> None:
-        """Report what an agent shows by `show` when it is asked for a key of the types of `keys`."""
+        """Report the key that an agent presents, by `show`, if it is asked for one of the types of `keys`."""
         try:
             key = await self._guarded(agent, "dispute", lambda: show(agent, keys))
         except TunnelError as failed:
@@ -77,14 +83,14 @@ class Resolver:
         return await self._guarded(agent, method, lambda: source.trust_for(agent))
 
     async def _guarded(self, agent: Agent, method: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Return what `ask` gives; raises TunnelError where it fails in any way."""
+        """Return the result of `ask`; raises TunnelError if it fails in any way."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(METHOD_TIMEOUT):
                 return await ask()
         except TunnelError:
             raise
         except TimeoutError as late:
-            raise HostKeyUnknownError(f"no answer within {PATIENCE:g} s") from late
-        except Exception as broken:  # a bulkhead: the plug-in's fault must not cost the other agents their tunnels
-            log.exception("trust source failed", agent=agent.id, method=method)
-            raise HostKeyUnknownError(f"failed: {broken!r}; the log has the trace") from broken
+            raise HostKeyUnknownError(f"no answer within {METHOD_TIMEOUT:g} s") from late
+        except Exception as broken:  # a bulkhead: a fault of a plug-in must not affect other agents
+            log.exception("trust method failed", agent=agent.id, method=method)
+            raise HostKeyUnknownError(f"failed: {broken!r}; see the traceback in the log") from broken

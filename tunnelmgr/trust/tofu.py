@@ -1,4 +1,4 @@
-"""`tofu`: the first key seen, for sources that name it. It proves only that the machine stays the same."""
+"""`tofu`: trust on first use. It proves only that the machine stays the same, so a source has to name it."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from tunnelmgr.errors import HostKeyUnknownError, TunnelError
 
 @dataclass(frozen=True, slots=True)
 class FirstKey:
-    """Asks the agent itself through `scan(agent)`, which returns a key as `type base64`; no credential is offered."""
+    """Requests the key from the agent itself, through `scan(agent)`, as `type base64`; no credential is offered."""
 
     scan: Callable[[Agent], Awaitable[str]]
 
     async def trust_for(self, agent: Agent) -> HostTrust:
-        """Return the key that the agent shows now; it is pinned to the incarnation from then on."""
+        """Return the key that the agent presents now; from then on it is pinned to the incarnation."""
         try:
             return HostTrust(Method.TOFU, (await self.scan(agent),))
         except TunnelError as failed:
