@@ -58,8 +58,8 @@ class AuthorityKeys:
         if agent.id not in certificate.principals:
             raise HostKeyMismatchError(
                 f"host certificate mismatch: {agent.address} presented a certificate for "
-                f"{sanitize(', '.join(certificate.principals))}, not for {agent.id}; another machine may have taken this "
-                f'address. Investigate, then run: tunnelmgr release {agent.id} --reason "…"'
+                f"{sanitize(', '.join(certificate.principals))}, not for {agent.id}; another machine may have taken "
+                f'this address. Investigate, then run: tunnelmgr release {agent.id} --reason "…"'
             )
         key_id = sanitize(certificate.key_id)
         detail = f"certificate of authority {authority.name}, serial {certificate.serial}, key id {key_id!r}"

@@ -30,8 +30,8 @@ class LabelKeys:
             raise HostKeyUnknownError(str(away)) from away
         if as_label(fingerprint(key)) != as_label(wanted):
             raise HostKeyMismatchError(
-                f"host key mismatch: {agent.address} presented {fingerprint(key)}, its label expects {sanitize(wanted)}; "
-                f"another machine may have taken this address, or the label is wrong. Investigate, then run: "
+                f"host key mismatch: {agent.address} presented {fingerprint(key)}, its label expects "
+                f"{sanitize(wanted)}; another machine may have taken this address, or the label is wrong. Investigate, then run: "
                 f'tunnelmgr release {agent.id} --reason "…"'
             )
         return HostTrust(Method.LABEL, (key,), "fingerprint in a label")
