@@ -31,8 +31,8 @@ class LabelKeys:
         if as_label(fingerprint(key)) != as_label(wanted):
             raise HostKeyMismatchError(
                 f"host key mismatch: {agent.address} presented {fingerprint(key)}, its label expects "
-                f"{sanitize(wanted)}; another machine may have taken this address, or the label is wrong. Investigate, then run: "
-                f'tunnelmgr release {agent.id} --reason "…"'
+                f"{sanitize(wanted)}; another machine may have taken this address, or the label is wrong. "
+                f'Investigate, then run: tunnelmgr release {agent.id} --reason "…"'
             )
         return HostTrust(Method.LABEL, (key,), "fingerprint in a label")
 
