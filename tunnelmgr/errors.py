@@ -1,6 +1,6 @@
-"""Every error that tunnelmgr raises, each with a stable code and the pace at which trying again makes sense.
+"""Every error that tunnelmgr raises, each with a stable code and the pace at which another try makes sense.
 
-The code is what status, metrics and logs show; the message is for a person and says what to do next.
+Status, metrics and logs show the code. The message is for an operator: what happened, then what to do.
 """
 
 from enum import StrEnum
@@ -10,9 +10,14 @@ from typing import ClassVar
 class Pace(StrEnum):
     """How soon another try can help."""
 
-    SOON = "soon"  # the cause passes by itself
+    SOON = "soon"  # the cause usually passes by itself
     SLOW = "slow"  # something outside has to change first
-    NEVER = "never"  # a person decides
+    NEVER = "never"  # an operator decides
+
+
+def release_command(agent: str) -> str:
+    """Return the command that ends an agent's quarantine, for messages that ask an operator to decide."""
+    return f'tunnelmgr release {agent} --reason "…"'
 
 
 class TunnelmgrError(Exception):
@@ -47,7 +52,7 @@ class DiscoveryError(TunnelmgrError):
 
 
 class TunnelError(TunnelmgrError):
-    """A tunnel could not be made or kept."""
+    """A tunnel could not be opened, or has failed."""
 
     code = "tunnel"
 
@@ -62,30 +67,30 @@ class UnreachableError(TunnelError):
 
 
 class ConnectionLostError(TunnelError):
-    """A tunnel that stood has ended without being asked to."""
+    """A tunnel that was up has ended without a request."""
 
     code = "connection-lost"
 
 
 class ProbeTimeoutError(ConnectionLostError):
-    """The agent's own listener did not answer our probe in time."""
+    """The agent's listener did not answer a probe in time."""
 
     code = "probe-timeout"
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"the listener on the agent did not answer the probe within {seconds:g} s")
+        super().__init__(f"the agent's listener did not answer the probe within {seconds:g} s")
 
 
 class AbusiveAgentError(TunnelError):
-    """The agent floods the connection with messages that carry nothing."""
+    """The agent floods the connection with no-op SSH messages."""
 
     code = "abusive"
     retry = Pace.SLOW
 
     def __init__(self) -> None:
         super().__init__(
-            "the agent sends messages that carry nothing, faster than they may be worked off, and its own probe could "
-            "not come through: somebody has tampered with its sshd; look at the machine, or end it"
+            "the agent flooded the connection with no-op SSH messages, and its own probe could not get through: "
+            "its sshd has probably been tampered with. Investigate the machine, or terminate it"
         )
 
 
@@ -122,70 +127,73 @@ class ListenRefusedError(TunnelError):
 
 
 class ImpostorListenerError(TunnelError):
-    """Something that is not our listener answers where our listener should."""
+    """Another process answers on the address where our listener should."""
 
     code = "listener-not-ours"
 
     def __init__(self, address: str) -> None:
-        super().__init__(f"{address} on the agent is answered by something that is not this tunnel")
+        super().__init__(
+            f"something other than this tunnel answers on {address} on the agent. "
+            "Find it there with `ss -ltnp`, and stop it"
+        )
 
 
 class AuthenticationError(TunnelError):
-    """The agent proved itself but does not accept our key."""
+    """The agent's host key is verified, but the agent does not accept our login key."""
 
     code = "authentication"
     retry = Pace.SLOW
 
     def __init__(self, user: str, address: str) -> None:
         super().__init__(
-            f"{address} does not accept our key for user {user}: "
-            "check its authorized_keys (`tunnelmgr init` prints the line)"
+            f"{address} does not accept the controller's key for user {user}. "
+            "Check authorized_keys on the agent (`tunnelmgr init` prints the line)"
         )
 
 
 class LoginKeyError(TunnelError):
-    """We have no key to log in with right now."""
+    """The controller has no key to log in with."""
 
     code = "login-key"
     retry = Pace.SLOW
 
 
 class HostKeyUnknownError(TunnelError):
-    """There is no evidence yet of which key the agent has, so it is not dialled."""
+    """There is no evidence yet of the agent's host key, so it is not dialled."""
 
     code = "host-key-unknown"
     retry = Pace.SLOW
 
 
 class HostKeyMismatchError(TunnelError):
-    """The machine at the agent's address holds another key than the evidence says."""
+    """The machine at the agent's address has another host key than the evidence says."""
 
     code = "host-key-mismatch"
     retry = Pace.NEVER
 
 
 class HostKeySharedError(TunnelError):
-    """The agent claims a host key that another live agent has a better claim to, or one as good."""
+    """The agent claims a host key to which another present agent has an equal or a better claim."""
 
     code = "host-key-shared"
     retry = Pace.NEVER
 
 
 class ExposedListenerError(TunnelError):
-    """The agent's sshd opened the listener beyond loopback."""
+    """The agent's sshd listens beyond loopback."""
 
     code = "exposed-listener"
     retry = Pace.NEVER
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, agent: str) -> None:
         super().__init__(
-            f"the agent's sshd opened {address} to its network (GatewayPorts yes): "
-            "set `GatewayPorts no` there, then `tunnelmgr release`"
+            f"the agent's sshd offers {address} to the agent's whole network (GatewayPorts yes). "
+            f"Set `GatewayPorts no` in its sshd_config, then run: {release_command(agent)}"
         )
 
 
 class GateError(TunnelmgrError):
-    """A request could not be carried through the gate."""
+    """A request could not pass the gate."""
 
     code = "gate"
 
@@ -214,13 +222,13 @@ class InvalidDigestError(MalformedRequestError):
 
 
 class GateClosedError(GateError):
-    """Nothing may pass right now; the message says what has to be mended."""
+    """The gate passes nothing for now; the message says what to repair."""
 
     code = "gate-closed"
 
 
 class RegistryUnavailableError(GateError):
-    """The registry did not answer, or not with HTTP."""
+    """The registry did not answer, or did not answer with HTTP."""
 
     code = "registry-unavailable"
 
@@ -245,7 +253,7 @@ class ControlError(TunnelmgrError):
 
 
 class DaemonNotRunningError(ControlError):
-    """Nobody answers on the control socket."""
+    """No daemon answers on the control socket."""
 
     code = "not-running"
 

@@ -10,7 +10,7 @@ from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
 from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Endpoint, Forward, Listeners, Phase, Probe, Resting, TunnelSpec, TunnelStatus, Up
+from tunnelmgr.core.tunnel import Bindings, Endpoint, Forward, Phase, Probe, Resting, TunnelSpec, TunnelStatus, Up
 from tunnelmgr.core.world import HistoryEntry, Quarantine, Record, SourceView, World
 from tunnelmgr.errors import ConfigError
 from tunnelmgr.gate.traffic import Traffic
@@ -39,7 +39,7 @@ def up(**changes: object) -> Up:
     """Return the status of a tunnel that is up."""
     agent, trust = record("builder-1").agent, HostTrust(Method.PINNED, (KEY,))
     spec = TunnelSpec(agent.id, "1", agent.name, agent.group, agent.addresses, agent.port, (FORWARD,), trust)
-    plain = Up(NOW + 2, 1, spec, Probe(NOW + 3, 1.25), listeners=Listeners(FORWARD.listen))
+    plain = Up(NOW + 2, 1, spec, Probe(NOW + 3, 1.25), bindings=Bindings(FORWARD.listen))
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from tunnelmgr.control.views import (
 )
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.health import RegistryHealth
-from tunnelmgr.core.tunnel import Listeners, Phase
+from tunnelmgr.core.tunnel import Bindings, Phase
 from tunnelmgr.core.world import Record, SourceView, status_of
 from tunnelmgr.gate.traffic import Traffic
 
@@ -103,7 +103,7 @@ def test_an_agent_that_is_up_shows_its_numbers() -> None:
 
 def test_a_forward_shows_which_addresses_are_held() -> None:
     """A forward shows the addresses that its tunnel holds, which may lack one address family."""
-    view = agent_view(record("builder-1"), up(listeners=Listeners(FORWARD.listen[:1])), (FORWARD,), None)
+    view = agent_view(record("builder-1"), up(bindings=Bindings(FORWARD.listen[:1])), (FORWARD,), None)
 
     assert view["forwards"][0]["held"] == ["127.0.0.1:5000"]
 

@@ -18,6 +18,7 @@ from tunnelmgr.core.events import (
     ReleaseRequested,
     SeedAdded,
 )
+from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.persistence import Memory, changes, restored
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence
 from tunnelmgr.core.seed import Seed
@@ -76,7 +77,11 @@ def test_another_key_by_the_same_method_quarantines(history: History, method: Me
     history.hear(EvidenceFound(agent.id, "1", history.trust(2, method)))
 
     assert history.status(agent).phase is Phase.QUARANTINED
-    assert "was proved by" in history.status(agent).message
+    message = history.status(agent).message
+    assert f"{method} evidence proved {agent.id} by {fingerprint(history.key(1))}" in message
+    assert f"{method} evidence now names {fingerprint(history.key(2))}" in message
+    assert ("host_key in the configuration may be wrong" in message) == (method is Method.PINNED)
+    assert message.endswith(f'run: tunnelmgr release {agent.id} --reason "…"')
     assert not [action for action in history.act() if isinstance(action, OpenTunnel)]
 
 

@@ -172,9 +172,9 @@ def _tunnel_facts(status: TunnelStatus) -> _TunnelFacts:
         case Resting(retry_at=retry_at) | Seeking(resting=Resting(retry_at=retry_at)):
             return _TunnelFacts(retry_at=retry_at)
         case Connecting():
-            return _TunnelFacts(login_key=status.login_key, held=status.listeners.held)
+            return _TunnelFacts(login_key=status.login_key, held=status.bindings.held)
         case Up() | Draining():
-            return _TunnelFacts(login_key=status.login_key, held=status.listeners.held, probe=status.probe)
+            return _TunnelFacts(login_key=status.login_key, held=status.bindings.held, probe=status.probe)
     assert_never(status)
 
 

@@ -61,8 +61,8 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Listeners:
-    """The listen addresses of a tunnel, by what the agent's sshd answered.
+class Bindings:
+    """The listen addresses of a tunnel, by the answer of the agent's sshd.
 
     It listens on `held` for us and refused `refused`; of those, another process on the agent answers on `squatted`.
     """
@@ -81,7 +81,10 @@ class Listeners:
         """What is wrong with a tunnel that is up nevertheless, "" if nothing is."""
         if not self.squatted:
             return ""
-        return f"another process on the agent answers on {', '.join(self.squatted)}, where clients may ask first"
+        return (
+            f"another process on the agent answers on {', '.join(self.squatted)}, where clients may connect first. "
+            "Find it there with `ss -ltnp`, and stop it"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ class Connecting:
     error: str | None = None
     message: str = ""
     login_key: str | None = None
-    listeners: Listeners = Listeners()
+    bindings: Bindings = Bindings()
     revoked: bool = False
 
 
@@ -175,18 +178,18 @@ class Up:
     probe: Probe
     failures: int = 0
     login_key: str | None = None
-    listeners: Listeners = Listeners()
+    bindings: Bindings = Bindings()
     revoked: bool = False
 
     @property
     def error(self) -> str | None:
         """The code of what is wrong with the listeners, if anything is."""
-        return self.listeners.error
+        return self.bindings.error
 
     @property
     def message(self) -> str:
         """What is wrong with the listeners, "" if nothing is."""
-        return self.listeners.message
+        return self.bindings.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,7 @@ class Draining:
     message: str = ""
     probe: Probe | None = None
     login_key: str | None = None
-    listeners: Listeners = Listeners()
+    bindings: Bindings = Bindings()
     revoked: bool = False
 
 
@@ -238,6 +241,6 @@ def drained(status: Working, now: float) -> Draining:
         message=status.message,
         probe=probe,
         login_key=status.login_key,
-        listeners=status.listeners,
+        bindings=status.bindings,
         revoked=status.revoked,
     )

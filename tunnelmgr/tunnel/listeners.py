@@ -109,7 +109,7 @@ class Listeners:
             listener.close()
             # The agent must receive the cancellation before the connection closes, or else the end of the connection.
             await self._connection.close(CLOSE_TIMEOUT)
-            raise ExposedListenerError(str(endpoint))
+            raise ExposedListenerError(str(endpoint), self._opening.agent)
         self._held[endpoint] = listener
         return True
 

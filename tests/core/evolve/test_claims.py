@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tunnelmgr.core.events import EvidenceFound, KeyExamined, Reconfigured, ReleaseRequested, TunnelDialled, TunnelEnded
+from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.persistence import Memory, restored
 from tunnelmgr.core.reconcile import CloseTunnel, ExamineKey, Manner, OpenTunnel, next_due
 from tunnelmgr.core.trust import HostTrust, Method
@@ -209,7 +210,8 @@ def test_equal_claims_without_possession_quarantine_both_and_have_both_examined(
         mark = history.record(one).quarantine
         assert mark is not None
         assert other.id in mark.message
-        assert "tunnelmgr release" in mark.message
+        assert f'tunnelmgr release {one.id} --reason "…"' in mark.message
+        assert fingerprint(history.key(VICTIMS)) in mark.message
 
 
 def test_the_one_that_alone_shows_the_key_goes_on(history: History) -> None:
@@ -245,7 +247,7 @@ def test_twins_that_both_show_the_key_stay_in_quarantine(history: History) -> No
     marks = [history.record(agent).quarantine for agent in (one, other, third)]
     assert [mark.disputed for mark in marks if mark] == [(), (), ()]
     assert marks[0] is not None
-    assert marks[0].message.startswith("cloud:one, cloud:other have shown one host key (SHA256:")
+    assert marks[0].message.startswith("cloud:one, cloud:other have shown the same host key (SHA256:")
     assert history.act() == ()
     assert next_due(history.world) is None
 

@@ -60,7 +60,7 @@ def test_evidence_that_the_rules_do_not_accept_is_as_good_as_none(history: Histo
 
     assert history.record(agent).trust is None
     assert history.status(agent).retry_at is not None
-    assert history.status(agent).message == "label: is not believed any more"
+    assert history.status(agent).message == "label: the configuration no longer accepts this method"
 
 
 def test_evidence_once_found_stays(history: History) -> None:

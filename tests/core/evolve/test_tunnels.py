@@ -77,7 +77,7 @@ def test_an_address_that_was_refused_is_named(history: History) -> None:
 
     history.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,)))
 
-    assert history.record(agent).history[-1].detail == "127.0.0.1:5000; not [::1]:5000"
+    assert history.record(agent).history[-1].detail == "127.0.0.1:5000; refused: [::1]:5000"
     assert history.status(agent).error is None
 
 

@@ -105,11 +105,11 @@ def _unlisted(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId
         if id_ in listed:
             continue
         if id_ in snapshot.gone:
-            changed[id_] = _left(record, "its source says that it has ended", now)
+            changed[id_] = _left(record, "its source reports that it has ended", now)
         elif snapshot.failures:
             continue  # half an answer: absence means nothing
         elif snapshot.absence_is_proof or _missed_enough(record, 0.0 if id_ in snapshot.outside else wait, now):
-            changed[id_] = _left(record, "its source lists it no more", now)
+            changed[id_] = _left(record, "its source no longer lists it", now)
         elif record.missed < MISSES_TO_LEAVE:
             since = record.missing_since if record.missed else now
             changed[id_] = replace(record, missed=record.missed + 1, missing_since=since)

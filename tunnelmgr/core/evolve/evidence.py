@@ -18,7 +18,7 @@ from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase, Resting, Seeking, at_rest
 from tunnelmgr.core.world import Record, World
-from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, Pace
+from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, Pace, release_command
 
 
 def found(world: World, event: EvidenceFound, now: float) -> Transition:
@@ -36,7 +36,7 @@ def found(world: World, event: EvidenceFound, now: float) -> Transition:
         return Transition(world, {event.agent})
     before = record.proved
     if before is not None and set(before.keys).isdisjoint(event.trust.keys):
-        message = f"{event.agent} was proved by {_told(before)}, and now {_told(event.trust)}; look, then release it"
+        message = _mismatch(event.agent, before, event.trust)
         return contradicted(world, EvidenceContradicted(event.agent, event.incarnation, message), now)
     return Transition(_believed(world, record, event.trust, now), {event.agent})
 
@@ -44,15 +44,18 @@ def found(world: World, event: EvidenceFound, now: float) -> Transition:
 def _believed(world: World, record: Record, trust: HostTrust, now: float) -> World:
     record = replace(record, trust=trust, proved=trust)
     detail = f" ({trust.detail})" if trust.detail else ""
-    return _claimed(world.with_record(record.with_step(now, "evidence", f"{_told(trust)}{detail}")), record, trust)
+    return _claimed(world.with_record(record.with_step(now, "evidence", f"{_summary(trust)}{detail}")), record, trust)
 
 
 def _why_useless(world: World, record: Record, trust: HostTrust) -> str | None:
-    """Return why evidence counts for nothing, None if it counts."""
+    """Return why evidence does not count, None if it does."""
     if not world.rules.accepts(record.agent, trust.method):
-        return f"{trust.method}: is not believed any more"
+        return f"{trust.method}: the configuration no longer accepts this method"
     if record.proved is not None and not trust.method.reaches(record.proved.method):
-        return f"{trust.method}: is weaker than {record.proved.method}, by which it was proved before"
+        return (
+            f"{trust.method}: is weaker than {record.proved.method}, which proved this agent before. "
+            f"If that is intended, run: {release_command(record.agent.id)}"
+        )
     seed = _seed_of(world, trust)
     if trust.method is Method.SEEDED and (seed is None or not seed.serves(record.agent)):
         return "seeded: its seed was used already, or has expired"
@@ -72,8 +75,22 @@ def _claimed(world: World, record: Record, trust: HostTrust) -> World:
     return replace(world, seeds={**world.seeds, seed.id: taken})
 
 
-def _told(trust: HostTrust) -> str:
+def _summary(trust: HostTrust) -> str:
     return f"{trust.method}: {' '.join(trust.fingerprints)}"
+
+
+def _mismatch(agent: AgentId, before: HostTrust, now: HostTrust) -> str:
+    """Return the message for evidence that names another key than the evidence before."""
+    cause = (
+        "The host_key in the configuration may be wrong, or another machine may have taken its place"
+        if Method.PINNED in {before.method, now.method}
+        else "Another machine may have taken its place"
+    )
+    return (
+        f"host key mismatch: {before.method} evidence proved {agent} by {' or '.join(before.fingerprints)}, but "
+        f"{now.method} evidence now names {' or '.join(now.fingerprints)}. {cause}. "
+        f"Investigate, then run: {release_command(agent)}"
+    )
 
 
 def absent(world: World, event: EvidenceAbsent, now: float) -> Transition:

@@ -10,7 +10,7 @@ from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.world import Quarantine, Record, World
-from tunnelmgr.errors import HostKeySharedError, Pace
+from tunnelmgr.errors import HostKeySharedError, Pace, release_command
 
 
 def assigned(world: World, now: float) -> World:
@@ -93,8 +93,11 @@ def _rank(record: Record, key: str) -> _Rank:
 def _disputed(world: World, claimants: tuple[AgentId, AgentId], key: str, now: float) -> World:
     """Quarantine two agents until one of them shows the key that both claim."""
     for one, other in (claimants, claimants[::-1]):
-        claim = f"{one} and {other} claim one host key ({fingerprint(key)})"
-        message = f"{claim} and are asked to show it; where both do, remove the wrong one, then `tunnelmgr release`"
+        message = (
+            f"{one} and {other} claim the same host key ({fingerprint(key)}) with equally strong evidence. "
+            "The controller asks each to show it, and releases the one that alone can. "
+            f"If both can, remove the wrong machine, then run: {release_command(one)}"
+        )
         world = quarantined(world, one, Failure(HostKeySharedError.code, Pace.NEVER, message), now)
         record = world.records[one]
         mark = record.quarantine or Quarantine(now, HostKeySharedError.code, message)
@@ -120,9 +123,10 @@ def _settled_over(world: World, key: str, now: float) -> World:
     if not outside and (not showing or not all(record.quarantine.examined for record in group if record.quarantine)):
         return world
     if len(showing) > 1 and not outside:
-        told = f"{', '.join(showing)} have shown one host key ({fingerprint(key)}) and cannot be told apart"
+        found = f"{', '.join(showing)} have shown the same host key ({fingerprint(key)}) and cannot be told apart"
+        advice = "An image that contains host keys causes this. Remove the wrong machine, then run"
         for id_ in showing:
-            world = left_to_operator(world, id_, f"{told}; remove the wrong one, then `tunnelmgr release`", now)
+            world = left_to_operator(world, id_, f"{found}. {advice}: {release_command(id_)}", now)
     winner = holder if outside else showing[0]
     for record in group:
         if record.agent.id != winner:
@@ -132,4 +136,6 @@ def _settled_over(world: World, key: str, now: float) -> World:
 
 def _freed(world: World, agent: AgentId, now: float) -> World:
     freed = replace(world.records[agent], quarantine=None)
-    return world.with_record(freed.with_step(now, "released", "it alone has shown the key that others claim too"))
+    return world.with_record(
+        freed.with_step(now, "released", "only this agent has shown the key that others claim too")
+    )

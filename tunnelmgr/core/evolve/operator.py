@@ -13,7 +13,7 @@ def retry(world: World, event: RetryRequested, now: float) -> World:
     status = world.tunnels.get(event.agent)
     if not isinstance(status, Resting):
         return world
-    world = world.with_record(world.records[event.agent].with_step(now, "retry", "asked for by an operator", event.uid))
+    world = world.with_record(world.records[event.agent].with_step(now, "retry", "requested by an operator", event.uid))
     return world.with_tunnel(event.agent, replace(status, failures=0, retry_at=None))
 
 

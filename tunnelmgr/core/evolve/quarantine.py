@@ -6,7 +6,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.world import Quarantine, World
-from tunnelmgr.errors import HostKeySharedError, Pace
+from tunnelmgr.errors import HostKeySharedError, Pace, release_command
 
 
 def quarantined(world: World, agent: AgentId, failure: Failure, now: float) -> World:
@@ -20,9 +20,19 @@ def quarantined(world: World, agent: AgentId, failure: Failure, now: float) -> W
 
 def refused(world: World, agent: AgentId, holder: AgentId, key: str, now: float) -> World:
     """Quarantine an agent that claims the key of another; if it was in dispute, that ends for it."""
-    better = "has shown it" if key in world.records[holder].possessed else "has stronger evidence for it"
-    claim = f"{agent} claims the host key of {holder} ({fingerprint(key)}), which {better}"
-    return left_to_operator(world, agent, f"{claim}; look at {agent}, then `tunnelmgr release`", now)
+    message = (
+        f"{agent} claims the host key of {holder} ({fingerprint(key)}), and {holder} "
+        f"{_better_claim(world, agent, holder, key)}. Investigate {agent}, then run: {release_command(agent)}"
+    )
+    return left_to_operator(world, agent, message, now)
+
+
+def _better_claim(world: World, agent: AgentId, holder: AgentId, key: str) -> str:
+    if key in world.records[holder].possessed:
+        return "has shown it in a handshake"
+    theirs, ours = world.records[holder].proved, world.records[agent].proved
+    methods = f": {theirs.method}, not {ours.method}" if theirs and ours else ""
+    return f"has stronger evidence for it{methods}"
 
 
 def left_to_operator(world: World, agent: AgentId, message: str, now: float) -> World:

@@ -11,7 +11,7 @@ from tunnelmgr.core.evolve.quarantine import quarantined
 from tunnelmgr.core.evolve.transition import Transition
 from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.trust import PER_LIFE
-from tunnelmgr.core.tunnel import Connecting, Draining, Listeners, Phase, Probe, Resting, Seeking, Up, Working
+from tunnelmgr.core.tunnel import Bindings, Connecting, Draining, Phase, Probe, Resting, Seeking, Up, Working
 from tunnelmgr.core.world import Record, World, resting_status
 from tunnelmgr.errors import Pace
 
@@ -42,7 +42,7 @@ def ended(world: World, event: TunnelEnded, now: float) -> Transition:
     world = _without_spent_evidence(world, event.agent)
     record, failure = world.records[event.agent], event.failure
     if failure is None or status.revoked or isinstance(status, Draining):
-        world = world.with_record(record.with_step(now, "closed", failure.message if failure else "as asked"))
+        world = world.with_record(record.with_step(now, "closed", failure.message if failure else "on request"))
         world = world.with_tunnel(event.agent, resting_status(record, now, status.life))
     else:
         world = _failed(world, record, status, failure, now)
@@ -67,7 +67,7 @@ def _current(world: World, event: TunnelDialled | TunnelBound | TunnelProbed | T
 
 def _dialled(world: World, event: TunnelDialled, status: Working, now: float) -> World:
     record = world.records[event.agent]
-    world = world.with_record(record.with_step(now, "dialled", f"{event.address}, its key is as expected"))
+    world = world.with_record(record.with_step(now, "dialled", f"{event.address}, host key verified"))
     world = world.with_tunnel(event.agent, replace(status, login_key=event.login_key or None))
     return (
         possession_shown(world, event.agent, event.host_key, now) if _is_own(record, status, event.host_key) else world
@@ -81,16 +81,16 @@ def _is_own(record: Record, status: Working, key: str) -> bool:
 
 
 def _bound(world: World, event: TunnelBound, status: Working, now: float) -> World:
-    listeners = Listeners(event.held, event.refused, event.squatted)
-    if listeners == status.listeners:
+    bindings = Bindings(event.held, event.refused, event.squatted)
+    if bindings == status.bindings:
         return world
     detail = ", ".join(map(str, event.held))
     if event.refused:
-        detail += f"; not {', '.join(map(str, event.refused))}"
+        detail += f"; refused: {', '.join(map(str, event.refused))}"
     if event.squatted:
-        detail += " (another process there holds it)"
+        detail += " (another process on the agent uses it)"
     world = world.with_record(world.records[event.agent].with_step(now, "bound", detail))
-    return world.with_tunnel(event.agent, replace(status, listeners=listeners))
+    return world.with_tunnel(event.agent, replace(status, bindings=bindings))
 
 
 def _probed(world: World, event: TunnelProbed, status: Working, now: float) -> World:
@@ -98,7 +98,7 @@ def _probed(world: World, event: TunnelProbed, status: Working, now: float) -> W
     if not isinstance(status, Connecting):
         return world.with_tunnel(event.agent, replace(status, probe=probe))
     record = world.records[event.agent]
-    world = world.with_record(record.with_step(now, "probed", f"up, {probe.ms:.1f} ms there and back"))
+    world = world.with_record(record.with_step(now, "probed", f"up, round trip {probe.ms:.1f} ms"))
     up = Up(
         since=now,
         life=status.life,
@@ -106,7 +106,7 @@ def _probed(world: World, event: TunnelProbed, status: Working, now: float) -> W
         probe=probe,
         failures=status.failures,
         login_key=status.login_key,
-        listeners=status.listeners,
+        bindings=status.bindings,
         revoked=status.revoked,
     )
     return world.with_tunnel(event.agent, up)
