@@ -1,4 +1,4 @@
-"""One forwarded stream over a real SSH connection: its ends, and its bounds."""
+"""One forwarded stream over a real SSH connection: its ends and its memory bounds."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from tunnelmgr.dataplane.asyncssh_internals import open_window
 from tunnelmgr.dataplane.channel import READ_AHEAD_BYTES, ForwardedChannel
 from tunnelmgr.dataplane.receive_window import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES
 from tunnelmgr.dataplane.transport import MAX_UNSENT_BYTES
-from tunnelmgr.ssh.client import SshConnection, dial
+from tunnelmgr.ssh.client import EXPOSED_MESSAGE, SshConnection, dial
 from tunnelmgr.ssh.login import Login
 
 HUGE = 1 << 31
@@ -35,21 +35,20 @@ class Pair:
 
     @property
     def buffered(self) -> int:
-        """The bytes that wait in our transport."""
+        """The bytes that are unsent in our transport."""
         transport = self.connection._conn._transport
         return int(transport.get_write_buffer_size()) if transport else 0
 
 
 @asynccontextmanager
 async def connected_pair(sshd: Sshd, login: Login, window: int = 2 << 20) -> AsyncIterator[Pair]:
-    """Open one channel as a client on the agent would, with a receive window of the agent's choice."""
+    """Open one channel as a client on the agent would, with the agent's receive window."""
     connection = await dial(sshd.spec(), login)
     owner = Accepting()
     endpoint = Endpoint("127.0.0.1", free_port())
     try:
         async with asyncio.timeout(10):
             await connection.listen(endpoint, owner)
-            # The channel's window is not an argument for forwarded connections, so the agent's default is replaced.
             reader, writer = await sshd.connection.open_connection(endpoint.host, endpoint.port, window=window)
             ours = await owner.opened.get()
         yield Pair(ours, reader, writer, connection, owner.closed)
@@ -70,7 +69,7 @@ async def read_all(channel: ForwardedChannel) -> bytes:
 
 
 async def test_bytes_go_both_ways(sshd: Sshd, login: Login) -> None:
-    """Any kind of buffer may be written."""
+    """Bytes, bytearray and memoryview are sent, and what the agent sends is received."""
     async with connected_pair(sshd, login) as pair:
         pair.writer.write(b"ping")
         assert await pair.ours.read() == b"ping"
@@ -80,7 +79,7 @@ async def test_bytes_go_both_ways(sshd: Sshd, login: Login) -> None:
 
 
 async def test_the_agents_end_is_an_empty_read_and_our_side_stays_open(sshd: Sshd, login: Login) -> None:
-    """A half-closed connection carries the answer still."""
+    """After the agent's EOF reads return `b""`, and writes still arrive."""
     async with connected_pair(sshd, login) as pair:
         pair.writer.write(b"question")
         pair.writer.write_eof()
@@ -93,7 +92,7 @@ async def test_the_agents_end_is_an_empty_read_and_our_side_stays_open(sshd: Ssh
 
 
 async def test_our_end_is_the_agents_end_and_its_side_stays_open(sshd: Sshd, login: Login) -> None:
-    """The other half, as docker closes an upload."""
+    """After our EOF the agent can still send."""
     async with connected_pair(sshd, login) as pair:
         await pair.ours.write(b"answer")
         pair.ours.write_eof()
@@ -104,7 +103,7 @@ async def test_our_end_is_the_agents_end_and_its_side_stays_open(sshd: Sshd, log
 
 
 async def test_an_orderly_close_after_the_end_is_no_reset(sshd: Sshd, login: Login) -> None:
-    """A client that sends, ends and closes has said all it had to say, and all of it is read."""
+    """If the agent sends, ends and closes, all bytes are read, and then the end."""
     async with connected_pair(sshd, login) as pair:
         pair.writer.write(b"last words")
         pair.writer.write_eof()
@@ -115,7 +114,7 @@ async def test_an_orderly_close_after_the_end_is_no_reset(sshd: Sshd, login: Log
 
 
 async def test_a_channel_closed_in_the_middle_is_a_reset_after_what_arrived(sshd: Sshd, login: Login) -> None:
-    """What was received is read; its end is not mistaken for a whole message's."""
+    """If the agent closes without EOF, the received bytes are read, and then ConnectionResetError is raised."""
     async with connected_pair(sshd, login) as pair:
         pair.writer.write(b"half a")
         pair.writer.channel.abort()
@@ -128,8 +127,8 @@ async def test_a_channel_closed_in_the_middle_is_a_reset_after_what_arrived(sshd
             await pair.ours.write(b"x")
 
 
-async def test_an_abort_is_felt_by_the_agent_and_by_whoever_waits_here(sshd: Sshd, login: Login) -> None:
-    """It drops what is unsent and wakes the reader."""
+async def test_an_abort_ends_the_agents_side_and_the_reader_here(sshd: Sshd, login: Login) -> None:
+    """An abort ends the agent's reads, and raises ConnectionResetError in a read that waits here."""
     async with connected_pair(sshd, login) as pair, asyncio.TaskGroup() as tasks, asyncio.timeout(5):
 
         async def wait() -> None:
@@ -143,7 +142,7 @@ async def test_an_abort_is_felt_by_the_agent_and_by_whoever_waits_here(sshd: Ssh
 
 
 async def test_a_lost_connection_wakes_reader_and_writer(sshd: Sshd, login: Login) -> None:
-    """Neither is left to its deadline."""
+    """A lost connection raises ConnectionResetError in reads and writes that wait."""
     async with connected_pair(sshd, login, window=1024) as pair, asyncio.TaskGroup() as tasks, asyncio.timeout(5):
 
         async def write() -> None:
@@ -160,8 +159,8 @@ async def test_a_lost_connection_wakes_reader_and_writer(sshd: Sshd, login: Logi
         sshd.cut()
 
 
-async def test_what_is_done_to_a_closed_channel_does_nothing(sshd: Sshd, login: Login) -> None:
-    """Every way of ending it may be called again, in any order."""
+async def test_a_closed_channel_can_be_ended_again(sshd: Sshd, login: Login) -> None:
+    """On a closed channel, every way of ending it does nothing, in any order."""
     async with connected_pair(sshd, login) as pair:
         pair.ours.close()
         pair.ours.write_eof()
@@ -179,10 +178,10 @@ async def test_what_is_done_to_a_closed_channel_does_nothing(sshd: Sshd, login: 
 
 
 @pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes128-ctr"])
-async def test_an_agent_that_sends_faster_than_we_read_is_held(
+async def test_an_agent_that_sends_faster_than_we_read_has_to_wait(
     key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login, cipher: str
 ) -> None:
-    """What waits is bounded by the window however slowly we read, and nothing of it is lost."""
+    """Unread bytes are bounded by the window, however slowly they are read, and none is lost."""
     total, got = 16 << 20, 0
     async with (
         running_sshd(Sshd(host_key, key), encryption_algs=[cipher]) as sshd,
@@ -204,20 +203,22 @@ async def test_an_agent_that_sends_faster_than_we_read_is_held(
 
 
 @pytest.mark.usefixtures("unverified_asyncssh")
-async def test_where_asyncssh_keeps_the_window_reading_is_paused(sshd: Sshd, login: Login) -> None:
-    """A release that is not proved: what we have not read is bounded by our read-ahead, the rest is asyncssh's."""
+async def test_without_the_fast_path_reading_pauses(sshd: Sshd, login: Login) -> None:
+    """If asyncssh manages the window, unread bytes in the channel are bounded by `READ_AHEAD_BYTES`."""
     total = 4 << 20
     async with connected_pair(sshd, login) as pair, asyncio.timeout(20):
         pair.writer.write(bytes(total))
         pair.writer.write_eof()
         await until(lambda: pair.ours._received.size >= READ_AHEAD_BYTES)
-        await asyncio.sleep(0.05)
+        pair.connection._peer.exposed = False
+        sshd.connection.send_debug(EXPOSED_MESSAGE)  # comes after everything that the window allows
+        await until(lambda: pair.connection.exposed)
         assert pair.ours._received.size <= READ_AHEAD_BYTES + 32768
         assert len(await read_all(pair.ours)) == total
 
 
 async def test_a_window_that_cannot_be_opened_now_is_opened_by_asyncssh(sshd: Sshd, login: Login) -> None:
-    """Within a key exchange its message waits with all the others; after the agent's end there is none."""
+    """During a key exchange asyncssh defers the WINDOW_ADJUST; after the agent's EOF none is sent."""
     async with connected_pair(sshd, login) as pair, asyncio.timeout(10):
         chan = pair.ours._ssh
         assert chan is not None
@@ -241,7 +242,7 @@ def _send_window(sshd: Sshd) -> int:
 
 
 async def test_a_writer_waits_for_the_agents_window(sshd: Sshd, login: Login) -> None:
-    """A full window holds it, and one that opens lets it go on."""
+    """A write waits while the agent's window is closed, and continues when it opens."""
     async with connected_pair(sshd, login, window=1 << 17) as pair, asyncio.TaskGroup() as tasks, asyncio.timeout(10):
         pair.reader.channel.pause_reading()
         writing = tasks.create_task(write_pieces(pair.ours, 32))
@@ -259,7 +260,7 @@ async def write_pieces(channel: ForwardedChannel, count: int) -> None:
 
 
 async def test_a_huge_window_that_is_not_read_fills_no_memory(sshd: Sshd, login: Login) -> None:
-    """With the agent's word that it takes 2 GiB, the socket's own pace still holds the writer."""
+    """With a window of 2 GiB, a writer waits for the socket, so that unsent bytes are bounded."""
     async with connected_pair(sshd, login, window=HUGE) as pair, asyncio.timeout(20):
         transport = sshd.connection._transport
         transport.pause_reading()
@@ -271,14 +272,14 @@ async def test_a_huge_window_that_is_not_read_fills_no_memory(sshd: Sshd, login:
 
 
 async def write_for_ever(pair: Pair) -> None:
-    """Write, and see at each step that what waits is bounded."""
+    """Write, and check at each step that unsent bytes are bounded."""
     while True:
         await pair.ours.write(PIECE)
         assert pair.buffered <= MAX_UNSENT_BYTES + 2 * len(PIECE)
 
 
 async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
-    """The bound is the connection's: each writer may add one piece to it, and no more."""
+    """Unsent bytes are bounded per connection; each writer may exceed the bound by one piece."""
     endpoint = Endpoint("127.0.0.1", free_port())
     connection = await dial(sshd.spec(), login)
     owner = Accepting()
@@ -299,7 +300,7 @@ async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
 
 
 async def test_a_key_exchange_that_never_ends_fills_no_memory(sshd: Sshd, login: Login) -> None:
-    """What is written meanwhile waits inside asyncssh, where no window and no socket bounds it; so writers wait."""
+    """During a key exchange that never ends, writers wait, so that asyncssh defers only a piece."""
     async with connected_pair(sshd, login, window=HUGE) as pair, asyncio.timeout(20):
         sshd.connection._send_kexinit()
         sshd.connection._transport.pause_reading()
@@ -316,7 +317,7 @@ async def test_a_key_exchange_that_never_ends_fills_no_memory(sshd: Sshd, login:
 async def test_key_exchanges_that_end_lose_nothing(
     key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login
 ) -> None:
-    """OpenSSH makes one each gigabyte or hour; here it is each mebibyte, in the middle of transfers both ways."""
+    """A key exchange per mebibyte during transfers in both directions loses nothing."""
     size = 8 << 20
     async with (
         running_sshd(Sshd(host_key, key), rekey_bytes=1 << 20) as sshd,

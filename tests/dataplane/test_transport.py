@@ -1,4 +1,4 @@
-"""The TCP connection under an SSH connection: back-pressure, and addresses in order."""
+"""asyncssh's transport and its reader: flow control, pace, and addresses in order."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ from tunnelmgr.ssh.dialer import Dialer
 
 
 class Recording(asyncio.Protocol):
-    """Writes down what reaches asyncssh's place."""
+    """Records the calls that asyncssh's protocol would get."""
 
     def __init__(self) -> None:
         self.calls: list[object] = []
@@ -47,7 +47,7 @@ class Recording(asyncio.Protocol):
 
 
 class Conversing(asyncio.Protocol):
-    """Answers whatever comes, and notes whether it was acknowledged at once."""
+    """Answers everything, and records whether it was acknowledged at once."""
 
     def __init__(self) -> None:
         self.quick: list[int] = []
@@ -58,19 +58,19 @@ class Conversing(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:  # noqa: ARG002 - asyncio's form
-        """Look, and answer."""
+        """Record TCP_QUICKACK, and answer."""
         connected = self._transport.get_extra_info("socket")
         self.quick.append(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK))
-        self._transport.write(b"said")
+        self._transport.write(b"answer")
 
     def eof_received(self) -> bool:
-        """Let it end."""
+        """Close the connection."""
         return False
 
 
 @contextmanager
 def unread(make: Callable[[], asyncio.Protocol]) -> Iterator[tuple[SshTransport, socket.socket]]:
-    """Return a line that reads only when the test has it read, and the socket at its other end."""
+    """Return a transport that reads only when the test calls its reader, and the socket at the other end."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         transport = SshTransport(make, socket.create_connection(server.getsockname()))
         other, _ = server.accept()
@@ -86,8 +86,8 @@ async def arrive(transport: SshTransport, other: socket.socket, data: bytes) -> 
     await until(lambda: not transport._stream.silent)
 
 
-async def test_everything_is_passed_on_in_order() -> None:
-    """What is above hears what it would hear without us."""
+async def test_the_protocol_is_called_in_order() -> None:
+    """The protocol gets made, data, EOF and loss in the order in which they happen."""
 
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello")
@@ -102,16 +102,16 @@ async def test_everything_is_passed_on_in_order() -> None:
     assert dialer.reached == "127.0.0.1"
 
 
-async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quickened() -> None:
-    """A kernel in conversation puts its ACKs off, and Nagle's algorithm at the other end puts its data off until then.
+async def test_data_is_acknowledged_at_once_until_nagle_is_disabled_on_the_agent() -> None:
+    """Data is acknowledged at once until the agent has disabled Nagle's algorithm; then the kernel may delay ACKs.
 
-    TCP_QUICKACK reads as 1 while the kernel is not in conversation (`tcp(7)`).
+    TCP_QUICKACK reads as 1 while the kernel acknowledges at once (`tcp(7)`).
     """
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             writer.write(b"say")
-            await reader.readexactly(len(b"said"))
+            await reader.readexactly(len(b"answer"))
 
     async with running_tcp_server(talk) as endpoint:
         dialer = Dialer(["127.0.0.1"])
@@ -128,24 +128,24 @@ async def test_what_arrives_is_acknowledged_at_once_until_the_other_side_is_quic
         dialer.transport.abort()
 
 
-async def test_an_answer_goes_out_with_what_it_answers() -> None:
-    """An answer is sent at the end of the step that caused it; other data waits for the next iteration of the loop."""
+async def test_an_answer_is_sent_at_the_end_of_its_step() -> None:
+    """An answer is sent at the end of the step that caused it, and other data in the next iteration of the loop."""
     with unread(Conversing) as (transport, other):
         await arrive(transport, other, b"say")
         transport.reader._on_readable()
         assert transport.get_write_buffer_size() == 0
-        assert other.recv(100) == b"said"
+        assert other.recv(100) == b"answer"
 
         assert isinstance(transport.protocol, Conversing)
-        transport.protocol.data_received(b"said later")
-        assert transport.get_write_buffer_size() == len(b"said")
+        transport.protocol.data_received(b"later answer")
+        assert transport.get_write_buffer_size() == len(b"answer")
         await until(lambda: transport.get_write_buffer_size() == 0)
 
 
-async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> None:
-    """What arrives meanwhile waits for four batches at most, and for none once they stop."""
+async def test_during_bulk_sends_input_is_read_after_every_fourth_batch() -> None:
+    """Input waits for at most four batches, and is read at once when no batch was sent since the last check."""
 
-    def heard() -> int:
+    def calls() -> int:
         assert isinstance(transport.protocol, Recording)
         return len(transport.protocol.calls)
 
@@ -154,21 +154,21 @@ async def test_while_batches_go_out_window_adjusts_are_read_some_at_a_time() -> 
         for _ in range(BATCHES_PER_READ - 1):
             transport.bulk.send(take_batch(), 8)
             transport.reader._on_readable()
-        assert heard() == 1
+        assert calls() == 1
         transport.bulk.send(take_batch(), 8)
         transport.reader._on_readable()
-        assert heard() == 2
+        assert calls() == 2
 
         await arrive(transport, other, b"adjust")
         transport.bulk.send(take_batch(), 8)
         transport.reader._on_readable()
-        assert heard() == 2
+        assert calls() == 2
         transport.reader._on_readable()
-        assert heard() == 3
+        assert calls() == 3
 
 
 class Costly(asyncio.Protocol):
-    """Uses up the slice for each message of `OPAQUE_PIECE_BYTES` bytes."""
+    """Uses up a slice for each piece of `OPAQUE_PIECE_BYTES` bytes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -181,8 +181,8 @@ class Costly(asyncio.Protocol):
             pass
 
 
-async def test_a_piece_that_takes_too_long_goes_on_in_later_steps() -> None:
-    """A large piece of costly messages is processed bit by bit, in order and to its end, with others in between."""
+async def test_a_read_that_takes_too_long_continues_in_later_steps() -> None:
+    """A large read of costly messages is processed completely and in order, over several iterations of the loop."""
     with unread(Costly) as (transport, other):
         transport.reader._read_bytes = MAX_READ_BYTES
         await arrive(transport, other, bytes(10 * OPAQUE_PIECE_BYTES))
@@ -200,8 +200,8 @@ async def test_a_piece_that_takes_too_long_goes_on_in_later_steps() -> None:
         assert iterations >= 9
 
 
-async def test_a_connection_whose_turn_has_not_come_is_not_polled() -> None:
-    """While a step waits in the queue, the loop does not report the same bytes in every iteration."""
+async def test_a_queued_connection_is_not_watched() -> None:
+    """While a read waits in the fair queue, the socket is not watched."""
     with unread(Recording) as (transport, other):
         share = Share(fair_queue(asyncio.get_running_loop()))
         await arrive(transport, other, b"hello")
@@ -217,8 +217,8 @@ async def test_a_connection_whose_turn_has_not_come_is_not_polled() -> None:
         assert transport._stream._reader is not None
 
 
-async def test_a_step_that_finds_its_line_ended_does_nothing() -> None:
-    """A line may end while its step waits for its turn."""
+async def test_a_queued_read_of_an_ended_connection_does_nothing() -> None:
+    """A read that waits in the fair queue does nothing if the connection has ended."""
     with unread(Recording) as (transport, other):
         await arrive(transport, other, b"hello")
         Share(fair_queue(asyncio.get_running_loop())).run(lambda: _use_up(2 * HARD_LIMIT))
@@ -235,8 +235,8 @@ def _use_up(seconds: float) -> None:
         pass
 
 
-async def test_a_reset_is_passed_on_with_its_reason() -> None:
-    """Whether it is found by reading or by writing, and once."""
+async def test_a_reset_is_reported_with_its_error() -> None:
+    """A reset is reported once with its error, whether reading or writing finds it."""
 
     async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -244,7 +244,7 @@ async def test_a_reset_is_passed_on_with_its_reason() -> None:
     for write in (b"", b"x"):
         async with running_tcp_server(reset) as endpoint:
             transport, protocol = await dialled(endpoint.port)
-            await asyncio.sleep(0.01)
+            await until(lambda stream=transport._stream, calls=protocol.calls: not stream.silent or len(calls) > 1)
             if write:
                 transport.write(write)
             await until(lambda heard=protocol.calls: len(heard) > 1)
@@ -257,8 +257,8 @@ async def test_a_reset_is_passed_on_with_its_reason() -> None:
         assert transport.is_closing()
 
 
-async def test_what_is_written_in_one_turn_goes_out_together() -> None:
-    """It sends an IGNORE before each message, and each with a call of its own."""
+async def test_writes_of_one_iteration_are_sent_together() -> None:
+    """All writes of one iteration of the loop arrive in one read: asyncssh writes each message separately."""
     arrived: list[bytes] = []
 
     async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -274,8 +274,8 @@ async def test_what_is_written_in_one_turn_goes_out_together() -> None:
     assert arrived == [b"one two three"]
 
 
-async def test_an_abort_still_sends_what_was_put_off() -> None:
-    """The SSH side says why it goes, and goes."""
+async def test_an_abort_sends_what_was_written_before() -> None:
+    """A DISCONNECT that asyncssh writes just before it aborts is sent."""
     arrived: list[bytes] = []
 
     async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -292,15 +292,15 @@ async def test_an_abort_still_sends_what_was_put_off() -> None:
 
 
 async def dialled(port: int) -> tuple[SshTransport, Recording]:
-    """Return a transport, and what is above it."""
+    """Return a transport and its protocol."""
     transport, protocol = await Dialer(["127.0.0.1"]).create_connection(Recording, "", port)
     assert isinstance(transport, SshTransport)
     assert isinstance(protocol, Recording)
     return transport, protocol
 
 
-async def test_a_writer_is_held_while_the_socket_takes_nothing() -> None:
-    """It waits at the bound, and goes on when the other side reads."""
+async def test_a_writer_waits_while_the_socket_accepts_nothing() -> None:
+    """A writer waits while too much is unsent, and continues when the other side reads."""
     reading = asyncio.Event()
 
     async def read_late(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -326,12 +326,12 @@ async def test_a_writer_is_held_while_the_socket_takes_nothing() -> None:
 
 
 async def loop_iteration() -> None:
-    """Let the loop turn once, so that the socket takes what it can."""
+    """Let the loop iterate once, so that the socket takes what it can."""
     await asyncio.sleep(0)
 
 
-async def test_a_lost_line_holds_nobody() -> None:
-    """Whoever waits is let go and finds its channel closed, also within a key exchange that will never end."""
+async def test_a_lost_connection_blocks_no_writer() -> None:
+    """Writers that wait for the socket or for the end of a key exchange return when the connection ends."""
 
     async def stay(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -341,17 +341,17 @@ async def test_a_lost_line_holds_nobody() -> None:
         full, _ = await dialled(endpoint.port)
         exchanging, _ = await dialled(endpoint.port)
         full.write(bytes(64 << 20))
-        exchanging.expect(exchanging.bytes_written, 1)  # and it will never be written
+        exchanging.expect(exchanging.bytes_written, 1)  # which is never written
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
             waiting = [tasks.create_task(transport.writable()) for transport in (full, exchanging)]
-            await asyncio.sleep(0.05)
+            await until(lambda: full._stream._turns)  # the first writer waits
             assert not any(task.done() for task in waiting)
             full.abort()
             exchanging.abort()
 
 
-async def test_a_batch_is_used_again_once_its_last_byte_is_sent() -> None:
-    """And not before: what the kernel has not taken is still in it."""
+async def test_a_batch_is_reused_once_its_last_byte_is_sent() -> None:
+    """A batch returns to the pool only after the kernel has taken its last byte."""
     reading = asyncio.Event()
     got = bytearray()
 
@@ -381,7 +381,7 @@ async def test_a_batch_is_used_again_once_its_last_byte_is_sent() -> None:
 
 
 async def test_the_protocol_is_made_once_and_for_the_address_that_answers() -> None:
-    """An address that refuses leaves no half-made connection of asyncssh's behind."""
+    """The protocol is created once, after an address has answered, although an earlier address refused."""
     made: list[Recording] = []
 
     def make() -> Recording:
@@ -402,7 +402,7 @@ async def test_the_protocol_is_made_once_and_for_the_address_that_answers() -> N
 
 
 async def test_no_address_at_all_is_unreachable() -> None:
-    """It is our error, like any address that refuses."""
+    """A dialer without addresses, or whose addresses refuse, raises UnreachableError with the reason."""
     with pytest.raises(UnreachableError, match="no address"):
         await Dialer([]).create_connection(Recording, "", 22)
     with pytest.raises(UnreachableError, match="refused"):

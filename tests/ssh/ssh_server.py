@@ -39,6 +39,7 @@ class Sshd:
     answers: asyncio.Event = field(default_factory=asyncio.Event)
     connections: list[asyncssh.SSHServerConnection] = field(default_factory=list)
     logins_begun: int = 0
+    opens_requested: int = 0
     users: list[str] = field(default_factory=list)
     offered: list[str] = field(default_factory=list)
     asked: list[Endpoint] = field(default_factory=list)
@@ -129,6 +130,7 @@ class _Server(asyncssh.SSHServer):
         return self._connected(dest_host, dest_port)
 
     async def _connected(self, host: str, port: int) -> asyncssh.SSHTCPSession[bytes]:
+        self._sshd.opens_requested += 1
         # As long as the test wants silence.
         await self._sshd.answers.wait()
         if Endpoint(host, port) in self._sshd.swallows:
