@@ -1,4 +1,4 @@
-"""A field to test on: a lab with a registry and a controller, and agents added as a test needs them."""
+"""The fixtures of acceptance tests: a lab with a registry and a controller; each test adds the agents it needs."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ name = "ci"
 
 
 class Field:
-    """The parts of one test, joined."""
+    """A lab, a registry, a controller and the agents of one test."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab = lab
@@ -69,21 +69,21 @@ class Field:
             self.controller.wait_phase(agent.name, "up")
 
     def push(self, agent: LabAgent, layers: int = 3, kib_per_layer: int = 256) -> str:
-        """Push a fresh image from an agent, and return its digest."""
+        """Push a new image from an agent, and return its digest."""
         layout = make_image(self.folder / f"image-{agent.name}", layers=layers, kib_per_layer=kib_per_layer)
         pushed = skopeo_copy(agent, layout, IMAGE)
         assert pushed.returncode == 0, pushed.stderr
         return digest_of(None, layout)
 
     def pull(self, agent: LabAgent) -> str:
-        """Pull the image to an agent, and return the digest of what came."""
+        """Pull the image to an agent, and return the digest of the pulled image."""
         target = f"oci:{self.folder / f'pulled-{agent.name}'}:1"
         pulled = skopeo_copy(agent, IMAGE, target)
         assert pulled.returncode == 0, pulled.stderr
         return digest_of(None, target)
 
     def reaches(self, agent: LabAgent) -> bool:
-        """Tell whether the registry answers on the agent's port."""
+        """Report whether the registry answers on the agent's port."""
         return agent.run(["curl", "-fsS", "-m", "3", "http://localhost:5000/v2/"], timeout=10).returncode == 0
 
 
@@ -98,7 +98,7 @@ class CloudField(Field):
     def launch(
         self, name: str, ip: str | None = None, role: str = "builders", *, console: bool = True
     ) -> tuple[LabAgent, str]:
-        """Boot an agent and list it as an instance; returns it with its agent id."""
+        """Boot an agent and list it as an instance; return it with its agent id."""
         agent = self.boot(name, ip)
         instance = self.listed(agent, role=role).removeprefix("ec2:")
         if console:
@@ -106,11 +106,11 @@ class CloudField(Field):
         return agent, f"ec2:{instance}"
 
     def listed(self, agent: LabAgent, role: str = "builders", **tags: str) -> str:
-        """List an agent that is booted as an instance, with more tags if given, and return its agent id."""
+        """List a booted agent as an instance, with more tags if given, and return its agent id."""
         return f"ec2:{self.cloud.launch(agent.ip, {'Name': agent.name, 'role': role, **tags})}"
 
     def believe(self, *trust: str, poll: str = "500ms", queue: str | None = None, more: str = "") -> None:
-        """Configure one EC2 source with these trust methods; `more` goes above it."""
+        """Configure one EC2 source with these trust methods, after the sections in `more`."""
         text = f'{GROUPS}{more}\n[[source]]\nname = "ec2"\ntype = "ec2"\ngroup = "builders"\n'
         text += f'regions = ["eu-west-1"]\ntrust = {json.dumps(trust)}\npoll = "{poll}"\n'
         text += f'endpoint_url = "{self.cloud.endpoint}"\n'
@@ -118,7 +118,7 @@ class CloudField(Field):
         self.controller.configure(text, probe_interval="1s")
 
     def configure(self, probe_interval: str = "2s", trust: str = "console") -> None:
-        """Configure one EC2 source a group."""
+        """Configure one EC2 source per group."""
         text = GROUPS
         for group in ("builders", "ci"):
             text += f'\n[[source]]\nname = "ec2-{group}"\ntype = "ec2"\ngroup = "{group}"\nregions = ["eu-west-1"]\n'
@@ -129,7 +129,7 @@ class CloudField(Field):
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    """Open a lab without agents, on a path that agents' users may pass through."""
+    """Open a lab without agents, on a path that is open to the agents' users."""
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     with Lab(tmp_path / "lab") as lab:

@@ -1,4 +1,4 @@
-"""The audit log on a real disk that is full: with `audit_required` nothing passes that is not written down."""
+"""The audit log on a real disk that is full: with `audit_required`, no request passes without an entry."""
 
 import json
 import subprocess
@@ -28,14 +28,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def asked(agent: LabAgent, first: int, count: int) -> list[str]:
-    """Ask for so many manifests, each by another tag, on one connection; return the statuses."""
+    """Request manifests, each with another tag, on one connection; return the statuses."""
     target = f"http://localhost:5000/v2/team/app/manifests/t[{first}-{first + count - 1}]"
     words = ["curl", "-s", "-m", "50", "-o", "/dev/null", "-w", "%{http_code}\\n", target]
     return agent.run(words, timeout=60).stdout.split()
 
 
 def test_while_the_disk_is_full_no_pull_passes(disk: Path, field: Field) -> None:
-    """Not one of 300 pulls passes unaudited, the refused ones are counted, and the gate opens once there is room."""
+    """None of 300 pulls passes without an audit entry; refusals are counted; the gate opens when there is space."""
     agent = field.boot("agent")
     field.static(agent, probe_interval="2s")
     head, tail = field.controller.file.read_text().split("\n[ssh]", 1)

@@ -1,4 +1,4 @@
-"""Bulk data through a real sshd, byte for byte, while keys are exchanged again and again from either side."""
+"""Bulk data through a real sshd arrives byte for byte, also while either side repeatedly exchanges keys."""
 
 import hashlib
 import random
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.acceptance
 IP = "10.77.0.11"
 SIZE = 48 * 1024 * 1024
 ADJUST = 36
-"""Bytes of a window adjust, from its length to its tag."""
+"""Bytes of a WINDOW_ADJUST packet, from its length to its tag."""
 
 # In the controller's network: a source of known bytes, and a tunnel whose channels are relayed to it.
 CONTROLLER = """
@@ -34,16 +34,16 @@ from tunnelmgr.ssh.client import dial
 
 folder, address, host_key, size, ours = sys.argv[1:]
 content = random.Random(7).randbytes(int(size))
-past_asyncssh = {"sent": 0, "received": 0}
+bypassing_asyncssh = {"sent": 0, "received": 0}
 account, process_known = pump.account, asyncssh_internals._process_known
 
 def accounted(channel, count):
-    past_asyncssh["sent"] += count
+    bypassing_asyncssh["sent"] += count
     account(channel, count)
 
 def counted(connection, cipher, wire, out_of_time):
     taken = process_known(connection, cipher, wire, out_of_time)
-    past_asyncssh["received"] += taken
+    bypassing_asyncssh["received"] += taken
     return taken
 
 pump.account, asyncssh_internals._process_known = accounted, counted
@@ -64,7 +64,7 @@ async def main():
     async with asyncio.TaskGroup() as tasks:
         async def serve(channel):
             await relay(channel, Endpoint("127.0.0.1", 7000), Traffic())
-            print(past_asyncssh["sent"], past_asyncssh["received"], flush=True)
+            print(bypassing_asyncssh["sent"], bypassing_asyncssh["received"], flush=True)
 
         class Owner(NoOwner):
             def admit_channel(self):
@@ -96,27 +96,27 @@ with ThreadPoolExecutor(3) as pool:
 
 @pytest.mark.parametrize(("theirs", "ours"), [("default", 1 << 30), ("5M", 1 << 30), ("default", 3_000_000)])
 def test_every_byte_arrives_through_a_real_sshd(tmp_path: Path, theirs: str, ours: int) -> None:
-    """Three pulls at once, with no key exchange, with sshd's every 5 MB, and with ours every 3 MB."""
+    """Three concurrent pulls are whole: without rekeying, with sshd's every 5 MB, and with ours every 3 MB."""
     with Lab(tmp_path) as lab:
         make_key(tmp_path / "id_ed25519", "bulk")
         agent = lab.agent(
             "agent", IP, public_line(tmp_path / "id_ed25519"), sshd_options=[f"RekeyLimit {theirs}", "LogLevel DEBUG1"]
         )
-        words = [sys.executable, "-c", CONTROLLER, str(tmp_path), IP, agent.host_key, str(SIZE), str(ours)]
-        lab.controller.popen(words, log=tmp_path / "controller.log")
-        until(lambda: agent.listeners(5000), "the tunnel stands", timeout=20)
+        argv = [sys.executable, "-c", CONTROLLER, str(tmp_path), IP, agent.host_key, str(SIZE), str(ours)]
+        lab.controller.popen(argv, log=tmp_path / "controller.log")
+        until(lambda: agent.listeners(5000), "the tunnel is up", timeout=20)
 
         digests = agent.run([sys.executable, "-c", AGENT], timeout=90, check=True).stdout.split()
 
         log = agent.log()
         exchanges = log.count("SSH2_MSG_NEWKEYS received")
         until(lambda: (tmp_path / "controller.log").read_text().count("\n") == 3, "all three have ended")
-        sent, heard = map(int, (tmp_path / "controller.log").read_text().split()[-2:])
+        sent, received = map(int, (tmp_path / "controller.log").read_text().split()[-2:])
 
     expected = hashlib.sha256(random.Random(7).randbytes(SIZE)).hexdigest()  # noqa: S311 - known bytes
     assert digests == [expected] * 3
     assert "Starting session: forced-command" in log  # what has sshd set TCP_NODELAY
     assert exchanges == 1 if (theirs, ours) == ("default", 1 << 30) else exchanges > 5
-    # All of it is sealed by us, but for what asyncssh sends to begin a key exchange; so are the adjusts read.
+    # We seal all of it except what asyncssh sends to start a key exchange; the window adjusts are read by us too.
     assert 3 * SIZE - exchanges * 3 * 32768 <= sent <= 3 * SIZE
-    assert heard > 100 * ADJUST
+    assert received > 100 * ADJUST

@@ -1,4 +1,4 @@
-"""Real clients through a real tunnel: what is allowed works with equal digests, what is refused says so in their words.
+"""Real clients through a real tunnel: permitted actions work with equal digests, and clients print refusals.
 
 The large blob has 256 MiB, or as many MiB as BIG says: `BIG=5120 pytest tests/acceptance/test_clients.py -k flat -s`.
 """
@@ -48,14 +48,14 @@ deny = ["secret/**"]
 
 @pytest.fixture
 def builder(field: "Field") -> LabAgent:
-    """Return an agent whose tunnel is up, and that may not pull secret/** nor push but to team/*."""
+    """Return an agent that is up, may not pull secret/**, and may push only to team/*."""
     agent = field.boot("builder")
     field.up(agent, groups=GROUPS)
     return agent
 
 
 def push_image(field: "Field", agent: LabAgent, layers: int = 3) -> str:
-    """Push an image with skopeo; returns its digest."""
+    """Push an image with skopeo; return its digest."""
     layout = make_image(field.folder / "image", layers=layers)
     pushed = skopeo_copy(agent, layout, f"docker://{APP}")
     assert pushed.returncode == 0, pushed.stderr
@@ -63,12 +63,12 @@ def push_image(field: "Field", agent: LabAgent, layers: int = 3) -> str:
 
 
 def served_digest(field: "Field", repository: str = "team/app", tag: str = "1") -> str:
-    """Return a tag's digest as the registry itself tells it, past the tunnel."""
+    """Return a tag's digest from the registry itself, not through the tunnel."""
     return digest_of(field.lab.controller, f"docker://localhost:5000/{repository}:{tag}")
 
 
 def containers_policy(folder: Path) -> str:
-    """Write the policy file that podman and buildah want; returns its place."""
+    """Write the policy file that podman and buildah require; return its path."""
     place = folder / "policy.json"
     place.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
     return str(place)
@@ -76,13 +76,13 @@ def containers_policy(folder: Path) -> str:
 
 @pytest.fixture
 def storage() -> Iterator[list[str]]:
-    """Give the options for a storage of its own to podman or buildah; podman wants a short path."""
+    """Return options for a storage folder of podman or buildah; podman requires a short path."""
     with tempfile.TemporaryDirectory(prefix="images-") as place:
         yield ["--root", f"{place}/root", "--runroot", f"{place}/run", "--storage-driver", "vfs"]
 
 
 def test_skopeo_copies_both_ways(field: "Field", builder: LabAgent) -> None:
-    """The digest stays the same, and both refusals are printed."""
+    """Skopeo pushes and pulls with the same digest, and prints both refusals."""
     pushed = push_image(field, builder)
     pulled = skopeo_copy(builder, f"docker://{APP}", f"oci:{field.folder / 'pulled'}:1")
     no_push = skopeo_copy(builder, f"docker://{APP}", "docker://localhost:5000/other/app:1")
@@ -95,7 +95,7 @@ def test_skopeo_copies_both_ways(field: "Field", builder: LabAgent) -> None:
 
 
 def test_podman_pulls(field: "Field", builder: LabAgent, storage: list[str]) -> None:
-    """The image that it stores has the digest that was pushed."""
+    """The image that podman stores has the digest that was pushed."""
     pushed = push_image(field, builder)
     podman = ["podman", *storage, "--cgroup-manager=cgroupfs", "--events-backend=none"]
     pull = [*podman, "pull", "--tls-verify=false", f"--signature-policy={containers_policy(field.folder)}"]
@@ -110,7 +110,7 @@ def test_podman_pulls(field: "Field", builder: LabAgent, storage: list[str]) -> 
 
 
 def test_buildah_builds_and_pushes(field: "Field", builder: LabAgent, storage: list[str]) -> None:
-    """From scratch, with a file of its own; the registry has the digest that buildah reports."""
+    """Buildah builds an image from scratch and pushes it; the registry has the digest that buildah reports."""
     buildah = ["buildah", *storage]
     policy = f"--signature-policy={containers_policy(field.folder)}"
     (field.folder / "file").write_bytes(os.urandom(300_000))
@@ -163,7 +163,7 @@ def docker_on(agent: LabAgent) -> Iterator[Docker]:
 
 
 def test_dockerd_pulls_and_pushes_twenty_layers_at_once(field: "Field", builder: LabAgent) -> None:
-    """`docker pull localhost:5000/…` simply works, and so does `docker push`."""
+    """`docker pull localhost:5000/…` and `docker push` work without any configuration."""
     pushed = push_image(field, builder, layers=20)
 
     with docker_on(builder) as docker:
@@ -185,7 +185,7 @@ def test_dockerd_pulls_and_pushes_twenty_layers_at_once(field: "Field", builder:
 
 
 def test_python_dxf_pushes_and_pulls(field: "Field", builder: LabAgent) -> None:
-    """A client of another make; of a refusal it prints the status line, and so our message."""
+    """python-dxf pushes and pulls; of a refusal it prints the status line, which contains our message."""
     dxf, environment = str(Path(sys.executable).with_name("dxf")), {"DXF_HOST": "localhost:5000", "DXF_INSECURE": "1"}
     content = os.urandom(200_000)
     file = field.folder / "blob"
@@ -223,11 +223,11 @@ if verb == "push":
 else:
     print(client.pull(target=target, outdir=place)[0])
 """
-"""What a build does with the Python SDK of ORAS; logged, since it says why only after minutes of attempts else."""
+"""A build's use of ORAS's Python SDK, with logging: otherwise it prints the reason only after minutes of retries."""
 
 
 def test_oras_pushes_and_pulls_an_artifact(field: "Field", builder: LabAgent) -> None:
-    """What is no image goes the same way, and of a refusal the SDK prints our message.
+    """An artifact that is not an image is pushed and pulled, and the SDK prints our message of a refusal.
 
     Its default backend takes every 403 for a login and prints only that it has none; with `basic` it looks at it. It
     tries again for minutes, so it is ended once it has said so.
@@ -263,7 +263,7 @@ class Curl:
         self._agent = agent
 
     def __call__(self, method: str, url: str, *options: str, timeout: float = 120.0) -> tuple[int, Mapping[str, str]]:
-        """Send one request; returns status and header fields."""
+        """Send one request; return status and header fields."""
         shown = ["-I"] if method == "HEAD" else ["-X", method, "-D", "-", "-o", "/dev/null"]
         done = self._agent.run(["curl", "-sS", *shown, *options, url], timeout=timeout)
         assert done.returncode == 0, done.stderr
@@ -272,7 +272,7 @@ class Curl:
         return int(status.split()[1]), {name.lower(): value.strip() for name, _, value in fields}
 
     def begin(self) -> str:
-        """Begin an upload; returns its location."""
+        """Start an upload; return its location."""
         status, fields = self("POST", f"{BASE}/v2/team/app/blobs/uploads/")
         assert status == 202
         return fields["location"]
@@ -282,7 +282,7 @@ CHUNKED = ("-H", "Transfer-Encoding: chunked", "-H", "Content-Type: application/
 
 
 def test_a_chunked_upload_is_resumed_after_its_tunnel_was_lost(field: "Field", builder: LabAgent) -> None:
-    """The half that arrived stays; the same agent asks where it stands and sends the rest."""
+    """The uploaded half stays; the same agent asks for the offset and sends the other half."""
     curl = Curl(builder)
     content = os.urandom(3 * MIB)
     first, rest = field.folder / "first", field.folder / "rest"
@@ -292,7 +292,7 @@ def test_a_chunked_upload_is_resumed_after_its_tunnel_was_lost(field: "Field", b
     location = curl.begin()
     halted = curl("PATCH", location, *CHUNKED, "-T", str(first))
     builder.restart_sshd()
-    until(lambda: field.reaches(builder), "the tunnel is back", timeout=30)
+    until(lambda: field.reaches(builder), "the tunnel is up again", timeout=30)
     asked = curl("GET", halted[1]["location"])
     resumed = curl("PATCH", asked[1]["location"], "-T", str(rest), "-H", f"Content-Range: {MIB}-{3 * MIB - 1}")
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -311,7 +311,7 @@ def resident(pid: int) -> int:
 
 @contextmanager
 def peak_of(pid: int) -> Iterator[list[int]]:
-    """Watch a process's memory; gives a list whose one item is the peak so far."""
+    """Watch a process's memory; yields a list whose one item is the peak so far."""
     peak, ended = [resident(pid)], threading.Event()
 
     def watch() -> None:
@@ -328,7 +328,7 @@ def peak_of(pid: int) -> Iterator[list[int]]:
 
 
 def write_noise(file: Path, mib: int) -> str:
-    """Write random bytes; returns their digest."""
+    """Write random bytes; return their digest."""
     noise, digest = os.urandom(MIB), hashlib.sha256()
     with file.open("wb") as out:
         for number in range(mib):
@@ -342,7 +342,7 @@ def write_noise(file: Path, mib: int) -> str:
 def test_a_large_blob_leaves_the_controllers_memory_flat(
     field: "Field", builder: LabAgent, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Up and down, the daemon holds no more than a few windows of it."""
+    """During an upload and a download, the daemon holds only a few windows of the blob."""
     curl = Curl(builder)
     big, small = field.folder / "big", field.folder / "small"
     digests = {file: write_noise(file, mib) for file, mib in ((small, 8), (big, BIG))}

@@ -1,4 +1,4 @@
-"""The cloud misbehaves, and nobody's tunnel falls; it says that an agent is gone, and the tunnel goes."""
+"""A cloud that fails costs no tunnel; a cloud that reports an agent as gone ends its tunnel."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.acceptance
 
 
 def two_up(field: "CloudField") -> list[str]:
-    """Bring two instances up and return their agent ids."""
+    """Start two instances, wait until they are up, and return their agent ids."""
     ids = [field.launch(name)[1] for name in ("one", "two")]
     field.configure()
     field.controller.start()
@@ -38,21 +38,21 @@ def lives(field: "CloudField", ids: list[str]) -> list[int]:
     ("code", "status"), [("RequestLimitExceeded", 503), ("InternalError", 500), ("UnauthorizedOperation", 403)]
 )
 def test_a_failing_api_is_not_an_empty_fleet(cloud_field: "CloudField", code: str, status: int) -> None:
-    """Throttled, broken or forbidden: the source is shown as failing, and every tunnel stands."""
+    """If the API is throttled, broken or forbidden, the source is shown as failing and every tunnel stays up."""
     ids = two_up(cloud_field)
 
     cloud_field.cloud.fault("DescribeInstances", [(code, status)], forever=True)
     until(lambda: not source(cloud_field)["ok"], "the source is shown as failing", timeout=45)
     calls = cloud_field.cloud.calls("DescribeInstances")
-    until(lambda: cloud_field.cloud.calls("DescribeInstances") > calls + 2, "it is asked again", timeout=45)
+    until(lambda: cloud_field.cloud.calls("DescribeInstances") > calls + 2, "the API is called again", timeout=45)
 
     assert code in source(cloud_field)["error"]
     assert [cloud_field.controller.agent(id_)["phase"] for id_ in ids] == ["up", "up"]
     assert lives(cloud_field, ids) == [1, 1]
 
 
-def test_half_an_answer_takes_nobody_away(cloud_field: "CloudField") -> None:
-    """A listing that breaks off after its first page is not believed to be whole."""
+def test_half_an_answer_removes_no_agent(cloud_field: "CloudField") -> None:
+    """A listing that breaks off after its first page does not count as complete."""
     ids = two_up(cloud_field)
 
     cloud_field.cloud.page_size(1)
@@ -63,8 +63,8 @@ def test_half_an_answer_takes_nobody_away(cloud_field: "CloudField") -> None:
     assert lives(cloud_field, ids) == [1, 1]
 
 
-def test_a_start_while_the_api_fails_brings_the_fleet_back_from_the_state(cloud_field: "CloudField") -> None:
-    """The state file knows the agents and their keys, so a cloud that does not answer costs no tunnel."""
+def test_a_start_while_the_api_fails_restores_the_fleet_from_the_state(cloud_field: "CloudField") -> None:
+    """The state file has the agents and their keys, so a cloud that does not answer costs no tunnel."""
     ids = two_up(cloud_field)
     cloud_field.controller.stop()
     cloud_field.cloud.fault("DescribeInstances", [("InternalError", 500)], forever=True)
@@ -75,14 +75,14 @@ def test_a_start_while_the_api_fails_brings_the_fleet_back_from_the_state(cloud_
         cloud_field.controller.wait_phase(id_, "up")
 
 
-def test_empty_listings_that_succeed_take_nobody_away(cloud_field: "CloudField") -> None:
-    """The missing are found by their ids; `status` and the log are loud about it, and the source heals."""
+def test_empty_listings_that_succeed_remove_no_agent(cloud_field: "CloudField") -> None:
+    """Missing agents are found by their ids; `status` and the log report the listing until it is whole again."""
     ids = two_up(cloud_field)
 
     cloud_field.cloud.empty_listings()
     until(lambda: not source(cloud_field)["ok"], "the source is shown as failing")
     calls = cloud_field.cloud.calls("DescribeInstances")
-    until(lambda: cloud_field.cloud.calls("DescribeInstances") > calls + 20, "it is asked again", timeout=45)
+    until(lambda: cloud_field.cloud.calls("DescribeInstances") > calls + 20, "the API is called again", timeout=45)
 
     assert source(cloud_field)["missing"] == 2
     assert "its listing lacks 2 of 2 agents: 2 were found by their ids" in source(cloud_field)["error"]
@@ -90,36 +90,36 @@ def test_empty_listings_that_succeed_take_nobody_away(cloud_field: "CloudField")
     assert "listing lacks agents" in cloud_field.controller.log()
     assert lives(cloud_field, ids) == [1, 1]
     cloud_field.cloud.clear_faults()
-    until(lambda: source(cloud_field)["ok"], "the source is well again")
+    until(lambda: source(cloud_field)["ok"], "the source is ok again")
     assert [cloud_field.controller.agent(id_)["phase"] for id_ in ids] == ["up", "up"]
 
 
 def test_a_fleet_that_is_scaled_to_zero_is_gone_at_once(cloud_field: "CloudField") -> None:
-    """Asked by id, EC2 says that the instances have ended, also where its listing is empty."""
+    """Requested by id, EC2 reports that the instances have ended, even if its listing is empty."""
     ids = two_up(cloud_field)
 
     cloud_field.cloud.empty_listings()
     for id_ in ids:
         cloud_field.cloud.terminate(id_.removeprefix("ec2:"))
 
-    until(lambda: not cloud_field.controller.client.agents(), "nobody is left", timeout=15)
+    until(lambda: not cloud_field.controller.client.agents(), "no agent is left", timeout=15)
 
 
 def test_a_terminated_instance_loses_its_tunnel_at_the_next_listing(cloud_field: "CloudField") -> None:
-    """What the cloud calls terminated is revoked, though it still lists it for an hour."""
+    """An instance that is listed as terminated is revoked, although it stays in the listing for an hour."""
     ids = two_up(cloud_field)
     agent = cloud_field.agents["one"]
 
     cloud_field.cloud.terminate(ids[0].removeprefix("ec2:"))
 
-    until(lambda: not agent.listeners(5000), "the listener is gone")
+    until(lambda: not agent.listeners(5000), "the listener is closed")
     listed = [facts["agent"] for facts in cloud_field.controller.client.agents()]
     assert listed == [ids[1]]
     assert not cloud_field.reaches(agent)
 
 
 def test_an_instance_that_two_whole_listings_lack_is_gone(cloud_field: "CloudField") -> None:
-    """An instance that vanished without a word leaves, and stays in `list --all` with its history."""
+    """An instance that disappeared from the listing leaves, and stays in `list --all` with its history."""
     ids = two_up(cloud_field)
 
     cloud_field.cloud.forget(ids[0].removeprefix("ec2:"))

@@ -1,4 +1,4 @@
-"""The controller dies or stops at bad moments, and its disk fills up; the next start goes on."""
+"""The controller stops or is killed during a pull, or its disk is full; the next start continues."""
 
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.acceptance
 
 BLOB_KIB = 8192
 IN_FLIGHT = 8 * BLOB_KIB
-"""More than sockets and windows hold on the way, so that its end is still with the controller."""
+"""More bytes than sockets and windows hold, so that the controller still has the end."""
 
 
 def push_big_layer(field: "Field", agent: "LabAgent", kib: int = BLOB_KIB) -> str:
@@ -31,16 +31,16 @@ def push_big_layer(field: "Field", agent: "LabAgent", kib: int = BLOB_KIB) -> st
 
 
 def pull_slowly(field: "Field", agent: "LabAgent", digest: str, rate: str = "2M") -> Process:
-    """Begin to pull a layer at so much a second and return once bytes flow."""
+    """Start to pull a layer at a limited rate, and return when bytes arrive."""
     url = f"http://localhost:5000/v2/team/big/blobs/{digest}"
     target = field.folder / "slow"
     pull = agent.popen(["curl", "-fsS", "--limit-rate", rate, "-o", str(target), url], log=field.folder / "curl.log")
-    until(lambda: target.exists() and target.stat().st_size > 100_000, "the pull flows")
+    until(lambda: target.exists() and target.stat().st_size > 100_000, "bytes arrive")
     return pull
 
 
-def test_a_graceful_stop_lets_a_pull_end(field: "Field") -> None:
-    """SIGTERM stops the listening at once, and the transfer under way still comes whole."""
+def test_a_graceful_stop_lets_a_pull_finish(field: "Field") -> None:
+    """SIGTERM closes the listeners at once, and the transfer in progress still arrives whole."""
     agent = field.boot("builder")
     field.up(agent)
     digest = push_big_layer(field, agent)
@@ -54,13 +54,13 @@ def test_a_graceful_stop_lets_a_pull_end(field: "Field") -> None:
     assert not agent.listeners(5000)
 
 
-def test_a_client_that_only_keeps_its_connection_holds_up_no_stop(field: "Field") -> None:
-    """An idle connection is ended as soon as the drain begins, long before its deadline of 10 s."""
+def test_an_idle_connection_does_not_delay_a_stop(field: "Field") -> None:
+    """An idle connection is closed when the drain starts, long before the deadline of 10 s."""
     agent = field.boot("builder")
     field.up(agent)
     talk = 'exec 3<>/dev/tcp/127.0.0.1/5000; printf "GET /v2/ HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n" >&3; cat <&3'
     idle = agent.popen(["bash", "-c", talk])
-    until(lambda: field.controller.agent("builder")["channels"] == 1, "the connection stands")
+    until(lambda: field.controller.agent("builder")["channels"] == 1, "the connection is open")
 
     status = field.controller.stop(patience=7)
 
@@ -68,8 +68,8 @@ def test_a_client_that_only_keeps_its_connection_holds_up_no_stop(field: "Field"
     assert status == 0
 
 
-def test_kill_nine_in_mid_pull_costs_that_pull_only(field: "Field") -> None:
-    """After kill -9 the next start reads the state, takes the port back, and serves the same layer whole."""
+def test_sigkill_during_a_pull_costs_only_that_pull(field: "Field") -> None:
+    """After SIGKILL, the next start reads the state, takes the port again, and serves the same layer whole."""
     agent = field.boot("builder")
     field.up(agent)
     digest = push_big_layer(field, agent, IN_FLIGHT)
@@ -96,8 +96,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=True, timeout=10)
 
 
-def test_a_full_disk_is_loud_and_costs_no_tunnel(field: "Field", small_disk: Path) -> None:
-    """While the state cannot be written tunnels come and go as ever, status says it, and it heals by itself."""
+def test_a_full_disk_is_shown_and_costs_no_tunnel(field: "Field", small_disk: Path) -> None:
+    """While the state cannot be written, tunnels open and close as usual and `status` shows it."""
     agent = field.boot("builder")
     field.static(agent)
     text = field.controller.file.read_text()
@@ -109,7 +109,7 @@ def test_a_full_disk_is_loud_and_costs_no_tunnel(field: "Field", small_disk: Pat
     filler = small_disk / "filler"
     subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True, timeout=10)
     agent.faults.reset_connections()
-    until(lambda: not field.controller.client.status()["state"]["ok"], "the full disk shows", timeout=20)
+    until(lambda: not field.controller.client.status()["state"]["ok"], "the full disk is shown", timeout=20)
     field.controller.wait_phase("builder", "up")
     reached = field.reaches(agent)
     filler.unlink()

@@ -1,4 +1,4 @@
-"""A program on one agent floods the gate: another agent's requests, its audit entries and the disk do not pay."""
+"""A program on one agent floods the gate; another agent's requests, its audit entries and the disk are unaffected."""
 
 import json
 import sys
@@ -13,18 +13,18 @@ from tests.acceptance.conftest import IMAGE, Field
 
 pytestmark = pytest.mark.acceptance
 
-FLOODING = Path(__file__).parents[2] / "benchmarks" / "flooding.py"
+FLOOD_CLIENT = Path(__file__).parents[2] / "benchmarks" / "flood_client.py"
 ASKED = ["curl", "-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}"]
 ASKED += ["-H", "Accept: application/vnd.oci.image.manifest.v1+json", "http://localhost:5000/v2/team/app/manifests/1"]
 SECONDS = 4.0
 CHANNELS = 32
 GROWTH = 100_000
-"""Bytes a second by which log and audit may grow together."""
+"""Bytes per second by which the log and the audit log together may grow."""
 
 
 @pytest.fixture
 def two(field: Field) -> tuple[LabAgent, LabAgent]:
-    """Have a good and a bad agent up, with an audit that is required, and an image to pull."""
+    """Start a good and a bad agent, with `audit_required` and an image to pull."""
     good, bad = field.boot("good"), field.boot("bad")
     field.static(good, bad, probe_interval="2s")
     head, tail = field.controller.file.read_text().split("\n[ssh]", 1)
@@ -39,11 +39,13 @@ def two(field: Field) -> tuple[LabAgent, LabAgent]:
 
 
 @pytest.mark.parametrize("kind", ["refused", "base", "missing", "chunks-1"])
-def test_one_agents_flood_is_paid_by_that_agent(field: Field, two: tuple[LabAgent, LabAgent], kind: str) -> None:
-    """The other agent gets every answer and every entry, the audit loses nothing, and the disk fills slowly."""
+def test_one_agents_flood_does_not_affect_another_agent(
+    field: Field, two: tuple[LabAgent, LabAgent], kind: str
+) -> None:
+    """The other agent gets every answer and every audit entry, no entry is lost, and the disk fills slowly."""
     good, bad = two
     written = written_by(field)
-    words = [sys.executable, str(FLOODING), "5000", kind, str(CHANNELS), str(SECONDS + 1)]
+    words = [sys.executable, str(FLOOD_CLIENT), "5000", kind, str(CHANNELS), str(SECONDS + 1)]
     load = bad.popen(words, log=field.folder / "flood.log")
     yield_cpu(load.pid)
 
@@ -67,7 +69,7 @@ def test_one_agents_flood_is_paid_by_that_agent(field: Field, two: tuple[LabAgen
 def test_a_pull_succeeds_beside_a_flood(field: Field, two: tuple[LabAgent, LabAgent]) -> None:
     """A real client pulls a whole image while another agent's program floods."""
     good, bad = two
-    load = bad.popen([sys.executable, str(FLOODING), "5000", "refused", "128", "30"], log=field.folder / "flood.log")
+    load = bad.popen([sys.executable, str(FLOOD_CLIENT), "5000", "refused", "128", "30"], log=field.folder / "flood.log")
     yield_cpu(load.pid)
 
     pulled = skopeo_copy(good, IMAGE, f"oci:{field.folder / 'pulled'}:1")
@@ -82,7 +84,7 @@ def written_by(field: Field) -> int:
 
 
 def counted(field: Field, agent: str, method: str) -> int:
-    """Return how many allowed requests for the manifest the agent's entries tell of."""
+    """Return the number of allowed requests for the manifest in the agent's entries."""
     entries = map(json.loads, (field.controller.folder / "audit.jsonl").read_text().splitlines())
     return sum(
         entry.get("count", 1)

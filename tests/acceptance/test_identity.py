@@ -1,4 +1,4 @@
-"""Who is really there: events, certificates, seeds and labels, both clouds, and the controller's own keys."""
+"""Identity: events, certificates, seeds and labels, both clouds, and the controller's own keys."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ CERTIFICATE = "/etc/ssh/lab_host_key-cert.pub"
 
 
 def slow_pull(field: "Field", agent: "LabAgent") -> "Process":
-    """Push a layer of 24 MiB and begin to pull it at 2 MiB/s; return once bytes flow."""
+    """Push a layer of 24 MiB and start to pull it at 2 MiB/s; return when bytes arrive."""
     layout = make_image(field.folder / "big", layers=1, kib_per_layer=24 * 1024)
     pushed = skopeo_copy(agent, layout, "docker://localhost:5000/team/big:1")
     assert pushed.returncode == 0, pushed.stderr
@@ -38,12 +38,12 @@ def slow_pull(field: "Field", agent: "LabAgent") -> "Process":
     url = f"http://localhost:5000/v2/team/big/blobs/sha256:{max(blobs, key=lambda blob: blob.stat().st_size).name}"
     target = field.folder / "slow"
     pull = agent.popen(["curl", "-fsS", "--limit-rate", "2M", "-o", str(target), url])
-    until(lambda: target.exists() and target.stat().st_size > 100_000, "the pull flows")
+    until(lambda: target.exists() and target.stat().st_size > 100_000, "bytes arrive")
     return pull
 
 
 def sockets(machine: Any, *chosen: str) -> int:  # noqa: ANN401
-    """Count the TCP connections of a machine that stand."""
+    """Count the established TCP connections of a machine."""
     shown = machine.run(["ss", "-Htn", "state", "established", *chosen], check=True).stdout
     return len(shown.splitlines())
 
@@ -51,7 +51,7 @@ def sockets(machine: Any, *chosen: str) -> int:  # noqa: ANN401
 def test_a_terminated_event_ends_a_transfer_within_seconds(
     cloud_field: "CloudField", capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No new channel within 1 s, no connection and no upstream socket within 5 s; no poll could do it here."""
+    """The listener, the connection and the upstream sockets are gone within 5 s, although no poll is due."""
     field = cloud_field
     queue = field.cloud.queue("changes")
     agent, id_ = field.launch("builder")
@@ -64,7 +64,7 @@ def test_a_terminated_event_ends_a_transfer_within_seconds(
 
     begun = time.monotonic()
     field.cloud.event("changes", id_.removeprefix("ec2:"), "shutting-down")
-    until(lambda: not agent.listeners(5000), "the listener is gone", timeout=5)
+    until(lambda: not agent.listeners(5000), "the listener is closed", timeout=5)
     no_channel = time.monotonic() - begun
     until(lambda: not sockets(agent, "sport = :22"), "the SSH connection is gone", timeout=5)
     no_connection = time.monotonic() - begun
@@ -89,8 +89,8 @@ def test_a_terminated_event_ends_a_transfer_within_seconds(
     assert field.cloud.left("changes") == 0
 
 
-def test_a_reload_takes_a_right_away_in_mid_transfer_while_the_cloud_is_down(cloud_field: "CloudField") -> None:
-    """A source that is moved to a group that may not pull: the pull that is under way is cut, the next is refused."""
+def test_a_reload_revokes_a_grant_during_a_transfer_while_the_cloud_is_down(cloud_field: "CloudField") -> None:
+    """If a source moves to a group that may not pull, the pull in progress is cut and the next one is refused."""
     field = cloud_field
     agent, id_ = field.launch("builder")
     field.believe("console")
@@ -113,8 +113,8 @@ def test_a_reload_takes_a_right_away_in_mid_transfer_while_the_cloud_is_down(clo
     assert not field.controller.client.status()["sources"][0]["ok"]
 
 
-def test_garbage_is_swept_up_and_a_failing_queue_is_seen(cloud_field: "CloudField") -> None:
-    """Foreign and broken messages cost nothing; while the queue fails, `status` says so and polling discovers."""
+def test_invalid_messages_are_deleted_and_a_failing_queue_is_shown(cloud_field: "CloudField") -> None:
+    """Foreign and invalid messages have no effect; while the queue fails, `status` shows it and polling discovers."""
     field = cloud_field
     queue = field.cloud.queue("changes")
     first = field.launch("one")[1]
@@ -127,14 +127,14 @@ def test_garbage_is_swept_up_and_a_failing_queue_is_seen(cloud_field: "CloudFiel
     field.cloud.event("changes", "i-0123456789abcdef0", "terminated")
     until(lambda: field.cloud.left("changes") == 0, "the queue is empty", timeout=15)
     field.cloud.fault("ReceiveMessage", [("AccessDenied", 403)], forever=True)
-    field.cloud.send("changes", "so that the question which is under way has its answer")
-    until(lambda: not events(field)["ok"], "the failing queue shows", timeout=30)
+    field.cloud.send("changes", "completes the receive call in progress")
+    until(lambda: not events(field)["ok"], "the failing queue is shown", timeout=30)
     second = field.launch("two")[1]
     field.controller.wait_phase(second, "up")
     shown = field.controller.command("status")
     field.cloud.clear_faults()
-    field.cloud.send("changes", "the first one that is heard again")
-    until(lambda: events(field)["ok"], "it heals", timeout=30)
+    field.cloud.send("changes", "the first message after the failure")
+    until(lambda: events(field)["ok"], "the queue is ok again", timeout=30)
 
     assert "its event queue fails, polling goes on: AccessDenied: the permission sqs:ReceiveMessage" in shown.stdout
     assert shown.returncode == 1
@@ -142,7 +142,7 @@ def test_garbage_is_swept_up_and_a_failing_queue_is_seen(cloud_field: "CloudFiel
 
 
 def events(field: "Field") -> dict[str, Any]:
-    """Return how the source's queue does, as `status --json` tells it."""
+    """Return the state of the source's queue from `status --json`."""
     status: dict[str, Any] = json.loads(field.controller.command("status", "--json").stdout)
     found: dict[str, Any] = status["sources"][0]["events"]
     return found
@@ -157,7 +157,7 @@ def steps(field: "Field", id_: str) -> list[str]:
 
 
 def certified(field: "Field", agent: "LabAgent", id_: str) -> None:
-    """Sign an agent's host key for an id, and let its sshd show the certificate."""
+    """Sign an agent's host key for an id, and configure its sshd to present the certificate."""
     public = field.folder / f"{agent.name}.pub"
     public.write_text(agent.host_key)
     words = ("authority", "sign", "images", str(public), "--id", id_, "--folder", str(field.folder / "authorities"))
@@ -168,7 +168,7 @@ def certified(field: "Field", agent: "LabAgent", id_: str) -> None:
 
 
 def test_a_certificate_for_the_agents_id_brings_it_up_until_it_is_revoked(cloud_field: "CloudField") -> None:
-    """One for another id is a stranger's, who is offered no login; a reload makes a revocation count at once."""
+    """An agent with a certificate for another id gets no login, and a reload applies a revocation at once."""
     field = cloud_field
     folder = field.folder / "authorities"
     made = field.controller.command("authority", "create", "images", "--folder", str(folder), "--json")
@@ -186,7 +186,7 @@ def test_a_certificate_for_the_agents_id_brings_it_up_until_it_is_revoked(cloud_
     assert field.controller.command(*revoke).returncode == 0
     standing = agents[0].listeners(5000)
     assert field.controller.command("reload").returncode == 0
-    until(lambda: not agents[0].listeners(5000), "the tunnel is gone")
+    until(lambda: not agents[0].listeners(5000), "the tunnel is closed")
     revoked = field.controller.wait_phase(ids[0], "quarantined")
 
     assert (up["trust"], up["fingerprints"]) == ("authority", [fingerprint(agents[0].host_key)])
@@ -200,8 +200,8 @@ def test_a_certificate_for_the_agents_id_brings_it_up_until_it_is_revoked(cloud_
 # --- seeds and labels ---
 
 
-def test_a_provisioned_machine_is_believed_once(cloud_field: "CloudField") -> None:
-    """Its key was made here; a second machine that names the seed gets nothing, and the private half is nowhere."""
+def test_a_seed_proves_one_machine_only(cloud_field: "CloudField") -> None:
+    """A second machine with the same seed gets no tunnel, and the private key is stored nowhere."""
     field = cloud_field
     field.believe("seeded")
     field.controller.start()
@@ -233,8 +233,8 @@ def test_a_provisioned_machine_is_believed_once(cloud_field: "CloudField") -> No
     assert secret not in Path(f"/proc/{field.controller.pid}/cmdline").read_bytes()
 
 
-def test_a_label_is_taken_at_its_word(cloud_field: "CloudField") -> None:
-    """The key with its fingerprint is believed, named as a label's; another one is a stranger's."""
+def test_a_label_proves_the_key_with_its_fingerprint(cloud_field: "CloudField") -> None:
+    """The key with the label's fingerprint is accepted as evidence by `label`; another key is refused."""
     field = cloud_field
     right, wrong = field.boot("right"), field.boot("wrong")
     label = {"tunnelmgr:host-key": fingerprint(right.host_key)}
@@ -250,8 +250,8 @@ def test_a_label_is_taken_at_its_word(cloud_field: "CloudField") -> None:
     assert "user tunnel" not in wrong.log()
 
 
-def test_evidence_weaker_than_the_group_wants_is_not_believed(cloud_field: "CloudField") -> None:
-    """Raising `minimum_trust` closes what rests on less, and better evidence opens it again."""
+def test_evidence_below_minimum_trust_is_not_used(cloud_field: "CloudField") -> None:
+    """A higher `minimum_trust` closes tunnels with weaker evidence, and stronger evidence opens them again."""
     field = cloud_field
     agent, id_ = field.launch("builder", console=False)
     field.believe("console", "tofu")
@@ -263,8 +263,10 @@ def test_evidence_weaker_than_the_group_wants_is_not_believed(cloud_field: "Clou
         text.replace('name = "builders"', 'name = "builders"\nminimum_trust = "console"', 1)
     )
     assert field.controller.command("reload").returncode == 0
-    until(lambda: not agent.listeners(5000), "the tunnel is gone")
-    waiting = field.controller.wait(id_, lambda facts: facts["error"] == "host-key-unknown", "it waits for better")
+    until(lambda: not agent.listeners(5000), "the tunnel is closed")
+    waiting = field.controller.wait(
+        id_, lambda facts: facts["error"] == "host-key-unknown", "it waits for stronger evidence"
+    )
     field.cloud.console(id_.removeprefix("ec2:"), host_key_console([agent.host_key]))
     field.controller.command("retry", id_)
     after = field.controller.wait_phase(id_, "up", timeout=30)
@@ -277,7 +279,7 @@ def test_evidence_weaker_than_the_group_wants_is_not_believed(cloud_field: "Clou
 
 
 def test_a_hetzner_server_comes_is_rebuilt_and_goes(field: "Field") -> None:
-    """A rebuild is another machine: what was believed of the old one is not even remembered for it."""
+    """A rebuilt server is a new incarnation, for which no evidence of the old one remains."""
     with HetznerService(field.lab.controller, 4011, field.folder / "hetzner") as cloud:
         token = field.folder / "hetzner.token"
         token.write_text(cloud.token)
@@ -293,7 +295,7 @@ def test_a_hetzner_server_comes_is_rebuilt_and_goes(field: "Field") -> None:
         first = field.controller.wait_phase("ci-1", "up")
 
         cloud.rebuild(server)
-        until(lambda: not agent.listeners(5000), "the old machine's tunnel is gone")
+        until(lambda: not agent.listeners(5000), "the old machine's tunnel is closed")
         agent.kill()
         rebuilt = field.boot("ci-1", agent.ip)
         while_rebuilding = field.controller.agent("ci-1")
@@ -314,7 +316,7 @@ def test_a_hetzner_server_comes_is_rebuilt_and_goes(field: "Field") -> None:
 
 
 def test_a_rotation_shows_which_agents_accept_the_next_key(field: "Field") -> None:
-    """One of two does: `show` and `check` tell, and neither loses its tunnel."""
+    """If one of two agents accepts the next key, `show` and `check` show it, and neither loses its tunnel."""
     following = field.controller.folder / "next"
     make_key(following, "tunnelmgr@next")
     line = field.controller.authorized_keys
@@ -339,7 +341,7 @@ def test_a_rotation_shows_which_agents_accept_the_next_key(field: "Field") -> No
 
 
 def test_a_users_certificate_is_enough_for_an_agent(field: "Field") -> None:
-    """An agent that trusts an authority needs no line of ours in its authorized_keys."""
+    """An agent that trusts the authority of the controller's certificate needs no line in authorized_keys."""
     folder = field.controller.folder
     make_key(folder / "user_ca", "user authority")
     (folder / "id_ed25519.pub").write_text(public_line(folder / "id_ed25519") + "\n")

@@ -1,4 +1,4 @@
-"""The main job: an agent that a cloud lists, and whose key it tells, pulls and pushes through localhost:5000."""
+"""The main job: an agent listed by a cloud, with its key on the console, pulls and pushes through localhost:5000."""
 
 import json
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.acceptance
 
 
 def test_a_multi_layer_image_travels_with_its_digest_unchanged(cloud_field: "CloudField") -> None:
-    """What a builder pushes through its tunnel, a pull-only agent pulls with the same digest."""
+    """An image that a builder pushes through its tunnel is pulled by a pull-only agent with the same digest."""
     field = cloud_field
     builder, builder_id = field.launch("builder")
     reader, reader_id = field.launch("reader", role="ci")
@@ -31,7 +31,7 @@ def test_a_multi_layer_image_travels_with_its_digest_unchanged(cloud_field: "Clo
 
 
 def test_a_refused_push_prints_our_message_in_the_clients_own_output(field: "Field") -> None:
-    """The client shows who was refused what, and asks for no login."""
+    """The client prints the group, the action and the repository, and does not ask for a login."""
     agent = field.boot("reader")
     field.static(agent, group="ci")
     field.controller.start()
@@ -43,15 +43,15 @@ def test_a_refused_push_prints_our_message_in_the_clients_own_output(field: "Fie
     assert "tunnelmgr: group ci may not push team/app" in refused.stderr
 
 
-def test_an_agent_waits_for_its_console_and_says_so(cloud_field: "CloudField") -> None:
-    """Without evidence nothing is dialled; once the console tells the key, the tunnel comes by itself."""
+def test_an_agent_waits_for_its_console(cloud_field: "CloudField") -> None:
+    """Without evidence the agent is not dialled; when the console has the key, the tunnel comes up by itself."""
     field = cloud_field
     agent, id_ = field.launch("late", console=False)
     field.configure()
     field.controller.start()
 
     waiting = field.controller.wait(
-        id_, lambda facts: facts["error"] == "host-key-unknown", f"{id_} says what it lacks"
+        id_, lambda facts: facts["error"] == "host-key-unknown", f"{id_} shows the missing evidence"
     )
     dialled_before = "Connection from" in agent.log()
     field.cloud.console(id_.removeprefix("ec2:"), host_key_console([agent.host_key]))
@@ -64,7 +64,7 @@ def test_an_agent_waits_for_its_console_and_says_so(cloud_field: "CloudField") -
 
 
 def test_the_well_known_answer_names_the_agent_and_never_reaches_the_registry(field: "Field") -> None:
-    """A hook on the agent learns who the controller takes it for."""
+    """The gate answers the well-known path with the agent's name and group, and the registry gets no request."""
     agent = field.boot("builder")
     field.up(agent)
 
@@ -74,8 +74,8 @@ def test_the_well_known_answer_names_the_agent_and_never_reaches_the_registry(fi
     assert "well-known" not in field.registry.log()
 
 
-def test_the_history_of_an_agent_stands_in_order(field: "Field") -> None:
-    """`show` tells how the agent came up, step by step."""
+def test_the_history_of_an_agent_is_in_order(field: "Field") -> None:
+    """`show` lists the steps in which the agent came up."""
     agent = field.boot("builder")
     field.up(agent)
 
@@ -102,25 +102,25 @@ class Server(http.server.ThreadingHTTPServer):
 
 Server(("::1", 5000), Imitation).serve_forever()
 """
-"""A program that answers on [::1]:5000 word for word as the gate does."""
+"""A program that gives exactly the gate's answer on [::1]:5000."""
 
 
-def test_the_hook_is_not_deceived_by_a_squatter_that_answers_like_the_gate(field: "Field") -> None:
-    """Beside a tunnel that is up, another user's program holds the address that clients may try first: exit 69."""
+def test_the_hook_detects_another_process_that_answers_like_the_gate(field: "Field") -> None:
+    """If another user's process listens on the address that clients may try first, the hook exits with 69."""
     agent = field.boot("builder-1")
-    squatter = agent.popen(
+    imitation = agent.popen(
         ["setpriv", "--reuid", "1001", "--regid", "1001", "--clear-groups", "/usr/bin/python3", "-c", IMITATION],
-        log=field.folder / "squatter.log",
+        log=field.folder / "imitation.log",
     )
-    until(lambda: agent.listeners(5000), "the squatter listens")
+    until(lambda: agent.listeners(5000), "the other process listens")
     field.up(agent)
     script = field.folder / "wait.sh"
     script.write_text(field.controller.command("hook", "wait").stdout)
 
     deceived = agent.run(["sh", str(script)], timeout=60)
-    squatter.kill()
-    squatter.wait()
-    until(lambda: "::1" in agent.listeners(5000), "the tunnel holds both addresses", timeout=30)
+    imitation.kill()
+    imitation.wait()
+    until(lambda: "::1" in agent.listeners(5000), "the tunnel has both addresses", timeout=30)
     honest = agent.run(["sh", str(script)], timeout=60)
 
     assert deceived.returncode == 69, deceived.stderr
@@ -128,8 +128,8 @@ def test_the_hook_is_not_deceived_by_a_squatter_that_answers_like_the_gate(field
     assert honest.returncode == 0, honest.stderr
 
 
-def test_the_hook_ends_when_the_registry_is_there(field: "Field") -> None:
-    """The script that `tunnelmgr hook wait` prints waits on a real agent until its tunnel is up."""
+def test_the_hook_exits_when_the_registry_answers(field: "Field") -> None:
+    """The script of `tunnelmgr hook wait` runs on a real agent until the tunnel is up."""
     agent = field.boot("builder")
     field.static(agent)
     script = field.folder / "wait.sh"
@@ -143,7 +143,7 @@ def test_the_hook_ends_when_the_registry_is_there(field: "Field") -> None:
 
 
 def test_bytes_and_channels_are_counted(field: "Field") -> None:
-    """`list` shows what went through."""
+    """`list` shows the bytes and channels of an agent."""
     agent = field.boot("builder")
     field.up(agent)
 

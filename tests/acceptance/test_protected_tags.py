@@ -1,4 +1,4 @@
-"""Real clients and tags that are written once: a job that runs twice succeeds, nothing else changes a release."""
+"""Real clients and immutable tags: the same push succeeds twice, and no other request changes a release."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ immutable_tags = ["*"]
 
 @pytest.fixture
 def builder(field: "Field") -> LabAgent:
-    """Return an agent whose tunnel is up, and that may push and delete but change no tag of team/*."""
+    """Return an agent that is up and may push and delete in team/*, with immutable tags."""
     agent = field.boot("builder")
     field.up(agent, groups=GROUPS)
     return agent
@@ -37,7 +37,7 @@ def builder(field: "Field") -> LabAgent:
 
 @pytest.fixture
 def copy(field: "Field", builder: LabAgent) -> Callable[[str, str], CompletedProcess[str]]:
-    """Return what pushes an image of the given name under a tag; images of different names differ."""
+    """Return a function that pushes an image of the given name under a tag; images of different names differ."""
     layouts: dict[str, str] = {}
 
     def push(image: str, tag: str) -> CompletedProcess[str]:
@@ -51,7 +51,7 @@ def copy(field: "Field", builder: LabAgent) -> Callable[[str, str], CompletedPro
 def test_skopeo_pushes_the_same_release_twice_and_cannot_change_or_delete_it(
     field: "Field", builder: LabAgent, copy: Callable[[str, str], CompletedProcess[str]]
 ) -> None:
-    """`skopeo copy` rewrites a tag without a look and `skopeo delete` deletes its digest; both print the reason."""
+    """`skopeo copy` overwrites a tag and `skopeo delete` deletes its digest; both are refused and print the reason."""
     pushed = [copy("first", "v1").returncode for _ in "12"]
     known = digest_of(field.lab.controller, f"docker://{APP}:v1")
     changed = copy("second", "v1")
@@ -64,10 +64,10 @@ def test_skopeo_pushes_the_same_release_twice_and_cannot_change_or_delete_it(
     assert digest_of(field.lab.controller, f"docker://{APP}:v1") == known
 
 
-def test_oras_and_cosign_add_to_what_refers_to_a_release(
+def test_oras_and_cosign_add_referrers_to_a_release(
     field: "Field", builder: LabAgent, copy: Callable[[str, str], CompletedProcess[str]]
 ) -> None:
-    """Their tags of the form `sha256-<hex>` are rewritten with each addition, although `*` protects all other tags.
+    """Tags of the form `sha256-<hex>`, which change with each referrer, stay writable although `*` protects all tags.
 
     The Python SDK of ORAS writes the fallback tag here. cosign is in none of Debian, PyPI and npm; a second `cosign
     sign` pushes another manifest under `sha256-<hex>.sig`, which skopeo does in its place.

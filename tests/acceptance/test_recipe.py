@@ -1,4 +1,4 @@
-"""What the controller's key can do on an agent that was prepared as the documents say: hold its listeners, no more."""
+"""On an agent that was prepared as documented, the controller's key can only open its listeners."""
 
 import asyncio
 import sys
@@ -39,7 +39,7 @@ GatewayPorts yes
 LogLevel DEBUG1
 PidFile none
 """
-"""An image's own sshd_config, which allows all that can be allowed."""
+"""An sshd_config that allows everything."""
 CERTIFIED = """\
 TrustedUserCAKeys /etc/ssh/user_ca.pub
 Match User tunnel
@@ -47,7 +47,7 @@ Match User tunnel
     PermitOpen 127.0.0.1:5000 [::1]:5000
 Match all
 """
-"""What docs/operations.md adds where agents take a certificate instead of the key."""
+"""The settings that docs/operations.md adds for agents that accept a certificate instead of the key."""
 OPEN_TO_ALL = "/run/open-to-all"
 PLANTED = f"{OPEN_TO_ALL}/planted"
 SOCKET = "/run/service.sock"
@@ -60,7 +60,7 @@ with socket.socket(socket.AF_UNIX) as service:
     while True:
         service.accept()
 """
-"""A service on the agent that every user there may connect to."""
+"""A service on the agent that every user may connect to."""
 ALLOWED = {"listen 127.0.0.1:5000", "listen ::1:5000", "connect 127.0.0.1:5000", "connect ::1:5000"}
 
 
@@ -81,21 +81,21 @@ def agent(field: Field) -> LabAgent:
 
 
 class Thief:
-    """Somebody with the controller's key, logged in on an agent."""
+    """An attacker with the controller's key, logged in on an agent."""
 
     def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
         self._connection = connection
         self.got: set[str] = set()
 
     async def attempt(self, what: str, trying: Callable[[], Awaitable[object]]) -> None:
-        """Try something, and note it if it is granted."""
+        """Try something, and record it if it is granted."""
         with suppress(asyncssh.Error, asyncssh.ChannelListenError, OSError):
             async with asyncio.timeout(10):
                 if await trying() is not False:
                     self.got.add(what)
 
     async def everything(self) -> set[str]:
-        """Try all that a key might do, and return what was granted."""
+        """Try everything that a key might do, and return what was granted."""
         connection = self._connection
         for host, port in (("127.0.0.1", 5000), ("::1", 5000), ("127.0.0.1", 5001), ("0.0.0.0", 5000), ("", 0)):  # noqa: S104
             listen = partial(connection.forward_remote_port, host, port, "127.0.0.1", 5000)
@@ -119,13 +119,13 @@ class Thief:
         writer.close()
 
     async def _runs(self, command: str | None = "id", **options: object) -> bool:
-        """Tell whether a command, or a shell, ran."""
+        """Report whether a command, or a shell, ran."""
         done = await self._connection.run(command, input="id\n", **options)
         return "uid=" in str(done.stdout)
 
 
 async def logged_in(field: Field, agent: LabAgent, *keys: Path) -> asyncssh.SSHClientConnection:
-    """Log in as somebody who has stolen the key."""
+    """Log in with the stolen key."""
     sock = await asyncio.to_thread(field.lab.controller.connect, agent.ip, 22)
     return await asyncssh.connect(
         sock=sock,
@@ -137,7 +137,7 @@ async def logged_in(field: Field, agent: LabAgent, *keys: Path) -> asyncssh.SSHC
 
 
 async def test_a_stolen_key_holds_the_listeners_and_nothing_else(field: Field, agent: LabAgent) -> None:
-    """Neither commands, files, terminals, unix sockets, devices, nor a way to another port or machine."""
+    """A stolen key gives no commands, files, terminals, unix sockets, devices, or access to other ports or machines."""
     service = agent.popen([sys.executable, "-c", SERVICE])
     await asyncio.to_thread(until, lambda: agent.run(["test", "-S", SOCKET]).returncode == 0, "the service listens")
     async with await logged_in(field, agent, field.controller.folder / "id_ed25519") as connection:
@@ -149,7 +149,7 @@ async def test_a_stolen_key_holds_the_listeners_and_nothing_else(field: Field, a
 
 
 def test_openssh_gets_neither_an_agent_nor_files_with_the_key(field: Field, agent: LabAgent) -> None:
-    """`ssh -A` is refused silently, as the protocol has it, and sftp and scp find nobody."""
+    """`ssh -A` is refused silently, as the protocol requires, and sftp and scp get no server."""
     key = field.controller.folder / "id_ed25519"
     options = ["-F", "none", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
     for program in (["sftp", "-b", "-"], ["ssh", "-s"], ["ssh", "-A"]):
@@ -163,7 +163,7 @@ def test_openssh_gets_neither_an_agent_nor_files_with_the_key(field: Field, agen
 
 
 async def test_a_session_request_still_ends_nagles_delay(field: Field, agent: LabAgent) -> None:
-    """The controller asks for a session that runs nothing; sshd answers it although the command is forced."""
+    """Sshd accepts the controller's session request, which runs nothing, although a command is forced."""
     trust = HostTrust(Method.PINNED, (agent.host_key,))
     spec = TunnelSpec(AgentId("static:b"), "1", "b", "ci", (agent.ip,), 22, (), trust)
     login = Login("tunnel", asyncssh.read_private_key(field.controller.folder / "id_ed25519"), 5.0)
@@ -183,7 +183,7 @@ async def test_a_session_request_still_ends_nagles_delay(field: Field, agent: La
 
 
 async def test_a_stolen_certificate_gives_no_more_than_the_key(field: Field, agent: LabAgent) -> None:
-    """Its limits are in sshd's settings, for a certificate has none."""
+    """A certificate carries no limits, so sshd's settings limit it as the key."""
     folder = field.controller.folder
     for name in ("user_ca", "other"):
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
@@ -200,7 +200,7 @@ async def test_a_stolen_certificate_gives_no_more_than_the_key(field: Field, age
 
 
 def test_the_controller_brings_up_an_agent_that_was_prepared_so(field: Field, agent: LabAgent) -> None:
-    """The recipe refuses nothing that a tunnel needs."""
+    """The documented settings allow everything that a tunnel needs."""
     field.up(agent)
 
     assert field.reaches(agent)

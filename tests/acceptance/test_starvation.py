@@ -1,4 +1,4 @@
-"""Agents that never answer take nothing from those that do: with the real daemon, at its default deadlines."""
+"""Agents that never answer do not delay those that do: with the real daemon, at its default deadlines."""
 
 import pytest
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.acceptance
 DEAD = 60
 """Agents of each kind that never answer."""
 SOON = 15.0
-"""Seconds in which a good agent is up; it took minutes where dead ones held the slots."""
+"""Seconds in which a good agent must be up; it would take minutes if dead agents held the slots."""
 HEAD = """\
 [controller]
 name = "registry-1"
@@ -27,7 +27,7 @@ probe_interval = "{probe_interval}"
 
 
 def entry(name: str, address: str, host_key: str) -> str:
-    """Return an agent of the file."""
+    """Return the configuration of one agent."""
     return f'[[source.agent]]\nname = "{name}"\naddress = "{address}"\nhost_key = "{host_key}"\n'
 
 
@@ -41,19 +41,19 @@ class Fleet:
         self._dead = "".join(entry(f"dead-{place}", place, public(generate())) for place in places)
 
     def configure(self, *good: LabAgent) -> None:
-        """Name the dead ones and these in the file."""
+        """Configure the dead agents and these."""
         text = f'{GROUPS}\n[[source]]\nname = "office"\ntype = "static"\ngroup = "builders"\ntrust = ["pinned"]\n'
         text += "".join(entry(agent.name, agent.ip, agent.host_key) for agent in good)
         self._field.controller.configure(text + self._dead, probe_interval="2s", head=HEAD)
 
     def all_failed(self) -> bool:
-        """Tell whether each dead one has failed at least once."""
+        """Report whether each dead agent has failed at least once."""
         agents = self._field.controller.client.agents()
         return all(agent["error"] == "unreachable" for agent in agents if agent["name"].startswith("dead-"))
 
 
-def test_agents_that_never_answer_starve_nobody(field: Field) -> None:
-    """An agent that is cut comes back, a new one comes up, and all come up after `kill -9`, dead ones or not."""
+def test_agents_that_never_answer_do_not_delay_others(field: Field) -> None:
+    """Beside dead agents, a cut agent comes back, a new one comes up, and all come up after SIGKILL."""
     fleet, controller = Fleet(field), field.controller
     good = [field.boot(f"good-{number}") for number in range(3)]
     fleet.configure(*good)
@@ -63,7 +63,7 @@ def test_agents_that_never_answer_starve_nobody(field: Field) -> None:
     until(fleet.all_failed, "all dead agents have failed", timeout=60)
 
     good[0].faults.reset_connections()
-    controller.wait(good[0].name, lambda agent: agent["phase"] != "up", "the cut is noticed")
+    controller.wait(good[0].name, lambda agent: agent["phase"] != "up", "the cut is detected")
     controller.wait_phase(good[0].name, "up", timeout=SOON)
 
     new = field.boot("new")

@@ -1,4 +1,4 @@
-"""Keys, not addresses: what is believed, remembered, and refused."""
+"""Host key evidence: what is accepted, remembered and refused."""
 
 import subprocess
 from pathlib import Path
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.acceptance
 
 
 def test_the_first_key_is_pinned_across_restarts_until_released(field: "Field") -> None:
-    """`tofu` believes one key; another one at the next start is refused until a person says that it is right."""
+    """`tofu` accepts the first key; another key after a restart is refused until an operator releases the agent."""
     agent = field.boot("builder")
     field.static(agent, trust="tofu")
     field.controller.start()
@@ -36,7 +36,7 @@ def test_the_first_key_is_pinned_across_restarts_until_released(field: "Field") 
 
 
 def test_one_key_on_two_live_agents_quarantines_both(cloud_field: "CloudField", tmp_path: Path) -> None:
-    """Two instances whose consoles show one key cannot be told apart, so neither gets a tunnel."""
+    """Two instances whose consoles show the same key cannot be distinguished, so neither gets a tunnel."""
     field = cloud_field
     key = tmp_path / "shared_key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True, timeout=10)
@@ -58,7 +58,7 @@ def test_one_key_on_two_live_agents_quarantines_both(cloud_field: "CloudField", 
 
 
 def test_a_console_that_names_the_keys_of_others_quarantines_its_own_machine_only(cloud_field: "CloudField") -> None:
-    """Tunnels that were dialled with their keys stand, also across a restart of the controller."""
+    """The tunnels that were dialled with these keys stay up, also across a restart of the controller."""
     field = cloud_field
     fleet = [field.launch(f"honest-{number}")[1] for number in range(3)]
     forgers = []
@@ -81,7 +81,7 @@ def test_a_console_that_names_the_keys_of_others_quarantines_its_own_machine_onl
 
 
 def test_the_machine_that_can_show_the_key_comes_up_beside_one_that_only_names_it(cloud_field: "CloudField") -> None:
-    """Where both claims come before any dial, both machines are asked for the key, and one can show it."""
+    """If both claims come before any dial, both machines are asked for the key, and the one that shows it comes up."""
     field = cloud_field
     honest, id_ = field.launch("honest")
     forger = field.listed(field.boot("forger"))
@@ -97,8 +97,8 @@ def test_the_machine_that_can_show_the_key_comes_up_beside_one_that_only_names_i
     assert not field.reaches(field.agents["forger"])
 
 
-def test_a_console_key_is_remembered_when_the_console_has_moved_on(cloud_field: "CloudField") -> None:
-    """The console tells a key once; after a restart the pin still proves the agent."""
+def test_a_console_key_is_remembered_after_the_console_has_scrolled(cloud_field: "CloudField") -> None:
+    """The console shows a key once; after a restart the pin still proves the agent."""
     field = cloud_field
     _, id_ = field.launch("builder")
     field.configure()

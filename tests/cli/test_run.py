@@ -33,7 +33,7 @@ def test_the_daemon_itself_leaves_none(config: Path) -> None:
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=config.parent) as daemon:
         assert daemon.stderr is not None
         try:
-            assert any('"event": "running"' in line for line in daemon.stderr)
+            assert any('"event": "daemon started"' in line for line in daemon.stderr)
             limits = Path(f"/proc/{daemon.pid}/limits").read_text()
         finally:
             os.kill(daemon.pid, signal.SIGABRT)
