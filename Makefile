@@ -6,6 +6,8 @@ RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q --disable-pip-version-check
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
 	wget busybox dash shellcheck podman buildah docker.io autossh
+# pytest exits with 5 if ARGS selects no test of a part.
+NONE_SELECTED := || test $$? = 5
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
 .PHONY: help demo test lint acceptance fast differential abuse-full soak newest install wheel lock bench clean
@@ -13,11 +15,12 @@ SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: install ## Do the main job for real, with real parts; KEEP=1 leaves it running
+demo: install ## Show the main job with real parts; KEEP=1 keeps everything running
 	$(RUN)/python -m lab $(if $(KEEP),--keep)
 
-test: install lint ## Run every test and every check
-	$(RUN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+test: install lint ## Run every test and every check; ARGS="-k gate" selects tests
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not serial" --cov --cov-report= $(ARGS) $(NONE_SELECTED)
+	$(RUN)/python -m pytest -m serial --cov --cov-append --cov-report=term:skip-covered $(ARGS) $(NONE_SELECTED)
 	$(RUN)/coverage report --include='tunnelmgr/core/*,tunnelmgr/gate/*' --fail-under=100 --skip-covered
 
 lint: install ## Check style, types and layers
@@ -27,7 +30,8 @@ lint: install ## Check style, types and layers
 	$(RUN)/lint-imports
 
 fast: install ## Run the tests that need neither root nor other programs
-	$(RUN)/python -m pytest -m "not acceptance" $(ARGS)
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not acceptance and not serial" $(ARGS) $(NONE_SELECTED)
+	$(RUN)/python -m pytest -m "not acceptance and serial" $(ARGS) $(NONE_SELECTED)
 
 acceptance: install ## Run the tests with the real sshd, registry, skopeo and cloud API
 	$(RUN)/python -m pytest -m acceptance $(ARGS)
@@ -35,13 +39,13 @@ acceptance: install ## Run the tests with the real sshd, registry, skopeo and cl
 differential: install ## Compare the gate with the real registry, request by request; CASES=100000
 	CASES=$(or $(CASES),100000) $(RUN)/python -m pytest -q -rP tests/differential
 
-abuse-full: install ## Let a hostile agent do its worst at full size: a million opens, 100,000 requests
+abuse-full: install ## Run the tests with hostile agents at full size: a million opens, 100,000 requests
 	OPENS=1000000 REQUESTS=100000 HOSTILE=32 PROBE_INTERVAL=15 $(RUN)/python -m pytest tests/abuse --timeout=0 -rP
 
-soak: install ## Stop, kill and cut the parts again and again while clients pull, and count what they see; as root
+soak: install ## Stop, kill and cut each part repeatedly while clients pull, and count what they see; as root
 	$(RUN)/python benchmarks/kills.py --times $(or $(TIMES),20)
 
-newest: ## Try the tunnel with asyncssh's newest release, which pyproject.toml does not allow until it is proved
+newest: ## Test the tunnel with asyncssh's newest release, which pyproject.toml does not allow until it is verified
 	$(MAKE) VENV=.venv-newest install
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
 	TRY_NEWEST_ASYNCSSH=1 .venv-newest/bin/python -m pytest -q tests/dataplane tests/ssh tests/tunnel
@@ -53,13 +57,13 @@ bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build
 		$(RUN)/python benchmarks/$$name.py --json build/bench/$$name.json || exit 1; done
 	$(RUN)/python benchmarks/plots.py build/bench docs/performance
 
-wheel: ## Build dist/tunnelmgr-*.whl, with a build backend that is taken by its hash
+wheel: ## Build dist/tunnelmgr-*.whl, with a build backend that is pinned by its hash
 	$(PYTHON) -m venv build/backend
 	build/backend/bin/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary=:all: \
 		-r requirements-build.lock
 	build/backend/bin/python -m pip wheel -q --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist .
 
-lock: ## Pin every dependency again, with hashes (and extras, which pip else takes from the newest release)
+lock: ## Pin every dependency again, with hashes (and extras, which pip would otherwise take from the newest release)
 	uv pip compile pyproject.toml -q --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate -o requirements.lock
 	uv pip compile pyproject.toml -q --all-extras --group dev --generate-hashes --no-strip-extras --no-emit-index-url --no-header \
 		--no-annotate -o requirements-dev.lock
@@ -77,7 +81,7 @@ $(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 	$(PIP) --no-index --no-deps --no-build-isolation -e .
 	touch $@
 
-# Installed when a program is missing and this user may; the demo says plainly what it cannot show without them.
+# Installed if a program is missing and this user may install packages; otherwise the demo names what it cannot show.
 .PHONY: .packages
 .packages:
 	@missing=; for program in docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
@@ -90,5 +94,5 @@ $(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 				--no-install-recommends $(PACKAGES) >/dev/null; \
 		else echo "missing:$$missing; install the packages: $(PACKAGES)"; fi; fi
 
-clean: ## Remove what these targets made
+clean: ## Remove the files that these targets made
 	rm -rf $(VENV) .venv-newest build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

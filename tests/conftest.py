@@ -1,4 +1,8 @@
-"""What holds for all tests: those that touch sockets run on both of the loops that the daemon may run on."""
+"""Settings for all tests: which run on both event loops, and which do not run beside others.
+
+`make test` runs the tests on two processes, file by file, except those marked `serial`: acceptance tests, and files
+whose assertions depend on time or load.
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -13,6 +17,22 @@ ON_BOTH_LOOPS = (
     "tests/gate/test_registry_socket.py",
     "tests/gate/test_relay.py",
 )
+
+SERIAL = (
+    "tests/abuse/",
+    "tests/acceptance/",
+    "tests/daemon/test_loop_lag.py",
+    "tests/lab/",
+    "tests/test_install.py",
+    "tests/tunnel/test_admission.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that do not run beside others."""
+    for item in items:
+        if item.nodeid.startswith(SERIAL):
+            item.add_marker(pytest.mark.serial)
 
 
 def pytest_asyncio_loop_factories(
