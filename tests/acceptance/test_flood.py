@@ -69,7 +69,9 @@ def test_one_agents_flood_does_not_affect_another_agent(
 def test_a_pull_succeeds_beside_a_flood(field: Field, two: tuple[LabAgent, LabAgent]) -> None:
     """A real client pulls a whole image while another agent's program floods."""
     good, bad = two
-    load = bad.popen([sys.executable, str(FLOOD_CLIENT), "5000", "refused", "128", "30"], log=field.folder / "flood.log")
+    load = bad.popen(
+        [sys.executable, str(FLOOD_CLIENT), "5000", "refused", "128", "30"], log=field.folder / "flood.log"
+    )
     yield_cpu(load.pid)
 
     pulled = skopeo_copy(good, IMAGE, f"oci:{field.folder / 'pulled'}:1")
