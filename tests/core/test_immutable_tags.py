@@ -1,4 +1,4 @@
-"""Which tags are written once, and which are exempt because a client has to rewrite them."""
+"""Tags that are written once, and tags that are exempt because clients must rewrite them."""
 
 import re
 
@@ -43,14 +43,14 @@ def test_the_fallback_tags_of_oras_and_cosign_are_exempt_from_a_star(tag: str) -
         f"sha512-{HEX}0",
     ],
 )
-def test_what_only_resembles_a_fallback_tag_is_protected(tag: str) -> None:
-    """The exemption has an exact grammar, so that no image can be kept under a name that slips through."""
+def test_a_tag_that_only_resembles_a_fallback_tag_is_protected(tag: str) -> None:
+    """A tag that only resembles a fallback tag is protected, so no image can be pushed under it twice."""
     assert not is_referrers_tag(tag)
     assert ImmutableTags(["*"]).rule(tag) == "immutable_tags *"
 
 
-def test_a_pattern_that_names_the_algorithm_protects_fallback_tags_too() -> None:
-    """`sha256-*` means these tags, so it holds for them."""
+def test_a_pattern_with_the_algorithm_protects_fallback_tags_too() -> None:
+    """A pattern that begins with the algorithm, such as `sha256-*`, protects fallback tags too."""
     tags = ImmutableTags(["*", "sha256-*"])
 
     assert tags.rule(REFERRERS) == "immutable_tags sha256-*"
@@ -58,14 +58,14 @@ def test_a_pattern_that_names_the_algorithm_protects_fallback_tags_too() -> None
 
 
 def test_no_patterns_protect_nothing() -> None:
-    """A group without `immutable_tags` costs no look at the registry."""
+    """A group without `immutable_tags` protects no tag, and its value is false."""
     assert not ImmutableTags([])
     assert ImmutableTags(["v1"])
     assert ImmutableTags([]).rule("v1") is None
 
 
 @pytest.mark.parametrize("pattern", ["", "a/b", "**", "a b"])
-def test_a_bad_pattern_is_named(pattern: str) -> None:
-    """The error holds the pattern that is not one for tags."""
+def test_an_invalid_pattern_is_in_the_error(pattern: str) -> None:
+    """The error for an invalid tag pattern shows the pattern."""
     with pytest.raises(ValueError, match=re.escape(repr(pattern))):
         ImmutableTags(["v*", pattern])

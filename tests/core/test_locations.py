@@ -1,4 +1,4 @@
-"""References that a registry gives: one strict reading, and what counts as a place of a repository."""
+"""A registry's references are parsed strictly, and some are locations in a repository."""
 
 import string
 from urllib.parse import urljoin, urlsplit
@@ -26,8 +26,8 @@ DIGEST = f"sha256:{HEX}"
         (b"/a;b=c,d:@!$&'()*+~", Reference("", "/a;b=c,d:@!$&'()*+~", None)),
     ],
 )
-def test_a_reference_is_read(value: bytes, read: Reference) -> None:
-    """A path with an optional query, alone or after a host."""
+def test_a_valid_reference_is_parsed(value: bytes, read: Reference) -> None:
+    """A path with an optional query, alone or after a host, is a valid reference."""
     assert parse_reference(value) == read
 
 
@@ -69,8 +69,8 @@ def test_a_reference_is_read(value: bytes, read: Reference) -> None:
         b"javascript:alert(1)",
     ],
 )
-def test_what_a_client_could_take_for_another_host_is_no_reference(value: bytes) -> None:
-    r"""A browser takes a backslash for a slash and drops tabs, so `/\evil.example` would lead to another host."""
+def test_a_reference_that_a_client_could_read_as_another_host_is_invalid(value: bytes) -> None:
+    r"""A reference that a browser would read as another host, such as `/\evil.example`, is invalid."""
     assert parse_reference(value) is None
 
 
@@ -84,7 +84,7 @@ def test_what_a_client_could_take_for_another_host_is_no_reference(value: bytes)
     ).map(lambda text: "/" + text)
 )
 def test_a_path_that_is_accepted_stays_on_its_host(text: str) -> None:
-    """Joined to the agent's own address as clients do, also by one that takes backslashes for slashes."""
+    """Joined to the agent's address, also by a client that reads backslashes as slashes, a path keeps the host."""
     reference = parse_reference(text.encode("latin-1"))
 
     if reference is not None:
@@ -101,8 +101,8 @@ def test_a_path_that_is_accepted_stays_on_its_host(text: str) -> None:
         ("/v2/a/b/blobs/uploads/1", "token"),
     ],
 )
-def test_any_upload_of_the_repository_is_a_place(path: str, query: str) -> None:
-    """What its query means is the registry's own affair."""
+def test_any_upload_of_the_repository_is_an_upload_location(path: str, query: str) -> None:
+    """A path below the repository's uploads is an upload location, with any query that the API does not use."""
     reference = Reference("", path, query or None)
 
     assert upload_location(reference, "a/b") == UploadLocation(path, query)
@@ -125,13 +125,13 @@ def test_any_upload_of_the_repository_is_a_place(path: str, query: str) -> None:
         ("/v2/a/b/blobs/uploads/1", "x" * 4097),
     ],
 )
-def test_anything_else_is_no_place(path: str, query: str) -> None:
-    """It lies elsewhere, or its query says what only a request that was judged may say."""
+def test_anything_else_is_not_an_upload_location(path: str, query: str) -> None:
+    """A path elsewhere, or a query with a parameter of the API, is not an upload location."""
     assert upload_location(Reference("", path, query), "a/b") is None
 
 
 def test_blobs_and_manifests_of_the_repository_are_content() -> None:
-    """Those of another one, and anything else, are not."""
+    """Blobs and manifests of the repository are its content; those of another one, and anything else, are not."""
     kept = [f"/v2/a/blobs/{DIGEST}", f"/v2/a/manifests/{DIGEST}", "/v2/a/manifests/v1"]
     other = [f"/v2/b/blobs/{DIGEST}", "/v2/a/tags/list", "/x", "/v2/a/blobs/x", "/v2/"]
 

@@ -1,4 +1,4 @@
-"""Classification: every endpoint of the API has one reading, and nothing else passes."""
+"""Every endpoint of the API has one classification, and nothing else is accepted."""
 
 import re
 import string
@@ -54,7 +54,7 @@ UPLOAD = "/v2/team/app/blobs/uploads/2f0c9f4e-6a7e-4a5b-9a51-0a1b2c3d4e5f"
     ],
 )
 def test_every_endpoint_of_the_api_is_known(method: str, target: str, action: RegistryAction, reference: str) -> None:
-    """end-1 to end-14 of the OCI distribution spec, the catalog and our own path."""
+    """Every endpoint of the spec (end-1 to end-14), the catalog and the gate's own path are classified."""
     request = classify(method, target)
 
     assert request.action is action
@@ -86,8 +86,8 @@ def test_every_endpoint_of_the_api_is_known(method: str, target: str, action: Re
         "*",
     ],
 )
-def test_a_path_that_two_readers_could_take_differently_is_refused(target: str) -> None:
-    """Trap 21: the real registry decodes and cleans what policy would have judged raw."""
+def test_an_ambiguous_path_is_refused(target: str) -> None:
+    """A path that the registry would decode or clean, and so read differently from the policy, is refused."""
     with pytest.raises(MalformedRequestError):
         classify("GET", target)
 
@@ -112,27 +112,27 @@ def test_a_path_that_two_readers_could_take_differently_is_refused(target: str) 
         "a/" * 127 + "ab",
     ],
 )
-def test_a_name_outside_the_grammar_is_refused(name: str) -> None:
-    """Trap 22: the registry's routes match greedily, so the API's own words may not be part of a name."""
+def test_an_invalid_repository_name_is_refused(name: str) -> None:
+    """A repository name that is invalid, or has a word of the API as a component, is refused."""
     with pytest.raises(MalformedRequestError):
         classify("GET", f"/v2/{name}/tags/list")
 
 
 @pytest.mark.parametrize("name", ["a", "a/b/c", "a.b", "a_b", "a__b", "a---b", "a" * 255, "list", "v2"])
-def test_a_name_of_the_grammar_is_accepted(name: str) -> None:
-    """Up to 255 characters."""
+def test_a_valid_repository_name_is_accepted(name: str) -> None:
+    """A valid repository name of up to 255 characters is accepted."""
     assert classify("GET", f"/v2/{name}/tags/list").repository == name
 
 
 def test_an_empty_name_is_refused() -> None:
-    """There is a repository in every such path."""
+    """A path with an empty repository name is refused."""
     with pytest.raises(MalformedRequestError):
         classify("GET", "/v2/tags/list")
 
 
 @pytest.mark.parametrize("colon", [":", "%3A", "%3a"])
-def test_a_digests_colon_may_be_encoded_and_is_written_plainly(colon: str) -> None:
-    """The one exception to a path without escapes."""
+def test_a_digests_colon_may_be_percent_encoded(colon: str) -> None:
+    """A digest's colon may be percent-encoded, and the registry gets it unencoded."""
     request = classify("GET", f"/v2/team/app/blobs/sha256{colon}{HEX}")
 
     assert request.target() == f"/v2/team/app/blobs/{DIGEST}"
@@ -154,14 +154,14 @@ def test_a_digests_colon_may_be_encoded_and_is_written_plainly(colon: str) -> No
         f"blobs/sha256%3A%3A{HEX}",
     ],
 )
-def test_a_reference_that_is_none_is_refused(path: str) -> None:
-    """Tags and digests have exact grammars."""
+def test_an_invalid_tag_or_digest_is_refused(path: str) -> None:
+    """A reference that is neither a valid tag nor a valid digest is refused."""
     with pytest.raises(MalformedRequestError):
         classify("GET", f"/v2/team/app/{path}")
 
 
 @pytest.mark.parametrize(
-    ("method", "target", "told"),
+    ("method", "target", "message"),
     [
         ("GET", "/v2/?n=1", "unknown query parameter 'n'; known for this request: none"),
         ("GET", "/v2/a/tags/list?n=1&n=2", "n is given twice"),
@@ -193,16 +193,16 @@ def test_a_reference_that_is_none_is_refused(path: str) -> None:
         ("PUT", "/v2/a/manifests/v1?ns=docker.io", "unknown query parameter 'ns'"),
     ],
 )
-def test_a_query_outside_its_endpoints_list_is_refused(method: str, target: str, told: str) -> None:
-    """Each parameter once, each with a value of its grammar; the error names the parameter that is wrong."""
-    with pytest.raises(MalformedRequestError, match=re.escape(told)) as refused:
+def test_an_invalid_query_is_refused(method: str, target: str, message: str) -> None:
+    """A query parameter that is unknown, repeated or invalid is refused with an error that names it."""
+    with pytest.raises(MalformedRequestError, match=re.escape(message)) as refused:
         classify(method, target)
 
     assert refused.value.oci_code == "UNSUPPORTED"
 
 
 def test_a_query_has_a_bounded_number_of_parameters() -> None:
-    """Each tag may cost a question to the registry."""
+    """A query with more than `MAX_PARAMETERS` parameters is refused, since each tag may cost a request."""
     path, tags = f"/v2/a/manifests/{DIGEST}", [f"tag=v{number}" for number in range(MAX_PARAMETERS + 1)]
 
     assert len(classify("PUT", f"{path}?{'&'.join(tags[1:])}").tags) == MAX_PARAMETERS
@@ -211,7 +211,7 @@ def test_a_query_has_a_bounded_number_of_parameters() -> None:
 
 
 def test_errors_have_the_codes_of_the_oci_spec() -> None:
-    """A bad path is NAME_INVALID, a bad digest in the query DIGEST_INVALID."""
+    """An invalid path has the code NAME_INVALID, an invalid digest in the query DIGEST_INVALID."""
     for target, code in (
         ("/v2/A/tags/list", "NAME_INVALID"),
         ("/v2/a//tags/list", "NAME_INVALID"),
@@ -233,13 +233,13 @@ def test_errors_have_the_codes_of_the_oci_spec() -> None:
 @pytest.mark.parametrize(
     "target", ["/v2/a/manifests/v1", f"/v2/a/manifests/{DIGEST}", f"/v2/a/blobs/{DIGEST}", "/v2/a/tags/list"]
 )
-def test_the_registry_behind_a_mirror_is_accepted_and_not_passed_on(target: str, ns: str) -> None:
-    """A mirror gets `ns` from containerd and BuildKit; the registry behind the gate is asked by its own names."""
+def test_the_parameter_ns_is_accepted_and_not_forwarded(target: str, ns: str) -> None:
+    """The parameter `ns`, which containerd and BuildKit send to a mirror, is accepted and not forwarded."""
     assert classify("GET", f"{target}?ns={ns}") == classify("GET", target)
 
 
-def test_a_push_by_digest_may_name_tags() -> None:
-    """They go on to the registry, and each counts as a tag that is written."""
+def test_a_push_by_digest_may_have_tags() -> None:
+    """The tags of a push by digest are forwarded, and each counts as a tag that is written."""
     target = f"/v2/a/manifests/{DIGEST}?tag=v1&tag=v1.0"
 
     request = classify("PUT", target)
@@ -247,8 +247,8 @@ def test_a_push_by_digest_may_name_tags() -> None:
     assert (request.tags, request.target(), request.reference) == (("v1", "v1.0"), target, DIGEST)
 
 
-def test_an_upload_goes_on_at_the_place_that_the_registry_gave_it() -> None:
-    """Its path and query stand for the agent's; only what the endpoint knows follows."""
+def test_an_upload_continues_at_the_registrys_location() -> None:
+    """The registry's path and query replace the agent's, followed only by the endpoint's own parameters."""
     request = classify("PUT", f"{UPLOAD}?state=open&digest=sha256%3A{HEX}")
 
     placed = at_location(request, "/v2/team/app/blobs/uploads/7", "_state=Ab%3D%3D")
@@ -258,15 +258,15 @@ def test_an_upload_goes_on_at_the_place_that_the_registry_gave_it() -> None:
     assert at_location(classify("GET", UPLOAD), "/x", "y").target() == "/x?y"
 
 
-def test_a_mount_names_its_source() -> None:
-    """Policy has to judge it too (end-11)."""
+def test_a_mount_has_its_source() -> None:
+    """The source of a mount is part of the request, since the policy decides about it too (end-11)."""
     request = classify("POST", f"/v2/a/blobs/uploads/?mount={DIGEST}&from=base%2Fos")
 
     assert request.mount_from == "base/os"
 
 
-def test_a_source_without_a_mount_is_none() -> None:
-    """`from` alone asks for nothing."""
+def test_a_source_without_a_mount_is_ignored() -> None:
+    """The parameter `from` without `mount` is not the source of a mount."""
     request = classify("POST", "/v2/a/blobs/uploads/?from=base/os")
 
     assert request.mount_from == ""
@@ -274,7 +274,7 @@ def test_a_source_without_a_mount_is_none() -> None:
 
 
 def test_without_mount_leaves_an_ordinary_upload() -> None:
-    """Both parameters go, nothing else does."""
+    """`without_mount` removes `mount` and `from`, and nothing else."""
     request = without_mount(classify("POST", f"/v2/a/blobs/uploads/?mount={DIGEST}&from=base/os"))
 
     assert request.target() == "/v2/a/blobs/uploads/"
@@ -298,8 +298,8 @@ def test_without_mount_leaves_an_ordinary_upload() -> None:
         ("GET", "/.well-known/other"),
     ],
 )
-def test_what_is_plain_but_no_endpoint_is_unknown(method: str, target: str) -> None:
-    """It is well-formed, so it gets a verdict, and the verdict is no."""
+def test_a_valid_path_that_is_not_an_endpoint_is_unknown(method: str, target: str) -> None:
+    """A valid path or method that is not in the API has the action UNKNOWN, which no policy allows."""
     request = classify(method, target)
 
     assert (request.action, request.route) == (RegistryAction.UNKNOWN, Route.UNKNOWN)
@@ -315,8 +315,8 @@ def test_what_is_plain_but_no_endpoint_is_unknown(method: str, target: str) -> N
         ("DELETE", UPLOAD, BodyKind.NONE),
     ],
 )
-def test_a_request_says_which_body_it_may_have(method: str, target: str, body: BodyKind) -> None:
-    """The gate decides by it what Content-Type the registry sees."""
+def test_a_request_has_the_kind_of_its_body(method: str, target: str, body: BodyKind) -> None:
+    """A request has the kind of its body, which decides what Content-Type the registry gets."""
     assert classify(method, target).body is body
 
 
@@ -358,8 +358,8 @@ _TARGETS = st.one_of(
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(_METHODS, _TARGETS)
-def test_an_accepted_target_reads_the_same_when_it_is_written_anew(method: str, target: str) -> None:
-    """What the registry gets means exactly what policy judged; anything else raises MalformedRequestError."""
+def test_an_accepted_target_is_classified_the_same_after_encoding(method: str, target: str) -> None:
+    """An accepted target is classified the same after encoding; any other raises MalformedRequestError."""
     try:
         request = classify(method, target)
     except MalformedRequestError:
