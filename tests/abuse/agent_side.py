@@ -1,6 +1,6 @@
-"""An agent in a process of its own: it behaves until it is told, a line of JSON at a time, how to attack.
+"""An agent in a process of its own that attacks on command, a line of JSON each.
 
-It prints `{"port": …, "host_key": …}` first, and for each order one line when it is done.
+It prints `{"port": …, "host_key": …}` first, and one line when a command is done.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from tests.ssh.ssh_server import Sshd, generate, running_sshd
 
 IGNORE, GLOBAL_REQUEST, SUCCESS, FAILURE, OPEN, OPEN_CONFIRMATION, OPEN_FAILURE = 2, 80, 81, 82, 90, 91, 92
 AHEAD = 64 * 1024
-"""Bytes that wait in our own transport before we go on: the attack is held by its victim, and not by our memory."""
+"""Bytes unsent in this process above which an attack waits, so that its rate is what the controller reads."""
 WHOLE = (1 << 32) - 1
-"""The largest window there is."""
+"""The largest window (RFC 4254, section 5.1)."""
 REQUEST = b"GET /v2/team/image/blobs/sha256:" + b"0" * 64 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 Order = dict[str, Any]
 _PATH = String("/run/docker.sock") + String("")
@@ -33,11 +33,11 @@ _ABOUT = {
     "direct-streamlocal@openssh.com": _PATH + UInt32(0),
     "tun@openssh.com": UInt32(1) + UInt32(0),
 }
-"""What the types of channel other than TCP's say of themselves when they are opened (RFC 4254, OpenSSH's PROTOCOL)."""
+"""The type-specific data of channel opens other than TCP's (RFC 4254, OpenSSH's PROTOCOL)."""
 
 
 class Attacker:
-    """The attacks, each named as the order that begins it."""
+    """The attacks; the name of each method is the command that starts it."""
 
     def __init__(self, conn: asyncssh.SSHServerConnection) -> None:
         self._conn: Any = conn
@@ -48,7 +48,7 @@ class Attacker:
         self._conn._channels = _Channels(self._conn._channels)
 
     def _count(self, kind: int, number: int, packet: Any) -> Any:  # noqa: ANN401 - asyncssh's form
-        """Count the answers; asyncssh knows nothing of what was asked, and would end the connection."""
+        """Count the responses to the attacks; asyncssh did not send the requests, and would end the connection."""
         if kind in {SUCCESS, FAILURE}:
             self._answered += 1
             return True
@@ -63,44 +63,44 @@ class Attacker:
             self._accepted.append(packet.get_uint32())
         return True
 
-    async def _room(self) -> bool:
-        """Wait until the victim has taken what was sent; False once it is gone."""
+    async def _wait_for_room(self) -> bool:
+        """Wait until the controller has taken what was sent; returns False once the connection has ended."""
         while (transport := self._conn._transport) is not None and transport.get_write_buffer_size() > AHEAD:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
         return self._conn._transport is not None
 
     async def _flood(self, count: int, send: Callable[[int], None], unanswered: int | None = None) -> int:
-        """Send so many, as fast as they are taken, or with at most so many unanswered; returns how many went."""
+        """Send `count` messages, at most `unanswered` of them without a response; returns how many were sent."""
         for sent in range(count):
             if sent % 64 == 0:
                 await asyncio.sleep(0)
                 if unanswered is not None:
-                    await self._answers(sent - unanswered)
-                if not await self._room():
+                    await self._wait_for_answers(sent - unanswered)
+                if not await self._wait_for_room():
                     return sent
             send(sent)
         return count
 
-    async def _answers(self, wanted: int) -> int:
-        """Wait for so many answers, or the end; returns how many came."""
+    async def _wait_for_answers(self, wanted: int) -> int:
+        """Wait for `wanted` responses, or the end of the connection; returns how many arrived."""
         while self._conn._transport is not None and self._answered < wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         return self._answered
 
     async def requests(self, order: Order) -> Order:
-        """Send global requests, each of which wants an answer."""
+        """Send global requests that want a response."""
         packet = (String(b"nonsense@example.com"), Boolean(True))
         sent = await self._flood(order["count"], lambda _: self._conn.send_packet(GLOBAL_REQUEST, *packet))
-        return {"sent": sent, "answered": await self._answers(sent)}
+        return {"sent": sent, "answered": await self._wait_for_answers(sent)}
 
-    async def deaf_requests(self, order: Order) -> Order:
-        """Send them, and read none of the answers, until the connection is ended."""
+    async def unread_requests(self, order: Order) -> Order:
+        """Send global requests and read none of the responses, until the connection ends."""
         self._conn._transport.pause_reading()
         packet = (String(b"nonsense@example.com"), Boolean(True))
         return {"sent": await self._flood(order["count"], lambda _: self._conn.send_packet(GLOBAL_REQUEST, *packet))}
 
     async def opens(self, order: Order) -> Order:
-        """Open channels of one type, as a rule to the listener that the controller has asked for."""
+        """Open channels of one type, by default to the listener that the controller has requested."""
         to = String(order.get("host", "127.0.0.1")) + UInt32(order["port"]) + String("127.0.0.1") + UInt32(1)
         about = _ABOUT.get(order["type"], to)
         head = String(order["type"])
@@ -109,23 +109,23 @@ class Attacker:
             self._conn.send_packet(OPEN, head, UInt32(1_000_000 + number), UInt32(1 << 20), UInt32(1 << 15), about)
 
         sent = await self._flood(order["count"], send, order.get("unanswered"))
-        return {"sent": sent, "answered": await self._answers(sent), "accepted": len(self._accepted)}
+        return {"sent": sent, "answered": await self._wait_for_answers(sent), "accepted": len(self._accepted)}
 
     async def debugs(self, order: Order) -> Order:
-        """Send debug messages that would clear a terminal and name things."""
+        """Send debug messages with escape sequences."""
         text = "\x1b]0;owned\x07\x1b[2J\x00\u202e overridden by server " + "x" * order["size"]
         sent = await self._flood(order["count"], lambda _: self._conn.send_debug(text))
-        # A request behind them is answered once they are all worked off.
+        # The request after them is answered once all of them have been processed.
         await self.requests({"count": 1})
         return {"sent": sent}
 
     async def ignores(self, order: Order) -> Order:
-        """Send messages that carry nothing and want no answer."""
+        """Send IGNORE messages, which want no response."""
         sent = await self._flood(order["count"], lambda _: self._conn.send_packet(IGNORE, String(b"nothing")))
         return {"sent": sent}
 
     async def rekeys(self, order: Order) -> Order:
-        """Begin a key exchange as soon as the one before has ended."""
+        """Start a key exchange as soon as the previous one has ended."""
         done = 0
         for _ in range(order["count"]):
             if self._conn._transport is None:
@@ -138,10 +138,14 @@ class Attacker:
         return {"done": done}
 
     async def pull_unread(self, order: Order) -> Order:
-        """Ask for a blob with the largest window and read nothing; with `drip`, show signs of life all the while."""
-        _, writer = await self._conn.open_connection("127.0.0.1", order["port"], window=WHOLE)
+        """Request a blob with the largest window and read no more than its first byte.
+
+        With `drip`, an IGNORE message is sent every `drip` seconds all the while.
+        """
+        reader, writer = await self._conn.open_connection("127.0.0.1", order["port"], window=WHOLE)
         writer.write(REQUEST)
-        await asyncio.sleep(0.05)
+        with suppress(asyncio.IncompleteReadError):
+            await reader.readexactly(1)
         if self._conn._transport is not None:
             self._conn._transport.pause_reading()
         while order["drip"] and self._conn._transport is not None:
@@ -156,7 +160,7 @@ class Attacker:
 
 
 class _Channels(dict[int, Any]):
-    """Those of asyncssh, and for every other number one that takes what comes."""
+    """asyncssh's channels, and for any other number one that accepts every message."""
 
     def __missing__(self, number: int) -> "_Sink":
         return _Sink()
@@ -171,24 +175,24 @@ class _Sink:
 
 
 async def main() -> None:
-    """Serve until standard input ends."""
+    """Serve commands until standard input ends."""
     loop = asyncio.get_running_loop()
     logging.disable()
-    # A real agent has a machine of its own: what its attack costs itself must not be taken from the controller here.
+    # A real agent has a machine of its own, so its attack must not take CPU time from the controller here.
     with suppress(PermissionError):
         os.nice(int(sys.argv[1]))
     accepts = asyncssh.import_public_key(await loop.run_in_executor(None, sys.stdin.readline))
     async with running_sshd(Sshd(generate(), accepts)) as sshd:
-        say({"port": sshd.port, "host_key": sshd.host_key})
+        print_line({"port": sshd.port, "host_key": sshd.host_key})
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             order = json.loads(line)
             attack: Callable[[Order], Awaitable[Order]] = getattr(Attacker(sshd.connection), order["do"])
-            say(await attack(order))
+            print_line(await attack(order))
 
 
-def say(answer: Order) -> None:
-    """Print one line."""
-    print(json.dumps(answer), flush=True)  # noqa: T201 - the way back to the test
+def print_line(answer: Order) -> None:
+    """Print one line of JSON."""
+    print(json.dumps(answer), flush=True)  # noqa: T201 - read by the test
 
 
 if __name__ == "__main__":

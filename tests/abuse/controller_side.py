@@ -1,7 +1,7 @@
-"""The controller's side in a process of its own, so that its memory and its time are its own.
+"""The controller side in a process of its own, so that its memory and CPU time can be measured.
 
-It reads its orders as one line of JSON, runs a worker for each agent with the real gate and relay, prints every event
-as a line of JSON, and at each further line of input what it holds.
+It reads one line of JSON with its agents, runs a worker for each with the real gate and relay, and prints every event
+as a line of JSON. At each further line of input it prints what it holds.
 """
 
 import asyncio
@@ -42,8 +42,8 @@ from tunnelmgr.tunnel.supervisor import Supervisor
 Order = dict[str, Any]
 
 
-class Side:
-    """What the daemon would put together, without discovery and store."""
+class ControllerSide:
+    """The parts that the daemon would assemble, without discovery and store."""
 
     def __init__(self, order: Order, tasks: asyncio.TaskGroup) -> None:
         self.prover = Prover()
@@ -80,7 +80,7 @@ class Side:
 
 
 def spec(agent: Order, order: Order) -> TunnelSpec:
-    """Return an agent's tunnel."""
+    """Return the specification of an agent's tunnel."""
     listen = (Endpoint("127.0.0.1", agent["listen"]),)
     return TunnelSpec(
         agent=AgentId(agent["id"]),
@@ -98,18 +98,18 @@ def report(event: Event) -> None:
     """Print an event."""
     match event:
         case TunnelBound():
-            say({"event": "bound", "agent": event.agent})
+            print_line({"event": "bound", "agent": event.agent})
         case TunnelProbed():
-            say({"event": "probed", "agent": event.agent, "took": event.took, "at": time.monotonic()})
+            print_line({"event": "probed", "agent": event.agent, "took": event.took, "at": time.monotonic()})
         case TunnelEnded(failure=failure):
             told = {"code": failure.code, "message": failure.message} if failure else {"code": "", "message": ""}
-            say({"event": "ended", "agent": event.agent, "at": time.monotonic()} | told)
+            print_line({"event": "ended", "agent": event.agent, "at": time.monotonic()} | told)
         case _:
             pass
 
 
 def holds() -> Order:
-    """Return what this process holds."""
+    """Return what this process holds in memory, and its CPU time."""
     gc.collect()
     kept = [each for each in gc.get_objects() if isinstance(each, asyncssh.SSHTCPChannel)]
     return {
@@ -119,25 +119,25 @@ def holds() -> Order:
     }
 
 
-def say(answer: Order) -> None:
-    """Print one line."""
-    print(json.dumps(answer), flush=True)  # noqa: T201 - the way back to the test
+def print_line(answer: Order) -> None:
+    """Print one line of JSON."""
+    print(json.dumps(answer), flush=True)  # noqa: T201 - read by the test
 
 
 async def main() -> None:
     """Run until standard input ends."""
     configure(LogFormat.JSON, LogLevel.ERROR)
     with suppress(PermissionError):
-        os.nice(-10)  # what else this machine does is not what is measured
+        os.nice(-10)  # other programs must not influence the measurement
     loop = asyncio.get_running_loop()
     read: Callable[[], str] = sys.stdin.readline
     order = json.loads(await loop.run_in_executor(None, read))
     if not order["no_op_budget"]:
         fair_queue.NO_OP_SHARE = 1e6
     async with asyncio.TaskGroup() as tasks:
-        Side(order, tasks)
+        ControllerSide(order, tasks)
         while await loop.run_in_executor(None, read):
-            say({"event": "holds"} | holds())
+            print_line({"event": "holds"} | holds())
         os._exit(0)
 
 

@@ -1,7 +1,7 @@
-"""The stage of the abuse tests: agents and the controller's side as processes, and what is read off them.
+"""Agents and the controller side as processes of their own, and what the tests read from them.
 
-`OPENS`, `REQUESTS`, `HOSTILE` and `PROBE_INTERVAL` in the environment set the sizes; unset, they are those of
-continuous integration. `make abuse-full` takes those that are promised.
+`OPENS`, `REQUESTS`, `HOSTILE` and `PROBE_INTERVAL` in the environment set the sizes; the defaults are those of
+continuous integration. `make abuse-full` uses the full sizes.
 """
 
 import asyncio
@@ -29,37 +29,37 @@ Facts = dict[str, Any]
 
 
 @dataclass
-class Child:
-    """A process, and the lines of JSON that it has said."""
+class ChildProcess:
+    """A child process, and the lines of JSON that it has printed."""
 
     process: asyncio.subprocess.Process
-    said: list[Facts] = field(default_factory=list)
+    lines: list[Facts] = field(default_factory=list)
 
-    def tell(self, **order: object) -> None:
-        """Give it a line."""
+    def send(self, **order: object) -> None:
+        """Send the process a line of JSON."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
 
-    async def listen(self) -> None:
-        """Keep what it says until it ends."""
+    async def read_lines(self) -> None:
+        """Collect the process's lines until it ends."""
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            self.said.append(json.loads(line))
+            self.lines.append(json.loads(line))
 
     async def answer(self, deadline: float, **order: object) -> Facts:
-        """Give it an order and return its next line."""
-        before = len(self.said)
-        self.tell(**order)
-        await until(lambda: len(self.said) > before, deadline)
-        return self.said[before]
+        """Send the process a command and return its next line."""
+        before = len(self.lines)
+        self.send(**order)
+        await until(lambda: len(self.lines) > before, deadline)
+        return self.lines[before]
 
 
 @dataclass
 class Agent:
-    """An agent on the stage; its tunnel's forward listens on `listen`."""
+    """An agent's process; its tunnel's forward listens on port `listen`."""
 
     id: str
-    child: Child
+    child: ChildProcess
     port: int
     host_key: str
     protocol: str = "registry"
@@ -67,50 +67,56 @@ class Agent:
     listen: int = field(default_factory=free_port)
 
     async def do(self, attack: str, deadline: float = 60.0, **how: object) -> Facts:
-        """Make it attack."""
+        """Start an attack and return its result."""
         return await self.child.answer(deadline, do=attack, port=self.listen, **how)
 
 
 @dataclass
 class Controller:
-    """The controller's side on the stage."""
+    """The controller side's process."""
 
-    child: Child
+    child: ChildProcess
 
     def events(self, kind: str, agent: Agent) -> list[Facts]:
-        """Return what was reported of an agent."""
-        return [said for said in self.child.said if said["event"] == kind and said["agent"] == agent.id]
+        """Return the reported events of one kind about an agent."""
+        return [line for line in self.child.lines if line["event"] == kind and line["agent"] == agent.id]
 
     async def probed(self, agent: Agent, more: int = 1, deadline: float = 10.0) -> list[float]:
-        """Wait for so many more probes to come back, and return how long each took."""
+        """Wait for `more` further probes to succeed, and return the seconds that each took."""
         before = len(self.events("probed", agent))
         await until(lambda: len(self.events("probed", agent)) >= before + more, deadline)
         return [event["took"] for event in self.events("probed", agent)[before:]]
 
     async def ended(self, agent: Agent, deadline: float = 60.0) -> Facts:
-        """Wait for a tunnel's end."""
+        """Wait for the end of a tunnel."""
         await until(lambda: self.events("ended", agent), deadline)
         return self.events("ended", agent)[0]
 
     async def holds(self) -> Facts:
-        """Return what the process holds."""
-        before = sum(said["event"] == "holds" for said in self.child.said)
-        self.child.tell()
-        await until(lambda: sum(said["event"] == "holds" for said in self.child.said) > before, 30)
-        return [said for said in self.child.said if said["event"] == "holds"][-1]
+        """Return the number of channels and tasks, and the CPU time, of the process."""
+        before = sum(line["event"] == "holds" for line in self.child.lines)
+        self.child.send()
+        await until(lambda: sum(line["event"] == "holds" for line in self.child.lines) > before, 30)
+        return [line for line in self.child.lines if line["event"] == "holds"][-1]
+
+    @property
+    def cpu(self) -> float:
+        """The process's CPU time so far, in seconds (proc_pid_stat(5))."""
+        fields = Path(f"/proc/{self.child.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that it has now."""
+        """The process's memory now, in bytes."""
         return _memory(self.child.process.pid, "VmRSS")
 
     @property
     def peak(self) -> int:
-        """The most bytes of memory that it has had since `forget_peak`."""
+        """The process's largest memory since `forget_peak`, in bytes."""
         return _memory(self.child.process.pid, "VmHWM")
 
     def forget_peak(self) -> None:
-        """Count the peak from here."""
+        """Reset the peak to the present memory."""
         Path(f"/proc/{self.child.process.pid}/clear_refs").write_text("5")
 
 
@@ -121,14 +127,14 @@ def _memory(pid: int, field_: str) -> int:
     raise AssertionError(f"no {field_}")
 
 
-def tell(words: str) -> None:
-    """Print a figure, for `pytest -rP`."""
+def print_figure(words: str) -> None:
+    """Print a measured figure, for `pytest -rP`."""
     print(words)  # noqa: T201 - it is what the test is run for
 
 
 @asynccontextmanager
-async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
-    """Run one of the processes; it ends with its standard input, or is killed."""
+async def child(module: str, *arguments: str) -> AsyncIterator[ChildProcess]:
+    """Run one of the processes; at the end it is killed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -138,9 +144,9 @@ async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    made = Child(process)
+    made = ChildProcess(process)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(made.listen(), name=f"{module} says")
+        tasks.create_task(made.read_lines(), name=f"{module} output")
         try:
             yield made
         finally:
@@ -150,50 +156,50 @@ async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
 
 
 @dataclass
-class Stage:
-    """Agents and a controller's side, and the key between them."""
+class Setup:
+    """The processes of one test, and the controller's key."""
 
-    tasks: "Opener"
+    tasks: "EnterContext"
     key: asyncssh.SSHKey = field(default_factory=generate)
 
     async def agent(self, id_: str, **how: Any) -> Agent:  # noqa: ANN401 - the fields of Agent
-        """Start an agent that behaves so far; the one that is called bad runs in the background."""
+        """Start an agent; one whose id begins with `bad` gets the lowest CPU priority."""
         made = await self.tasks(child("agent_side", "19" if id_.startswith("bad") else "-10"))
         assert made.process.stdin is not None
         made.process.stdin.write(public(self.key).encode() + b"\n")
-        await until(lambda: made.said, 20)
-        return Agent(f"static:{id_}", made, made.said[0]["port"], made.said[0]["host_key"], **how)
+        await until(lambda: made.lines, 20)
+        return Agent(f"static:{id_}", made, made.lines[0]["port"], made.lines[0]["host_key"], **how)
 
     async def controller(self, *agents: Agent, **how: object) -> Controller:
-        """Start the controller's side and wait until every tunnel is up."""
-        target = await self.tasks(running_tcp_server(give_blob))
+        """Start the controller side and wait until every tunnel is up."""
+        target = await self.tasks(running_tcp_server(serve_blob))
         made = await self.tasks(child("controller_side"))
         order = {"max_channels": 128, "connect_timeout": 10.0, "no_op_budget": True} | how
-        told = [
+        specs = [
             {name: getattr(agent, name) for name in ("id", "port", "host_key", "listen", "protocol", "probe_interval")}
             for agent in agents
         ]
         key = self.key.export_private_key().decode()
-        made.tell(**order, agents=told, key=key, target=target.port)
+        made.send(**order, agents=specs, key=key, target=target.port)
         controller = Controller(made)
         for agent in agents:
             await until(lambda agent=agent: controller.events("probed", agent), 20)
         return controller
 
 
-Opener = Callable[[Any], Any]
-"""Enters a context that is left at the end of the test."""
+EnterContext = Callable[[Any], Any]
+"""Enters a context that ends with the test."""
 
 
 @asynccontextmanager
-async def staged() -> AsyncIterator[Stage]:
-    """Set the stage, and clear it away."""
+async def hostile_setup() -> AsyncIterator[Setup]:
+    """Enter a setup whose processes end with the context."""
     async with AsyncExitStack() as stack:
-        yield Stage(stack.enter_async_context)
+        yield Setup(stack.enter_async_context)
 
 
-async def give_blob(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Be the registry: answer whatever is asked with a blob of 400 MiB."""
+async def serve_blob(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Act as a registry that responds to any request with a blob of 400 MiB."""
     if not await reader.read(4096):  # a probe of a raw forward only connects
         return
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % PULLED)

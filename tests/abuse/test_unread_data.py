@@ -1,10 +1,10 @@
-"""Agents that take and do not read: what waits for them is bounded, and signs of life do not save them."""
+"""Agents that do not read what they request: their unsent data is bounded, and their tunnels end."""
 
 import asyncio
 
 import pytest
 
-from tests.abuse.lab import MIB, PROBE_INTERVAL, staged, tell
+from tests.abuse.hostile_setup import MIB, PROBE_INTERVAL, hostile_setup, print_figure
 
 TIMEOUT = min(10.0, max(1.0, PROBE_INTERVAL))
 """Seconds that a probe may take at this interval."""
@@ -14,22 +14,22 @@ TIMEOUT = min(10.0, max(1.0, PROBE_INTERVAL))
     ("protocol", "drip"), [("registry", 0), ("tcp", 0), ("registry", 1.0)], ids=["gate", "relay", "gate, drip"]
 )
 async def test_a_pull_that_is_not_read_fills_no_memory_and_ends_the_tunnel(protocol: str, drip: float) -> None:
-    """400 MiB, a window of 4 GiB and a closed socket: a few MiB wait here, and the probe finds the agent dead.
+    """A pull that the agent does not read takes a few MiB of the controller's memory, and the tunnel's probe times out.
 
-    Messages that say nothing, one a second, make it no more alive.
+    The agent requests 400 MiB with a window of 4 GiB and reads nothing. IGNORE messages do not count as a sign of life.
     """
-    async with staged() as stage:
-        bad = await stage.agent("bad", protocol=protocol, probe_interval=PROBE_INTERVAL)
-        controller = await stage.controller(bad)
+    async with hostile_setup() as setup:
+        bad = await setup.agent("bad", protocol=protocol, probe_interval=PROBE_INTERVAL)
+        controller = await setup.controller(bad)
         controller.forget_peak()
         before, clock = controller.resident, asyncio.get_running_loop().time
         begun = clock()
 
-        bad.child.tell(do="pull_unread", port=bad.listen, drip=drip)
+        bad.child.send(do="pull_unread", port=bad.listen, drip=drip)
         ended = await controller.ended(bad, 60)
 
         took, grown = clock() - begun, controller.peak - before
-        tell(
+        print_figure(
             f"pull unread through {protocol}, drip {drip} s: RSS {grown / MIB:+.1f} MiB at most; "
             f"{ended['code']} after {took:.1f} s at an interval of {PROBE_INTERVAL:g} s"
         )
