@@ -50,7 +50,7 @@ def _logs() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("text", "shown"),
     [
         ("Connection reset by peer", "Connection reset by peer"),
         ("Größe: 4 µs", "Größe: 4 µs"),
@@ -62,16 +62,16 @@ def _logs() -> Iterator[None]:
         (" \n ", ""),
     ],
 )
-def test_a_text_becomes_one_printable_line(said: str, shown: str) -> None:
+def test_a_text_becomes_one_printable_line(text: str, shown: str) -> None:
     """A text becomes one line of printable characters, and a printable line is unchanged."""
-    assert plain(said) == shown
+    assert sanitize(text) == shown
 
 
 def test_a_long_text_is_truncated_with_a_mark() -> None:
     """A text longer than the limit is truncated to it, with a mark at its end."""
-    assert plain("x" * 10_000_000) == "x" * (LIMIT - 1) + "…"
-    assert plain("x" * LIMIT) == "x" * LIMIT
-    assert plain("abcdef", limit=4) == "abc…"
+    assert sanitize("x" * 10_000_000) == "x" * (LIMIT - 1) + "…"
+    assert sanitize("x" * LIMIT) == "x" * LIMIT
+    assert sanitize("abcdef", limit=4) == "abc…"
 
 
 def test_an_error_without_a_message_is_shown_by_its_type() -> None:
