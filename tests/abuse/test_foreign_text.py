@@ -11,7 +11,7 @@ import structlog
 
 from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, running_tcp_server, until
 from tunnelmgr.cli.log_format import LogFormat, LogLevel, configure
-from tunnelmgr.core.sanitize import LIMIT, error_text
+from tunnelmgr.core.sanitize import LIMIT, error_text, sanitize
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import TunnelError, UnreachableError
 from tunnelmgr.ssh.client import dial
