@@ -1,4 +1,4 @@
-"""The configuration file: everything of the contract is read, and everything wrong is told at once, with its place."""
+"""The configuration file: every key is read, and every problem is reported at once, with its place."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEFAULT_LISTEN = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str], Path]:
-    """Return a function that writes a file; `KEYFILE` in it becomes a key that exists."""
+    """Return a function that writes a file; `KEYFILE` in it becomes the path of a key."""
     key = tmp_path / "id_ed25519"
     key.touch(mode=0o600)
 
@@ -46,7 +46,7 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def problems(write: Callable[[str], Path]) -> Callable[[str], list[str]]:
-    """Return a function that reads a text and returns what is wrong with it; `[ssh]` need not be in it."""
+    """Return a function that loads a text and returns its problems; `[ssh]` is added if it is missing."""
 
     def told(text: str) -> list[str]:
         file = write(text if "[ssh]" in text else f'{text}\n[ssh]\nkey = "KEYFILE"\n')
@@ -111,8 +111,8 @@ trust = ["pinned"]
 """
 
 
-def test_every_key_of_the_contract_is_read(write: Callable[[str], Path]) -> None:
-    """What the contract shows is what works."""
+def test_every_documented_key_is_read(write: Callable[[str], Path]) -> None:
+    """A file with every documented key loads, with the values that it has."""
     config = load(write(CONTRACT))
 
     assert config.controller.name == "registry-1"
@@ -128,8 +128,8 @@ def test_every_key_of_the_contract_is_read(write: Callable[[str], Path]) -> None
     assert config.policies().keys() == {"ci", "builders"}
 
 
-def test_a_file_that_says_little_gets_the_contracts_defaults(write: Callable[[str], Path]) -> None:
-    """One forward to the registry, the host's name, no metrics."""
+def test_a_minimal_file_has_the_defaults(write: Callable[[str], Path]) -> None:
+    """A file with only a key has one forward to the registry, the host's name, and no metrics."""
     config = load(write('[ssh]\nkey = "KEYFILE"\n'))
 
     assert config.forwards() == (Forward("registry", DEFAULT_LISTEN, Endpoint("127.0.0.1", 5000)),)
@@ -150,22 +150,22 @@ def test_a_file_that_says_little_gets_the_contracts_defaults(write: Callable[[st
 def test_a_group_without_grants_may_pull_everything_and_nothing_else(
     write: Callable[[str], Path], grants: str, pulls: bool, pushes: bool
 ) -> None:
-    """As soon as it has any grant, it has what it was granted."""
+    """A group without any grant may pull everything; with one, it has only what is granted."""
     policy = load(write(f'[ssh]\nkey = "KEYFILE"\n[[group]]\nname = "ci"\n{grants}\n')).policies()["ci"]
 
     assert judge(RegistryAction.PULL, "team/app", policy).allowed is pulls
     assert judge(RegistryAction.PUSH, "team/app", policy).allowed is pushes
 
 
-def test_a_group_that_is_only_mentioned_gets_the_default_policy(write: Callable[[str], Path]) -> None:
-    """A source without a group belongs to `default`, which may pull."""
+def test_a_group_without_a_table_has_the_default_policy(write: Callable[[str], Path]) -> None:
+    """A source without a group belongs to `default`, whose agents may pull."""
     config = load(write('[ssh]\nkey = "KEYFILE"\n[[source]]\nname = "office"\ntype = "static"\n'))
 
     assert judge(RegistryAction.PULL, "team/app", config.policies()["default"]).allowed
 
 
-def test_all_problems_are_told_at_once_each_with_its_place(problems: Callable[[str], list[str]]) -> None:
-    """Nobody has to run it again for each mistake."""
+def test_all_problems_are_reported_at_once_each_with_its_place(problems: Callable[[str], list[str]]) -> None:
+    """One run shows every problem of a file, so that it need not be repeated for each mistake."""
     told = problems("""
         unknown = 1
         [controller]
@@ -214,9 +214,9 @@ def test_all_problems_are_told_at_once_each_with_its_place(problems: Callable[[s
 
 @pytest.mark.skipif(DEFAULT_KEY.exists(), reason="this host has a controller's key")
 @pytest.mark.parametrize("text", ["[ssh]\n", ""])
-def test_a_key_that_is_missing_is_told_even_where_it_is_not_mentioned(write: Callable[[str], Path], text: str) -> None:
-    """The default has to be there too."""
-    with pytest.raises(ConfigError, match=f"ssh.key: there is no file {DEFAULT_KEY}"):
+def test_a_missing_default_key_is_a_problem(write: Callable[[str], Path], text: str) -> None:
+    """The default key has to exist, too, if the file names none."""
+    with pytest.raises(ConfigError, match=f"ssh.key: no such file: {DEFAULT_KEY}"):
         load(write(text))
 
 
@@ -224,22 +224,22 @@ def test_a_key_that_is_missing_is_told_even_where_it_is_not_mentioned(write: Cal
     "listen", ["0.0.0.0:5000", "10.0.0.1:5000", "[::]:5000", "localhost:5000", "*:5000", "5000", "300.0.0.1:5000"]
 )
 def test_an_agent_listens_on_literal_loopback_only(problems: Callable[[str], list[str]], listen: str) -> None:
-    """Anything else would offer the registry to the agent's network, or nobody knows where."""
+    """Any other listen address could offer the registry to the agent's network, so it is refused."""
     (told,) = problems(f'[[forward]]\nname = "r"\nlisten = ["{listen}"]\ntarget = "127.0.0.1:5000"')
 
     assert told.startswith("forward[0].listen[0]: ")
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "-1"])
-def test_a_port_is_a_port(problems: Callable[[str], list[str]], port: str) -> None:
-    """Port 0 above all, whose listener would match every channel."""
+def test_an_invalid_port_is_refused(problems: Callable[[str], list[str]], port: str) -> None:
+    """A port outside 1 to 65535 is refused; a listener on port 0 would match every channel."""
     (told,) = problems(f'[[forward]]\nname = "r"\nlisten = ["127.0.0.1:{port}"]\ntarget = "127.0.0.1:5000"')
 
     assert told.startswith("forward[0].listen[0]: ")
 
 
 def test_one_address_belongs_to_one_forward(problems: Callable[[str], list[str]]) -> None:
-    """The first one keeps it, and is named."""
+    """Two forwards with one listen address are refused, and the error names the first one."""
     told = problems("""
         [[forward]]
         name = "a"
@@ -261,13 +261,13 @@ def test_one_address_belongs_to_one_forward(problems: Callable[[str], list[str]]
         ("source", 'name = "x"\ntype = "static"'),
     ],
 )
-def test_names_are_taken_once(problems: Callable[[str], list[str]], table: str, entry: str) -> None:
-    """The second one is told which was first."""
+def test_names_are_unique(problems: Callable[[str], list[str]], table: str, entry: str) -> None:
+    """Two tables with one name are refused, and the error names the first one."""
     assert problems(f"[[{table}]]\n{entry}\n" * 2) == [f"{table}[1].name: x is the name of {table}[0] already"]
 
 
-def test_a_broken_source_does_not_shift_the_places_of_those_after_it(problems: Callable[[str], list[str]]) -> None:
-    """An operator looks where the message points."""
+def test_an_invalid_source_does_not_shift_the_places_of_others(problems: Callable[[str], list[str]]) -> None:
+    """The index in a problem's place is that in the file, even after an invalid source."""
     told = problems("""
         [[source]]
         name = "broken"
@@ -284,7 +284,7 @@ def test_a_broken_source_does_not_shift_the_places_of_those_after_it(problems: C
 
 
 def test_two_sources_cannot_share_a_queue(problems: Callable[[str], list[str]]) -> None:
-    """Each message reaches one reader only."""
+    """Each message of a queue reaches one reader only, so two sources may not have one queue."""
     source = """
         [[source]]
         name = "{0}"
@@ -298,8 +298,8 @@ def test_two_sources_cannot_share_a_queue(problems: Callable[[str], list[str]]) 
     assert told == ["source[2].events_queue: used by source[0] already; only one source may use it"]
 
 
-def test_trust_that_cannot_reach_the_groups_minimum_is_a_mistake(problems: Callable[[str], list[str]]) -> None:
-    """None of its agents would ever be dialled."""
+def test_trust_below_the_groups_minimum_is_refused(problems: Callable[[str], list[str]]) -> None:
+    """A source none of whose methods reaches minimum_trust is refused: its agents would never get a tunnel."""
     told = problems("""
         [[group]]
         name = "ci"
@@ -315,8 +315,8 @@ def test_trust_that_cannot_reach_the_groups_minimum_is_a_mistake(problems: Calla
     assert told == ["source[0].trust: no method here reaches minimum_trust pinned of group ci"]
 
 
-def test_an_unknown_source_type_is_told_with_those_there_are(problems: Callable[[str], list[str]]) -> None:
-    """Plug-ins included."""
+def test_an_unknown_source_type_is_answered_with_the_installed_ones(problems: Callable[[str], list[str]]) -> None:
+    """The error for an unknown source type lists the installed ones, plug-ins included."""
     (told,) = problems('[[source]]\nname = "cloud"\ntype = "gcp"')
 
     assert told.startswith("source[0].type: unknown source type 'gcp'; installed: ")
@@ -368,23 +368,23 @@ def test_a_problem_names_the_nearest_key_and_the_value(
 
 
 @pytest.mark.parametrize("method", list(Method))
-def test_every_trust_method_has_a_name(write: Callable[[str], Path], method: Method) -> None:
-    """Those of the contract, all of them."""
+def test_every_trust_method_can_be_configured(write: Callable[[str], Path], method: Method) -> None:
+    """Every trust method is accepted by its name."""
     text = f'[ssh]\nkey = "KEYFILE"\n[[source]]\nname = "o"\ntype = "static"\ntrust = ["{method}"]\n'
 
     assert load(write(text)).source[0].trust == [method]
 
 
 @pytest.mark.parametrize("trust", ['["guess"]', "[]", '"console"', "[1]"])
-def test_a_trust_method_that_does_not_exist_is_a_mistake(problems: Callable[[str], list[str]], trust: str) -> None:
-    """Nothing is believed by accident."""
+def test_an_unknown_trust_method_is_refused(problems: Callable[[str], list[str]], trust: str) -> None:
+    """A value of `trust` that is not a list of methods is refused."""
     (told,) = problems(f'[[source]]\nname = "o"\ntype = "static"\ntrust = {trust}')
 
     assert told.startswith("source[0].trust")
 
 
 def test_no_chacha_unless_it_is_configured(write: Callable[[str], Path]) -> None:
-    """And then in the order that is written."""
+    """ChaCha20 is not offered by default, and a configured list keeps its order."""
     usual = load(write('[ssh]\nkey = "KEYFILE"\n')).ssh.ciphers
     assert usual[:2] == ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
     assert not any("chacha" in name for name in usual)
@@ -394,17 +394,17 @@ def test_no_chacha_unless_it_is_configured(write: Callable[[str], Path]) -> None
 
 
 @pytest.mark.parametrize("ciphers", ['["3des-cbc"]', "[]", '"aes128-ctr"', "[1]"])
-def test_a_cipher_that_is_not_offered_is_a_mistake(problems: Callable[[str], list[str]], ciphers: str) -> None:
-    """A weak one cannot come back by a typo, and an empty list is none."""
+def test_an_unsupported_cipher_is_refused(problems: Callable[[str], list[str]], ciphers: str) -> None:
+    """A weak cipher, an empty list and a value that is not a list are refused."""
     (told,) = problems(f'[ssh]\nkey = "KEYFILE"\nciphers = {ciphers}')
 
     assert told.startswith("ssh.ciphers")
 
 
-def test_a_plug_in_that_cannot_be_loaded_is_told_in_its_place(
+def test_a_plug_in_that_cannot_be_loaded_is_a_problem(
     problems: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken plug-in is a mistake of the installation, not a crash."""
+    """A plug-in that fails to load is a problem of its source, not a crash."""
 
     class Broken:
         def load(self) -> None:
@@ -418,14 +418,14 @@ def test_a_plug_in_that_cannot_be_loaded_is_told_in_its_place(
 
 
 def test_a_source_type_can_be_looked_up() -> None:
-    """By the name in the file."""
+    """A source type is found by its name, and an unknown name yields None."""
     assert source_type("static") is not None
     assert source_type("gcp") is None
 
 
 @pytest.mark.parametrize("text", ["source = 3", "source = [1]", "source = {}", "controller = 3", "forward = {}"])
-def test_what_should_be_a_table_and_is_none_is_a_mistake(problems: Callable[[str], list[str]], text: str) -> None:
-    """Told with its place as all the rest."""
+def test_a_value_instead_of_a_table_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+    """A value in the place of a table is a problem with its place."""
     (told,) = problems(text)
 
     assert told.startswith(text.split(" ", maxsplit=1)[0])
@@ -441,8 +441,8 @@ def test_what_should_be_a_table_and_is_none_is_a_mistake(problems: Callable[[str
     ],
     ids=["half a table", "no UTF-8", "huge number", "deeply nested"],
 )
-def test_a_file_that_is_no_toml_is_told_as_that(tmp_path: Path, content: bytes, why: str) -> None:
-    """No trace, one line."""
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
+    """A file that is not TOML is one problem with the reason, without a traceback."""
     file = tmp_path / "x.toml"
     file.write_bytes(content)
 
@@ -450,20 +450,20 @@ def test_a_file_that_is_no_toml_is_told_as_that(tmp_path: Path, content: bytes, 
         load(file)
 
 
-def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
-    """`tunnelmgr init` writes it."""
+def test_a_missing_file_is_answered_with_init(tmp_path: Path) -> None:
+    """The error for a missing file names the command that writes one."""
     with pytest.raises(ConfigError, match="no such file; `tunnelmgr init` writes one"):
         load(tmp_path / "none.toml")
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    """It cannot be read, and that is told."""
+def test_a_folder_is_not_a_configuration(tmp_path: Path) -> None:
+    """A folder in the place of the file is refused."""
     with pytest.raises(ConfigError, match="cannot read the file"):
         load(tmp_path)
 
 
-def test_a_key_path_that_the_system_cannot_even_look_at_is_told(problems: Callable[[str], list[str]]) -> None:
-    """A name that is too long, a folder that is closed to us: a mistake like any other."""
+def test_a_key_path_that_cannot_be_accessed_is_a_problem(problems: Callable[[str], list[str]]) -> None:
+    """A path that is too long or not accessible is a problem like any other."""
     (told,) = problems(f'[ssh]\nkey = "/{"x" * 5000}"')
 
     assert told.endswith("File name too long")
@@ -471,14 +471,14 @@ def test_a_key_path_that_the_system_cannot_even_look_at_is_told(problems: Callab
 
 @pytest.mark.parametrize("path", ['"relative/key"', '""', "3", '"/nul\\u0000"'])
 def test_paths_are_absolute(problems: Callable[[str], list[str]], path: str) -> None:
-    """A daemon has no folder of its own."""
+    """A relative path is refused, because a daemon has no working folder of its own."""
     assert problems(f"[ssh]\nkey = {path}") == [
         f"ssh.key: write an absolute path, not {tomllib.loads(f'x = {path}')['x']!r}"
     ]
 
 
-def test_metrics_beyond_loopback_have_to_be_meant(write: Callable[[str], Path]) -> None:
-    """Two keys say so."""
+def test_metrics_beyond_loopback_need_a_second_key(write: Callable[[str], Path]) -> None:
+    """Metrics beyond loopback are accepted only together with metrics_public."""
     text = '[controller]\nmetrics = "10.0.0.1:9750"\nmetrics_public = true\n[ssh]\nkey = "KEYFILE"\n'
 
     assert load(write(text)).controller.metrics == Endpoint("10.0.0.1", 9750)
@@ -489,7 +489,7 @@ def test_metrics_beyond_loopback_have_to_be_meant(write: Callable[[str], Path]) 
     [("500ms", 0.5), ("15s", 15.0), ("1.5s", 1.5), ("2m", 120.0), ("1h", 3600.0), ("1d", 86400.0)],
 )
 def test_durations_have_a_unit(write: Callable[[str], Path], written: str, seconds: float) -> None:
-    """A bare number could be anything."""
+    """A duration is a number with a unit."""
     config = load(write(f'[controller]\ndrain = "{written}"\n[ssh]\nkey = "KEYFILE"\n'))
 
     assert config.controller.drain == pytest.approx(seconds)
@@ -498,8 +498,8 @@ def test_durations_have_a_unit(write: Callable[[str], Path], written: str, secon
 @pytest.mark.parametrize(
     "written", ['"15"', "15", '"-1s"', '"1w"', '"9999999999999999d"', '"inf s"', '"2d"', '"\u0661s"']
 )
-def test_a_duration_that_is_none_is_a_mistake(problems: Callable[[str], list[str]], written: str) -> None:
-    """Nor may it be absurd."""
+def test_an_invalid_duration_is_refused(problems: Callable[[str], list[str]], written: str) -> None:
+    """A number without a unit, a negative one and one beyond the limit are refused."""
     (told,) = problems(f"[controller]\ndrain = {written}")
 
     assert told.startswith("controller.drain: ")
@@ -546,8 +546,8 @@ documents = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(document=documents)
-def test_whatever_the_file_holds_it_is_read_or_refused_with_places(document: dict[str, object]) -> None:
-    """Nothing but a ConfigError comes out, and every problem in it says where."""
+def test_any_document_is_read_or_refused_with_places(document: dict[str, object]) -> None:
+    """Random documents raise no other exception than ConfigError, and every problem has a place."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("tunnelmgr.config.load"), "_parse", lambda _: document)
         try:
@@ -560,8 +560,8 @@ def test_whatever_the_file_holds_it_is_read_or_refused_with_places(document: dic
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(content=st.binary(max_size=60) | st.text(alphabet='[]{}=."\n\\u0123aé', max_size=60).map(str.encode))
-def test_whatever_the_bytes_are_only_a_config_error_comes_out(tmp_path: Path, content: bytes) -> None:
-    """A file from anywhere is no reason for a trace."""
+def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
+    """Random bytes raise no other exception than ConfigError."""
     file = tmp_path / "x.toml"
     file.write_bytes(content)
 
@@ -573,7 +573,7 @@ def test_whatever_the_bytes_are_only_a_config_error_comes_out(tmp_path: Path, co
 
 
 def test_the_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the environment, then /etc."""
+    """The option goes before TUNNELMGR_CONFIG, which goes before the default file."""
     monkeypatch.setenv("TUNNELMGR_CONFIG", "/from/environment.toml")
 
     assert config_file(Path("/from/option.toml")) == Path("/from/option.toml")
@@ -581,8 +581,8 @@ def test_the_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_without_either_it_is_the_one_in_etc(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
-    """An empty variable is none."""
+def test_without_either_it_is_the_default_file(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    """An empty TUNNELMGR_CONFIG counts as unset."""
     monkeypatch.delenv("TUNNELMGR_CONFIG", raising=False)
     if value is not None:
         monkeypatch.setenv("TUNNELMGR_CONFIG", value)
@@ -595,45 +595,45 @@ def test_without_either_it_is_the_one_in_etc(monkeypatch: pytest.MonkeyPatch, va
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """Make a key file as it should be."""
+    """Make a private key file with safe permissions."""
     file = tmp_path / "key"
     file.touch(mode=0o600)
     return file
 
 
-def test_a_key_that_only_its_owner_can_read_is_good(key: Path) -> None:
-    """Nothing to say."""
+def test_a_key_that_only_its_owner_can_read_is_safe(key: Path) -> None:
+    """A private key that only its owner can read has no error."""
     assert private_key_file_error(key) is None
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o777])
-def test_a_key_that_others_can_touch_is_refused_with_the_cure(key: Path, mode: int) -> None:
-    """As ssh(1) does."""
+def test_a_key_that_others_can_access_is_refused(key: Path, mode: int) -> None:
+    """A private key that others can access is refused with the command that corrects it, as ssh(1) does."""
     key.chmod(mode)
 
     assert private_key_file_error(key) == f"{key} can be read by others (mode {mode:04o}); run `chmod 600 {key}`"
 
 
 def test_a_symlink_is_refused(key: Path) -> None:
-    """Whoever owns the link could change what it means."""
+    """The owner of a symlink could replace the key, so a symlink is refused."""
     link = key.with_name("link")
     link.symlink_to(key)
 
     assert private_key_file_error(link) == f"{link} is a symlink; name the file itself"
 
 
-def test_a_missing_key_is_told(tmp_path: Path) -> None:
-    """With the system's reason."""
+def test_a_missing_key_is_refused(tmp_path: Path) -> None:
+    """The error for a missing key has the reason of the system."""
     assert private_key_file_error(tmp_path / "none") == f"cannot read {tmp_path / 'none'}: No such file or directory"
 
 
-def test_a_folder_is_no_key(tmp_path: Path) -> None:
-    """Nor is a pipe or a device."""
+def test_a_folder_is_not_a_key(tmp_path: Path) -> None:
+    """A folder, a pipe or a device is refused."""
     assert private_key_file_error(tmp_path) == f"{tmp_path} is not a regular file"
 
 
-def test_a_foreign_key_is_refused(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its owner can change it; root's is good, for systemd hands credentials over like that."""
+def test_a_key_of_another_owner_is_refused(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key of another user is refused, because that user can change it; root's is accepted."""
     owner = os.stat(key).st_uid  # noqa: PTH116 - the owner as a number
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
 
@@ -644,21 +644,21 @@ def test_a_foreign_key_is_refused(key: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_key_of_another_user_is_refused(key: Path) -> None:
-    """The same, with a real owner."""
+    """A key that really belongs to another user is refused."""
     os.chown(key, 12345, 12345)
 
     assert private_key_file_error(key) == f"{key} belongs to uid 12345; `chown` it to the daemon's user"
 
 
-def test_a_key_that_we_may_not_read_is_told(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root's key, an ordinary daemon."""
+def test_a_key_that_cannot_be_read_is_refused(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that the daemon's user cannot read is refused with the user's id."""
     monkeypatch.setattr(os, "access", lambda *_: False)
 
     assert private_key_file_error(key) == f"cannot read {key}: permission denied for uid {os.geteuid()}"
 
 
 def test_the_rules_say_which_group_each_agent_is_in(write: Callable[[str], Path]) -> None:
-    """A source's group holds for all its agents but those that have their own entry."""
+    """A source's group is that of all its agents except those with a group of their own."""
     entry = 'name = "{}"\naddress = "192.0.2.7"\n'
     rules = load(
         write(
@@ -674,8 +674,8 @@ def test_the_rules_say_which_group_each_agent_is_in(write: Callable[[str], Path]
     assert group("one", source="gone") == "before"
 
 
-def test_the_groups_that_a_plug_in_names_besides_its_own_are_its_choice() -> None:
-    """Agents that it has put into one of them stay there when the configuration is read again."""
+def test_a_plug_in_can_assign_groups_itself() -> None:
+    """Agents that a plug-in assigned to one of its other groups stay there after a reload."""
 
     class Choosing(SourceConfig):
         def groups(self) -> set[str]:

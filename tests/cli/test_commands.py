@@ -371,12 +371,12 @@ def test_reload_prints_what_waits_for_the_next_start(run: Run, socket: Path, dae
 
 def test_reload_of_a_bad_file_is_2_with_every_problem(run: Run, socket: Path, daemon: FakeDaemon) -> None:
     """As if the command had read it itself."""
-    daemon.bad = ConfigError(["source[0].poll: missing", "ssh.key: there is no file"], file="tunnelmgr.toml")
+    daemon.bad = ConfigError(["source[0].poll: missing", "ssh.key: no such file"], file="tunnelmgr.toml")
     result = run("reload", "--socket", socket)
 
     assert result.exit_code == 2
     assert "error: tunnelmgr.toml: source[0].poll: missing" in result.stderr
-    assert "error: tunnelmgr.toml: ssh.key: there is no file" in result.stderr
+    assert "error: tunnelmgr.toml: ssh.key: no such file" in result.stderr
 
 
 def test_json_on_a_terminal_steers_it_no_more_than_a_table_does(run: Run, socket: Path, daemon: FakeDaemon) -> None:

@@ -1,4 +1,4 @@
-"""What `check` finds before a start; each finding names what to do."""
+"""The checks before a start; a failed one says what to do."""
 
 import asyncio
 import os
@@ -23,14 +23,14 @@ AGENT = Agent(AgentId("ec2:i-1"), "1", "cloud", "ci", "one", ("192.0.2.7",), 22)
 
 
 def named(findings: list[Finding], name: str) -> Finding:
-    """Return the one finding of this name."""
+    """Return the only finding of this name."""
     (found,) = [finding for finding in findings if finding.check == name]
     return found
 
 
 @dataclass
 class Cloud:
-    """A source that answers as the test says, and can read consoles, or lacks the right to."""
+    """A source that answers as the test wants, and can read consoles or lacks the permission."""
 
     config: SourceConfig
     snapshot: Snapshot | DiscoveryError
@@ -53,7 +53,7 @@ class Cloud:
 
 
 def with_cloud(site: Site, monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> Config:
-    """Return the site's configuration with this source in place of its own."""
+    """Return the site's configuration with this source instead of its own."""
     monkeypatch.setattr(checks, "build", lambda _config: cloud)
     return load(site.file).model_copy(update={"source": [cloud.config]})
 
@@ -64,8 +64,8 @@ CLOUD = SourceConfig(name="cloud", type="ec2", trust=[Method.CONSOLE])
 # --- the whole ---
 
 
-async def test_a_site_where_all_is_well_has_no_failure(site: Site) -> None:
-    """Everything was looked at, and is named."""
+async def test_a_healthy_site_has_no_failure(site: Site) -> None:
+    """Every check of a healthy site is listed, and none has failed."""
     findings = await check(load(site.file))
 
     assert {finding.result for finding in findings} <= {"ok", "note"}
@@ -78,14 +78,14 @@ async def test_a_site_where_all_is_well_has_no_failure(site: Site) -> None:
 @pytest.mark.parametrize(
     ("path", "result", "message"),
     [
-        (FastPath(active=True), "ok", "on: bulk data goes past asyncssh"),
+        (FastPath(active=True), "ok", "on: bulk data bypasses asyncssh"),
         (FastPath(active=False, reason="asyncssh 3.0 is not proved"), "note", "off: asyncssh 3.0 is not proved; "),
     ],
 )
-async def test_whether_the_fast_path_is_on_is_found(
+async def test_the_fast_path_is_reported(
     site: Site, monkeypatch: pytest.MonkeyPatch, path: FastPath, result: str, message: str
 ) -> None:
-    """Being off is no failure, and not hidden."""
+    """A fast path that is off is a note with the reason, not a failure."""
     monkeypatch.setattr(checks, "fast_path_status", lambda: path)
 
     found = named(await check(load(site.file)), "fast path")
@@ -98,15 +98,15 @@ async def test_whether_the_fast_path_is_on_is_found(
 
 
 async def test_a_key_that_others_can_read_fails(site: Site) -> None:
-    """As ssh(1) would refuse it."""
+    """A private key that others can read fails, as ssh(1) would refuse it."""
     os.chmod(site.folder / "id_ed25519", 0o640)  # noqa: PTH101 - a mistake on purpose
 
     found = named(await check(load(site.file)), "ssh key")
     assert (found.result, "chmod 600" in found.message) == ("failed", True)
 
 
-async def test_a_file_that_is_no_key_fails(site: Site) -> None:
-    """And is named."""
+async def test_a_file_that_is_not_a_key_fails(site: Site) -> None:
+    """`check` names the file that is not a private key."""
     (site.folder / "id_ed25519").write_text("no key")
 
     found = named(await check(load(site.file)), "ssh key")
@@ -114,8 +114,8 @@ async def test_a_file_that_is_no_key_fails(site: Site) -> None:
     assert "id_ed25519" in found.message
 
 
-async def test_a_place_that_cannot_be_written_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the user who asks; root may write anywhere, so the kernel's answer is given here."""
+async def test_a_path_that_cannot_be_written_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` reports paths that its user cannot write; root can write everywhere, so `os.access` is replaced here."""
     monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != site.folder)
 
     findings = await check(load(site.file))
@@ -127,8 +127,8 @@ async def test_a_place_that_cannot_be_written_fails(site: Site, monkeypatch: pyt
 # --- the registry ---
 
 
-async def test_a_registry_that_is_away_fails(site: Site) -> None:
-    """And nothing is said of where it listens."""
+async def test_an_unreachable_registry_fails(site: Site) -> None:
+    """A registry that does not answer fails, and its exposure is not checked."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     site.registry = replace(site.registry, port=port)
@@ -159,8 +159,8 @@ async def test_a_registry_that_asks_for_a_password_fails_and_its_exposure_is_sti
     assert (exposed.result, "0.0.0.0" in exposed.message) == ("failed", True)  # noqa: S104
 
 
-async def test_a_registry_on_another_machine_is_no_loopback(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message speaks of the target, not of what listens here."""
+async def test_a_registry_on_another_machine_is_not_on_loopback(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that is not loopback fails, whatever listens on this machine."""
 
     async def well(_target: object) -> None:
         return None
@@ -173,8 +173,8 @@ async def test_a_registry_on_another_machine_is_no_loopback(site: Site, monkeypa
     assert f"{site.registry} is not loopback" in found.message
 
 
-async def test_a_registry_in_another_network_is_only_noted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers, and where it listens cannot be seen."""
+async def test_a_registry_in_another_network_is_a_note(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the registry's listener cannot be seen from here, its exposure is a note."""
     monkeypatch.setattr(checks, "is_loopback_only", lambda _target: None)
 
     assert named(await check(load(site.file)), "registry on loopback only").result == "note"
@@ -184,8 +184,8 @@ async def test_a_registry_in_another_network_is_only_noted(site: Site, monkeypat
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - what is to be found
-async def test_a_forward_that_this_machine_has_taken_already_fails(site: Site, host: str) -> None:
-    """Where an agent is this very machine, its sshd could not listen there."""
+async def test_a_listen_address_in_use_on_this_machine_fails(site: Site, host: str) -> None:
+    """If an agent is this machine, its sshd could not listen on a port that is in use here."""
     with socket.create_server((host, 0)) as taken:
         site.listen = replace(site.listen, port=taken.getsockname()[1])
         findings = await check(load(site.write()))
@@ -195,8 +195,8 @@ async def test_a_forward_that_this_machine_has_taken_already_fails(site: Site, h
     assert str(site.listen) in found.message
 
 
-async def test_a_port_that_is_taken_here_is_free_on_another_machine(site: Site) -> None:
-    """That it is the registry's own is the common case."""
+async def test_a_port_in_use_here_is_free_on_another_machine(site: Site) -> None:
+    """A forward on another machine may listen on the port that the registry has here."""
     text = site.file.read_text().replace(f'listen = ["{site.listen}"]', f'listen = ["{site.registry}"]')
     site.file.write_text(text.replace('address = "127.0.0.1"', 'address = "192.0.2.7"'))
 
@@ -207,7 +207,7 @@ async def test_a_port_that_is_taken_here_is_free_on_another_machine(site: Site) 
 
 
 async def test_a_source_that_gives_no_answer_fails_with_its_reason(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the others are still asked."""
+    """A source that does not answer fails with its reason, and the other sources are still checked."""
     reason = "eu-west-1: UnauthorizedOperation; allow ec2:DescribeInstances"
     cloud = Cloud(CLOUD, DiscoveryError("cloud", reason))
 
@@ -216,8 +216,8 @@ async def test_a_source_that_gives_no_answer_fails_with_its_reason(site: Site, m
     )
 
 
-async def test_a_source_that_answers_in_part_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what could not be asked."""
+async def test_a_partial_answer_of_a_source_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that answers in part fails with the part that failed."""
     cloud = Cloud(CLOUD, Snapshot(frozenset({AGENT}), failures=("eu-west-1: throttled",)))
 
     found = named(await check(with_cloud(site, monkeypatch, cloud)), "source cloud")
@@ -225,10 +225,10 @@ async def test_a_source_that_answers_in_part_fails(site: Site, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("lacking", "result"), [(None, "ok"), ("allow ec2:GetConsoleOutput", "failed")])
-async def test_the_permission_to_read_consoles_is_tried(
+async def test_the_permission_to_read_consoles_is_checked(
     site: Site, monkeypatch: pytest.MonkeyPatch, lacking: str | None, result: str
 ) -> None:
-    """On one agent; the missing permission is named."""
+    """The permission is checked with one agent's console, and a missing one is named."""
     cloud = Cloud(CLOUD, Snapshot(frozenset({AGENT})), lacking)
 
     found = named(await check(with_cloud(site, monkeypatch, cloud)), "trust of cloud")
@@ -236,24 +236,24 @@ async def test_the_permission_to_read_consoles_is_tried(
     assert (lacking or "can be read") in found.message
 
 
-async def test_tofu_is_noted_for_what_it_is(site: Site) -> None:
-    """It works, and is no proof."""
+async def test_tofu_is_noted(site: Site) -> None:
+    """`check` notes that tofu trusts the first key that it sees."""
     found = named(await check(load(site.file)), "trust of office")
 
     assert found.result == "note"
-    assert "first key" in found.message
+    assert "first host key" in found.message
 
 
 async def test_a_method_that_a_source_cannot_serve_is_noted(site: Site) -> None:
-    """A static agent has no console."""
+    """A trust method that a source cannot serve is a note, such as console for a static source."""
     site.trust = 'console", "tofu'
     messages = [finding.message for finding in await check(load(site.write())) if finding.check == "trust of office"]
 
-    assert any("console gives no evidence" in message for message in messages)
+    assert any("console has no evidence" in message for message in messages)
 
 
 async def test_a_pinned_agent_without_a_key_fails(site: Site) -> None:
-    """It would wait for ever; one with a key is well."""
+    """An agent that only a missing host_key could identify fails."""
     site.trust = "pinned"
     found = named(await check(load(site.write())), "trust of office")
     assert (found.result, "builder-1" in found.message) == ("failed", True)
@@ -265,8 +265,8 @@ async def test_a_pinned_agent_without_a_key_fails(site: Site) -> None:
 # --- the kernel ---
 
 
-async def test_what_the_kernel_does_not_grant_is_a_note(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slower is no failure."""
+async def test_a_missing_kernel_setting_is_a_note(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel setting that makes tunnels slower is a note, not a failure."""
     monkeypatch.setattr(checks, "missing_kernel_settings", lambda: iter(["small buffers: sysctl"]))
 
     assert named(await check(load(site.file)), "path to agents") == Finding(

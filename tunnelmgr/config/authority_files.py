@@ -8,14 +8,14 @@ from tunnelmgr.core.host_key import AUTHORITY_KEY_TYPES, parse_key
 
 @dataclass(frozen=True, slots=True)
 class PublicKeyFile:
-    """A file with a public key, and the key that was in it when it was read, as `type base64`."""
+    """A file with a public key, and the key that it contained when it was read, as `type base64`."""
 
     path: Path
     key: str
 
     @classmethod
     def read(cls, path: Path) -> "PublicKeyFile":
-        """Read the file; raises ValueError if it cannot be read or holds no public key."""
+        """Read the file; raises ValueError if it cannot be read or does not contain a public key."""
         text = _text(path)
         try:
             return cls(path, parse_key(text, AUTHORITY_KEY_TYPES))
@@ -32,7 +32,7 @@ class RevocationFile:
 
     @classmethod
     def read(cls, path: Path) -> "RevocationFile":
-        """Read the file, one entry a line, `#` before a remark; raises ValueError if it cannot be read."""
+        """Read the file, one entry on each line, `#` before a comment; raises ValueError if it cannot be read."""
         lines = (line.strip() for line in _text(path).splitlines())
         return cls(path, frozenset(line for line in lines if line and not line.startswith("#")))
 
@@ -43,4 +43,4 @@ def _text(path: Path) -> str:
     except OSError as denied:
         raise ValueError(f"cannot read {path}: {denied.strerror}") from denied
     except UnicodeDecodeError as odd:
-        raise ValueError(f"{path} is not text in UTF-8") from odd
+        raise ValueError(f"{path} is not UTF-8 text") from odd

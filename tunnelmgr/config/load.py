@@ -20,7 +20,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def config_file(option: Path | None) -> Path:
-    """Return the file to read: the option, else `TUNNELMGR_CONFIG`, else the one in /etc."""
+    """Return the file to read: the option, else `TUNNELMGR_CONFIG`, else the default file."""
     return option or Path(os.environ.get("TUNNELMGR_CONFIG") or DEFAULT_FILE)
 
 
@@ -135,7 +135,7 @@ def _cross_check(config: Config, sources: dict[int, SourceConfig], problems: lis
     for at, source in sources.items():
         problems += [
             f"source[{at}].{key}: used by source[{first[key, value]}] already; only one source may use it"
-            for key, value in source.alone().items()
+            for key, value in source.exclusive().items()
             if first.setdefault((key, value), at) != at
         ]
     minimum = config.rules().minimum

@@ -1,4 +1,4 @@
-"""The tables of the file, and the whole of it."""
+"""The tables of the configuration file."""
 
 import socket
 from pathlib import Path
@@ -39,7 +39,7 @@ Cipher = Literal[
     "aes192-ctr",
     "aes256-ctr",
 ]
-"""What may be configured; nothing weaker is known here."""
+"""The ciphers that can be configured; weaker ones are not supported."""
 CIPHERS: Final[tuple[Cipher, ...]] = (
     "aes128-gcm@openssh.com",
     "aes256-gcm@openssh.com",
@@ -64,14 +64,14 @@ class ControllerConfig(Section):
 
     @field_validator("metrics")
     @classmethod
-    def _meant(cls, metrics: Endpoint | None, before: ValidationInfo) -> Endpoint | None:
+    def _public_only_if_confirmed(cls, metrics: Endpoint | None, before: ValidationInfo) -> Endpoint | None:
         if metrics and not is_loopback(metrics.host) and not before.data.get("metrics_public"):
-            raise ValueError(f"{metrics} is not loopback; add metrics_public = true if that is meant")
+            raise ValueError(f"{metrics} is not loopback; add metrics_public = true if that is intended")
         return metrics
 
 
 class SshConfig(Section):
-    """`[ssh]`: how agents are dialled."""
+    """`[ssh]`: the connections to agents."""
 
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_.-]{0,31}$")] = "tunnel"
     key: PrivateKeyPath | None = None
@@ -85,17 +85,17 @@ class SshConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _usual_key(cls, table: object) -> object:
-        """Without a key and without an ssh-agent, it is the file that `init` writes."""
+    def _default_key(cls, table: object) -> object:
+        """Use the key that `init` writes if neither a key nor an ssh-agent is configured."""
         if isinstance(table, dict) and "key" not in table and "agent" not in table:
             return {**table, "key": str(DEFAULT_KEY)}
         return table
 
 
 class AuthorityConfig(Section):
-    """`[[authority]]`: whose host certificates are believed, in sources with `authority` in their trust.
+    """`[[authority]]`: a trusted certificate authority, for sources with `authority` in their trust.
 
-    Its files are read once, with the configuration, so that what was checked is what is used.
+    Its files are read once, with the configuration, so that the contents that were checked are the ones used.
     """
 
     name: Name
@@ -115,7 +115,7 @@ class AuthorityConfig(Section):
 
 
 class ForwardConfig(Section):
-    """`[[forward]]`: what listens on each agent, and where it leads here."""
+    """`[[forward]]`: the listeners on each agent, and their target on this side."""
 
     name: Name
     listen: Annotated[list[Loopback], Field(min_length=1)]
@@ -123,12 +123,12 @@ class ForwardConfig(Section):
     protocol: Literal["registry", "tcp"] = "registry"
 
     def forward(self) -> Forward:
-        """Return the core's form."""
+        """Return the forward as the core has it."""
         return Forward(self.name, tuple(self.listen), self.target, self.protocol)
 
 
 class GroupConfig(Section):
-    """`[[group]]`: what agents of a group may do."""
+    """`[[group]]`: what the agents of a group may do."""
 
     name: Name
     pull: NameGlobs | None = None
@@ -140,8 +140,8 @@ class GroupConfig(Section):
 
     def policy(self) -> GroupPolicy:
         """Return the compiled policy; a group without any grant may pull everything."""
-        silent = self.pull is None and not self.push and not self.delete
-        pull = ["**"] if silent else self.pull or []
+        no_grants = self.pull is None and not self.push and not self.delete
+        pull = ["**"] if no_grants else self.pull or []
         return GroupPolicy.build(
             self.name,
             pull=pull,
@@ -153,7 +153,7 @@ class GroupConfig(Section):
 
 
 class Config(Section):
-    """The whole file."""
+    """The configuration file."""
 
     controller: ControllerConfig = ControllerConfig()
     ssh: SshConfig
@@ -163,31 +163,33 @@ class Config(Section):
     source: list[SourceConfig] = []
 
     def forwards(self) -> tuple[Forward, ...]:
-        """Return the forwards of every agent; without any in the file, the registry on port 5000."""
+        """Return the forwards of every agent; if the file has none, the registry on port 5000."""
         if self.forward:
             return tuple(entry.forward() for entry in self.forward)
         listen = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
         return (Forward("registry", listen, Endpoint("127.0.0.1", 5000)),)
 
     def policies(self) -> dict[str, GroupPolicy]:
-        """Return each group's policy; a group that is only mentioned gets the default one."""
+        """Return the policy of each group; a group without a table of its own has the default policy."""
         named = {entry.name: entry.policy() for entry in self.group}
         mentioned = {group for source in self.source for group in source.groups()}
         return {**{group: GroupConfig(name=group).policy() for group in mentioned}, **named}
 
-    def believed(self, source: SourceConfig) -> list[AuthorityConfig]:
-        """Return the authorities that a source believes: those that it names, or all."""
+    def authorities_of(self, source: SourceConfig) -> list[AuthorityConfig]:
+        """Return the authorities that a source trusts: those that it names, or all."""
         return [entry for entry in self.authority if source.authorities is None or entry.name in source.authorities]
 
     def rules(self) -> Rules:
-        """Return what the core decides by."""
+        """Return the rules that the core follows."""
         return Rules(
             forwards=self.forwards(),
             trust={source.name: tuple(source.trust) for source in self.source},
             minimum={group.name: group.minimum_trust for group in self.group},
             groups={source.name: source.grouping() for source in self.source},
             authorities={
-                source.name: frozenset(f"{entry.key} {sorted(entry.revocations)}" for entry in self.believed(source))
+                source.name: frozenset(
+                    f"{entry.key} {sorted(entry.revocations)}" for entry in self.authorities_of(source)
+                )
                 for source in self.source
             },
         )

@@ -11,7 +11,7 @@ from tunnelmgr.core.snapshot import Snapshot
 
 
 class SourceConfig(Section):
-    """What every `[[source]]` has; a source type adds its own keys."""
+    """The keys of every `[[source]]`; a source type adds its own."""
 
     name: Name
     type: str
@@ -25,11 +25,11 @@ class SourceConfig(Section):
         return {self.group}
 
     def grouping(self) -> Grouping:
-        """Return how agents are put into groups; those that `groups` has besides `group` are the source's choice."""
+        """Return how agents are assigned to groups; the source itself assigns those of `groups` besides `group`."""
         return Grouping(self.group, chosen=frozenset(self.groups() - {self.group}))
 
-    def alone(self) -> dict[str, str]:
-        """Return the keys whose value no other source may have too."""
+    def exclusive(self) -> dict[str, str]:
+        """Return the keys with a value that only one source may have."""
         return {}
 
 
@@ -39,12 +39,12 @@ class AgentSource(Protocol):
     config: SourceConfig
 
     def discover(self) -> Snapshot:
-        """Return the agents there are now."""
+        """Return the agents that exist now."""
         ...
 
 
 class SourceType(Protocol):
-    """What an entry point of `tunnelmgr.sources` names."""
+    """The object that an entry point of `tunnelmgr.sources` names."""
 
     Config: type[SourceConfig]
 
@@ -59,6 +59,6 @@ def plugins() -> dict[str, EntryPoint]:
 
 
 def source_type(name: str) -> SourceType | None:
-    """Return the class behind a source type, None where no plug-in has that name."""
+    """Return the class of a source type, None if no plug-in has that name."""
     found = plugins().get(name)
     return None if found is None else found.load()

@@ -1,4 +1,4 @@
-"""The kinds of values that the file has, each with an error that says what to write instead."""
+"""The types of values in the file, each with an error that says what to write instead."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
 
 CREDENTIAL = "credential:"
-"""What a key begins with that systemd hands over: `credential:NAME` (systemd.exec(5), LoadCredential=)."""
+"""The prefix of a key that systemd passes as a credential: `credential:NAME` (systemd.exec(5), LoadCredential=)."""
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -38,10 +38,10 @@ def _endpoint(value: object) -> Endpoint:
     try:
         host = str(ip_address(match[1] or match[2]))
     except ValueError as odd:
-        raise ValueError(f"{match[1] or match[2]} is no IP address") from odd
+        raise ValueError(f"{match[1] or match[2]} is not an IP address") from odd
     port = int(match[3])
     if not 1 <= port <= 65535:  # noqa: PLR2004 - the range of TCP ports
-        # Port 0 would ask for any free port, and a listener like that matches every channel.
+        # Port 0 would request any free port, and such a listener matches every channel.
         raise ValueError("the port must be from 1 to 65535")
     return Endpoint(host, port)
 
@@ -66,21 +66,21 @@ def _existing(value: object) -> Path:
     try:
         path.stat()
     except FileNotFoundError as missing:
-        raise ValueError(f"there is no file {path}") from missing
+        raise ValueError(f"no such file: {path}") from missing
     except OSError as denied:
-        raise ValueError(f"cannot look at {path}: {denied.strerror}") from denied
+        raise ValueError(f"cannot access {path}: {denied.strerror}") from denied
     return path
 
 
 def state_url(value: object) -> str:
-    """Return a state URL, or raise ValueError."""
+    """Return a valid URL of a state database; raises ValueError for any other value."""
     if not isinstance(value, str) or not re.fullmatch(r"sqlite:////[^\0]+", value):
         raise ValueError('write "sqlite:////absolute/path"')
     return value
 
 
 def _globs_checked(check: Callable[[str], None]) -> AfterValidator:
-    """Make a validator of patterns from the core's check."""
+    """Return a validator that applies one of the core's checks of patterns."""
 
     def checked(pattern: str) -> str:
         check(pattern)
@@ -93,7 +93,7 @@ def _key_file(value: object) -> Path:
     if isinstance(value, str) and value.startswith(CREDENTIAL):
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         if not folder:
-            raise ValueError("there are no systemd credentials here; LoadCredential= in the unit makes them")
+            raise ValueError("this process has no systemd credentials; add LoadCredential= to its unit")
         return _existing(f"{folder}/{value.removeprefix(CREDENTIAL)}")
     return _existing(value)
 
@@ -121,6 +121,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class Section(BaseModel):
-    """A table of the file: unknown keys are errors."""
+    """A table of the file; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)

@@ -1,4 +1,4 @@
-"""What `tunnelmgr check` looks at before the daemon starts; each finding names what to do."""
+"""The checks of `tunnelmgr check` before the daemon starts; a failed one says what to do."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ Result = Literal["ok", "failed", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
     result: Result
@@ -40,15 +40,15 @@ class Finding:
 
 @runtime_checkable
 class PermissionChecker(Protocol):
-    """A source that can tell which permission it lacks for reading consoles."""
+    """A source that can check its permission to read consoles."""
 
     def console_permission(self, agent: Agent) -> str | None:
-        """Return what is missing, None if nothing is; blocks."""
+        """Return which permission is missing, None if none is; blocks."""
         ...
 
 
 async def check(config: Config) -> list[Finding]:
-    """Look at everything that a start depends on."""
+    """Check everything that a start depends on."""
     findings = [*_keys(config), _place("state", _state_file(config)), _place("socket", config.controller.socket)]
     for forward in config.forwards():
         if forward.protocol == "registry":
@@ -85,12 +85,18 @@ def _keys(config: Config) -> list[Finding]:
         if key is not None
     ]
     if login.agent is not None:
-        found.append(Finding("ssh agent", "ok" if login.agent.is_socket() else "failed", str(login.agent)))
+        found.append(_ssh_agent(login.agent))
     return found
 
 
+def _ssh_agent(socket: Path) -> Finding:
+    if socket.is_socket():
+        return Finding("ssh agent", "ok", str(socket))
+    return Finding("ssh agent", "failed", f"{socket} is not a socket; start the ssh-agent, or correct ssh.agent")
+
+
 def _rotation(config: Config) -> list[Finding]:
-    """Tell which agents took the next key when they were last dialled, if a daemon runs that knows."""
+    """Report which agents accept the next key, by their last connection, if the daemon runs."""
     if config.ssh.next_key is None:
         return []
     try:
@@ -108,16 +114,22 @@ def _state_file(config: Config) -> Path:
 
 
 def _place(name: str, file: Path) -> Finding:
-    """Tell whether a file can be made where it should be."""
+    """Check that a file can be created at its path."""
     folder = file.parent
     if not folder.exists() and folder in MADE_BY_UNIT:
-        return Finding(name, "note", f"{folder} is not there yet; the systemd unit makes it")
+        return Finding(name, "note", f"{folder} does not exist yet; the systemd unit creates it")
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK | os.X_OK):
-        return Finding(name, "failed", f"{folder} cannot be written by uid {os.geteuid()}")
+        return Finding(
+            name,
+            "failed",
+            f"uid {os.geteuid()} cannot write to {folder}; run as the daemon's user, or change its owner",
+        )
     if file.exists() and not os.access(file, os.W_OK):
-        return Finding(name, "failed", f"{file} cannot be written by uid {os.geteuid()}")
+        return Finding(
+            name, "failed", f"uid {os.geteuid()} cannot write {file}; run as the daemon's user, or change its owner"
+        )
     return Finding(name, "ok", str(file))
 
 
@@ -149,9 +161,11 @@ def _exposure(target: Endpoint) -> str:
 def _fast_path() -> Finding:
     path = fast_path_status()
     if path.active:
-        return Finding("fast path", "ok", "on: bulk data goes past asyncssh")
+        return Finding("fast path", "ok", "on: bulk data bypasses asyncssh")
     return Finding(
-        "fast path", "note", f"off: {path.reason}; tunnels work, more slowly. Install what requirements.lock names"
+        "fast path",
+        "note",
+        f"off: {path.reason}; tunnels work but are slower. Install the versions in requirements.lock",
     )
 
 
@@ -171,7 +185,7 @@ def _count(agents: int) -> str:
 
 
 def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:
-    """Find agents on this very machine whose forward would take a port that is taken here."""
+    """Find agents on this machine whose forward would listen on a port that is in use here."""
     found = []
     for agent in snapshot.agents:
         if not any(address == "localhost" or is_loopback(address) for address in agent.addresses):
@@ -182,7 +196,7 @@ def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:
                 Finding(
                     "forward",
                     "failed",
-                    f"{agent.id} is this machine, where {endpoint} is taken already; choose another `listen`",
+                    f"{agent.id} is this machine, where {endpoint} is in use; choose another address for `listen`",
                 )
                 for endpoint in taken
             ]
@@ -190,13 +204,13 @@ def _collisions(config: Config, snapshot: Snapshot) -> list[Finding]:
 
 
 def _taken(endpoint: Endpoint) -> bool:
-    """Tell whether a listener here stands in the way, be it one for every address."""
+    """Return whether a listener on this address, or on every address, exists here."""
     return any(host == endpoint.host or ip_address(host).is_unspecified for host in listen_addresses(endpoint.port))
 
 
 def _trust(source: AgentSource, snapshot: Snapshot) -> Iterator[Finding]:
     name = f"trust of {source.config.name}"
-    served: dict[Method, Callable[[], bool]] = {
+    available: dict[Method, Callable[[], bool]] = {
         Method.AUTHORITY: lambda: True,
         Method.SEEDED: lambda: True,
         Method.LABEL: lambda: True,
@@ -205,14 +219,18 @@ def _trust(source: AgentSource, snapshot: Snapshot) -> Iterator[Finding]:
         Method.CONSOLE: lambda: isinstance(source, ConsoleReader),
     }
     for method in source.config.trust:
-        if not served.get(method, lambda: False)():
-            yield Finding(name, "note", f"{method} gives no evidence for this source")
+        if not available.get(method, lambda: False)():
+            yield Finding(name, "note", f"{method} has no evidence for this source; remove it from `trust`")
     if Method.TOFU in source.config.trust:
-        yield Finding(name, "note", "tofu believes the first key it sees: whoever answers first is the agent")
+        yield Finding(name, "note", "tofu trusts the first host key that it sees, whichever machine presents it")
     if isinstance(source.config, PinsKeys) and source.config.trust == [Method.PINNED]:
         bare = [agent.name for agent in snapshot.agents if agent.id not in source.config.pinned_keys()]
         if bare:
-            yield Finding(name, "failed", f"no host_key for {', '.join(sorted(bare))}: they will never be dialled")
+            yield Finding(
+                name,
+                "failed",
+                f"no host_key for {', '.join(sorted(bare))}, so no tunnel; add host_key to each [[source.agent]]",
+            )
     if Method.CONSOLE in source.config.trust and isinstance(source, PermissionChecker) and snapshot.agents:
         lacking = source.console_permission(min(snapshot.agents, key=lambda agent: agent.id))
         yield Finding(name, "failed" if lacking else "ok", lacking or "consoles can be read")

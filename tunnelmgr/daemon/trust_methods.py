@@ -1,4 +1,4 @@
-"""Which trust methods each source can serve, made from the configuration."""
+"""The trust methods that each source can serve, made from the configuration."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ class ConsoleReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrustInputs:
-    """The ways to find out that the methods rest on.
+    """The lookups that the trust methods use.
 
-    `key` and `certificate` ask an agent what it shows, without offering anything; `seed` inputs one up. `clock` is
-    the wall clock, by which certificates are valid.
+    `key` and `certificate` request what an agent presents, without offering a credential; `seed` finds a stored seed.
+    `clock` is the wall clock, by which certificates are valid.
     """
 
     key: Callable[[Agent], Awaitable[str]]
@@ -59,7 +59,8 @@ def methods_of(prepared: PreparedSource, config: Config, inputs: TrustInputs) ->
 
 
 def authorities(source: SourceConfig, config: Config) -> list[Authority]:
-    """Return the authorities that a source believes."""
+    """Return the authorities that a source trusts."""
     return [
-        Authority(entry.name, entry.key, entry.revocations, entry.max_validity) for entry in config.believed(source)
+        Authority(entry.name, entry.key, entry.revocations, entry.max_validity)
+        for entry in config.authorities_of(source)
     ]

@@ -67,7 +67,7 @@ class Ec2Config(SourceConfig):
     endpoint_url: Url | None = None
     events_queue: Url | None = None
 
-    def alone(self) -> dict[str, str]:
+    def exclusive(self) -> dict[str, str]:
         """Return the queue: each of its messages reaches one reader only."""
         return {} if self.events_queue is None else {"events_queue": self.events_queue}
 
