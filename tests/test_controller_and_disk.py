@@ -168,7 +168,7 @@ async def test_a_stop_does_not_wait_for_a_disk_that_hangs(slow: Slow, monkeypatc
             await slow.until_done("close cloud:a DRAIN")
             slow.tell(TunnelEnded(A.id, 1, None))
 
-    assert "state not written before the end: the disk does not answer" in [entry["event"] for entry in logs]
+    assert "state write abandoned" in [entry["event"] for entry in logs]
     proved = slow.on_disk()[A.id].proved
     assert proved is not None
     assert proved.keys == (KEY,)

@@ -1,9 +1,9 @@
-"""The one loop that owns all state: take what happened, evolve the world, plan, act, have written down what changed.
+"""The one loop that owns all state: take the events, evolve the world, plan, act, and have the changes written.
 
-The loop never waits for the disk. While the store writes, events are taken in and tunnels are closed and opened; only
-an agent whose evidence has not been written yet is not dialled, so that no key is trusted for the first time before
-that is on disk. Openings and searches are begun a few at a time: of a fleet that comes at once, the first tunnel does
-not wait until the last agent is planned for, logged and written down.
+The loop never waits for the disk. While the store writes, it takes events, and closes and opens tunnels. Only an agent
+whose evidence is not written yet has to wait, so that no key is trusted for the first time before that is on disk.
+Each turn begins a few openings and searches only: if a whole fleet appears at once, the first tunnel does not wait
+until the last agent is planned for, logged and written.
 """
 
 import asyncio
@@ -45,21 +45,21 @@ from tunnelmgr.store.writer import StateWriter, WritableStore
 
 log = structlog.get_logger(__name__)
 
-FEW, PART = 16, 1 / 32
-"""Tunnels opened and keys asked for in one turn of the loop: so many, or such a part of those that are due."""
-BREATHER = 0.1
-"""Seconds that the next few wait, so that those already begun go on meanwhile."""
-LULL = 1.0
-"""Seconds that probes of standing tunnels wait for company."""
-GATHER = 0.05
-"""Seconds for which reports of progress wait for others while the store writes: each turn looks at every agent."""
-REST = 3.0
-"""How many times as long as the last turn took the ends of tunnels and retries wait for others: agents that fail again
-and again then take at most a quarter of the loop's time for turns, whatever the fleet's size."""
-QUIET = frozenset({Phase.AWAITING_IDENTITY, Phase.CONNECTING, Phase.DOWN})
-"""The phases that an agent goes through again and again while it fails."""
+MIN_OPENINGS, OPENINGS_SHARE = 16, 1 / 32
+"""Openings and searches begun in one turn of the loop: the larger of this number and this share of those due."""
+OPENINGS_INTERVAL = 0.1
+"""Seconds until the next openings and searches, in which those already begun can proceed."""
+PROBE_BATCHING = 1.0
+"""Seconds for which probes of tunnels that are up are collected: each turn examines every agent."""
+REPORT_BATCHING = 0.05
+"""Seconds for which reports of progress are collected while the store writes."""
+BATCHING_FACTOR = 3.0
+"""How many times the duration of the last turn the ends of tunnels, and retries, are collected for: agents that fail
+repeatedly then cause turns for at most a quarter of the loop's time, whatever the fleet's size."""
+RETRY_PHASES = frozenset({Phase.AWAITING_IDENTITY, Phase.CONNECTING, Phase.DOWN})
+"""The phases that an agent passes through repeatedly while it fails."""
 PROGRESS = (EvidenceFound, EvidenceAbsent, KeyExamined, TunnelDialled, TunnelBound, TunnelProbed, TunnelEnded)
-"""Reports of what the controller has begun itself; all other events are taken in at once."""
+"""Reports of what the controller has begun itself; the loop takes all other events at once."""
 
 
 class Tunnels(Protocol):
@@ -118,7 +118,7 @@ class Performers:
 
 
 class Clock:
-    """Seconds since the epoch that never jump: the wall clock at the start, carried on by the monotonic one."""
+    """Seconds since the epoch that never jump: the wall clock at the start, continued by the monotonic one."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
@@ -129,10 +129,55 @@ class Clock:
 
 
 @dataclass(slots=True)
+class Inbox:
+    """Events that wait for the loop, and what the loop waits for."""
+
+    _events: list[Event] = field(default_factory=list)
+    _any: asyncio.Event = field(default_factory=asyncio.Event)
+    _notable: asyncio.Event = field(default_factory=asyncio.Event)
+    _urgent: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, event: Event, *, routine: bool, urgent: bool) -> None:
+        """Add an event; a routine one starts no turn for `PROBE_BATCHING` seconds, an urgent one ends all waiting."""
+        self._events.append(event)
+        self._any.set()
+        if not routine:
+            self._notable.set()
+        if urgent:
+            self._urgent.set()
+
+    def interrupt(self) -> None:
+        """End the wait for events that could be taken together with those already here."""
+        self._urgent.set()
+
+    def wake(self) -> None:
+        """Start a turn without an event."""
+        self._notable.set()
+        self._any.set()
+
+    async def wait(self, batching: Callable[[], float]) -> None:
+        """Wait for a reason to start a turn; `batching` returns for how many seconds to collect further events."""
+        await self._any.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PROBE_BATCHING):
+                await self._notable.wait()
+            async with asyncio.timeout(batching()):
+                await self._urgent.wait()
+
+    def take(self) -> list[Event]:
+        """Return the events so far, in order, and begin to collect the next."""
+        events, self._events = self._events, []
+        for flag in (self._any, self._notable, self._urgent):
+            flag.clear()
+        return events
+
+
+@dataclass(slots=True)
 class Controller:
     """Owns the world. Others put events in by `report`, and read `world`, which is always whole.
 
     What performs its actions, and what listens to the histories, is given to `run`: both need the controller.
+    `_behind` says that a part of the plan waits for the next turn, `_held` that a part of it waits for the store.
     """
 
     world: World
@@ -141,11 +186,8 @@ class Controller:
     _history: HistoryListener = field(default_factory=NoHistoryListener)
     _behind: bool = False
     _held: bool = False
-    _took: float = 0.0
-    _inbox: list[Event] = field(default_factory=list)
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
-    _lively: asyncio.Event = field(default_factory=asyncio.Event)
-    _urgent: asyncio.Event = field(default_factory=asyncio.Event)
+    _turn_seconds: float = 0.0
+    _inbox: Inbox = field(default_factory=Inbox)
     _writer: StateWriter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -157,13 +199,8 @@ class Controller:
         return self._writer.error
 
     def report(self, event: Event) -> None:
-        """Tell the loop what happened; it is taken up in order."""
-        self._inbox.append(event)
-        self._news.set()
-        if not self._is_routine(event):
-            self._lively.set()
-        if not self._can_wait(event):
-            self._urgent.set()
+        """Queue an event for the loop, which takes events in order."""
+        self._inbox.put(event, routine=self._is_routine(event), urgent=not self._can_wait(event))
 
     async def run(self, performers: Performers, history: HistoryListener) -> None:
         """Reconcile until a drain is complete."""
@@ -171,7 +208,7 @@ class Controller:
         self._writer.start(self.world)
         try:
             async with asyncio.TaskGroup() as tasks:
-                while not (self.world.draining and not _standing(self.world)):
+                while not (self.world.draining and not _has_workers(self.world)):
                     self._turn(await self._events(), performers, tasks)
                 await self._writer.finish(self.world)
         finally:
@@ -179,61 +216,54 @@ class Controller:
 
     def _turn(self, events: list[Event], performers: Performers, tasks: asyncio.TaskGroup) -> None:
         began = time.perf_counter()
-        self._take(events)
+        self._apply(events)
         self._reconcile(performers, tasks)
-        self._took = time.perf_counter() - began
+        self._turn_seconds = time.perf_counter() - began
 
     async def _events(self) -> list[Event]:
-        """Wait for something to do and return all that has happened until then."""
+        """Wait for something to do and return the events until then."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience()):
-                await self._news.wait()
-                await self._gather()
-        events, self._inbox = self._inbox, []
-        for flag in (self._news, self._lively, self._urgent):
-            flag.clear()
-        return events
-
-    async def _gather(self) -> None:
-        """Wait for events that can be taken in together, because each turn looks at every agent."""
-        async with asyncio.timeout(LULL):
-            await self._lively.wait()
-        async with asyncio.timeout(GATHER if self._writer.busy else self._rest()):
-            await self._urgent.wait()
+            async with asyncio.timeout(self._next_turn_in()):
+                await self._inbox.wait(self._batching)
+        return self._inbox.take()
 
     def _can_wait(self, event: Event) -> bool:
-        """Tell whether an event may be taken in together with those that follow; an end or a reload may not."""
+        """Tell whether the loop may collect further events before it takes this one."""
         return isinstance(event, PROGRESS if self._writer.busy else (TunnelEnded, TunnelProbed))
 
-    def _rest(self) -> float:
-        """Return the seconds that ends of tunnels and retries wait after a turn."""
-        return min(GATHER, REST * self._took)
+    def _batching(self) -> float:
+        """Return for how many seconds to collect events that can wait."""
+        return REPORT_BATCHING if self._writer.busy else self._retry_batching()
+
+    def _retry_batching(self) -> float:
+        """Return for how many seconds to collect ends of tunnels and retries."""
+        return min(REPORT_BATCHING, BATCHING_FACTOR * self._turn_seconds)
 
     def _written(self) -> None:
-        """Take note that a write is over: what waited for it may go on, and one that failed is tried again later."""
-        self._urgent.set()
+        """Continue with what waited for a write that has ended, and try a failed one again later."""
+        self._inbox.interrupt()
         if self._held or self._writer.retry_in is not None or self._writer.is_behind(self.world):
-            self._lively.set()
-            self._news.set()
+            self._inbox.wake()
 
     def _is_routine(self, event: Event) -> bool:
-        """Tell whether an event is one more probe of a tunnel that is up, and so changes nothing but its figures."""
+        """Tell whether an event is another probe of a tunnel that is up, which changes only its figures."""
         if not isinstance(event, TunnelProbed):
             return False
         return isinstance(self.world.tunnels.get(event.agent), Up)
 
-    def _patience(self) -> float | None:
+    def _next_turn_in(self) -> float | None:
         """Return the seconds until something is due without an event; None if nothing is."""
         if self._behind:
-            return BREATHER
+            return OPENINGS_INTERVAL
         due = next_due(self.world)
-        # What is held for a write is due already, and must not wake the loop again and again.
-        waits = [] if due is None else [max(BREATHER if self._held else self._rest(), due - self.clock())]
+        # What waits for a write is due already, and must not wake the loop repeatedly.
+        shortest = OPENINGS_INTERVAL if self._held else self._retry_batching()
+        waits = [] if due is None else [max(shortest, due - self.clock())]
         if (retry := self._writer.retry_in) is not None:
             waits.append(retry)
         return min(waits, default=None)
 
-    def _take(self, events: list[Event]) -> None:
+    def _apply(self, events: list[Event]) -> None:
         before = self.world
         for event in events:
             self.world = evolve(self.world, event, self.clock())
@@ -244,9 +274,9 @@ class Controller:
         _log_phases(before, self.world)
         _log_missing(before, self.world)
         if before.records is not self.world.records:
-            for record, moment in new_entries(before, self.world):
-                if moment.is_news:
-                    self._history.history_grew(record, moment)
+            for record, entry in new_entries(before, self.world):
+                if entry.is_news:
+                    self._history.history_grew(record, entry)
 
     def _reconcile(self, performers: Performers, tasks: asyncio.TaskGroup) -> None:
         now = self.clock()
@@ -259,27 +289,27 @@ class Controller:
         self._writer.write(self.world, tasks)
 
     def _due(self, now: float) -> tuple[Action, ...]:
-        """Return what is to be done in this turn: all closings, and the first few of the rest that may begin."""
+        """Return the actions of this turn: all closings, and the first openings and searches that may begin."""
         planned = plan(self.world, now)
         actions = tuple(action for action in planned if self._may_begin(action))
         self._held = len(actions) < len(planned)
         closings = sum(isinstance(action, CloseTunnel) for action in actions)
-        few = max(FEW, int((len(actions) - closings) * PART))
-        self._behind = closings + few < len(actions)
-        return actions[: closings + few]
+        openings = max(MIN_OPENINGS, int((len(actions) - closings) * OPENINGS_SHARE))
+        self._behind = closings + openings < len(actions)
+        return actions[: closings + openings]
 
     def _may_begin(self, action: Action) -> bool:
-        """Tell whether an action need not wait for the store: only a first dial by new evidence does."""
+        """Tell whether an action need not wait for the store; only a first dial by new evidence has to."""
         return not isinstance(action, OpenTunnel) or self._writer.may_dial(self.world.records[action.agent])
 
 
-def _standing(world: World) -> bool:
-    """Tell whether any worker is still at it; a search for evidence is no reason to stay."""
+def _has_workers(world: World) -> bool:
+    """Tell whether any worker has not ended; a drain does not wait for searches."""
     return any(isinstance(status, Working) for status in world.tunnels.values())
 
 
 def _log_phases(before: World, after: World) -> None:
-    """Log one line for each agent whose phase changed; of failures that repeat, fewer and fewer."""
+    """Log one line for each agent whose phase changed; if failures repeat, only the 2nd, 4th, 8th and so on."""
     if before.tunnels is after.tunnels:
         return
     for id_, status in after.tunnels.items():
@@ -287,23 +317,23 @@ def _log_phases(before: World, after: World) -> None:
         if old is status or (old is not None and old.phase is status.phase):
             continue
         history = after.records[id_].history
-        if status.phase in QUIET and history and not history[-1].is_news:
+        if status.phase in RETRY_PHASES and history and not history[-1].is_news:
             continue
         _log_phase(id_, old.phase.value if old else None, after)
     for id_ in before.tunnels.keys() - after.tunnels.keys():
-        log.info("agent gone", agent=id_)
+        log.info("agent removed", agent=id_)
 
 
 def _log_missing(before: World, after: World) -> None:
-    """Log when agents begin to be missing from a source's listing, and when none is any more."""
+    """Log when a source's listing begins to lack agents, and when it is complete again."""
     if before.sources is after.sources:
         return
     for name, view in after.sources.items():
         was = before.sources.get(name, view).missing
         if view.missing and not was:
-            log.warning("listing lacks agents", source=name, missing=view.missing, error=view.error)
+            log.warning("listing incomplete", source=name, missing=view.missing, error=view.error)
         elif was and not view.missing:
-            log.info("listing lacks no agents", source=name)
+            log.info("listing complete", source=name)
 
 
 def _log_phase(id_: AgentId, was: str | None, world: World) -> None:
@@ -311,7 +341,7 @@ def _log_phase(id_: AgentId, was: str | None, world: World) -> None:
     facts = {"agent": id_, "phase": status.phase.value, "was": was}
     if status.error:
         facts |= {"code": status.error, "error": status.message}
-    if status.phase.value == "quarantined":
-        log.error("phase", **facts)
+    if status.phase is Phase.QUARANTINED:
+        log.error("phase changed", **facts)
     else:
-        log.info("phase", **facts)
+        log.info("phase changed", **facts)

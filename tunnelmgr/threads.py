@@ -1,8 +1,7 @@
-"""Blocking calls, in threads that nobody has to wait for.
+"""Blocking calls in daemon threads, which the end of the process does not wait for.
 
-A cloud that stalls holds its thread for as long as its client's timeouts and retries allow. Threads of an executor are
-joined when the process ends, so a stop would take that long too; these are daemon threads, which the end of the
-process does not wait for.
+A cloud that stalls blocks its thread for as long as its client's timeouts and retries allow. An executor's threads are
+joined when the process ends, so a stop would take that long too.
 """
 
 import asyncio
@@ -19,7 +18,7 @@ Item = TypeVar("Item")
 async def in_thread(function: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs) -> Answer:
     """Call `function` in a thread of its own and return its answer, or raise what it raised.
 
-    A cancelled wait leaves the thread to itself; its answer is dropped.
+    If the wait is cancelled, the thread goes on, and its answer is dropped.
     """
     answer, work = _prepared(lambda: function(*args, **kwargs))
     threading.Thread(target=work, name=f"blocking {getattr(function, '__name__', function)}", daemon=True).start()
@@ -27,7 +26,7 @@ async def in_thread(function: Callable[P, Answer], *args: P.args, **kwargs: P.kw
 
 
 class CallingThread:
-    """One thread that makes calls one after the other, for calls so frequent that a thread for each costs too much."""
+    """One thread that makes calls one after the other: for calls that are too frequent for a thread each."""
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -38,13 +37,13 @@ class CallingThread:
         self._thread.start()
 
     async def call(self, function: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs) -> Answer:
-        """Call `function` after the calls before, and return its answer or raise what it raised; see `in_thread`."""
+        """Call `function` after all earlier calls, and return its answer or raise what it raised; see `in_thread`."""
         answer, work = _prepared(lambda: function(*args, **kwargs))
         self._calls.put(work)
         return await answer
 
     def close(self) -> None:
-        """End the thread after the calls that were asked for; does not wait for them."""
+        """End the thread after the calls so far; does not wait for them."""
         self._calls.put(None)
 
     def _run(self) -> None:
@@ -70,7 +69,7 @@ def _prepared(function: Callable[[], Answer]) -> tuple[asyncio.Future[Answer], C
         error: BaseException | None = None
         try:
             value = function()
-        except BaseException as raised:  # noqa: BLE001 - it is raised again where it is awaited
+        except BaseException as raised:  # noqa: BLE001 - raised again in the task that awaits it
             error = raised
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, value, error)

@@ -87,7 +87,7 @@ def test_empty_listings_that_succeed_remove_no_agent(cloud_field: "CloudField") 
     assert source(cloud_field)["missing"] == 2
     assert "its listing lacks 2 of 2 agents: 2 were found by their ids" in source(cloud_field)["error"]
     assert cloud_field.controller.command("status").returncode == 1
-    assert "listing lacks agents" in cloud_field.controller.log()
+    assert "listing incomplete" in cloud_field.controller.log()
     assert lives(cloud_field, ids) == [1, 1]
     cloud_field.cloud.clear_faults()
     until(lambda: source(cloud_field)["ok"], "the source is ok again")

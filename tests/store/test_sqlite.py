@@ -207,7 +207,7 @@ def test_the_database_of_another_program_is_refused_and_left_alone(file: Path) -
         db.execute("CREATE TABLE theirs (x)")
     before = file.read_bytes()
 
-    with pytest.raises(SchemaError, match="is the database of another program"):
+    with pytest.raises(SchemaError, match="belongs to another program"):
         SqliteStore(file)
 
     assert file.read_bytes() == before
@@ -219,7 +219,7 @@ def test_the_database_of_a_program_with_an_id_is_refused(file: Path) -> None:
     with closing(sqlite3.connect(file)) as db:
         db.execute("PRAGMA application_id = 42")
 
-    with pytest.raises(SchemaError, match="is the database of another program"):
+    with pytest.raises(SchemaError, match="belongs to another program"):
         SqliteStore(file)
 
 
@@ -244,7 +244,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     """With the setting's name."""
     (tmp_path / "state").touch()
 
-    with pytest.raises(StoreError, match=r"`controller\.state` must be writable"):
+    with pytest.raises(StoreError, match=r"make the directory of controller\.state writable"):
         SqliteStore(tmp_path / "state" / "state.db")
 
 

@@ -1,26 +1,23 @@
-"""From `controller.state` to a store."""
+"""Opens the store that `controller.state` names."""
 
 from pathlib import Path
 from typing import Protocol
 
-from tunnelmgr.core.persistence import Changes, Memory
+from tunnelmgr.core.persistence import Memory
 from tunnelmgr.errors import StoreError
 from tunnelmgr.store.sqlite import SqliteStore
+from tunnelmgr.store.writer import WritableStore
 
 
-class Store(Protocol):
-    """Keeps records; every method blocks and raises StoreError."""
+class Store(WritableStore, Protocol):
+    """Keeps records and seeds; every method blocks and raises StoreError."""
 
     def load(self) -> Memory:
         """Return everything that was written."""
         ...
 
-    def write(self, changes: Changes) -> None:
-        """Write all of `changes` or nothing."""
-        ...
-
     def close(self) -> None:
-        """Let go of the state."""
+        """Release the state."""
         ...
 
 
@@ -28,5 +25,7 @@ def open_store(url: str) -> Store:
     """Open the store of a URL such as `sqlite:////var/lib/tunnelmgr/state.db`; raises StoreError."""
     scheme, _, path = url.partition("://")
     if scheme != "sqlite":
-        raise StoreError(f"controller.state: {scheme} is no store that is known here")
+        raise StoreError(
+            f"controller.state: unknown store {scheme!r}; write a URL such as sqlite:////var/lib/tunnelmgr/state.db"
+        )
     return SqliteStore(Path(path[1:] if path.startswith("//") else path.lstrip("/")))

@@ -1,7 +1,7 @@
 """The state in one SQLite file.
 
-WAL, so that kill -9 at any moment leaves the last whole transaction; a lock file beside it, so that there is one
-writer; numbered migrations, each in a transaction of its own with the version it makes.
+The journal is a WAL, so that the last whole transaction survives kill -9 at any time. A lock file beside it ensures
+one writer. Migrations are numbered; each is a transaction of its own, with the version that it leads to.
 https://www.sqlite.org/wal.html
 """
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 APPLICATION = 0x746E6C6D
-"""`tnlm`, in SQLite's application_id: tells our file from another's."""
+"""`tnlm`, in SQLite's application_id: distinguishes our file from those of other programs."""
 
 CHECKPOINT_PAGES = 64
-"""Pages of 4 KiB in the WAL after which they are moved into the database; SQLite's own default is 1000."""
+"""Pages of 4 KiB in the WAL after which SQLite moves them into the database; its default is 1000."""
 WAL_LIMIT = 512 * 1024
-"""Bytes to which the WAL is cut at the first write after a checkpoint; without a limit it stays as long as the longest
-transaction ever was (https://www.sqlite.org/pragma.html#pragma_journal_size_limit)."""
+"""Bytes to which SQLite truncates the WAL at the first write after a checkpoint; without a limit it stays as long as
+the longest transaction ever was (https://www.sqlite.org/pragma.html#pragma_journal_size_limit)."""
 CLOSE_PATIENCE = 1.0
 """Seconds that `close` waits for a call in another thread; SQLite must not be closed under it."""
 
@@ -62,7 +62,7 @@ FROM agent LEFT JOIN pin ON pin.agent = agent.id LEFT JOIN quarantine ON quarant
 
 
 class SqliteStore:
-    """Reads everything at the start and writes changes; blocks, so it is called through a thread."""
+    """Reads everything at the start and writes changes. It blocks, so it is called in a thread."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -91,7 +91,7 @@ class SqliteStore:
         self._guarded(lambda: self._write(changes))
 
     def close(self) -> None:
-        """Let go of the file, unless a call that hangs still uses it: then the end of the process does so."""
+        """Close the file; if a call that hangs still uses it, the end of the process closes it."""
         if self._use.acquire(timeout=CLOSE_PATIENCE):
             self._db.close()
             self._lock.close()
@@ -122,7 +122,7 @@ class SqliteStore:
                 record.first_seen,
                 record.changed,
                 int(record.present),
-                json.dumps([astuple(moment) for moment in record.history]),
+                json.dumps([astuple(entry) for entry in record.history]),
             ),
         )
         proof = record.proved
@@ -153,22 +153,26 @@ def _storable(text: str) -> str:
 
 
 def _locked(file: Path) -> IO[bytes]:
-    """Hold the lock for as long as the process lives; the kernel lets go of it at any kind of end."""
+    """Take the lock, which the kernel releases however the process ends."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = file.with_name(file.name + ".lock").open("ab")
     except OSError as failed:
-        raise StoreError(f"{file}: {failed.strerror}; `controller.state` must be writable") from failed
+        raise StoreError(
+            f"{file}: {failed.strerror}; make the directory of controller.state writable for the daemon's user"
+        ) from failed
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as taken:
         lock.close()
-        raise StoreError(f"{file}: another tunnelmgr uses this state") from taken
+        raise StoreError(
+            f"{file}: another tunnelmgr uses this state; stop it, or set controller.state to another file"
+        ) from taken
     return lock
 
 
 def _opened(file: Path) -> sqlite3.Connection:
-    # The file is ours alone: it tells who may pull what from where.
+    # Only we may read the file: it says which machine may pull what.
     os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
     db = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=5)
     try:
@@ -180,14 +184,18 @@ def _opened(file: Path) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection, file: Path) -> None:
-    """Make sure that the database is ours and of today's schema, and set how it is written."""
+    """Check that the database is ours, migrate it to the present schema, and set how SQLite writes it."""
     db.row_factory = sqlite3.Row
     ours, version = _pragma(db, "application_id"), _pragma(db, "user_version")
     known = sorted(entry.name for entry in files("tunnelmgr.store.migrations").iterdir() if entry.name.endswith(".sql"))
     if ours not in {0, APPLICATION} or (ours == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone()):
-        raise SchemaError(f"{file}: is the database of another program")
+        raise SchemaError(
+            f"{file}: belongs to another program (SQLite application_id); set controller.state to another file"
+        )
     if version > len(known):
-        raise SchemaError(f"{file}: was written by a newer tunnelmgr (schema {version}, known {len(known)})")
+        raise SchemaError(
+            f"{file}: was written by a newer tunnelmgr (schema {version}, known {len(known)}); upgrade tunnelmgr"
+        )
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA foreign_keys = ON")
     db.execute("PRAGMA synchronous = FULL")
@@ -248,7 +256,7 @@ def _record(row: sqlite3.Row) -> Record:
         proved=HostTrust(Method(row["method"]), tuple(json.loads(row["keys"])), row["detail"]) if pinned else None,
         possessed=tuple(json.loads(row["possessed"])) if pinned else (),
         quarantine=_quarantine(row) if row["code"] else None,
-        history=tuple(HistoryEntry(*moment) for moment in json.loads(row["history"])),
+        history=tuple(HistoryEntry(*entry) for entry in json.loads(row["history"])),
     )
 
 

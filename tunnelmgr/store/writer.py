@@ -1,10 +1,10 @@
-"""Writes what has changed in the world down beside the loop, which never waits for the disk.
+"""Writes what has changed in the world in a thread of its own, so that the loop never waits for the disk.
 
-    something changed ─▶ a write, in a thread ─▶ done   ─▶ what changed meanwhile is the next write
-                                              └▶ failed ─▶ tried again with the next change, or after a while
+    a change ─▶ a write, in the thread ─▶ done   ─▶ what changed meanwhile is the next write
+                                       └▶ failed ─▶ tried again with the next change, or after `RETRY` seconds
 
-At most one write is under way. Each is one transaction that holds the difference to the last one that succeeded, so a
-crash at any time leaves the world as some write began with it, and the next start goes on from there.
+At most one write is under way. Each is one transaction with the difference to the last one that succeeded. So after a
+crash at any time, the store holds the world as it was when some write began, and the next start continues from there.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from tunnelmgr.threads import CallingThread
 log = structlog.get_logger(__name__)
 
 RETRY: Final = 5.0
-"""Seconds between tries while the state cannot be written and nothing new has changed."""
+"""Seconds between tries while writes fail and nothing else has changed."""
 STALLED: Final = 5.0
-"""Seconds that one write may take before it is shown as a fault."""
+"""Seconds after which a write that has not ended is reported as an error."""
 LAST_WRITE: Final = 5.0
-"""Seconds that the end of the process waits for the last write."""
+"""Seconds that a stop waits for the last write."""
 
 
 class WritableStore(Protocol):
-    """What writes state down; blocks."""
+    """Writes state; blocks."""
 
     def write(self, changes: Changes) -> None:
         """Write all or nothing; raises StoreError."""
@@ -40,7 +40,7 @@ class WritableStore(Protocol):
 
 @dataclass(slots=True)
 class StateWriter:
-    """Knows what the store holds, and brings it up to date; `ended` is called when a write is over."""
+    """Knows what the store holds, and updates it; `ended` is called when a write has ended."""
 
     store: WritableStore
     ended: Callable[[], None]
@@ -74,7 +74,7 @@ class StateWriter:
         """Seconds until a write that failed is tried again; None if none has failed."""
         if self._failure is None or self.busy:
             return None
-        # Never zero: what failed may have become needless, and the loop would turn again and again.
+        # Never zero: if there is nothing left to write, zero would make the loop turn without a pause.
         return max(RETRY / 10, self._failed_at + RETRY - time.monotonic())
 
     def may_dial(self, record: Record) -> bool:
@@ -86,7 +86,7 @@ class StateWriter:
         return self._tried.records is not world.records or self._tried.seeds is not world.seeds
 
     def write(self, world: World, tasks: asyncio.TaskGroup) -> None:
-        """Begin to write what has changed, unless a write is under way or the same has just failed."""
+        """Begin to write what has changed, unless a write is under way or the same write has failed moments ago."""
         if self.busy:
             return
         due = changes(self._written, world)
@@ -95,7 +95,7 @@ class StateWriter:
             self._task = tasks.create_task(self._write(due, world), name="state write")
 
     async def finish(self, world: World) -> None:
-        """Write what is left; gives up after `LAST_WRITE` seconds, because a stop must not wait for a hung disk."""
+        """Write what is not written yet; gives up after `LAST_WRITE` seconds: a stop must not wait for a hung disk."""
         try:
             async with asyncio.timeout(LAST_WRITE):
                 if self._task is not None:
@@ -103,12 +103,12 @@ class StateWriter:
                 if due := changes(self._written, world):
                     await self._write(due, world)
         except TimeoutError:
-            log.error("state not written before the end: the disk does not answer")  # noqa: TRY400 - no trace needed
+            log.error("state write abandoned", reason="the disk does not answer")  # noqa: TRY400 - no trace needed
             if self._task is not None:
                 self._task.cancel()
 
     def close(self) -> None:
-        """End the thread; it is not waited for."""
+        """End the thread, without waiting for it."""
         self._thread.close()
 
     def _is_worthwhile(self, world: World) -> bool:
@@ -117,16 +117,16 @@ class StateWriter:
         return bool(changes(self._tried, world))
 
     async def _write(self, due: Changes, world: World) -> None:
-        """Write in a thread; a failure is kept, shown, and tried again. Waits as long as the disk takes."""
+        """Write in the thread; a failed write is reported and tried again. Waits as long as the disk takes."""
         try:
             await self._thread.call(self.store.write, due)
         except StoreError as failed:
             if self._failure is None:
-                log.error("state cannot be written; tunnels go on", error=str(failed))  # noqa: TRY400 - no trace needed
+                log.error("state write failed", error=str(failed))  # noqa: TRY400 - no trace needed
             self._failure, self._failed_at = str(failed), time.monotonic()
         else:
             if self._failure is not None:
-                log.info("state is written again")
+                log.info("state write recovered")
             self._failure = None
             self._written = world
         self._tried = world
