@@ -73,13 +73,13 @@ def slow(tmp_path: Path) -> Iterator[Slow]:
 async def test_a_stalled_write_delays_no_revocation(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that has ended is revoked in the very turn that takes its end in, while the write still hangs."""
     turns: list[int] = []
-    take = Controller._take
+    apply = Controller._apply
 
     def counted(self: Controller, events: list[Event]) -> None:
         turns.append(len(events))
-        take(self, events)
+        apply(self, events)
 
-    monkeypatch.setattr(Controller, "_take", counted)
+    monkeypatch.setattr(Controller, "_apply", counted)
     async with running(slow):
         await slow.bring_up(A)
         await slow.stall(BOTH)
