@@ -11,7 +11,8 @@ from tests.ssh.ssh_server import until
 from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
 from tunnelmgr.ssh.permit import ReceiveProgress
 from tunnelmgr.tunnel import admission as rules
-from tunnelmgr.tunnel.admission import AHEAD, ELDER, MOST_SLOTS, PLACES, SLOTS, Admission, Permit, places_for
+from tunnelmgr.tunnel.admission import DIALS_AHEAD, MAX_PLACES, MAX_SLOTS, MIN_SLOTS, Admission, Permit, places_for
+from tunnelmgr.tunnel.wait_queue import OLDEST_EVERY
 
 FAILING = NEW + 5
 
@@ -83,9 +84,9 @@ def crowd() -> Iterator[Crowd]:
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no time go by for the admission: nothing gets stale, and nothing more is given by and by."""
-    monkeypatch.setattr(rules, "LEAST_PATIENCE", 1000.0)
-    monkeypatch.setattr(rules, "MOST_PATIENCE", 1000.0)
-    monkeypatch.setattr(rules, "PACE", 1000.0)
+    monkeypatch.setattr(rules, "MIN_PATIENCE", 1000.0)
+    monkeypatch.setattr(rules, "MAX_PATIENCE", 1000.0)
+    monkeypatch.setattr(rules, "SLOT_CHECK_INTERVAL", 1000.0)
 
 
 # --- places ---
@@ -95,26 +96,26 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_few_dials_begin_at_once_and_the_rest_as_these_go_on(crowd: Crowd) -> None:
     """A dial that gets its slot, or ends, lets the next one begin; ending twice is ending once."""
     async with asyncio.TaskGroup() as tasks:
-        for number in range(AHEAD + 2):
+        for number in range(DIALS_AHEAD + 2):
             tasks.create_task(crowd.dial(float(number)), name=f"{number}")
-        await until(lambda: len(crowd.order) == AHEAD)
+        await until(lambda: len(crowd.order) == DIALS_AHEAD)
 
         crowd.permits[0.0].end()
         crowd.permits[0.0].end()
-        await until(lambda: len(crowd.order) == AHEAD + 1)
+        await until(lambda: len(crowd.order) == DIALS_AHEAD + 1)
         await crowd.permits[1.0].acquire_slot(Silent())
-        await until(lambda: len(crowd.order) == AHEAD + 2)
+        await until(lambda: len(crowd.order) == DIALS_AHEAD + 2)
 
-    assert crowd.admission._places == AHEAD + 1
+    assert crowd.admission._places == DIALS_AHEAD + 1
 
 
 async def test_silent_servers_delay_the_next_dial_for_a_moment_only(crowd: Crowd) -> None:
     """One that has not spoken soon is waited for, and not counted any more."""
     async with asyncio.TaskGroup() as tasks:
-        for number in range(5 * AHEAD):
+        for number in range(5 * DIALS_AHEAD):
             tasks.create_task(crowd.dial(float(number)), name=f"{number}")
 
-    assert crowd.admission._places == 5 * AHEAD
+    assert crowd.admission._places == 5 * DIALS_AHEAD
     await until(lambda: crowd.admission._ahead == 0)
 
 
@@ -132,7 +133,7 @@ async def test_a_server_that_speaks_late_still_waits_for_its_slot(crowd: Crowd) 
 @pytest.mark.usefixtures("still")
 async def test_agents_that_were_up_go_first_then_new_then_failing_ones(crowd: Crowd) -> None:
     """Within a rank the newest goes first, and every fourth time the one that has waited longest."""
-    held = [await crowd.dial(-float(number)) for number in range(AHEAD)]
+    held = [await crowd.dial(-float(number)) for number in range(DIALS_AHEAD)]
     ranks = {1.0: FAILING + 1, 2.0: FAILING, 3.0: NEW, 4.0: NEW, 5.0: PROVEN, 6.0: PROVEN, 7.0: FAILING}
     async with asyncio.TaskGroup() as tasks:
         for seen, rank in ranks.items():
@@ -140,18 +141,18 @@ async def test_agents_that_were_up_go_first_then_new_then_failing_ones(crowd: Cr
         await until(lambda: len(crowd.admission._dials) == len(ranks))
         for count in range(len(ranks)):
             held.pop().end()
-            await until(lambda count=count: len(crowd.order) == AHEAD + count + 1)
+            await until(lambda count=count: len(crowd.order) == DIALS_AHEAD + count + 1)
             held.append(crowd.permits[crowd.order[-1]])
 
-    assert (ELDER, AHEAD) == (4, 4)
-    assert crowd.order[AHEAD:] == [6.0, 5.0, 4.0, 1.0, 3.0, 7.0, 2.0]
+    assert (OLDEST_EVERY, DIALS_AHEAD) == (4, 4)
+    assert crowd.order[DIALS_AHEAD:] == [6.0, 5.0, 4.0, 1.0, 3.0, 7.0, 2.0]
 
 
 async def test_dead_agents_leave_places_for_new_ones_and_new_ones_for_those_that_were_up(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many do not answer, an agent that was up finds a place."""
-    monkeypatch.setattr(rules, "LEAST_PATIENCE", 0.0)
+    monkeypatch.setattr(rules, "MIN_PATIENCE", 0.0)
     crowd.admission.places = 16
     async with asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(crowd.dial(float(number), FAILING), name="failing") for number in range(20)]
@@ -170,12 +171,12 @@ async def test_dead_agents_leave_places_for_new_ones_and_new_ones_for_those_that
 async def test_where_all_servers_are_slow_each_is_waited_for_longer(crowd: Crowd) -> None:
     """On a crowded host more dials at a time make all of them slower; how long dead agents take does not count."""
     clock = asyncio.get_running_loop()
-    assert crowd.admission.patience == rules.LEAST_PATIENCE
+    assert crowd.admission.patience == rules.MIN_PATIENCE
     failing = await crowd.dial(0.0, FAILING)
     failing.began -= 9.0
     await failing.acquire_slot(Silent())
     failing.end()
-    assert crowd.admission.patience == rules.LEAST_PATIENCE
+    assert crowd.admission.patience == rules.MIN_PATIENCE
 
     for number in range(1, 20):
         slow = await crowd.dial(float(number))
@@ -187,10 +188,10 @@ async def test_where_all_servers_are_slow_each_is_waited_for_longer(crowd: Crowd
     slower = await crowd.dial(100.0)
     slower.began -= 9.0
     await slower.acquire_slot(Silent())
-    assert crowd.admission.patience == rules.MOST_PATIENCE
+    assert crowd.admission.patience == rules.MAX_PATIENCE
 
 
-@pytest.mark.parametrize(("descriptors", "places"), [(1_000_000, PLACES), (1024, 256), (4, SLOTS)])
+@pytest.mark.parametrize(("descriptors", "places"), [(1_000_000, MAX_PLACES), (1024, 256), (4, MIN_SLOTS)])
 def test_places_leave_most_descriptors_to_tunnels_and_their_channels(descriptors: int, places: int) -> None:
     """A quarter at most."""
     assert places_for(descriptors) == places
@@ -202,7 +203,7 @@ def test_places_leave_most_descriptors_to_tunnels_and_their_channels(descriptors
 @pytest.mark.usefixtures("still")
 async def test_a_dial_that_gives_up_holds_nothing(crowd: Crowd) -> None:
     """Neither while it waits, nor where it is let in and cancelled in one turn of the loop, whichever comes first."""
-    held = [await crowd.dial(-float(number)) for number in range(AHEAD)]
+    held = [await crowd.dial(-float(number)) for number in range(DIALS_AHEAD)]
     async with asyncio.TaskGroup() as tasks:
         waiting, let_in, cancelled, last = (
             tasks.create_task(crowd.dial(seen), name=f"{seen}") for seen in (1.0, 3.0, 4.0, 0.5)
@@ -215,14 +216,14 @@ async def test_a_dial_that_gives_up_holds_nothing(crowd: Crowd) -> None:
         let_in.cancel()
         await last
 
-    assert crowd.order[AHEAD:] == [0.5]
+    assert crowd.order[DIALS_AHEAD:] == [0.5]
     assert len(crowd.admission._dials) == 0
 
 
 @pytest.mark.usefixtures("still")
 async def test_a_newcomer_is_let_in_where_all_who_wait_were_just_cancelled(crowd: Crowd) -> None:
     """There is nobody left whose turn would wake it."""
-    held = [await crowd.dial(-float(number)) for number in range(AHEAD)]
+    held = [await crowd.dial(-float(number)) for number in range(DIALS_AHEAD)]
     async with asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(crowd.dial(1.0), name="waits")
         await until(lambda: len(crowd.admission._dials) == 1)
@@ -236,7 +237,7 @@ async def test_a_newcomer_is_let_in_where_all_who_wait_were_just_cancelled(crowd
 @pytest.mark.usefixtures("still")
 async def test_a_handshake_that_is_cancelled_as_it_gets_its_slot_gives_it_back(crowd: Crowd) -> None:
     """The next one has it."""
-    for number in range(SLOTS):
+    for number in range(MIN_SLOTS):
         await crowd.shake_hands(-float(number))
     async with asyncio.TaskGroup() as tasks:
         permits = [await crowd.dial(seen) for seen in (2.0, 1.0)]
@@ -252,7 +253,7 @@ async def test_a_handshake_that_is_cancelled_as_it_gets_its_slot_gives_it_back(c
 @pytest.mark.usefixtures("still")
 async def test_those_who_left_do_not_pile_up(crowd: Crowd) -> None:
     """However many give up behind one that waits on."""
-    held = [await crowd.dial(-float(number)) for number in range(AHEAD)]
+    held = [await crowd.dial(-float(number)) for number in range(DIALS_AHEAD)]
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(crowd.dial(1000.0, PROVEN), name="stays")
         leaving = [tasks.create_task(crowd.dial(float(number), FAILING), name="leaves") for number in range(1, 200)]
@@ -272,12 +273,12 @@ async def test_those_who_left_do_not_pile_up(crowd: Crowd) -> None:
 async def test_so_many_handshakes_compute_at_once_the_newest_agents_first(crowd: Crowd) -> None:
     """Who ends lets the next one compute."""
     async with asyncio.TaskGroup() as tasks:
-        for number in range(SLOTS + 3):
+        for number in range(MIN_SLOTS + 3):
             tasks.create_task(crowd.shake_hands(float(number)), name=f"{number}")
         await until(lambda: len(crowd.admission._handshakes) == 3)
         for count in range(3):
             crowd.permits[crowd.order[count]].end()
-            await until(lambda count=count: len(crowd.order) == SLOTS + count + 1)
+            await until(lambda count=count: len(crowd.order) == MIN_SLOTS + count + 1)
 
     assert crowd.order == [0.0, 1.0, 4.0, 2.0, 3.0]
 
@@ -285,29 +286,29 @@ async def test_so_many_handshakes_compute_at_once_the_newest_agents_first(crowd:
 async def test_while_the_loop_is_on_time_more_compute_up_to_the_most(crowd: Crowd) -> None:
     """Where the network is what takes the time, a fleet need not wait for it one after another."""
     async with asyncio.TaskGroup() as tasks:
-        coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MOST_SLOTS + 5)]
-        await until(lambda: len(crowd.permits) == MOST_SLOTS)
+        coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MAX_SLOTS + 5)]
+        await until(lambda: len(crowd.permits) == MAX_SLOTS)
         looks = crowd.admission._timer
         await until(lambda: crowd.admission._timer is not looks)
-        assert len(crowd.permits) == MOST_SLOTS
+        assert len(crowd.permits) == MAX_SLOTS
         for task in coming:
             task.cancel()
 
 
 async def test_a_busy_loop_gives_no_more_slots_than_must_be(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
     """And fewer than before, until no more than the least compute."""
-    monkeypatch.setattr(rules, "LATE", -1.0)  # any loop is late
+    monkeypatch.setattr(rules, "BUSY_LAG", -1.0)  # any loop is late
     async with asyncio.TaskGroup() as tasks:
-        coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(SLOTS + 3)]
+        coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MIN_SLOTS + 3)]
         await until(lambda: crowd.admission._busy)
-        assert len(crowd.permits) == SLOTS
+        assert len(crowd.permits) == MIN_SLOTS
         crowd.admission._slots += 1  # as if one more had been let in before
         crowd.permits[0.0].end()
         await asyncio.sleep(0)
-        assert len(crowd.permits) == SLOTS
+        assert len(crowd.permits) == MIN_SLOTS
         crowd.admission._slots -= 1
         crowd.permits[1.0].end()
-        await until(lambda: len(crowd.permits) == SLOTS + 1)
+        await until(lambda: len(crowd.permits) == MIN_SLOTS + 1)
         for task in coming:
             task.cancel()
 
@@ -315,9 +316,9 @@ async def test_a_busy_loop_gives_no_more_slots_than_must_be(crowd: Crowd, monkey
 async def test_what_keeps_the_loop_is_seen(crowd: Crowd) -> None:
     """Something that computes for long makes it late."""
     async with asyncio.TaskGroup() as tasks:
-        coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(SLOTS + 1)]
+        coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MIN_SLOTS + 1)]
         await until(lambda: len(crowd.admission._handshakes) == 1)
-        time.sleep(rules.PACE + 4 * rules.LATE)  # noqa: ASYNC251 - what is tested
+        time.sleep(rules.SLOT_CHECK_INTERVAL + 4 * rules.BUSY_LAG)  # noqa: ASYNC251 - what is tested
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert crowd.admission._busy
@@ -329,7 +330,7 @@ async def test_a_slot_is_taken_back_from_a_server_that_stays_silent(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where another one waits for it, and not from one that goes on sending."""
-    monkeypatch.setattr(rules, "MOST_SLOTS", 0)  # no slot but those that are always there
+    monkeypatch.setattr(rules, "MAX_SLOTS", 0)  # no slot but those that are always there
     await crowd.shake_hands(1.0, progress=Silent())
     await crowd.shake_hands(2.0)
 

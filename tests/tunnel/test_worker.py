@@ -31,7 +31,7 @@ from tunnelmgr.errors import (
     ProbeTimeoutError,
 )
 from tunnelmgr.tunnel import prober
-from tunnelmgr.tunnel.admission import SLOTS, Admission
+from tunnelmgr.tunnel.admission import MIN_SLOTS, Admission
 from tunnelmgr.tunnel.prober import next_probe_time
 from tunnelmgr.tunnel.settings import TunnelSettings
 from tunnelmgr.tunnel.worker import Worker
@@ -139,7 +139,7 @@ async def test_probes_go_on_at_every_interval(sshd: Sshd, harness: WorkerHarness
 async def test_handshakes_wait_for_a_slot(sshd: Sshd, harness: WorkerHarness) -> None:
     """Of a fleet that comes back together, so many compute at once; a tunnel that stands takes no slot and no place."""
     admission = Admission()
-    others = [admission.permit() for _ in range(SLOTS)]
+    others = [admission.permit() for _ in range(MIN_SLOTS)]
     for other in others:
         await other.acquire_place()
         await other.acquire_slot(Sending())
@@ -150,7 +150,7 @@ async def test_handshakes_wait_for_a_slot(sshd: Sshd, harness: WorkerHarness) ->
         assert sshd.logins_begun == 0
         others.pop().end()
         await harness.up()
-        assert (admission._slots, admission._places) == (SLOTS - 1, SLOTS - 1)
+        assert (admission._slots, admission._places) == (MIN_SLOTS - 1, MIN_SLOTS - 1)
         others.pop().end()
 
 
@@ -197,9 +197,9 @@ async def test_a_server_that_stops_within_the_handshake_loses_its_slot_to_the_ne
 
     async with running_tcp_server(greet) as slow, asyncio.TaskGroup() as tasks:
         spec, settings = sshd.spec(forward(), port=slow.port), harness.settings(admission=admission)
-        stuck = [Life(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings)) for _ in range(SLOTS)]
+        stuck = [Life(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings)) for _ in range(MIN_SLOTS)]
         stalling = [tasks.create_task(life.live(), name="stalls") for life in stuck]
-        await until(lambda: admission._slots == SLOTS)
+        await until(lambda: admission._slots == MIN_SLOTS)
 
         async with alive(sshd.spec(forward()), settings):
             await harness.up()

@@ -56,8 +56,8 @@ Sending
   has taken its last byte (`notify_drained`).
 - Sequence numbers, nonces and the window are counted before sealing (`account`): whatever fails afterwards, no nonce is
   used twice.
-- A batch is sent only while the connection is idle, that is, nothing is unsent: packets never overtake each other, and
-  at most one batch per connection is in flight.
+- A batch is sent only while the connection is idle (nothing is unsent): packets never overtake each other, and at most
+  one batch per connection is in flight.
 - A sole pump sends when 1/32 of the agent's initial window is open; several pumps on a connection wait for more, up to
   a whole batch, because small pieces would fill the socket's buffer.
 - During bulk sends, input is read only after every fourth batch: it is mostly WINDOW_ADJUST, and many together cost

@@ -22,8 +22,8 @@ iteration of the loop has time left and no share with a better claim waits; othe
 - Steps are measured in the thread's CPU time (`time.thread_time`): an agent does not pay for other processes on a busy
   machine.
 
-Two further rules need the same measurements and live here: `NoOpBudget` caps what messages that carry no data may use
-even when nobody else wants the loop, and `scheduled` makes each step of a coroutine a step of a share.
+Two further rules use the same measurements: `NoOpBudget` caps the CPU time of messages that carry no data, even if no
+other agent needs the loop, and `scheduled` makes each step of a coroutine a step of a share.
 """
 
 import asyncio

@@ -34,7 +34,7 @@ VERIFIED_RELEASES: Final = frozenset({"2.24.1"})
 """Releases of asyncssh with which the contract tests have passed."""
 
 Receive = Callable[[asyncio.Protocol, memoryview, Callable[[], bool]], tuple[int, bool]]
-"""Hands to a protocol what has arrived, as `asyncssh_internals.hear` says."""
+"""Passes received bytes to a protocol; for parameters and result see `asyncssh_internals.process_packets`."""
 
 
 @dataclass(frozen=True, slots=True)
