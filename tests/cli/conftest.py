@@ -1,4 +1,4 @@
-"""What the command line's tests stand on: a runner, a configuration, and a daemon that answers on a real socket."""
+"""Fixtures for the tests of the command line: a runner, a configuration, and a daemon that answers on a real socket."""
 
 import asyncio
 import logging
@@ -20,15 +20,15 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the tester's own settings out."""
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tester's settings out of the tests."""
     for name in ("TUNNELMGR_CONFIG", "TUNNELMGR_SOCKET", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def run() -> Run:
-    """Run a command as a shell would, with both outputs kept apart."""
+    """Run a command as a shell would, with separate stdout and stderr."""
 
     def run(*arguments: object) -> Result:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="tunnelmgr")
@@ -47,7 +47,7 @@ def daemon() -> FakeDaemon:
 @pytest.fixture
 def socket(daemon: FakeDaemon, tmp_path: Path) -> Iterator[Path]:
     """Serve the daemon's API in a thread of its own, and return its socket."""
-    # Its log would mix with what the command prints.
+    # Its log would mix with the output of the command.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     place = tmp_path / "control.sock"
     started, stop = threading.Event(), threading.Event()
@@ -70,7 +70,7 @@ def socket(daemon: FakeDaemon, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Write a configuration of which everything is well, with one agent."""
+    """Write a valid configuration with one agent."""
     make_key(tmp_path / "id_ed25519", "test")
     file = tmp_path / "tunnelmgr.toml"
     file.write_text(f"""\

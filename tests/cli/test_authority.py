@@ -1,4 +1,4 @@
-"""`authority`: what it makes is what sshd shows, what the daemon reads, and what ssh-keygen understands."""
+"""`authority`: its files and certificates work with sshd, the daemon and ssh-keygen."""
 
 import base64
 import json
@@ -28,14 +28,14 @@ def folder(run: Run, tmp_path: Path) -> Path:
     return folder
 
 
-def believed(folder: Path) -> Authority:
+def as_configured(folder: Path) -> Authority:
     """Return the authority as the daemon reads it."""
     entry = AuthorityConfig(name="images", file=str(folder / "images.pub"), revoked=str(folder / "images.revoked"))
     return Authority(entry.name, entry.key, entry.revocations, entry.max_validity)
 
 
 def test_a_new_authoritys_key_is_its_owners_alone_and_its_table_loads(run: Run, config: Path, tmp_path: Path) -> None:
-    """What is printed goes into the file as it is."""
+    """The printed table loads as it is, and only its owner can read the authority's key."""
     folder = tmp_path / "authorities"
 
     made = json.loads(run("authority", "create", "images", "--folder", folder, "--json").stdout)
@@ -48,8 +48,8 @@ def test_a_new_authoritys_key_is_its_owners_alone_and_its_table_loads(run: Run, 
     assert loaded.authority[0].revocations == frozenset()
 
 
-def test_what_the_daemon_reads_is_readable_whatever_the_umask(run: Run, tmp_path: Path) -> None:
-    """Root's umask of 077 leaves the key to root alone, and the daemon's user can read the rest."""
+def test_the_daemon_can_read_its_files_despite_a_umask(run: Run, tmp_path: Path) -> None:
+    """With a umask of 077, the daemon's user can still read every file except the private key."""
     folder = tmp_path / "authorities"
     before = os.umask(0o077)
     try:
@@ -73,7 +73,7 @@ def test_what_the_daemon_reads_is_readable_whatever_the_umask(run: Run, tmp_path
 
 
 def test_an_authority_is_never_replaced(run: Run, folder: Path) -> None:
-    """Every certificate that it has signed would be worth nothing."""
+    """`create` refuses an existing name, because every certificate of that authority would become invalid."""
     before = (folder / "images").read_bytes()
 
     again = run("authority", "create", "images", "--folder", folder)
@@ -83,8 +83,8 @@ def test_an_authority_is_never_replaced(run: Run, folder: Path) -> None:
     assert (folder / "images").read_bytes() == before
 
 
-def test_a_certificate_says_what_the_daemon_wants(run: Run, folder: Path, tmp_path: Path) -> None:
-    """For the id, for a day, and by an authority that it knows."""
+def test_a_certificate_satisfies_the_daemon(run: Run, folder: Path, tmp_path: Path) -> None:
+    """A certificate of `sign` is for the agent's id and valid for a day, and the daemon accepts it."""
     line = run("authority", "sign", "images", tmp_path / "host.pub", "--id", "ec2:i-1", "--folder", folder).stdout
     (tmp_path / "host-cert.pub").write_text(line)
     certificate = parse(base64.b64decode(line.split()[1]))
@@ -95,12 +95,12 @@ def test_a_certificate_says_what_the_daemon_wants(run: Run, folder: Path, tmp_pa
     assert "ec2:i-1" in shown.stdout
     assert certificate.principals == ("ec2:i-1",)
     assert certificate.key == " ".join((tmp_path / "host.pub").read_text().split()[:2])
-    assert refusal(certificate, believed(folder), time.time()) is None
-    assert not is_revoked(certificate, believed(folder))
+    assert refusal(certificate, as_configured(folder), time.time()) is None
+    assert not is_revoked(certificate, as_configured(folder))
 
 
-def test_a_host_key_may_come_by_stdin(folder: Path, tmp_path: Path) -> None:
-    """From a build that has it in hand."""
+def test_a_host_key_can_come_from_stdin(folder: Path, tmp_path: Path) -> None:
+    """`sign` reads the host key from stdin if the argument is `-`."""
     words = ["authority", "sign", "images", "-", "--id", "ec2:i-1", "--folder", str(folder)]
     public = (tmp_path / "host.pub").read_text()
 
@@ -109,8 +109,8 @@ def test_a_host_key_may_come_by_stdin(folder: Path, tmp_path: Path) -> None:
     assert parse(base64.b64decode(signed.stdout.split()[1])).key == " ".join(public.split()[:2])
 
 
-def test_what_is_no_host_key_is_not_signed(run: Run, folder: Path, tmp_path: Path) -> None:
-    """Nor a file that is not there."""
+def test_only_a_host_key_is_signed(run: Run, folder: Path, tmp_path: Path) -> None:
+    """`sign` refuses a file that is missing or is not a host key."""
     (tmp_path / "noise").write_text("noise")
 
     for file, why in (("noise", "invalid public host key"), ("gone", "No such file")):
@@ -120,7 +120,7 @@ def test_what_is_no_host_key_is_not_signed(run: Run, folder: Path, tmp_path: Pat
 
 
 def test_two_certificates_have_two_serials(run: Run, folder: Path, tmp_path: Path) -> None:
-    """So that each can be taken back alone."""
+    """Every certificate has a serial of its own, so that it can be revoked alone."""
     serials = []
     for _ in range(2):
         words = ("authority", "sign", "images", tmp_path / "host.pub", "--id", "ec2:i-1", "--folder", folder, "--json")
@@ -130,8 +130,8 @@ def test_two_certificates_have_two_serials(run: Run, folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("what", ["serial", "key", "authority"])
-def test_what_is_revoked_counts_as_revoked(run: Run, folder: Path, tmp_path: Path, what: str) -> None:
-    """A certificate, a host key whatever signed it, or all that the authority has signed."""
+def test_a_revocation_takes_effect(run: Run, folder: Path, tmp_path: Path, what: str) -> None:
+    """A revoked serial, host key or authority is refused by the daemon's rules."""
     words = ("authority", "sign", "images", tmp_path / "host.pub", "--id", "ec2:i-1", "--folder", folder, "--json")
     signed = json.loads(run(*words).stdout)
     certificate = parse(base64.b64decode(signed["certificate"].split()[1]))
@@ -145,38 +145,38 @@ def test_what_is_revoked_counts_as_revoked(run: Run, folder: Path, tmp_path: Pat
 
     assert revoked.exit_code == 0
     assert "now run: tunnelmgr reload" in revoked.stdout
-    assert is_revoked(certificate, believed(folder))
+    assert is_revoked(certificate, as_configured(folder))
 
 
-def test_revoking_adds_to_what_was_revoked(run: Run, folder: Path, tmp_path: Path) -> None:
-    """Nothing is ever taken from the list by it."""
+def test_a_revocation_keeps_the_earlier_ones(run: Run, folder: Path, tmp_path: Path) -> None:
+    """`revoke` adds an entry and removes none."""
     for option in (("--serial", 1), ("--serial", 2), ("--key", tmp_path / "host.pub")):
         assert run("authority", "revoke", "images", *option, "--folder", folder).exit_code == 0
 
     public = " ".join((tmp_path / "host.pub").read_text().split()[:2])
-    assert believed(folder).revoked == {"serial:1", "serial:2", fingerprint(public)}
+    assert as_configured(folder).revoked == {"serial:1", "serial:2", fingerprint(public)}
 
 
 @pytest.mark.parametrize("options", [(), ("--serial", "1", "--authority")])
-def test_exactly_one_thing_is_revoked_at_a_time(run: Run, folder: Path, options: tuple[str, ...]) -> None:
-    """Otherwise one of them would be forgotten."""
+def test_revoke_takes_exactly_one_option(run: Run, folder: Path, options: tuple[str, ...]) -> None:
+    """`revoke` refuses no option and more than one of --serial, --key and --authority."""
     refused = run("authority", "revoke", "images", *options, "--folder", folder)
 
     assert refused.exit_code == 2
-    assert believed(folder).revoked == frozenset()
+    assert as_configured(folder).revoked == frozenset()
 
 
-def test_revoking_what_is_no_key_is_an_error(run: Run, folder: Path, tmp_path: Path) -> None:
-    """And leaves the list as it was."""
+def test_revoking_a_file_without_a_key_is_an_error(run: Run, folder: Path, tmp_path: Path) -> None:
+    """`revoke --key` with a file that is not a key leaves the revocations unchanged."""
     (tmp_path / "noise").write_text("noise")
 
     assert run("authority", "revoke", "images", "--key", tmp_path / "noise", "--folder", folder).exit_code == 2
     assert run("authority", "revoke", "images", "--key", tmp_path / "gone", "--folder", folder).exit_code == 1
-    assert believed(folder).revoked == frozenset()
+    assert as_configured(folder).revoked == frozenset()
 
 
-def test_revoking_for_an_authority_that_does_not_exist_makes_none(run: Run, tmp_path: Path) -> None:
-    """A slip of the pen must not look like a revocation."""
+def test_revoking_for_an_unknown_authority_is_an_error(run: Run, tmp_path: Path) -> None:
+    """`revoke` with a misspelled authority fails and creates no file."""
     (tmp_path / "authorities").mkdir()
 
     refused = run("authority", "revoke", "imagse", "--serial", 1, "--folder", tmp_path / "authorities")

@@ -1,4 +1,4 @@
-"""Every command's exit status and output, as the contract has them."""
+"""The exit status and the output of every command."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tunnelmgr.errors import ConfigError
 
 Run = Callable[..., Result]
 
-ASKING = {
+WITH_DAEMON = {
     "status": (),
     "list": (),
     "show": ("builder-1",),
@@ -48,7 +48,7 @@ def commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:  # noqa: ANN
 
 @pytest.mark.parametrize("words", list(commands(typer.main.get_command(app))), ids=" ".join)
 def test_every_commands_help_ends_with_an_example(run: Run, words: tuple[str, ...]) -> None:
-    """Copied as it stands, it is a command that exists."""
+    """The help of every command has an example of that command."""
     result = run(*words, "--help")
 
     assert result.exit_code == 0
@@ -56,8 +56,8 @@ def test_every_commands_help_ends_with_an_example(run: Run, words: tuple[str, ..
     assert f"tunnelmgr {words[0]}" in result.stdout
 
 
-def test_help_and_version_are_no_errors(run: Run) -> None:
-    """Whatever the place, and in both forms."""
+def test_help_and_version_succeed(run: Run) -> None:
+    """`--help`, `-h` and `--version` end with exit status 0."""
     assert run("--help").exit_code == run("-h").exit_code == 0
     assert run("--version").stdout.strip() == f"tunnelmgr {__version__}"
     assert "Exit status" in run("--help").stdout
@@ -77,8 +77,8 @@ def test_help_and_version_are_no_errors(run: Run) -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_no_command_is_a_usage_error(run: Run, words: tuple[str, ...]) -> None:
-    """Exit status 2, and nothing on stdout for a script to mistake."""
+def test_an_invalid_command_line_is_a_usage_error(run: Run, words: tuple[str, ...]) -> None:
+    """An invalid command line ends with exit status 2 and prints nothing to stdout."""
     result = run(*words)
 
     assert result.exit_code == 2
@@ -86,29 +86,29 @@ def test_what_is_no_command_is_a_usage_error(run: Run, words: tuple[str, ...]) -
     assert result.stderr
 
 
-@pytest.mark.parametrize("command", ASKING)
-def test_without_a_daemon_the_status_is_3(run: Run, tmp_path: Path, command: str) -> None:
-    """And stderr says how to start one."""
-    result = run(command, *ASKING[command], "--socket", tmp_path / "none.sock")
+@pytest.mark.parametrize("command", WITH_DAEMON)
+def test_without_a_daemon_the_exit_status_is_3(run: Run, tmp_path: Path, command: str) -> None:
+    """The error says how to start a daemon."""
+    result = run(command, *WITH_DAEMON[command], "--socket", tmp_path / "none.sock")
 
     assert result.exit_code == 3
     assert result.stdout == ""
     assert "systemctl start tunnelmgr" in result.stderr
 
 
-@pytest.mark.parametrize("command", ASKING)
-def test_every_asking_commands_json_is_json_and_only_that(run: Run, socket: Path, command: str) -> None:
-    """Also where the exit status is 1."""
-    result = run(command, *ASKING[command], "--json", "--socket", socket)
+@pytest.mark.parametrize("command", WITH_DAEMON)
+def test_json_output_is_json_alone(run: Run, socket: Path, command: str) -> None:
+    """`--json` prints a JSON document and nothing else, also if the exit status is 1."""
+    result = run(command, *WITH_DAEMON[command], "--json", "--socket", socket)
 
     assert result.exit_code == (1 if command == "status" else 0)
     assert json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("command", ["status", "list", "show"])
-def test_output_that_is_no_terminals_is_plain_and_whole(run: Run, socket: Path, command: str) -> None:
-    """No colours for a pipe, no `…` in place of what did not fit, no blanks at the ends of lines."""
-    result = run(command, *ASKING[command], "--socket", socket)
+def test_output_to_a_pipe_is_plain_and_complete(run: Run, socket: Path, command: str) -> None:
+    """Output to a pipe has no colours, no `…` for text that did not fit, and no blanks at the ends of lines."""
+    result = run(command, *WITH_DAEMON[command], "--socket", socket)
 
     assert "\x1b" not in result.output
     assert "…" not in result.stdout
@@ -117,10 +117,10 @@ def test_output_that_is_no_terminals_is_plain_and_whole(run: Run, socket: Path, 
 
 @pytest.mark.parametrize("command", ["show", "retry", "release"])
 @pytest.mark.parametrize(("agent", "words"), [("nobody", "no agent matches"), ("builder", "use a longer prefix")])
-def test_an_agent_that_is_none_or_many_is_a_plain_error(
+def test_an_unknown_or_ambiguous_agent_is_an_error(
     run: Run, socket: Path, command: str, agent: str, words: str
 ) -> None:
-    """Exit status 1: the daemon runs, the command is well formed, the agent is not there."""
+    """An agent that does not exist, or a prefix of several, ends with exit status 1 and the reason."""
     reason = ("--reason", "x") if command == "release" else ()
     result = run(command, agent, *reason, "--socket", socket)
 
@@ -131,10 +131,10 @@ def test_an_agent_that_is_none_or_many_is_a_plain_error(
 # --- where the daemon is ---
 
 
-def test_the_socket_comes_from_the_configuration_wherever_that_is_named(
+def test_the_socket_comes_from_the_configuration(
     run: Run, socket: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the command, after it, or in the environment; an option for the socket itself goes first."""
+    """The configuration may be named before the command, after it or in the environment; --socket goes first."""
     assert socket.parent == config.parent
     assert run("list", "-c", config).exit_code == 0
     assert run("-c", config, "list").exit_code == 0
@@ -143,8 +143,8 @@ def test_the_socket_comes_from_the_configuration_wherever_that_is_named(
     assert run("list", "--socket", config.with_name("none.sock")).exit_code == 3
 
 
-def test_a_configuration_that_is_wrong_elsewhere_hides_no_daemon(run: Run, socket: Path, config: Path) -> None:
-    """Somebody edits it, and `list` still works."""
+def test_an_error_elsewhere_in_the_configuration_does_not_hide_the_daemon(run: Run, socket: Path, config: Path) -> None:
+    """`list` works while the configuration has an error outside [controller]."""
     config.write_text(config.read_text() + '\n[[group]]\nname = 7\nnonsense = "x"\n')
 
     assert socket.exists()
@@ -224,8 +224,8 @@ def test_an_unknown_word_is_answered_with_the_known_ones(run: Run, words: tuple[
 # --- status ---
 
 
-def test_status_is_0_when_all_is_as_it_should_be(run: Run, socket: Path, daemon: FakeDaemon) -> None:
-    """Every agent up, the registry on loopback, the state written."""
+def test_status_is_0_without_a_problem(run: Run, socket: Path, daemon: FakeDaemon) -> None:
+    """`status` ends with 0 if every agent is up, the registry is on loopback and the state is written."""
     daemon.world = world((record("builder-1"), up()))
     result = run("status", "--socket", socket)
 
@@ -234,7 +234,7 @@ def test_status_is_0_when_all_is_as_it_should_be(run: Run, socket: Path, daemon:
 
 
 def test_status_is_1_and_names_each_agent_that_should_be_up(run: Run, socket: Path) -> None:
-    """With the reason, so that nobody has to ask again."""
+    """`status` names each agent that is not up, with the reason."""
     result = run("status", "--socket", socket)
 
     assert result.exit_code == 1
@@ -258,10 +258,10 @@ def test_status_is_1_and_names_each_agent_that_should_be_up(run: Run, socket: Pa
         ({"store_error": "disk full"}, "disk full"),
     ],
 )
-def test_status_is_1_for_what_is_wrong_beside_the_agents(
+def test_status_is_1_for_problems_of_the_registry_or_the_state(
     run: Run, socket: Path, daemon: FakeDaemon, changes: dict[str, Any], words: str
 ) -> None:
-    """The registry away or open to others, or the state not written."""
+    """`status` ends with 1 if the registry does not answer, listens beyond loopback, or the state is not written."""
     daemon.world = world((record("builder-1"), up()))
     for name, value in changes.items():
         setattr(daemon, name, value)
@@ -279,8 +279,8 @@ def names(result: Result) -> list[str]:
     return sorted(agent["name"] for agent in json.loads(result.stdout))
 
 
-def test_list_leaves_out_agents_that_left_unless_told(run: Run, socket: Path) -> None:
-    """`--all` shows what is remembered."""
+def test_list_has_departed_agents_only_with_all(run: Run, socket: Path) -> None:
+    """`list` shows agents that are gone only with `--all`."""
     assert "other-1" not in names(run("list", "--json", "--socket", socket))
     assert "other-1" in names(run("list", "--all", "--json", "--socket", socket))
 
@@ -296,13 +296,13 @@ def test_list_leaves_out_agents_that_left_unless_told(run: Run, socket: Path) ->
         (("--group", "ci", "--phase", "quarantined"), ["builder-3"]),
     ],
 )
-def test_list_chooses_by_phase_and_group(run: Run, socket: Path, options: tuple[str, ...], expected: list[str]) -> None:
-    """Both must fit where both are given."""
+def test_list_filters_by_phase_and_group(run: Run, socket: Path, options: tuple[str, ...], expected: list[str]) -> None:
+    """With both filters, an agent has to satisfy both."""
     assert names(run("list", *options, "--json", "--socket", socket)) == expected
 
 
-def test_list_without_agents_says_so(run: Run, socket: Path) -> None:
-    """In words for people, as an empty array for scripts."""
+def test_an_empty_list_is_shown_as_such(run: Run, socket: Path) -> None:
+    """An empty list is a sentence for people and an empty array for scripts."""
     assert run("list", "--phase", "draining", "--socket", socket).stdout.strip() == "no agents"
     assert json.loads(run("list", "--phase", "draining", "--json", "--socket", socket).stdout) == []
 
@@ -311,7 +311,7 @@ def test_list_without_agents_says_so(run: Run, socket: Path) -> None:
 def test_watch_prints_each_change_until_it_is_interrupted(
     run: Run, socket: Path, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
-    """For a pipe: one line of JSON or one table a change, nothing where nothing changed; Ctrl-C is no error."""
+    """To a pipe, `--watch` prints the list after each change and nothing in between, and Ctrl-C is not an error."""
     seconds = iter([None, world((record("builder-9"), up())), None])
 
     def second(_seconds: float) -> None:
@@ -329,8 +329,8 @@ def test_watch_prints_each_change_until_it_is_interrupted(
         assert [json.loads(line)[0]["name"] for line in result.stdout.splitlines()] == ["builder-1", "builder-9"]
 
 
-def test_show_tells_the_history_in_order(run: Run, socket: Path) -> None:
-    """Each step on its line, the oldest first."""
+def test_show_has_the_history_in_order(run: Run, socket: Path) -> None:
+    """`show` prints each step on a line, the oldest first."""
     shown = run("show", "builder-1", "--socket", socket).stdout
 
     assert 0 < shown.index("seen") < shown.index("evidence")
@@ -341,7 +341,7 @@ def test_show_tells_the_history_in_order(run: Run, socket: Path) -> None:
 
 
 def test_retry_and_release_reach_the_daemon(run: Run, socket: Path, daemon: FakeDaemon) -> None:
-    """With the agent's whole id and the reason."""
+    """The daemon gets the whole id of the agent, the reason and the user's id."""
     assert "static:builder-2" in run("retry", "builder-2", "--socket", socket).stdout
     assert "static:builder-3" in run("release", "builder-3", "--reason", "reinstalled", "--socket", socket).stdout
 
@@ -351,8 +351,8 @@ def test_retry_and_release_reach_the_daemon(run: Run, socket: Path, daemon: Fake
     ]
 
 
-def test_what_the_daemon_refuses_is_1_in_its_own_words(run: Run, socket: Path) -> None:
-    """Here: only what is quarantined can be released, and what is cannot be retried."""
+def test_a_refusal_of_the_daemon_is_passed_on(run: Run, socket: Path) -> None:
+    """A command that the daemon refuses ends with exit status 1 and the daemon's message."""
     assert "is not quarantined" in run("release", "builder-1", "--reason", "x", "--socket", socket).stderr
     result = run("retry", "builder-3", "--socket", socket)
 
@@ -360,8 +360,8 @@ def test_what_the_daemon_refuses_is_1_in_its_own_words(run: Run, socket: Path) -
     assert "is quarantined" in result.stderr
 
 
-def test_reload_prints_what_waits_for_the_next_start(run: Run, socket: Path, daemon: FakeDaemon) -> None:
-    """Nobody should wonder why a changed socket has no effect."""
+def test_reload_prints_what_takes_effect_at_the_next_start(run: Run, socket: Path, daemon: FakeDaemon) -> None:
+    """`reload` names the changed keys that have no effect until the next start."""
     daemon.remarks = ["controller.socket has changed and takes effect at the next start"]
     result = run("reload", "--socket", socket)
 
@@ -369,8 +369,8 @@ def test_reload_prints_what_waits_for_the_next_start(run: Run, socket: Path, dae
     assert "note: controller.socket has changed" in result.stdout
 
 
-def test_reload_of_a_bad_file_is_2_with_every_problem(run: Run, socket: Path, daemon: FakeDaemon) -> None:
-    """As if the command had read it itself."""
+def test_reload_of_an_invalid_file_prints_every_problem(run: Run, socket: Path, daemon: FakeDaemon) -> None:
+    """`reload` ends with exit status 2 and prints every problem that the daemon found."""
     daemon.bad = ConfigError(["source[0].poll: missing", "ssh.key: no such file"], file="tunnelmgr.toml")
     result = run("reload", "--socket", socket)
 
@@ -379,8 +379,8 @@ def test_reload_of_a_bad_file_is_2_with_every_problem(run: Run, socket: Path, da
     assert "error: tunnelmgr.toml: ssh.key: no such file" in result.stderr
 
 
-def test_json_on_a_terminal_steers_it_no_more_than_a_table_does(run: Run, socket: Path, daemon: FakeDaemon) -> None:
-    """It means the same to a script."""
+def test_json_cannot_control_the_terminal(run: Run, socket: Path, daemon: FakeDaemon) -> None:
+    """Control characters in JSON output are escaped, without a change of its meaning."""
     name = "x\x1b[2J\x9b31m\u202e\u2028z"
     one = record("builder-1")
     daemon.world = world((replace(one, agent=replace(one.agent, name=name)), up()))

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.usefixtures("socket")
 
 
 def only_seed(daemon: FakeDaemon) -> SeedAdded:
-    """Return the one seed that the daemon was given."""
+    """Return the only seed that the daemon received."""
     (event,) = daemon.events
     assert isinstance(event, SeedAdded)
     return event
 
 
 def provisioned(run: Run, config: Path, *options: str) -> dict[str, str]:
-    """Provision, and return what was printed."""
+    """Run `provision`, and return its answer."""
     done = run("-c", config, "provision", "--json", *options)
     assert done.exit_code == 0, done.stderr
     answer: dict[str, str] = json.loads(done.stdout)
@@ -34,7 +34,7 @@ def provisioned(run: Run, config: Path, *options: str) -> dict[str, str]:
 def test_the_user_data_is_yaml_that_gives_the_machine_this_key_and_no_other(
     run: Run, config: Path, daemon: FakeDaemon, tmp_path: Path
 ) -> None:
-    """The types match, the halves belong together, and the daemon has the public one."""
+    """The user-data has one key pair of the right type, and the daemon has its public half."""
     made = provisioned(run, config)
 
     assert made["user_data"].startswith("#cloud-config\n")
@@ -49,8 +49,8 @@ def test_the_user_data_is_yaml_that_gives_the_machine_this_key_and_no_other(
     assert only_seed(daemon).seed.key == made["public_key"]
 
 
-def test_the_user_data_makes_the_tunnels_user_too(run: Run, config: Path, tmp_path: Path) -> None:
-    """With the controller's own key; one document makes a whole agent."""
+def test_the_user_data_creates_the_tunnels_user(run: Run, config: Path, tmp_path: Path) -> None:
+    """The same document creates the tunnel's user with the controller's key."""
     data = yaml.safe_load(provisioned(run, config)["user_data"])
 
     (user,) = [entry for entry in data["users"] if entry != "default"]
@@ -61,12 +61,12 @@ def test_the_user_data_makes_the_tunnels_user_too(run: Run, config: Path, tmp_pa
 
 
 def test_the_user_data_fits_ec2(run: Run, config: Path) -> None:
-    """16 KB before base64: EC2 user guide, "User data"."""
+    """The user-data is below 16 KB before base64, the limit of EC2 (EC2 user guide, "User data")."""
     assert len(provisioned(run, config)["user_data"]) < 16 * 1024
 
 
-def test_the_key_alone_can_be_had(run: Run, config: Path) -> None:
-    """For images that have the user already."""
+def test_key_only_leaves_out_the_user(run: Run, config: Path) -> None:
+    """`--key-only` prints only the host key, for images that have the tunnel's user already."""
     data = yaml.safe_load(provisioned(run, config, "--key-only")["user_data"])
 
     assert set(data) == {"ssh_deletekeys", "ssh_genkeytypes", "ssh_keys"}
@@ -76,22 +76,22 @@ def test_the_key_alone_can_be_had(run: Run, config: Path) -> None:
 def test_the_label_names_the_seed_in_the_clouds_form(
     run: Run, config: Path, daemon: FakeDaemon, cloud: str, name: str
 ) -> None:
-    """The id is of the daemon's making."""
+    """The label has the name that the cloud allows, and the seed's id."""
     made = provisioned(run, config, "--cloud", cloud)
 
     assert made["label"] == f"{name}={only_seed(daemon).seed.id}"
 
 
 def test_each_launch_has_a_key_of_its_own(run: Run, config: Path, daemon: FakeDaemon) -> None:
-    """Two machines with one key could not be told apart."""
+    """Two calls make two keys and two seeds, so that two machines never share a key."""
     first, second = provisioned(run, config), provisioned(run, config)
 
     assert first["public_key"] != second["public_key"]
     assert len({event.seed.id for event in daemon.events if isinstance(event, SeedAdded)}) == 2
 
 
-def test_for_people_the_user_data_is_stdout_and_the_label_is_not(run: Run, config: Path) -> None:
-    """So that it can be piped into a launch."""
+def test_the_user_data_alone_is_on_stdout(run: Run, config: Path) -> None:
+    """The user-data can be piped into a launch, because the label is on stderr."""
     done = run("-c", config, "provision")
 
     assert yaml.safe_load(done.stdout)["ssh_keys"]
@@ -101,7 +101,7 @@ def test_for_people_the_user_data_is_stdout_and_the_label_is_not(run: Run, confi
 def test_the_private_half_is_in_the_user_data_and_nowhere_else(
     run: Run, config: Path, daemon: FakeDaemon, tmp_path: Path
 ) -> None:
-    """Not with the daemon, and in no file; nor is it on stderr or on the command line, which has no place for it."""
+    """The private key is neither with the daemon, nor in a file, nor on stderr."""
     done = run("-c", config, "provision")
     private = yaml.safe_load(done.stdout)["ssh_keys"]["ed25519_private"]
     secret = _secret_of(private)
@@ -112,8 +112,8 @@ def test_the_private_half_is_in_the_user_data_and_nowhere_else(
     assert not any(secret in content or private.splitlines()[2].encode() in content for content in files)
 
 
-def test_without_a_daemon_nothing_is_made(run: Run, config: Path) -> None:
-    """A key that nobody knows would prove nobody."""
+def test_without_a_daemon_nothing_is_printed(run: Run, config: Path) -> None:
+    """Without a daemon that stores the public key, `provision` prints no private key."""
     config.write_text(config.read_text().replace("control.sock", "nobody.sock"))
 
     done = run("-c", config, "provision")
@@ -123,10 +123,8 @@ def test_without_a_daemon_nothing_is_made(run: Run, config: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("--hours", "0"), ("--hours", "721"), ("--cloud", "azure")])
-def test_what_makes_no_sense_is_a_usage_error(
-    run: Run, config: Path, daemon: FakeDaemon, options: tuple[str, ...]
-) -> None:
-    """Before anything is made."""
+def test_invalid_options_are_usage_errors(run: Run, config: Path, daemon: FakeDaemon, options: tuple[str, ...]) -> None:
+    """Invalid options are refused before a seed is made."""
     assert run("-c", config, "provision", *options).exit_code == 2
     assert daemon.events == []
 

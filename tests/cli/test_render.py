@@ -1,4 +1,4 @@
-"""What people see, at the widths that they have."""
+"""The tables and sheets for people, at several widths."""
 
 import re
 from dataclasses import replace
@@ -33,7 +33,7 @@ def lines(sheet: RenderableType, width: int = 200) -> list[str]:
 
 
 def ec2() -> list[dict[str, Any]]:
-    """Return a list with an agent whose every cell is long."""
+    """Return a list with an agent with a long text in every cell."""
     agent = Agent(
         AgentId("ec2:i-0abc123def456789a"), "1", "jenkins-ec2", "builders", "jenkins-spot-7", ("10.20.30.40",), 22
     )
@@ -50,8 +50,8 @@ def listed() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 160, 200])
-def test_a_table_fits_its_terminal_and_cuts_nothing(width: int) -> None:
-    """No `…`, no line too long; the agent, its phase and the reason are there at any width."""
+def test_a_table_fits_its_terminal_and_truncates_nothing(width: int) -> None:
+    """At any width no line is too long and no text is truncated; the agent, its phase and the reason are shown."""
     for agents in (ec2(), listed()):
         printed = lines(render.agents(agents, width), width)
 
@@ -62,14 +62,14 @@ def test_a_table_fits_its_terminal_and_cuts_nothing(width: int) -> None:
 
 
 def test_a_reason_is_readable_on_a_narrow_terminal() -> None:
-    """Its words stay whole: the column keeps enough room for them."""
+    """The column of the reason is wide enough to keep its words whole."""
     printed = " ".join(lines(render.agents(ec2(), 80), 80)).split()
 
     assert all(word in printed for word in ("another", "machine", "address,", "rebuilt;"))
 
 
-def test_columns_go_by_their_weight() -> None:
-    """The wider, the more; numbers go first, the agent's group and age last."""
+def test_the_least_important_columns_are_left_out_first() -> None:
+    """On a narrow terminal the traffic columns are left out first, the group and the age last."""
     heads = [lines(render.agents(ec2(), width), width)[1].split() for width in (80, 120, 160, 300)]
 
     assert heads[0] == ["AGENT", "PHASE", "WHY"]
@@ -81,16 +81,16 @@ def test_columns_go_by_their_weight() -> None:
     assert len(heads[0]) < len(heads[1]) <= len(heads[2]) < len(heads[3])
 
 
-def test_columns_that_would_say_nothing_are_left_out() -> None:
-    """A name that the id ends with already, and reasons where there are none."""
+def test_columns_without_information_are_left_out() -> None:
+    """NAME is left out if each id ends with the name, and WHY if no agent has a reason."""
     head = lines(render.agents(agents_view(world((record("builder-1"), up())), {}), 200))[1].split()
 
     assert "NAME" not in head
     assert "WHY" not in head
 
 
-def test_a_row_tells_the_phase_the_reason_and_the_next_try() -> None:
-    """One that left is `gone`, whatever it was."""
+def test_a_row_has_the_phase_the_reason_and_the_next_attempt() -> None:
+    """A row shows the phase, or `gone` for an agent that left, the reason and the next attempt."""
     printed = lines(render.agents(listed(), 4096), 4096)
     row = {line.split()[0]: line for line in printed if line.strip().startswith("static:")}
 
@@ -102,8 +102,8 @@ def test_a_row_tells_the_phase_the_reason_and_the_next_try() -> None:
     assert "· gone" in row["static:other-1"]
 
 
-def test_what_an_agent_is_called_is_text_and_no_markup() -> None:
-    """A name with brackets neither vanishes nor colours anything."""
+def test_a_name_is_not_markup() -> None:
+    """A name with brackets is printed as it is."""
     agents = listed()
     agents[0] |= {"name": "[bold red]x[/]", "message": "[link=evil]"}
     printed = "".join(lines(render.agents(agents, 4096), 4096))
@@ -112,8 +112,8 @@ def test_what_an_agent_is_called_is_text_and_no_markup() -> None:
     assert "[link=evil]" in printed
 
 
-def test_an_empty_list_says_so() -> None:
-    """Instead of a table without rows."""
+def test_an_empty_list_is_a_sentence() -> None:
+    """`list` without agents prints a sentence instead of a table without rows."""
     assert lines(render.agents([], 80)) == ["no agents"]
 
 
@@ -126,7 +126,7 @@ def facts(daemon: FakeDaemon) -> dict[str, Any]:
 
 
 def test_a_source_that_fails_and_one_that_never_answered_are_problems() -> None:
-    """With its error, or in plain words."""
+    """A failing source is a problem with its error; so is one that has not answered yet."""
     view = facts(FakeDaemon())
     view["sources"] = [
         {"name": "a", "ok": False, "last_success": None, "error": "throttled", "agents": 0, "events": None},
@@ -146,8 +146,8 @@ def test_a_source_that_fails_and_one_that_never_answered_are_problems() -> None:
         (RegistryHealth(reachable=False, loopback_only=None), "does not answer"),
     ],
 )
-def test_the_registry_is_told_in_words(registry: RegistryHealth, words: str) -> None:
-    """What cannot be seen is not called well."""
+def test_the_registrys_health_is_a_sentence(registry: RegistryHealth, words: str) -> None:
+    """`status` says whether the registry answers and where it listens, or that this was not checked."""
     daemon = FakeDaemon(world=world((record("builder-1"), up())), registry=registry)
 
     assert any(words in line for line in lines(render.status(facts(daemon), [])))
@@ -163,8 +163,8 @@ def test_the_age_of_the_registrys_view_is_shown() -> None:
     )
 
 
-def test_a_fast_path_that_is_off_is_told_with_its_reason_and_is_no_problem() -> None:
-    """Everything works, more slowly; while it is on, nothing is said of it."""
+def test_a_fast_path_that_is_off_is_shown_and_is_not_a_problem() -> None:
+    """A fast path that is off is shown with the reason, and one that is on is not mentioned."""
     off = facts(FakeDaemon(fast_path=FastPathHealth(active=False, reason="Channel._send_window is missing")))
 
     assert any("off: Channel._send_window is missing" in line for line in lines(render.status(off, [])))
@@ -172,8 +172,8 @@ def test_a_fast_path_that_is_off_is_told_with_its_reason_and_is_no_problem() -> 
     assert not any("fast path" in line for line in lines(render.status(facts(FakeDaemon()), [])))
 
 
-def test_problems_hang_under_their_mark() -> None:
-    """A long one wraps beside it, so that each is seen as one."""
+def test_a_long_problem_is_indented_under_its_mark() -> None:
+    """A problem that wraps stays beside its mark, so that each is recognised as one."""
     printed = lines(render.status(facts(FakeDaemon()), ec2()), 80)
     at = next(number for number, line in enumerate(printed) if line.startswith("✖ ec2:"))
 
@@ -184,8 +184,8 @@ def test_problems_hang_under_their_mark() -> None:
 # --- show ---
 
 
-def test_an_agents_sheet_tells_all_that_is_known() -> None:
-    """Held addresses, evidence, failures, and the history below."""
+def test_show_prints_everything_about_an_agent() -> None:
+    """`show` prints the listeners, the evidence, the traffic and then the history."""
     one = record("builder-1")
     printed = lines(render.agent(agent_view(one, up(), fleet().rules.forwards, None) | {"history": history_view(one)}))
     text = "\n".join(printed)
@@ -196,8 +196,8 @@ def test_an_agents_sheet_tells_all_that_is_known() -> None:
     assert text.index("seen") < text.index("evidence")
 
 
-def test_an_agent_that_failed_shows_when_it_is_tried_next() -> None:
-    """After how many failures."""
+def test_show_prints_the_next_attempt() -> None:
+    """`show` prints when a failing agent is tried again, and after how many failures."""
     view = next(view for view in listed() if view["name"] == "builder-2")
     soon = (datetime.now(UTC) + timedelta(seconds=90)).isoformat().replace("+00:00", "Z")
     text = "\n".join(lines(render.agent(view | {"history": [], "retry_at": soon, "failures": 1})))
@@ -210,8 +210,8 @@ def test_an_agent_that_failed_shows_when_it_is_tried_next() -> None:
 # --- check, and small things ---
 
 
-def test_findings_have_a_mark_each() -> None:
-    """Well, wrong and worth knowing."""
+def test_each_result_of_a_check_has_its_mark() -> None:
+    """Passed, failed and noted checks have different marks."""
     found = [
         {"check": "ssh key", "result": "ok", "message": "fine"},
         {"check": "registry", "result": "failed", "message": "away"},
@@ -225,8 +225,8 @@ def test_findings_have_a_mark_each() -> None:
     ("seconds", "text"),
     [(0, "0s"), (59.9, "59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m"), (90061, "1d01h")],
 )
-def test_a_span_has_two_units_at_most(seconds: float, text: str) -> None:
-    """The largest ones."""
+def test_a_duration_has_at_most_two_units(seconds: float, text: str) -> None:
+    """A duration is shown in its two largest units."""
     assert render.duration(seconds) == text
 
 
@@ -235,12 +235,12 @@ def test_a_span_has_two_units_at_most(seconds: float, text: str) -> None:
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3.0 GiB"), (2 << 40, "2.0 TiB")],
 )
 def test_a_size_is_in_binary_units(octets: int, text: str) -> None:
-    """And says so."""
+    """A number of bytes is shown in KiB, MiB, GiB or TiB."""
     assert render.size(octets) == text
 
 
-def test_times_in_the_past_and_none_at_all_are_no_trouble() -> None:
-    """Clocks differ by a little."""
+def test_times_in_the_past_and_missing_times_are_shown() -> None:
+    """A time that has passed, by a clock that differs, is shown as 0s, and a missing one as `-`."""
     assert render.age(None) == "-"
     assert render.until("2020-01-01T00:00:00.000Z") == "0s"
     assert render.age("2999-01-01T00:00:00.000Z") == "0s"
@@ -249,12 +249,12 @@ def test_times_in_the_past_and_none_at_all_are_no_trouble() -> None:
 # --- what others wrote ---
 
 EVIL = "x[/y][bold]\x1b[31m\x9b2J\u202e\u2028\n\x07z"
-"""It ends a markup that never began, begins one, colours, clears, turns the writing, and ends the line twice."""
+"""Markup that ends before it begins, markup, colour, clearing, reversed text, and two line ends."""
 SHOWN = "x[/y][bold]?[31m?2J????z"
 
 
 def hostile() -> dict[str, Any]:
-    """Return one agent, every text of which somebody else wrote."""
+    """Return an agent with a hostile text in every field."""
     agent = Agent(AgentId(f"ec2:{EVIL}"), "1", EVIL, EVIL, EVIL, (EVIL,))
     trust = HostTrust(Method.CONSOLE, (KEY,), EVIL)
     mark = Quarantine(1.7e9, EVIL, EVIL)
@@ -264,8 +264,8 @@ def hostile() -> dict[str, Any]:
     return {**view, "history": history_view(one)}
 
 
-def test_what_others_wrote_is_shown_as_text_in_every_table() -> None:
-    """It is neither markup nor does it steer the terminal."""
+def test_foreign_text_is_shown_as_text_in_every_table() -> None:
+    """Text of agents and clouds is neither markup nor control characters in any table."""
     facts = status_view(world(), FakeDaemon().health())
     facts |= {"controller": EVIL, "trust": {EVIL: 1}, "state": {"ok": False, "error": EVIL}}
     facts["sources"] = [
@@ -292,8 +292,8 @@ def test_what_others_wrote_is_shown_as_text_in_every_table() -> None:
         assert "".join(printed).count(SHOWN) >= times
 
 
-def test_a_step_that_a_person_asked_for_names_the_user() -> None:
-    """A release is somebody's decision, and `show` tells whose."""
+def test_a_step_on_request_names_the_user() -> None:
+    """The history shows which user of this machine requested a release."""
     one = replace(record("x"), history=(HistoryEntry(1.7e9, "released", "reinstalled", uid=1000),))
 
     printed = lines(render.agent(agent_view(one, up(), (), None) | {"history": history_view(one)}))
@@ -301,8 +301,8 @@ def test_a_step_that_a_person_asked_for_names_the_user() -> None:
     assert any(line.endswith("reinstalled (by uid 1000)") for line in map(str.rstrip, printed))
 
 
-def test_a_step_that_was_repeated_tells_how_often_and_since_when() -> None:
-    """An agent that has failed for hours is one line."""
+def test_a_repeated_step_has_its_count_and_its_first_time() -> None:
+    """An agent that has failed for hours is one line, with the number of failures and the time of the first."""
     failed = HistoryEntry(1.7e9, "failed", "nobody answers").again(1.7e9 + 60)
     one = replace(record("x"), history=(failed,))
 

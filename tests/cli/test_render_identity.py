@@ -1,4 +1,4 @@
-"""What people see of why an agent is trusted, and of how its source hears of changes."""
+"""The rendering of trust methods and of event queues."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from tunnelmgr.core.trust import HostTrust, Method
 CERTIFIED = HostTrust(Method.AUTHORITY, (KEY,), "certificate of authority images, serial 7")
 
 
-def test_show_tells_the_method_its_evidence_and_which_key_of_ours_was_taken() -> None:
-    """So that a person can see why, and whether a rotation is through."""
+def test_show_prints_the_evidence_and_the_accepted_login_key() -> None:
+    """`show` prints why an agent is trusted, and which of our keys it accepted during a rotation."""
     one = record("builder-1", trust=CERTIFIED)
     status = up(login_key="SHA256:ours")
     view = agent_view(one, status, world((one, status)).rules.forwards, None) | {"history": history_view(one)}
@@ -28,8 +28,8 @@ def test_show_tells_the_method_its_evidence_and_which_key_of_ours_was_taken() ->
     assert any(line.split() == ["our", "key", "SHA256:ours"] for line in printed)
 
 
-def test_status_counts_the_agents_by_method() -> None:
-    """An operator sees at a glance what the fleet rests on."""
+def test_status_counts_the_agents_by_trust_method() -> None:
+    """`status` shows how many agents each trust method has identified."""
     agents = [record("a", trust=CERTIFIED), record("b"), record("c"), record("d", trust=None)]
     daemon = FakeDaemon(world((agents[0], up()), *((agent, None) for agent in agents[1:])))
     facts = status_view(daemon.world, daemon.health())
@@ -48,8 +48,8 @@ def test_status_counts_the_agents_by_method() -> None:
         ({"feed_ok": False, "feed_error": "AccessDenied"}, ", event queue FAILED", True),
     ],
 )
-def test_a_queue_of_events_is_shown_behind_its_source(feed: dict[str, object], words: str, wrong: bool) -> None:
-    """One that fails is a problem with its reason, though polling continues."""
+def test_an_event_queue_is_shown_with_its_source(feed: dict[str, object], words: str, wrong: bool) -> None:
+    """A failing event queue is a problem with its reason, although polling continues."""
     agent = record("builder-1")
     calm = world((agent, up()))
     daemon = FakeDaemon(replace(calm, sources={"office": replace(calm.sources["office"], **feed)}))

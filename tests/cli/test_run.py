@@ -1,4 +1,4 @@
-"""`run`: what holds for the process before anything else happens in it."""
+"""`run`: the protection of the process's memory."""
 
 import os
 import resource
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-_LOOK = """
+_PROBE = """
 import ctypes, resource
 from tunnelmgr.cli.run import keep_out_of_core_files
 keep_out_of_core_files()
@@ -20,15 +20,15 @@ print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT
 
 
 def test_a_process_that_holds_keys_leaves_no_core_file() -> None:
-    """Neither to a file nor to a pipe, and no debugger of the same user may look into it."""
-    shown = subprocess.run([sys.executable, "-c", _LOOK], capture_output=True, text=True, check=True, timeout=20)
+    """A protected process writes no core file, and no other process of the same user can attach to it."""
+    shown = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=True, timeout=20)
 
     assert shown.stdout == "0 (0, 0)\n"
 
 
 @pytest.mark.usefixtures("_cores_allowed")
-def test_the_daemon_itself_leaves_none(config: Path) -> None:
-    """Where cores are allowed without limit, and the daemon is ended by what would make one."""
+def test_the_daemon_leaves_no_core_file(config: Path) -> None:
+    """A daemon that is aborted leaves no core file, even if the limit allows any size."""
     argv = [sys.executable, "-m", "tunnelmgr", "run", "-c", str(config), "--log-format", "json"]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=config.parent) as daemon:
         assert daemon.stderr is not None
@@ -47,7 +47,7 @@ def test_the_daemon_itself_leaves_none(config: Path) -> None:
 
 @pytest.fixture
 def _cores_allowed() -> Iterator[None]:
-    """Allow our children cores of any size, where we may."""
+    """Allow core files of any size to our child processes, as far as we may."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
     yield

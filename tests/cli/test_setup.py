@@ -1,4 +1,4 @@
-"""The commands for the time before agents come: `init`, `check` and `hook`."""
+"""The commands that prepare the controller and its agents: `init`, `check` and `hook`."""
 
 import asyncio
 import json
@@ -65,8 +65,8 @@ def checks(result: Result) -> dict[str, dict[str, Any]]:
 # --- init ---
 
 
-def test_init_writes_a_configuration_that_loads_and_a_key_for_its_owner_alone(run: Run, tmp_path: Path) -> None:
-    """A folder that is not there is made."""
+def test_init_writes_a_valid_configuration_and_a_private_key(run: Run, tmp_path: Path) -> None:
+    """`init` creates the folder, a configuration that loads and a key that only its owner can read."""
     file = tmp_path / "etc" / "tunnelmgr.toml"
     result = run("init", "-c", file)
 
@@ -79,7 +79,7 @@ def test_init_writes_a_configuration_that_loads_and_a_key_for_its_owner_alone(ru
 
 
 def test_init_prints_the_line_and_the_user_data_that_agents_need(run: Run, tmp_path: Path) -> None:
-    """The line restricts the key to the listeners; the same line is in the user-data."""
+    """The line restricts the key to the listeners, and the user-data has the same line."""
     answer = json.loads(run("init", "-c", tmp_path / "tunnelmgr.toml", "--json").stdout)
     line = answer["authorized_keys"]
 
@@ -135,7 +135,7 @@ def test_init_prints_one_text_for_agents_alone(run: Run, tmp_path: Path, text: s
 
 
 def test_a_second_init_keeps_both_files_and_prints_the_same(run: Run, tmp_path: Path) -> None:
-    """Nothing that exists is replaced."""
+    """A second `init` changes no file."""
     file = tmp_path / "tunnelmgr.toml"
     first = json.loads(run("init", "-c", file, "--json").stdout)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -148,8 +148,8 @@ def test_a_second_init_keeps_both_files_and_prints_the_same(run: Run, tmp_path: 
     assert run("init", "-c", file).stdout.count("kept ") == 2
 
 
-def test_init_follows_a_configuration_that_is_there_already(run: Run, config: Path) -> None:
-    """The line is for its forwards, not for the default ones."""
+def test_init_follows_an_existing_configuration(run: Run, config: Path) -> None:
+    """The line is for the forwards of the existing configuration, not for the default ones."""
     rewrite(config, r"127\.0\.0\.1:5000", "127.0.0.1:5050")
 
     line = json.loads(run("init", "-c", config, "--json").stdout)["authorized_keys"]
@@ -157,8 +157,8 @@ def test_init_follows_a_configuration_that_is_there_already(run: Run, config: Pa
     assert "::1" not in line
 
 
-def test_init_where_nothing_can_be_written_is_an_error_that_names_the_place(run: Run, tmp_path: Path) -> None:
-    """No trace, and no half of the two files."""
+def test_init_names_the_path_that_it_cannot_write(run: Run, tmp_path: Path) -> None:
+    """`init` in a place that cannot be written ends with an error that names the path."""
     (tmp_path / "file").write_text("")
     result = run("init", "-c", tmp_path / "file" / "tunnelmgr.toml")
 
@@ -169,8 +169,8 @@ def test_init_where_nothing_can_be_written_is_an_error_that_names_the_place(run:
 # --- check ---
 
 
-def test_check_is_0_when_all_is_well(run: Run, config: Path) -> None:
-    """And says what it looked at."""
+def test_check_of_a_healthy_site_is_0(run: Run, config: Path) -> None:
+    """`check` lists every check and ends with exit status 0."""
     with registry("127.0.0.1") as port:
         rewrite(config, r"127\.0\.0\.1:1\b", f"127.0.0.1:{port}")
         result = run("check", "-c", config, "--json")
@@ -186,7 +186,7 @@ def test_check_is_0_when_all_is_well(run: Run, config: Path) -> None:
 
 
 def test_check_finds_a_registry_that_does_not_answer(run: Run, config: Path) -> None:
-    """Exit status 1, with the target by name."""
+    """`check` ends with exit status 1 and names the target of the registry that does not answer."""
     result = run("check", "-c", config, "--json")
 
     assert result.exit_code == 1
@@ -195,7 +195,7 @@ def test_check_finds_a_registry_that_does_not_answer(run: Run, config: Path) -> 
 
 
 def test_check_finds_a_registry_that_listens_beyond_loopback(run: Run, config: Path) -> None:
-    """It answers well, and to everybody."""
+    """A registry that answers but listens on every address is a failed check."""
     with registry("0.0.0.0") as port:  # noqa: S104 - what is to be found
         rewrite(config, r"127\.0\.0\.1:1\b", f"127.0.0.1:{port}")
         result = run("check", "-c", config, "--json")
@@ -208,7 +208,7 @@ def test_check_finds_a_registry_that_listens_beyond_loopback(run: Run, config: P
 
 
 def test_check_finds_a_key_that_others_can_read(run: Run, config: Path) -> None:
-    """And says what to do."""
+    """`check` names the command that makes the key private."""
     config.with_name("id_ed25519").chmod(0o644)
     result = run("check", "-c", config, "--json")
 
@@ -216,8 +216,8 @@ def test_check_finds_a_key_that_others_can_read(run: Run, config: Path) -> None:
     assert "chmod 600" in checks(result)["ssh key"]["message"]
 
 
-def test_check_of_a_bad_configuration_is_2_with_every_problem(run: Run, config: Path) -> None:
-    """Each with its place, all on stderr, none on stdout."""
+def test_check_of_an_invalid_configuration_prints_every_problem(run: Run, config: Path) -> None:
+    """`check` ends with exit status 2 and prints each problem with its place on stderr."""
     rewrite(config, "trust = .*", 'trust = ["hope"]\npoll = "soon"\nnonsense = 1')
     result = run("check", "-c", config)
 
@@ -228,7 +228,7 @@ def test_check_of_a_bad_configuration_is_2_with_every_problem(run: Run, config: 
 
 
 def test_check_without_a_configuration_says_how_to_write_one(run: Run, tmp_path: Path) -> None:
-    """The first thing that a new user meets."""
+    """Without a configuration, `check` names `tunnelmgr init`."""
     result = run("check", "-c", tmp_path / "none.toml")
 
     assert result.exit_code == 2
@@ -239,8 +239,8 @@ def test_check_without_a_configuration_says_how_to_write_one(run: Run, tmp_path:
 
 
 @pytest.mark.parametrize("kind", hooks.KINDS)
-def test_every_kind_of_hook_is_printed_as_a_file_to_keep(run: Run, config: Path, kind: str) -> None:
-    """Ready to be redirected: nothing else is on stdout."""
+def test_every_kind_of_hook_can_be_redirected_to_a_file(run: Run, config: Path, kind: str) -> None:
+    """`hook` prints nothing but the script to stdout."""
     result = run("hook", kind, "-c", config)
 
     assert result.exit_code == 0
@@ -250,13 +250,13 @@ def test_every_kind_of_hook_is_printed_as_a_file_to_keep(run: Run, config: Path,
 
 
 @pytest.mark.parametrize("kind", sorted(set(hooks.KINDS) - hooks.NEED_KEY))
-def test_a_hook_without_a_key_in_it_needs_no_configuration(run: Run, tmp_path: Path, kind: str) -> None:
-    """It can be printed on any machine."""
+def test_a_hook_without_a_key_needs_no_configuration(run: Run, tmp_path: Path, kind: str) -> None:
+    """A hook that contains no key can be printed on any machine."""
     assert run("hook", kind, "-c", tmp_path / "none.toml").exit_code == 0
 
 
-def test_a_hook_with_a_key_in_it_follows_the_configuration(run: Run, config: Path, tmp_path: Path) -> None:
-    """Its listeners and the public half of its key; without a configuration it is a usage error."""
+def test_a_hook_with_a_key_follows_the_configuration(run: Run, config: Path, tmp_path: Path) -> None:
+    """A hook with a key has the listeners and the public key of the configuration, and needs one."""
     rewrite(config, r"127\.0\.0\.1:5000", "127.0.0.1:5050")
 
     assert 'permitlisten="127.0.0.1:5050"' in run("hook", "cloud-init", "-c", config).stdout
