@@ -86,7 +86,7 @@ class House:
         """Keep what is new in the histories."""
         self.history.append((entry.step, entry.count))
 
-    def tell(self, *events: Event) -> None:
+    def report(self, *events: Event) -> None:
         """Report events, all of them before the loop can take up the first."""
         for event in events:
             self.controller.report(event)
@@ -107,11 +107,11 @@ class House:
 
     async def bring_up(self, one: Agent) -> None:
         """Bring an agent up, and forget what was done for it."""
-        self.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({one}))))
+        self.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({one}))))
         await self.until_done(f"seek {one.name}")
-        self.tell(EvidenceFound(one.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
+        self.report(EvidenceFound(one.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
         await self.until_done(f"open {one.name} 1")
-        self.tell(TunnelProbed(one.id, 1, 0.01))
+        self.report(TunnelProbed(one.id, 1, 0.01))
         await self.until(lambda: self.controller.world.status(one.id).phase is Phase.UP)
         await self.until(lambda: self.done[-1] == "write")
         self.done.clear()
@@ -126,18 +126,18 @@ async def running(house: House | None = None) -> AsyncIterator[House]:
         try:
             yield house
         finally:
-            house.tell(DrainRequested())
+            house.report(DrainRequested())
             for id_, status in house.controller.world.tunnels.items():
-                house.tell(TunnelEnded(id_, status.life, None))
+                house.report(TunnelEnded(id_, status.life, None))
         await task
 
 
 async def test_an_agent_is_sought_written_down_and_dialled_in_that_order() -> None:
     """No key is trusted for the first time before that is written."""
     async with running() as house:
-        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+        house.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
         await house.until_done("seek a")
-        house.tell(EvidenceFound(A.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
+        house.report(EvidenceFound(A.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
         await house.until_done("open a 1")
 
         assert house.done == ["seek a", "write", "write", "open a 1"]
@@ -149,9 +149,9 @@ async def test_closings_come_before_the_writing_and_openings_after_it() -> None:
     async with running() as house:
         await house.bring_up(A)
 
-        house.tell(AgentsDiscovered("cloud", Snapshot(frozenset({B}), gone=frozenset({A.id}))))
+        house.report(AgentsDiscovered("cloud", Snapshot(frozenset({B}), gone=frozenset({A.id}))))
         await house.until_done("write")
-        house.tell(EvidenceFound(B.id, "1", HostTrust(Method.CONSOLE, (OTHER_KEY,))))
+        house.report(EvidenceFound(B.id, "1", HostTrust(Method.CONSOLE, (OTHER_KEY,))))
         await house.until_done("open b 1")
 
         assert house.done == ["close cloud:a REVOKE", "seek b", "write", "write", "open b 1"]
@@ -161,20 +161,20 @@ async def test_openings_and_searches_begin_a_few_at_a_time_and_closings_at_once(
     """A turn begins `MIN_OPENINGS` searches or openings, and the next turns begin all others; closings never wait."""
     fleet = [agent(f"a{number}") for number in range(10 * loop.MIN_OPENINGS)]
     async with running() as house:
-        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset(fleet))))
+        house.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset(fleet))))
         await house.until_done("write")
         assert len(house.steps("seek")) == loop.MIN_OPENINGS
         await house.until(lambda: len(house.steps("seek")) == len(fleet))
 
         house.done.clear()
         for number, one in enumerate(fleet):
-            house.tell(EvidenceFound(one.id, "1", HostTrust(Method.CONSOLE, (f"{KEY[:-4]}{number:04}",))))
+            house.report(EvidenceFound(one.id, "1", HostTrust(Method.CONSOLE, (f"{KEY[:-4]}{number:04}",))))
         await house.until_done("write")
         await house.until(lambda: len(house.steps("open")) == loop.MIN_OPENINGS)
         await house.until(lambda: len(house.steps("open")) == len(fleet))
 
         house.done.clear()
-        house.tell(AgentsDiscovered("cloud", Snapshot(frozenset(), gone=frozenset(one.id for one in fleet))))
+        house.report(AgentsDiscovered("cloud", Snapshot(frozenset(), gone=frozenset(one.id for one in fleet))))
         await house.until_done("write")
         assert len(house.steps("close")) == len(fleet)
 
@@ -184,7 +184,7 @@ async def test_a_large_fleet_begins_by_a_share_in_each_turn(monkeypatch: pytest.
     monkeypatch.setattr(loop, "OPENINGS_SHARE", 0.5)
     fleet = [agent(f"a{number}") for number in range(10 * loop.MIN_OPENINGS)]
     async with running() as house:
-        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset(fleet))))
+        house.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset(fleet))))
         await house.until_done("write")
 
         assert len(house.steps("seek")) == len(fleet) / 2
@@ -193,7 +193,7 @@ async def test_a_large_fleet_begins_by_a_share_in_each_turn(monkeypatch: pytest.
 async def test_events_that_are_there_together_are_taken_in_together() -> None:
     """One plan and one write for all of them."""
     async with running() as house:
-        house.tell(Reconfigured(RULES), *(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))) for _ in range(50)))
+        house.report(Reconfigured(RULES), *(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))) for _ in range(50)))
         await house.until_done("seek a")
         await house.until_done("seek b")
         await house.until_done("write")
@@ -207,7 +207,7 @@ async def test_what_is_written_is_not_written_again() -> None:
         await house.bring_up(A)
 
         house.now += 15
-        house.tell(TunnelProbed(A.id, 1, 0.02))
+        house.report(TunnelProbed(A.id, 1, 0.02))
         await house.until(lambda: house.controller.world.status(A.id).probe.at == house.now)
 
         assert house.done == []
@@ -218,10 +218,10 @@ async def test_the_next_try_comes_without_an_event() -> None:
     async with running() as house:
         await house.bring_up(A)
 
-        house.tell(TunnelEnded(A.id, 1, Failure("unreachable", Pace.SLOW, "nobody answers")))
+        house.report(TunnelEnded(A.id, 1, Failure("unreachable", Pace.SLOW, "nobody answers")))
         await house.until(lambda: house.controller.world.status(A.id).phase is Phase.DOWN)
         house.now += 3600
-        house.tell(EvidenceAbsent(AgentId("cloud:nobody"), "1", "wakes the loop"))
+        house.report(EvidenceAbsent(AgentId("cloud:nobody"), "1", "wakes the loop"))
 
         await house.until_done("open a 2")
 
@@ -238,7 +238,7 @@ async def test_the_loop_sleeps_until_the_next_try(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Controller, "_next_turn_in", noted)
     async with running() as house:
         await house.bring_up(A)
-        house.tell(TunnelEnded(A.id, 1, Failure("unreachable", Pace.SLOW, "nobody answers")))
+        house.report(TunnelEnded(A.id, 1, Failure("unreachable", Pace.SLOW, "nobody answers")))
         await house.until(lambda: house.controller.world.status(A.id).phase is Phase.DOWN)
         retry_at = house.controller.world.status(A.id).retry_at
         await house.until(lambda: slept[-1] is not None)
@@ -257,9 +257,9 @@ async def test_tunnels_go_on_while_the_state_cannot_be_written() -> None:
     with capture_logs() as logs:
         async with running() as house:
             house.store_fails = "state.db: database or disk is full"
-            house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+            house.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
             await house.until_done("seek a")
-            house.tell(EvidenceFound(A.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
+            house.report(EvidenceFound(A.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
             await house.until_done("open a 1")
 
             assert house.controller.store_error == "state.db: database or disk is full"
@@ -274,11 +274,11 @@ async def test_a_store_that_heals_gets_all_that_it_missed() -> None:
     """With the next thing that happens, all that could not be written is written."""
     async with running() as house:
         house.store_fails = "full"
-        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+        house.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
         await house.until(lambda: house.controller.store_error == "full")
 
         house.store_fails = None
-        house.tell(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))))
+        house.report(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))))
         await house.until(lambda: house.written == {A.id, B.id})
         await house.until(lambda: house.controller.store_error is None)
 
@@ -288,7 +288,7 @@ async def test_a_store_is_tried_again_though_nothing_happens(monkeypatch: pytest
     monkeypatch.setattr(writer, "RETRY", 0.01)
     async with running() as house:
         house.store_fails = "full"
-        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+        house.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
         await house.until(lambda: house.done.count("write failed") > 2)
 
         house.store_fails = None
@@ -306,10 +306,10 @@ async def test_a_drain_closes_gently_and_returns_when_all_is_over() -> None:
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(house.controller.run(Performers(house, house), house), name="controller")
         await house.bring_up(A)
-        house.tell(DrainRequested())
+        house.report(DrainRequested())
         await house.until_done("close cloud:a DRAIN")
         still_running = not task.done()
-        house.tell(TunnelEnded(A.id, 1, None))
+        house.report(TunnelEnded(A.id, 1, None))
         await task
 
     assert still_running
@@ -322,9 +322,9 @@ async def test_a_drain_with_nothing_open_returns_at_once() -> None:
     house = House()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(house.controller.run(Performers(house, house), house), name="controller")
-        house.tell(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+        house.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
         await house.until_done("seek a")
-        house.tell(DrainRequested())
+        house.report(DrainRequested())
         await task
 
     assert isinstance(house.controller.world.status(A.id), Seeking)
@@ -338,9 +338,9 @@ async def test_each_change_of_phase_is_one_line() -> None:
     with capture_logs() as logs:
         async with running() as house:
             await house.bring_up(A)
-            house.tell(TunnelEnded(A.id, 1, Failure("host-key-mismatch", Pace.NEVER, "another key")))
+            house.report(TunnelEnded(A.id, 1, Failure("host-key-mismatch", Pace.NEVER, "another key")))
             await house.until(lambda: house.controller.world.status(A.id).phase is Phase.QUARANTINED)
-            house.tell(AgentsDiscovered("cloud", Snapshot(frozenset(), gone=frozenset({A.id}))))
+            house.report(AgentsDiscovered("cloud", Snapshot(frozenset(), gone=frozenset({A.id}))))
             await house.until(lambda: A.id not in house.controller.world.tunnels)
 
     told = [(entry["log_level"], entry.get("phase", entry["event"])) for entry in logs if entry.get("agent") == A.id]
@@ -381,11 +381,11 @@ async def test_probes_of_tunnels_that_are_up_are_batched_until_another_event_com
         await house.bring_up(A)
         turns.clear()
         for took in (0.1, 0.2, 0.3):
-            house.tell(TunnelProbed(A.id, 1, took))
+            house.report(TunnelProbed(A.id, 1, took))
             await asyncio.sleep(0)
         assert turns == []
 
-        house.tell(TunnelEnded(A.id, 1, Failure("lost", Pace.SOON, "gone")))
+        house.report(TunnelEnded(A.id, 1, Failure("lost", Pace.SOON, "gone")))
         await house.until(lambda: house.controller.world.status(A.id).phase is not Phase.UP)
         assert turns[0] == 4
 
@@ -395,30 +395,30 @@ async def test_batching_of_probes_ends_after_its_time(monkeypatch: pytest.Monkey
     async with running() as house:
         await house.bring_up(A)
         monkeypatch.setattr(loop, "PROBE_BATCHING", 0.05)
-        house.tell(TunnelProbed(A.id, 1, 0.25))
+        house.report(TunnelProbed(A.id, 1, 0.25))
         await house.until(lambda: house.controller.world.status(A.id).probe.ms == 250.0)
 
 
 async def test_a_listing_that_lacks_agents_is_told_once_and_its_end_too() -> None:
     """A person has time to look at the cloud before the agents leave."""
 
-    def heard(house: House, *listed: Agent) -> None:
-        house.tell(AgentsDiscovered("cloud", Snapshot(frozenset(listed))))
+    def listed(house: House, *listed: Agent) -> None:
+        house.report(AgentsDiscovered("cloud", Snapshot(frozenset(listed))))
 
     with capture_logs() as logs:
         async with running() as house:
             view = lambda: house.controller.world.sources["cloud"]  # noqa: E731 - read again each time
-            house.tell(Reconfigured(RULES))
-            heard(house, A)
+            house.report(Reconfigured(RULES))
+            listed(house, A)
             await house.until_done("seek a")
             for _ in range(2):
-                heard(house)
+                listed(house)
                 await house.until(lambda: view().missing == 1)
                 house.now += 1
-                heard(house)
-                house.tell(DiscoveryFailed("cloud", "throttled"))
+                listed(house)
+                house.report(DiscoveryFailed("cloud", "throttled"))
                 await house.until(lambda: view().error == "throttled")
-            heard(house, A)
+            listed(house, A)
             await house.until(lambda: view().missing == 0)
 
     told = [(entry["event"], entry.get("missing")) for entry in logs if entry["event"].startswith("listing")]
@@ -434,10 +434,10 @@ async def test_a_failure_that_repeats_is_told_ever_less_often_and_seldom_written
             house.history.clear()
             logs.clear()
             for life in range(1, 20):
-                house.tell(TunnelEnded(A.id, life, Failure("unreachable", Pace.SOON, "nobody answers")))
+                house.report(TunnelEnded(A.id, life, Failure("unreachable", Pace.SOON, "nobody answers")))
                 await house.until(lambda: house.controller.world.status(A.id).phase is Phase.DOWN)
                 house.now += 5
-                house.tell(EvidenceAbsent(AgentId("cloud:nobody"), "1", "wakes the loop"))
+                house.report(EvidenceAbsent(AgentId("cloud:nobody"), "1", "wakes the loop"))
                 await house.until_done(f"open a {life + 1}")
             written = house.done.count("write")
             phases = [entry["phase"] for entry in logs if entry["event"] == "phase changed"]

@@ -53,7 +53,7 @@ class Slow(House):
     async def stall(self, *events: Event) -> None:
         """Let the disk hang in the write that these events cause."""
         self.flowing.clear()
-        self.tell(*events)
+        self.report(*events)
         await self.until(lambda: self.under_way == 1)
 
     def on_disk(self) -> dict[AgentId, Record]:
@@ -85,7 +85,7 @@ async def test_a_stalled_write_delays_no_revocation(slow: Slow, monkeypatch: pyt
         await slow.stall(BOTH)
         turns.clear()
 
-        slow.tell(AgentEnded("cloud", A.id, "its source says so"))
+        slow.report(AgentEnded("cloud", A.id, "its source says so"))
         await slow.until_done("close cloud:a REVOKE")
 
         assert turns == [1]
@@ -98,9 +98,9 @@ async def test_new_evidence_is_on_disk_before_its_agent_is_dialled(slow: Slow) -
     async with running(slow):
         await slow.bring_up(A)
         await slow.stall(BOTH)
-        slow.tell(EvidenceFound(B.id, "1", HostTrust(Method.CONSOLE, (OTHER_KEY,))))
+        slow.report(EvidenceFound(B.id, "1", HostTrust(Method.CONSOLE, (OTHER_KEY,))))
         await slow.until(lambda: slow.controller.world.status(B.id).phase is Phase.DOWN)
-        slow.tell(AgentEnded("cloud", A.id, "a turn in which the agent could have been dialled"))
+        slow.report(AgentEnded("cloud", A.id, "a turn in which the agent could have been dialled"))
         await slow.until_done("close cloud:a REVOKE")
         before = list(slow.done)
 
@@ -119,10 +119,10 @@ async def test_an_agent_whose_key_is_on_disk_is_dialled_again_during_a_stall(slo
         await slow.bring_up(A)
         await slow.stall(BOTH)
 
-        slow.tell(TunnelEnded(A.id, 1, Failure("lost", Pace.SOON, "gone")))
+        slow.report(TunnelEnded(A.id, 1, Failure("lost", Pace.SOON, "gone")))
         await slow.until(lambda: slow.controller.world.status(A.id).phase is Phase.DOWN)
         slow.now += 3600
-        slow.tell(BOTH)
+        slow.report(BOTH)
         await slow.until_done("open a 2")
 
         assert slow.under_way == 1
@@ -134,7 +134,7 @@ async def test_what_changes_during_a_write_is_in_the_next_one_and_there_is_one_a
     async with running(slow):
         await slow.bring_up(A)
         await slow.stall(BOTH)
-        slow.tell(AgentEnded("cloud", A.id, "over"))
+        slow.report(AgentEnded("cloud", A.id, "over"))
         await slow.until_done("close cloud:a REVOKE")
         assert (slow.on_disk().keys(), slow.on_disk()[A.id].present) == ({A.id}, True)
 
@@ -164,9 +164,9 @@ async def test_a_stop_does_not_wait_for_a_disk_that_hangs(slow: Slow, monkeypatc
             tasks.create_task(slow.controller.run(Performers(slow, slow), slow), name="controller")
             await slow.bring_up(A)
             await slow.stall(BOTH)
-            slow.tell(DrainRequested())
+            slow.report(DrainRequested())
             await slow.until_done("close cloud:a DRAIN")
-            slow.tell(TunnelEnded(A.id, 1, None))
+            slow.report(TunnelEnded(A.id, 1, None))
 
     assert "state write abandoned" in [entry["event"] for entry in logs]
     proved = slow.on_disk()[A.id].proved

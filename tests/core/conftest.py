@@ -40,7 +40,7 @@ class History:
     rules: Rules = RULES
     listen: tuple[Endpoint, ...] = LISTEN
 
-    def hear(self, *events: Event) -> None:
+    def receive(self, *events: Event) -> None:
         """Take in what happened, without acting."""
         for event in events:
             self.world = evolve(self.world, event, self.now)
@@ -58,7 +58,7 @@ class History:
 
     def listed(self, *agents: Agent, source: str = "cloud", **facts: object) -> None:
         """Let a source answer with these agents."""
-        self.hear(AgentsDiscovered(source, Snapshot(frozenset(agents), **facts)))  # type: ignore[arg-type]
+        self.receive(AgentsDiscovered(source, Snapshot(frozenset(agents), **facts)))  # type: ignore[arg-type]
 
     def key(self, number: int = 1) -> str:
         """Return a made-up public key."""
@@ -73,7 +73,7 @@ class History:
         others = {record.agent for record in self.world.records.values() if record.present}
         self.listed(*(other for other in others if other.id != agent.id), agent)
         self.act()
-        self.hear(EvidenceFound(agent.id, agent.incarnation, self.trust(number)))
+        self.receive(EvidenceFound(agent.id, agent.incarnation, self.trust(number)))
 
     def dialling(self, agent: Agent, number: int = 1) -> None:
         """Bring an agent to `connecting`."""
@@ -82,7 +82,7 @@ class History:
 
     def dialled(self, agent: Agent, number: int = 1) -> None:
         """Let the agent show its key to the worker that dials it."""
-        self.hear(TunnelDialled(agent.id, self.status(agent).life, agent.address, host_key=self.key(number)))
+        self.receive(TunnelDialled(agent.id, self.status(agent).life, agent.address, host_key=self.key(number)))
 
     def up(self, agent: Agent, number: int = 1) -> None:
         """Bring an agent all the way to `up`."""
@@ -93,13 +93,13 @@ class History:
         """Bring an agent that is dialled to `up`."""
         life = self.status(agent).life
         self.dialled(agent, number)
-        self.hear(TunnelBound(agent.id, life, self.listen))
-        self.hear(TunnelProbed(agent.id, life, 0.02))
+        self.receive(TunnelBound(agent.id, life, self.listen))
+        self.receive(TunnelProbed(agent.id, life, 0.02))
 
     def ended(self, agent: Agent, pace: Pace | None = Pace.SOON) -> None:
         """Let the agent's worker end: with a failure of this pace, or as asked."""
         failure = None if pace is None else self.failure(pace)
-        self.hear(TunnelEnded(agent.id, self.status(agent).life, failure))
+        self.receive(TunnelEnded(agent.id, self.status(agent).life, failure))
 
     def failure(self, pace: Pace = Pace.NEVER) -> Failure:
         """Return a failure of this pace; the usual one only a person can judge."""
@@ -126,5 +126,5 @@ class History:
 def history() -> History:
     """Begin a history in which the configuration has been read."""
     begun = History()
-    begun.hear(Reconfigured(RULES))
+    begun.receive(Reconfigured(RULES))
     return begun

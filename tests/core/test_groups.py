@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def regroup(history: History, grouping: Grouping) -> None:
     """Read a configuration in which the cloud's agents are grouped otherwise."""
-    history.hear(Reconfigured(replace(history.rules, groups={"cloud": grouping})))
+    history.receive(Reconfigured(replace(history.rules, groups={"cloud": grouping})))
 
 
 def test_a_reload_that_moves_a_source_to_another_group_revokes_its_tunnels_at_once(history: History) -> None:
@@ -57,7 +57,7 @@ def test_a_tunnel_that_drains_already_is_revoked_by_another_group(history: Histo
     """What may still end under the old group is cut."""
     agent = history.agent(group="builders")
     history.up(agent)
-    history.hear(Reconfigured(replace(history.rules, forwards=())))
+    history.receive(Reconfigured(replace(history.rules, forwards=())))
     assert history.act() == (CloseTunnel(agent.id, 1, Manner.DRAIN),)
 
     regroup(history, Grouping("ci"))
@@ -112,7 +112,7 @@ def test_evidence_is_judged_by_the_minimum_of_the_new_group(history: History) ->
     history.up(agent)
     groups, minimum = {"cloud": Grouping("release")}, {"release": Method.AUTHORITY}
 
-    history.hear(Reconfigured(replace(history.rules, groups=groups, minimum=minimum)))
+    history.receive(Reconfigured(replace(history.rules, groups=groups, minimum=minimum)))
 
     assert history.record(agent).trust is None
     assert history.act() == (CloseTunnel(agent.id, 1, Manner.REVOKE),)
@@ -138,7 +138,7 @@ def test_an_agent_whose_source_is_removed_leaves_in_its_last_group(history: Hist
     agent: Agent = history.agent(group="builders")
     history.listed(agent)
 
-    history.hear(Reconfigured(replace(history.rules, trust={})))
+    history.receive(Reconfigured(replace(history.rules, trust={})))
 
     assert not history.record(agent).present
     assert history.record(agent).agent.group == "builders"

@@ -12,14 +12,14 @@ from tunnelmgr.core.events import (
     EvidenceAbsent,
     EvidenceFound,
     FeedClosed,
-    FeedHeard,
-    MemoryExpired,
+    FeedReported,
     Reconfigured,
     ReleaseRequested,
+    RetentionExpired,
     SeedAdded,
 )
 from tunnelmgr.core.host_key import fingerprint
-from tunnelmgr.core.persistence import Memory, changes, restored
+from tunnelmgr.core.persistence import StoredState, changes, restored
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def believing(history: History, *methods: Method, authorities: tuple[str, ...] = ()) -> None:
     """Let the cloud's agents be proved by these methods."""
     history.rules = replace(history.rules, trust={"cloud": methods}, authorities={"cloud": frozenset(authorities)})
-    history.hear(Reconfigured(history.rules))
+    history.receive(Reconfigured(history.rules))
 
 
 def proved(history: History, agent: Agent, method: Method, number: int = 1) -> None:
@@ -44,15 +44,15 @@ def proved(history: History, agent: Agent, method: Method, number: int = 1) -> N
     }
     history.listed(*others, agent)
     history.act()
-    history.hear(EvidenceFound(agent.id, history.record(agent).agent.incarnation, history.trust(number, method)))
+    history.receive(EvidenceFound(agent.id, history.record(agent).agent.incarnation, history.trust(number, method)))
 
 
 def restarted(history: History) -> None:
     """Begin again with what was written down."""
     due = changes(World(), history.world)
-    memory = Memory({record.agent.id: record for record in due.records}, {seed.id: seed for seed in due.seeds})
+    memory = StoredState({record.agent.id: record for record in due.records}, {seed.id: seed for seed in due.seeds})
     history.world = restored(memory, history.now)
-    history.hear(Reconfigured(history.rules))
+    history.receive(Reconfigured(history.rules))
 
 
 # --- evidence that changes, or weakens ---
@@ -70,11 +70,11 @@ def test_another_key_by_the_same_method_quarantines(history: History, method: Me
         restarted(history)
     else:
         history.ended(agent)
-        history.hear(Reconfigured(replace(history.rules, trust={"cloud": ()})), Reconfigured(history.rules))
+        history.receive(Reconfigured(replace(history.rules, trust={"cloud": ()})), Reconfigured(history.rules))
     history.now += 1000
     history.act()
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust(2, method)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(2, method)))
 
     assert history.status(agent).phase is Phase.QUARANTINED
     message = history.status(agent).message
@@ -99,7 +99,7 @@ def test_a_weaker_word_does_not_count_after_a_stronger_one(history: History, res
         history.now += 1000
     (search,) = history.act()
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust(1, Method.LABEL)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(1, Method.LABEL)))
 
     assert isinstance(search, SeekEvidence)
     assert search.at_least is Method.AUTHORITY
@@ -118,7 +118,7 @@ def test_a_stronger_word_for_the_same_key_takes_the_weaker_ones_place(history: H
     history.now += 1000
     history.act()
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust(1, Method.AUTHORITY)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(1, Method.AUTHORITY)))
 
     assert history.record(agent).proved == history.trust(1, Method.AUTHORITY)
     assert history.record(agent).quarantine is None
@@ -133,9 +133,9 @@ def test_a_release_forgets_the_measure(history: History) -> None:
     history.ended(agent)
     history.now += 1000
     history.act()
-    history.hear(EvidenceFound(agent.id, "1", history.trust(2, Method.AUTHORITY)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(2, Method.AUTHORITY)))
 
-    history.hear(ReleaseRequested(agent.id, "reinstalled"))
+    history.receive(ReleaseRequested(agent.id, "reinstalled"))
     proved(history, agent, Method.LABEL, 2)
 
     assert history.record(agent).trust == history.trust(2, Method.LABEL)
@@ -148,7 +148,7 @@ def seeded(history: History, expires: float = 200.0) -> Seed:
     """Believe seeds, and add one."""
     believing(history, Method.SEEDED)
     seed = Seed("one", history.key(), expires)
-    history.hear(SeedAdded(seed))
+    history.receive(SeedAdded(seed))
     return seed
 
 
@@ -183,11 +183,11 @@ def test_a_seed_stays_taken_through_a_restart(history: History) -> None:
 def test_a_seed_that_nobody_took_in_time_is_forgotten(history: History) -> None:
     """At the next look round; and then it proves nobody."""
     seeded(history, expires=150.0)
-    history.hear(MemoryExpired(0.0))
+    history.receive(RetentionExpired(0.0))
     before = dict(history.world.seeds)
     history.now = 150.0
 
-    history.hear(MemoryExpired(0.0))
+    history.receive(RetentionExpired(0.0))
     proved(history, history.agent(), Method.SEEDED)
 
     assert list(before) == ["one"]
@@ -201,10 +201,10 @@ def test_a_seed_is_remembered_as_long_as_its_holder(history: History) -> None:
     seeded(history, expires=150.0)
     proved(history, agent, Method.SEEDED)
     history.now = 500.0
-    history.hear(MemoryExpired(400.0))
+    history.receive(RetentionExpired(400.0))
     kept = dict(history.world.seeds)
     history.listed(gone=frozenset({agent.id}))
-    history.hear(MemoryExpired(600.0))
+    history.receive(RetentionExpired(600.0))
     history.act()
 
     assert list(kept) == ["one"]
@@ -217,13 +217,13 @@ def test_a_release_lets_the_holder_use_its_seed_again(history: History) -> None:
     seeded(history)
     proved(history, agent, Method.SEEDED)
     history.act()
-    history.hear(AgentEnded("file", agent.id, "of no concern"))
+    history.receive(AgentEnded("file", agent.id, "of no concern"))
     twin = history.agent("twin", source="file")
     history.listed(twin, source="file")
-    history.hear(EvidenceFound(twin.id, "1", history.trust(1, Method.PINNED)))
+    history.receive(EvidenceFound(twin.id, "1", history.trust(1, Method.PINNED)))
 
     history.listed(gone=frozenset({twin.id}), source="file")
-    history.hear(ReleaseRequested(agent.id, "the twin is gone"))
+    history.receive(ReleaseRequested(agent.id, "the twin is gone"))
     proved(history, agent, Method.SEEDED)
 
     assert history.record(agent).trust == history.trust(1, Method.SEEDED)
@@ -260,8 +260,8 @@ def test_the_key_from_before_a_rebuild_proves_nothing(history: History) -> None:
     history.act()
     history.listed(replace(agent, rebuilding=True))
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust(1, Method.TOFU)))
-    history.hear(EvidenceAbsent(agent.id, "1", "nothing"))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(1, Method.TOFU)))
+    history.receive(EvidenceAbsent(agent.id, "1", "nothing"))
 
     assert history.record(agent).trust is None
     assert history.record(agent).agent.incarnation == "1#1"
@@ -290,7 +290,7 @@ def test_an_event_revokes_the_tunnel_and_a_listing_that_lags_does_not_bring_it_b
     agent = history.agent()
     history.up(agent)
 
-    history.hear(AgentEnded("cloud", agent.id, "EC2 says that it is terminated"))
+    history.receive(AgentEnded("cloud", agent.id, "EC2 says that it is terminated"))
     (closing,) = history.act()
     history.ended(agent, None)
     history.listed(agent)
@@ -307,19 +307,19 @@ def test_the_same_event_twice_is_one(history: History) -> None:
     """SQS delivers at least once."""
     agent = history.agent()
     history.listed(agent)
-    history.hear(AgentEnded("cloud", agent.id, "over"))
+    history.receive(AgentEnded("cloud", agent.id, "over"))
     before = history.world
 
-    history.hear(AgentEnded("cloud", agent.id, "over"))
+    history.receive(AgentEnded("cloud", agent.id, "over"))
 
     assert history.world is before
 
 
 def test_a_feed_that_is_closed_is_shown_no_more(history: History) -> None:
     """Its last failure would be shown for ever."""
-    history.hear(FeedHeard("cloud", "the queue is gone"))
+    history.receive(FeedReported("cloud", "the queue is gone"))
 
-    history.hear(FeedClosed("cloud"))
+    history.receive(FeedClosed("cloud"))
 
     view = history.world.sources["cloud"]
     assert (view.feed_ok, view.feed_error) == (None, None)
@@ -334,13 +334,15 @@ def test_a_change_of_authorities_has_every_certificate_looked_at_again(history: 
     believes = {"cloud": frozenset({"ca"}), "file": frozenset({"ca"})}
     methods = {"cloud": (Method.AUTHORITY,), "file": (Method.PINNED,)}
     history.rules = replace(history.rules, trust=methods, authorities=believes)
-    history.hear(Reconfigured(history.rules))
+    history.receive(Reconfigured(history.rules))
     history.listed(pinned, source="file")
-    history.hear(EvidenceFound(pinned.id, "1", history.trust(2, Method.PINNED)))
+    history.receive(EvidenceFound(pinned.id, "1", history.trust(2, Method.PINNED)))
     proved(history, agent, Method.AUTHORITY)
     history.act()
 
-    history.hear(Reconfigured(replace(history.rules, authorities=dict.fromkeys(believes, frozenset({"ca but not 7"})))))
+    history.receive(
+        Reconfigured(replace(history.rules, authorities=dict.fromkeys(believes, frozenset({"ca but not 7"}))))
+    )
 
     (closing,) = history.act()
     assert isinstance(closing, CloseTunnel)
@@ -366,7 +368,7 @@ def test_an_authority_that_is_added_or_anothers_disturbs_nobody(
     proved(history, agent, Method.AUTHORITY)
     history.act()
 
-    history.hear(Reconfigured(replace(history.rules, authorities=authorities)))
+    history.receive(Reconfigured(replace(history.rules, authorities=authorities)))
 
     assert history.act() == ()
 
@@ -384,7 +386,7 @@ def test_a_dial_that_always_fails_is_held_back_more_and_more(history: History) -
     while dials < 8:
         actions = history.act()
         if any(isinstance(action, SeekEvidence) for action in actions):
-            history.hear(EvidenceFound(agent.id, "1", history.trust(1, Method.AUTHORITY)))
+            history.receive(EvidenceFound(agent.id, "1", history.trust(1, Method.AUTHORITY)))
         elif actions:
             dials += 1
             history.ended(agent)
@@ -414,7 +416,7 @@ def test_evidence_of_no_use_is_asked_for_more_and_more_slowly(history: History) 
     for _ in range(5):
         history.now = history.status(agent).retry_at or history.now
         history.act()
-        history.hear(EvidenceFound(agent.id, "1", history.trust(1, Method.LABEL)))
+        history.receive(EvidenceFound(agent.id, "1", history.trust(1, Method.LABEL)))
         due = history.status(agent).retry_at
         assert due is not None
         waits.append(due - history.now)
@@ -430,9 +432,9 @@ def test_a_release_lets_a_weaker_word_count_where_nothing_stronger_is_asked_any_
     believing(history, Method.TOFU)
     stuck = history.world.records[agent.id].held_back
 
-    history.hear(ReleaseRequested(agent.id, "meant so"))
+    history.receive(ReleaseRequested(agent.id, "meant so"))
     history.act()
-    history.hear(EvidenceFound(agent.id, agent.incarnation, history.trust(1, Method.TOFU)))
+    history.receive(EvidenceFound(agent.id, agent.incarnation, history.trust(1, Method.TOFU)))
 
     assert stuck
     assert history.world.records[agent.id].trust == history.trust(1, Method.TOFU)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.core.events import AgentEnded, MemoryExpired, SeedAdded, TunnelProbed
-from tunnelmgr.core.persistence import Changes, Memory, changes, is_pinned, new_entries, restored
+from tunnelmgr.core.events import AgentEnded, RetentionExpired, SeedAdded, TunnelProbed
+from tunnelmgr.core.persistence import Changes, StoredState, changes, is_pinned, new_entries, restored
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase
@@ -42,7 +42,7 @@ def test_a_probe_is_not_written(history: History) -> None:
     history.up(agent)
     written = history.world
 
-    history.hear(TunnelProbed(agent.id, 1, 0.03))
+    history.receive(TunnelProbed(agent.id, 1, 0.03))
 
     assert not changes(written, history.world)
 
@@ -54,7 +54,7 @@ def test_a_forgotten_agent_is_removed(history: History) -> None:
     written = history.world
     history.listed(gone=frozenset({agent.id}))
 
-    history.hear(MemoryExpired(history.now + 1))
+    history.receive(RetentionExpired(history.now + 1))
 
     assert changes(written, history.world) == Changes(forgotten=(agent.id,))
 
@@ -70,7 +70,7 @@ def test_only_evidence_that_can_be_had_once_is_believed_at_a_start(
     history.listed(agent)
     record = replace(history.record(agent), proved=history.trust(method=method))
 
-    world = restored(Memory({agent.id: record}), now=history.now)
+    world = restored(StoredState({agent.id: record}), now=history.now)
 
     assert world.records[agent.id].trust == (record.proved if kept else None)
     assert world.records[agent.id].proved == record.proved
@@ -98,11 +98,11 @@ def test_seeds_are_written_and_removed_with_the_world(history: History) -> None:
     """A seed that is taken is written again, one that has expired goes."""
     seed = Seed("one", history.key(), expires=200.0)
     before = history.world
-    history.hear(SeedAdded(seed))
+    history.receive(SeedAdded(seed))
     added = history.world
 
     history.now = 300.0
-    history.hear(MemoryExpired(0.0))
+    history.receive(RetentionExpired(0.0))
 
     assert changes(before, added) == Changes(seeds=(seed,))
     assert changes(added, history.world) == Changes(spent=("one",))
@@ -112,7 +112,7 @@ def test_a_start_knows_the_seeds(history: History) -> None:
     """Their machines may be booting right now."""
     seeds = {"one": Seed("one", history.key(), expires=200.0)}
 
-    assert restored(Memory(seeds=seeds), now=history.now).seeds == seeds
+    assert restored(StoredState(seeds=seeds), now=history.now).seeds == seeds
 
 
 def test_a_start_goes_on_with_the_agents_that_were_there_before_any_source_has_answered(history: History) -> None:
@@ -120,7 +120,7 @@ def test_a_start_goes_on_with_the_agents_that_were_there_before_any_source_has_a
     agent = history.agent()
     history.up(agent)
 
-    world = restored(Memory(history.world.records), now=history.now + 60)
+    world = restored(StoredState(history.world.records), now=history.now + 60)
 
     assert world.records[agent.id].present
     assert world.status(agent.id).phase is Phase.DOWN
@@ -133,7 +133,7 @@ def test_an_agent_that_had_left_stays_away(history: History) -> None:
     history.listed(agent)
     history.listed(gone=frozenset({agent.id}))
 
-    assert not restored(Memory(history.world.records), now=history.now).records[agent.id].present
+    assert not restored(StoredState(history.world.records), now=history.now).records[agent.id].present
 
 
 def test_a_quarantine_outlives_a_restart(history: History) -> None:
@@ -142,7 +142,7 @@ def test_a_quarantine_outlives_a_restart(history: History) -> None:
     history.listed(agent)
     mark = Quarantine(since=1.0, code="host-key-mismatch", message="another key")
 
-    world = restored(Memory({agent.id: replace(history.record(agent), quarantine=mark)}), now=history.now)
+    world = restored(StoredState({agent.id: replace(history.record(agent), quarantine=mark)}), now=history.now)
 
     assert world.status(agent.id).phase is Phase.QUARANTINED
     assert world.status(agent.id).error == "host-key-mismatch"
@@ -159,7 +159,7 @@ def test_each_moment_is_told_once_and_in_order(history: History) -> None:
     history.believed(agent)
     first = new_entries(before, history.world)
     middle = history.world
-    history.hear(AgentEnded("cloud", agent.id, "over"))
+    history.receive(AgentEnded("cloud", agent.id, "over"))
 
     assert [moment.step for _, moment in first] == ["seen", "evidence"]
     assert [(record.agent.id, moment.step) for record, moment in new_entries(middle, history.world)] == [

@@ -9,7 +9,7 @@ import pytest
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import RetryRequested
-from tunnelmgr.core.persistence import Memory, restored
+from tunnelmgr.core.persistence import StoredState, restored
 from tunnelmgr.core.precedence import FIRST, LAST, NEW, PROVEN, Precedence, precedence_of
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Phase, Resting
@@ -35,7 +35,7 @@ def fails(history: History, agent: Agent, times: int = 1) -> None:
 
 def restarted(history: History) -> World:
     """Return the world that a controller finds in its store after a crash."""
-    return restored(Memory(history.world.records), history.now)
+    return restored(StoredState(history.world.records), history.now)
 
 
 def test_an_agent_that_was_not_tried_is_new(history: History) -> None:
@@ -114,7 +114,7 @@ def test_failures_from_before_another_start_do_not_count(history: History, again
     elif again == "rebuilt":
         history.listed(replace(agent, incarnation="2"))
     else:
-        history.hear(RetryRequested(agent.id))
+        history.receive(RetryRequested(agent.id))
 
     assert precedence_of(restarted(history), agent.id).rank == NEW
 

@@ -107,7 +107,7 @@ def test_the_tunnel_of_a_quarantined_agent_is_revoked(history: History) -> None:
     """It is not what we took it for."""
     agent = history.agent()
     history.up(agent)
-    history.hear(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
+    history.receive(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
 
     assert history.act() == (CloseTunnel(agent.id, 1, Manner.REVOKE),)
 
@@ -125,7 +125,7 @@ def test_a_tunnel_whose_evidence_is_not_accepted_any_more_is_revoked(history: Hi
     """A stricter file counts at once."""
     agent = history.agent()
     history.up(agent)
-    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
 
     assert history.act() == (CloseTunnel(agent.id, 1, Manner.REVOKE),)
 
@@ -134,7 +134,7 @@ def test_the_tunnel_of_the_same_machine_is_drained_where_it_should_be_another(hi
     """Transfers may end; the replacement follows when it has ended."""
     agent = history.agent()
     history.up(agent)
-    history.hear(Reconfigured(replace(history.rules, forwards=())))
+    history.receive(Reconfigured(replace(history.rules, forwards=())))
 
     assert history.act() == (CloseTunnel(agent.id, 1, Manner.DRAIN),)
     assert history.status(agent).phase is Phase.DRAINING
@@ -149,7 +149,7 @@ def test_a_drain_turns_into_a_revocation_where_the_agent_ends_meanwhile(history:
     """Gentleness is for the living."""
     agent = history.agent()
     history.up(agent)
-    history.hear(Reconfigured(replace(history.rules, forwards=())))
+    history.receive(Reconfigured(replace(history.rules, forwards=())))
     history.act()
     history.listed(gone=frozenset({agent.id}))
 
@@ -162,7 +162,7 @@ def test_a_drain_of_the_controller_closes_gently_and_starts_nothing(history: His
     history.up(standing)
     history.listed(standing, new)
 
-    history.hear(DrainRequested())
+    history.receive(DrainRequested())
 
     assert history.act() == (CloseTunnel(standing.id, 1, Manner.DRAIN),)
     assert desired(history.world) == {}
@@ -187,7 +187,7 @@ def test_a_try_that_an_operator_asked_for_waits_for_nothing(history: History) ->
     history.dialling(agent)
     history.ended(agent, Pace.SLOW)
 
-    history.hear(RetryRequested(agent.id))
+    history.receive(RetryRequested(agent.id))
 
     assert next_due(history.world) is None
     assert len(history.act()) == 1
@@ -211,7 +211,7 @@ def test_the_earliest_of_several_times_wakes_the_loop(history: History) -> None:
     history.dialling(dialled)
     history.ended(dialled)
     history.listed(dialled, waiting)
-    history.hear(EvidenceAbsent(waiting.id, "1", "no host key block yet"))
+    history.receive(EvidenceAbsent(waiting.id, "1", "no host key block yet"))
 
     times = [history.status(dialled).retry_at, history.status(waiting).retry_at]
     assert next_due(history.world) == min(at for at in times if at is not None)
@@ -222,7 +222,7 @@ def test_a_search_keeps_count_of_those_before(history: History) -> None:
     agent = history.agent()
     history.listed(agent)
     history.act()
-    history.hear(EvidenceAbsent(agent.id, "1", "no host key block yet"))
+    history.receive(EvidenceAbsent(agent.id, "1", "no host key block yet"))
     history.now += 60
 
     assert history.act() == (SeekEvidence(agent),)

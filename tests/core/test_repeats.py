@@ -26,7 +26,7 @@ def fail(history: History, agent: Agent, why: str = "nobody answers", *, dialled
     history.act()
     if dialled:
         history.dialled(agent)
-    history.hear(TunnelEnded(agent.id, history.status(agent).life, Failure("unreachable", Pace.SOON, why)))
+    history.receive(TunnelEnded(agent.id, history.status(agent).life, Failure("unreachable", Pace.SOON, why)))
 
 
 def last(history: History, agent: Agent, count: int = 1) -> list[tuple[str, int]]:
@@ -78,7 +78,7 @@ def test_a_recovery_is_told_at_once_and_what_fails_after_it_begins_afresh(histor
     history.now += 5
     history.act()
     history.up_again(agent)
-    history.hear(TunnelEnded(agent.id, history.status(agent).life, Failure("lost", Pace.SOON, "gone")))
+    history.receive(TunnelEnded(agent.id, history.status(agent).life, Failure("lost", Pace.SOON, "gone")))
     fail(history, agent)
 
     assert last(history, agent, 6) == [
@@ -167,6 +167,6 @@ def test_an_agent_that_shows_its_key_after_failures_is_written(history: History)
     history.now += 5
     history.act()
 
-    history.hear(TunnelDialled(agent.id, history.status(agent).life, "10.0.0.1", host_key=history.key()))
+    history.receive(TunnelDialled(agent.id, history.status(agent).life, "10.0.0.1", host_key=history.key()))
 
     assert changes(written, history.world)

@@ -21,9 +21,9 @@ from tunnelmgr.core.events import (
     EvidenceAbsent,
     EvidenceFound,
     KeyExamined,
-    MemoryExpired,
     Reconfigured,
     ReleaseRequested,
+    RetentionExpired,
     RetryRequested,
     TunnelBound,
     TunnelDialled,
@@ -110,7 +110,7 @@ class Walk:
         self.seekers: dict[AgentId, Agent] = {}
         self.old_evidence: list[EvidenceFound] = []
         self.batching = False
-        self.hear(Reconfigured(ALL_RULES[0]))
+        self.receive(Reconfigured(ALL_RULES[0]))
 
     def go(self, steps: int) -> None:
         """Take so many steps; the world is whole after each."""
@@ -127,7 +127,7 @@ class Walk:
 
     # --- what the controller's loop does ---
 
-    def hear(self, *events: Event) -> None:
+    def receive(self, *events: Event) -> None:
         """Take events in; act upon them now, unless more are to come first."""
         for event in events:
             before = self.world
@@ -220,7 +220,7 @@ class Walk:
         before = self.present()
         missed = {id_ for id_ in before if self.world.records[id_].missed}
 
-        self.hear(AgentsDiscovered(source, self.snapshot(source)))
+        self.receive(AgentsDiscovered(source, self.snapshot(source)))
 
         left = before - self.present()
         assert left <= self.ended | missed or source == "file"
@@ -232,7 +232,7 @@ class Walk:
         before, whole = self.present(), self.snapshot(source)
         partial = frozenset(agent for agent in sorted_by_id(whole.agents) if self.dice.random() < 0.5)
 
-        self.hear(AgentsDiscovered(source, replace(whole, agents=partial, failures=("half of it",))))
+        self.receive(AgentsDiscovered(source, replace(whole, agents=partial, failures=("half of it",))))
 
         assert before - self.present() <= whole.gone
 
@@ -240,7 +240,7 @@ class Walk:
         """Answer not at all, which changes nobody's presence and nothing desired."""
         before, wanted = self.present(), desired(self.world)
 
-        self.hear(DiscoveryFailed(self.dice.choice(SOURCES), "throttled"))
+        self.receive(DiscoveryFailed(self.dice.choice(SOURCES), "throttled"))
 
         assert self.present() == before
         assert desired(self.world) == wanted
@@ -253,17 +253,17 @@ class Walk:
         agent = self.seekers.pop(id_)
         method = self.dice.choice((*METHODS[agent.source], *METHODS[agent.source], *Method, None))
         if method is None:
-            self.hear(EvidenceAbsent(id_, agent.incarnation, "no host key block yet"))
+            self.receive(EvidenceAbsent(id_, agent.incarnation, "no host key block yet"))
             return
         found = EvidenceFound(id_, agent.incarnation, HostTrust(method, self.named_for(agent)))
         self.old_evidence.append(found)
-        self.hear(found)
+        self.receive(found)
 
     def answer_examination(self) -> None:
         """Let an agent in dispute show its key, or nothing."""
         if self.examinations:
             id_ = self.dice.choice(sorted(self.examinations))
-            self.hear(self.examined(id_, reachable=self.dice.random() < 0.7))
+            self.receive(self.examined(id_, reachable=self.dice.random() < 0.7))
 
     def examined(self, id_: AgentId, *, reachable: bool) -> KeyExamined:
         """End an examination, and return what it brought."""
@@ -276,7 +276,7 @@ class Walk:
             found = self.dice.choice(self.old_evidence)
             self.seekers.pop(found.agent, None)
             known = self.world.records.get(found.agent)
-            self.hear(found)
+            self.receive(found)
             if known and known.trust and self.world.rules.accepts(known.agent, known.trust.method):
                 assert self.world.records[found.agent].trust == known.trust, "what was found first stays"
 
@@ -284,69 +284,69 @@ class Walk:
         """Let a worker report anything, in any order."""
         if self.workers:
             id_ = self.dice.choice(sorted(self.workers))
-            squatted, work = self.dice.random() < 0.3, self.workers[id_]
+            conflicts, work = self.dice.random() < 0.3, self.workers[id_]
             if work.fits:
-                self.hear(self.dice.choice(self.progress(id_, work.life, work.key, squatted=squatted)))
+                self.receive(self.dice.choice(self.progress(id_, work.life, work.key, conflicts=conflicts)))
 
     def end(self) -> None:
         """End a worker for any reason."""
         if self.workers:
             id_ = self.dice.choice(sorted(self.workers))
-            self.hear(TunnelEnded(id_, self.workers.pop(id_).life, self.dice.choice(FAILURES)))
+            self.receive(TunnelEnded(id_, self.workers.pop(id_).life, self.dice.choice(FAILURES)))
 
     def report_from_an_earlier_life(self) -> None:
         """Let a worker of the past report; that changes nothing."""
         id_ = self.dice.choice(AGENTS)
         life = self.workers[id_].life - 1 if id_ in self.workers else 1
         reports = (
-            *self.progress(id_, life, key(0), squatted=False),
+            *self.progress(id_, life, key(0), conflicts=False),
             TunnelEnded(id_, life, self.dice.choice(FAILURES)),
         )
         before = self.world
 
-        self.hear(self.dice.choice(reports))
+        self.receive(self.dice.choice(reports))
 
         assert self.batching or self.world == before
 
     def reload(self) -> None:
         """Read another configuration."""
-        self.hear(Reconfigured(self.dice.choice((ALL_RULES[0], *ALL_RULES))))
+        self.receive(Reconfigured(self.dice.choice((ALL_RULES[0], *ALL_RULES))))
 
     def retry(self) -> None:
         """Ask for the next try now."""
-        self.hear(RetryRequested(self.dice.choice(AGENTS)))
+        self.receive(RetryRequested(self.dice.choice(AGENTS)))
 
     def release(self) -> None:
         """Release an agent; what was believed of its key is forgotten."""
         id_ = self.dice.choice(AGENTS)
         was = self.world.records.get(id_)
 
-        self.hear(ReleaseRequested(id_, "looked at"))
+        self.receive(ReleaseRequested(id_, "looked at"))
 
         assert was is None or was.quarantine is None or self.world.records[id_].trust is None
 
     def wait(self) -> None:
         """Let time pass."""
         self.now += self.dice.choice((0.1, 2.0, 15.0, 3600.0))
-        self.hear()
+        self.receive()
 
     def forget(self) -> None:
         """Forget who left long ago."""
         present = self.present()
 
-        self.hear(MemoryExpired(self.now - self.dice.choice((0.0, 60.0))))
+        self.receive(RetentionExpired(self.now - self.dice.choice((0.0, 60.0))))
 
         assert self.present() == present
 
     def batch(self) -> None:
         """Collect events before acting, as a loop does that was held up; or act at each again."""
         self.batching = not self.batching
-        self.hear()
+        self.receive()
 
     def let_all_succeed(self) -> None:
         """List all, and let whatever is under way succeed, so that walks get far."""
         for source in SOURCES:
-            self.hear(AgentsDiscovered(source, self.snapshot(source)))
+            self.receive(AgentsDiscovered(source, self.snapshot(source)))
         self.succeed()
         self.succeed()
 
@@ -411,38 +411,38 @@ class Walk:
         """List everything twice, long enough apart, and let all work succeed."""
         self.batching = False
         for source in SOURCES * 2:
-            self.hear(AgentsDiscovered(source, self.snapshot(source)))
+            self.receive(AgentsDiscovered(source, self.snapshot(source)))
             self.now += LONGEST_GRACE
         for _ in range(4):
             self.now += 3600.0
-            self.hear()
+            self.receive()
             self.succeed()
 
     def succeed(self) -> None:
         """Let every search find evidence, every worker come up, and those that were told to, end."""
         for id_ in list(self.examinations):
-            self.hear(self.examined(id_, reachable=True))
+            self.receive(self.examined(id_, reachable=True))
         for id_, agent in list(self.seekers.items()):
             self.succeed_search(id_, agent)
         for id_, work in list(self.workers.items()):
             if work.told:
-                self.hear(TunnelEnded(id_, self.workers.pop(id_).life, None))
+                self.receive(TunnelEnded(id_, self.workers.pop(id_).life, None))
             elif work.fits:
-                self.hear(*self.progress(id_, work.life, work.key, squatted=False))
+                self.receive(*self.progress(id_, work.life, work.key, conflicts=False))
             else:
                 mismatch = Failure("host-key-mismatch", Pace.NEVER, "another key")
-                self.hear(TunnelEnded(id_, self.workers.pop(id_).life, mismatch))
+                self.receive(TunnelEnded(id_, self.workers.pop(id_).life, mismatch))
 
     def succeed_search(self, id_: AgentId, agent: Agent) -> None:
         """Find the best evidence that the rules accept, if any."""
         del self.seekers[id_]
         method = next(iter(self.believable(agent)), None)
         if method is None:
-            self.hear(EvidenceAbsent(id_, agent.incarnation, "no method may be believed"))
+            self.receive(EvidenceAbsent(id_, agent.incarnation, "no method may be believed"))
         else:
             found = EvidenceFound(id_, agent.incarnation, HostTrust(method, self.named_for(agent)))
             self.old_evidence.append(found)
-            self.hear(found)
+            self.receive(found)
 
     def believable(self, agent: Agent) -> list[Method]:
         """Return the methods that the rules accept and that are as strong as the proof of before."""
@@ -467,15 +467,15 @@ class Walk:
     def drain(self) -> None:
         """Stop: every worker is told, and when all are over nothing stands and nothing is due."""
         self.batching = False
-        self.hear(DrainRequested())
+        self.receive(DrainRequested())
         assert all(work.told for work in self.workers.values())
         for id_, work in list(self.workers.items()):
             del self.workers[id_]
-            self.hear(TunnelEnded(id_, work.life, None))
+            self.receive(TunnelEnded(id_, work.life, None))
         for id_, agent in list(self.seekers.items()):
             self.succeed_search(id_, agent)
         for id_ in list(self.examinations):
-            self.hear(self.examined(id_, reachable=True))
+            self.receive(self.examined(id_, reachable=True))
         assert all(isinstance(status, Resting) for status in self.world.tunnels.values())
         assert plan(self.world, math.inf) == ()
         assert next_due(self.world) is None
@@ -485,10 +485,10 @@ class Walk:
         self.batching = False
         self.fleet.clear()
         for source in SOURCES * 2:
-            self.hear(AgentsDiscovered(source, self.snapshot(source)))
+            self.receive(AgentsDiscovered(source, self.snapshot(source)))
             self.now += LONGEST_GRACE
         self.succeed()
-        self.hear(MemoryExpired(self.now + 1))
+        self.receive(RetentionExpired(self.now + 1))
 
     # --- small parts ---
 
@@ -518,9 +518,9 @@ class Walk:
         return (other,) if self.dice.random() < 0.2 else tuple(dict.fromkeys((own, other)))
 
     @staticmethod
-    def progress(id_: AgentId, life: int, key: str, *, squatted: bool) -> tuple[Event, Event, Event]:
+    def progress(id_: AgentId, life: int, key: str, *, conflicts: bool) -> tuple[Event, Event, Event]:
         """Return the reports of a worker that succeeds, in order."""
-        held, refused = (LISTEN[:1], LISTEN[1:]) if squatted else (LISTEN, ())
+        held, refused = (LISTEN[:1], LISTEN[1:]) if conflicts else (LISTEN, ())
         return (
             TunnelDialled(id_, life, "10.0.0.1:22", host_key=key),
             TunnelBound(id_, life, held, refused, tuple(map(str, refused))),

@@ -12,7 +12,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tests.ssh.ssh_server import until
 from tunnelmgr.config import SourceConfig
-from tunnelmgr.core.events import AgentsDiscovered, Event, FeedClosed, FeedHeard
+from tunnelmgr.core.events import AgentsDiscovered, Event, FeedClosed, FeedReported
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.daemon.prepared import PreparedSource, prepared_source
@@ -128,7 +128,7 @@ async def test_the_end_of_a_queue_is_reported() -> None:
     source = Listening(SourceConfig(name="cloud", type="ec2", trust=[Method.CONSOLE]))
     async with watching() as (watches, events, _):
         watches.follow([PreparedSource(source, source.queue()), office()])
-        await until(lambda: FeedHeard("cloud", None) in events)
+        await until(lambda: FeedReported("cloud", None) in events)
 
         watches.follow([])
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from lab.ec2 import Ec2Service
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import AgentEnded, Event, FeedHeard
+from tunnelmgr.core.events import AgentEnded, Event, FeedReported
 from tunnelmgr.discovery import ec2_events
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.discovery.ec2_events import EventFeed, EventQueue, SqsQueue, read
@@ -59,7 +59,7 @@ class Heard:
     @property
     def health(self) -> list[str | None]:
         """What was told of the queue, in order."""
-        return [event.error for event in self.events if isinstance(event, FeedHeard)]
+        return [event.error for event in self.events if isinstance(event, FeedReported)]
 
 
 @contextlib.asynccontextmanager

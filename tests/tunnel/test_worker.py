@@ -272,7 +272,7 @@ async def test_a_second_listener_that_is_refused_is_named_and_asked_for_again(
     async with alive(sshd.spec(both), harness.settings()):
         await harness.up()
         assert (harness.bound.held, harness.bound.refused) == (both.listen[:1], both.listen[1:])
-        assert harness.bound.squatted == ()
+        assert harness.bound.conflicts == ()
 
         sshd.refuses.clear()
         await until(lambda: harness.bound.held == both.listen)
@@ -290,11 +290,11 @@ async def test_a_squatter_on_a_refused_address_is_found(sshd: Sshd, harness: Wor
         squatter.listen()
         async with alive(sshd.spec(both), harness.settings()):
             await harness.up()
-            assert harness.bound.squatted == (str(both.listen[1]),)
+            assert harness.bound.conflicts == (str(both.listen[1]),)
 
             squatter.close()
             await until(lambda: harness.bound.held == both.listen)
-            assert harness.bound.squatted == ()
+            assert harness.bound.conflicts == ()
 
 
 @pytest.mark.usefixtures("ignore_resource_warnings")
@@ -306,7 +306,7 @@ async def test_a_squatter_that_takes_no_connection_costs_no_tunnel(sshd: Sshd, h
     async with alive(sshd.spec(both), harness.settings()):
         await harness.up(probes=2)
 
-    assert harness.bound.squatted == (str(both.listen[1]),)
+    assert harness.bound.conflicts == (str(both.listen[1]),)
 
 
 async def test_an_exposed_listener_is_cancelled_at_once_and_ends_the_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:

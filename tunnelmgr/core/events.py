@@ -44,7 +44,7 @@ class AgentEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class FeedHeard:
+class FeedReported:
     """A source's event feed answers (`error` is None) or fails; polling goes on either way."""
 
     source: str
@@ -118,13 +118,13 @@ class TunnelDialled:
 
 @dataclass(frozen=True, slots=True)
 class TunnelBound:
-    """The agent's sshd listens on `held`; it would not on `refused`, and another process there holds `squatted`."""
+    """The agent's sshd listens on `held`; it would not on `refused`, and another process there holds `conflicts`."""
 
     agent: AgentId
     life: int
     held: tuple[Endpoint, ...]
     refused: tuple[Endpoint, ...] = ()
-    squatted: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class DrainRequested:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryExpired:
+class RetentionExpired:
     """Agents that left before `before` may be forgotten, and seeds that nobody has taken and that expired by `wall`.
 
     `wall` is the time of the wall clock, by which people know when a seed expires; None where it is the event's own.
@@ -183,7 +183,7 @@ Event = (
     | AgentsDiscovered
     | DiscoveryFailed
     | AgentEnded
-    | FeedHeard
+    | FeedReported
     | FeedClosed
     | SeedAdded
     | EvidenceFound
@@ -197,5 +197,5 @@ Event = (
     | RetryRequested
     | ReleaseRequested
     | DrainRequested
-    | MemoryExpired
+    | RetentionExpired
 )

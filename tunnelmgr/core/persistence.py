@@ -24,7 +24,7 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class StoredState:
     """What was written down, as it is read at a start."""
 
     records: Mapping[AgentId, Record] = field(default_factory=dict)
@@ -106,7 +106,7 @@ def _added(before: Record | None, record: Record) -> History:
     return record.history[told[-1] + 1 :] if told else record.history
 
 
-def restored(memory: Memory, now: float) -> World:
+def restored(stored: StoredState, now: float) -> World:
     """Return the world to start from, before any source has answered.
 
     Agents that were there are there still until their source says otherwise, so that a cloud that does not answer at a
@@ -114,9 +114,9 @@ def restored(memory: Memory, now: float) -> World:
     """
     kept = {
         id_: replace(record, trust=record.proved if _remembered(record.proved) else None)
-        for id_, record in memory.records.items()
+        for id_, record in stored.records.items()
     }
-    return settle(World(), World(records=kept, seeds=memory.seeds), kept, now)
+    return settle(World(), World(records=kept, seeds=stored.seeds), kept, now)
 
 
 def _remembered(trust: HostTrust | None) -> bool:

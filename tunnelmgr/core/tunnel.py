@@ -64,25 +64,25 @@ class Phase(StrEnum):
 class Bindings:
     """The listen addresses of a tunnel, by the answer of the agent's sshd.
 
-    It listens on `held` for us and refused `refused`; of those, another process on the agent answers on `squatted`.
+    It listens on `held` for us and refused `refused`; of those, another process on the agent answers on `conflicts`.
     """
 
     held: tuple[Endpoint, ...] = ()
     refused: tuple[Endpoint, ...] = ()
-    squatted: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
 
     @property
     def error(self) -> str | None:
         """The code of what is wrong with a tunnel that is up nevertheless."""
-        return ListenRefusedError.code if self.squatted else None
+        return ListenRefusedError.code if self.conflicts else None
 
     @property
     def message(self) -> str:
         """What is wrong with a tunnel that is up nevertheless, "" if nothing is."""
-        if not self.squatted:
+        if not self.conflicts:
             return ""
         return (
-            f"another process on the agent answers on {', '.join(self.squatted)}, where clients may connect first. "
+            f"another process on the agent answers on {', '.join(self.conflicts)}, where clients may connect first. "
             "Find it there with `ss -ltnp`, and stop it"
         )
 

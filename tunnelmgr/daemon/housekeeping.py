@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tunnelmgr.controller import Controller
-from tunnelmgr.core.events import MemoryExpired
+from tunnelmgr.core.events import RetentionExpired
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.garbage import collect
@@ -55,7 +55,7 @@ class Housekeeping:
 
     async def forget(self) -> None:
         """Forget agents that left long ago, and collect garbage."""
-        self.controller.report(MemoryExpired(self.clock() - MEMORY, self.wall()))
+        self.controller.report(RetentionExpired(self.clock() - MEMORY, self.wall()))
         for id_ in [id_ for id_ in self.channels.traffic if id_ not in self.controller.world.records]:
             del self.channels.traffic[id_]
         collect()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import AgentEnded, Event, FeedHeard
+from tunnelmgr.core.events import AgentEnded, Event, FeedReported
 from tunnelmgr.discovery.aws_clients import AwsError, aws_error_text
 from tunnelmgr.threads import in_thread
 
@@ -104,7 +104,7 @@ class EventFeed:
             log.warning("event queue fails; polling goes on", source=self.source, error=error)
         else:
             log.info("event queue answers", source=self.source)
-        self.report(FeedHeard(self.source, error))
+        self.report(FeedReported(self.source, error))
 
 
 def read(body: str) -> tuple[AgentId, str] | None:

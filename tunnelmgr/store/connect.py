@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from tunnelmgr.core.persistence import Memory
+from tunnelmgr.core.persistence import StoredState
 from tunnelmgr.errors import StoreError
 from tunnelmgr.store.sqlite import SqliteStore
 from tunnelmgr.store.writer import WritableStore
@@ -12,7 +12,7 @@ from tunnelmgr.store.writer import WritableStore
 class Store(WritableStore, Protocol):
     """Keeps records and seeds; every method blocks and raises StoreError."""
 
-    def load(self) -> Memory:
+    def load(self) -> StoredState:
         """Return everything that was written."""
         ...
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.persistence import Changes, Memory
+from tunnelmgr.core.persistence import Changes, StoredState
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import HistoryEntry, Quarantine, Record
@@ -74,11 +74,11 @@ class SqliteStore:
             self._lock.close()
             raise
 
-    def load(self) -> Memory:
+    def load(self) -> StoredState:
         """Return everything that was written; raises StoreError."""
         rows = self._guarded(lambda: self._db.execute(_LOAD).fetchall())
         seeds = self._guarded(lambda: self._db.execute("SELECT * FROM seed").fetchall())
-        return Memory(
+        return StoredState(
             {AgentId(row["id"]): _record(row) for row in rows},
             {
                 row["id"]: Seed(row["id"], row["key"], row["expires"], row["holder"], row["incarnation"])

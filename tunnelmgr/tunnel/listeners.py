@@ -74,9 +74,9 @@ class Listeners:
         wanted = [endpoint for forward in self._forwards for endpoint in forward.listen]
         held = tuple(endpoint for endpoint in wanted if endpoint in self._held)
         refused = tuple(endpoint for endpoint in wanted if endpoint not in self._held)
-        squatted = [str(endpoint) for endpoint in refused if await self._is_squatted(endpoint)]
+        conflicts = [str(endpoint) for endpoint in refused if await self._is_conflict(endpoint)]
         spec, life = self._opening.spec, self._opening.life
-        self._settings.events.report(TunnelBound(spec.agent, life, held, refused, tuple(squatted)))
+        self._settings.events.report(TunnelBound(spec.agent, life, held, refused, tuple(conflicts)))
 
     def close(self) -> None:
         """Stop listening; open channels continue."""
@@ -113,7 +113,7 @@ class Listeners:
         self._held[endpoint] = listener
         return True
 
-    async def _is_squatted(self, endpoint: Endpoint) -> bool:
+    async def _is_conflict(self, endpoint: Endpoint) -> bool:
         """Return whether another process on the agent listens on a refused address; without IPv6, none can.
 
         A process that accepts no connection holds the port too, and is no reason to end the tunnel.

@@ -10,7 +10,7 @@ import pytest
 from tunnelmgr.core.events import (
     AgentEnded,
     DiscoveryFailed,
-    FeedHeard,
+    FeedReported,
     Reconfigured,
 )
 from tunnelmgr.core.rules import Rules
@@ -203,7 +203,7 @@ def test_an_agent_without_an_address_has_nothing_to_dial(history: History) -> No
 def test_a_change_of_group_that_asks_for_more_drops_weaker_evidence(history: History) -> None:
     """The minimum is the group's, and it is the new group's from now on."""
     agent = history.agent()
-    history.hear(Reconfigured(replace(history.rules, minimum={"strict": Method.AUTHORITY})))
+    history.receive(Reconfigured(replace(history.rules, minimum={"strict": Method.AUTHORITY})))
     history.believed(agent)
 
     history.listed(replace(agent, group="strict"))
@@ -229,7 +229,7 @@ def test_a_source_that_fails_keeps_its_agents_and_its_last_success(history: Hist
     history.listed(agent)
     history.now += 10
 
-    history.hear(DiscoveryFailed("cloud", "throttled"))
+    history.receive(DiscoveryFailed("cloud", "throttled"))
 
     view = history.world.sources["cloud"]
     assert (view.ok, view.last_success, view.error) == (False, 100.0, "throttled")
@@ -238,7 +238,7 @@ def test_a_source_that_fails_keeps_its_agents_and_its_last_success(history: Hist
 
 def test_a_source_that_recovers_is_well_again(history: History) -> None:
     """One whole answer is enough."""
-    history.hear(DiscoveryFailed("cloud", "throttled"))
+    history.receive(DiscoveryFailed("cloud", "throttled"))
 
     history.listed()
 
@@ -251,7 +251,7 @@ def test_a_source_that_is_not_configured_tells_nothing(history: History) -> None
     before = history.world
 
     history.listed(history.agent(source="old"), source="old")
-    history.hear(DiscoveryFailed("old", "throttled"))
+    history.receive(DiscoveryFailed("old", "throttled"))
 
     assert history.world == before
 
@@ -264,7 +264,7 @@ def test_an_agent_whose_end_an_event_told_is_gone_at_once(history: History) -> N
     agent = history.agent()
     history.listed(agent)
 
-    history.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
+    history.receive(AgentEnded("cloud", agent.id, "EC2 says terminated"))
 
     assert not history.record(agent).present
     assert history.record(agent).history[-1].detail == "EC2 says terminated"
@@ -274,7 +274,7 @@ def test_a_listing_that_lags_behind_does_not_bring_it_back(history: History) -> 
     """In the same incarnation, whatever it says."""
     agent = history.agent()
     history.listed(agent)
-    history.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
+    history.receive(AgentEnded("cloud", agent.id, "EC2 says terminated"))
 
     history.listed(agent)
 
@@ -285,7 +285,7 @@ def test_a_new_incarnation_does_come_back(history: History) -> None:
     """It is another machine."""
     agent = history.agent()
     history.listed(agent)
-    history.hear(AgentEnded("cloud", agent.id, "EC2 says terminated"))
+    history.receive(AgentEnded("cloud", agent.id, "EC2 says terminated"))
 
     history.listed(replace(agent, incarnation="2"))
 
@@ -298,10 +298,10 @@ def test_an_event_about_a_stranger_or_from_a_stranger_changes_nothing(history: H
     history.listed(agent)
     before = history.world
 
-    history.hear(
+    history.receive(
         AgentEnded("file", agent.id, "not its source"),
         AgentEnded("cloud", history.agent("unknown").id, "unknown"),
-        FeedHeard("unknown", None),
+        FeedReported("unknown", None),
     )
 
     assert history.world is before
@@ -309,7 +309,7 @@ def test_an_event_about_a_stranger_or_from_a_stranger_changes_nothing(history: H
 
 def test_how_a_feed_does_is_shown_and_outlives_a_poll(history: History) -> None:
     """A poll says nothing about it."""
-    history.hear(FeedHeard("cloud", "queue is gone"))
+    history.receive(FeedReported("cloud", "queue is gone"))
 
     history.listed()
 
@@ -341,7 +341,7 @@ def test_agents_of_a_source_that_is_removed_leave(history: History) -> None:
     agent = history.agent()
     history.listed(agent)
 
-    history.hear(Reconfigured(Rules(trust={"file": (Method.PINNED,)})))
+    history.receive(Reconfigured(Rules(trust={"file": (Method.PINNED,)})))
 
     assert not history.record(agent).present
     assert history.world.sources.keys() == {"file"}
@@ -353,7 +353,7 @@ def test_evidence_that_the_rules_no_longer_accept_is_dropped(history: History) -
     agent = history.agent()
     history.believed(agent)
 
-    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
 
     assert history.record(agent).trust is None
     assert history.status(agent).phase is Phase.AWAITING_IDENTITY
@@ -365,7 +365,7 @@ def test_a_changed_forward_changes_what_every_tunnel_should_be(history: History)
     agent = history.agent()
     history.believed(agent)
 
-    history.hear(Reconfigured(replace(history.rules, forwards=())))
+    history.receive(Reconfigured(replace(history.rules, forwards=())))
 
     spec = history.spec(agent)
     assert spec is not None

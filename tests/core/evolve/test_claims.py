@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tunnelmgr.core.events import EvidenceFound, KeyExamined, Reconfigured, ReleaseRequested, TunnelDialled, TunnelEnded
 from tunnelmgr.core.host_key import fingerprint
-from tunnelmgr.core.persistence import Memory, restored
+from tunnelmgr.core.persistence import StoredState, restored
 from tunnelmgr.core.reconcile import CloseTunnel, ExamineKey, Manner, OpenTunnel, next_due
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase, Seeking
@@ -24,13 +24,13 @@ def claims(history: History, agent: Agent, *numbers: int, method: Method = Metho
     others = {record.agent for record in history.world.records.values() if record.present}
     history.listed(*(other for other in others if other.id != agent.id), agent)
     keys = tuple(history.key(number) for number in numbers)
-    history.hear(EvidenceFound(agent.id, agent.incarnation, HostTrust(method, keys)))
+    history.receive(EvidenceFound(agent.id, agent.incarnation, HostTrust(method, keys)))
 
 
 def shows(history: History, agent: Agent, number: int | None) -> None:
     """Answer an agent's examination: with this key, or not at all."""
     key, message = ("", "no answer in time") if number is None else (history.key(number), "")
-    history.hear(KeyExamined(agent.id, agent.incarnation, key, message))
+    history.receive(KeyExamined(agent.id, agent.incarnation, key, message))
 
 
 def code(history: History, agent: Agent) -> str | None:
@@ -77,8 +77,8 @@ def test_possession_outlives_a_restart(history: History) -> None:
     """A forger that comes first after a restart harms nobody either."""
     honest, forger = history.agent("honest"), history.agent("forger")
     history.up(honest, OWN)
-    history.world = restored(Memory(history.world.records), history.now)
-    history.hear(Reconfigured(history.rules))
+    history.world = restored(StoredState(history.world.records), history.now)
+    history.receive(Reconfigured(history.rules))
 
     claims(history, forger, OWN)
 
@@ -87,7 +87,7 @@ def test_possession_outlives_a_restart(history: History) -> None:
 
 def test_possession_holds_while_the_evidence_is_asked_for_again(history: History) -> None:
     """Between two lives of a tunnel a certificate's key is as little for others to claim."""
-    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY, Method.CONSOLE)})))
+    history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY, Method.CONSOLE)})))
     honest, forger = history.agent("honest"), history.agent("forger")
     claims(history, honest, OWN, method=Method.AUTHORITY)
     history.act()
@@ -155,7 +155,7 @@ def test_an_agent_is_refused_that_shows_a_key_which_another_has_shown(history: H
     history.act()
     history.dialled(third, OTHER)
 
-    history.hear(TunnelDialled(first.id, life, "10.0.0.1:22", host_key=history.key(OTHER)))
+    history.receive(TunnelDialled(first.id, life, "10.0.0.1:22", host_key=history.key(OTHER)))
 
     assert (code(history, first), code(history, third)) == ("host-key-shared", None)
     assert history.act() == (CloseTunnel(first.id, life, Manner.REVOKE),)
@@ -181,7 +181,7 @@ def test_a_forger_that_was_refused_claims_nothing_any_more(history: History) -> 
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, forger, VICTIMS)
     history.act()
-    history.hear(TunnelEnded(forger.id, 1, replace(history.failure(), code="host-key-mismatch")))
+    history.receive(TunnelEnded(forger.id, 1, replace(history.failure(), code="host-key-mismatch")))
 
     history.up(honest, VICTIMS)
 
@@ -359,7 +359,7 @@ def test_the_answer_of_an_examination_that_nobody_waits_for_changes_no_claim(his
     shows(history, forger, OWN)
     claims(history, honest, OWN)
     history.act()
-    history.hear(ReleaseRequested(honest.id, "looked at"))
+    history.receive(ReleaseRequested(honest.id, "looked at"))
 
     shows(history, honest, OWN)
 
@@ -372,9 +372,9 @@ def test_a_released_agent_has_to_show_its_key_again(history: History) -> None:
     """What led into the quarantine is forgotten with it."""
     agent = history.agent()
     history.up(agent, OWN)
-    history.hear(TunnelEnded(agent.id, 1, history.failure()))
+    history.receive(TunnelEnded(agent.id, 1, history.failure()))
 
-    history.hear(ReleaseRequested(agent.id, "looked at"))
+    history.receive(ReleaseRequested(agent.id, "looked at"))
 
     assert history.record(agent).possessed == ()
 
@@ -384,8 +384,8 @@ def test_a_dispute_goes_on_after_a_restart(history: History) -> None:
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, forger, OWN)
     claims(history, honest, OWN)
-    history.world = restored(Memory(history.world.records), history.now)
-    history.hear(Reconfigured(history.rules))
+    history.world = restored(StoredState(history.world.records), history.now)
+    history.receive(Reconfigured(history.rules))
 
     assert {action.agent for action in history.act() if isinstance(action, ExamineKey)} == {forger, honest}
     shows(history, honest, OWN)

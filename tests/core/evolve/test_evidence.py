@@ -44,7 +44,7 @@ def test_evidence_for_an_earlier_incarnation_is_not_believed(history: History) -
     history.act()
     history.listed(replace(agent, incarnation="2"))
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust()))
+    history.receive(EvidenceFound(agent.id, "1", history.trust()))
 
     assert history.record(agent).trust is None
     assert not isinstance(history.status(agent), Seeking)
@@ -56,7 +56,7 @@ def test_evidence_that_the_rules_do_not_accept_is_as_good_as_none(history: Histo
     history.listed(agent)
     history.act()
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust(method=Method.LABEL)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(method=Method.LABEL)))
 
     assert history.record(agent).trust is None
     assert history.status(agent).retry_at is not None
@@ -68,7 +68,7 @@ def test_evidence_once_found_stays(history: History) -> None:
     agent = history.agent()
     history.believed(agent)
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust(2)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(2)))
 
     assert history.record(agent).trust == history.trust()
     assert history.world.key_holders == {history.key(): agent.id}
@@ -81,7 +81,7 @@ def test_evidence_for_an_agent_that_has_left_is_not_kept(history: History) -> No
     history.act()
     history.listed(gone=frozenset({agent.id}))
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust()))
+    history.receive(EvidenceFound(agent.id, "1", history.trust()))
 
     assert history.record(agent).trust is None
     assert agent.id not in history.world.tunnels
@@ -120,7 +120,7 @@ def test_missing_evidence_is_told_with_its_reason_and_waited_for(history: Histor
     history.act()
     history.now += 5
 
-    history.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
+    history.receive(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
 
     status = history.status(agent)
     assert isinstance(status, Resting)
@@ -136,7 +136,7 @@ def test_the_same_lack_is_told_once(history: History) -> None:
     history.listed(agent)
 
     for _ in range(3):
-        history.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
+        history.receive(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
 
     assert history.steps(agent) == ["seen", "waiting"]
     assert history.status(agent).failures == 3
@@ -149,7 +149,7 @@ def test_the_lack_of_evidence_for_an_earlier_incarnation_delays_nothing(history:
     history.act()
     history.listed(replace(agent, incarnation="2"))
 
-    history.hear(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
+    history.receive(EvidenceAbsent(agent.id, "1", "console: no host key block yet"))
 
     assert not isinstance(history.status(agent), Seeking)
     assert history.status(agent).retry_at is None
@@ -159,7 +159,7 @@ def test_word_about_an_unknown_agent_changes_nothing(history: History) -> None:
     """It may have been forgotten while it was searched for."""
     unknown, before = history.agent("unknown"), history.world
 
-    history.hear(
+    history.receive(
         EvidenceFound(unknown.id, "1", history.trust()),
         EvidenceAbsent(unknown.id, "1", "nothing"),
         TunnelDialled(unknown.id, 1, "10.0.0.1:22"),
@@ -175,9 +175,9 @@ def test_evidence_weaker_than_the_proof_of_before_does_not_count(history: Histor
     """Whoever spoils the better evidence gains nothing by it."""
     agent = history.agent()
     history.believed(agent)
-    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.TOFU,)})))
+    history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.TOFU,)})))
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust(2, Method.TOFU)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(2, Method.TOFU)))
 
     assert history.record(agent).trust is None
     assert "weaker than console" in history.status(agent).message
@@ -187,9 +187,9 @@ def test_evidence_of_another_key_than_the_proof_of_before_quarantines(history: H
     """A key that changes is looked at by a person."""
     agent = history.agent()
     history.believed(agent)
-    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust(2, Method.AUTHORITY)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(2, Method.AUTHORITY)))
 
     assert history.status(agent).phase is Phase.QUARANTINED
     assert history.status(agent).error == "host-key-mismatch"
@@ -201,7 +201,7 @@ def test_what_contradicts_the_evidence_quarantines(history: History) -> None:
     history.listed(agent)
     history.act()
 
-    history.hear(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
+    history.receive(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
 
     assert history.status(agent).phase is Phase.QUARANTINED
     assert history.status(agent).message == "its certificate is for another agent"
@@ -212,9 +212,9 @@ def test_a_quarantine_keeps_its_first_reason(history: History) -> None:
     agent = history.agent()
     history.listed(agent)
     history.act()
-    history.hear(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
+    history.receive(EvidenceContradicted(agent.id, "1", "its certificate is for another agent"))
 
-    history.hear(EvidenceContradicted(agent.id, "1", "its certificate is for a third one"))
+    history.receive(EvidenceContradicted(agent.id, "1", "its certificate is for a third one"))
 
     assert history.status(agent).message == "its certificate is for another agent"
     assert history.steps(agent).count("quarantined") == 1
@@ -227,7 +227,7 @@ def test_a_contradiction_of_an_earlier_incarnation_only_ends_the_search(history:
     history.act()
     history.listed(replace(agent, incarnation="2"))
 
-    history.hear(EvidenceContradicted(agent.id, "1", "another machine"))
+    history.receive(EvidenceContradicted(agent.id, "1", "another machine"))
 
     assert history.record(agent).quarantine is None
     assert not isinstance(history.status(agent), Seeking)
@@ -237,15 +237,15 @@ def test_a_contradiction_of_an_unknown_agent_changes_nothing(history: History) -
     """It may have been forgotten."""
     before = history.world
 
-    history.hear(EvidenceContradicted(history.agent("unknown").id, "1", "another machine"))
+    history.receive(EvidenceContradicted(history.agent("unknown").id, "1", "another machine"))
 
     assert history.world is before
 
 
 def seeded(history: History) -> None:
     """Let the cloud's agents be proved by a seed, and add one."""
-    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.SEEDED,)})))
-    history.hear(SeedAdded(Seed("one", history.key(), expires=200.0)))
+    history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.SEEDED,)})))
+    history.receive(SeedAdded(Seed("one", history.key(), expires=200.0)))
 
 
 def test_a_seed_proves_the_first_agent_that_names_it(history: History) -> None:
@@ -255,7 +255,7 @@ def test_a_seed_proves_the_first_agent_that_names_it(history: History) -> None:
     history.listed(agent)
     history.act()
 
-    history.hear(EvidenceFound(agent.id, "1", history.trust(method=Method.SEEDED)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(method=Method.SEEDED)))
 
     assert history.record(agent).trust == history.trust(method=Method.SEEDED)
     assert history.world.seeds["one"].holder == agent.id
@@ -267,9 +267,9 @@ def test_a_seed_proves_nobody_else(history: History) -> None:
     seeded(history)
     history.listed(first, second)
     history.act()
-    history.hear(EvidenceFound(first.id, "1", history.trust(method=Method.SEEDED)))
+    history.receive(EvidenceFound(first.id, "1", history.trust(method=Method.SEEDED)))
 
-    history.hear(EvidenceFound(second.id, "1", history.trust(method=Method.SEEDED)))
+    history.receive(EvidenceFound(second.id, "1", history.trust(method=Method.SEEDED)))
 
     assert history.record(second).trust is None
     assert history.record(first).quarantine is None
@@ -283,7 +283,7 @@ def test_a_quarantined_agent_without_a_worker_is_shown_as_such_at_once(history: 
     history.ended(first)
 
     history.listed(first, second)
-    history.hear(EvidenceFound(second.id, "1", history.trust()))
+    history.receive(EvidenceFound(second.id, "1", history.trust()))
 
     assert [history.status(one).phase for one in (first, second)] == [Phase.QUARANTINED] * 2
     assert history.status(first).retry_at is None

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tunnelmgr.core.events import (
-    MemoryExpired,
     ReleaseRequested,
+    RetentionExpired,
     RetryRequested,
 )
 from tunnelmgr.core.tunnel import Phase
@@ -23,7 +23,7 @@ def test_a_retry_makes_the_next_try_due_now(history: History) -> None:
     history.dialling(agent)
     history.ended(agent, Pace.SLOW)
 
-    history.hear(RetryRequested(agent.id, uid=1000))
+    history.receive(RetryRequested(agent.id, uid=1000))
 
     assert (history.status(agent).retry_at, history.status(agent).failures) == (None, 0)
     assert (history.record(agent).history[-1].step, history.record(agent).history[-1].uid) == ("retry", 1000)
@@ -35,7 +35,7 @@ def test_a_retry_of_what_is_under_way_changes_nothing(history: History) -> None:
     history.dialling(agent)
     before = history.world
 
-    history.hear(RetryRequested(agent.id))
+    history.receive(RetryRequested(agent.id))
 
     assert history.world is before
 
@@ -46,7 +46,7 @@ def test_a_release_ends_a_quarantine_and_forgets_the_key(history: History) -> No
     history.dialling(agent)
     history.ended(agent, Pace.NEVER)
 
-    history.hear(ReleaseRequested(agent.id, "rebuilt by hand", uid=1000))
+    history.receive(ReleaseRequested(agent.id, "rebuilt by hand", uid=1000))
 
     record = history.record(agent)
     assert (record.quarantine, record.trust, history.spec(agent)) == (None, None, None)
@@ -62,7 +62,7 @@ def test_a_release_of_an_agent_that_is_free_changes_nothing(history: History) ->
     history.believed(agent)
     before = history.world
 
-    history.hear(ReleaseRequested(agent.id, "none"))
+    history.receive(ReleaseRequested(agent.id, "none"))
 
     assert history.world is before
 
@@ -85,7 +85,7 @@ def test_what_left_long_ago_is_forgotten(history: History) -> None:
     history.listed(agent, other)
     history.listed(other, gone=frozenset({agent.id}))
 
-    history.hear(MemoryExpired(history.now + 1))
+    history.receive(RetentionExpired(history.now + 1))
 
     assert history.world.records.keys() == {other.id}
     assert history.world.tunnels.keys() == {other.id}
@@ -97,7 +97,7 @@ def test_what_left_just_now_is_remembered(history: History) -> None:
     history.listed(agent)
     history.listed(gone=frozenset({agent.id}))
 
-    history.hear(MemoryExpired(history.now))
+    history.receive(RetentionExpired(history.now))
 
     assert agent.id in history.world.records
 
@@ -108,6 +108,6 @@ def test_an_agent_with_a_worker_is_not_forgotten(history: History) -> None:
     history.up(agent)
     history.listed(gone=frozenset({agent.id}))
 
-    history.hear(MemoryExpired(history.now + 1))
+    history.receive(RetentionExpired(history.now + 1))
 
     assert agent.id in history.world.records

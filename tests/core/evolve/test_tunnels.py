@@ -34,9 +34,9 @@ def test_a_tunnel_is_up_when_a_probe_has_come_back(history: History) -> None:
     agent = history.agent()
     history.dialling(agent)
 
-    history.hear(TunnelDialled(agent.id, 1, "10.0.0.1:22"), TunnelBound(agent.id, 1, (IPV4, IPV6)))
+    history.receive(TunnelDialled(agent.id, 1, "10.0.0.1:22"), TunnelBound(agent.id, 1, (IPV4, IPV6)))
     before = history.status(agent).phase
-    history.hear(TunnelProbed(agent.id, 1, 0.02))
+    history.receive(TunnelProbed(agent.id, 1, 0.02))
 
     assert before is Phase.CONNECTING
     assert history.status(agent).phase is Phase.UP
@@ -51,7 +51,7 @@ def test_a_later_probe_is_no_news(history: History) -> None:
     since, steps = history.status(agent).since, history.steps(agent)
     history.now += 15
 
-    history.hear(TunnelProbed(agent.id, 1, 0.03))
+    history.receive(TunnelProbed(agent.id, 1, 0.03))
 
     assert history.status(agent).probe.at == history.now
     assert history.status(agent).since == since
@@ -64,7 +64,7 @@ def test_binding_again_the_same_is_no_news(history: History) -> None:
     history.up(agent)
     before = history.world
 
-    history.hear(TunnelBound(agent.id, 1, (IPV4, IPV6)))
+    history.receive(TunnelBound(agent.id, 1, (IPV4, IPV6)))
 
     assert history.world is before
 
@@ -75,7 +75,7 @@ def test_an_address_that_was_refused_is_named(history: History) -> None:
     history.listen = (IPV4,)
     history.up(agent)
 
-    history.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,)))
+    history.receive(TunnelBound(agent.id, 1, (IPV4,), (IPV6,)))
 
     assert history.record(agent).history[-1].detail == "127.0.0.1:5000; refused: [::1]:5000"
     assert history.status(agent).error is None
@@ -86,7 +86,7 @@ def test_a_squatter_is_shown_on_a_tunnel_that_comes_up_all_the_same(history: His
     agent = history.agent()
     history.dialling(agent)
 
-    history.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,), ("[::1]:5000",)), TunnelProbed(agent.id, 1, 0.02))
+    history.receive(TunnelBound(agent.id, 1, (IPV4,), (IPV6,), ("[::1]:5000",)), TunnelProbed(agent.id, 1, 0.02))
 
     assert history.status(agent).phase is Phase.UP
     assert history.status(agent).error == "listen-refused"
@@ -97,9 +97,9 @@ def test_a_squatter_that_lets_go_is_shown_no_more(history: History) -> None:
     """The defect goes with its cause, without a new tunnel."""
     agent = history.agent()
     history.dialling(agent)
-    history.hear(TunnelBound(agent.id, 1, (IPV4,), (IPV6,), ("[::1]:5000",)), TunnelProbed(agent.id, 1, 0.02))
+    history.receive(TunnelBound(agent.id, 1, (IPV4,), (IPV6,), ("[::1]:5000",)), TunnelProbed(agent.id, 1, 0.02))
 
-    history.hear(TunnelBound(agent.id, 1, (IPV4, IPV6)))
+    history.receive(TunnelBound(agent.id, 1, (IPV4, IPV6)))
 
     assert history.status(agent).error is None
 
@@ -113,7 +113,7 @@ def test_a_report_from_an_earlier_life_changes_nothing(history: History) -> None
     history.act()
     before = history.world
 
-    history.hear(TunnelProbed(agent.id, 1, 0.02), TunnelEnded(agent.id, 1, None))
+    history.receive(TunnelProbed(agent.id, 1, 0.02), TunnelEnded(agent.id, 1, None))
 
     assert history.status(agent).life == 2
     assert history.world is before
@@ -126,7 +126,7 @@ def test_a_report_does_not_end_a_search(history: History) -> None:
     history.act()
     before = history.world
 
-    history.hear(TunnelEnded(agent.id, history.status(agent).life, None))
+    history.receive(TunnelEnded(agent.id, history.status(agent).life, None))
 
     assert history.world is before
 
@@ -207,7 +207,7 @@ def test_a_worker_that_fails_in_quarantine_leaves_the_reason_for_that_in_place(h
     """Nor does it leave a time to try again, at which there would be nothing to do."""
     agent = history.agent()
     history.up(agent)
-    history.hear(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
+    history.receive(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
 
     history.ended(agent)
 
@@ -219,7 +219,7 @@ def test_an_end_that_was_asked_for_is_no_failure(history: History) -> None:
     """A revoked tunnel's last cry quarantines nobody."""
     agent = history.agent()
     history.up(agent)
-    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
     history.act()
 
     history.ended(agent, Pace.NEVER)
@@ -233,7 +233,7 @@ def test_a_drained_tunnel_that_breaks_is_closed_too(history: History) -> None:
     """It was to end anyway."""
     agent = history.agent()
     history.up(agent)
-    history.hear(Reconfigured(replace(history.rules, forwards=())))
+    history.receive(Reconfigured(replace(history.rules, forwards=())))
     history.act()
 
     history.ended(agent)
@@ -271,7 +271,7 @@ def test_a_history_keeps_its_latest_moments(history: History) -> None:
     history.listed(agent)
 
     for number in range(HIHISTORY_LENGTH + 5):
-        history.hear(EvidenceAbsent(agent.id, "1", f"reason {number}"))
+        history.receive(EvidenceAbsent(agent.id, "1", f"reason {number}"))
 
     told = history.record(agent).history
     assert len(told) == HIHISTORY_LENGTH
@@ -281,10 +281,10 @@ def test_a_history_keeps_its_latest_moments(history: History) -> None:
 def test_evidence_that_may_run_out_is_asked_for_at_each_life(history: History) -> None:
     """A certificate is good for one tunnel."""
     agent = history.agent()
-    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
     history.listed(agent)
     history.act()
-    history.hear(EvidenceFound(agent.id, "1", history.trust(method=Method.AUTHORITY)))
+    history.receive(EvidenceFound(agent.id, "1", history.trust(method=Method.AUTHORITY)))
     history.act()
 
     history.ended(agent)
@@ -297,12 +297,12 @@ def test_evidence_that_may_run_out_is_asked_for_at_each_life(history: History) -
 def test_asking_anew_for_evidence_does_not_hurry_a_dial_that_fails(history: History) -> None:
     """Each life is held back by the failures of those before, though there was a search between them."""
     agent = history.agent()
-    history.hear(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
+    history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
     history.listed(agent)
 
     for _ in range(3):
         history.act()
-        history.hear(EvidenceFound(agent.id, "1", history.trust(method=Method.AUTHORITY)))
+        history.receive(EvidenceFound(agent.id, "1", history.trust(method=Method.AUTHORITY)))
         history.act()
         history.ended(agent)
         held_back_until = history.status(agent).retry_at
@@ -317,6 +317,6 @@ def test_a_failure_is_told_with_its_own_words(history: History) -> None:
     agent = history.agent()
     history.dialling(agent)
 
-    history.hear(TunnelEnded(agent.id, 1, Failure("unreachable", Pace.SOON, "cannot reach 10.0.0.1:22: refused")))
+    history.receive(TunnelEnded(agent.id, 1, Failure("unreachable", Pace.SOON, "cannot reach 10.0.0.1:22: refused")))
 
     assert history.record(agent).history[-1].detail == "cannot reach 10.0.0.1:22: refused"

@@ -15,7 +15,7 @@ their records: who holds which host key, and in which phase an agent rests. No t
 
 The record of an agent says who it is and what is believed of it:
 
-    (unknown) ── seen ─▶ present ── left ─▶ remembered ── MemoryExpired ─▶ (forgotten)
+    (unknown) ── seen ─▶ present ── left ─▶ remembered ── RetentionExpired ─▶ (forgotten)
                            ▲  │ rebuilt: a new incarnation loses its evidence     │
                            └──┴───────────────── seen again ◀─────────────────────┘
 
@@ -68,11 +68,11 @@ from tunnelmgr.core.events import (
     EvidenceContradicted,
     EvidenceFound,
     FeedClosed,
-    FeedHeard,
+    FeedReported,
     KeyExamined,
-    MemoryExpired,
     Reconfigured,
     ReleaseRequested,
+    RetentionExpired,
     RetryRequested,
     SeedAdded,
     TunnelBound,
@@ -102,10 +102,10 @@ def _transition(world: World, event: Event, now: float) -> Transition:  # noqa: 
             return Transition(agents.discovery_failed(world, event))
         case AgentEnded():
             return agents.agent_ended(world, event, now)
-        case FeedHeard():
-            return Transition(agents.feed_heard(world, event.source, ok=event.error is None, error=event.error))
+        case FeedReported():
+            return Transition(agents.feed_reported(world, event.source, ok=event.error is None, error=event.error))
         case FeedClosed(source):
-            return Transition(agents.feed_heard(world, source, ok=None, error=None))
+            return Transition(agents.feed_reported(world, source, ok=None, error=None))
         case EvidenceFound():
             return evidence.found(world, event, now)
         case EvidenceAbsent():
@@ -126,6 +126,6 @@ def _transition(world: World, event: Event, now: float) -> Transition:  # noqa: 
             return Transition(replace(world, seeds={**world.seeds, seed.id: seed}))
         case DrainRequested():
             return Transition(replace(world, draining=True))
-        case MemoryExpired(before, wall):
+        case RetentionExpired(before, wall):
             return Transition(operator.forget(world, before, now if wall is None else wall))
     assert_never(event)

@@ -175,7 +175,7 @@ def agent_ended(world: World, event: AgentEnded, now: float) -> Transition:
     return Transition(world.with_record(over), {event.agent})
 
 
-def feed_heard(world: World, source: str, *, ok: bool | None, error: str | None) -> World:
+def feed_reported(world: World, source: str, *, ok: bool | None, error: str | None) -> World:
     """Note how a source's event feed does; `ok` is None where there is none any more."""
     known = world.sources.get(source)
     if known is None:

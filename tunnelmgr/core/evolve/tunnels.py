@@ -81,13 +81,13 @@ def _is_own(record: Record, status: Working, key: str) -> bool:
 
 
 def _bound(world: World, event: TunnelBound, status: Working, now: float) -> World:
-    bindings = Bindings(event.held, event.refused, event.squatted)
+    bindings = Bindings(event.held, event.refused, event.conflicts)
     if bindings == status.bindings:
         return world
     detail = ", ".join(map(str, event.held))
     if event.refused:
         detail += f"; refused: {', '.join(map(str, event.refused))}"
-    if event.squatted:
+    if event.conflicts:
         detail += " (another process on the agent uses it)"
     world = world.with_record(world.records[event.agent].with_step(now, "bound", detail))
     return world.with_tunnel(event.agent, replace(status, bindings=bindings))
