@@ -1,7 +1,7 @@
-"""Requests for the gate: mostly well-formed ones of the registry's API, bent in the ways that readers disagree about.
+"""Generates requests to the gate: mostly valid ones, mutated in ways that parsers disagree about.
 
-A case is the bytes that an agent sends on one channel. It follows from a seed and a number alone, so that a failure can
-be made again.
+A case is the bytes that an agent sends on one channel. It depends on a seed and a number only, so a failure can be
+reproduced.
 """
 
 import random
@@ -22,8 +22,8 @@ MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 @dataclass
-class Things:
-    """What there is in the registry that a request may name: digests, and locations of uploads as path and query."""
+class RegistryContents:
+    """What the registry holds: digests, and locations of uploads as path and query."""
 
     open_digests: Sequence[str]  # of manifests and layers; those of open/own/app:v1 are a release, one is of no tag
     secret_digests: Sequence[str]
@@ -32,26 +32,28 @@ class Things:
     foreign_uploads: Sequence[str] = ()
 
 
-def case_of(seed: str, number: int, things: Things) -> bytes:
-    """Return one case."""
+def make_case(seed: str, number: int, contents: RegistryContents) -> bytes:
+    """Return the case with this number."""
     rng = Random(f"{seed}/{number}")  # the same case for the same number
     count = rng.choices((1, 2, 3), (80, 15, 5))[0]
-    return b"".join(_Request(rng, things, number).encode() for _ in range(count))
+    return b"".join(_RequestBuilder(rng, contents, number).encode() for _ in range(count))
 
 
-class _Request:
-    """One request as it grows: each part is drawn, then perhaps bent."""
+class _RequestBuilder:
+    """One request as it is made: each part is drawn, and then some are mutated."""
 
-    def __init__(self, rng: Random, things: Things, number: int) -> None:
+    def __init__(self, rng: Random, contents: RegistryContents, number: int) -> None:
         self.rng = rng
-        self.things = things
+        self.contents = contents
         self.method = "GET"
         self.version = "HTTP/1.1"
         self.query: list[str] = []
         self.body = b""
         self.headers = [f"Host: {self.pick('localhost:5000', '127.0.0.1:5000', '[::1]:5000', 'registry.example')}"]
         self.headers.append(f"User-Agent: case/{number}")
-        self.target = self.pick(_manifest, _blob, _tags, _begin, _go_on, _write_manifest, _other)(self)
+        self.target = self.pick(
+            _manifest, _blob, _tags, _start_upload, _continue_upload, _write_manifest, _other_endpoint
+        )(self)
         if self.query:
             self.target += "?" + "&".join(self.query)
 
@@ -65,21 +67,27 @@ class _Request:
         return self.pick(*good) if self.chance(0.6) else self.pick(*FORBIDDEN)
 
     def digest(self) -> str:
-        digest = self.pick(*self.things.open_digests, *self.things.secret_digests)
+        digest = self.pick(*self.contents.open_digests, *self.contents.secret_digests)
         return digest.replace(":", self.pick(":", "%3A", "%3a")) if self.chance(0.2) else digest
 
     def mirror(self) -> None:
-        """Name the registry behind a mirror, now and then."""
+        """Add the registry behind a mirror to some requests."""
         if self.chance(0.2):
             self.query = [f"ns={self.pick('docker.io', 'localhost:5000', '%5B::1%5D:5000', 'a/b', '')}"]
 
     def encode(self) -> bytes:
         framed = self.frame()
-        bends = self.rng.choices((0, 1, 2, 3), (60, 25, 10, 5))[0]
-        for _ in range(bends):
-            self.pick(_bend_target, _bend_target, _bend_query, _bend_headers, _bend_headers, _bend_line, _bend_method)(
-                self
-            )
+        mutations = self.rng.choices((0, 1, 2, 3), (60, 25, 10, 5))[0]
+        for _ in range(mutations):
+            self.pick(
+                _mutate_target,
+                _mutate_target,
+                _mutate_query,
+                _mutate_headers,
+                _mutate_headers,
+                _mutate_line,
+                _mutate_method,
+            )(self)
         end = "\r\n"
         if self.chance(0.03):
             end = self.pick("\n", "\r", "\n\r", "\r\n ", "\r\n\t")
@@ -87,7 +95,7 @@ class _Request:
         return head.encode("latin-1", "replace") + framed
 
     def frame(self) -> bytes:
-        """Announce the body, mostly as it is."""
+        """Add the framing of the body, mostly a valid one."""
         if not self.body and not self.chance(0.05):
             return b""
         style = self.rng.choices(
@@ -112,18 +120,18 @@ class _Request:
                 self.headers += lines
                 return self.pick(chunked, self.body)
             case "odd":
-                self.headers.append(self.pick(*ODD_FRAMING).format(size=size))
+                self.headers.append(self.pick(*INVALID_FRAMING).format(size=size))
                 return self.pick(chunked, self.body)
         return self.body
 
 
-ODD_FRAMING = (
+INVALID_FRAMING = (
     *("Transfer-Encoding: xchunked", "Transfer-Encoding : chunked", "Transfer-Encoding: chunked, identity"),
     *("Transfer-Encoding:\x0bchunked", "Transfer-Encoding: identity", "transfer-encoding: CHUNKED", "TE: chunked"),
     *("Content-Length: +{size}", "Content-Length: {size}, {size}", "Content-Length: 0{size}", "Content-Length: 0x1"),
     *("Content-Length: {size}\r\nContent-Length: 0", "Content-Length : {size}", "X: y\r\n Content-Length: {size}"),
 )
-ODD_HEADERS = (
+UNUSUAL_HEADERS = (
     *("X-Forwarded-Host: evil", "X-Forwarded-Proto: https", "X-Forwarded-Prefix: /v2/hidden", "Forwarded: host=evil"),
     *("X-Original-URL: /v2/hidden/app/manifests/v1", "X-Rewrite-URL: /v2/hidden/app/manifests/v1"),
     *("X-HTTP-Method-Override: DELETE", "X-HTTP-Method: DELETE", "X-Method-Override: PUT", "Authorization: Basic eDp5"),
@@ -137,7 +145,7 @@ ODD_HEADERS = (
 )
 
 
-def _manifest(request: _Request) -> str:
+def _manifest(request: _RequestBuilder) -> str:
     request.method = request.pick("GET", "GET", "HEAD", "DELETE")
     request.headers.append(f"Accept: {MANIFEST}")
     reference = request.pick("v1", "latest") if request.chance(0.7) else request.digest()
@@ -145,18 +153,18 @@ def _manifest(request: _Request) -> str:
     return f"/v2/{request.name(READABLE)}/manifests/{reference}"
 
 
-def _blob(request: _Request) -> str:
+def _blob(request: _RequestBuilder) -> str:
     request.method = request.pick("GET", "GET", "HEAD", "DELETE")
     request.mirror()
     return f"/v2/{request.name(READABLE)}/blobs/{request.digest()}"
 
 
-def _tags(request: _Request) -> str:
+def _tags(request: _RequestBuilder) -> str:
     request.query = request.rng.sample(["n=1", "last=a", "n=0"], request.rng.randrange(3))
     return f"/v2/{request.name(READABLE)}/{request.pick('tags/list', 'tags/list', f'referrers/{request.digest()}')}"
 
 
-def _begin(request: _Request) -> str:
+def _start_upload(request: _RequestBuilder) -> str:
     request.method = "POST"
     mount = [f"mount={request.digest()}", f"from={request.name(READABLE)}"]
     match request.rng.randrange(4):
@@ -170,10 +178,10 @@ def _begin(request: _Request) -> str:
     return f"/v2/{request.name(WRITABLE)}/blobs/uploads/"
 
 
-def _go_on(request: _Request) -> str:
+def _continue_upload(request: _RequestBuilder) -> str:
     request.method = request.pick("GET", "HEAD", "PATCH", "PATCH", "PUT", "DELETE")
-    own = bool(request.things.own_uploads) and request.chance(0.5)
-    location = request.pick(*(request.things.own_uploads if own else request.things.foreign_uploads))
+    own = bool(request.contents.own_uploads) and request.chance(0.5)
+    location = request.pick(*(request.contents.own_uploads if own else request.contents.foreign_uploads))
     if request.method in {"PATCH", "PUT"} and request.chance(0.7):
         request.body = request.rng.randbytes(request.rng.choice((1, 10, 3000)))
     if request.method == "PUT":
@@ -183,9 +191,9 @@ def _go_on(request: _Request) -> str:
     return str(location)
 
 
-def _write_manifest(request: _Request) -> str:
+def _write_manifest(request: _RequestBuilder) -> str:
     request.method = "PUT"
-    request.body = request.things.manifest
+    request.body = request.contents.manifest
     request.headers.append(f"Content-Type: {MANIFEST}")
     if request.chance(0.3):
         request.query = [
@@ -194,20 +202,20 @@ def _write_manifest(request: _Request) -> str:
     return f"/v2/{request.name(WRITABLE)}/manifests/{request.pick('v1', 'new', request.digest())}"
 
 
-def _other(request: _Request) -> str:
+def _other_endpoint(request: _RequestBuilder) -> str:
     request.method = request.pick("GET", "GET", "OPTIONS", "POST", "CONNECT", "TRACE")
     request.query = request.rng.sample(["n=2", "last=open/a", "n=9999", "last=h"], request.rng.randrange(3))
     places = ("/v2/", "/v2", "/v2/_catalog", "/", "/v2/_catalog/", "/debug/vars", "/.well-known/tunnelmgr", "/v2/token")
     return str(request.pick(*places, "/v2/hidden", "/v1/search", "*"))
 
 
-def _bend_target(request: _Request) -> None:
+def _mutate_target(request: _RequestBuilder) -> None:
     path, mark, query = request.target.partition("?")
     at = request.rng.randrange(len(path) + 1)
     insert = request.pick(
         "//", "/./", "/../", "/..%2f", "%2e%2e/", ";x", "\\", "%5c", "%00", "#", "%", "\t", "%20", "é", "%2F", "/"
     )
-    bends: tuple[Callable[[], str], ...] = (
+    mutations: tuple[Callable[[], str], ...] = (
         lambda: path[:at] + insert + path[at:],
         lambda: (
             path[:at] + "".join(f"%{ord(c):02{request.pick('x', 'X')}}" for c in path[at : at + 1]) + path[at + 1 :]
@@ -224,12 +232,12 @@ def _bend_target(request: _Request) -> None:
         ),
         lambda: path.replace("secret", request.pick("%73ecret", "secre%74", "s\u0065cret", "./secret", "/secret"), 1),
     )
-    request.target = request.rng.choice(bends)() + mark + query
+    request.target = request.rng.choice(mutations)() + mark + query
 
 
-def _bend_query(request: _Request) -> None:
+def _mutate_query(request: _RequestBuilder) -> None:
     path, _, query = request.target.partition("?")
-    digest = request.pick(*request.things.secret_digests)
+    digest = request.pick(*request.contents.secret_digests)
     more = request.pick(
         *(
             f"mount={digest}",
@@ -258,15 +266,15 @@ def _bend_query(request: _Request) -> None:
     request.target = path + "?" + request.pick("&", "&", ";", "?").join(filter(None, (query, more)))
 
 
-def _bend_headers(request: _Request) -> None:
-    request.headers.insert(request.rng.randrange(len(request.headers) + 1), request.pick(*ODD_HEADERS))
+def _mutate_headers(request: _RequestBuilder) -> None:
+    request.headers.insert(request.rng.randrange(len(request.headers) + 1), request.pick(*UNUSUAL_HEADERS))
 
 
-def _bend_line(request: _Request) -> None:
+def _mutate_line(request: _RequestBuilder) -> None:
     request.version = request.pick(
         "HTTP/1.0", "HTTP/1.1 ", "HTTP/2.0", "HTTP/1.2", "http/1.1", "", "HTTP/1.1\t", " HTTP/1.1"
     )
 
 
-def _bend_method(request: _Request) -> None:
+def _mutate_method(request: _RequestBuilder) -> None:
     request.method = request.pick(*METHODS, "get", "PRI", "G\tET", " GET", "\r\nGET", "GET\n", "", "PROPFIND", "LOCK")

@@ -1,7 +1,7 @@
-"""What a registry's access log may hold when every request came through a gate with the grants below.
+"""What a registry's access log may contain if every request passed a gate with the policy below.
 
-Written from the log's side alone: it knows nothing of how the gate reads a request. It goes further than it must: what
-is outside the grant may not even reach the registry, whatever the registry would have answered.
+It is written from the log's side and does not know how the gate parses a request. It is stricter than necessary: a
+request outside of the policy must not even reach the registry, whatever the registry would have answered.
 """
 
 import re
@@ -19,7 +19,7 @@ _PLACE = re.compile(r"/v2/(.+)/(manifests/[^/]+|blobs/uploads/[^/]*|blobs/[^/]+|
 
 
 @dataclass(frozen=True)
-class Served:
+class LoggedRequest:
     """One line of the access log."""
 
     method: str
@@ -28,27 +28,27 @@ class Served:
     agent: str
 
 
-def served_in(log: str) -> list[Served]:
-    """Read an access log in the combined format; raises ValueError for a line that is none."""
+def parse_log(log: str) -> list[LoggedRequest]:
+    """Parse an access log in the combined format; raises ValueError for an invalid line."""
     found = []
     for line in log.splitlines():
         matched = _LINE.fullmatch(line)
         if matched is None:
             raise ValueError(line)
-        found.append(Served(matched[1], matched[2], int(matched[4]), matched[5]))
+        found.append(LoggedRequest(matched[1], matched[2], int(matched[4]), matched[5]))
     return found
 
 
 @dataclass(frozen=True)
-class Foreign:
+class Forbidden:
     """What no request may touch: uploads of other agents, by the registry's own ids, and the manifest of a release."""
 
     uploads: frozenset[str]
     release: str
 
 
-def violation(served: Served, foreign: Foreign) -> str | None:  # noqa: PLR0911 (one for each rule)
-    """Say what is outside the grant in this line, or None."""
+def violation(served: LoggedRequest, foreign: Forbidden) -> str | None:  # noqa: PLR0911 (one for each rule)
+    """Return what the policy does not allow in this line, or None."""
     parts = urlsplit(served.target)
     path = unquote(parts.path)
     if path in {"/v2/", "/v2/_catalog"}:
@@ -71,16 +71,16 @@ def violation(served: Served, foreign: Foreign) -> str | None:  # noqa: PLR0911 
 
 
 def may_pull(name: str) -> bool:
-    """Whether the grants allow to read."""
+    """Return whether the policy allows to pull a repository."""
     return name.startswith("open/") and not name.startswith("open/secret/")
 
 
 def may_push(name: str) -> bool:
-    """Whether the grants allow to write."""
+    """Return whether the policy allows to push to a repository."""
     return may_pull(name) and re.fullmatch(r"open/own/[^/]+", name) is not None
 
 
-def _wrong_mount(served: Served, query: str) -> str | None:
+def _wrong_mount(served: LoggedRequest, query: str) -> str | None:
     asked = parse_qs(query, keep_blank_values=True)
     sources = asked.get("from", [])
     if not all(map(may_pull, sources)) or len(sources) > 1:

@@ -1,8 +1,8 @@
-"""Differential test: whatever is sent through the gate, the real registry does nothing outside the grant.
+"""Differential test: whatever is sent through the gate, the real registry does nothing outside of the policy.
 
     CASES=100000 SEED=7 python -m pytest tests/differential -s
 
-A case that ever failed becomes one of REGRESSIONS, by a name that says what it was.
+A case that once failed becomes one of REGRESSIONS, under a name that describes it.
 """
 
 import asyncio
@@ -19,8 +19,18 @@ from typing import Any
 import pytest
 
 from lab.gate_stand_ins import gate_with
-from tests.differential.grammar import MANIFEST, Things, case_of
-from tests.differential.oracle import DELETE, DENY, IMMUTABLE, PULL, PUSH, Foreign, Served, served_in, violation
+from tests.differential.grammar import MANIFEST, RegistryContents, make_case
+from tests.differential.oracle import (
+    DELETE,
+    DENY,
+    IMMUTABLE,
+    PULL,
+    PUSH,
+    Forbidden,
+    LoggedRequest,
+    parse_log,
+    violation,
+)
 from tests.gate.conftest import CALLER, Registry, digest_of, running_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
@@ -31,7 +41,7 @@ from tunnelmgr.gate.uploads import Upload
 
 CASES = int(os.environ.get("CASES", "3000"))
 SEED = os.environ.get("SEED", "0")
-AT_ONCE = 8
+PARALLEL_CHANNELS = 8
 DEADLINE = 20.0
 OWN_UPLOADS = 4
 
@@ -64,35 +74,35 @@ REGRESSIONS = {
 }
 
 
-class Wire:
-    """A channel on which everything was sent before it is served."""
+class RecordedChannel:
+    """A channel with all of its input from the start, which keeps its output."""
 
     def __init__(self, raw: bytes) -> None:
         self._left = [raw]
         self.got = bytearray()
 
     def scheduled(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
-        """Have the coroutine take turns with others, as a tunnel's channel does."""
+        """Run the coroutine's steps in turn with those of others, as a tunnel's channel does."""
         return Share(fair_queue(asyncio.get_running_loop())).scheduled(coroutine)
 
     async def checkpoint(self) -> None:
-        """Let others run."""
+        """Let other tasks run."""
         await asyncio.sleep(0)
 
     async def wanted(self) -> bool:
-        """Tell whether anything is left."""
+        """Return whether there is more input."""
         return bool(self._left)
 
     async def read(self) -> bytes:
-        """Return what was sent, then the end."""
+        """Return the input, then the end of the stream."""
         return self._left.pop() if self._left else b""
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep what the gate answers."""
+        """Keep the gate's output."""
         self.got += data
 
     def write_eof(self) -> None:
-        """Do nothing: it is all kept anyway."""
+        """Do nothing, since the output is complete anyway."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -102,38 +112,38 @@ class Wire:
 
 
 @dataclass
-class Ground:
-    """A registry with something to hide, a gate before it, and what an agent may know of them."""
+class Subject:
+    """A registry with secrets, a gate in front of it, and what an agent may know of them."""
 
     registry: Registry
     access_log: Path
     gate: Gate
-    things: Things
-    foreign: Foreign
+    contents: RegistryContents
+    foreign: Forbidden
     secrets: tuple[bytes, ...]
 
     async def send(self, raw: bytes, agent: AgentId = CALLER.agent) -> bytes:
-        """Send bytes on a channel of their own; returns all that came back."""
-        wire = Wire(raw)
+        """Send bytes on a new channel; returns the whole output."""
+        wire = RecordedChannel(raw)
         async with asyncio.timeout(DEADLINE):
             caller = replace(CALLER, agent=agent)
             await self.gate.serve(wire, caller, self.registry.endpoint, Traffic())
         return bytes(wire.got)
 
     async def begin(self, agent: AgentId = CALLER.agent) -> str:
-        """Begin an upload through the gate; returns where it goes on."""
+        """Start an upload through the gate; returns its location."""
         begun = await self.send(b"POST /v2/open/own/app/blobs/uploads/ HTTP/1.1\r\n" + HOST + b"\r\n", agent)
         return begun.partition(b"Location: http://localhost:5000")[2].partition(b"\r\n")[0].decode()
 
-    def leak_in(self, got: bytes) -> bool:
-        """Whether an answer holds what the agent may not know."""
+    def leaks(self, got: bytes) -> bool:
+        """Return whether an output contains what the agent must not know."""
         return any(secret in got for secret in self.secrets)
 
-    def log_since(self, offset: int) -> list[Served]:
+    def log_since(self, offset: int) -> list[LoggedRequest]:
         """Return what the registry has served since the log had this size."""
         with self.access_log.open() as log:
             log.seek(offset)
-            return served_in(log.read())
+            return parse_log(log.read())
 
 
 def upload_id(location: str) -> str:
@@ -142,7 +152,7 @@ def upload_id(location: str) -> str:
 
 
 def push_marked(registry: Registry, repository: str, mark: bytes) -> list[str]:
-    """Push an image whose layer and manifest hold a mark; returns the digests of all its parts."""
+    """Push an image whose layer and manifest contain a mark; returns the digests of all its parts."""
     manifest = json.loads(registry.manifest(repository, b"layer " + mark)) | {"annotations": {"mark": mark.decode()}}
     raw = json.dumps(manifest).encode()
     assert registry.ask("PUT", f"/v2/{repository}/manifests/v1", raw, MANIFEST)[0] == 201
@@ -150,15 +160,15 @@ def push_marked(registry: Registry, repository: str, mark: bytes) -> list[str]:
 
 
 def push_untagged(registry: Registry) -> str:
-    """Push an image to open/own/app by digest alone, which may be deleted; returns its digest."""
+    """Push an image to open/own/app by digest only, which may be deleted; returns its digest."""
     manifest = registry.manifest("open/own/app", b"untagged")
     assert registry.ask("PUT", f"/v2/open/own/app/manifests/{digest_of(manifest)}", manifest, MANIFEST)[0] == 201
     return digest_of(manifest)
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    """Seed a registry: open to all, open to push, denied, and not granted."""
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    """Return a registry with repositories that are open to all, open to push, denied, and not granted."""
     folder = tmp_path_factory.mktemp("differential")
     marks = tuple(secrets.token_hex(16).encode() for _ in range(3))
     policy = GroupPolicy.build(
@@ -174,15 +184,17 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
             str(registry.endpoint)
         )[2]
         release = registry.ask("HEAD", "/v2/open/own/app/manifests/v1")[1]["docker-content-digest"]
-        things = Things([*seen, push_untagged(registry)], unseen, registry.manifest("open/own/app", b"pushed"))
+        contents = RegistryContents(
+            [*seen, push_untagged(registry)], unseen, registry.manifest("open/own/app", b"pushed")
+        )
         gate = gate_with(policy)
-        ground = Ground(registry, folder / "access.log", gate, things, Foreign(frozenset(), release), marks)
-        stranger = AgentId("static:other")
-        other = asyncio.run(ground.begin(stranger))
-        place = gate.context.uploads.find(stranger, Upload(registry.endpoint, "open/own/app", upload_id(other)))
+        subject = Subject(registry, folder / "access.log", gate, contents, Forbidden(frozenset(), release), marks)
+        other_agent = AgentId("static:other")
+        other = asyncio.run(subject.begin(other_agent))
+        place = gate.context.uploads.find(other_agent, Upload(registry.endpoint, "open/own/app", upload_id(other)))
         assert place is not None
         direct = f"/v2/open/own/app/blobs/uploads/{upload_id(begun)}"
-        things.foreign_uploads = (
+        contents.foreign_uploads = (
             other,
             begun,
             direct,
@@ -190,73 +202,73 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
             f"{place.path}?{place.query}",
             place.path,
         )
-        ground.foreign = Foreign(frozenset({upload_id(begun), upload_id(place.path)}), release)
-        yield ground
+        subject.foreign = Forbidden(frozenset({upload_id(begun), upload_id(place.path)}), release)
+        yield subject
 
 
 @dataclass
-class Tally:
-    """What became of the cases."""
+class Results:
+    """The results of the cases."""
 
     failures: list[str]
     answers: Counter[int]
 
 
-async def run_cases(ground: Ground, numbers: Iterator[int], tally: Tally) -> None:
-    """Send cases until there are no more; each of the own uploads is begun anew when it was used up."""
+async def run_cases(subject: Subject, numbers: Iterator[int], results: Results) -> None:
+    """Send the cases; each of the agent's own uploads is started again once it has been used up."""
     for number in numbers:
-        if len(ground.things.own_uploads) < OWN_UPLOADS or number % 50 == 0:
-            ground.things.own_uploads[OWN_UPLOADS - 1 :] = []
-            ground.things.own_uploads.insert(0, await ground.begin())
-        raw = case_of(SEED, number, ground.things)
+        if len(subject.contents.own_uploads) < OWN_UPLOADS or number % 50 == 0:
+            subject.contents.own_uploads[OWN_UPLOADS - 1 :] = []
+            subject.contents.own_uploads.insert(0, await subject.begin())
+        raw = make_case(SEED, number, subject.contents)
         try:
-            got = await ground.send(raw)
+            got = await subject.send(raw)
         except TimeoutError:
-            tally.failures.append(f"case {number} hung: {raw!r}")
+            results.failures.append(f"case {number} hung: {raw!r}")
             continue
-        tally.answers[int(got[9:12]) if got else 0] += 1
-        if ground.leak_in(got):
-            tally.failures.append(f"case {number} leaked: {raw!r} was answered {got!r}")
+        results.answers[int(got[9:12]) if got else 0] += 1
+        if subject.leaks(got):
+            results.failures.append(f"case {number} leaked: {raw!r} was answered {got!r}")
 
 
-def judge(ground: Ground, offset: int) -> tuple[list[Served], list[str]]:
-    """Return what the registry served, and what of it was outside the grant."""
-    served = ground.log_since(offset)
-    # Beginning the foreign uploads stands in the log as well, but before the offset.
-    wrong = [(line, found) for line in served if (found := violation(line, ground.foreign))]
+def judge(subject: Subject, offset: int) -> tuple[list[LoggedRequest], list[str]]:
+    """Return what the registry served, and what of it the policy does not allow."""
+    served = subject.log_since(offset)
+    # The requests that began the foreign uploads are in the log too, before the offset.
+    wrong = [(line, found) for line in served if (found := violation(line, subject.foreign))]
     return served, [f"{found}: {line}" for line, found in wrong]
 
 
 @pytest.mark.timeout(max(120, CASES // 20))
-async def test_whatever_is_sent_the_registry_stays_within_the_grant(
-    ground: Ground, capsys: pytest.CaptureFixture[str]
+async def test_no_request_makes_the_registry_act_outside_of_the_policy(
+    subject: Subject, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No request outside the grant reaches it, no secret comes back, and nothing of what is hidden has changed."""
-    release = ground.registry.ask("GET", "/v2/open/own/app/manifests/v1")
-    hidden = [ground.registry.ask("GET", f"/v2/{name}/tags/list") for name in ("open/secret/app", "hidden/app")]
-    offset = ground.access_log.stat().st_size
-    tally = Tally([], Counter())
+    """No request outside of the policy reaches the registry, no secret is returned, and nothing secret has changed."""
+    release = subject.registry.ask("GET", "/v2/open/own/app/manifests/v1")
+    hidden = [subject.registry.ask("GET", f"/v2/{name}/tags/list") for name in ("open/secret/app", "hidden/app")]
+    offset = subject.access_log.stat().st_size
+    results = Results([], Counter())
     numbers = iter(range(CASES))
     began = time.perf_counter()
 
     async with asyncio.TaskGroup() as tasks:
-        for lane in range(AT_ONCE):
-            tasks.create_task(run_cases(ground, numbers, tally), name=f"lane {lane}")
+        for worker in range(PARALLEL_CHANNELS):
+            tasks.create_task(run_cases(subject, numbers, results), name=f"worker {worker}")
     took = time.perf_counter() - began
-    served, wrong = judge(ground, offset)
+    served, wrong = judge(subject, offset)
 
     with capsys.disabled():
         done = sum(200 <= line.status < 300 for line in served)
         kinds = Counter(f"{line.method} {line.status}" for line in served if line.status < 300)
         print(f"\n{CASES} cases of seed {SEED} in {took:.1f} s, {CASES / took:.0f} a second")  # noqa: T201
         print(f"{len(served)} requests reached the registry, {done} of them 2xx: {dict(kinds.most_common())}")  # noqa: T201
-        print(f"first answers: {dict(sorted(tally.answers.items()))}")  # noqa: T201
-    assert not tally.failures
+        print(f"first answers: {dict(sorted(results.answers.items()))}")  # noqa: T201
+    assert not results.failures
     assert not wrong
-    after = [ground.registry.ask("GET", f"/v2/{name}/tags/list") for name in ("open/secret/app", "hidden/app")]
+    after = [subject.registry.ask("GET", f"/v2/{name}/tags/list") for name in ("open/secret/app", "hidden/app")]
     assert [answer[2] for answer in after] == [answer[2] for answer in hidden]
-    assert ground.registry.ask("GET", "/v2/open/own/app/manifests/v1")[2] == release[2]
-    # The test would prove nothing if hardly anything got through, so every kind of allowed request must have.
+    assert subject.registry.ask("GET", "/v2/open/own/app/manifests/v1")[2] == release[2]
+    # The test proves something only if every kind of allowed request reached the registry.
     assert {
         "GET 200",
         "HEAD 200",
@@ -270,25 +282,25 @@ async def test_whatever_is_sent_the_registry_stays_within_the_grant(
 
 
 @pytest.mark.parametrize("raw", REGRESSIONS.values(), ids=REGRESSIONS.keys())
-async def test_what_once_got_through_does_not_any_more(ground: Ground, raw: bytes) -> None:
-    """The readings that the registry is known to have (traps 21 to 23), and every case that ever failed."""
-    offset = ground.access_log.stat().st_size
-    secret = ground.things.secret_digests[-1].encode()
+async def test_known_attacks_do_not_reach_the_registry(subject: Subject, raw: bytes) -> None:
+    """Requests that the registry is known to read differently, and cases that once failed, do not reach it."""
+    offset = subject.access_log.stat().st_size
+    secret = subject.contents.secret_digests[-1].encode()
 
-    got = await ground.send(raw.replace(b"SECRET", secret))
+    got = await subject.send(raw.replace(b"SECRET", secret))
 
-    assert judge(ground, offset)[1] == []
-    assert not ground.leak_in(got)
+    assert judge(subject, offset)[1] == []
+    assert not subject.leaks(got)
 
 
-async def test_the_oracle_catches_a_gate_that_lets_everything_through(ground: Ground) -> None:
-    """Or it would be worth nothing: with open grants the same cases are full of violations and of leaks."""
+async def test_the_oracle_detects_a_gate_that_allows_everything(subject: Subject) -> None:
+    """With a gate that allows everything, the same cases are full of violations and leaks."""
     policy = GroupPolicy.build("ci", push=("**",), delete=())
-    opened = replace(ground, gate=gate_with(policy, uploads=ground.gate.context.uploads))
-    offset = ground.access_log.stat().st_size
-    tally = Tally([], Counter())
+    permissive = replace(subject, gate=gate_with(policy, uploads=subject.gate.context.uploads))
+    offset = subject.access_log.stat().st_size
+    results = Results([], Counter())
 
-    await run_cases(opened, iter(range(1500)), tally)
+    await run_cases(permissive, iter(range(1500)), results)
 
-    assert len(judge(ground, offset)[1]) > 10
-    assert tally.failures
+    assert len(judge(subject, offset)[1]) > 10
+    assert results.failures

@@ -72,7 +72,7 @@ class MeteredChannel:
         self._traffic.to_agent += len(data)
 
     async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
-        """Pour to the agent, and count each piece as it goes."""
+        """Send from a source to the agent, and count each piece as it is sent."""
 
         def counted(count: int) -> None:
             self.to_agent += count
