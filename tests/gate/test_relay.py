@@ -121,10 +121,10 @@ async def test_connecting_to_a_target_has_a_deadline() -> None:
         await TargetSocket.open(Endpoint("127.0.0.1", 1), timeout=0)
 
 
-async def write_for_ever(upstream: TargetSocket) -> None:
+async def write_for_ever(target: TargetSocket) -> None:
     """Write until it fails."""
     while True:
-        await upstream.write(bytes(1 << 20))
+        await target.write(bytes(1 << 20))
 
 
 async def test_writing_to_a_lost_target_is_an_error(scripted: "Scripted") -> None:
@@ -136,16 +136,16 @@ async def test_writing_to_a_lost_target_is_an_error(scripted: "Scripted") -> Non
         writer.transport.abort()
 
     async with scripted(stall) as target, asyncio.timeout(10):
-        upstream = await TargetSocket.open(target.endpoint)
+        target = await TargetSocket.open(target.endpoint)
         started.set()
         with pytest.raises(ConnectionError):
-            await write_for_ever(upstream)
+            await write_for_ever(target)
         with pytest.raises(ConnectionError):
-            await upstream.write(b"x")
-        upstream.write_eof()
+            await target.write(b"x")
+        target.write_eof()
         with pytest.raises(ConnectionError):
-            await upstream.read()
-        upstream.abort()
+            await target.read()
+        target.abort()
 
 
 async def test_an_aborted_connection_reads_as_ended(scripted: "Scripted") -> None:
@@ -155,7 +155,7 @@ async def test_an_aborted_connection_reads_as_ended(scripted: "Scripted") -> Non
         await reader.read()
 
     async with scripted(listen) as target, asyncio.timeout(10):
-        upstream = await TargetSocket.open(target.endpoint)
-        upstream.abort()
-        assert await upstream.read() == b""
-        assert not upstream.idle
+        target = await TargetSocket.open(target.endpoint)
+        target.abort()
+        assert await target.read() == b""
+        assert not target.idle

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,13 +24,13 @@ async def test_a_target_that_sends_faster_than_we_read_waits_and_loses_nothing(s
         all_sent.set()
 
     async with asyncio.timeout(30), scripted(flood) as registry:
-        upstream = await TargetSocket.open(registry.endpoint)
+        target = await TargetSocket.open(registry.endpoint)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(all_sent.wait(), 0.2)
         got = 0
-        while data := await upstream.read():
+        while data := await target.read():
             got += len(data)
-        upstream.abort()
+        target.abort()
 
     assert got == 16 * SENT
 
@@ -47,25 +46,25 @@ async def test_a_target_that_does_not_read_blocks_the_writer(scripted: "Scripted
             got.extend(data)
 
     async with asyncio.timeout(30), scripted(read_late) as registry:
-        upstream = await TargetSocket.open(registry.endpoint)
+        target = await TargetSocket.open(registry.endpoint)
         sent: list[int] = []
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(send_for_ever(upstream, sent), 0.2)
+            await asyncio.wait_for(send_for_ever(target, sent), 0.2)
         reading.set()
-        await upstream.drained()
-        upstream.write_eof()
-        assert await upstream.read() == b""
-        upstream.close()
+        await target.drained()
+        target.write_eof()
+        assert await target.read() == b""
+        target.close()
 
     assert len(got) == sum(sent)
 
 
-async def send_for_ever(upstream: TargetSocket, sent: list[int]) -> None:
+async def send_for_ever(target: TargetSocket, sent: list[int]) -> None:
     """Send, and wait while too much is unsent."""
     while True:
         sent.append(MAX_UNSENT)
-        if not upstream.send(bytes(MAX_UNSENT)):
-            await upstream.drained()
+        if not target.send(bytes(MAX_UNSENT)):
+            await target.drained()
 
 
 async def test_a_cancelled_read_loses_nothing(scripted: "Scripted") -> None:
@@ -77,14 +76,14 @@ async def test_a_cancelled_read_loses_nothing(scripted: "Scripted") -> None:
             writer.write(b"x")
 
     async with asyncio.timeout(10), scripted(drip) as registry:
-        upstream = await TargetSocket.open(registry.endpoint)
+        target = await TargetSocket.open(registry.endpoint)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(upstream.read(), 0.01)
+            await asyncio.wait_for(target.read(), 0.01)
         for _ in range(20):
-            await upstream.write(b"?")
-            assert await upstream.read() == b"x"
-        assert await upstream.read() == b""
-        upstream.abort()
+            await target.write(b"?")
+            assert await target.read() == b"x"
+        assert await target.read() == b""
+        target.abort()
 
 
 async def test_a_response_that_arrived_before_the_connection_broke_is_read(scripted: "Scripted") -> None:
@@ -96,19 +95,19 @@ async def test_a_response_that_arrived_before_the_connection_broke_is_read(scrip
         await writer.drain()
 
     async with asyncio.timeout(10), scripted(refuse) as registry:
-        upstream = await TargetSocket.open(registry.endpoint)
+        target = await TargetSocket.open(registry.endpoint)
         with pytest.raises(ConnectionError):
-            await write_for_ever(upstream)
-        assert (await upstream.read()).startswith(b"HTTP/1.1 413")
+            await write_for_ever(target)
+        assert (await target.read()).startswith(b"HTTP/1.1 413")
         with pytest.raises(ConnectionError):
-            await upstream.read()
-        upstream.abort()
+            await target.read()
+        target.abort()
 
 
-async def write_for_ever(upstream: TargetSocket) -> None:
+async def write_for_ever(target: TargetSocket) -> None:
     """Write until it fails."""
     while True:
-        await upstream.write(bytes(1 << 16))
+        await target.write(bytes(1 << 16))
 
 
 Wait = Callable[[TargetSocket], Awaitable[object]]
@@ -121,21 +120,16 @@ async def test_an_abort_ends_a_waiting_read_and_write(scripted: "Scripted", wait
     async def stall(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
-    @asynccontextmanager
-    async def waiting(upstream: TargetSocket):  # noqa: ANN202 - a context
-        async with asyncio.TaskGroup() as tasks:
+    async def expect_end(target: TargetSocket) -> None:
+        try:
+            assert await wait(target) == b""
+        except ConnectionError:
+            assert wait is write_for_ever
 
-            async def run() -> None:
-                try:
-                    assert await wait(upstream) == b""
-                except ConnectionError:
-                    assert wait is write_for_ever
+    async with asyncio.timeout(10), scripted(stall) as registry, asyncio.TaskGroup() as tasks:
+        target = await TargetSocket.open(registry.endpoint)
+        tasks.create_task(expect_end(target), name="wait")
+        while target._readable is None and target._stream.unsent <= MAX_UNSENT:  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
-            tasks.create_task(run(), name="wait")
-            await asyncio.sleep(0.05)
-            yield
-
-    async with asyncio.timeout(10), scripted(stall) as registry:
-        upstream = await TargetSocket.open(registry.endpoint)
-        async with waiting(upstream):
-            upstream.abort()
+        target.abort()
