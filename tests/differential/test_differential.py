@@ -31,7 +31,8 @@ from tests.differential.oracle import (
     parse_log,
     violation,
 )
-from tests.gate.conftest import CALLER, Registry, digest_of, running_registry
+from tests.gate.conftest import CALLER
+from tests.gate.docker_registry import Registry, digest_of, running_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.gate.conftest import MANIFEST_TYPE, digest_of, running_registry
+from tests.gate.docker_registry import MANIFEST_TYPE, digest_of, running_registry
 from tests.gate.test_head_parser import MALFORMED
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.gate import Gate
 
 if TYPE_CHECKING:
-    from tests.gate.conftest import Registry, Talk
+    from tests.gate.conftest import Talk
+    from tests.gate.docker_registry import Registry
 
 Grants = Callable[..., Gate]
 BLOB = digest_of(b"layer of api/app")

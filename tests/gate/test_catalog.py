@@ -20,7 +20,8 @@ from tunnelmgr.gate.registry_queries import RegistryPage
 from tunnelmgr.gate.timeouts import Timeouts
 
 if TYPE_CHECKING:
-    from tests.gate.conftest import Conversation, Registry, Scripted, Talk
+    from tests.gate.conftest import Conversation, Scripted, Talk
+    from tests.gate.docker_registry import Registry
 
 Grants = Callable[..., Gate]
 NAMES = [f"{team}/{number:03}" for team in ("hidden", "open", "secret") for number in range(150)]

@@ -1,4 +1,4 @@
-"""Heads and bodies are parsed to the same result however the bytes are cut."""
+"""Heads are parsed to the same result however the bytes are cut."""
 
 import itertools
 
@@ -7,11 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnelmgr.core.oci import classify
-from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
-from tunnelmgr.gate.bodies import body_reader, encode_pieces
-from tunnelmgr.gate.head_encoder import encode_request_head, encode_response_head
 from tunnelmgr.gate.head_parser import (
     MAX_HEAD,
     BodyFraming,
@@ -22,8 +18,6 @@ from tunnelmgr.gate.head_parser import (
     parse_request_head,
     parse_response_head,
 )
-
-TARGET = Endpoint("127.0.0.1", 5001)
 
 
 def head_of(*lines: str, method: str = "GET", target: str = "/v2/") -> bytes:
@@ -186,52 +180,6 @@ def test_a_body_without_a_type_is_not_a_form() -> None:
     assert not has_form_body(parse(head_of("Content-Length: 1", method="POST")))
 
 
-def test_only_listed_fields_reach_the_registry() -> None:
-    """No field that authenticates, forwards, overrides or belongs to the hop reaches the registry."""
-    lines = (
-        *("Accept: a/b", "Accept: c/d", "Range: bytes=0-1", "If-None-Match: x", "User-Agent: u", "OCI-Subject: s"),
-        *("Authorization: Basic x", "Cookie: c", "Forwarded: for=x", "X-Forwarded-Host: evil", "X-Forwarded-For: x"),
-        *("X-HTTP-Method-Override: PUT", "Connection: range, close", "Keep-Alive: 1", "TE: trailers", "X-Real-IP: x"),
-    )
-    head = parse(head_of(*lines, target="/v2/a/manifests/v1"))
-
-    wire = encode_request_head(head, classify(head.method, head.target))
-
-    assert wire.decode().split("\r\n") == [
-        "GET /v2/a/manifests/v1 HTTP/1.1",
-        "Host: localhost:5000",
-        "accept: a/b",
-        "accept: c/d",
-        "if-none-match: x",
-        "user-agent: u",
-        "oci-subject: s",
-        "",
-        "",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("target", "lines", "expected"),
-    [
-        ("/v2/a/manifests/v1", ("Content-Type: x/y", "Content-Length: 3"), {"Content-Type: x/y", "Content-Length: 3"}),
-        ("/v2/a/manifests/v1", ("Content-Length: 3",), {"Content-Type: application/octet-stream", "Content-Length: 3"}),
-        (
-            "/v2/a/blobs/uploads/1",
-            ("Content-Type: x/y", "Transfer-Encoding: chunked"),
-            {"Content-Type: application/octet-stream", "Transfer-Encoding: chunked"},
-        ),
-        ("/v2/a/blobs/uploads/1", ("Content-Type: x/y",), {"Content-Length: 0"}),
-    ],
-)
-def test_the_gate_writes_the_framing_of_a_request_body(target: str, lines: tuple[str, ...], expected: set[str]) -> None:
-    """The registry gets the parsed length of a body, and its type only for a manifest."""
-    head = parse(head_of(*lines, method="PUT", target=target))
-
-    wire = encode_request_head(head, classify(head.method, head.target)).decode()
-
-    assert {line for line in wire.split("\r\n") if line.startswith(("Content-", "Transfer-", "content-"))} == expected
-
-
 @pytest.mark.parametrize(
     ("method", "head", "body"),
     [
@@ -281,113 +229,6 @@ def test_an_invalid_response_head_is_an_error_of_the_registry(raw: bytes) -> Non
     """An invalid response head raises RegistryUnavailableError, so the agent gets 503, not 400."""
     with pytest.raises(RegistryUnavailableError):
         parse_response_head("GET", raw)
-
-
-def answer(*lines: str, location: str | None = None, close: bool = False) -> list[str]:
-    """Return the lines that the agent sees of a registry's answer."""
-    raw = "\r\n".join(("HTTP/1.1 202 Accepted", *lines, "", "")).encode()
-    head = parse_response_head("POST", raw)
-    written = encode_response_head(head, location=location, host="localhost:5000", target=TARGET, close=close)
-    return written.decode().split("\r\n")[1:-2]
-
-
-def test_the_given_location_replaces_the_registrys() -> None:
-    """The agent gets the given Location and never the registry's own, and links that lead back to the registry."""
-    assert answer("Location: /v2/a", "Link: </v2/x>", "Link: <http://evil/>") == [
-        "Link: </v2/x>",
-        "Transfer-Encoding: chunked",
-    ]
-    assert answer("Location: /v2/a", "Content-Length: 0", location="/v2/b") == ["Location: /v2/b", "Content-Length: 0"]
-
-
-def test_hop_by_hop_fields_are_not_forwarded() -> None:
-    """Hop-by-hop fields are not forwarded (RFC 9110, section 7.6.1), all others are."""
-    lines = answer("Content-Length: 0", "Connection: x-hop", "X-Hop: 1", "Keep-Alive: 1", "Etag: e", close=True)
-
-    assert lines == ["Content-Length: 0", "Etag: e", "Connection: close"]
-
-
-@pytest.mark.parametrize("lines", [("Transfer-Encoding: chunked", "Content-Length: 3"), ("X: y",)])
-def test_a_body_of_unknown_length_is_chunked_to_the_agent(lines: tuple[str, ...]) -> None:
-    """A response body of unknown length is chunked to the agent, which can thus notice an incomplete one."""
-    sent = answer(*lines)
-
-    assert "Transfer-Encoding: chunked" in sent
-    assert not any(line.startswith("Content-Length") for line in sent)
-
-
-def read_body(shape: BodyFraming, wire: bytes, cuts: list[int]) -> tuple[bytes, bytes, bool]:
-    """Feed `wire` cut at `cuts`; return the body, the bytes after it, and whether it is complete."""
-    reader = body_reader(shape, MalformedRequestError)
-    edges = [0, *sorted(cuts), len(wire)]
-    body, rest = b"", b""
-    for start, stop in itertools.pairwise(edges):
-        if reader.done:
-            rest += wire[start:stop]
-        else:
-            body += b"".join(reader.feed(wire[start:stop]))
-            rest += reader.rest
-    return body, rest, reader.done
-
-
-@settings(deadline=None)  # a busy machine is no failure
-@given(st.binary(min_size=1, max_size=60), st.binary(max_size=20), st.lists(st.integers(0, 80), max_size=6))
-def test_a_counted_body_ends_at_its_length_however_it_is_cut(body: bytes, after: bytes, cuts: list[int]) -> None:
-    """A counted body ends at its length, and the bytes after it are left for the next request."""
-    wire = body + after
-    cuts = [cut for cut in cuts if cut <= len(wire)]
-
-    assert read_body(BodyFraming(Coding.COUNTED, len(body)), wire, cuts) == (body, after, True)
-
-
-@settings(deadline=None)  # a busy machine is no failure
-@given(
-    st.lists(st.binary(min_size=1, max_size=20), max_size=4),
-    st.sampled_from([b"", b";ext=1"]),
-    st.sampled_from([b"", b"X-Trailer: 1\r\n"]),
-    st.binary(max_size=20),
-    st.lists(st.integers(0, 200), max_size=6),
-)
-def test_a_chunked_body_reads_the_same_however_it_is_cut(
-    chunks: list[bytes], extension: bytes, trailer: bytes, after: bytes, cuts: list[int]
-) -> None:
-    """A chunked body decodes to the same bytes however it is cut, without extensions and trailers."""
-    wire = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
-    wire += b"0\r\n" + trailer + b"\r\n" + after
-    cuts = [cut for cut in cuts if cut <= len(wire)]
-
-    assert read_body(BodyFraming(Coding.CHUNKED), wire, cuts) == (b"".join(chunks), after, True)
-
-
-def test_chunks_may_arrive_after_the_head() -> None:
-    """A chunked body of which nothing has arrived yet is not an error."""
-    assert read_body(BodyFraming(Coding.CHUNKED), b"3\r\nabc\r\n0\r\n\r\n", [0]) == (b"abc", b"", True)
-
-
-@pytest.mark.parametrize("wire", [b"x\r\n", b"-1\r\n", b"3\r\nabcd\r\n", b"3 \x00\r\nabc\r\n"])
-def test_an_invalid_chunk_is_an_error(wire: bytes) -> None:
-    """An invalid chunk raises the reader's error."""
-    with pytest.raises(MalformedRequestError):
-        read_body(BodyFraming(Coding.CHUNKED), wire, [])
-
-
-def test_a_body_until_close_ends_with_the_stream() -> None:
-    """A body without a length takes all bytes and ends with the stream."""
-    reader = body_reader(BodyFraming(Coding.UNTIL_CLOSE), RegistryUnavailableError)
-
-    assert b"".join(reader.feed(b"abc")) == b"abc"
-    assert reader.feed(b"") == ()
-    assert reader.ends_with_stream
-    assert not reader.done
-
-
-def test_the_pieces_of_one_feed_become_one_chunk() -> None:
-    """The pieces of one feed are sent as one chunk, so tiny chunks do not become tiny writes."""
-    assert encode_pieces([b"ab", b"c"], chunked=True) == b"3\r\nabc\r\n"
-    assert encode_pieces([], chunked=True) == b""
-    assert encode_pieces([b"ab", b"c"], chunked=False) == b"abc"
-    whole = memoryview(b"abc")
-    assert encode_pieces([whole], chunked=False) is whole
 
 
 _TOKENS = [*("GET ", "PUT ", "/v2/ ", "HTTP/1.1", "\r\n", "Host", "Content-Length", "Transfer-Encoding", "chunked")]

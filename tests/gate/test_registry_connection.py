@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.gate.conftest import MemoryChannel
+from tests.gate.memory_channel import MemoryChannel
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.registry_connection import MAX_PENDING_REQUESTS, RegistryConnection
 

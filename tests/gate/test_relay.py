@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from tests.gate.conftest import MemoryChannel
+from tests.gate.memory_channel import MemoryChannel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.relay import relay
@@ -135,8 +135,8 @@ async def test_writing_to_a_lost_target_is_an_error(scripted: "Scripted") -> Non
         await started.wait()
         writer.transport.abort()
 
-    async with scripted(stall) as target, asyncio.timeout(10):
-        target = await TargetSocket.open(target.endpoint)
+    async with scripted(stall) as registry, asyncio.timeout(10):
+        target = await TargetSocket.open(registry.endpoint)
         started.set()
         with pytest.raises(ConnectionError):
             await write_for_ever(target)
@@ -154,8 +154,8 @@ async def test_an_aborted_connection_reads_as_ended(scripted: "Scripted") -> Non
     async def listen(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with scripted(listen) as target, asyncio.timeout(10):
-        target = await TargetSocket.open(target.endpoint)
+    async with scripted(listen) as registry, asyncio.timeout(10):
+        target = await TargetSocket.open(registry.endpoint)
         target.abort()
         assert await target.read() == b""
         assert not target.idle

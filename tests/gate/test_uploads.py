@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab.gate_stand_ins import gate_with
-from tests.gate.conftest import digest_of, running_registry
+from tests.gate.docker_registry import digest_of, running_registry
 from tests.gate.stateful_registry import stateful_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.locations import UploadLocation
@@ -21,7 +21,8 @@ from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.uploads import MAX_UPLOADS, RETENTION, Uploads
 
 if TYPE_CHECKING:
-    from tests.gate.conftest import Registry, Reply, Scripted, Talk
+    from tests.gate.conftest import Reply, Scripted, Talk
+    from tests.gate.docker_registry import Registry
 
 ONE, OTHER = AgentId("static:one"), AgentId("static:other")
 REGISTRY = Endpoint("127.0.0.1", 5001)

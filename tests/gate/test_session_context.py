@@ -1,0 +1,127 @@
+"""What a session gets from its context: the current policy, and the request log."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lab.gate_stand_ins import ListenerProofs, OnePolicy
+from tests.gate.conftest import Records
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.gate.context import GateContext
+from tunnelmgr.gate.gate import Gate
+
+if TYPE_CHECKING:
+    from tests.gate.conftest import Talk
+    from tests.gate.docker_registry import Registry
+ACCEPT = "Accept: application/vnd.docker.distribution.manifest.v2+json"
+Grants = Callable[..., Gate]
+
+
+async def test_a_new_policy_applies_to_the_next_request(talk: "Talk", registry: "Registry") -> None:
+    """A new policy applies to the next request on an open channel."""
+    policies = OnePolicy(GroupPolicy.build("ci"))
+    gate = Gate(GateContext(policies=policies, proofs=ListenerProofs()))
+
+    async with talk(gate, registry.endpoint) as agent:
+        before = await agent.ask("GET", "/v2/team/app/tags/list")
+        policies.policy = GroupPolicy.build("ci", deny=("team/**",))
+        after = await agent.ask("GET", "/v2/team/app/tags/list")
+
+    assert (before.status, after.status) == (200, 403)
+
+
+async def test_the_policy_is_that_of_the_agents_current_group(talk: "Talk", registry: "Registry") -> None:
+    """An agent that is moved to another group gets its policy on open channels, and is recorded under it."""
+    policies, records = OnePolicy(GroupPolicy.build("builders")), Records()
+    gate = Gate(GateContext(policies=policies, proofs=ListenerProofs(), requests=records))
+
+    async with talk(gate, registry.endpoint) as agent:
+        before = await agent.ask("GET", "/v2/team/app/tags/list")
+        policies.policy = GroupPolicy.build("ci", pull=())
+        after = await agent.ask("GET", "/v2/team/app/tags/list")
+        identity = await agent.ask("GET", "/.well-known/tunnelmgr")
+
+    assert (before.status, after.status) == (200, 403)
+    assert json.loads(identity.body)["group"] == "ci"
+    assert [record.caller.group for record in records.all] == ["builders", "ci", "ci"]
+
+
+async def test_every_request_is_recorded(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
+    """Each request leaves one record, which has no header values and no state of an upload."""
+    records = Records()
+    gate = Gate(replace(gate_for().context, requests=records))
+
+    async with talk(gate, registry.endpoint) as agent:
+        await agent.ask("GET", "/v2/", "Authorization: Basic hidden")
+        await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)
+        await agent.ask("PATCH", "/v2/team/app/blobs/uploads/1?state=open", "Cookie: hidden")
+
+    assert "hidden" not in repr(records.all)
+    assert all(0 < record.took < 1 for record in records.all), "a clock that counts milliseconds has none for some"
+    assert [(record.verdict, record.rule) for record in records.all] == [
+        ("allowed", "always"),
+        ("allowed", "pull **"),
+        ("refused", "default"),
+    ]
+    assert records.all[1].bytes_to_agent > 0
+    assert records.all[1].bytes_from_agent > 0
+
+
+async def test_the_request_log_can_throttle_the_agent_after_each_request(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """After each request, the session waits until the request log lets the agent cause more records."""
+    records = Records()
+    gate = Gate(replace(gate_for().context, requests=records))
+
+    async with talk(gate, registry.endpoint) as agent:
+        await agent.ask("GET", "/v2/")
+        await agent.ask("GET", "/v2/none/such/manifests/v1")
+
+    assert records.throttled == [record.caller.agent for record in records.all]
+    assert len(records.throttled) == 2
+
+
+async def test_a_tls_handshake_is_refused_and_not_recorded(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """A TLS handshake gets a refusal, so that the client continues in plain HTTP, and leaves no record."""
+    records = Records()
+    gate = Gate(replace(gate_for().context, requests=records))
+
+    async with talk(gate, registry.endpoint) as agent:
+        agent.channel.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")
+        refused = await agent.answer("GET")
+
+    assert refused.status == 400
+    assert b"plain HTTP" in refused.body
+    assert records.all == []
+
+
+async def test_an_outage_of_the_request_log_refuses_all_but_the_probe(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """During an outage of the request log, an allowed request gets 503 with the reason, and a probe is answered."""
+    records = Records()
+    records.failure = "the audit log cannot be written"
+    gate = Gate(replace(gate_for().context, requests=records))
+
+    async with talk(gate, registry.endpoint) as agent:
+        refused = await agent.ask("GET", "/v2/team/app/manifests/v1", ACCEPT)
+        probed = await agent.ask("GET", "/.well-known/tunnelmgr")
+
+    assert refused.status == 503
+    assert b"the audit log cannot be written" in refused.body
+    assert probed.status == 200
+
+
+async def test_a_channel_that_is_kept_for_probes_is_not_counted(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """A channel that the controller keeps for probes is not counted as a client's."""
+    async with talk(gate_for(), registry.endpoint) as client, talk(gate_for(), registry.endpoint) as probe:
+        for _ in range(2):
+            assert (await probe.ask("GET", "/.well-known/tunnelmgr", "Tunnelmgr-Nonce: 0123")).status == 200
+            assert (await client.ask("GET", "/.well-known/tunnelmgr")).status == 200
+            assert (probe.traffic.channels, client.traffic.channels) == (0, 1)
