@@ -228,7 +228,7 @@ class Controller:
         return self._inbox.take()
 
     def _can_wait(self, event: Event) -> bool:
-        """Tell whether the loop may collect further events before it takes this one."""
+        """Return whether the loop may collect further events before it takes this one."""
         return isinstance(event, PROGRESS if self._writer.busy else (TunnelEnded, TunnelProbed))
 
     def _batching(self) -> float:
@@ -246,7 +246,7 @@ class Controller:
             self._inbox.wake()
 
     def _is_routine(self, event: Event) -> bool:
-        """Tell whether an event is another probe of a tunnel that is up, which changes only its figures."""
+        """Return whether an event is another probe of a tunnel that is up, which changes only its figures."""
         if not isinstance(event, TunnelProbed):
             return False
         return isinstance(self.world.tunnels.get(event.agent), Up)
@@ -299,12 +299,12 @@ class Controller:
         return actions[: closings + openings]
 
     def _may_begin(self, action: Action) -> bool:
-        """Tell whether an action need not wait for the store; only a first dial by new evidence has to."""
+        """Return whether an action need not wait for the store; only a first dial by new evidence has to."""
         return not isinstance(action, OpenTunnel) or self._writer.may_dial(self.world.records[action.agent])
 
 
 def _has_workers(world: World) -> bool:
-    """Tell whether any worker has not ended; a drain does not wait for searches."""
+    """Return whether any worker has not ended; a drain does not wait for searches."""
     return any(isinstance(status, Working) for status in world.tunnels.values())
 
 

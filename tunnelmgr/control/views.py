@@ -60,8 +60,8 @@ def agent_view(
 def history_view(record: Record) -> list[Json]:
     """Return an agent's history, oldest first.
 
-    `uid` is the user who asked for a step, null where nobody did. `since` is when a repeated step was first taken, null
-    for one that was not repeated.
+    `uid` is the user who requested a step, null if no user did. `since` is when a repeated step was first taken, null
+    for a step that was not repeated.
     """
     return [
         {
@@ -77,7 +77,7 @@ def history_view(record: Record) -> list[Json]:
 
 
 def agents_view(world: World, traffic: Mapping[AgentId, TrafficCounters], *, departed: bool = False) -> list[Json]:
-    """Return every present agent, or also those that left and are remembered, newest first."""
+    """Return every present agent, with `departed` also those that left and are remembered, newest first."""
     chosen = [record for id_, record in world.records.items() if departed or record.present or id_ in world.tunnels]
     chosen.sort(key=lambda record: (-record.first_seen, record.agent.id))
     return [
@@ -87,7 +87,7 @@ def agents_view(world: World, traffic: Mapping[AgentId, TrafficCounters], *, dep
 
 
 def status_view(world: World, facts: DaemonHealth) -> Json:
-    """Return the whole, as `status --json`."""
+    """Return the controller's state, as `status --json`."""
     present = [record for record in world.records.values() if record.present]
     phases = [status_of(world, record).phase for record in present]
     return {
@@ -139,11 +139,11 @@ def timestamp(at: float | None) -> str | None:
 def find(world: World, wanted: str, *, strictly: bool = False) -> list[AgentId]:
     """Return the agents that `wanted` may mean: an id, the beginning of one (with or without its type), or a name.
 
-    Whoever writes tags chooses names, so that a name must not lead away from the agent that is meant:
-    - A whole id, with or without its type, goes before everything else.
-    - A name counts only where the text has no colon, as ids have, and beside the ids that begin so; then it is one of
-      several candidates.
-    Of several candidates those that are present go before those that left, but not `strictly`, as for commands that
+    Anyone who can write tags chooses names, so a name must not divert a command from the agent that is meant:
+    - A complete id, with or without its type, takes precedence over everything else.
+    - A name counts only if the text has no colon, which ids have. It is then one candidate beside the ids that begin
+      with the text.
+    Of several candidates, present agents take precedence over those that left, except `strictly`, as for commands that
     change something.
     """
     if wanted in world.records:

@@ -1,4 +1,4 @@
-"""An agent, and how it is named."""
+"""An agent and its id."""
 
 from dataclasses import dataclass
 from typing import NewType
@@ -12,8 +12,8 @@ class Agent:
     """A build machine as its source describes it.
 
     `incarnation` changes when the machine is rebuilt under the same id; pins belong to it.
-    `addresses` stand in order of preference; none of them says who the agent is. `rebuilding` says that the source
-    is making another machine of it right now, so that what follows is a new incarnation under the same id.
+    `addresses` are in order of preference; none of them identifies the agent. `rebuilding` says that the source is
+    rebuilding the machine, so that a new incarnation follows under the same id.
     """
 
     id: AgentId
@@ -28,6 +28,6 @@ class Agent:
 
     @property
     def address(self) -> str:
-        """The preferred address with its port, as people write it."""
+        """The preferred address with its port, for messages."""
         host = self.addresses[0] if self.addresses else "-"
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"

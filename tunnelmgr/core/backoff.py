@@ -1,4 +1,4 @@
-"""When to try again: exponential, with full jitter, so that agents lost together do not come back together."""
+"""When to try again: exponential backoff with full jitter, so that agents lost together do not return together."""
 
 import random
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Final
 from tunnelmgr.errors import Pace
 
 MANY: Final = 20
-"""Failures in a row after which the cap itself grows: the agent is dead rather than booting."""
+"""Failures in a row after which the cap itself grows: the agent is more likely dead than booting."""
 GROWTH: Final = 1.1
-"""By what the cap grows with each further failure."""
+"""The factor by which the cap grows with each further failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Retry:
     longest: float
 
     def ceiling(self, failures: int) -> float:
-        """Return the longest wait after so many failures in a row."""
+        """Return the longest wait after this many failures in a row."""
         # The exponents are bounded: a float overflows at about 1,000 failures.
         cap = min(self.longest, self.cap * GROWTH ** min(max(failures - MANY, 0), 64))
         return min(cap, self.base * self.factor ** min(max(failures, 1) - 1, 64))
@@ -39,7 +39,7 @@ SCHEDULES = {
 
 
 def retry_at(pace: Pace, failures: int, now: float, seed: str) -> float | None:
-    """Return the time of the next try, or None where a person has to decide first.
+    """Return the time of the next try, or None if an operator has to decide first.
 
     The draw depends on `seed` and `failures` alone, so that a test can repeat it.
     """

@@ -13,14 +13,14 @@ from tunnelmgr.core.tunnel import Endpoint
 
 @dataclass(frozen=True, slots=True)
 class Reconfigured:
-    """The configuration was read (again)."""
+    """The configuration was read, at the start or again."""
 
     rules: Rules
 
 
 @dataclass(frozen=True, slots=True)
 class AgentsDiscovered:
-    """A source answered, wholly or in part."""
+    """A source answered, completely or in part."""
 
     source: str
     snapshot: Snapshot
@@ -28,7 +28,7 @@ class AgentsDiscovered:
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryFailed:
-    """A source gave no answer at all; its last snapshot stays in force."""
+    """A source did not answer; its last snapshot stays in force."""
 
     source: str
     error: str
@@ -36,7 +36,7 @@ class DiscoveryFailed:
 
 @dataclass(frozen=True, slots=True)
 class AgentEnded:
-    """A source's event feed says that an agent is over for good; `why` is told in its history."""
+    """A source's event feed says that an agent has ended for good; `why` goes into its history."""
 
     source: str
     agent: AgentId
@@ -53,21 +53,21 @@ class FeedReported:
 
 @dataclass(frozen=True, slots=True)
 class FeedClosed:
-    """A source's event feed is no longer listened to."""
+    """A source's event feed is no longer read."""
 
     source: str
 
 
 @dataclass(frozen=True, slots=True)
 class SeedAdded:
-    """A host key was made for a machine that is to be launched."""
+    """A host key was generated for a machine that will be launched."""
 
     seed: Seed
 
 
 @dataclass(frozen=True, slots=True)
 class KeyExamined:
-    """An agent in dispute was asked to show one of the disputed keys: `key` is what it showed, "" where nothing."""
+    """An agent in dispute was asked to show one of the disputed keys; `key` is the key that it showed, "" if none."""
 
     agent: AgentId
     incarnation: str
@@ -77,7 +77,7 @@ class KeyExamined:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceContradicted:
-    """A machine was found that the agent cannot be: it shows what contradicts the evidence."""
+    """The machine at the agent's address shows something that contradicts the evidence."""
 
     agent: AgentId
     incarnation: str
@@ -86,7 +86,7 @@ class EvidenceContradicted:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceFound:
-    """A trust source answered for one incarnation of an agent."""
+    """A trust method found evidence for one incarnation of an agent."""
 
     agent: AgentId
     incarnation: str
@@ -95,7 +95,7 @@ class EvidenceFound:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceAbsent:
-    """No trust source has evidence yet; `message` says which were asked and what they lack."""
+    """No trust method has evidence yet; `message` says which were tried and what they lack."""
 
     agent: AgentId
     incarnation: str
@@ -104,7 +104,7 @@ class EvidenceAbsent:
 
 @dataclass(frozen=True, slots=True)
 class TunnelDialled:
-    """A worker has proved the agent's key and logged in at `address` with the key of fingerprint `login_key`.
+    """A worker has verified the agent's host key and logged in at `address` with the key of fingerprint `login_key`.
 
     `host_key` is the key that the agent has shown in the handshake, as `type base64`.
     """
@@ -118,7 +118,7 @@ class TunnelDialled:
 
 @dataclass(frozen=True, slots=True)
 class TunnelBound:
-    """The agent's sshd listens on `held`; it would not on `refused`, and another process there holds `conflicts`."""
+    """The agent's sshd listens on `held` and refused `refused`; another process on the agent holds `conflicts`."""
 
     agent: AgentId
     life: int
@@ -129,7 +129,7 @@ class TunnelBound:
 
 @dataclass(frozen=True, slots=True)
 class TunnelProbed:
-    """A probe came back through the agent's own listener after `took` seconds; the first one means `up`."""
+    """A probe came back through the agent's own listener after `took` seconds; after the first, the tunnel is up."""
 
     agent: AgentId
     life: int
@@ -138,7 +138,7 @@ class TunnelProbed:
 
 @dataclass(frozen=True, slots=True)
 class TunnelEnded:
-    """A worker is over; `failure` is None where it was asked to end."""
+    """A worker has ended; `failure` is None if it was asked to end."""
 
     agent: AgentId
     life: int
@@ -147,7 +147,7 @@ class TunnelEnded:
 
 @dataclass(frozen=True, slots=True)
 class RetryRequested:
-    """A person, the user `uid` of this machine, wants the next try now."""
+    """An operator, the user `uid` of this machine, requests the next try now."""
 
     agent: AgentId
     uid: int | None = None
@@ -155,7 +155,7 @@ class RetryRequested:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequested:
-    """A person, the user `uid` of this machine, ends a quarantine, and with it what was believed of the key."""
+    """An operator, the user `uid` of this machine, ends a quarantine; what was believed of the key is forgotten."""
 
     agent: AgentId
     reason: str
@@ -164,14 +164,14 @@ class ReleaseRequested:
 
 @dataclass(frozen=True, slots=True)
 class DrainRequested:
-    """The controller is to stop: let transfers end, then close everything."""
+    """The controller will stop: let transfers finish, then close everything."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionExpired:
-    """Agents that left before `before` may be forgotten, and seeds that nobody has taken and that expired by `wall`.
+    """Agents that left before `before`, and seeds that expired unused by `wall`, may be forgotten.
 
-    `wall` is the time of the wall clock, by which people know when a seed expires; None where it is the event's own.
+    `wall` is the time by the wall clock, which defines when a seed expires; None means the time of the event.
     """
 
     before: float

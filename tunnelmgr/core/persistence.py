@@ -1,4 +1,4 @@
-"""What of a new world must be written down, against the one that was written last."""
+"""The difference between a new world and the one written last, which the store has to write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """What was written down, as it is read at a start."""
+    """What the store holds, as read at the start."""
 
     records: Mapping[AgentId, Record] = field(default_factory=dict)
     seeds: Mapping[str, Seed] = field(default_factory=dict)
@@ -34,11 +34,11 @@ class StoredState:
 History = tuple[HistoryEntry, ...]
 
 REPEATS = 60.0
-"""Seconds between two writes of an agent that fails again and again in the same way."""
+"""Seconds between two writes of an agent that repeatedly fails in the same way."""
 
 
 def changes(written: World, world: World) -> Changes:
-    """Return the difference; records that are the same object are not looked at."""
+    """Return the difference; records that are the same object are not compared."""
     return Changes(
         tuple(record for id_, record in world.records.items() if _is_due(written.records.get(id_), record)),
         tuple(id_ for id_ in written.records if id_ not in world.records),
@@ -48,7 +48,7 @@ def changes(written: World, world: World) -> Changes:
 
 
 def is_pinned(written: World, record: Record) -> bool:
-    """Tell whether `written` has what proves an agent, so that a start would go on from the same evidence."""
+    """Return whether `written` has the agent's proof, so that a start would continue with the same evidence."""
     known = written.records.get(record.agent.id)
     if known is None or known.agent.incarnation != record.agent.incarnation:
         return False
@@ -56,24 +56,24 @@ def is_pinned(written: World, record: Record) -> bool:
 
 
 def new_entries(before: World, after: World) -> tuple[tuple[Record, HistoryEntry], ...]:
-    """Return what has been added to the agents' histories, each moment with the record that it stands in."""
+    """Return what was added to the agents' histories, each entry with its record."""
     return tuple(
-        (record, moment)
+        (record, entry)
         for id_, record in after.records.items()
         if before.records.get(id_) is not record
-        for moment in _added(before.records.get(id_), record)
+        for entry in _added(before.records.get(id_), record)
     )
 
 
 def _is_due(written: Record | None, record: Record) -> bool:
-    """Tell whether a record must be written; one that only counts failures on can wait."""
+    """Return whether a record must be written; one in which only the counts of failures changed can wait."""
     if written is record:
         return False
     return written is None or record.changed - written.changed >= REPEATS or not _only_counts(written, record)
 
 
 def _only_counts(before: Record, record: Record) -> bool:
-    """Tell whether all that is written is the same in two records but how often and when their last steps happened."""
+    """Return whether two records differ only in how often and when their last steps happened."""
     return (
         bool(before.history and record.history)
         and record.history[-1].count > 1
@@ -87,30 +87,30 @@ def _only_counts(before: Record, record: Record) -> bool:
 
 
 def _same_steps(before: History, history: History) -> bool:
-    """Tell whether two histories differ in the counts of the last life's steps only, in whatever order those stand."""
+    """Return whether two histories differ only in the counts and the order of the last life's steps."""
     if before[:-1] == history[:-1] and _step(before[-1]) == _step(history[-1]):
-        return True  # the usual case, which is looked at often: one step that repeats
+        return True  # the usual case, which is checked often: one step that repeats
     return before[:-LIFE] == history[:-LIFE] and sorted(map(_step, before[-LIFE:])) == sorted(
         map(_step, history[-LIFE:])
     )
 
 
-def _step(moment: HistoryEntry) -> tuple[str, str]:
-    return moment.step, moment.detail
+def _step(entry: HistoryEntry) -> tuple[str, str]:
+    return entry.step, entry.detail
 
 
 def _added(before: Record | None, record: Record) -> History:
-    """Return the moments behind the last one that was there before; one that is repeated moves to the end."""
+    """Return the entries after the last one that was there before; a repeated entry moves to the end."""
     known = set(map(id, before.history)) if before else set()
-    told = [at for at, moment in enumerate(record.history) if id(moment) in known]
-    return record.history[told[-1] + 1 :] if told else record.history
+    kept = [at for at, entry in enumerate(record.history) if id(entry) in known]
+    return record.history[kept[-1] + 1 :] if kept else record.history
 
 
 def restored(stored: StoredState, now: float) -> World:
     """Return the world to start from, before any source has answered.
 
-    Agents that were there are there still until their source says otherwise, so that a cloud that does not answer at a
-    start costs no tunnel; their keys decide as ever. Evidence that can be had again is asked for again.
+    Agents that were present stay present until their source says otherwise, so that a cloud that does not answer at the
+    start costs no tunnel; host keys are verified as before. Evidence that can be obtained again is requested again.
     """
     kept = {
         id_: replace(record, trust=record.proved if _remembered(record.proved) else None)

@@ -1,4 +1,4 @@
-"""The protocols that more than one folder uses; any other stands beside the code that calls it."""
+"""The protocols that more than one folder uses; any other is defined beside its caller."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
@@ -20,14 +20,14 @@ class EventSink(Protocol):
 
 
 class ByteSource(Protocol):
-    """A socket that is read straight into somebody else's buffers."""
+    """A socket that is read directly into the caller's buffers."""
 
     def notify_readable(self, reader: Callable[[], None] | None) -> None:
-        """Call `reader` at each turn of the loop in which there is something to read, until it is replaced."""
+        """Call `reader` in each iteration of the event loop in which data can be read, until it is replaced."""
         ...
 
     def receive_into(self, buffers: Sequence[memoryview]) -> int | None:
-        """Fill the buffers from the front; returns how many bytes, 0 at the end, None where nothing is there now.
+        """Fill the buffers from the front; returns the number of bytes, 0 at the end, None if no data is available.
 
         Raises ConnectionError.
         """
@@ -49,7 +49,7 @@ class Channel(Protocol):
         ...
 
     async def checkpoint(self) -> None:
-        """Let other agents run if this one has used up its slice; called often in loops that may not wait."""
+        """Let other agents run if this one has used up its slice; called in each step of a loop that may not wait."""
         ...
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -62,13 +62,13 @@ class Channel(Protocol):
     async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
         """Send what comes from `source`, up to `limit` bytes, and call `carried` with the size of each piece sent.
 
-        Returns how many bytes they were: fewer than `limit` where the source ended. Raises ConnectionError when the
+        Returns the number of bytes sent: fewer than `limit` if the source ended. Raises ConnectionError when the
         source breaks or the channel is closed. Nobody else may read the source meanwhile.
         """
         ...
 
     def write_eof(self) -> None:
-        """Tell the agent's side that nothing more follows; reading goes on."""
+        """Send EOF to the agent's side; reading goes on."""
         ...
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Channel(Protocol):
         ...
 
     def abort(self) -> None:
-        """Close at once, dropping what is unsent."""
+        """Close at once, dropping unsent data."""
         ...
 
 
@@ -101,5 +101,5 @@ class HostKeySource(Protocol):
     """One way to learn which host keys an agent has."""
 
     async def trust_for(self, agent: Agent) -> HostTrust:
-        """Return the evidence; raises HostKeyUnknownError, saying what it lacks, where there is none yet."""
+        """Return the evidence; raises HostKeyUnknownError, with what is missing, if there is none yet."""
         ...

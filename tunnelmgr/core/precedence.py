@@ -1,7 +1,7 @@
-"""Which agent is served first where not all can be served at once: pure, and derived from the agent's history.
+"""Which agent is served first if not all can be served at once; derived from the agents' histories.
 
 Agents that were up come first, then new ones, then failing ones by the number of their failures in a row. The history
-is in the store, so the order also holds right after a restart, when nothing else is remembered of earlier tries.
+is in the store, so the order also holds right after a restart, when no other trace of earlier tries is left.
 """
 
 from typing import Final, NamedTuple
@@ -49,7 +49,7 @@ class Precedence(NamedTuple):
 
     @property
     def failing(self) -> bool:
-        """Tell whether the agent ranks behind those that were up and those that are new."""
+        """Return whether the agent ranks behind those that were up and those that are new."""
         return self.rank > NEW
 
 

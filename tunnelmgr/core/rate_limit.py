@@ -12,7 +12,7 @@ class TokenBucket:
     _full_at: float = float("-inf")  # when all tokens are back
 
     def take(self, now: float) -> None:
-        """Take one token, also one that is not there yet: whoever takes it has to `wait`."""
+        """Take one token, even if none is left; the caller then has to `wait`."""
         self._full_at = max(self._full_at, now) + 1 / self.rate
 
     def wait(self, now: float) -> float:
@@ -20,5 +20,5 @@ class TokenBucket:
         return max(0.0, self._full_at - now - self.burst / self.rate)
 
     def idle(self, now: float) -> bool:
-        """Whether all tokens are there, as in a new bucket."""
+        """Whether the bucket is full, like a new one."""
         return self._full_at <= now

@@ -1,4 +1,4 @@
-"""The difference between what should be and what is, as actions; pure, and computed afresh from the whole world.
+"""The difference between desired and observed tunnels, as actions; a pure function of the whole world.
 
 Shutdown, scale-in, a changed forward and a terminated instance are one path: each shrinks `desired()`, and `plan`
 closes the difference.
@@ -31,7 +31,7 @@ from tunnelmgr.core.world import Record, World
 class Manner(Enum):
     """How to close a tunnel."""
 
-    DRAIN = auto()  # stop listening, let transfers end until a deadline
+    DRAIN = auto()  # stop listening, and let transfers finish until a deadline
     REVOKE = auto()  # abort the connection and every socket behind it, now
 
 
@@ -44,7 +44,7 @@ class CloseTunnel(NamedTuple):
 
 
 class OpenTunnel(NamedTuple):
-    """Start a worker, which lives once."""
+    """Start a worker, which opens one tunnel and ends with it."""
 
     agent: AgentId
     life: int
@@ -53,14 +53,14 @@ class OpenTunnel(NamedTuple):
 
 
 class SeekEvidence(NamedTuple):
-    """Ask the agent's trust sources which host keys to expect; a word weaker than `at_least` is not asked for."""
+    """Search for the host keys to expect, by methods that are at least as strong as `at_least`."""
 
     agent: Agent
     at_least: Method | None = None
 
 
 class ExamineKey(NamedTuple):
-    """Ask an agent to show one of the keys that are in dispute, without offering anything."""
+    """Ask an agent to show one of the disputed keys, without offering a login."""
 
     agent: Agent
     keys: tuple[str, ...]
@@ -71,7 +71,7 @@ Action = CloseTunnel | OpenTunnel | Search
 
 
 def desired(world: World) -> Mapping[AgentId, TunnelSpec]:
-    """Return the tunnels that should stand: one for each agent that is present, believed and not in quarantine."""
+    """Return the tunnels that should exist: one for each agent that is present, proved and not in quarantine."""
     wanted = ((id_, _desired(world, record)) for id_, record in world.records.items())
     return {id_: spec for id_, spec in wanted if spec is not None}
 
@@ -90,7 +90,7 @@ def _spec(record: Record, trust: HostTrust, rules: Rules) -> TunnelSpec:
 
 
 def _is_as_desired(world: World, record: Record, spec: TunnelSpec) -> bool:
-    """Tell whether `_desired` would return `spec`; `plan` asks this for every tunnel, so it builds no spec."""
+    """Return whether `_desired` would return `spec`; `plan` asks this for every tunnel, so it builds no spec."""
     agent = record.agent
     return (
         record.present
@@ -149,7 +149,7 @@ def _closing(record: Record, status: Working) -> CloseTunnel | None:
 
 
 def _is_due(world: World, record: Record, status: Resting | None, now: float) -> bool:
-    """Tell whether a tunnel is to be opened, or evidence to be sought, at `now`."""
+    """Return whether a tunnel is to be opened, or evidence to be sought, at `now`."""
     if status is not None and status.retry_at is not None and status.retry_at > now:
         return False
     if world.draining or not record.present:
@@ -204,7 +204,7 @@ def next_due(world: World) -> float | None:
 
 
 def _due(world: World, id_: AgentId, status: TunnelStatus) -> float | None:
-    """Return when `plan` starts something for this agent by time alone; any other time would wake the loop in vain."""
+    """Return when `plan` starts something for this agent without an event; None if it never does."""
     if not isinstance(status, Resting) or status.retry_at is None:
         return None
     record = world.records[id_]

@@ -12,8 +12,8 @@ from tunnelmgr.core.tunnel import Forward
 class Grouping:
     """How the configuration puts a source's agents into groups.
 
-    `own` has the groups of single agents, all others are in `usual`. `chosen` holds the further groups that the source
-    itself may choose: an agent that is in one of them stays there until the source tells otherwise.
+    `own` has the groups of single agents; all others are in `usual`. `chosen` holds the further groups that the source
+    itself may choose: an agent in one of them stays there until the source says otherwise.
     """
 
     usual: str
@@ -30,12 +30,11 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The part of the configuration that decisions rest on.
+    """The part of the configuration that decisions depend on.
 
-    `groups` tells into which groups each source's agents belong. `trust` gives each source's methods in order;
-    `minimum` each group's weakest acceptable one. `authorities` stands for the certificate authorities that each source
-    believes, each with what it has revoked: where one of them is no longer there as it was, the certificates of that
-    source's agents are looked at again.
+    `groups` says to which groups each source's agents belong, `trust` gives each source's methods in order, `minimum`
+    each group's weakest acceptable one. `authorities` has the certificate authorities that each source accepts, each
+    with what it has revoked: if one is removed or changed, the certificates of that source's agents are checked again.
     """
 
     forwards: tuple[Forward, ...] = ()
@@ -50,10 +49,10 @@ class Rules:
         return agent.group if grouping is None else grouping.group_of(agent)
 
     def accepts(self, agent: Agent, method: Method) -> bool:
-        """Tell whether evidence had by `method` may be believed for `agent`."""
+        """Return whether evidence by `method` is acceptable for `agent`."""
         minimum = self.minimum.get(agent.group, Method.TOFU)
         return method in self.trust.get(agent.source, ()) and method.reaches(minimum)
 
     def believes_less(self, source: str, before: "Rules") -> bool:
-        """Tell whether a certificate of a source's agent that was good under the rules `before` may be no more."""
+        """Return whether a certificate of a source's agent that was valid under the rules `before` may now be invalid."""
         return not before.authorities.get(source, frozenset()) <= self.authorities.get(source, frozenset())

@@ -1,4 +1,4 @@
-"""A seed: a host key that we made for a machine that is to be launched."""
+"""A seed: a host key that was generated for a machine before its launch."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from tunnelmgr.core.agent import Agent, AgentId
 class Seed:
     """The public half of a host key, and who holds the private one.
 
-    A seed serves one incarnation, once: the first agent whose label names it becomes its holder. One that nobody has
-    taken by `expires` (seconds since the epoch, by the wall clock) is forgotten.
+    A seed serves one incarnation: the first agent whose label names it becomes its holder. A seed without a holder at
+    `expires` (seconds since the epoch, by the wall clock) is forgotten.
     """
 
     id: str
@@ -20,5 +20,5 @@ class Seed:
     incarnation: str = ""
 
     def serves(self, agent: Agent) -> bool:
-        """Tell whether the seed may prove `agent`."""
+        """Return whether the seed may prove `agent`."""
         return self.holder is None or (self.holder == agent.id and self.incarnation == agent.incarnation)

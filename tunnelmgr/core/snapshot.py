@@ -1,4 +1,4 @@
-"""A source's answer to the question which agents there are."""
+"""A source's answer: which agents exist."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from tunnelmgr.core.agent import Agent, AgentId
 class Snapshot:
     """A source's answer.
 
-    `gone` holds the agents that the source itself calls ended, `outside` those that are there and were taken out of the
-    source, and `unlisted` those of `agents` that the listing lacked and that were found by their ids. `failures` says
-    what could not be asked; while it is not empty, absence means nothing. `absence_is_proof` is for sources whose list
-    is the truth (a file).
+    `gone` holds the agents that the source reports as ended, `outside` those that exist but no longer match its
+    filters, and `unlisted` those of `agents` that the listing lacked and a request by id found. `failures` says what
+    could not be requested; while it is not empty, absence means nothing. `absence_is_proof` is set by sources whose
+    list is authoritative (a file).
     """
 
     agents: frozenset[Agent]

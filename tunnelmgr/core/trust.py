@@ -1,4 +1,4 @@
-"""What it takes to believe that a machine is the agent: host keys to expect, and how good the word for them is."""
+"""What proves that a machine is the agent: the host keys to expect, and how strong the evidence for them is."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,7 +7,7 @@ from tunnelmgr.core.host_key import fingerprint
 
 
 class Method(StrEnum):
-    """How evidence was had, strongest first."""
+    """How evidence was obtained, strongest first."""
 
     AUTHORITY = "authority"
     SEEDED = "seeded"
@@ -17,30 +17,30 @@ class Method(StrEnum):
     TOFU = "tofu"
 
     def reaches(self, minimum: "Method") -> bool:
-        """Tell whether this method is at least as strong as `minimum`."""
+        """Return whether this method is at least as strong as `minimum`."""
         return self.strength >= minimum.strength
 
     @property
     def strength(self) -> int:
-        """How strong the method is, against others; greater is stronger."""
+        """The method's strength relative to others; greater is stronger."""
         return -_ORDER[self]
 
 
 _ORDER = {method: rank for rank, method in enumerate(Method)}
 
 REMEMBERED = frozenset({Method.SEEDED, Method.CONSOLE, Method.TOFU})
-"""Evidence that can be had once only, so it is kept as a pin; the rest is asked for again at every start."""
+"""Methods whose evidence can be obtained only once, so that it is kept as a pin; others are asked at every start."""
 
 
 PER_LIFE = frozenset({Method.AUTHORITY, Method.LABEL})
-"""Evidence that the agent itself shows and that may run out, so that each life of a tunnel asks for it anew."""
+"""Methods whose evidence the agent itself shows and that may expire, so that it is requested before each dial."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostTrust:
     """Evidence for one incarnation: its public host keys as `type base64`, without comment.
 
-    `detail` says for people where the evidence comes from; two pieces of evidence that differ only there are equal.
+    `detail` says in words where the evidence comes from; two pieces of evidence that differ only there are equal.
     """
 
     method: Method

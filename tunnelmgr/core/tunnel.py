@@ -89,7 +89,7 @@ class Bindings:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The last probe that came back: when, and its round trip in milliseconds."""
+    """The last probe that came back: when, and its round-trip time in milliseconds."""
 
     at: float
     ms: float

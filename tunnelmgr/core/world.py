@@ -1,4 +1,4 @@
-"""All that the controller knows, as one immutable value: readers need no lock, and a change is a new world."""
+"""Everything that the controller knows, as one immutable value: readers need no lock, and a change is a new world."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,19 +10,19 @@ from tunnelmgr.core.trust import HostTrust
 from tunnelmgr.core.tunnel import Phase, Resting, TunnelStatus
 
 HIHISTORY_LENGTH = 60
-"""How many moments of an agent's history are kept; the oldest go first."""
+"""Entries that are kept of an agent's history; the oldest are dropped first."""
 RETRIED = frozenset({"evidence", "dialled", "bound", "failed"})
 """The steps of a life that ends before its tunnel is up."""
 LIFE = len(RETRIED)
-"""How many moments such a life has at most."""
+"""The most entries that such a life has."""
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """One step in an agent's history: `step` is a word such as `seen` or `bound`, `detail` a sentence part.
 
-    `uid` is the user of this machine who asked for it, None where nobody did. `count` says how often in a row an agent
-    that fails has come to this step in the same way: for the first time at `since`, for the last time at `at`.
+    `uid` is the user of this machine who requested it, None if no user did. `count` says how often in a row a failing
+    agent has taken this step in the same way: first at `since`, last at `at`.
     """
 
     at: float
@@ -34,18 +34,18 @@ class HistoryEntry:
 
     @property
     def is_news(self) -> bool:
-        """Tell whether the moment is worth a line: of repeated ones, the second, the fourth, the eighth and so on."""
+        """Return whether the entry is worth a log line: of repetitions, the 2nd, 4th, 8th and so on are."""
         return self.count & (self.count - 1) == 0
 
     def again(self, at: float) -> "HistoryEntry":
-        """Return the moment as it is when the same has happened once more."""
+        """Return the entry with one more repetition."""
         since = self.at if self.since is None else self.since
         return replace(self, at=at, count=self.count + 1, since=since)
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Why and since when an agent is refused until a person releases it.
+    """Why and since when an agent is refused until an operator releases it.
 
     `disputed` names the keys for which a handshake may still decide between the agent and others that claim them;
     `examined` says that the agent was asked to show one of them. See `evolve.claims`.
@@ -60,10 +60,10 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """How one source does: `error` names what its last answer lacked; `feed_ok` is None where it has no event feed.
+    """The health of one source: `error` names what its last answer lacked; `feed_ok` is None without an event feed.
 
-    `missing` counts the agents that its last whole listing lacked and that are kept all the same: those that were found
-    by their ids, and those of which nothing is known yet.
+    `missing` counts the agents that its last complete listing lacked and that are kept nevertheless: those found by
+    their ids, and those about which nothing is known yet.
     """
 
     name: str
@@ -77,10 +77,10 @@ class SourceView:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All that is remembered of one agent; it outlives the agent's presence for a while.
+    """Everything that is remembered of one agent; it outlives the agent's presence for a while.
 
     `missed` counts the complete listings in a row that lacked it, up to two, the first of them at `missing_since`;
-    `ended` says that its source has told its end.
+    `ended` says that its source has reported its end.
     `trust` is the evidence in force, `proved` the last that was believed of this incarnation, in force or not.
     `possessed` are the keys that this incarnation has shown in a handshake since it last appeared.
     """
@@ -100,37 +100,37 @@ class Record:
 
     @property
     def held_back(self) -> bool:
-        """Tell whether only a release helps: a quarantine, or proof that nothing acceptable now comes up to."""
+        """Return whether only a release helps: in quarantine, or if no acceptable evidence is as strong as the proof."""
         return self.quarantine is not None or (self.trust is None and self.proved is not None)
 
     def with_step(self, at: float, step: str, detail: str, uid: int | None = None) -> "Record":
-        """Return the record with one more moment in its history.
+        """Return the record with one more step in its history.
 
-        A life that fails in the same way as the one before adds nothing but to the count of each of its moments.
+        A life that fails in the same way as the one before only increases the counts of its entries.
         """
         known = _repeated(self.history, step, detail)
         if known is not None:
-            history = (*(moment for moment in self.history if moment is not known), known.again(at))
+            history = (*(entry for entry in self.history if entry is not known), known.again(at))
         else:
             history = (*self.history[1 - HIHISTORY_LENGTH :], HistoryEntry(at, step, detail, uid))
         return replace(self, history=history, changed=at)
 
 
 def _repeated(history: tuple[HistoryEntry, ...], step: str, detail: str) -> HistoryEntry | None:
-    """Return the moment that a step repeats: the same one in a life that has failed, with no other step since."""
+    """Return the entry that a step repeats: the same one in a life that has failed, with no other step since."""
     failed = False
-    for moment in reversed(history[-LIFE:]):
-        if moment.step not in RETRIED:
+    for entry in reversed(history[-LIFE:]):
+        if entry.step not in RETRIED:
             return None
-        failed = failed or moment.step == "failed"
-        if failed and (moment.step, moment.detail) == (step, detail):
-            return moment
+        failed = failed or entry.step == "failed"
+        if failed and (entry.step, entry.detail) == (step, detail):
+            return entry
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The state of everything; `key_holders` says which present agent each claimed key is taken to belong to."""
+    """The state of everything; `key_holders` says to which present agent each claimed key is assigned."""
 
     rules: Rules = field(default_factory=Rules)
     sources: Mapping[str, SourceView] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class World:
     draining: bool = False
 
     def status(self, agent: AgentId) -> TunnelStatus:
-        """Return the tunnel's status; an agent that was never worked on is `down` since it was first seen."""
+        """Return the tunnel's status; an agent for which nothing was begun is `down` since it was first seen."""
         known = self.tunnels.get(agent)
         if known is not None:
             return known

@@ -78,11 +78,11 @@ class StateWriter:
         return max(RETRY / 10, self._failed_at + RETRY - time.monotonic())
 
     def may_dial(self, record: Record) -> bool:
-        """Tell whether what proves an agent has been written, or a write of it has failed."""
+        """Return whether what proves an agent has been written, or a write of it has failed."""
         return is_pinned(self._tried, record)
 
     def is_behind(self, world: World) -> bool:
-        """Tell whether the last write lacks something of `world`."""
+        """Return whether the last write lacks something of `world`."""
         return self._tried.records is not world.records or self._tried.seeds is not world.seeds
 
     def write(self, world: World, tasks: asyncio.TaskGroup) -> None:

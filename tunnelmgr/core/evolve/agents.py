@@ -1,11 +1,11 @@
-"""Which agents there are: the configuration, the sources' answers and their events.
+"""Which agents exist: the configuration, the sources' answers and their events.
 
 Rules:
-- An agent leaves when its source says so, or when two complete listings in a row lack it; where they lack much of the
-  fleet, only after a time (`core/missing_agents.py`).
-- The source that had an agent first keeps it; a source that is not configured (any more) tells nothing.
-- An agent whose end an event told does not come back in the same incarnation, whatever a listing says.
-- An agent's group comes from the rules (`Rules.group_of`) when they change, not with its source's next answer.
+- An agent leaves when its source reports its end, or when two complete listings in a row lack it; if they lack many of
+  the source's agents, only after a time (`core/missing_agents.py`).
+- The source that listed an agent first keeps it; answers of a source that is not configured are ignored.
+- An agent whose end an event reported does not return in the same incarnation, whatever a listing says.
+- When the rules change, an agent's group changes at once (`Rules.group_of`), not with its source's next answer.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ def reconfigured(world: World, rules: Rules, now: float) -> Transition:
 
 
 def discovered(world: World, event: AgentsDiscovered, now: float) -> Transition:
-    """Take in a source's answer."""
+    """Apply a source's answer."""
     source = event.source
     if source not in world.sources:
         return Transition(world)  # the answer to a question from before a reload
@@ -48,7 +48,7 @@ def discovered(world: World, event: AgentsDiscovered, now: float) -> Transition:
 
 
 def _view(world: World, after: World, event: AgentsDiscovered, now: float) -> SourceView:
-    """Return how a source does after its answer; a listing that lacks most of its agents is a failure."""
+    """Return the health of a source after its answer; a listing that lacks most of its agents is a failure."""
     snapshot, view = event.snapshot, world.sources[event.source]
     unlisted, before = len(snapshot.unlisted), len(present_records(world, event.source))
     unknown = sum(record.missed > 0 for record in present_records(after, event.source))
@@ -64,7 +64,7 @@ def _view(world: World, after: World, event: AgentsDiscovered, now: float) -> So
 
 
 def discovery_failed(world: World, event: DiscoveryFailed) -> World:
-    """Note that a source gave no answer; its agents stay."""
+    """Record that a source did not answer; its agents stay."""
     known = world.sources.get(event.source)
     if known is None:
         return world
@@ -72,13 +72,13 @@ def discovery_failed(world: World, event: DiscoveryFailed) -> World:
 
 
 def _stands(trust: HostTrust, agent: Agent, rules: Rules, before: Rules) -> bool:
-    """Tell whether evidence that was believed under the rules `before` is believed under the new ones."""
+    """Return whether evidence that was accepted under the rules `before` is accepted under the new ones."""
     certified = trust.method is Method.AUTHORITY
     return rules.accepts(agent, trust.method) and not (certified and rules.believes_less(agent.source, before))
 
 
 def _listed(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId, Record]:
-    """Return the new records of those agents in the snapshot that it says something new about."""
+    """Return the new records of the agents about which the snapshot says something new."""
     changed = {}
     for described in event.snapshot.agents:
         known = world.records.get(described.id)
@@ -107,7 +107,7 @@ def _unlisted(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId
         if id_ in snapshot.gone:
             changed[id_] = _left(record, "its source reports that it has ended", now)
         elif snapshot.failures:
-            continue  # half an answer: absence means nothing
+            continue  # an answer in part: absence means nothing
         elif snapshot.absence_is_proof or _missed_enough(record, 0.0 if id_ in snapshot.outside else wait, now):
             changed[id_] = _left(record, "its source no longer lists it", now)
         elif record.missed < MISSES_TO_LEAVE:
@@ -117,7 +117,7 @@ def _unlisted(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId
 
 
 def _missed_enough(record: Record, wait: float, now: float) -> bool:
-    """Tell whether whole listings have lacked an agent often enough, and for so many seconds."""
+    """Return whether complete listings have lacked an agent often enough, and for at least `wait` seconds."""
     return record.missed + 1 >= MISSES_TO_LEAVE and now - record.missing_since >= wait
 
 
@@ -156,7 +156,7 @@ def _regrouped(record: Record, group: str, now: float) -> Record:
 
 
 def _incarnated(known: Record | None, agent: Agent) -> Agent:
-    """Return the agent with its incarnation counted on for each rebuild: `#1` after the first one under its id."""
+    """Return the agent with the number of rebuilds under its id in its incarnation: `#1` after the first."""
     if known is None:
         return agent
     base, _, count = known.agent.incarnation.partition("#")
@@ -167,7 +167,7 @@ def _incarnated(known: Record | None, agent: Agent) -> Agent:
 
 
 def agent_ended(world: World, event: AgentEnded, now: float) -> Transition:
-    """Revoke an agent whose end its source has told by an event, which nothing can take back."""
+    """Remove an agent whose end its source's event feed has reported; no listing can bring it back."""
     record = world.records.get(event.agent)
     if record is None or not record.present or record.agent.source != event.source:
         return Transition(world)
@@ -176,7 +176,7 @@ def agent_ended(world: World, event: AgentEnded, now: float) -> Transition:
 
 
 def feed_reported(world: World, source: str, *, ok: bool | None, error: str | None) -> World:
-    """Note how a source's event feed does; `ok` is None where there is none any more."""
+    """Record the health of a source's event feed; `ok` is None if there is none any more."""
     known = world.sources.get(source)
     if known is None:
         return world

@@ -1,20 +1,20 @@
-"""Which agent each host key belongs to, where evidence alone may name the keys of others.
+"""Which agent each host key belongs to, although evidence may name the keys of others.
 
-A console block, a label or a file can name any public key, so evidence is only a *claim*. Whoever holds the private
-half shows it in a handshake; from then on the agent *possesses* the key.
+A console block, a label or a file can name any public key, so evidence is only a *claim*. A machine that has the
+private key shows the key in a handshake; from then on its agent *possesses* the key.
 
     claimed by one agent  ─▶ dialled with it ─▶ possessed
     claimed by two agents ─▶ decided by rank ─▶ the weaker claimant is quarantined, the other goes on
                           └▶ of equal rank   ─▶ both are quarantined and examined: each is asked for the key
                                                  one shows it     ─▶ that one goes on
                                                  several show it  ─▶ all stay quarantined until a release
-                                                 nobody shows it  ─▶ all are asked again
+                                                 none shows it    ─▶ all are asked again
 
 Rules:
-- Possession ranks above every method, and the method that is stronger above the others. So a claim never harms an
-  agent that was dialled with the key.
-- An agent that has shown a key claims no other: what else its evidence named is free for the agent that can show it.
-- An agent in quarantine claims nothing but the keys that it possesses and those that are in dispute.
+- Possession ranks above every method, and a stronger method above a weaker one. So a claim never harms an agent that
+  was dialled with the key.
+- An agent that has shown a key claims no other: any other key of its evidence is free for the agent that can show it.
+- An agent in quarantine claims only the keys that it possesses and those in dispute.
 - Possession ends when the agent leaves, is rebuilt or is released.
 """
 
@@ -33,7 +33,7 @@ from tunnelmgr.errors import Pace
 
 
 def possession_shown(world: World, agent: AgentId, key: str, now: float) -> World:
-    """Take in that an agent has shown a key in a handshake; it is refused if another agent possesses the key."""
+    """Record that an agent has shown a key in a handshake; it is refused if another agent possesses the key."""
     record = world.records[agent]
     if key in record.possessed:
         return world
@@ -47,7 +47,7 @@ def possession_shown(world: World, agent: AgentId, key: str, now: float) -> Worl
 
 
 def examined(world: World, event: KeyExamined, now: float) -> Transition:
-    """Take in what an agent in dispute has shown; a disputed key that it has not shown is asked for again."""
+    """Record which key an agent in dispute has shown; if it is not a disputed one, the agent is asked again later."""
     record, status = world.records.get(event.agent), world.tunnels.get(event.agent)
     if record is None or not isinstance(status, Resting | Seeking) or status.phase is not Phase.QUARANTINED:
         return Transition(world)

@@ -1,9 +1,10 @@
 """What is believed of an agent's key.
 
 Rules:
-- Evidence belongs to an incarnation. Where another agent's evidence names the same key, `claims` decides.
-- What was believed of an incarnation stays the measure: another key quarantines, a weaker word does not count.
-- A seed proves the first agent that names it, and nobody else.
+- Evidence belongs to one incarnation. If another agent's evidence names the same key, `claims.py` decides.
+- The evidence that proved an incarnation stays the measure: evidence of another key quarantines the agent, and weaker
+  evidence does not count.
+- A seed proves the first agent that names it, and no other.
 """
 
 from dataclasses import replace
@@ -22,14 +23,14 @@ from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, Pace, re
 
 
 def found(world: World, event: EvidenceFound, now: float) -> Transition:
-    """Believe what a trust source says, if it may be believed."""
+    """Accept evidence, if the rules and what proved the agent before allow it."""
     record = world.records.get(event.agent)
     if record is None:
         return Transition(world)
     if record.agent.incarnation == event.incarnation:
         useless = _why_useless(world, record, event.trust)
         if useless is not None:
-            # Treated as no evidence, so that the next search waits: it would find the same.
+            # Treated as missing evidence, so that the next search, which would find the same, waits.
             return absent(world, EvidenceAbsent(event.agent, event.incarnation, useless), now)
     world = _search_ended(world, event.agent)
     if not record.present or record.agent.incarnation != event.incarnation or record.trust is not None:
@@ -67,7 +68,7 @@ def _seed_of(world: World, trust: HostTrust) -> Seed | None:
 
 
 def _claimed(world: World, record: Record, trust: HostTrust) -> World:
-    """Make an agent that a seed has proved the seed's holder."""
+    """Record that an agent which a seed has proved is the seed's holder."""
     seed = _seed_of(world, trust) if trust.method is Method.SEEDED else None
     if seed is None:
         return world
@@ -94,7 +95,7 @@ def _mismatch(agent: AgentId, before: HostTrust, now: HostTrust) -> str:
 
 
 def absent(world: World, event: EvidenceAbsent, now: float) -> Transition:
-    """Wait, and say for what."""
+    """Wait for evidence, and record what is missing."""
     record, status = world.records.get(event.agent), world.tunnels.get(event.agent)
     if record is None or not isinstance(status, Resting | Seeking) or status.phase is not Phase.AWAITING_IDENTITY:
         return Transition(world)

@@ -14,7 +14,7 @@ from tunnelmgr.errors import HostKeySharedError, Pace, release_command
 
 
 def assigned(world: World, now: float) -> World:
-    """Work out again which agent each key belongs to, and decide between those that claim the same."""
+    """Assign each key to an agent, and decide between agents that claim the same key."""
     while True:
         decided, ties = _assigned(world, now)
         if decided.records is world.records:
@@ -24,11 +24,11 @@ def assigned(world: World, now: float) -> World:
             decided = _settled(decided, now)
         if decided.records is world.records:
             return decided
-        world = decided  # who was refused claims less, which may decide between others
+        world = decided  # a refused agent claims fewer keys, which may decide between others
 
 
 def claimed(record: Record) -> tuple[str, ...]:
-    """Return the keys that an agent lays claim to."""
+    """Return the keys that an agent claims."""
     if not record.present:
         return ()
     if record.possessed:
@@ -39,7 +39,7 @@ def claimed(record: Record) -> tuple[str, ...]:
 
 
 def _precedence(record: Record) -> tuple[bool, bool]:
-    """Sort first those that no later claim may harm: agents that possess a key, free ones before others."""
+    """Sort agents that possess a key first, those not in quarantine before others: no later claim may harm them."""
     return not record.possessed, record.quarantine is not None
 
 
@@ -48,7 +48,7 @@ def _disputes(record: Record, key: str) -> bool:
 
 
 def in_dispute(world: World, one: AgentId, other: AgentId, key: str) -> bool:
-    """Tell whether two agents are in dispute over a key."""
+    """Return whether two agents are in dispute over a key."""
     return _disputes(world.records[one], key) and _disputes(world.records[other], key)
 
 

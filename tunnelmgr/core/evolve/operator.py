@@ -1,4 +1,4 @@
-"""What operators ask for, and what time makes forget. A quarantine ends by a release, or by being forgotten whole."""
+"""What operators request, and what is forgotten with time."""
 
 from dataclasses import replace
 
@@ -18,17 +18,17 @@ def retry(world: World, event: RetryRequested, now: float) -> World:
 
 
 def release(world: World, event: ReleaseRequested, now: float) -> Transition:
-    """End a quarantine, or the wait for evidence as strong as what there was before."""
+    """End a quarantine, or the wait for evidence as strong as that before."""
     record = world.records.get(event.agent)
     if record is None or not record.held_back:
         return Transition(world)
-    # What was believed of the key led here; evidence is asked for again.
+    # The old evidence led into the quarantine; evidence is sought again.
     free = replace(record, quarantine=None, trust=None, proved=None, possessed=())
     return Transition(world.with_record(free.with_step(now, "released", event.reason, event.uid)), {event.agent})
 
 
 def forget(world: World, before: float, wall: float) -> World:
-    """Forget the agents that left before `before`, and the seeds that nobody took in time by the wall clock."""
+    """Forget the agents that left before `before`, and the seeds that expired unused by the wall clock."""
     under_way = {id_ for id_, status in world.tunnels.items() if not isinstance(status, Resting)}
     old = {
         id_

@@ -29,7 +29,7 @@ def settle(before: World, world: World, touched: Collection[AgentId], now: float
 
 
 def _with_key_holders(before: World, world: World, touched: Collection[AgentId], now: float) -> World:
-    """Enter what the touched agents claim and no longer claim; decide anew only if that concerns other agents."""
+    """Enter what the touched agents claim, and remove what they no longer claim; reassign all keys only if needed."""
     given_up: set[tuple[str, AgentId]] = set()
     entered: dict[str, AgentId] = {}
     for id_ in touched:
@@ -68,7 +68,7 @@ def _is_in_dispute(record: Record) -> bool:
 
 
 def _is_claimed_in_quarantine(world: World, keys: set[str]) -> bool:
-    """Tell whether an agent in quarantine claims one of `keys`; it may hold the key once another gives it up."""
+    """Return whether an agent in quarantine claims one of `keys`; it may hold the key once another gives it up."""
     return any(
         not keys.isdisjoint(claimed(record)) for record in world.records.values() if record.quarantine is not None
     )

@@ -1,4 +1,4 @@
-"""What becomes of tunnels. A report from an earlier life of a tunnel changes nothing."""
+"""The reports of workers. A report from an earlier life of a tunnel changes nothing."""
 
 from dataclasses import replace
 from typing import assert_never
@@ -16,11 +16,11 @@ from tunnelmgr.core.world import Record, World, resting_status
 from tunnelmgr.errors import Pace
 
 SETTLED = 10.0
-"""A tunnel that was up for so many seconds starts its retries afresh when it ends."""
+"""Seconds for which a tunnel must have been up for its count of failures to start again when it ends."""
 
 
 def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, now: float) -> Transition:
-    """Take in how far a worker has come."""
+    """Record the progress of a worker."""
     status = _current(world, event)
     if status is None:
         return Transition(world)
@@ -35,7 +35,7 @@ def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, no
 
 
 def ended(world: World, event: TunnelEnded, now: float) -> Transition:
-    """Take in the end of a worker."""
+    """Record the end of a worker."""
     status = _current(world, event)
     if status is None:
         return Transition(world)
@@ -50,7 +50,7 @@ def ended(world: World, event: TunnelEnded, now: float) -> Transition:
 
 
 def _without_spent_evidence(world: World, agent: AgentId) -> World:
-    """Drop evidence that is good for one life of a tunnel only; the next life asks for it again."""
+    """Drop evidence that is valid for one life of a tunnel only; the next life needs it again."""
     record = world.records[agent]
     if record.trust is None or record.trust.method not in PER_LIFE:
         return world
@@ -75,7 +75,7 @@ def _dialled(world: World, event: TunnelDialled, status: Working, now: float) ->
 
 
 def _is_own(record: Record, status: Working, key: str) -> bool:
-    """Tell whether a key that a worker was shown is one of this incarnation's; it may have been rebuilt meanwhile."""
+    """Return whether a key that a worker was shown is one of this incarnation's; it may have been rebuilt meanwhile."""
     lasting = record.present and status.spec.incarnation == record.agent.incarnation
     return lasting and record.proved is not None and key in record.proved.keys
 
