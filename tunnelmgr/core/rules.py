@@ -54,5 +54,5 @@ class Rules:
         return method in self.trust.get(agent.source, ()) and method.reaches(minimum)
 
     def believes_less(self, source: str, before: "Rules") -> bool:
-        """Return whether a certificate of a source's agent that was valid under the rules `before` may now be invalid."""
+        """Return whether a certificate of a source's agent that was valid under `before` may now be invalid."""
         return not before.authorities.get(source, frozenset()) <= self.authorities.get(source, frozenset())

@@ -100,7 +100,7 @@ class Record:
 
     @property
     def held_back(self) -> bool:
-        """Return whether only a release helps: in quarantine, or if no acceptable evidence is as strong as the proof."""
+        """Return whether only a release helps: in quarantine, or without evidence as strong as the proof before."""
         return self.quarantine is not None or (self.trust is None and self.proved is not None)
 
     def with_step(self, at: float, step: str, detail: str, uid: int | None = None) -> "Record":
