@@ -74,7 +74,7 @@ class Route(StrEnum):
     TAGS = "tags"  # end-8a, end-8b
     REFERRERS = "referrers"  # end-12a, end-12b
     CATALOG = "catalog"  # Docker's extension
-    WELL_KNOWN = "well-known"  # ours
+    WELL_KNOWN = "well-known"  # the gate's own
     UNKNOWN = "unknown"
 
 
@@ -225,24 +225,24 @@ def classify(method: str, target: str) -> RegistryRequest:
     _check_path(path)
     if invalid := _NOT_IN_QUERY.search(query):
         raise MalformedRequestError(f"the query contains {invalid[0]!r}, which is not allowed")
-    place = _match_path(path)
-    allowed = _METHODS[place.route].get(method)
+    matched = _match_path(path)
+    allowed = _METHODS[matched.route].get(method)
     if allowed is None:
-        return RegistryRequest(method=method, action=RegistryAction.UNKNOWN, route=Route.UNKNOWN, path=place.path)
+        return RegistryRequest(method=method, action=RegistryAction.UNKNOWN, route=Route.UNKNOWN, path=matched.path)
     action, body = allowed
-    given = _parse_query(query, _PARAMETERS.get((method, place.route), {}))
+    given = _parse_query(query, _PARAMETERS.get((method, matched.route), {}))
     named = dict(given)
     if "digest" in named and "mount" in named:
         raise MalformedRequestError("the query parameters digest and mount exclude each other")
-    if "tag" in named and ":" not in place.reference:
+    if "tag" in named and ":" not in matched.reference:
         raise MalformedRequestError("the query parameter tag is allowed only in a push by digest")
     return RegistryRequest(
         method=method,
         action=action,
-        route=place.route,
-        path=place.path,
-        repository=place.repository,
-        reference=place.reference,
+        route=matched.route,
+        path=matched.path,
+        repository=matched.repository,
+        reference=matched.reference,
         mount_from=named.get("from", "") if "mount" in named else "",
         query=tuple(pair for pair in given if pair[0] not in _NOT_FORWARDED),
         body=body,
@@ -261,7 +261,7 @@ def without_mount(request: RegistryRequest) -> RegistryRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _PathMatch:
     route: Route
     path: str
     repository: str = ""
@@ -276,9 +276,9 @@ def _check_path(path: str) -> None:
         raise InvalidNameError("the path contains an empty component, or `.` or `..`")
 
 
-def _match_path(path: str) -> _Place:
+def _match_path(path: str) -> _PathMatch:
     if (fixed := _FIXED.get(path)) is not None:
-        return _Place(fixed, path)
+        return _PathMatch(fixed, path)
     if "%" in path.rpartition("/")[0]:
         raise InvalidNameError("only the colon of a digest may be percent-encoded")
     match path.split("/")[1:]:
@@ -292,7 +292,7 @@ def _match_path(path: str) -> _Place:
             return _in_repository(_KINDS[kind], name, f"{kind}/", _reference(kind, reference))
     if "%" in path:
         raise InvalidNameError("only the colon of a digest may be percent-encoded")
-    return _Place(Route.UNKNOWN, path)
+    return _PathMatch(Route.UNKNOWN, path)
 
 
 _FIXED: Mapping[str, Route] = MappingProxyType(
@@ -303,13 +303,13 @@ _KINDS: Mapping[str, Route] = MappingProxyType(
 )
 
 
-def _in_repository(route: Route, components: list[str], tail: str, reference: str) -> _Place:
+def _in_repository(route: Route, components: list[str], tail: str, reference: str) -> _PathMatch:
     name = "/".join(components)
     if not is_repository_name(name):
         raise InvalidNameError(
             "invalid repository name: it has lower-case components, separated by `/`, none of them a word of the API"
         )
-    return _Place(route, f"/v2/{name}/{tail}{reference}", name, reference)
+    return _PathMatch(route, f"/v2/{name}/{tail}{reference}", name, reference)
 
 
 def _reference(kind: str, text: str) -> str:

@@ -20,9 +20,9 @@ from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.local_reply import LocalReply
 from tunnelmgr.gate.registry_queries import RegistryPage
 
-DEFAULT_PAGE: Final = 100
+DEFAULT_PAGE_NAMES: Final = 100
 """Names on a page if the agent does not give a number, as in docker-registry."""
-MAX_PAGE: Final = 1000
+MAX_PAGE_NAMES: Final = 1000
 """Names on a page at most, and requested from the registry at once; docker-registry's default `catalog.maxentries`."""
 MAX_REGISTRY_PAGES: Final = 100
 """Pages of the registry that are read for one page of the gate."""
@@ -40,7 +40,7 @@ class PageSource(Protocol):
         ...
 
 
-class Yielding(Protocol):
+class Checkpoints(Protocol):
     """Lets other agents run; see `Channel`."""
 
     async def checkpoint(self) -> None:
@@ -55,14 +55,14 @@ class CatalogSearch:
     pages: PageSource
     host: str
     policy: GroupPolicy
-    agent: Yielding
+    agent: Checkpoints
     turn: asyncio.Semaphore
     timeout: float = field(default_factory=lambda: SEARCH_TIMEOUT)
 
     async def page(self, request: RegistryRequest, *, close: bool) -> LocalReply:
         """Return the page that a catalog request asks for; raises RegistryUnavailableError."""
         query = dict(request.query)
-        wanted = min(int(query.get("n", DEFAULT_PAGE)), MAX_PAGE)
+        wanted = min(int(query.get("n", DEFAULT_PAGE_NAMES)), MAX_PAGE_NAMES)
         names: list[str] = []
         more = True
         try:
@@ -85,7 +85,7 @@ class CatalogSearch:
 
     async def _find(self, names: list[str], wanted: int, last: str) -> bool:
         """Add visible names that follow `last`, one more than wanted if possible; return whether there may be more."""
-        more, size = wanted > 0, f"n={MAX_PAGE}"
+        more, size = wanted > 0, f"n={MAX_PAGE_NAMES}"
         searched = 0
         while more and len(names) <= wanted and searched < MAX_REGISTRY_PAGES:
             page = await self.pages.fetch_page(self.host, _target(size, last))
@@ -111,7 +111,7 @@ def _target(size: str, last: str) -> str:
 def _names(page: RegistryPage) -> list[str]:
     """Return the names on a page, also those that no request through the gate can use: `may_list` drops these."""
     if page.status != HTTPStatus.OK:
-        raise RegistryUnavailableError(f"the registry answered {page.status} when query for its catalog")
+        raise RegistryUnavailableError(f"the registry answered {page.status} when asked for its catalog")
     try:
         names = json.loads(page.body)["repositories"] or []
     except (ValueError, KeyError, TypeError) as invalid:

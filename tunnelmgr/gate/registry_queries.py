@@ -11,7 +11,7 @@ from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.manifest import TaggedManifest, media_type
 from tunnelmgr.gate.registry_connection import RegistryConnection
 
-MAX_PAGE: Final = 1024 * 1024
+MAX_PAGE_BYTES: Final = 1024 * 1024
 """Bytes of a page of the catalog or of a list of tags."""
 # docker-registry answers 404 for a manifest whose type the client does not accept, so all that it can store are named.
 _ANY_MANIFEST: Final = (
@@ -67,8 +67,8 @@ class RegistryQueries:
             async with asyncio.timeout(self.timeout), aclosing(self.connection.stream_body(response)) as feeds:
                 async for pieces in feeds:
                     body += b"".join(pieces)
-                    if len(body) > MAX_PAGE:
-                        raise RegistryUnavailableError(f"a page of the registry is longer than {MAX_PAGE} bytes")
+                    if len(body) > MAX_PAGE_BYTES:
+                        raise RegistryUnavailableError(f"a page of the registry is longer than {MAX_PAGE_BYTES} bytes")
         except TimeoutError as late:
             raise RegistryUnavailableError(
                 f"the registry did not send a page of {target.partition('?')[0]} within {self.timeout:g} s"
