@@ -1,4 +1,4 @@
-"""What the tunnel's tests stand on: keys, and an agent's sshd on loopback."""
+"""Fixtures for tests with SSH connections: keys, and an agent's sshd on loopback."""
 
 import gc
 import os
@@ -14,7 +14,7 @@ from tests.ssh.worker_harness import WorkerHarness
 from tunnelmgr.dataplane import fast_path
 from tunnelmgr.ssh.login import Login
 
-if "TRY_NEWEST_ASYNCSSH" in os.environ:  # `make newest`: with a release that nobody has proved yet
+if "TRY_NEWEST_ASYNCSSH" in os.environ:  # `make newest`: with a release that is not verified yet
     fast_path.VERIFIED_RELEASES |= {asyncssh.__version__}
 
 
@@ -45,14 +45,14 @@ def login(key: asyncssh.SSHKey) -> Login:
 
 @pytest.fixture
 async def sshd(key: asyncssh.SSHKey, host_key: asyncssh.SSHKey) -> AsyncIterator[Sshd]:
-    """Run an agent's sshd that behaves."""
+    """Run an agent's sshd with ordinary behaviour."""
     async with running_sshd(Sshd(host_key, key)) as sshd:
         yield sshd
 
 
 @pytest.fixture
 def unverified_asyncssh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Work with a release of asyncssh that nobody has proved."""
+    """Treat the installed release of asyncssh as unverified."""
     monkeypatch.setattr(fast_path, "VERIFIED_RELEASES", frozenset())
     fast_path.fast_path_status.cache_clear()
     yield
@@ -61,13 +61,13 @@ def unverified_asyncssh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def harness(login: Login) -> WorkerHarness:
-    """Make a harness."""
+    """Make a worker harness."""
     return WorkerHarness(login)
 
 
 @pytest.fixture
 def ignore_resource_warnings() -> Iterator[None]:
-    """Collect what the server's side leaves: asyncssh drops a socket whose channel closed while it was connecting."""
+    """Collect the sockets that asyncssh's server side leaves if a channel closes while it is connecting."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

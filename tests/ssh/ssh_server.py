@@ -1,6 +1,6 @@
 """An agent on loopback: an SSH server as well-behaved or as hostile as a test needs.
 
-Its remote forwards are real listeners and its connections real ones; what it is asked for is written down.
+Its remote forwards are real listeners and its connections real ones; its requests are recorded.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ DEADLINE = 10.0
 
 @dataclass
 class Sshd:
-    """What the server does, and what was asked of it; all of it may be changed while it runs."""
+    """The server's behaviour, which may be changed while it runs, and a record of the requests."""
 
     key: asyncssh.SSHKey
     accepts: asyncssh.SSHKey
@@ -46,7 +46,7 @@ class Sshd:
     cancelled: list[Endpoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Answer what is opened through it, until a test clears this."""
+        """Answer channel opens until a test clears `answers`."""
         self.answers.set()
 
     @property
@@ -65,7 +65,7 @@ class Sshd:
             connection.abort()
 
     def spec(self, *forwards: Forward, keys: Sequence[str] | None = None, port: int | None = None) -> TunnelSpec:
-        """Return a tunnel to this server; by default its own key is believed."""
+        """Return a tunnel to this server, by default with its own key as evidence."""
         return TunnelSpec(
             agent=AgentId("static:builder-1"),
             incarnation="1",
@@ -118,7 +118,7 @@ class _Server(asyncssh.SSHServer):
             return None
         inner = await self._sshd.connection.forward_local_port(listen_host, listen_port, listen_host, listen_port)
         self._sshd.on_listen()
-        return _Watched(inner, lambda: self._sshd.cancelled.append(endpoint))
+        return _RecordingListener(inner, lambda: self._sshd.cancelled.append(endpoint))
 
     def connection_requested(
         self,
@@ -131,7 +131,7 @@ class _Server(asyncssh.SSHServer):
 
     async def _connected(self, host: str, port: int) -> asyncssh.SSHTCPSession[bytes]:
         self._sshd.opens_requested += 1
-        # As long as the test wants silence.
+        # Waits until the test sets `answers`.
         await self._sshd.answers.wait()
         if Endpoint(host, port) in self._sshd.swallows:
             await asyncio.Event().wait()
@@ -139,8 +139,8 @@ class _Server(asyncssh.SSHServer):
         return await self._sshd.connection.forward_connection(to.host, to.port)
 
 
-class _Watched(asyncssh.SSHListener):
-    """A listener that says when it is closed."""
+class _RecordingListener(asyncssh.SSHListener):
+    """A listener that records its close."""
 
     def __init__(self, inner: asyncssh.SSHListener, on_close: Callable[[], None]) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def generate(kind: str = "ssh-ed25519") -> asyncssh.SSHKey:
 
 @asynccontextmanager
 async def running_sshd(sshd: Sshd, host: str = "127.0.0.1", **options: object) -> AsyncIterator[Sshd]:
-    """Run the server on a free port, with asyncssh's options where a test wants odd ones."""
+    """Run the server on a free port, with additional options of asyncssh."""
     keys = [sshd.key, *sshd.more_keys]
     acceptor = await asyncssh.create_server(
         lambda: _Server(sshd), host, sshd.port, server_host_keys=keys, config=None, **options
@@ -188,7 +188,7 @@ async def running_sshd(sshd: Sshd, host: str = "127.0.0.1", **options: object) -
 async def running_tcp_server(
     handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], port: int = 0
 ) -> AsyncIterator[Endpoint]:
-    """Run a TCP server on loopback; what it still serves at the end is cancelled."""
+    """Run a TCP server on loopback; handlers that still run at the end are cancelled."""
     async with asyncio.TaskGroup() as tasks:
         serving: set[asyncio.Task[None]] = set()
         over = asyncio.Event()
@@ -202,7 +202,7 @@ async def running_tcp_server(
                 writer.close()
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if over.is_set():  # it had arrived before the end, and is told of only now
+            if over.is_set():  # it arrived before the end, but is accepted only now
                 writer.close()
                 return
             serving.add(tasks.create_task(serve(reader, writer), name="served"))

@@ -1,4 +1,4 @@
-"""The door to asyncssh, against servers that lie, hang and bait."""
+"""Connections to agents, against servers that lie, hang or send invalid input."""
 
 import asyncio
 import socket
@@ -41,7 +41,7 @@ async def dialled(spec: TunnelSpec, login: Login) -> AsyncIterator[SshConnection
 
 
 def sockets() -> set[str]:
-    """Return the sockets that this process holds."""
+    """Return the sockets of this process."""
     found = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
@@ -72,7 +72,7 @@ class Decline(NoOwner):
 
 
 async def test_the_expected_key_and_our_key_make_a_connection(sshd: Sshd, login: Login, key: asyncssh.SSHKey) -> None:
-    """The agent sees the configured user and our one key."""
+    """The agent sees the configured user and only our key."""
     async with dialled(sshd.spec(), login) as connection:
         assert connection.address == "127.0.0.1"
         assert not connection.lost.is_set()
@@ -84,7 +84,7 @@ async def test_the_expected_key_and_our_key_make_a_connection(sshd: Sshd, login:
 async def test_nothing_from_the_home_directory_or_an_agent_is_used(
     sshd: Sshd, login: Login, key: asyncssh.SSHKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hostile ~/.ssh and SSH_AUTH_SOCK change nothing: the agent is offered our key alone."""
+    """With a hostile ~/.ssh and SSH_AUTH_SOCK, the agent is still offered only our key."""
     folder = tmp_path / ".ssh"
     folder.mkdir(mode=0o700)
     ran = tmp_path / "ran"
@@ -113,8 +113,8 @@ async def test_nothing_from_the_home_directory_or_an_agent_is_used(
     assert not ran.exists()
 
 
-async def test_without_any_expected_key_nobody_is_accepted(sshd: Sshd, login: Login, tmp_path: Path) -> None:
-    """No evidence is not a licence: ~/.ssh/known_hosts is not asked."""
+async def test_without_evidence_no_host_key_is_accepted(sshd: Sshd, login: Login, tmp_path: Path) -> None:
+    """Without evidence every host key is a mismatch, even one in ~/.ssh/known_hosts."""
     folder = tmp_path / ".ssh"
     folder.mkdir(mode=0o700)
     (folder / "known_hosts").write_text(
@@ -127,8 +127,8 @@ async def test_without_any_expected_key_nobody_is_accepted(sshd: Sshd, login: Lo
     assert sshd.logins_begun == 0
 
 
-async def test_another_key_is_a_stranger_and_is_offered_nothing(sshd: Sshd, login: Login) -> None:
-    """The mismatch is found before a user or a key is named."""
+async def test_a_mismatch_is_found_before_the_login(sshd: Sshd, login: Login) -> None:
+    """On a mismatch, neither a user nor a key is sent."""
     with pytest.raises(HostKeyMismatchError):
         await dial(sshd.spec(keys=[public(generate())]), login)
 
@@ -155,10 +155,8 @@ async def test_a_mismatch_shows_both_keys_the_address_and_the_command(
 
 
 @pytest.mark.parametrize("kind", ["ecdsa-sha2-nistp256", "ssh-rsa"])
-async def test_a_stranger_with_another_type_of_key_is_a_stranger_too(
-    key: asyncssh.SSHKey, login: Login, kind: str
-) -> None:
-    """It is no failed negotiation, which would be tried again for ever."""
+async def test_a_host_key_of_another_type_is_a_mismatch(key: asyncssh.SSHKey, login: Login, kind: str) -> None:
+    """A host key of another type than expected is a mismatch, and not a failed negotiation."""
     async with running_sshd(Sshd(generate(kind), key)) as sshd:
         with pytest.raises(HostKeyMismatchError):
             await dial(sshd.spec(keys=[public(generate())]), login)
@@ -168,13 +166,13 @@ async def test_a_stranger_with_another_type_of_key_is_a_stranger_too(
 
 @pytest.mark.parametrize("kind", ["ecdsa-sha2-nistp256", "ecdsa-sha2-nistp521", "ssh-rsa"])
 async def test_every_type_of_host_key_can_be_the_expected_one(key: asyncssh.SSHKey, login: Login, kind: str) -> None:
-    """An agent with no Ed25519 key is dialled all the same."""
+    """An agent without an Ed25519 key can be dialled."""
     async with running_sshd(Sshd(generate(kind), key)) as sshd, dialled(sshd.spec(), login):
         assert len(sshd.connections) == 1
 
 
-async def test_a_server_with_several_keys_shows_the_expected_one(key: asyncssh.SSHKey, login: Login) -> None:
-    """The type of the expected key is asked for first, so evidence of one of many is enough."""
+async def test_a_server_with_several_keys_presents_the_expected_one(key: asyncssh.SSHKey, login: Login) -> None:
+    """The expected type is requested first, so evidence of one of several keys is enough."""
     rsa = generate("ssh-rsa")
     async with (
         running_sshd(Sshd(generate(), key, more_keys=(rsa, generate("ecdsa-sha2-nistp256")))) as sshd,
@@ -184,7 +182,7 @@ async def test_a_server_with_several_keys_shows_the_expected_one(key: asyncssh.S
 
 
 def test_expected_types_come_first_and_none_is_left_out() -> None:
-    """The order follows the evidence; SHA-1 signatures are not taken."""
+    """The expected key's algorithms come first, the others follow, and SHA-1 is not among them."""
     order = host_key_algorithms(("ssh-rsa AAAA",))
 
     assert order[:2] == ["rsa-sha2-512", "rsa-sha2-256"]
@@ -192,8 +190,8 @@ def test_expected_types_come_first_and_none_is_left_out() -> None:
     assert "ssh-rsa" not in order
 
 
-async def test_a_server_that_lets_anybody_in_is_refused(sshd: Sshd, login: Login) -> None:
-    """Authentication `none` proves nothing of us to it, and is a sign of an impostor."""
+async def test_a_server_that_accepts_everyone_is_refused(sshd: Sshd, login: Login) -> None:
+    """A server that accepts authentication `none` is refused."""
     sshd.anybody = True
 
     with pytest.raises(AuthenticationError):
@@ -201,7 +199,7 @@ async def test_a_server_that_lets_anybody_in_is_refused(sshd: Sshd, login: Login
 
 
 async def test_a_key_that_is_not_accepted_is_an_authentication_error(sshd: Sshd, login: Login) -> None:
-    """Its message names the user, and passwords are not tried."""
+    """If our key is refused, the error names the user, and no password is tried."""
     sshd.accepts = generate()
 
     with pytest.raises(AuthenticationError, match="user tunnel"):
@@ -220,7 +218,7 @@ async def test_a_key_that_is_not_accepted_is_an_authentication_error(sshd: Sshd,
 async def test_compression_and_weak_ciphers_are_not_negotiated(
     key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login, option: str, offer: list[str]
 ) -> None:
-    """A server that offers nothing else gets no connection and no login."""
+    """A server that offers only compression or weak ciphers gets no connection."""
     async with running_sshd(Sshd(host_key, key), **{option: offer}) as sshd:
         with pytest.raises(UnreachableError):
             await dial(sshd.spec(), login)
@@ -230,10 +228,8 @@ async def test_compression_and_weak_ciphers_are_not_negotiated(
     assert sshd.logins_begun == 0
 
 
-async def test_a_cipher_that_is_configured_is_offered(
-    key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login
-) -> None:
-    """For agents that have only ChaCha20; a look at the key needs it too."""
+async def test_a_configured_cipher_is_offered(key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login) -> None:
+    """A configured cipher is offered by tunnels and by scans."""
     chacha = ("chacha20-poly1305@openssh.com",)
     async with running_sshd(Sshd(host_key, key), encryption_algs=list(chacha)) as sshd:
         assert await scan_host_key(sshd.agent(), 5, chacha) == sshd.host_key
@@ -241,30 +237,28 @@ async def test_a_cipher_that_is_configured_is_offered(
             assert connection._conn.get_extra_info("send_cipher") == chacha[0]
 
 
-async def test_what_is_negotiated_is_uncompressed_and_of_our_list(sshd: Sshd, login: Login) -> None:
-    """A server with every algorithm still gets ours."""
+async def test_our_ciphers_are_negotiated_without_compression(sshd: Sshd, login: Login) -> None:
+    """A server with every algorithm negotiates one of our ciphers without compression."""
     async with dialled(sshd.spec(), login) as connection:
-        told = connection._conn.get_extra_info
+        info = connection._conn.get_extra_info
 
-        assert told("send_cipher") in CIPHERS
-        assert told("recv_cipher") in CIPHERS
-        assert told("send_compression") == told("recv_compression") == "none"
+        assert info("send_cipher") in CIPHERS
+        assert info("recv_cipher") in CIPHERS
+        assert info("send_compression") == info("recv_compression") == "none"
 
 
 # --- the way in fails ---
 
 
-async def test_a_server_that_accepts_and_says_nothing_costs_one_timeout_and_nothing_more(
-    sshd: Sshd, login: Login
-) -> None:
-    """Neither a socket nor a task is left behind."""
+async def test_a_silent_server_costs_one_timeout_and_leaves_nothing(sshd: Sshd, login: Login) -> None:
+    """A dial to a silent server ends at its timeout, and leaves neither a socket nor a task."""
     silence = asyncio.Event()
 
-    async def say_nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    async def send_nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await silence.wait()
 
     clock = asyncio.get_running_loop().time
-    async with running_tcp_server(say_nothing) as endpoint:
+    async with running_tcp_server(send_nothing) as endpoint:
         before, begun, tasks = sockets(), clock(), len(asyncio.all_tasks())
 
         with pytest.raises(UnreachableError, match=r"within 0\.3 s"):
@@ -278,7 +272,7 @@ async def test_a_server_that_accepts_and_says_nothing_costs_one_timeout_and_noth
 
 
 async def test_a_server_that_stops_within_the_handshake_is_unreachable_in_time(sshd: Sshd, login: Login) -> None:
-    """The deadline holds for the whole of the handshake, not for its first answer."""
+    """The deadline covers the whole handshake, not only the first answer."""
 
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-slow\r\n")
@@ -292,8 +286,8 @@ async def test_a_server_that_stops_within_the_handshake_is_unreachable_in_time(s
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100_000])
-async def test_what_is_no_ssh_server_is_unreachable(sshd: Sshd, login: Login, said: bytes) -> None:
-    """Whatever it says, it is our error and no other."""
+async def test_another_service_is_unreachable(sshd: Sshd, login: Login, said: bytes) -> None:
+    """Whatever another service sends, the error is UnreachableError."""
 
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)
@@ -304,15 +298,15 @@ async def test_what_is_no_ssh_server_is_unreachable(sshd: Sshd, login: Login, sa
 
 
 async def test_addresses_are_tried_in_order(sshd: Sshd, login: Login) -> None:
-    """The first that answers is the one that is told."""
+    """The first address that answers is connected to and reported."""
     spec = sshd.spec()._replace(addresses=("127.0.0.9", "127.0.0.1", "127.0.0.8"))
 
     async with dialled(spec, login) as connection:
         assert connection.address == "127.0.0.1"
 
 
-async def test_an_address_that_swallows_packets_leaves_time_for_the_next(sshd: Sshd, login: Login) -> None:
-    """One that never answers gets its share of the time and not all of it."""
+async def test_an_address_that_drops_packets_leaves_time_for_the_next(sshd: Sshd, login: Login) -> None:
+    """An address that drops packets uses only its part of the timeout."""
     with socket.socket() as full:
         # A listener whose queue is full answers no further SYN, as a firewall would.
         full.bind(("127.0.0.9", sshd.port))
@@ -328,7 +322,7 @@ async def test_an_address_that_swallows_packets_leaves_time_for_the_next(sshd: S
 
 
 async def test_an_address_whose_server_stays_silent_leaves_time_for_the_next(sshd: Sshd, login: Login) -> None:
-    """One that accepts and says nothing gets its share of the time and not all of it."""
+    """An address whose server sends nothing uses only its part of the timeout."""
     with socket.create_server(("127.0.0.9", sshd.port)):
         spec = sshd.spec()._replace(addresses=("127.0.0.9", "127.0.0.1"))
 
@@ -337,7 +331,7 @@ async def test_an_address_whose_server_stays_silent_leaves_time_for_the_next(ssh
 
 
 async def test_no_address_that_answers_is_unreachable_with_the_last_reason(sshd: Sshd, login: Login) -> None:
-    """A person sees which address, and why."""
+    """If no address answers, the error names the last one and its reason."""
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.9 port \d+"):
         await dial(sshd.spec(port=free_port())._replace(addresses=("127.0.0.8", "127.0.0.9")), login)
 
@@ -346,7 +340,7 @@ async def test_no_address_that_answers_is_unreachable_with_the_last_reason(sshd:
 
 
 async def test_a_scan_returns_the_key_and_offers_nothing(sshd: Sshd, tmp_path: Path) -> None:
-    """It ends before a user is named, and no key file in the home is touched."""
+    """A scan ends before the login, and reads no key file in the home directory."""
     folder = tmp_path / ".ssh"
     folder.mkdir(mode=0o700)
     (folder / "id_ed25519").write_text("no key at all")
@@ -356,8 +350,8 @@ async def test_a_scan_returns_the_key_and_offers_nothing(sshd: Sshd, tmp_path: P
     assert sshd.logins_begun == 0
 
 
-async def test_a_scan_of_nobody_is_unreachable(sshd: Sshd) -> None:
-    """No address, no listener, no answer: one error."""
+async def test_a_scan_without_an_answer_is_unreachable(sshd: Sshd) -> None:
+    """A scan without an address or a listener raises UnreachableError."""
     with pytest.raises(UnreachableError):
         await scan_host_key(replace(sshd.agent(), addresses=()), 1)
     with pytest.raises(UnreachableError):
@@ -367,8 +361,8 @@ async def test_a_scan_of_nobody_is_unreachable(sshd: Sshd) -> None:
 # --- listeners and exchanges ---
 
 
-async def test_a_listener_is_asked_for_by_its_literal_address(sshd: Sshd, login: Login) -> None:
-    """`permitlisten` compares strings, so the agent hears exactly what was configured."""
+async def test_a_listener_is_requested_by_its_literal_address(sshd: Sshd, login: Login) -> None:
+    """The agent gets exactly the configured address, because `permitlisten` compares strings."""
     endpoint = Endpoint("127.0.0.1", free_port())
     async with dialled(sshd.spec(), login) as connection:
         listener = await connection.listen(endpoint, AdmitAll())
@@ -377,8 +371,8 @@ async def test_a_listener_is_asked_for_by_its_literal_address(sshd: Sshd, login:
         assert sshd.asked == [endpoint]
 
 
-async def test_a_refused_listener_is_none_and_the_connection_stands(sshd: Sshd, login: Login) -> None:
-    """A refusal is an answer; the next address may be asked for."""
+async def test_a_refused_listener_is_none_and_the_connection_stays(sshd: Sshd, login: Login) -> None:
+    """After a refusal the next address can be requested."""
     taken, free = Endpoint("127.0.0.1", free_port()), Endpoint("127.0.0.1", free_port())
     sshd.refuses.add(taken)
     async with dialled(sshd.spec(), login) as connection:
@@ -411,7 +405,7 @@ async def test_sshds_reason_for_refusing_a_listener_is_kept(
 
 
 async def test_binding_on_a_lost_connection_says_that_it_was_lost(sshd: Sshd, login: Login) -> None:
-    """It is not mistaken for a refusal."""
+    """Binding on a lost connection raises ConnectionLostError and is not taken for a refusal."""
     async with dialled(sshd.spec(), login) as connection:
         sshd.cut()
         await until(connection.lost.is_set)
@@ -420,8 +414,8 @@ async def test_binding_on_a_lost_connection_says_that_it_was_lost(sshd: Sshd, lo
             await connection.listen(Endpoint("127.0.0.1", free_port()), AdmitAll())
 
 
-async def test_the_message_that_a_listener_is_exposed_is_heard(sshd: Sshd, login: Login) -> None:
-    """It comes before the answer to the request, so the answer finds it known."""
+async def test_an_exposed_listener_is_detected(sshd: Sshd, login: Login) -> None:
+    """The debug message about GatewayPorts sets `exposed` before `listen` returns."""
     sshd.exposes = True
     async with dialled(sshd.spec(), login) as connection:
         await connection.listen(Endpoint("127.0.0.1", free_port()), AdmitAll())
@@ -429,8 +423,8 @@ async def test_the_message_that_a_listener_is_exposed_is_heard(sshd: Sshd, login
         assert connection.exposed
 
 
-async def test_other_debug_messages_mean_nothing(sshd: Sshd, login: Login) -> None:
-    """Control characters and nonsense neither hurt nor frighten."""
+async def test_other_debug_messages_are_ignored(sshd: Sshd, login: Login) -> None:
+    """Debug messages with control characters or other text change nothing."""
     async with dialled(sshd.spec(), login) as connection:
         sshd.connection.send_debug("\x1b[2J\0 GatewayPorts " + "x" * 10_000)
         assert await connection.listen(Endpoint("127.0.0.1", free_port()), AdmitAll())
@@ -439,7 +433,7 @@ async def test_other_debug_messages_mean_nothing(sshd: Sshd, login: Login) -> No
 
 
 async def test_a_declined_channel_leaves_nothing_behind(sshd: Sshd, login: Login) -> None:
-    """The agent gets `resource shortage`, the connection stands, and asyncssh holds no channel."""
+    """The agent gets `resource shortage`, the connection stays, and asyncssh keeps no channel."""
     endpoint = Endpoint("127.0.0.1", free_port())
     async with dialled(sshd.spec(), login) as connection:
         await connection.listen(endpoint, Decline())
@@ -452,8 +446,8 @@ async def test_a_declined_channel_leaves_nothing_behind(sshd: Sshd, login: Login
         assert not connection.lost.is_set()
 
 
-async def test_channels_for_ports_that_were_not_asked_for_are_refused(sshd: Sshd, login: Login) -> None:
-    """The agent cannot make us connect anywhere, nor open sessions or sockets here."""
+async def test_channels_for_other_ports_are_refused(sshd: Sshd, login: Login) -> None:
+    """The agent cannot open channels to other ports, sessions, or sockets here."""
     endpoint = Endpoint("127.0.0.1", free_port())
     async with dialled(sshd.spec(), login) as connection:
         await connection.listen(endpoint, AdmitAll())
@@ -467,8 +461,8 @@ async def test_channels_for_ports_that_were_not_asked_for_are_refused(sshd: Sshd
         assert not connection.lost.is_set()
 
 
-async def test_a_stream_from_the_agent_goes_both_ways(sshd: Sshd, login: Login) -> None:
-    """It ends as any other channel, and leaves nothing behind."""
+async def test_a_stream_to_the_agent_carries_data_both_ways(sshd: Sshd, login: Login) -> None:
+    """A stream carries data both ways, and leaves no channel behind."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(await reader.readexactly(4) + b"pong")
@@ -487,14 +481,14 @@ async def test_a_stream_from_the_agent_goes_both_ways(sshd: Sshd, login: Login) 
 
 
 async def test_a_stream_that_the_agent_declines_is_a_refusal(sshd: Sshd, login: Login) -> None:
-    """It is told apart from a lost connection."""
+    """A refused stream raises ConnectionRefusedError, unlike a lost connection."""
     async with dialled(sshd.spec(), login) as connection:
         with pytest.raises(ConnectionRefusedError):
             await connection.connect(Endpoint("127.0.0.1", free_port()))
 
 
 async def test_a_connection_lost_while_a_stream_is_opened_is_our_error(sshd: Sshd, login: Login) -> None:
-    """None of asyncssh's own gets through, and whoever asked to be told of the loss is told."""
+    """A loss while a stream is opened raises ConnectionLostError and notifies the observer."""
     lost = asyncio.Event()
 
     class Observer:
@@ -520,8 +514,8 @@ async def test_a_connection_lost_while_a_stream_is_opened_is_our_error(sshd: Ssh
 # --- the end ---
 
 
-async def test_an_abort_takes_back_what_is_under_way(sshd: Sshd, login: Login) -> None:
-    """A revoked agent gets nothing more, not even what the kernel has taken for it; its side sees a reset."""
+async def test_an_abort_drops_data_in_flight(sshd: Sshd, login: Login) -> None:
+    """An abort drops what the kernel has buffered, and the agent sees a reset."""
     async with dialled(sshd.spec(), login) as connection:
         agents = sshd.connection
         agents._transport.pause_reading()
@@ -534,7 +528,7 @@ async def test_an_abort_takes_back_what_is_under_way(sshd: Sshd, login: Login) -
 
 
 async def test_a_lost_connection_says_why(sshd: Sshd, login: Login) -> None:
-    """The reason is what the other side said, or that it closed."""
+    """The reason of a loss is the disconnect message, or that the agent closed the connection."""
     async with dialled(sshd.spec(), login) as connection:
         sshd.connection.disconnect(asyncssh.DISC_SERVICE_NOT_AVAILABLE, "going down")
         await until(connection.lost.is_set)
@@ -542,8 +536,8 @@ async def test_a_lost_connection_says_why(sshd: Sshd, login: Login) -> None:
         assert "going down" in connection.loss
 
 
-async def test_a_goodbye_that_is_not_answered_ends_all_the_same(sshd: Sshd, login: Login) -> None:
-    """Nobody is waited for longer than told."""
+async def test_an_unanswered_close_ends_after_the_timeout(sshd: Sshd, login: Login) -> None:
+    """A close that the agent does not answer drops the connection after the given time."""
     async with dialled(sshd.spec(), login) as connection:
         sshd.connection._transport.pause_reading()
 

@@ -1,4 +1,4 @@
-"""The controller's own keys: files, credentials, a real ssh-agent, certificates, and two at once for a rotation."""
+"""Login keys: files, credentials, a real ssh-agent, certificates, and two keys during a rotation."""
 
 import os
 import shutil
@@ -21,14 +21,14 @@ from tunnelmgr.ssh.login import Login, load_login
 
 
 def write(file: Path, key: asyncssh.SSHKey) -> Path:
-    """Write a private key as its owner keeps it."""
+    """Write a private key with its owner's permissions."""
     file.write_bytes(key.export_private_key())
     file.chmod(0o600)
     return file
 
 
 async def logged_in(sshd: Sshd, login: Login) -> str:
-    """Log in and return the fingerprint of the key that was taken."""
+    """Log in, and return the fingerprint of the accepted key."""
     connection = await dial(sshd.spec(), login)
     try:
         return connection.login_key
@@ -40,14 +40,14 @@ async def logged_in(sshd: Sshd, login: Login) -> str:
 
 
 async def test_a_key_from_a_file_logs_in(sshd: Sshd, key: asyncssh.SSHKey, tmp_path: Path) -> None:
-    """And what was taken is told by its fingerprint."""
+    """A key from a file logs in, and its fingerprint is reported."""
     login = load_login(SshConfig(key=str(write(tmp_path / "id", key))))
 
     assert await logged_in(sshd, login) == key.get_fingerprint()
 
 
 def test_a_key_with_a_passphrase_is_refused_by_name(tmp_path: Path) -> None:
-    """Nobody is there to type it."""
+    """A key with a passphrase is refused with the setting and the file, because the daemon cannot type it."""
     file = tmp_path / "id"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", file], check=True, timeout=10)
 
@@ -57,7 +57,7 @@ def test_a_key_with_a_passphrase_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["key", "next_key"])
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, name: str) -> None:
-    """Under the name of the setting, with the command that mends it."""
+    """A key that others can read is refused with the setting and the command that fixes it."""
     good, lax = write(tmp_path / "good", generate()), write(tmp_path / "lax", generate())
     lax.chmod(0o640)
 
@@ -65,8 +65,8 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, name: str) -> Non
         load_login(SshConfig.model_validate({"key": str(good), name: str(lax)}))
 
 
-def test_every_bad_file_is_named_at_once(tmp_path: Path) -> None:
-    """A person mends them in one go."""
+def test_every_invalid_file_is_named_at_once(tmp_path: Path) -> None:
+    """All invalid key and certificate files are reported together."""
     file = tmp_path / "noise"
     file.write_text("noise")
     file.chmod(0o600)
@@ -77,8 +77,8 @@ def test_every_bad_file_is_named_at_once(tmp_path: Path) -> None:
     assert [problem.split(":")[0] for problem in bad.value.problems] == ["ssh.key", "ssh.next_key", "ssh.certificate"]
 
 
-def test_a_fresh_key_is_its_owners_alone_and_replaces_none(tmp_path: Path) -> None:
-    """Also under a lax umask."""
+def test_a_new_key_is_private_and_replaces_no_file(tmp_path: Path) -> None:
+    """A new key has mode 0600 under any umask, and an existing file is not replaced."""
     file = tmp_path / "id"
     before = os.umask(0)
     try:
@@ -93,7 +93,7 @@ def test_a_fresh_key_is_its_owners_alone_and_replaces_none(tmp_path: Path) -> No
 
 
 def test_the_public_halves_are_those_of_both_keys(tmp_path: Path) -> None:
-    """Agents must accept both while one follows the other."""
+    """During a rotation, the public halves of both keys are returned."""
     keys = [generate(), generate()]
     files = [write(tmp_path / str(number), key) for number, key in enumerate(keys)]
     config = SshConfig(key=str(files[0]), next_key=str(files[1]))
@@ -108,7 +108,7 @@ def test_the_public_halves_are_those_of_both_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o400, 0o440])
 def test_a_credential_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
-    """systemd.exec(5): root's file; that the service's user may read it too shows as the group's right."""
+    """A systemd credential is read by its name, also if its group may read it (systemd.exec(5))."""
     key = generate()
     write(tmp_path / "login", key).chmod(mode)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
@@ -121,8 +121,8 @@ def test_a_credential_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert public(login.key) == public(key)
 
 
-def test_a_credential_that_anybody_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever calls it one."""
+def test_a_world_readable_credential_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A credential that everyone can read is refused."""
     write(tmp_path / "login", generate()).chmod(0o444)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
 
@@ -130,13 +130,13 @@ def test_a_credential_that_anybody_can_read_is_refused(tmp_path: Path, monkeypat
         load_login(SshConfig(key="credential:login"))
 
 
-def test_a_credential_without_systemd_says_what_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the unit's own words."""
+def test_a_missing_credential_names_the_systemd_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without systemd credentials, the error names `LoadCredential=`."""
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     file = tmp_path / "tunnelmgr.toml"
     file.write_text('[ssh]\nkey = "credential:login"\n')
 
-    with pytest.raises(ConfigError, match=r"ssh\.key: there are no systemd credentials here; LoadCredential="):
+    with pytest.raises(ConfigError, match=r"ssh\.key: this process has no systemd credentials; add LoadCredential="):
         load(file)
 
 
@@ -160,22 +160,22 @@ class Agent:
         raise AssertionError("ssh-agent does not answer")
 
     def ask(self, *words: str | Path) -> subprocess.CompletedProcess[bytes]:
-        """Run ssh-add against it."""
+        """Run ssh-add with it."""
         env = {**os.environ, "SSH_AUTH_SOCK": str(self.socket), "SSH_ASKPASS": "/bin/false", "DISPLAY": ":0"}
         return subprocess.run(["ssh-add", *words], env=env, capture_output=True, check=False, timeout=10)
 
     def add(self, file: Path, *options: str) -> None:
-        """Hand a key over, with the certificate beside it if there is one."""
+        """Add a key, with the certificate beside it if there is one."""
         done = self.ask("-q", *options, file)
         assert done.returncode == 0, done.stderr
 
     def connections(self) -> int:
-        """Count those that stand."""
+        """Count the open connections to it."""
         shown = subprocess.run(["ss", "-Hx"], capture_output=True, text=True, check=True, timeout=10).stdout
         return sum(str(self.socket) in line and "ESTAB" in line for line in shown.splitlines())
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, by its id."""
+        """Send a signal to its process id."""
         os.kill(self._process.pid, number)
 
     def end(self) -> None:
@@ -198,7 +198,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 async def test_the_keys_of_an_ssh_agent_log_in(
     host_key: asyncssh.SSHKey, agent: Agent, tmp_path: Path, kind: str
 ) -> None:
-    """One after the other, and the one that was taken is told."""
+    """The keys of an ssh-agent are offered in order, and the accepted one is reported."""
     other, key = generate(), generate(kind)
     agent.add(write(tmp_path / "other", other))
     agent.add(write(tmp_path / "key", key))
@@ -213,7 +213,7 @@ async def test_the_keys_of_an_ssh_agent_log_in(
 async def test_no_connection_to_the_ssh_agent_is_left_behind(
     sshd: Sshd, agent: Agent, tmp_path: Path, key: asyncssh.SSHKey
 ) -> None:
-    """However often an agent is dialled, each connection to the ssh-agent ends."""
+    """Every dial closes its connections to the ssh-agent."""
     agent.add(write(tmp_path / "key", key))
     login = load_login(SshConfig(agent=str(agent.socket)))
 
@@ -224,7 +224,7 @@ async def test_no_connection_to_the_ssh_agent_is_left_behind(
 
 
 async def test_a_certificate_in_the_ssh_agent_logs_in(host_key: asyncssh.SSHKey, agent: Agent, tmp_path: Path) -> None:
-    """Its fingerprint is that of the key in it."""
+    """A certificate in the ssh-agent logs in, with the fingerprint of its key."""
     authority, key = generate(), generate()
     file = write(tmp_path / "key", key)
     certificate = authority.generate_user_certificate(key, "controller", principals=["tunnel"])
@@ -239,8 +239,8 @@ async def test_a_certificate_in_the_ssh_agent_logs_in(host_key: asyncssh.SSHKey,
     assert taken == key.get_fingerprint()
 
 
-async def test_an_ssh_agent_that_hangs_is_given_up(sshd: Sshd, agent: Agent) -> None:
-    """A dial has an end, whatever it waits for."""
+async def test_an_ssh_agent_that_hangs_ends_the_dial_in_time(sshd: Sshd, agent: Agent) -> None:
+    """A dial ends by its timeout if the ssh-agent does not answer."""
     agent.signal(signal.SIGSTOP)
 
     with pytest.raises(LoginKeyError, match="does not answer"):
@@ -249,16 +249,16 @@ async def test_an_ssh_agent_that_hangs_is_given_up(sshd: Sshd, agent: Agent) -> 
     agent.signal(signal.SIGCONT)
 
 
-async def test_an_ssh_agent_that_is_away_is_named(sshd: Sshd, tmp_path: Path) -> None:
-    """And nobody is dialled."""
+async def test_a_missing_ssh_agent_is_named(sshd: Sshd, tmp_path: Path) -> None:
+    """If the ssh-agent's socket does not exist, the error names it, and nothing is dialled."""
     with pytest.raises(LoginKeyError, match=r"ssh\.agent: cannot get keys from .*gone\.sock"):
         await logged_in(sshd, load_login(SshConfig(agent=str(tmp_path / "gone.sock"))))
 
     assert sshd.connections == []
 
 
-async def test_an_ssh_agent_without_keys_is_nothing_to_offer(sshd: Sshd, agent: Agent, tmp_path: Path) -> None:
-    """What lies in the home directory is not offered in its place."""
+async def test_an_empty_ssh_agent_is_a_login_key_error(sshd: Sshd, agent: Agent, tmp_path: Path) -> None:
+    """With an empty ssh-agent, keys in the home directory are not offered instead."""
     home = tmp_path / ".ssh"
     home.mkdir(mode=0o700)
     write(home / "id_ed25519", sshd.accepts)
@@ -273,7 +273,7 @@ async def test_an_ssh_agent_without_keys_is_nothing_to_offer(sshd: Sshd, agent: 
 
 
 async def test_the_next_key_is_offered_first(sshd: Sshd, login: Login) -> None:
-    """An agent that accepts it is ready; the old key is not even shown to it."""
+    """An agent that accepts the next key is never offered the old one."""
     ready = replace(login, key=generate(), next_key=login.key)
 
     assert await logged_in(sshd, ready) == sshd.accepts.get_fingerprint()
@@ -281,16 +281,16 @@ async def test_the_next_key_is_offered_first(sshd: Sshd, login: Login) -> None:
     assert set(sshd.offered) == {public(sshd.accepts)}
 
 
-async def test_the_old_key_still_opens_where_the_next_one_does_not(sshd: Sshd, login: Login) -> None:
-    """And the fingerprint tells it."""
+async def test_the_old_key_is_offered_if_the_next_one_is_refused(sshd: Sshd, login: Login) -> None:
+    """If the next key is refused, the old one logs in, and its fingerprint is reported."""
     following = generate()
 
     assert await logged_in(sshd, replace(login, next_key=following)) == sshd.accepts.get_fingerprint()
     assert sshd.offered[0] == public(following)
 
 
-async def test_an_agent_that_takes_neither_key_refuses_us(sshd: Sshd, login: Login) -> None:
-    """Each was offered once."""
+async def test_an_agent_that_accepts_neither_key_is_an_authentication_error(sshd: Sshd, login: Login) -> None:
+    """If both keys are refused, each was offered once."""
     strangers = replace(login, key=generate(), next_key=generate())
 
     with pytest.raises(AuthenticationError):
@@ -300,7 +300,7 @@ async def test_an_agent_that_takes_neither_key_refuses_us(sshd: Sshd, login: Log
 
 
 async def test_without_any_key_nothing_is_dialled(sshd: Sshd) -> None:
-    """It is not left to asyncssh, which would look into the home directory."""
+    """Without a login key nothing is dialled, and asyncssh does not search the home directory."""
     with pytest.raises(LoginKeyError, match="there is no login key"):
         await logged_in(sshd, Login("tunnel", None, 5.0))
 
@@ -310,8 +310,8 @@ async def test_without_any_key_nothing_is_dialled(sshd: Sshd) -> None:
 # --- certificates ---
 
 
-async def test_a_users_certificate_logs_in(host_key: asyncssh.SSHKey, tmp_path: Path) -> None:
-    """Where the agents trust an authority instead of each key."""
+async def test_a_user_certificate_logs_in(host_key: asyncssh.SSHKey, tmp_path: Path) -> None:
+    """A user certificate logs in on agents that trust its authority."""
     authority, key = generate(), generate()
     certificate = authority.generate_user_certificate(key, "controller", principals=["tunnel"])
     file = tmp_path / "id-cert.pub"

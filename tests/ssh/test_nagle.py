@@ -1,4 +1,4 @@
-"""The one session that a tunnel asks for, to have the agent's sshd answer at once."""
+"""The no-op session that makes the agent's sshd set TCP_NODELAY."""
 
 import asyncio
 
@@ -11,10 +11,10 @@ from tunnelmgr.ssh.client import NO_OP_COMMAND, dial
 from tunnelmgr.ssh.login import Login
 
 
-async def test_one_command_that_does_nothing_is_asked_for_and_its_session_closed(
+async def test_one_no_op_command_is_requested_and_its_session_closed(
     key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login
 ) -> None:
-    """No input, no terminal, no environment; the channel does not outlive the answer."""
+    """The session requests a no-op command without terminal or environment, and is closed afterwards."""
     asked: list[asyncssh.SSHServerProcess[str]] = []
     async with running_sshd(Sshd(host_key, key), process_factory=asked.append) as sshd:
         connection = await dial(sshd.spec(), login)
@@ -32,7 +32,7 @@ async def test_one_command_that_does_nothing_is_asked_for_and_its_session_closed
 
 
 async def test_an_agent_that_takes_no_sessions_keeps_its_tunnel(sshd: Sshd, login: Login) -> None:
-    """A refusal is no matter; all that it sends is acknowledged at once, then."""
+    """If sshd refuses sessions, the connection stays, and everything is acknowledged at once."""
     connection = await dial(sshd.spec(), login)
 
     await connection.disable_nagle()
@@ -43,10 +43,10 @@ async def test_an_agent_that_takes_no_sessions_keeps_its_tunnel(sshd: Sshd, logi
     await connection._conn.wait_closed()
 
 
-async def test_an_agent_that_never_answers_is_waited_for_no_longer_than_the_bound(
+async def test_an_unanswered_session_is_closed_after_the_timeout(
     key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And its session is closed from our side, so that nothing can be sent into it for ever."""
+    """A session whose request is not answered is closed from our side after the timeout."""
     monkeypatch.setattr(client, "NO_OP_SESSION_TIMEOUT", 0.05)
     begun = asyncio.Event()
 
@@ -67,8 +67,8 @@ async def test_an_agent_that_never_answers_is_waited_for_no_longer_than_the_boun
         await connection._conn.wait_closed()
 
 
-async def test_a_lost_connection_ends_it_quietly(sshd: Sshd, login: Login) -> None:
-    """The worker learns of the loss elsewhere."""
+async def test_a_lost_connection_raises_nothing(sshd: Sshd, login: Login) -> None:
+    """On a lost connection, the request returns without an error."""
     connection = await dial(sshd.spec(), login)
     connection.abort()
     await connection._conn.wait_closed()

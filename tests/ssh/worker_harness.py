@@ -1,4 +1,4 @@
-"""A harness for workers: what they are given, and where their events arrive."""
+"""A harness for workers: their settings, the events that they report, and a channel handler."""
 
 import asyncio
 from contextlib import suppress
@@ -17,7 +17,7 @@ from tunnelmgr.tunnel.settings import TunnelSettings
 
 @dataclass
 class WorkerHarness:
-    """What a worker is given, and where its events arrive. Its gate proves itself and echoes all else."""
+    """Settings for a worker, and the events that it reports. Its channel handler answers probes and echoes data."""
 
     login: Login
     events: list[Event] = field(default_factory=list)
@@ -31,7 +31,7 @@ class WorkerHarness:
     proofs: int = 0
 
     def settings(self, **changes: object) -> TunnelSettings:
-        """Return settings that are quick."""
+        """Return settings with short times."""
         plain = TunnelSettings(
             login=self.login,
             probe_interval=0.1,
@@ -89,7 +89,7 @@ class WorkerHarness:
 
     @property
     def bound(self) -> TunnelBound:
-        """The latest report of what is bound."""
+        """The latest TunnelBound event."""
         latest = self.of(TunnelBound)[-1]
         assert isinstance(latest, TunnelBound)
         return latest

@@ -1,4 +1,4 @@
-"""Who may dial now, and who may compute: in what order, how many, and that dead agents starve nobody."""
+"""Admission: who may dial, who may compute, in what order and how many, and that dead agents starve nobody."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ class Silent:
 
 @dataclass
 class Crowd:
-    """Dials that wait for one admission, and the order in which they were let in."""
+    """Dials that wait for one admission, and the order in which they were admitted."""
 
     admission: Admission = field(default_factory=Admission)
     permits: dict[float, Permit] = field(default_factory=dict)
@@ -93,8 +93,8 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("still")
-async def test_a_few_dials_begin_at_once_and_the_rest_as_these_go_on(crowd: Crowd) -> None:
-    """A dial that gets its slot, or ends, lets the next one begin; ending twice is ending once."""
+async def test_a_few_dials_begin_at_once_and_the_others_as_these_proceed(crowd: Crowd) -> None:
+    """The next dial begins when one gets its slot or ends; ending twice is the same as once."""
     async with asyncio.TaskGroup() as tasks:
         for number in range(DIALS_AHEAD + 2):
             tasks.create_task(crowd.dial(float(number)), name=f"{number}")
@@ -109,8 +109,8 @@ async def test_a_few_dials_begin_at_once_and_the_rest_as_these_go_on(crowd: Crow
     assert crowd.admission._places == DIALS_AHEAD + 1
 
 
-async def test_silent_servers_delay_the_next_dial_for_a_moment_only(crowd: Crowd) -> None:
-    """One that has not spoken soon is waited for, and not counted any more."""
+async def test_silent_servers_delay_the_next_dial_only_briefly(crowd: Crowd) -> None:
+    """A dial whose server stays silent no longer counts as ahead after `patience`."""
     async with asyncio.TaskGroup() as tasks:
         for number in range(5 * DIALS_AHEAD):
             tasks.create_task(crowd.dial(float(number)), name=f"{number}")
@@ -119,8 +119,8 @@ async def test_silent_servers_delay_the_next_dial_for_a_moment_only(crowd: Crowd
     await until(lambda: crowd.admission._ahead == 0)
 
 
-async def test_a_server_that_speaks_late_still_waits_for_its_slot(crowd: Crowd) -> None:
-    """It counts among those ahead again until it has one."""
+async def test_a_slow_server_still_waits_for_its_slot(crowd: Crowd) -> None:
+    """A dial whose server answers late counts as ahead again until it has a slot."""
     permit = await crowd.dial(1.0)
     await until(lambda: crowd.admission._ahead == 0)
 
@@ -132,7 +132,7 @@ async def test_a_server_that_speaks_late_still_waits_for_its_slot(crowd: Crowd) 
 
 @pytest.mark.usefixtures("still")
 async def test_agents_that_were_up_go_first_then_new_then_failing_ones(crowd: Crowd) -> None:
-    """Within a rank the newest goes first, and every fourth time the one that has waited longest."""
+    """Places go to proven, then new, then failing agents, the newest first, and every fourth to the oldest dial."""
     held = [await crowd.dial(-float(number)) for number in range(DIALS_AHEAD)]
     ranks = {1.0: FAILING + 1, 2.0: FAILING, 3.0: NEW, 4.0: NEW, 5.0: PROVEN, 6.0: PROVEN, 7.0: FAILING}
     async with asyncio.TaskGroup() as tasks:
@@ -151,7 +151,7 @@ async def test_agents_that_were_up_go_first_then_new_then_failing_ones(crowd: Cr
 async def test_dead_agents_leave_places_for_new_ones_and_new_ones_for_those_that_were_up(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many do not answer, an agent that was up finds a place."""
+    """An agent that was up gets a place, however many agents do not answer."""
     monkeypatch.setattr(rules, "MIN_PATIENCE", 0.0)
     crowd.admission.places = 16
     async with asyncio.TaskGroup() as tasks:
@@ -168,8 +168,8 @@ async def test_dead_agents_leave_places_for_new_ones_and_new_ones_for_those_that
     assert sum(seen >= 200 for seen in crowd.order) == 2
 
 
-async def test_where_all_servers_are_slow_each_is_waited_for_longer(crowd: Crowd) -> None:
-    """On a crowded host more dials at a time make all of them slower; how long dead agents take does not count."""
+async def test_if_all_servers_are_slow_patience_grows(crowd: Crowd) -> None:
+    """`patience` follows the time that servers take to answer, and ignores failing agents."""
     clock = asyncio.get_running_loop()
     assert crowd.admission.patience == rules.MIN_PATIENCE
     failing = await crowd.dial(0.0, FAILING)
@@ -193,7 +193,7 @@ async def test_where_all_servers_are_slow_each_is_waited_for_longer(crowd: Crowd
 
 @pytest.mark.parametrize(("descriptors", "places"), [(1_000_000, MAX_PLACES), (1024, 256), (4, MIN_SLOTS)])
 def test_places_leave_most_descriptors_to_tunnels_and_their_channels(descriptors: int, places: int) -> None:
-    """A quarter at most."""
+    """At most a quarter of the process's descriptors are places."""
     assert places_for(descriptors) == places
 
 
@@ -201,8 +201,8 @@ def test_places_leave_most_descriptors_to_tunnels_and_their_channels(descriptors
 
 
 @pytest.mark.usefixtures("still")
-async def test_a_dial_that_gives_up_holds_nothing(crowd: Crowd) -> None:
-    """Neither while it waits, nor where it is let in and cancelled in one turn of the loop, whichever comes first."""
+async def test_a_cancelled_dial_holds_nothing(crowd: Crowd) -> None:
+    """A dial that is cancelled while it waits, or in the iteration in which it is admitted, holds nothing."""
     held = [await crowd.dial(-float(number)) for number in range(DIALS_AHEAD)]
     async with asyncio.TaskGroup() as tasks:
         waiting, let_in, cancelled, last = (
@@ -221,8 +221,8 @@ async def test_a_dial_that_gives_up_holds_nothing(crowd: Crowd) -> None:
 
 
 @pytest.mark.usefixtures("still")
-async def test_a_newcomer_is_let_in_where_all_who_wait_were_just_cancelled(crowd: Crowd) -> None:
-    """There is nobody left whose turn would wake it."""
+async def test_a_dial_is_admitted_if_all_others_were_just_cancelled(crowd: Crowd) -> None:
+    """A dial that joins a queue of cancelled dials is admitted at once."""
     held = [await crowd.dial(-float(number)) for number in range(DIALS_AHEAD)]
     async with asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(crowd.dial(1.0), name="waits")
@@ -236,7 +236,7 @@ async def test_a_newcomer_is_let_in_where_all_who_wait_were_just_cancelled(crowd
 
 @pytest.mark.usefixtures("still")
 async def test_a_handshake_that_is_cancelled_as_it_gets_its_slot_gives_it_back(crowd: Crowd) -> None:
-    """The next one has it."""
+    """The slot of a handshake that is cancelled when it gets it goes to the next one."""
     for number in range(MIN_SLOTS):
         await crowd.shake_hands(-float(number))
     async with asyncio.TaskGroup() as tasks:
@@ -251,8 +251,8 @@ async def test_a_handshake_that_is_cancelled_as_it_gets_its_slot_gives_it_back(c
 
 
 @pytest.mark.usefixtures("still")
-async def test_those_who_left_do_not_pile_up(crowd: Crowd) -> None:
-    """However many give up behind one that waits on."""
+async def test_cancelled_dials_do_not_pile_up(crowd: Crowd) -> None:
+    """The queue's size is bounded, however many dials are cancelled behind one that waits."""
     held = [await crowd.dial(-float(number)) for number in range(DIALS_AHEAD)]
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(crowd.dial(1000.0, PROVEN), name="stays")
@@ -270,8 +270,8 @@ async def test_those_who_left_do_not_pile_up(crowd: Crowd) -> None:
 
 
 @pytest.mark.usefixtures("still")
-async def test_so_many_handshakes_compute_at_once_the_newest_agents_first(crowd: Crowd) -> None:
-    """Who ends lets the next one compute."""
+async def test_two_handshakes_compute_at_once_the_newest_agents_first(crowd: Crowd) -> None:
+    """A handshake that ends lets the next one compute."""
     async with asyncio.TaskGroup() as tasks:
         for number in range(MIN_SLOTS + 3):
             tasks.create_task(crowd.shake_hands(float(number)), name=f"{number}")
@@ -283,8 +283,8 @@ async def test_so_many_handshakes_compute_at_once_the_newest_agents_first(crowd:
     assert crowd.order == [0.0, 1.0, 4.0, 2.0, 3.0]
 
 
-async def test_while_the_loop_is_on_time_more_compute_up_to_the_most(crowd: Crowd) -> None:
-    """Where the network is what takes the time, a fleet need not wait for it one after another."""
+async def test_while_the_loop_is_on_time_more_handshakes_compute(crowd: Crowd) -> None:
+    """Slots are added up to `MAX_SLOTS`, so that handshakes which wait for the network overlap."""
     async with asyncio.TaskGroup() as tasks:
         coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MAX_SLOTS + 5)]
         await until(lambda: len(crowd.permits) == MAX_SLOTS)
@@ -295,8 +295,8 @@ async def test_while_the_loop_is_on_time_more_compute_up_to_the_most(crowd: Crow
             task.cancel()
 
 
-async def test_a_busy_loop_gives_no_more_slots_than_must_be(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And fewer than before, until no more than the least compute."""
+async def test_a_busy_loop_grants_only_the_minimum_of_slots(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the loop is late, slots are not refilled until only `MIN_SLOTS` compute."""
     monkeypatch.setattr(rules, "BUSY_LAG", -1.0)  # any loop is late
     async with asyncio.TaskGroup() as tasks:
         coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MIN_SLOTS + 3)]
@@ -313,8 +313,8 @@ async def test_a_busy_loop_gives_no_more_slots_than_must_be(crowd: Crowd, monkey
             task.cancel()
 
 
-async def test_what_keeps_the_loop_is_seen(crowd: Crowd) -> None:
-    """Something that computes for long makes it late."""
+async def test_a_blocked_loop_counts_as_busy(crowd: Crowd) -> None:
+    """Code that blocks the loop makes the slot check late, and so the loop busy."""
     async with asyncio.TaskGroup() as tasks:
         coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MIN_SLOTS + 1)]
         await until(lambda: len(crowd.admission._handshakes) == 1)
@@ -329,7 +329,7 @@ async def test_what_keeps_the_loop_is_seen(crowd: Crowd) -> None:
 async def test_a_slot_is_taken_back_from_a_server_that_stays_silent(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only where another one waits for it, and not from one that goes on sending."""
+    """A silent server loses its slot if another handshake waits; one that still sends keeps it."""
     monkeypatch.setattr(rules, "MAX_SLOTS", 0)  # no slot but those that are always there
     await crowd.shake_hands(1.0, progress=Silent())
     await crowd.shake_hands(2.0)

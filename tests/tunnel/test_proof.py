@@ -1,4 +1,4 @@
-"""The proof that a listener is ours, against everything that might answer in our place."""
+"""The proof that a listener is ours, against everything that might answer instead."""
 
 import json
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ LISTENER = Endpoint("127.0.0.1", 5000)
 
 @dataclass
 class Answering:
-    """A stream whose other end says what the test wants; `gate` answers as ours would, for some agent and listener."""
+    """A stream with a given answer; with `gate`, the answer is our gate's for some agent and listener."""
 
     answer: bytes = b""
     gate: tuple[Prover, AgentId, str] | None = None
@@ -54,7 +54,7 @@ def answered(**body: object) -> bytes:
 
 @pytest.mark.parametrize("pieces", [1, 3, 1000])
 async def test_our_own_gate_passes(pieces: int) -> None:
-    """The request is one plain GET of the well-known path, named to the listener; the answer may come as it likes."""
+    """The request is a plain GET of the well-known path with the listener as Host; the answer may come in pieces."""
     prover = Prover()
     wire = Answering(gate=(prover, AGENT, str(LISTENER)), pieces=pieces)
 
@@ -66,14 +66,14 @@ async def test_our_own_gate_passes(pieces: int) -> None:
     assert wire.coming == []
 
 
-async def test_a_stream_that_ends_without_an_answer_is_no_impostor() -> None:
-    """One that was kept may have been closed meanwhile; another one will tell."""
+async def test_a_stream_that_ends_without_an_answer_is_a_connection_error() -> None:
+    """A stream that ends is a ConnectionError and not an impostor, because a kept stream may have been closed."""
     with pytest.raises(ConnectionResetError):
         await Prover().probe(Answering(b""), AGENT, LISTENER)
 
 
 async def test_every_probe_has_a_nonce_of_its_own() -> None:
-    """So that no answer serves twice."""
+    """Each probe has a new nonce, so that no answer can be used twice."""
     prover = Prover()
     wire = Answering(gate=(prover, AGENT, str(LISTENER)))
     nonces = set()
@@ -85,7 +85,7 @@ async def test_every_probe_has_a_nonce_of_its_own() -> None:
 
 
 async def test_a_replayed_answer_is_an_impostor() -> None:
-    """A squatter that recorded one answer cannot use it for the next question."""
+    """A recorded answer does not pass the next probe."""
     prover = Prover()
     honest = Answering(gate=(prover, AGENT, str(LISTENER)))
     await prover.probe(honest, AGENT, LISTENER)
@@ -100,7 +100,7 @@ async def test_a_replayed_answer_is_an_impostor() -> None:
     [(AGENT, "[::1]:5000"), (AGENT, "127.0.0.1:5001"), (AgentId("static:builder-2"), "127.0.0.1:5000")],
 )
 async def test_the_proof_of_another_listener_is_an_impostor(agent: AgentId, listener: str) -> None:
-    """A squatter that passes the question on to a listener of ours returns the proof of that one."""
+    """A proof for another agent or listener does not pass, although it is ours."""
     prover = Prover()
 
     with pytest.raises(ImpostorListenerError, match=r"127\.0\.0\.1:5000"):
@@ -108,7 +108,7 @@ async def test_the_proof_of_another_listener_is_an_impostor(agent: AgentId, list
 
 
 async def test_the_proof_of_another_process_is_an_impostor() -> None:
-    """The secret belongs to this process alone."""
+    """A proof with another process's secret does not pass."""
     with pytest.raises(ImpostorListenerError):
         await Prover().probe(Answering(gate=(Prover(), AGENT, str(LISTENER))), AGENT, LISTENER)
 
@@ -136,6 +136,6 @@ async def test_the_proof_of_another_process_is_an_impostor() -> None:
     ids=lambda answer: answer[-24:].decode("latin-1"),
 )
 async def test_any_other_answer_is_an_impostor(answer: bytes) -> None:
-    """Nonsense of any kind, and nothing else escapes."""
+    """Any other answer raises ImpostorListenerError and no other error."""
     with pytest.raises(ImpostorListenerError):
         await Prover().probe(Answering(answer), AGENT, LISTENER)

@@ -1,4 +1,4 @@
-"""One life of one tunnel, told by its events, against an sshd on loopback."""
+"""One life of one tunnel, observed by its events, against an sshd on loopback."""
 
 import asyncio
 import socket
@@ -42,7 +42,7 @@ TWO = ("127.0.0.1", "127.0.0.2")
 
 @dataclass
 class Life:
-    """A worker at work, and how it ended."""
+    """A running worker, and how it ended."""
 
     worker: Worker
     task: "asyncio.Task[None] | None" = None
@@ -50,7 +50,7 @@ class Life:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def live(self) -> None:
-        """Run the worker and keep what it raises."""
+        """Run the worker, and keep the exception that it raises."""
         try:
             await self.worker.run()
         except Exception as failed:  # noqa: BLE001 - handed on by `end`
@@ -59,7 +59,7 @@ class Life:
             self.over.set()
 
     async def end(self, within: float = 10.0) -> None:
-        """Wait for the end, and raise what the worker raised."""
+        """Wait for the end, and raise the worker's exception."""
         async with asyncio.timeout(within):
             await self.over.wait()
         if self.failure is not None:
@@ -68,7 +68,7 @@ class Life:
 
 @asynccontextmanager
 async def alive(spec: TunnelSpec, settings: TunnelSettings, stale: Ends | None = None) -> AsyncIterator[Life]:
-    """Let a worker live for as long as the block at most."""
+    """Run a worker, at most until the end of the block."""
     life = Life(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings, stale))
     async with asyncio.TaskGroup() as tasks:
         life.task = tasks.create_task(life.live(), name="worker")
@@ -79,14 +79,14 @@ async def alive(spec: TunnelSpec, settings: TunnelSettings, stale: Ends | None =
 
 
 def listens(endpoint: Endpoint) -> bool:
-    """Tell whether something takes connections there."""
+    """Return whether something accepts connections there."""
     with socket.socket() as client:
         client.settimeout(1)
         return client.connect_ex((endpoint.host, endpoint.port)) == 0
 
 
 async def ping(endpoint: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect as a client on the agent does, and make sure that a session serves it."""
+    """Connect as a client on the agent, and make sure that a session serves it."""
     reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
     writer.write(b"ping")
     assert await asyncio.wait_for(reader.readexactly(4), 5) == b"ping"
@@ -103,7 +103,7 @@ def public_print(key: asyncssh.SSHKey | None) -> str:
 
 
 async def test_a_tunnel_is_dialled_then_bound_then_probed(sshd: Sshd, harness: WorkerHarness) -> None:
-    """The events tell the history in this order, each of this life."""
+    """A tunnel reports dialled, bound and probed in this order, each with its life."""
     both = forward(*TWO)
     async with alive(sshd.spec(both), harness.settings()):
         await harness.up()
@@ -118,7 +118,7 @@ async def test_a_tunnel_is_dialled_then_bound_then_probed(sshd: Sshd, harness: W
 
 
 async def test_a_client_on_the_agent_reaches_the_gate(sshd: Sshd, harness: WorkerHarness) -> None:
-    """What a tunnel is for."""
+    """Bytes from a client on the agent reach the channel handler, and its answer the client."""
     one = forward()
     async with alive(sshd.spec(one), harness.settings()):
         await harness.up()
@@ -128,8 +128,8 @@ async def test_a_client_on_the_agent_reaches_the_gate(sshd: Sshd, harness: Worke
         writer.close()
 
 
-async def test_probes_go_on_at_every_interval(sshd: Sshd, harness: WorkerHarness) -> None:
-    """Each one is new proof, with the time it took."""
+async def test_probes_continue_at_every_interval(sshd: Sshd, harness: WorkerHarness) -> None:
+    """Each probe reports its round trip."""
     async with alive(sshd.spec(forward()), harness.settings()):
         await harness.up(probes=4)
 
@@ -137,7 +137,7 @@ async def test_probes_go_on_at_every_interval(sshd: Sshd, harness: WorkerHarness
 
 
 async def test_handshakes_wait_for_a_slot(sshd: Sshd, harness: WorkerHarness) -> None:
-    """Of a fleet that comes back together, so many compute at once; a tunnel that stands takes no slot and no place."""
+    """A handshake waits for a slot, and a tunnel that is up holds neither slot nor place."""
     admission = Admission()
     others = [admission.permit() for _ in range(MIN_SLOTS)]
     for other in others:
@@ -154,8 +154,8 @@ async def test_handshakes_wait_for_a_slot(sshd: Sshd, harness: WorkerHarness) ->
         others.pop().end()
 
 
-async def test_a_dial_that_fails_gives_everything_back(sshd: Sshd, harness: WorkerHarness) -> None:
-    """As does one that is cancelled."""
+async def test_a_failed_dial_releases_everything(sshd: Sshd, harness: WorkerHarness) -> None:
+    """A failed dial releases its place and its slot."""
     admission = Admission()
     async with alive(sshd.spec(forward(), keys=[public(generate())]), harness.settings(admission=admission)) as life:
         with pytest.raises(HostKeyMismatchError):
@@ -167,13 +167,13 @@ async def test_a_dial_that_fails_gives_everything_back(sshd: Sshd, harness: Work
 async def test_an_agent_that_accepts_and_stays_silent_takes_a_place_and_no_slot(
     sshd: Sshd, harness: WorkerHarness
 ) -> None:
-    """Waiting for an identification string computes nothing."""
+    """A silent agent holds a place and no slot, and nothing once it is cancelled."""
     admission = Admission()
 
-    async def say_nothing(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    async def send_nothing(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with running_tcp_server(say_nothing) as silent:
+    async with running_tcp_server(send_nothing) as silent:
         settings = harness.settings(admission=admission)
         async with alive(sshd.spec(forward(), port=silent.port), settings) as life:
             await until(lambda: admission._places == 1 and admission._ahead == 0)
@@ -188,7 +188,7 @@ async def test_an_agent_that_accepts_and_stays_silent_takes_a_place_and_no_slot(
 async def test_a_server_that_stops_within_the_handshake_loses_its_slot_to_the_next(
     sshd: Sshd, harness: WorkerHarness
 ) -> None:
-    """Its identification string is not enough to hold up others."""
+    """A server that sends only its identification string does not block other handshakes."""
     admission = Admission()
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -209,8 +209,8 @@ async def test_a_server_that_stops_within_the_handshake_loses_its_slot_to_the_ne
             task.cancel()
 
 
-async def test_a_stranger_ends_the_worker_before_anything_is_told(sshd: Sshd, harness: WorkerHarness) -> None:
-    """No event says that it was dialled."""
+async def test_a_host_key_mismatch_ends_the_worker_before_any_event(sshd: Sshd, harness: WorkerHarness) -> None:
+    """A host key mismatch is raised, and no event is reported."""
     async with alive(sshd.spec(forward(), keys=[public(generate())]), harness.settings()) as life:
         with pytest.raises(HostKeyMismatchError):
             await life.end()
@@ -222,7 +222,7 @@ async def test_a_stranger_ends_the_worker_before_anything_is_told(sshd: Sshd, ha
 
 
 async def test_a_first_listener_that_is_refused_ends_the_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:
-    """Without it `docker pull localhost` cannot work, so the tunnel is tried again as a whole."""
+    """If the first address is refused, the tunnel ends with ListenRefusedError and reports nothing as bound."""
     both = forward(*TWO)
     sshd.refuses.add(both.listen[0])
     async with alive(sshd.spec(both), harness.settings()) as life:
@@ -232,10 +232,10 @@ async def test_a_first_listener_that_is_refused_ends_the_tunnel(sshd: Sshd, harn
     assert harness.of(TunnelBound) == []
 
 
-async def test_a_listener_that_a_lost_connection_holds_is_asked_for_again_after_its_reset(
+async def test_a_listener_that_a_lost_connection_holds_is_bound_after_its_reset(
     sshd: Sshd, harness: WorkerHarness
 ) -> None:
-    """In the same life: the agent's sshd lets go of it once that connection is reset."""
+    """A refused first address is bound in the same life after the stale connection is reset."""
     one = forward()
     sshd.refuses.add(one.listen[0])
 
@@ -251,7 +251,7 @@ async def test_a_listener_that_a_lost_connection_holds_is_asked_for_again_after_
 async def test_a_listener_that_stays_refused_after_the_reset_ends_the_tunnel(
     sshd: Sshd, harness: WorkerHarness
 ) -> None:
-    """Somebody else holds the port; the next life does not try it again."""
+    """If the address stays refused after the reset, the tunnel ends and forgets the stale connection."""
     one = forward()
     sshd.refuses.add(one.listen[0])
     stale = Ends(("127.0.0.1", free_port()), ("127.0.0.1", free_port()))
@@ -263,10 +263,8 @@ async def test_a_listener_that_stays_refused_after_the_reset_ends_the_tunnel(
     assert life.worker.stale is None
 
 
-async def test_a_second_listener_that_is_refused_is_named_and_asked_for_again(
-    sshd: Sshd, harness: WorkerHarness
-) -> None:
-    """The tunnel is up without it, and takes it as soon as it is free."""
+async def test_a_refused_second_listener_is_reported_and_bound_later(sshd: Sshd, harness: WorkerHarness) -> None:
+    """The tunnel is up without its second address, and binds it when it is free."""
     both = forward(*TWO)
     sshd.refuses.add(both.listen[1])
     async with alive(sshd.spec(both), harness.settings()):
@@ -283,7 +281,7 @@ async def test_a_second_listener_that_is_refused_is_named_and_asked_for_again(
 
 @pytest.mark.usefixtures("ignore_resource_warnings")
 async def test_a_squatter_on_a_refused_address_is_found(sshd: Sshd, harness: WorkerHarness) -> None:
-    """Clients may ask it first, so it is told by name, and forgotten when it goes."""
+    """A process that answers on a refused address is reported until it is gone."""
     both = forward(*TWO)
     with socket.socket() as squatter:
         squatter.bind((both.listen[1].host, both.listen[1].port))
@@ -298,8 +296,8 @@ async def test_a_squatter_on_a_refused_address_is_found(sshd: Sshd, harness: Wor
 
 
 @pytest.mark.usefixtures("ignore_resource_warnings")
-async def test_a_squatter_that_takes_no_connection_costs_no_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:
-    """It holds the port and answers nobody: a squatter all the same, and no reason to end what works."""
+async def test_a_squatter_that_accepts_no_connection_is_reported(sshd: Sshd, harness: WorkerHarness) -> None:
+    """A process that holds a port without accepting is reported, and the tunnel stays up."""
     both = forward(*TWO)
     sshd.refuses.add(both.listen[1])
     sshd.swallows.add(both.listen[1])
@@ -310,7 +308,7 @@ async def test_a_squatter_that_takes_no_connection_costs_no_tunnel(sshd: Sshd, h
 
 
 async def test_an_exposed_listener_is_cancelled_at_once_and_ends_the_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:
-    """GatewayPorts on the agent would show the registry to its network."""
+    """A listener beyond loopback is cancelled at once, and the tunnel ends without an event."""
     one = forward()
     sshd.exposes = True
     async with alive(sshd.spec(one), harness.settings()) as life:
@@ -323,7 +321,7 @@ async def test_an_exposed_listener_is_cancelled_at_once_and_ends_the_tunnel(sshd
 
 
 async def test_no_channel_is_served_through_an_exposed_listener(sshd: Sshd, harness: WorkerHarness) -> None:
-    """Not even in the moment before it is cancelled."""
+    """A channel that arrives before an exposed listener is cancelled is refused."""
     one = forward()
     sshd.exposes = True
     refused = asyncio.Event()
@@ -344,7 +342,7 @@ async def test_no_channel_is_served_through_an_exposed_listener(sshd: Sshd, harn
 
 
 async def test_a_listener_that_is_exposed_later_ends_the_tunnel_too(sshd: Sshd, harness: WorkerHarness) -> None:
-    """The second address is bound after the tunnel is up, and is judged alike."""
+    """A second address that is bound later and exposed ends the tunnel."""
     both = forward(*TWO)
     sshd.refuses.add(both.listen[1])
     async with alive(sshd.spec(both), harness.settings()) as life:
@@ -359,10 +357,10 @@ async def test_a_listener_that_is_exposed_later_ends_the_tunnel_too(sshd: Sshd, 
 # --- probes ---
 
 
-async def test_probes_share_a_stream_and_open_a_new_one_now_and_then(
+async def test_probes_share_a_stream_and_regularly_open_a_new_one(
     sshd: Sshd, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening costs more than asking; but only a new one shows that the listener still takes connections."""
+    """A new stream is opened after `PROBES_PER_STREAM` probes, to show that the listener still accepts."""
     monkeypatch.setattr(prober, "PROBES_PER_STREAM", 4)
     async with alive(sshd.spec(forward()), harness.settings(probe_interval=0.02)):
         await harness.up(probes=4)
@@ -372,16 +370,16 @@ async def test_probes_share_a_stream_and_open_a_new_one_now_and_then(
         await until(lambda: harness.serving == 1)
 
 
-async def test_a_stream_that_ended_between_two_probes_costs_no_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:
-    """The gate ends what was idle for long; the next probe opens its own."""
+async def test_a_probe_replaces_a_stream_that_has_ended(sshd: Sshd, harness: WorkerHarness) -> None:
+    """A probe whose kept stream was closed opens its own, and the tunnel stays up."""
     harness.hangs_up = True
     async with alive(sshd.spec(forward()), harness.settings(probe_interval=0.02)):
         await harness.up(probes=5)
         assert harness.opened >= 5
 
 
-async def test_the_stream_for_probes_does_not_hold_up_a_drain(sshd: Sshd, harness: WorkerHarness) -> None:
-    """It is ours, and has nothing to finish."""
+async def test_a_drain_does_not_wait_for_the_probe_stream(sshd: Sshd, harness: WorkerHarness) -> None:
+    """The kept probe stream is closed at once when the tunnel drains."""
     async with alive(sshd.spec(forward()), harness.settings(drain=60.0)) as life, asyncio.timeout(5):
         await harness.up()
         assert harness.serving == 1
@@ -395,10 +393,8 @@ async def test_the_stream_for_probes_does_not_hold_up_a_drain(sshd: Sshd, harnes
     now=st.floats(0, 1e6),
     interval=st.sampled_from([0.05, 1.0, 15.0, 60.0]),
 )
-def test_each_agent_has_its_own_beat_and_is_probed_once_an_interval(
-    agents: list[str], now: float, interval: float
-) -> None:
-    """At most an interval away, and exactly an interval apart."""
+def test_each_agent_has_its_own_probe_time_once_per_interval(agents: list[str], now: float, interval: float) -> None:
+    """The next probe is at most an interval away, and the one after it exactly an interval later."""
     for agent in agents:
         first = next_probe_time(AgentId(agent), now, interval)
         second = next_probe_time(AgentId(agent), first + interval / 1000, interval)
@@ -407,15 +403,15 @@ def test_each_agent_has_its_own_beat_and_is_probed_once_an_interval(
 
 
 def test_a_fleet_that_came_at_once_is_spread_over_the_interval() -> None:
-    """A thousand agents have thirty beats in fifteen seconds, and no beat has many more than its share."""
+    """A thousand agents are spread evenly over the 30 probe times of a 15-second interval."""
     beats = Counter(next_probe_time(AgentId(f"ec2:i-{number:017x}"), 100.0, 15.0) for number in range(1000))
 
     assert len(beats) == 30
     assert max(beats.values()) < 3 * 1000 / 30
 
 
-async def test_somebody_else_on_our_own_address_is_an_impostor(sshd: Sshd, harness: WorkerHarness) -> None:
-    """The agent's sshd said that it listens; the proof says who answers."""
+async def test_another_process_on_our_address_is_an_impostor(sshd: Sshd, harness: WorkerHarness) -> None:
+    """An answer without our proof ends the tunnel, although sshd reported the address as bound."""
 
     async def squat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -433,34 +429,34 @@ async def test_somebody_else_on_our_own_address_is_an_impostor(sshd: Sshd, harne
 async def test_a_probe_that_is_not_answered_ends_the_tunnel_whatever_else_arrives(
     sshd: Sshd, harness: WorkerHarness
 ) -> None:
-    """A drip of other messages keeps a dead tunnel alive for asyncssh's keepalive; not for us."""
+    """Other messages from the agent do not keep a tunnel up whose probe is not answered."""
     async with alive(sshd.spec(forward()), harness.settings()) as life, asyncio.TaskGroup() as tasks:
         await harness.up()
         sshd.answers.clear()
-        drip = tasks.create_task(drip_into(sshd.connection), name="drip")
+        drip = tasks.create_task(send_debug_messages(sshd.connection), name="drip")
 
         with pytest.raises(ProbeTimeoutError):
             await life.end(within=3)
         drip.cancel()
 
 
-async def drip_into(connection: asyncssh.SSHServerConnection) -> None:
-    """Send something of no meaning many times within a probe's patience."""
+async def send_debug_messages(connection: asyncssh.SSHServerConnection) -> None:
+    """Send debug messages, many within the time of a probe."""
     while True:
         connection.send_debug("still here")
         await asyncio.sleep(0.05)
 
 
 async def test_a_gate_that_does_not_answer_ends_the_tunnel_too(sshd: Sshd, harness: WorkerHarness) -> None:
-    """The path is whole only when its far end speaks."""
+    """A probe that the gate does not answer ends the tunnel."""
     harness.silent = True
     async with alive(sshd.spec(forward()), harness.settings()) as life:
         with pytest.raises(ProbeTimeoutError):
             await life.end(within=3)
 
 
-async def test_a_key_that_may_not_open_its_own_listener_is_told_the_line(sshd: Sshd, harness: WorkerHarness) -> None:
-    """The person who reads it knows what to add to authorized_keys."""
+async def test_a_missing_permitopen_is_named_in_the_error(sshd: Sshd, harness: WorkerHarness) -> None:
+    """If sshd refuses the probe's channel, the error names the `permitopen` option to add."""
     one = forward()
     sshd.reroute = Endpoint("127.0.0.1", one.listen[0].port + 1 if one.listen[0].port < 65535 else 1)
     async with alive(sshd.spec(one), harness.settings()) as life:
@@ -469,14 +465,14 @@ async def test_a_key_that_may_not_open_its_own_listener_is_told_the_line(sshd: S
 
 
 async def test_a_raw_forward_is_up_when_the_agent_connects_to_it(sshd: Sshd, harness: WorkerHarness) -> None:
-    """Its target cannot prove itself, so the agent's sshd is all there is to ask."""
+    """A raw forward is up when the agent's sshd can connect to it."""
     raw = forward(protocol="tcp")
     async with alive(sshd.spec(raw), harness.settings()):
         await harness.up(probes=2)
 
 
 async def test_every_forward_is_probed(sshd: Sshd, harness: WorkerHarness) -> None:
-    """One that fails means that the tunnel does."""
+    """A tunnel ends if any of its forwards does not answer its probe."""
     one, two = forward(), forward()
     async with alive(sshd.spec(one, two), harness.settings()) as life:
         await harness.up()
@@ -491,7 +487,7 @@ async def test_every_forward_is_probed(sshd: Sshd, harness: WorkerHarness) -> No
 
 
 async def test_a_lost_connection_is_noticed_between_probes(sshd: Sshd, harness: WorkerHarness) -> None:
-    """At once, not at the next probe."""
+    """A lost connection ends the tunnel at once, long before the next probe."""
     async with alive(sshd.spec(forward()), harness.settings(probe_interval=60)) as life:
         await harness.up()
         sshd.cut()
@@ -501,7 +497,7 @@ async def test_a_lost_connection_is_noticed_between_probes(sshd: Sshd, harness: 
 
 
 async def test_a_drain_lets_an_open_channel_finish(sshd: Sshd, harness: WorkerHarness) -> None:
-    """Nothing new is accepted, what is open goes on, and its end is the tunnel's."""
+    """A draining tunnel stops listening, serves its open channel to the end, and then ends."""
     one = forward()
     async with alive(sshd.spec(one), harness.settings()) as life:
         await harness.up()
@@ -520,7 +516,7 @@ async def test_a_drain_lets_an_open_channel_finish(sshd: Sshd, harness: WorkerHa
 
 
 async def test_a_drain_has_a_deadline(sshd: Sshd, harness: WorkerHarness) -> None:
-    """A channel that never ends is cut then, and the worker ends as asked."""
+    """A channel that does not end by the drain's deadline is aborted, and the tunnel ends."""
     one = forward()
     async with alive(sshd.spec(one), harness.settings(drain=0.2)) as life:
         await harness.up()
@@ -535,7 +531,7 @@ async def test_a_drain_has_a_deadline(sshd: Sshd, harness: WorkerHarness) -> Non
 
 
 async def test_a_connection_lost_while_draining_ends_the_drain(sshd: Sshd, harness: WorkerHarness) -> None:
-    """Nobody waits for transfers that cannot end any more."""
+    """A drain ends at once if the connection is lost."""
     one = forward()
     async with alive(sshd.spec(one), harness.settings(drain=60)) as life:
         await harness.up()
@@ -549,7 +545,7 @@ async def test_a_connection_lost_while_draining_ends_the_drain(sshd: Sshd, harne
 
 
 async def test_cancelling_a_worker_revokes_at_once(sshd: Sshd, harness: WorkerHarness) -> None:
-    """Every session is cancelled and the connection aborted, without a word to the agent."""
+    """Cancelling a worker cancels every session and aborts the connection."""
     one = forward()
     async with alive(sshd.spec(one), harness.settings()) as life:
         await harness.up()
@@ -569,10 +565,8 @@ async def test_cancelling_a_worker_revokes_at_once(sshd: Sshd, harness: WorkerHa
 
 
 @pytest.mark.usefixtures("ignore_resource_warnings")
-async def test_an_unexpected_fault_in_a_session_ends_the_worker_and_its_connection(
-    sshd: Sshd, harness: WorkerHarness
-) -> None:
-    """The gate is a bulkhead, so this is a fault of ours; it must not leave a tunnel half alive."""
+async def test_an_error_in_a_session_ends_the_worker_and_its_connection(sshd: Sshd, harness: WorkerHarness) -> None:
+    """An exception that escapes a session, which is a bug, ends the whole tunnel."""
     one = forward()
     harness.breaks = True
     async with alive(sshd.spec(one), harness.settings()) as life:
@@ -591,8 +585,8 @@ async def test_an_unexpected_fault_in_a_session_ends_the_worker_and_its_connecti
 # --- many channels ---
 
 
-def patient(settings: TunnelSettings) -> TunnelSettings:
-    """Return the same settings with a probe's usual time, for tests that keep both ends of it busy."""
+def with_long_probe_timeout(settings: TunnelSettings) -> TunnelSettings:
+    """Return the settings with a probe timeout of 10 s, for tests that keep both ends of the tunnel busy."""
 
     class Patient(TunnelSettings):
         probe_timeout = 10.0  # type: ignore[assignment]
@@ -603,11 +597,14 @@ def patient(settings: TunnelSettings) -> TunnelSettings:
 async def test_no_more_channels_are_open_than_allowed(
     sshd: Sshd, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """5,000 opens, 500 at once, leave the tunnel up, its probes answered, and nothing behind."""
+    """5,000 channel opens, 500 at a time, are limited, while the tunnel stays up and its probes are answered."""
     # What such a flood may cost is for the no-op budget to say, and depends on how quick this machine is.
     monkeypatch.setattr(fair_queue, "NO_OP_BURST", 60.0)
     one = forward()
-    async with alive(sshd.spec(one), patient(harness.settings(max_channels=16))) as life, asyncio.timeout(60):
+    async with (
+        alive(sshd.spec(one), with_long_probe_timeout(harness.settings(max_channels=16))) as life,
+        asyncio.timeout(60),
+    ):
         await harness.up()
         host, port = one.listen[0].host, one.listen[0].port
         opened: list[object] = []
@@ -631,7 +628,7 @@ async def test_no_more_channels_are_open_than_allowed(
 
 
 async def test_channels_that_end_make_room(sshd: Sshd, harness: WorkerHarness) -> None:
-    """The count comes back down however a channel ends."""
+    """The number of channels decreases again however a channel ends."""
     one = forward()
     async with alive(sshd.spec(one), harness.settings(max_channels=2)) as life:
         await harness.up()
