@@ -68,3 +68,22 @@ def test_the_folder_picture_is_complete() -> None:
 
     assert sorted(names - shown) == []
     assert sorted(name for name in shown - names if not (ROOT / name).exists()) == []
+
+
+def test_each_log_event_is_documented() -> None:
+    """docs/operations.md lists exactly the events that the package logs above the level debug."""
+    logged = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="log"), attr="info" | "warning" | "error" | "exception"),
+                    args=[ast.Constant(value=str(event)), *_],
+                ):
+                    logged.add(event)
+    operations = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| `event` \|.*?(?=^$)", operations, re.DOTALL | re.MULTILINE)
+    documented = {event for row in table.splitlines()[2:] for event in re.findall(r"`([^`]+)`", row.split(" | ")[0])}
+
+    assert logged - documented == set()
+    assert documented - logged <= {"request", "registry health changed"}  # logged through a variable
