@@ -26,17 +26,14 @@ async def delete(agent: "Conversation", repository: str, reference: str, kind: s
     return await agent.ask("DELETE", f"/v2/{repository}/{kind}/{reference}")
 
 
-# --- a registry by script: what the real one does seldom ---
-
-
 @dataclass
 class Tags:
     """A registry of one repository that responds by a script, and keeps the requests."""
 
     pages: list[bytes] = field(default_factory=lambda: [b'{"tags": ["release-1"]}'])
     status: int = 200
-    looked_up: bytes = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n"
-    asked: list[str] = field(default_factory=list)
+    head_response: bytes = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n"
+    requests: list[str] = field(default_factory=list)
     held: asyncio.Event | None = None
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -45,7 +42,7 @@ class Tags:
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             method, target, _ = head.split(" ", 2)
-            self.asked.append(f"{method} {target}")
+            self.requests.append(f"{method} {target}")
             self.begun.set()
             if self.held is not None:
                 await self.held.wait()
@@ -55,7 +52,7 @@ class Tags:
 
     def _answer(self, method: str) -> bytes:
         if method == "HEAD":
-            return self.looked_up
+            return self.head_response
         if method == "GET":
             page = self.pages.pop(0)
             link = b"Link: </v2/next>; rel=next\r\n" if self.pages else b""

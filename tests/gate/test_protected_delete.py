@@ -83,13 +83,13 @@ async def test_a_group_without_protected_tags_deletes_without_a_search(
 async def test_every_page_of_tags_is_read_before_a_delete(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
     """A delete is refused if only the last page of tags has the protected tag that points to the manifest."""
     pages = [json.dumps({"tags": tags}).encode() for tags in (["a", "b"], ["c", 5, "/"], ["release-1"])]
-    tags = Tags([*pages], looked_up=pointing_to(DIGEST))
+    tags = Tags([*pages], head_response=pointing_to(DIGEST))
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
         refused = await delete(agent, "work/app", DIGEST)
 
     assert refused.status == 403
-    assert tags.asked == [
+    assert tags.requests == [
         "GET /v2/work/app/tags/list",
         "GET /v2/work/app/tags/list?last=b",
         "GET /v2/work/app/tags/list?last=c",
@@ -104,21 +104,21 @@ async def test_a_listed_tag_without_a_manifest_protects_nothing(talk: "Talk", ga
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
         deleted = await delete(agent, "work/app", DIGEST)
 
-    assert (deleted.status, tags.asked[-1]) == (202, f"DELETE /v2/work/app/manifests/{DIGEST}")
+    assert (deleted.status, tags.requests[-1]) == (202, f"DELETE /v2/work/app/manifests/{DIGEST}")
 
 
 @pytest.mark.parametrize(
-    ("looked_up", "message"),
+    ("head_response", "message"),
     [
         (pointing_to(""), "the registry reports no sha256 digest of work/app:release-1"),
         (pointing_to(f"sha512:{HEX}{HEX}"), "the registry reports no sha256 digest of work/app:release-1"),
     ],
 )
 async def test_a_delete_is_refused_if_a_tags_digest_is_unknown(
-    talk: "Talk", gate: Gate, scripted: "Scripted", looked_up: bytes, message: str
+    talk: "Talk", gate: Gate, scripted: "Scripted", head_response: bytes, message: str
 ) -> None:
     """A delete is refused if the registry reports no comparable digest for a protected tag."""
-    tags = Tags(looked_up=looked_up)
+    tags = Tags(head_response=head_response)
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
         refused = await delete(agent, "work/app", DIGEST)
@@ -140,7 +140,7 @@ async def test_a_delete_is_refused_if_there_are_too_many_protected_tags(
 
     assert refused.status == 403
     assert "work/app has more than 2 protected tags" in refused.message
-    assert sum(line.startswith("HEAD") for line in tags.asked) == 2
+    assert sum(line.startswith("HEAD") for line in tags.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ async def test_a_delete_fails_if_the_tags_cannot_be_listed(
 
     assert (failed.status, failed.code) == (503, "UNAVAILABLE")
     assert message in failed.message
-    assert not any(line.startswith("DELETE") for line in tags.asked)
+    assert not any(line.startswith("DELETE") for line in tags.requests)
 
 
 async def test_a_search_for_protected_tags_ends_at_its_timeout(talk: "Talk", scripted: "Scripted") -> None:
@@ -200,7 +200,7 @@ async def test_an_agent_has_one_search_for_protected_tags_at_a_time(
         tasks.create_task(delete(second, "work/second", DIGEST), name="second delete")
         tasks.create_task(delete(other, "work/other", DIGEST), name="delete of another agent")
         await tags.begun.wait()
-        asked = list(tags.asked)
+        asked = list(tags.requests)
         held.set()
 
     assert asked == ["GET /v2/work/first/tags/list", "GET /v2/work/other/tags/list"]

@@ -32,9 +32,6 @@ def gate() -> Gate:
     return gate_with(policy)
 
 
-# --- pushing ---
-
-
 async def test_the_same_manifest_may_be_pushed_to_a_protected_tag_again(
     talk: "Talk", gate: Gate, registry: "Registry"
 ) -> None:
@@ -214,21 +211,21 @@ async def test_tags_of_a_push_by_digest_are_forwarded_unchanged(talk: "Talk", ga
 
 async def test_a_push_fails_if_its_tag_cannot_be_resolved(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
     """If the registry neither confirms nor denies a protected tag, the push gets 503 and is not forwarded."""
-    tags = Tags(looked_up=b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
+    tags = Tags(head_response=b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
         failed = await push(agent, "work/app", "release-1", b"{}")
 
     assert failed.status == 503
     assert "answered 500 when asked for tag release-1" in failed.message
-    assert not any(line.startswith("PUT") for line in tags.asked)
+    assert not any(line.startswith("PUT") for line in tags.requests)
 
 
 async def test_a_push_is_refused_if_the_registry_reports_no_digest(
     talk: "Talk", gate: Gate, scripted: "Scripted"
 ) -> None:
     """A protected tag that exists with an unknown digest counts as another manifest."""
-    async with scripted(Tags(looked_up=pointing_to(""))) as registry, talk(gate, registry.endpoint) as agent:
+    async with scripted(Tags(head_response=pointing_to(""))) as registry, talk(gate, registry.endpoint) as agent:
         refused = await push(agent, "work/app", "release-1", b"{}")
 
     assert refused.status == 403
@@ -241,7 +238,7 @@ async def test_a_query_whose_response_closes_the_connection_is_followed_by_a_new
     talk: "Talk", gate: Gate, scripted: "Scripted"
 ) -> None:
     """After a query whose response closes the connection, the manifest is sent on a new one."""
-    tags = Tags(looked_up=b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\nConnection: close\r\n\r\n")
+    tags = Tags(head_response=b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\nConnection: close\r\n\r\n")
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:
         pushed = await push(agent, "work/app", "release-1", b"{}")
@@ -250,19 +247,19 @@ async def test_a_query_whose_response_closes_the_connection_is_followed_by_a_new
     assert registry.connections == 2
 
 
-# --- at the same time ---
+# --- overlapping requests ---
 
 
-Ask = tuple[str, str, bytes]
+Request = tuple[str, str, bytes]
 """Method, target and body of a request."""
-Meanwhile = Callable[[Ask, Ask], Awaitable[tuple["Reply", "Reply"]]]
+SendOverlapping = Callable[[Request, Request], Awaitable[tuple["Reply", "Reply"]]]
 
 
 @pytest.fixture
-def meanwhile(talk: "Talk", gate: Gate, scripted: "Scripted") -> Meanwhile:
+def send_overlapping(talk: "Talk", gate: Gate, scripted: "Scripted") -> SendOverlapping:
     """Send a second agent's request while the registry handles the query of the first one's; return both responses."""
 
-    async def ask_both(first: Ask, then: Ask) -> tuple["Reply", "Reply"]:
+    async def send_both(first: Request, then: Request) -> tuple["Reply", "Reply"]:
         held = asyncio.Event()
         tags = Tags(held=held)
         async with (
@@ -281,30 +278,36 @@ def meanwhile(talk: "Talk", gate: Gate, scripted: "Scripted") -> Meanwhile:
             held.set()
             return await begun, await second
 
-    return ask_both
+    return send_both
 
 
 RELEASE = "/v2/work/app/manifests/release-1"
 
 
-async def test_of_two_agents_that_write_a_protected_tag_at_once_one_is_refused(meanwhile: Meanwhile) -> None:
+async def test_of_two_agents_that_write_a_protected_tag_at_once_one_is_refused(
+    send_overlapping: SendOverlapping,
+) -> None:
     """Of two agents that push different manifests to a free protected tag at once, one is refused."""
-    pushed, refused = await meanwhile(("PUT", RELEASE, b"{}"), ("PUT", RELEASE, b"{ }"))
+    pushed, refused = await send_overlapping(("PUT", RELEASE, b"{}"), ("PUT", RELEASE, b"{ }"))
 
     assert (pushed.status, refused.status) == (201, 403)
     assert "another push of work/app:release-1, or a delete of its manifest, is in progress" in refused.message
 
 
-async def test_two_agents_may_push_the_same_manifest_to_a_protected_tag_at_once(meanwhile: Meanwhile) -> None:
+async def test_two_agents_may_push_the_same_manifest_to_a_protected_tag_at_once(
+    send_overlapping: SendOverlapping,
+) -> None:
     """Two agents may push the same manifest to a protected tag at once."""
-    both = await meanwhile(("PUT", RELEASE, b"{}"), ("PUT", RELEASE, b"{}"))
+    both = await send_overlapping(("PUT", RELEASE, b"{}"), ("PUT", RELEASE, b"{}"))
 
     assert [answer.status for answer in both] == [201, 201]
 
 
-async def test_a_manifest_is_not_deleted_while_it_is_pushed_under_a_protected_tag(meanwhile: Meanwhile) -> None:
+async def test_a_manifest_is_not_deleted_while_it_is_pushed_under_a_protected_tag(
+    send_overlapping: SendOverlapping,
+) -> None:
     """A delete of a manifest is refused while the manifest is being pushed under a protected tag."""
-    pushed, refused = await meanwhile(
+    pushed, refused = await send_overlapping(
         ("PUT", RELEASE, b"{}"),
         ("DELETE", f"/v2/work/app/manifests/{digest_of(b'{}')}", b""),
     )
@@ -313,9 +316,11 @@ async def test_a_manifest_is_not_deleted_while_it_is_pushed_under_a_protected_ta
     assert f"{digest_of(b'{}')} is being pushed under a protected tag" in refused.message
 
 
-async def test_a_manifest_is_not_pushed_under_a_protected_tag_while_it_is_deleted(meanwhile: Meanwhile) -> None:
+async def test_a_manifest_is_not_pushed_under_a_protected_tag_while_it_is_deleted(
+    send_overlapping: SendOverlapping,
+) -> None:
     """A push under a protected tag is refused while its manifest is being deleted."""
-    deleted, refused = await meanwhile(
+    deleted, refused = await send_overlapping(
         ("DELETE", f"/v2/work/app/manifests/{digest_of(b'{}')}", b""),
         ("PUT", RELEASE, b"{}"),
     )

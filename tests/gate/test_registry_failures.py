@@ -1,6 +1,8 @@
 """The gate when a registry misbehaves: the agent gets an error or a closed channel, and nothing stays open."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -57,9 +59,6 @@ async def test_a_registry_that_resets_is_503(talk: "Talk", scripted: "Scripted")
 
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        import socket  # noqa: PLC0415
-        import struct  # noqa: PLC0415
-
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.gate.conftest import Records
+from tests.gate.docker_registry import digest_of
 from tunnelmgr.gate.gate import Gate
 
 if TYPE_CHECKING:
@@ -21,13 +22,6 @@ KIND = "Content-Type: application/vnd.docker.distribution.manifest.v2+json"
 HOST = b"Host: localhost:5000\r\n"
 
 Grants = Callable[..., Gate]
-
-
-def digest_of(content: bytes) -> str:
-    """Return the digest of a blob."""
-    import hashlib  # noqa: PLC0415 (only here)
-
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def path_of(reply: "Reply") -> str:

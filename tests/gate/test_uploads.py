@@ -178,9 +178,9 @@ async def test_another_agent_cannot_use_an_upload(talk: "Talk", gate: Gate, regi
     """Another agent that may push to the repository cannot use an upload's location, and does not disturb its owner."""
     async with talk(gate, registry.endpoint) as agent:
         location = path_of(await agent.ask("POST", BEGIN))
-    async with talk(gate, registry.endpoint, agent_id=OTHER) as stranger:
-        refused = await stranger.ask(method, location, body=b"x" if method in {"PATCH", "PUT"} else b"")
-        stranger.channel.end()
+    async with talk(gate, registry.endpoint, agent_id=OTHER) as other:
+        refused = await other.ask(method, location, body=b"x" if method in {"PATCH", "PUT"} else b"")
+        other.channel.end()
     async with talk(gate, registry.endpoint) as agent:
         state = await agent.ask("GET", location)
 
