@@ -1,4 +1,4 @@
-"""The data plane is tested between the same ends as the SSH adapter."""
+"""The data plane is tested over the same connections as the SSH adapter."""
 
 from tests.ssh.conftest import _home, harness, host_key, ignore_resource_warnings, key, login, sshd, unverified_asyncssh
 

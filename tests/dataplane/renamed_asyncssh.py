@@ -1,4 +1,4 @@
-"""An asyncssh that has renamed something inside, as its next release may."""
+"""A copy of asyncssh with a renamed attribute, as its next release may have."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ import asyncssh
 
 
 def renamed(name: str, folder: Path) -> Path:
-    """Copy asyncssh into a folder, with another name for `name` throughout, so that it works as before."""
+    """Copy asyncssh into a folder, with `name` renamed throughout, so that it works as before."""
     copy = folder / "asyncssh"
     shutil.copytree(Path(asyncssh.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for file in copy.rglob("*.py"):

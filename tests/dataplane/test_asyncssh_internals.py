@@ -1,6 +1,6 @@
-"""What is assumed of asyncssh: that its private parts are what we take them for, and end up as it would leave them.
+"""Contract tests: asyncssh's private attributes mean what is assumed, and the fast path leaves them as asyncssh would.
 
-These are the contract tests: a release of asyncssh is proved once they and `test_pump.py` pass with it.
+A release of asyncssh is verified once these tests and `test_pump.py` pass with it.
 """
 
 import asyncio
@@ -57,15 +57,15 @@ DEAF = [
 """States in which only asyncssh may read."""
 
 
-def test_this_release_of_asyncssh_is_proved() -> None:
-    """A new one is added to `VERIFIED_RELEASES` once all of this file passes with it."""
+def test_this_release_of_asyncssh_is_verified() -> None:
+    """A release is added to `VERIFIED_RELEASES` once this whole file passes with it."""
     if os.environ.get("TRY_NEWEST_ASYNCSSH"):
         pytest.skip("this run is to find out")
     assert asyncssh.__version__ in VERIFIED_RELEASES
 
 
 async def test_every_private_attribute_has_its_declared_type_on_an_open_connection() -> None:
-    """Types that were declared hold after the handshake, too, where many are no longer None."""
+    """The declared types also hold after the handshake, when many attributes are no longer None."""
     async with open_channel_pair() as pair:
         encryption = pair.conn._send_encryption
         samples = {Connection: pair.conn, Channel: pair.chan, Encryption: encryption, Cipher: encryption._cipher}
@@ -74,7 +74,7 @@ async def test_every_private_attribute_has_its_declared_type_on_an_open_connecti
 
 
 async def test_every_private_attribute_means_what_is_assumed() -> None:
-    """The values on a connection at rest are those by which the code tells that it is at rest."""
+    """On an idle connection, every attribute has the value by which the fast path recognises it as idle."""
     async with open_channel_pair() as pair:
         conn, chan = pair.conn, pair.chan
         for encryption in (conn._send_encryption, conn._recv_encryption):
@@ -104,7 +104,7 @@ async def test_every_private_attribute_means_what_is_assumed() -> None:
 
 
 def sent_by_us(pair: ChannelPair, data: bytes) -> None:
-    """Send as `Pump` does."""
+    """Send data in the way that `Pump` does."""
     way, batch = send_state(pair.chan), Batch()
     assert way is not None
     left = data
@@ -115,8 +115,8 @@ def sent_by_us(pair: ChannelPair, data: bytes) -> None:
     pair.conn._send(batch.buffer[: batch.seal(way.seal, way.channel, len(data))])
 
 
-async def test_a_batch_leaves_the_connection_as_asyncssh_itself_would() -> None:
-    """Counter, sequence number, window, and bytes towards the next key exchange move by the same steps."""
+async def test_a_batch_leaves_the_connection_as_asyncssh_would() -> None:
+    """A batch changes nonce, sequence number, window and key exchange counter by the same amounts as asyncssh."""
     async with open_channel_pair() as pair:
 
         def state() -> tuple[int, int, int, int]:
@@ -140,8 +140,8 @@ async def test_a_batch_leaves_the_connection_as_asyncssh_itself_would() -> None:
     assert got == 2 * CONTENT[:PACKET_DATA_BYTES]
 
 
-async def test_asyncssh_and_we_may_take_turns() -> None:
-    """Each goes on where the other stopped."""
+async def test_asyncssh_and_the_fast_path_can_alternate() -> None:
+    """Batches and asyncssh's own packets can alternate, and all data arrives in order."""
     async with open_channel_pair() as pair:
         for turn in range(10):
             piece = CONTENT[turn * 1000 : (turn + 1) * 1000]
@@ -153,8 +153,8 @@ async def test_asyncssh_and_we_may_take_turns() -> None:
 
 
 @pytest.mark.parametrize(("whose", "attribute", "value"), AT_ODDS)
-async def test_whatever_is_not_as_expected_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
-    """There is no way out past it."""
+async def test_in_any_other_state_sending_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
+    """`send_state` is None in every state in which only asyncssh may send."""
     async with open_channel_pair() as pair:
         if attribute == "_rekey_seconds":
             pair.conn._rekey_time = 0.0
@@ -169,7 +169,7 @@ async def test_whatever_is_not_as_expected_is_left_to_asyncssh(whose: str, attri
 
 
 def sealed(pair: ChannelPair, *payloads: bytes) -> bytes:
-    """Return packets under the seals that come next from the agent; asyncssh's own code makes them."""
+    """Return packets sealed as the agent's next ones; asyncssh's own code makes them."""
     cipher, wire = pair.conn._recv_encryption._cipher, b""
     agents = GCMCipher("aes128-gcm", cipher._key, cipher._iv)
     for payload in payloads:
@@ -193,7 +193,7 @@ def data(pair: ChannelPair, content: bytes, channel: int | None = None) -> bytes
 
 
 def sealed_adjust(pair: ChannelPair, room: int, channel: int | None = None) -> bytes:
-    """Return a window adjust under the seal that comes next from the agent."""
+    """Return a window adjust, sealed as the agent's next packet."""
     return sealed(pair, adjust(pair, room, channel))
 
 
@@ -202,7 +202,7 @@ IGNORE = struct.pack(">BI", 2, 0)
 
 @contextmanager
 def asyncsshs_own(pair: ChannelPair, *, swallow: bool = True) -> Iterator[list[bytes]]:
-    """Write down what is left to asyncssh, and keep it from asyncssh if it is to be swallowed."""
+    """Record what is left to asyncssh, and keep it from asyncssh if it is to be dropped."""
     own: list[bytes] = []
     receive = pair.conn.data_received
 
@@ -216,35 +216,35 @@ def asyncsshs_own(pair: ChannelPair, *, swallow: bool = True) -> Iterator[list[b
         yield own
 
 
-def heard(pair: ChannelPair, wire: bytes) -> bytes:
-    """Have it heard; returns what is left of it."""
+def processed(pair: ChannelPair, wire: bytes) -> bytes:
+    """Process bytes from the agent; returns those that remain."""
     return wire[process_packets(pair.conn, memoryview(wire), lambda: False)[0] :]
 
 
 def heard_state(pair: ChannelPair) -> tuple[int, int, int, int]:
-    """Return what moves when a packet is heard."""
+    """Return what a packet changes."""
     cipher = pair.conn._recv_encryption._cipher
     counter = int.from_bytes(cipher._iv[4:], "big")
     return counter, pair.conn._recv_seq, pair.chan._send_window, pair.chan._recv_window
 
 
 @pytest.mark.parametrize("kind", ["adjust", "data"])
-async def test_what_is_heard_leaves_the_connection_as_asyncssh_itself_would(kind: str) -> None:
-    """Counter, sequence number and windows move by the same steps, and the data arrives."""
+async def test_a_processed_packet_leaves_the_connection_as_asyncssh_would(kind: str) -> None:
+    """Processing a packet changes nonce, sequence number and windows as asyncssh would, and the data arrives."""
     async with open_channel_pair() as pair:
 
-        def said() -> bytes:
+        def from_agent() -> bytes:
             return sealed(pair, adjust(pair, 1000) if kind == "adjust" else data(pair, b"x" * 1000))
 
         def moved(before: tuple[int, ...]) -> list[int]:
             return [now - then for now, then in zip(heard_state(pair), before, strict=True)]
 
         before = heard_state(pair)
-        pair.conn.data_received(said())
+        pair.conn.data_received(from_agent())
         by_asyncssh = moved(before)
         before = heard_state(pair)
         with asyncsshs_own(pair) as own:
-            assert heard(pair, said()) == b""
+            assert processed(pair, from_agent()) == b""
         by_us = moved(before)
 
         assert own == []
@@ -257,11 +257,11 @@ async def test_what_is_heard_leaves_the_connection_as_asyncssh_itself_would(kind
 KEEPALIVE = b"\0\0\0\x15keepalive@openssh.com\1"
 
 
-async def test_a_keepalive_is_answered_as_asyncssh_itself_would() -> None:
-    """With a failure, which is an answer too; both directions move by the same steps, but for asyncssh's IGNORE."""
+async def test_a_keepalive_is_answered_as_asyncssh_would() -> None:
+    """A keepalive gets a failure as its answer, as from asyncssh but without its IGNORE."""
     async with open_channel_pair() as pair:
 
-        def said() -> bytes:
+        def from_agent() -> bytes:
             return sealed(pair, struct.pack(">BI", 98, pair.chan._recv_chan) + KEEPALIVE)
 
         def state() -> tuple[int, ...]:
@@ -275,11 +275,11 @@ async def test_a_keepalive_is_answered_as_asyncssh_itself_would() -> None:
         agents = pair.writer.channel  # that waits for both answers
         agents._request_waiters += [asyncio.get_running_loop().create_future() for _ in range(2)]
         before = state()
-        pair.conn.data_received(said())
+        pair.conn.data_received(from_agent())
         by_asyncssh = moved(before)
         before = state()
         with asyncsshs_own(pair) as own:
-            assert heard(pair, said()) == b""
+            assert processed(pair, from_agent()) == b""
         by_us = moved(before)
         pair.chan.write(b"and the connection stands")
         assert await pair.reader.readexactly(25) == b"and the connection stands"
@@ -304,12 +304,12 @@ async def test_a_keepalive_is_answered_as_asyncssh_itself_would() -> None:
 async def test_a_keepalive_that_cannot_be_answered_now_is_left_to_asyncssh(
     whose: str, attribute: str, value: object
 ) -> None:
-    """It knows when to answer, and what."""
+    """A keepalive is left to asyncssh if it must not be answered now, or not with a failure."""
     async with open_channel_pair() as pair:
         wire = sealed(pair, struct.pack(">BI", 98, pair.chan._recv_chan) + KEEPALIVE)
         with pytest.MonkeyPatch.context() as patch, asyncsshs_own(pair) as own:
             patch.setattr(getattr(pair, whose), attribute, value)
-            assert heard(pair, wire) == b""
+            assert processed(pair, wire) == b""
         assert own == [wire]
 
 
@@ -318,8 +318,8 @@ async def test_a_keepalive_that_cannot_be_answered_now_is_left_to_asyncssh(
     kinds=st.lists(st.sampled_from(["adjust", "data", "ignore", "long"]), min_size=1, max_size=8),
     cuts=st.lists(st.integers(0, 1 << 20), max_size=8),
 )
-def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list[int]) -> None:
-    """Packets for us and for asyncssh, in pieces of any size: each is worked off once, by whom it is for."""
+def test_any_mixture_of_packets_is_processed_in_order(kinds: list[str], cuts: list[int]) -> None:
+    """Packets of all kinds, split anywhere, are each processed once, here or by asyncssh."""
 
     async def run() -> None:
         async with open_channel_pair() as pair:
@@ -333,7 +333,7 @@ def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list
             places = sorted({cut % len(wire) for cut in cuts} | {0, len(wire)})
             with asyncsshs_own(pair, swallow=False) as own:
                 for start, end in pairwise(places):
-                    tail = heard(pair, tail + wire[start:end])
+                    tail = processed(pair, tail + wire[start:end])
 
             counter, sequence, window_, _ = heard_state(pair)
             assert tail == b""
@@ -349,8 +349,8 @@ def test_any_mixture_cut_anywhere_is_heard_in_order(kinds: list[str], cuts: list
 
 
 @pytest.mark.parametrize("within", [3, 20, 40])
-async def test_a_packet_that_asyncssh_has_begun_is_its_own_to_the_end(within: int) -> None:
-    """After a key exchange it may hold the beginning of one; from the next packet on we hear again."""
+async def test_a_packet_that_asyncssh_has_begun_is_left_to_it(within: int) -> None:
+    """If asyncssh holds the beginning of a packet, it gets the remainder; the next packet is processed here."""
     async with open_channel_pair() as pair:
         wire = sealed(pair, data(pair, b"x" * 100), adjust(pair, 10))
         first = len(sealed(pair, data(pair, b"x" * 100)))
@@ -358,7 +358,7 @@ async def test_a_packet_that_asyncssh_has_begun_is_its_own_to_the_end(within: in
         pair.conn.data_received(wire[:within])
         with asyncsshs_own(pair, swallow=False) as own:
             for place in range(within, len(wire), 7):
-                tail = heard(pair, tail + wire[place : place + 7])
+                tail = processed(pair, tail + wire[place : place + 7])
 
         assert tail == b""
         assert b"".join(own) == wire[within:first]
@@ -367,14 +367,14 @@ async def test_a_packet_that_asyncssh_has_begun_is_its_own_to_the_end(within: in
 
 
 @pytest.mark.parametrize(("attribute", "value"), DEAF)
-async def test_what_arrives_in_any_other_state_is_left_to_asyncssh(attribute: str, value: object) -> None:
-    """Nothing is read and nothing is changed."""
+async def test_in_any_other_state_receiving_is_left_to_asyncssh(attribute: str, value: object) -> None:
+    """In every state in which only asyncssh may receive, it gets all bytes, and nothing is changed."""
     async with open_channel_pair() as pair:
         wire, before = sealed_adjust(pair, 1), heard_state(pair)[1:]
 
         with pytest.MonkeyPatch.context() as patch, asyncsshs_own(pair) as own:
             patch.setattr(pair.conn, attribute, value)
-            assert heard(pair, wire) == b""
+            assert processed(pair, wire) == b""
 
         assert own == [wire]
         assert heard_state(pair)[1:] == before
@@ -389,18 +389,20 @@ async def test_what_arrives_in_any_other_state_is_left_to_asyncssh(attribute: st
         ("data", "_encoding", "utf-8"),
     ],
 )
-async def test_what_a_channel_does_not_take_is_left_to_asyncssh(whose: str, attribute: str, value: object) -> None:
-    """It knows what to say to that."""
+async def test_a_packet_that_a_channel_does_not_accept_is_left_to_asyncssh(
+    whose: str, attribute: str, value: object
+) -> None:
+    """Data or adjusts that a channel does not accept now are left to asyncssh, which knows the response."""
     async with open_channel_pair() as pair:
         wire = sealed(pair, adjust(pair, 1) if whose == "adjust" else data(pair, b"data"))
         with pytest.MonkeyPatch.context() as patch, asyncsshs_own(pair) as own:
             patch.setattr(pair.chan, attribute, value)
-            assert heard(pair, wire) == b""
+            assert processed(pair, wire) == b""
         assert own == [wire]
 
 
-async def test_what_is_for_no_channel_or_of_another_key_is_left_to_asyncssh() -> None:
-    """Whole packets, one by one; and one longer than any of ours with all that follows."""
+async def test_invalid_packets_are_left_to_asyncssh() -> None:
+    """Packets for unknown channels, with another key, or of excessive length are left to asyncssh."""
     async with open_channel_pair() as pair:
         for wire in (
             sealed(pair, adjust(pair, 1, channel=99)),
@@ -409,28 +411,28 @@ async def test_what_is_for_no_channel_or_of_another_key_is_left_to_asyncssh() ->
             b"\0\0\0\x10" + bytes(32),
         ):
             with asyncsshs_own(pair) as own:
-                assert heard(pair, wire) == b""
+                assert processed(pair, wire) == b""
             assert own == [wire]
         with asyncsshs_own(pair) as own:
-            assert heard(pair, b"\xff" * 10) == b""
+            assert processed(pair, b"\xff" * 10) == b""
         assert own == [b"\xff" * 10]
 
 
-async def test_nothing_is_heard_once_the_connection_is_over() -> None:
-    """A packet may end it, and what follows is nobody's."""
+async def test_nothing_is_processed_once_the_connection_is_over() -> None:
+    """Bytes that follow a packet which ends the connection are dropped."""
     async with open_channel_pair() as pair:
         wire = sealed(pair, adjust(pair, 1))
         with pytest.MonkeyPatch.context() as patch, asyncsshs_own(pair) as own:
             patch.setattr(pair.conn, "_transport", None)
-            assert heard(pair, wire) == b""
+            assert processed(pair, wire) == b""
         assert own == []
 
 
 # --- waiting ---
 
 
-async def test_a_channel_that_waits_for_its_window_is_told_when_it_opens() -> None:
-    """Although asyncssh holds nothing of it, which it takes for a reason not to."""
+async def test_a_channel_that_waits_for_its_window_is_resumed() -> None:
+    """After `await_window`, asyncssh resumes writing when the window opens, although it has nothing buffered."""
     async with open_channel_pair(window=64 * KIB) as pair:
         assert send_window(pair.chan) == 64 * KIB
         pair.reader.channel.pause_reading()

@@ -1,4 +1,4 @@
-"""The fair queue: who goes first, for how long, and what a task notices of it."""
+"""The fair queue: which share runs first, for how long, and what a task notices of it."""
 
 import asyncio
 import contextvars
@@ -54,7 +54,7 @@ def backlogged(queue: FairQueue) -> Share:
 
 
 class Steps:
-    """Steps that use CPU time, and the order in which they ran, each with the iteration of the loop in which it did."""
+    """Steps that use CPU time, and the order and the iteration of the loop in which each ran."""
 
     def __init__(self, cpu: CpuTime) -> None:
         self._cpu = cpu
@@ -83,7 +83,7 @@ class Steps:
 
 
 async def test_a_step_runs_at_once_while_the_slice_lasts(cpu: CpuTime) -> None:
-    """An agent that is alone waits for nothing but the end of a slice."""
+    """The steps of a sole agent wait only for the end of a slice."""
     queue, steps = FairQueue(), Steps(cpu)
     share = backlogged(queue)
 
@@ -117,7 +117,7 @@ async def test_a_sparse_share_goes_before_those_with_a_backlog(cpu: CpuTime) -> 
     assert steps.ran[before : before + 3] == ["light"] * 3
 
 
-async def test_among_those_with_a_backlog_the_one_with_the_least_cpu_time_goes_first(cpu: CpuTime) -> None:
+async def test_among_shares_with_a_backlog_the_least_cpu_time_goes_first(cpu: CpuTime) -> None:
     """An agent that has just begun to flood goes before one that has flooded for long."""
     queue, steps = FairQueue(), Steps(cpu)
     old, young = backlogged(queue), backlogged(queue)
@@ -132,7 +132,7 @@ async def test_among_those_with_a_backlog_the_one_with_the_least_cpu_time_goes_f
 
 
 async def test_credit_comes_back_slowly_and_only_while_nothing_waits(cpu: CpuTime) -> None:
-    """Who uses less than a tenth of the time stays sparse; who floods does not become sparse by waiting."""
+    """A share that uses less than a tenth of the time stays sparse; one that floods gains no credit by waiting."""
     queue, steps = FairQueue(), Steps(cpu)
     flooding, now_and_then = backlogged(queue), Share(queue)
     for _ in range(3):
@@ -151,8 +151,8 @@ async def test_credit_comes_back_slowly_and_only_while_nothing_waits(cpu: CpuTim
     assert now_and_then.credit == QUANTUM
 
 
-async def test_an_iteration_of_the_loop_gives_one_slice_to_those_that_wait(cpu: CpuTime) -> None:
-    """Sockets and timers are served between two slices, whatever waits in the queue."""
+async def test_an_iteration_of_the_loop_runs_waiting_steps_for_one_slice(cpu: CpuTime) -> None:
+    """Sockets and timers are polled between two slices, whatever waits in the queue."""
     queue, steps = FairQueue(), Steps(cpu)
     for number in range(8):
         Share(queue).enqueue(steps.of(str(number), SLICE / 2))
@@ -208,30 +208,30 @@ async def test_a_sparse_share_may_overrun_the_slice_up_to_a_limit(cpu: CpuTime) 
     assert steps.ran == ["busy", "light", "late", "busy"]
 
 
-async def test_a_step_ends_after_a_slice_and_with_the_iterations_slice_unless_it_is_sparse(cpu: CpuTime) -> None:
-    """What a step is told about its time depends on its share's claim."""
+async def test_a_step_is_out_of_time_by_its_share(cpu: CpuTime) -> None:
+    """A sparse step is out of time after a slice of its own, any other also with the iteration's slice."""
     queue = FairQueue()
-    told: list[bool] = []
+    answers: list[bool] = []
 
-    def look(seconds: float) -> Callable[[], None]:
+    def check_after(seconds: float) -> Callable[[], None]:
         def step() -> None:
             cpu.now += seconds
-            told.append(queue.is_out_of_time())
+            answers.append(queue.is_out_of_time())
 
         return step
 
-    backlogged(queue).run(look(SLICE / 2))
-    backlogged(queue).run(look(SLICE * 0.6))
-    Share(queue).run(look(SLICE / 2))
-    Share(queue).run(look(SLICE))
+    backlogged(queue).run(check_after(SLICE / 2))
+    backlogged(queue).run(check_after(SLICE * 0.6))
+    Share(queue).run(check_after(SLICE / 2))
+    Share(queue).run(check_after(SLICE))
 
-    assert told == [False, True, False, True]
+    assert answers == [False, True, False, True]
     assert queue.is_out_of_time()
     assert Share(queue).is_out_of_time()
 
 
 async def test_steps_of_one_share_keep_their_order(cpu: CpuTime) -> None:
-    """A step never overtakes one of the same agent that waits."""
+    """A step never overtakes a waiting step of the same share."""
     queue, steps = FairQueue(), Steps(cpu)
     share = Share(queue)
     for name in "abcdef":
@@ -243,10 +243,10 @@ async def test_steps_of_one_share_keep_their_order(cpu: CpuTime) -> None:
 
 
 async def test_a_step_that_queues_the_next_one_runs_it_once(cpu: CpuTime) -> None:
-    """A step may put its successor into the queue; both run, and nothing else does."""
+    """A step may enqueue its successors, and each runs once."""
     queue, steps = FairQueue(), Steps(cpu)
-    heard: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     share = Share(queue)
 
     def first() -> None:
@@ -260,11 +260,11 @@ async def test_a_step_that_queues_the_next_one_runs_it_once(cpu: CpuTime) -> Non
     await asyncio.sleep(0)
 
     assert steps.ran == ["first", "second", "third"]
-    assert heard == []
+    assert errors == []
 
 
 async def test_a_step_within_a_step_is_charged_once(cpu: CpuTime) -> None:
-    """What a step sets off runs within it, and counts as part of it."""
+    """A step that another step causes runs within it, and is charged to the outer share."""
     queue, steps = FairQueue(), Steps(cpu)
     outer, inner = Share(queue), Share(queue)
 
@@ -276,7 +276,7 @@ async def test_a_step_within_a_step_is_charged_once(cpu: CpuTime) -> None:
 
 
 async def test_a_deferred_action_follows_the_step_and_is_part_of_it(cpu: CpuTime) -> None:
-    """What a step puts off happens when it ends, before anybody else runs; without a step nothing can be put off."""
+    """A deferred action runs at the end of the step and is charged to it; without a step nothing can be deferred."""
     queue, steps = FairQueue(), Steps(cpu)
     share = Share(queue)
 
@@ -292,10 +292,10 @@ async def test_a_deferred_action_follows_the_step_and_is_part_of_it(cpu: CpuTime
 
 
 async def test_a_step_that_raises_does_not_stop_the_queue(cpu: CpuTime) -> None:
-    """The loop hears of the error, and the others run on."""
+    """The loop's exception handler gets the error, and other steps run."""
     queue, steps = FairQueue(), Steps(cpu)
-    heard: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["exception"]))
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
     share = Share(queue)
 
     def broken() -> None:
@@ -307,10 +307,10 @@ async def test_a_step_that_raises_does_not_stop_the_queue(cpu: CpuTime) -> None:
 
     await steps.until_run(2)
     assert sorted(steps.ran) == ["next", "other"]
-    assert [type(error) for error in heard] == [ZeroDivisionError]
+    assert [type(error) for error in errors] == [ZeroDivisionError]
 
 
-async def test_what_is_used_outside_of_steps_can_be_charged(cpu: CpuTime) -> None:
+async def test_cpu_time_outside_of_steps_can_be_charged(cpu: CpuTime) -> None:
     """A share that was charged goes after one that was not."""
     queue, steps = FairQueue(), Steps(cpu)
     charged, other = backlogged(queue), backlogged(queue)
@@ -323,8 +323,8 @@ async def test_what_is_used_outside_of_steps_can_be_charged(cpu: CpuTime) -> Non
     assert steps.ran == ["other", "charged"]
 
 
-def test_each_loop_has_one_queue_of_its_own() -> None:
-    """A loop that ended while steps waited blocks nobody on the next one."""
+def test_each_loop_has_its_own_queue() -> None:
+    """Steps that wait when a loop ends do not block the next loop."""
 
     async def mine() -> FairQueue:
         queue = fair_queue(asyncio.get_running_loop())
@@ -338,7 +338,7 @@ def test_each_loop_has_one_queue_of_its_own() -> None:
 @given(st.lists(st.floats(0.0001, 0.002), min_size=1, max_size=100), st.floats(0.00001, 0.0001))
 @settings(deadline=None, max_examples=30)
 def test_a_light_share_waits_for_one_step_however_many_flood(floods: list[float], small: float) -> None:
-    """From its arrival, at most the rest of one slice and one step run before a light share's step."""
+    """Before a light share's step, at most the remainder of a slice and one step run."""
 
     async def play() -> None:
         queue, steps = FairQueue(), Steps(cpu)
@@ -367,7 +367,7 @@ def test_a_light_share_waits_for_one_step_however_many_flood(floods: list[float]
 
 
 async def test_a_scheduled_coroutine_waits_for_its_turn_at_each_step(cpu: CpuTime) -> None:
-    """Two agents' tasks take turns step by step, though each could go on."""
+    """The tasks of two agents alternate step by step, although neither waits for anything."""
     queue, steps = FairQueue(), Steps(cpu)
 
     async def work(name: str) -> str:
@@ -385,7 +385,7 @@ async def test_a_scheduled_coroutine_waits_for_its_turn_at_each_step(cpu: CpuTim
 
 
 async def test_a_checkpoint_lets_others_run_once_the_slice_is_used_up(cpu: CpuTime) -> None:
-    """A task that never waits for anything gives way within one slice."""
+    """A task with checkpoints yields within one slice."""
     queue, steps = FairQueue(), Steps(cpu)
 
     async def busy(share: Share, name: str) -> None:
@@ -401,8 +401,8 @@ async def test_a_checkpoint_lets_others_run_once_the_slice_is_used_up(cpu: CpuTi
     assert "".join(steps.ran) in {"aabbaabb", "bbaabbaa"}
 
 
-async def test_a_scheduled_coroutine_raises_what_it_raises() -> None:
-    """An error passes through, at the first step and at a later one."""
+async def test_an_error_passes_through_a_scheduled_coroutine() -> None:
+    """An error is raised at the first step and at a later one."""
     queue = FairQueue()
 
     async def fail(*, late: bool) -> None:
@@ -418,7 +418,7 @@ async def test_a_scheduled_coroutine_raises_what_it_raises() -> None:
 
 
 async def test_a_task_that_waits_for_its_turn_can_be_cancelled(cpu: CpuTime) -> None:
-    """It is told at once, cleans up, and its turn goes to the next one."""
+    """A task that is cancelled while it is queued is cancelled at once, and the next step runs."""
     queue, steps = FairQueue(), Steps(cpu)
     share = backlogged(queue)
     cleaned: list[str] = []
@@ -500,8 +500,8 @@ async def test_a_scheduled_coroutine_can_be_closed_and_awaited() -> None:
 # --- messages that carry no data ---
 
 
-def test_what_is_saved_up_may_be_spent_at_once() -> None:
-    """An agent that has been quiet is not slowed."""
+def test_the_saved_budget_can_be_spent_at_once() -> None:
+    """A connection that was quiet may use the whole burst without a rest."""
     budget = NoOpBudget(now=100.0)
 
     budget.spend(NO_OP_BURST * 0.99)
@@ -509,8 +509,8 @@ def test_what_is_saved_up_may_be_spent_at_once() -> None:
     assert budget.rest(now=100.0) == 0
 
 
-def test_beyond_that_a_connection_rests_until_its_share_has_paid() -> None:
-    """A tenth of the time at work is nine tenths at rest, however long it goes on."""
+def test_beyond_the_burst_a_connection_rests() -> None:
+    """A connection that always has messages rests nine tenths of the time."""
     budget, now, worked = NoOpBudget(now=0.0), 0.0, 0.0
     for _ in range(10_000):
         budget.spend(0.001)
@@ -522,7 +522,7 @@ def test_beyond_that_a_connection_rests_until_its_share_has_paid() -> None:
 
 
 def test_bytes_in_channels_earn_more_than_they_cost() -> None:
-    """A pull or a push of any length never rests: 32 KiB take 0.3 ms at the most."""
+    """A pull or push never rests: 32 KiB earn more than the 0.3 ms that they cost."""
     budget = NoOpBudget(now=0.0)
     for _ in range(10_000):
         budget.spend(0.0003)
@@ -531,7 +531,7 @@ def test_bytes_in_channels_earn_more_than_they_cost() -> None:
 
 
 def test_bytes_cannot_be_saved_up_for_a_flood() -> None:
-    """A gigabyte pulled buys no more than the burst that everybody has."""
+    """A gigabyte of data earns no more than the burst."""
     budget = NoOpBudget(now=0.0)
     budget.earn(1 << 30)
     budget.rest(now=86400.0)

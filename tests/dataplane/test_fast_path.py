@@ -1,4 +1,4 @@
-"""The switch of the fast path: whatever it rests on is looked for, and without any part of it all goes on, bounded."""
+"""Whether the fast path is active: everything that it needs is examined, and without any part data still flows."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ UNEXPORTED = ("GCMCipher", "GCMEncryption")
 
 
 def carried(asyncssh_in: Path | None = None) -> Mapping[str, Any]:
-    """Carry data both ways in a process of its own, with the asyncssh of this folder; returns what it prints."""
+    """Carry data both ways in a separate process, with the asyncssh in `folder`; returns what it prints."""
     path = os.pathsep.join(str(folder) for folder in (asyncssh_in, ROOT) if folder is not None)
     command = [sys.executable, "-W", "error", "-m", "tests.dataplane.carry_both_ways"]
     done = subprocess.run(
@@ -45,8 +45,8 @@ def carried(asyncssh_in: Path | None = None) -> Mapping[str, Any]:
     return facts
 
 
-def test_with_the_proved_release_the_fast_path_is_on() -> None:
-    """Data goes past asyncssh, in both directions within the bounds."""
+def test_with_a_verified_release_the_fast_path_is_active() -> None:
+    """Data goes past asyncssh, and unread bytes are bounded in both directions."""
     facts = carried()
 
     assert (facts["active"], facts["reason"]) == (True, None)
@@ -55,8 +55,8 @@ def test_with_the_proved_release_the_fast_path_is_on() -> None:
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES, ids=str)
-def test_without_any_one_attribute_all_goes_through_the_public_api(attribute: Attribute, tmp_path: Path) -> None:
-    """A release that has renamed it turns the fast path off; both directions work, and what waits is bounded."""
+def test_without_any_attribute_data_goes_through_the_public_api(attribute: Attribute, tmp_path: Path) -> None:
+    """A release that has renamed an attribute disables the fast path; data flows both ways within the bounds."""
     facts = carried(renamed(attribute.name, tmp_path))
 
     assert not facts["active"]
@@ -68,15 +68,15 @@ def test_without_any_one_attribute_all_goes_through_the_public_api(attribute: At
 
 @pytest.mark.parametrize("name", UNEXPORTED)
 def test_without_a_class_that_asyncssh_does_not_export_nothing_breaks(name: str, tmp_path: Path) -> None:
-    """It is looked for when the process starts, and missed then, not on the first connection."""
+    """A missing class disables the fast path at the start of the process."""
     facts = carried(renamed(name, tmp_path))
 
     assert not facts["active"]
     assert facts["bulk"] == 0
 
 
-def test_every_attribute_that_the_code_names_is_in_the_list() -> None:
-    """The list is read off the protocols, beyond which mypy lets nothing be used; here the text itself is read."""
+def test_every_attribute_that_the_code_uses_is_declared() -> None:
+    """The private attributes in the source text of `asyncssh_internals` are exactly those of `ATTRIBUTES`."""
     text = (ROOT / "tunnelmgr/dataplane/asyncssh_internals.py").read_text(encoding="utf-8")
     code = re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.DOTALL)
 
@@ -85,7 +85,7 @@ def test_every_attribute_that_the_code_names_is_in_the_list() -> None:
 
 
 def test_no_other_file_names_a_private_attribute_of_asyncssh() -> None:
-    """What another file names so is its own."""
+    """No other file uses a name in `ATTRIBUTES` as a foreign attribute."""
     names = {attribute.name for attribute in ATTRIBUTES if attribute.name.startswith("_")}
     for file in (ROOT / "tunnelmgr").rglob("*.py"):
         if file.name != "asyncssh_internals.py":
@@ -93,12 +93,12 @@ def test_no_other_file_names_a_private_attribute_of_asyncssh() -> None:
             assert not names & set(foreign), file
 
 
-# --- the look ---
+# --- the examination ---
 
 
 @pytest.mark.usefixtures("unverified_asyncssh")
-def test_a_release_that_is_not_proved_turns_it_off() -> None:
-    """A release of asyncssh that is not in VERIFIED_RELEASES turns the fast path off, even if its attributes fit."""
+def test_an_unverified_release_disables_it() -> None:
+    """A release that is not in VERIFIED_RELEASES disables the fast path, even if its attributes fit."""
     assert fast_path_status() == FastPath(
         active=False, reason=f"asyncssh {asyncssh.__version__} is not verified; verified: "
     )
@@ -113,16 +113,16 @@ def examined_again() -> Any:  # noqa: ANN401
 
 
 @pytest.mark.usefixtures("examined_again")
-def test_a_cryptography_that_cannot_encrypt_in_place_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches are sealed where they lie."""
+def test_a_cryptography_without_encrypt_into_disables_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `AESGCM.encrypt_into` the fast path is not active."""
     monkeypatch.setattr(fast_path, "AESGCM", object)
 
     assert fast_path_status() == FastPath(active=False, reason="cryptography has no AESGCM.encrypt_into")
 
 
 @pytest.mark.usefixtures("examined_again")
-def test_classes_that_take_other_arguments_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever their constructors raise is a reason, and no fault of ours."""
+def test_classes_with_other_arguments_disable_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of a constructor disables the fast path and is its reason."""
     monkeypatch.setitem(CLASSES, fast_path.Channel, type("SSHTCPChannel", (), {}))
 
     path = fast_path_status()
@@ -144,8 +144,8 @@ def test_classes_that_take_other_arguments_turn_it_off(monkeypatch: pytest.Monke
         (list[object], [], ()),
     ],
 )
-def test_an_attribute_of_another_type_is_told(kind: object, fitting: object, other: object) -> None:
-    """As one that is missing."""
+def test_an_attribute_of_another_type_is_a_problem(kind: object, fitting: object, other: object) -> None:
+    """An attribute with another type than declared is reported with that type."""
 
     class Sample:
         value = fitting
@@ -161,16 +161,16 @@ def test_an_attribute_of_another_type_is_told(kind: object, fitting: object, oth
 # --- what arrives for others ---
 
 
-def test_what_is_not_asyncssh_gets_all_that_arrives_piece_by_piece() -> None:
-    """The line also carries other protocols: a look at the host key, and in tests."""
-    told: list[bytes] = []
+def test_another_protocol_gets_everything_in_pieces() -> None:
+    """A protocol that is not asyncssh's, as in a host key scan, gets all bytes in pieces."""
+    received: list[bytes] = []
 
     class Other(asyncio.Protocol):
         def data_received(self, data: bytes) -> None:
-            told.append(data)
+            received.append(data)
 
     other = Other()
     assert packet_processor(other) is pass_on
     assert pass_on(other, memoryview(bytes(OPAQUE_PIECE_BYTES + 36)), lambda: False) == (OPAQUE_PIECE_BYTES + 36, False)
-    assert told == [bytes(OPAQUE_PIECE_BYTES), bytes(36)]
+    assert received == [bytes(OPAQUE_PIECE_BYTES), bytes(36)]
     assert pass_on(other, memoryview(bytes(OPAQUE_PIECE_BYTES + 36)), lambda: True) == (OPAQUE_PIECE_BYTES, True)

@@ -1,4 +1,4 @@
-"""What an ended tunnel held is freed by its end: no collection of garbage is needed for it."""
+"""An ended tunnel's memory is freed at its end, without a garbage collection."""
 
 import asyncio
 import gc
@@ -31,7 +31,7 @@ OURS = (Worker, SshConnection, asyncssh.SSHClientConnection, Peer, SshTransport,
 
 @pytest.fixture(autouse=True)
 def _no_collections() -> Iterator[None]:
-    """Collect nothing during the test; what earlier tests and the examination of asyncssh left is collected before."""
+    """Disable garbage collection during the test, after a collection of what earlier tests left."""
     fast_path_status()
     gc.collect()
     gc.disable()
@@ -40,12 +40,12 @@ def _no_collections() -> Iterator[None]:
 
 
 def held() -> Counter[str]:
-    """Return how many objects of a tunnel there are, by their class."""
+    """Count the objects of a tunnel by their class."""
     return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, OURS))
 
 
-async def lives_and_dies(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
-    """Let a tunnel come up with a client on it, and end it."""
+async def run_and_end(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
+    """Bring a tunnel up with a client on it, and end it."""
     spec = sshd.spec(forward())
     async with asyncio.TaskGroup() as tasks:
         supervisor = Supervisor(tasks, harness.settings(drain=0.1))
@@ -69,14 +69,14 @@ async def lives_and_dies(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["drained", "revoked", "cut", "silent"])
 async def test_a_tunnel_that_ends_leaves_nothing(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
-    """However it ends: as asked, at once, by a loss, or by a probe that is not answered."""
-    await lives_and_dies(sshd, harness, how)
+    """A tunnel that is drained, revoked, cut or does not answer its probe leaves no object."""
+    await run_and_end(sshd, harness, how)
 
     await until(lambda: held().total() == 0)
 
 
-async def fails(harness: WorkerHarness, spec: TunnelSpec) -> None:
-    """Let a worker dial in vain."""
+async def fail_to_dial(harness: WorkerHarness, spec: TunnelSpec) -> None:
+    """Let a worker fail to dial."""
     async with asyncio.TaskGroup() as tasks:
         settings = harness.settings(login=replace(harness.login, connect_timeout=0.2))
         Supervisor(tasks, settings).open(OpenTunnel(spec.agent, 1, spec, FIRST))
@@ -84,38 +84,38 @@ async def fails(harness: WorkerHarness, spec: TunnelSpec) -> None:
     harness.events.clear()
 
 
-async def test_a_stranger_leaves_nothing(sshd: Sshd, harness: WorkerHarness) -> None:
-    """A host key that is not the expected one ends the handshake."""
-    await fails(harness, sshd.spec(forward(), keys=[public(generate())]))
+async def test_a_host_key_mismatch_leaves_nothing(sshd: Sshd, harness: WorkerHarness) -> None:
+    """A handshake that ends with a host key mismatch leaves no object."""
+    await fail_to_dial(harness, sshd.spec(forward(), keys=[public(generate())]))
 
     await until(lambda: held().total() == 0)
 
 
-@pytest.mark.parametrize("said", [b"", b"SSH-2.0-slow\r\n"])
-async def test_an_agent_that_does_not_answer_leaves_nothing(sshd: Sshd, harness: WorkerHarness, said: bytes) -> None:
-    """Hundreds of them are tried again and again."""
+@pytest.mark.parametrize("output", [b"", b"SSH-2.0-slow\r\n"])
+async def test_an_agent_that_does_not_answer_leaves_nothing(sshd: Sshd, harness: WorkerHarness, output: bytes) -> None:
+    """A dial or a scan that times out leaves no object."""
 
     async def stop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(said)
+        writer.write(output)
         await reader.read()
 
     async with running_tcp_server(stop) as endpoint:
-        await fails(harness, sshd.spec(forward(), port=endpoint.port))
+        await fail_to_dial(harness, sshd.spec(forward(), port=endpoint.port))
         with pytest.raises(UnreachableError):
             await scan_host_key(replace(sshd.agent(), port=endpoint.port), 0.2)
 
         await until(lambda: held().total() == 0)
 
 
-async def test_a_look_at_a_host_key_leaves_nothing(sshd: Sshd) -> None:
-    """It is taken before each life of a tunnel where an authority or a label proves the agent."""
+async def test_a_host_key_scan_leaves_nothing(sshd: Sshd) -> None:
+    """A host key scan leaves no object."""
     await scan_host_key(sshd.agent(), 5)
 
     await until(lambda: held().total() == 0)
 
 
-def test_every_exception_behind_an_error_is_unwound() -> None:
-    """What it came from, what it came up in, and the members of a group."""
+def test_the_frames_of_all_causes_are_cleared() -> None:
+    """The frames of an error's cause, its context and the members of a group are cleared."""
 
     class Kept:
         pass

@@ -1,6 +1,6 @@
-"""Resetting a connection that is over here: what comes of it where there is nothing to reset.
+"""Resetting a half-open connection, in the cases without anything to reset.
 
-That a half-open connection is reset is shown with a real sshd in tests/acceptance/test_faults.py.
+tests/acceptance/test_faults.py shows with a real sshd that a half-open connection is reset.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from tests.ssh.ssh_server import free_port, running_tcp_server
 from tunnelmgr.dataplane.half_open import Ends, reset_half_open
 
 
-async def test_where_nothing_is_left_to_reset_the_new_connection_is_reset_at_once() -> None:
-    """Sshd sees a client that goes away before it has said anything."""
+async def test_if_nothing_is_left_to_reset_the_new_connection_is_reset() -> None:
+    """If the agent has no such connection, the new one is established and reset at once."""
     seen: asyncio.Future[bytes | OSError] = asyncio.get_running_loop().create_future()
 
     async def accept(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -25,20 +25,20 @@ async def test_where_nothing_is_left_to_reset_the_new_connection_is_reset_at_onc
         assert isinstance(await asyncio.wait_for(seen, 5), ConnectionResetError)
 
 
-async def test_nobody_there_is_no_error() -> None:
-    """It is an attempt, and the port is asked for again either way."""
+async def test_a_refused_connection_is_no_error() -> None:
+    """If the agent refuses the connection, nothing is raised."""
     await reset_half_open(Ends(("127.0.0.1", free_port()), ("127.0.0.1", free_port())))
     await reset_half_open(Ends(("::1", free_port()), ("::1", free_port())))
 
 
-async def test_a_port_of_ours_that_is_taken_again_is_left_alone() -> None:
-    """Another connection has it by now."""
+async def test_a_local_port_that_is_in_use_is_left_alone() -> None:
+    """If another connection uses our port, nothing is sent and nothing is raised."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         await reset_half_open(Ends(taken.getsockname(), ("127.0.0.1", free_port())))
 
 
-async def test_an_agent_that_answers_nothing_is_not_waited_for() -> None:
-    """The path may be cut again."""
+async def test_an_agent_that_does_not_answer_costs_one_timeout() -> None:
+    """If the agent does not answer, the attempt ends after `RESET_TIMEOUT`."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)

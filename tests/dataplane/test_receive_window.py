@@ -1,4 +1,4 @@
-"""How far an agent's window is open: by what was read, and wider while it is used."""
+"""A channel's receive window: it reopens as data is read, and grows while it is used."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,15 +6,15 @@ from hypothesis import strategies as st
 from tunnelmgr.dataplane.receive_window import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, ReceiveWindow
 
 
-def test_nothing_is_given_before_half_of_it_is_read() -> None:
-    """So that a message a packet is not needed."""
+def test_the_window_reopens_after_half_of_it_was_read() -> None:
+    """No WINDOW_ADJUST is due before half of the window was read."""
     window = ReceiveWindow()
     assert window.read(INITIAL_WINDOW_BYTES // 2 - 1) == 0
     assert window.read(1) > 0
 
 
-def test_it_doubles_while_it_is_used_and_no_further_than_the_most() -> None:
-    """A channel on which nobody reads stays small, one that carries a layer becomes large within a mebibyte."""
+def test_the_window_doubles_up_to_the_maximum() -> None:
+    """The window doubles each time it reopens, up to `MAX_WINDOW_BYTES`."""
     window, sizes = ReceiveWindow(), []
     for _ in range(5):
         window.read(window.size // 2)
@@ -30,8 +30,8 @@ def test_it_doubles_while_it_is_used_and_no_further_than_the_most() -> None:
 
 
 @given(reads=st.lists(st.integers(1, 64 * 1024), max_size=300))
-def test_what_may_be_unread_never_exceeds_its_size(reads: list[int]) -> None:
-    """Whatever an agent sends, and however it is read."""
+def test_unread_bytes_never_exceed_the_window(reads: list[int]) -> None:
+    """However data is sent and read, unread bytes never exceed the window."""
     window, may_send, unread = ReceiveWindow(), INITIAL_WINDOW_BYTES, 0
     for octets in reads:
         sent, may_send = may_send, 0  # an agent that sends all that it may, at once

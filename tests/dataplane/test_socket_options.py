@@ -1,4 +1,4 @@
-"""What a socket to an agent asks of the kernel, and what is said where it gives less."""
+"""Socket options for connections to agents, and the report of what the kernel does not grant."""
 
 import socket
 
@@ -20,7 +20,7 @@ def _far(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_tuned_socket_has_what_the_kernel_grants() -> None:
-    """What is not reported as lacking is set."""
+    """Every option that is not reported as missing is set on a tuned socket."""
     lacking = " ".join(missing_kernel_settings())
 
     with socket.socket() as tuned:
@@ -32,8 +32,8 @@ def test_a_tuned_socket_has_what_the_kernel_grants() -> None:
         assert (congestion_control(tuned) == CONGESTION_CONTROL.encode()) == ("tcp_bbr" not in lacking)
 
 
-def test_a_buffer_that_is_granted_in_part_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be smaller than what the kernel grows by itself, and grow no more."""
+def test_a_buffer_that_is_granted_in_part_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller buffer is not set, because it would stop the kernel's automatic growth."""
     monkeypatch.setattr(socket_options, "_granted_buffer", lambda: 212992)
 
     with socket.socket() as tuned, socket.socket() as other:
@@ -44,8 +44,8 @@ def test_a_buffer_that_is_granted_in_part_is_not_asked_for(monkeypatch: pytest.M
         )
 
 
-def test_a_congestion_control_that_the_kernel_lacks_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The socket keeps the one it has."""
+def test_a_missing_congestion_control_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without BBR the socket keeps its congestion control."""
     monkeypatch.setattr(socket_options, "CONGESTION_CONTROL", "nosuch")
 
     with socket.socket() as tuned:
@@ -56,7 +56,7 @@ def test_a_congestion_control_that_the_kernel_lacks_breaks_nothing(monkeypatch: 
 
 
 def test_a_near_agent_keeps_the_kernels_congestion_control(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it is, if it does not pace."""
+    """On a short path, a congestion control without pacing is not changed."""
     monkeypatch.setattr(socket_options, "_round_trip", lambda _: 100)
 
     with socket.socket() as tuned:
@@ -67,7 +67,7 @@ def test_a_near_agent_keeps_the_kernels_congestion_control(monkeypatch: pytest.M
 
 
 def test_a_near_agent_is_not_paced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pacing is the kernel's default: it costs more there than it gives."""
+    """On a short path, BBR as the kernel's default is replaced, because pacing costs CPU."""
     monkeypatch.setattr(socket_options, "_round_trip", lambda _: 100)
     monkeypatch.setattr(socket_options, "CONGESTION_CONTROL", "cubic")
     monkeypatch.setattr(socket_options, "UNPACED_CONGESTION_CONTROL", "reno")
@@ -80,7 +80,7 @@ def test_a_near_agent_is_not_paced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_round_trip_is_what_the_kernel_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As ss(8) shows it: on loopback more than nothing and less than a second."""
+    """The round trip on loopback is more than nothing and less than a second."""
     monkeypatch.undo()
 
     with (
@@ -92,8 +92,8 @@ def test_the_round_trip_is_what_the_kernel_measured(monkeypatch: pytest.MonkeyPa
         assert socket_options._round_trip(alone) == 0
 
 
-def test_each_shortfall_names_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person can copy it."""
+def test_each_missing_setting_has_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each report contains the complete command to run."""
     monkeypatch.setattr(socket_options, "_granted_buffer", lambda: 212992)
     monkeypatch.setattr(socket_options, "CONGESTION_CONTROL", "nosuch")
 

@@ -1,4 +1,4 @@
-"""Packets under AES-GCM: what we seal, asyncssh's own code opens, and the other way round."""
+"""Packets under AES-GCM: asyncssh's own code opens what is sealed here, and the other way round."""
 
 import os
 import struct
@@ -68,8 +68,8 @@ def filled(batch: Batch, data: bytes) -> None:
         st.sampled_from([1, PACKET_DATA_BYTES - 1, PACKET_DATA_BYTES, PACKET_DATA_BYTES + 1]),
     )
 )
-def test_what_is_sealed_opens_as_the_same_data_in_order(count: int) -> None:
-    """Any number of bytes, in as few packets as they fit into, each under the next nonce."""
+def test_sealed_data_opens_in_order(count: int) -> None:
+    """Any number of bytes makes the fewest possible packets, each with the next nonce."""
     batch, encryption = Batch(), other_end()
     filled(batch, CONTENT[:count])
 
@@ -85,8 +85,8 @@ def test_what_is_sealed_opens_as_the_same_data_in_order(count: int) -> None:
 
 
 @pytest.mark.parametrize("size", [16, 32])
-def test_a_batch_is_used_again_and_again(size: int) -> None:
-    """What was sealed there before leaves no trace in what is sealed next; with either length of key."""
+def test_a_batch_can_be_reused(size: int) -> None:
+    """Earlier content of a batch leaves no trace in what is sealed next, with either key length."""
     key, batch = os.urandom(size), Batch()
     encryption, seal = other_end(key), Seal(AESGCM(key), NONCE)
     for count in (BATCH_PACKETS * PACKET_DATA_BYTES, 5, PACKET_DATA_BYTES + 1, BATCH_PACKETS * PACKET_DATA_BYTES):
@@ -97,12 +97,12 @@ def test_a_batch_is_used_again_and_again(size: int) -> None:
 
 
 def test_the_nonces_counter_wraps_and_leaves_its_fixed_part() -> None:
-    """RFC 5647, section 7.1: the invocation counter has 64 bits, the fixed field stays."""
+    """The 64-bit invocation counter wraps, and the fixed field stays (RFC 5647, section 7.1)."""
     assert nonce_after(b"fix!" + b"\xff" * 8, 2) == b"fix!" + b"\0" * 7 + b"\1"
 
 
-def test_room_is_whole_packets_or_a_part_of_one() -> None:
-    """Never more than asked for."""
+def test_room_is_full_packets_or_a_part_of_one() -> None:
+    """The room never exceeds the limit."""
     batch = Batch()
     assert [len(place) for place in batch.room(10)] == [10]
     assert [len(place) for place in batch.room(PACKET_DATA_BYTES)] == [PACKET_DATA_BYTES]
@@ -110,8 +110,8 @@ def test_room_is_whole_packets_or_a_part_of_one() -> None:
     assert [len(place) for place in batch.room(1 << 40)] == [PACKET_DATA_BYTES] * BATCH_PACKETS
 
 
-def test_filling_takes_what_there_is_room_for() -> None:
-    """In the order of the packets, and no more than a batch."""
+def test_fill_copies_at_most_a_batch() -> None:
+    """`fill` copies data in order, at most as much as a batch holds."""
     batch, encryption = Batch(), other_end()
     assert batch.fill(memoryview(CONTENT + b"more")) == BATCH_PACKETS * PACKET_DATA_BYTES
     assert batch.fill(memoryview(CONTENT[: PACKET_DATA_BYTES + 5])) == PACKET_DATA_BYTES + 5
@@ -149,8 +149,8 @@ def brought(channel: int, data: bytes) -> bytes:
 
 
 @given(payloads=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=8))
-def test_what_asyncssh_seals_opens_packet_by_packet(payloads: list[bytes]) -> None:
-    """Each under the nonce that comes next, and only once the one before is accepted."""
+def test_packets_of_asyncssh_are_opened_in_order(payloads: list[bytes]) -> None:
+    """Each packet opens with the next nonce, and only after the previous one was accepted."""
     wire, opener = memoryview(sealed(other_end(), *payloads)), Opener(SEAL)
     found = []
     while wire:
@@ -167,8 +167,8 @@ def test_what_asyncssh_seals_opens_packet_by_packet(payloads: list[bytes]) -> No
     assert opener.nonce == nonce_after(SEAL.nonce, len(payloads))
 
 
-def test_a_packet_that_was_touched_does_not_open() -> None:
-    """Whichever of its bytes it was: length, content or tag."""
+def test_a_modified_packet_does_not_open() -> None:
+    """A packet with any modified byte in length, content or tag does not open."""
     wire = sealed(other_end(), adjust(1, 2))
     for place in (0, 5, len(wire) - 1):
         touched = bytearray(wire)
@@ -177,7 +177,7 @@ def test_a_packet_that_was_touched_does_not_open() -> None:
 
 
 def test_the_size_of_a_packet_is_known_with_its_length() -> None:
-    """Before that it is 0, which is no packet's size."""
+    """The size of a packet is 0 until its length has arrived."""
     wire = memoryview(sealed(other_end(), adjust(1, 2)))
     assert [whole_packet(wire[:count]) for count in range(4)] == [0, 0, 0, 0]
     assert whole_packet(wire[:4]) == whole_packet(wire) == len(wire)
@@ -188,12 +188,12 @@ def plain(payload: bytes, padding: int) -> bytes:
     return bytes([padding]) + payload + bytes(padding)
 
 
-def test_adjusts_and_data_are_told_apart() -> None:
-    """Each by its message and its exact size."""
-    said = plain(adjust(7, 98304), 6)
+def test_adjusts_and_data_are_distinguished() -> None:
+    """Window adjusts and data are recognised by message number and exact size."""
+    sealed_adjust = plain(adjust(7, 98304), 6)
     came = plain(brought(3, b"data"), 6)
 
-    assert (window_adjust(said), channel_data(said)) == ((7, 98304), None)
+    assert (window_adjust(sealed_adjust), channel_data(sealed_adjust)) == ((7, 98304), None)
     assert (window_adjust(came), channel_data(came)) == (None, (3, b"data"))
     assert channel_data(plain(brought(0xFFFFFFFF, bytes(PACKET_DATA_BYTES)), 6)) == (
         0xFFFFFFFF,
@@ -202,8 +202,8 @@ def test_adjusts_and_data_are_told_apart() -> None:
     assert channel_data(plain(brought(1, b""), 6)) == (1, b"")
 
 
-def test_a_keepalive_is_known_and_its_answer_is_a_failure() -> None:
-    """As OpenSSH's sshd asks on a channel, and as asyncssh would answer."""
+def test_a_keepalive_is_recognised_and_answered_with_a_failure() -> None:
+    """OpenSSH's keepalive request is recognised, and the answer is what asyncssh would send."""
     asked = struct.pack(">BI", 98, 7) + b"\0\0\0\x15keepalive@openssh.com"
     failure = ours.sealed(SEAL, ours.failure(9))
 
@@ -215,8 +215,8 @@ def test_a_keepalive_is_known_and_its_answer_is_a_failure() -> None:
     assert opened(failure, other_end()) == [struct.pack(">BI", 100, 9)]
 
 
-def test_an_adjust_of_ours_is_an_adjust() -> None:
-    """Asyncssh opens it, and so do we."""
+def test_our_window_adjust_is_valid() -> None:
+    """A window adjust sealed here is opened by asyncssh and by `Opener`."""
     wire = ours.sealed(SEAL, ours.adjust(7, 98304))
 
     assert opened(wire, other_end()) == [adjust(7, 98304)]
@@ -230,11 +230,11 @@ def test_an_adjust_of_ours_is_an_adjust() -> None:
         pytest.param(plain(struct.pack(">BI", 2, 0), 10), id="ignore, as long as an adjust"),
         pytest.param(plain(adjust(1, 2) + b"x", 5), id="an adjust with more in it"),
         pytest.param(plain(brought(1, b"data") + b"x", 5), id="data with more behind"),
-        pytest.param(plain(struct.pack(">BII", 94, 1, 9) + b"data", 6), id="less data than told"),
+        pytest.param(plain(struct.pack(">BII", 94, 1, 9) + b"data", 6), id="less data than its length"),
         pytest.param(plain(brought(1, b"data"), 3), id="too little padding"),
         pytest.param(bytes([200]) + brought(1, b"data"), id="more padding than packet"),
     ],
 )
-def test_whatever_is_not_exactly_one_is_neither(odd: bytes) -> None:
-    """It is for asyncssh to see, byte for byte."""
+def test_any_other_content_is_not_recognised(odd: bytes) -> None:
+    """Content that is not exactly an adjust, data or a keepalive is left to asyncssh."""
     assert (window_adjust(odd), channel_data(odd)) == (None, None)

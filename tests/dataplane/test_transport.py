@@ -247,7 +247,7 @@ async def test_a_reset_is_reported_with_its_error() -> None:
             await until(lambda stream=transport._stream, calls=protocol.calls: not stream.silent or len(calls) > 1)
             if write:
                 transport.write(write)
-            await until(lambda heard=protocol.calls: len(heard) > 1)
+            await until(lambda calls=protocol.calls: len(calls) > 1)
             transport.abort()
             transport.write(b"into nothing")
             await loop_iteration()
