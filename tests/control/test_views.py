@@ -17,7 +17,7 @@ from tunnelmgr.control.views import (
 )
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.health import RegistryHealth
-from tunnelmgr.core.tunnel import Bindings, Phase
+from tunnelmgr.core.tunnel import Bindings, Connecting, Phase, Resting, Seeking
 from tunnelmgr.core.world import Record, SourceView, status_of
 from tunnelmgr.gate.traffic import Traffic
 
@@ -114,6 +114,24 @@ def test_an_agent_without_an_address_has_a_null_address() -> None:
     bare = replace(one, agent=replace(one.agent, addresses=()))
 
     assert agent_view(bare, up(), (FORWARD,), None)["address"] is None
+
+
+def test_a_search_is_shown_as_the_status_in_which_it_began() -> None:
+    """A search for evidence changes nothing in the view of an agent."""
+    resting = Resting(Phase.AWAITING_IDENTITY, NOW, 2, 3, "host-key-unknown", "no host key block yet", NOW + 60)
+    one = record("builder-1", trust=None)
+
+    assert agent_view(one, Seeking(resting), (FORWARD,), None) == agent_view(one, resting, (FORWARD,), None)
+
+
+def test_an_agent_that_is_dialled_again_shows_the_last_failure_and_no_probe() -> None:
+    """A new dial keeps the last failure visible, and shows neither a probe nor a time for the next try."""
+    status = Connecting(NOW, 2, up().spec, 1, "unreachable", "cannot reach 192.0.2.7 port 22", "SHA256:ours")
+    view = agent_view(record("builder-1"), status, (FORWARD,), None)
+
+    assert (view["phase"], view["error"], view["failures"]) == ("connecting", "unreachable", 1)
+    assert view["login_key"] == "SHA256:ours"
+    assert view["probe_ms"] is view["probed_at"] is view["retry_at"] is None
 
 
 def test_a_failed_agent_shows_its_error_code_and_message() -> None:

@@ -61,7 +61,7 @@ def restarted(history: History) -> None:
 @pytest.mark.parametrize("method", [Method.AUTHORITY, Method.LABEL, Method.PINNED])
 @pytest.mark.parametrize("restart", [False, True])
 def test_another_key_by_the_same_method_quarantines(history: History, method: Method, restart: bool) -> None:
-    """Also where the first was believed before a restart, so that a restart launders nothing."""
+    """Evidence of another key by the same method quarantines the agent, also after a restart, and names both keys."""
     agent = history.agent()
     believing(history, method)
     proved(history, agent, method)
@@ -86,8 +86,8 @@ def test_another_key_by_the_same_method_quarantines(history: History, method: Me
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_weaker_word_does_not_count_after_a_stronger_one(history: History, restart: bool) -> None:
-    """Nobody spoils the certificate to be believed by a label; it is not even asked for."""
+def test_weaker_evidence_does_not_count_after_stronger_evidence(history: History, restart: bool) -> None:
+    """After a certificate, a label is neither requested nor accepted, so spoiling the certificate gains nothing."""
     agent = history.agent()
     believing(history, Method.AUTHORITY, Method.LABEL)
     proved(history, agent, Method.AUTHORITY)
@@ -107,8 +107,8 @@ def test_a_weaker_word_does_not_count_after_a_stronger_one(history: History, res
     assert "label: is weaker than authority" in history.status(agent).message
 
 
-def test_a_stronger_word_for_the_same_key_takes_the_weaker_ones_place(history: History) -> None:
-    """From then on it is the measure."""
+def test_stronger_evidence_of_the_same_key_replaces_weaker_evidence(history: History) -> None:
+    """Stronger evidence of the same key replaces the weaker evidence, and later evidence is measured by it."""
     agent = history.agent()
     believing(history, Method.LABEL)
     proved(history, agent, Method.LABEL)
@@ -125,7 +125,7 @@ def test_a_stronger_word_for_the_same_key_takes_the_weaker_ones_place(history: H
 
 
 def test_a_release_forgets_the_measure(history: History) -> None:
-    """A person has looked: another key, and a weaker word, may be right."""
+    """After a release, evidence of another key or by a weaker method is accepted."""
     agent = history.agent()
     believing(history, Method.AUTHORITY, Method.LABEL)
     proved(history, agent, Method.AUTHORITY)
@@ -153,7 +153,7 @@ def seeded(history: History, expires: float = 200.0) -> Seed:
 
 
 def test_a_seed_is_for_one_incarnation(history: History) -> None:
-    """A rebuilt server runs what somebody has put there since."""
+    """A seed does not prove a later incarnation of its holder."""
     agent = history.agent()
     seeded(history)
     proved(history, agent, Method.SEEDED)
@@ -167,7 +167,7 @@ def test_a_seed_is_for_one_incarnation(history: History) -> None:
 
 
 def test_a_seed_stays_taken_through_a_restart(history: History) -> None:
-    """Its holder is believed at once, and nobody else ever."""
+    """After a restart, a used seed proves its holder and no other agent."""
     agent, thief = history.agent("a"), history.agent("b")
     seeded(history)
     proved(history, agent, Method.SEEDED)
@@ -180,8 +180,8 @@ def test_a_seed_stays_taken_through_a_restart(history: History) -> None:
     assert history.record(agent).quarantine is None
 
 
-def test_a_seed_that_nobody_took_in_time_is_forgotten(history: History) -> None:
-    """At the next look round; and then it proves nobody."""
+def test_a_seed_that_expired_unused_is_forgotten(history: History) -> None:
+    """A seed that was not used before it expired is forgotten, and then proves no agent."""
     seeded(history, expires=150.0)
     history.receive(RetentionExpired(0.0))
     before = dict(history.world.seeds)
@@ -196,7 +196,7 @@ def test_a_seed_that_nobody_took_in_time_is_forgotten(history: History) -> None:
 
 
 def test_a_seed_is_remembered_as_long_as_its_holder(history: History) -> None:
-    """Also beyond the time in which it had to be taken."""
+    """A used seed is remembered for as long as its holder, beyond its expiry."""
     agent = history.agent()
     seeded(history, expires=150.0)
     proved(history, agent, Method.SEEDED)
@@ -212,7 +212,7 @@ def test_a_seed_is_remembered_as_long_as_its_holder(history: History) -> None:
 
 
 def test_a_release_lets_the_holder_use_its_seed_again(history: History) -> None:
-    """It is the same machine."""
+    """After a release, a seed proves its holder again, because it is the same machine."""
     agent = history.agent()
     seeded(history)
     proved(history, agent, Method.SEEDED)
@@ -233,7 +233,7 @@ def test_a_release_lets_the_holder_use_its_seed_again(history: History) -> None:
 
 
 def test_a_machine_that_is_being_rebuilt_is_left_alone(history: History) -> None:
-    """Its tunnel is revoked, and it is neither searched nor dialled until it runs again."""
+    """The tunnel of a machine that is being rebuilt is revoked, and nothing begins until it runs again."""
     agent = history.agent()
     history.up(agent)
     proved(history, history.agent("other"), Method.CONSOLE, 2)
@@ -253,7 +253,7 @@ def test_a_machine_that_is_being_rebuilt_is_left_alone(history: History) -> None
 
 
 def test_the_key_from_before_a_rebuild_proves_nothing(history: History) -> None:
-    """An answer that was under way meanwhile is about the old machine."""
+    """Evidence that was under way during a rebuild is about the old machine and is dropped."""
     agent = history.agent()
     believing(history, Method.TOFU)
     history.listed(agent)
@@ -268,7 +268,7 @@ def test_the_key_from_before_a_rebuild_proves_nothing(history: History) -> None:
 
 
 def test_rebuilds_are_counted_through_a_restart(history: History) -> None:
-    """Else a server rebuilt while the controller was away would be believed by its old pin."""
+    """A rebuild while the controller was stopped is a new incarnation, which the old pin does not prove."""
     agent = history.agent()
     believing(history, Method.TOFU)
     proved(history, agent, Method.TOFU)
@@ -286,7 +286,7 @@ def test_rebuilds_are_counted_through_a_restart(history: History) -> None:
 
 
 def test_an_event_revokes_the_tunnel_and_a_listing_that_lags_does_not_bring_it_back(history: History) -> None:
-    """Not even through a restart."""
+    """An event that ends an agent revokes its tunnel, and no late listing brings it back, even after a restart."""
     agent = history.agent()
     history.up(agent)
 
@@ -303,8 +303,8 @@ def test_an_event_revokes_the_tunnel_and_a_listing_that_lags_does_not_bring_it_b
     assert history.act() == ()
 
 
-def test_the_same_event_twice_is_one(history: History) -> None:
-    """SQS delivers at least once."""
+def test_a_repeated_event_changes_nothing(history: History) -> None:
+    """An event that is delivered twice, as SQS may do, counts once."""
     agent = history.agent()
     history.listed(agent)
     history.receive(AgentEnded("cloud", agent.id, "over"))
@@ -315,8 +315,8 @@ def test_the_same_event_twice_is_one(history: History) -> None:
     assert history.world is before
 
 
-def test_a_feed_that_is_closed_is_shown_no_more(history: History) -> None:
-    """Its last failure would be shown for ever."""
+def test_a_closed_feed_is_no_longer_shown(history: History) -> None:
+    """A source whose event feed was closed no longer shows the feed's last failure."""
     history.receive(FeedReported("cloud", "the queue is gone"))
 
     history.receive(FeedClosed("cloud"))
@@ -328,8 +328,8 @@ def test_a_feed_that_is_closed_is_shown_no_more(history: History) -> None:
 # --- authorities ---
 
 
-def test_a_change_of_authorities_has_every_certificate_looked_at_again(history: History) -> None:
-    """What was taken back must not stand on a tunnel until that ends by itself."""
+def test_a_change_of_authorities_makes_every_certificate_be_checked_again(history: History) -> None:
+    """If an authority is removed or revokes more, the source's tunnels by certificate are revoked and proved again."""
     agent, pinned = history.agent(), history.agent("pinned", source="file")
     believes = {"cloud": frozenset({"ca"}), "file": frozenset({"ca"})}
     methods = {"cloud": (Method.AUTHORITY,), "file": (Method.PINNED,)}
@@ -359,10 +359,10 @@ def test_a_change_of_authorities_has_every_certificate_looked_at_again(history: 
         {"cloud": frozenset({"ca"}), "file": frozenset({"other"})},
     ],
 )
-def test_an_authority_that_is_added_or_anothers_disturbs_nobody(
+def test_an_added_authority_or_one_of_another_source_affects_no_tunnel(
     history: History, authorities: dict[str, frozenset[str]]
 ) -> None:
-    """No certificate that was good can be bad by it, so no transfer is broken off to see."""
+    """An additional authority, or a change of another source's authorities, ends no tunnel."""
     agent = history.agent()
     believing(history, Method.AUTHORITY, authorities=("ca",))
     proved(history, agent, Method.AUTHORITY)
@@ -376,8 +376,8 @@ def test_an_authority_that_is_added_or_anothers_disturbs_nobody(
 # --- no hot loop ---
 
 
-def test_a_dial_that_always_fails_is_held_back_more_and_more(history: History) -> None:
-    """Though the certificate is asked for before each, and found each time."""
+def test_a_dial_that_always_fails_waits_longer_each_time(history: History) -> None:
+    """Waits between failing dials grow, although a certificate is sought and found before each."""
     agent = history.agent()
     believing(history, Method.AUTHORITY)
     history.listed(agent)
@@ -404,8 +404,8 @@ def test_a_dial_that_always_fails_is_held_back_more_and_more(history: History) -
     assert history.status(agent).failures == 8
 
 
-def test_evidence_of_no_use_is_asked_for_more_and_more_slowly(history: History) -> None:
-    """A method that keeps answering what may not be believed does not keep the loop busy."""
+def test_unacceptable_evidence_is_sought_less_and_less_often(history: History) -> None:
+    """A method that repeatedly returns unacceptable evidence is asked less and less often."""
     agent = history.agent()
     believing(history, Method.AUTHORITY, Method.LABEL)
     proved(history, agent, Method.AUTHORITY)
@@ -425,8 +425,8 @@ def test_evidence_of_no_use_is_asked_for_more_and_more_slowly(history: History) 
     assert waits == sorted(waits) or waits[-1] > waits[0]
 
 
-def test_a_release_lets_a_weaker_word_count_where_nothing_stronger_is_asked_any_more(history: History) -> None:
-    """Whoever changes a source to a weaker method on purpose is not stuck: releasing says that it is meant."""
+def test_a_release_accepts_weaker_evidence_after_a_change_of_methods(history: History) -> None:
+    """An agent whose source now uses a weaker method is held back until a release, and then proved by that method."""
     agent = history.agent()
     history.believed(agent)
     believing(history, Method.TOFU)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_evidence_is_sought_for_an_agent_that_is_new(history: History) -> None:
-    """No evidence, no dial."""
+    """`plan` seeks evidence for a new agent before anything else."""
     agent = history.agent()
     history.listed(agent)
 
@@ -28,7 +28,7 @@ def test_evidence_is_sought_for_an_agent_that_is_new(history: History) -> None:
 
 
 def test_an_agent_with_evidence_is_dialled(history: History) -> None:
-    """The first life has number one."""
+    """`plan` opens a tunnel for an agent with evidence; its first life has number 1."""
     agent = history.agent()
     history.believed(agent)
     spec = desired(history.world)[agent.id]
@@ -38,7 +38,7 @@ def test_an_agent_with_evidence_is_dialled(history: History) -> None:
 
 
 def test_what_is_under_way_is_not_begun_again(history: History) -> None:
-    """Neither a search nor a dial."""
+    """`plan` begins neither a search nor a dial that is already under way."""
     new, believed = history.agent("new"), history.agent("believed")
     history.believed(believed)
     history.listed(new, believed)
@@ -48,7 +48,7 @@ def test_what_is_under_way_is_not_begun_again(history: History) -> None:
 
 
 def test_the_newest_agent_is_served_first(history: History) -> None:
-    """A build is waiting for the one that has just appeared."""
+    """Of new agents, the one that appeared last comes first, because a build waits for it."""
     old, new = history.agent("old"), history.agent("new")
     history.listed(old)
     history.now += 10
@@ -57,8 +57,8 @@ def test_the_newest_agent_is_served_first(history: History) -> None:
     assert history.act() == (SeekEvidence(new), SeekEvidence(old))
 
 
-def test_closings_stand_before_openings(history: History) -> None:
-    """An agent that moved still holds the port there."""
+def test_closings_come_before_openings(history: History) -> None:
+    """Closings come before openings, because an agent that moved still holds the port there."""
     going, coming = history.agent("going"), history.agent("coming")
     history.up(going)
     history.believed(coming, 2)
@@ -71,7 +71,7 @@ def test_closings_stand_before_openings(history: History) -> None:
 
 
 def test_a_tunnel_as_it_should_be_is_left_alone(history: History) -> None:
-    """A poll of a quiet fleet does nothing."""
+    """`plan` does nothing for a tunnel that is as desired."""
     agent = history.agent()
     history.up(agent)
     history.listed(agent)
@@ -94,7 +94,7 @@ def test_a_tunnel_is_closed_when_anything_that_it_is_made_from_has_changed(histo
 
 
 def test_the_tunnel_of_an_agent_that_ended_is_revoked_once(history: History) -> None:
-    """Its address may be a stranger's already; a second word to the worker could cut short its cleaning up."""
+    """The tunnel of an ended agent is revoked, and only once: a second request could interrupt its cleanup."""
     agent = history.agent()
     history.up(agent)
     history.listed(gone=frozenset({agent.id}))
@@ -104,7 +104,7 @@ def test_the_tunnel_of_an_agent_that_ended_is_revoked_once(history: History) -> 
 
 
 def test_the_tunnel_of_a_quarantined_agent_is_revoked(history: History) -> None:
-    """It is not what we took it for."""
+    """The tunnel of an agent that was quarantined is revoked."""
     agent = history.agent()
     history.up(agent)
     history.receive(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
@@ -113,7 +113,7 @@ def test_the_tunnel_of_a_quarantined_agent_is_revoked(history: History) -> None:
 
 
 def test_the_tunnel_of_a_rebuilt_agent_is_revoked(history: History) -> None:
-    """Its key is believed no more."""
+    """The tunnel of an agent that was rebuilt is revoked."""
     agent = history.agent()
     history.up(agent)
     history.listed(replace(agent, incarnation="2"))
@@ -121,8 +121,8 @@ def test_the_tunnel_of_a_rebuilt_agent_is_revoked(history: History) -> None:
     assert history.act() == (CloseTunnel(agent.id, 1, Manner.REVOKE),)
 
 
-def test_a_tunnel_whose_evidence_is_not_accepted_any_more_is_revoked(history: History) -> None:
-    """A stricter file counts at once."""
+def test_a_tunnel_whose_evidence_is_no_longer_accepted_is_revoked(history: History) -> None:
+    """A tunnel is revoked if a new configuration does not accept its evidence."""
     agent = history.agent()
     history.up(agent)
     history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
@@ -130,8 +130,8 @@ def test_a_tunnel_whose_evidence_is_not_accepted_any_more_is_revoked(history: Hi
     assert history.act() == (CloseTunnel(agent.id, 1, Manner.REVOKE),)
 
 
-def test_the_tunnel_of_the_same_machine_is_drained_where_it_should_be_another(history: History) -> None:
-    """Transfers may end; the replacement follows when it has ended."""
+def test_a_tunnel_with_new_forwards_is_drained_and_replaced(history: History) -> None:
+    """A tunnel whose forwards changed is drained, and its replacement opens when it has ended."""
     agent = history.agent()
     history.up(agent)
     history.receive(Reconfigured(replace(history.rules, forwards=())))
@@ -145,8 +145,8 @@ def test_the_tunnel_of_the_same_machine_is_drained_where_it_should_be_another(hi
     )
 
 
-def test_a_drain_turns_into_a_revocation_where_the_agent_ends_meanwhile(history: History) -> None:
-    """Gentleness is for the living."""
+def test_a_drain_becomes_a_revocation_if_the_agent_ends(history: History) -> None:
+    """A draining tunnel is revoked if its agent ends."""
     agent = history.agent()
     history.up(agent)
     history.receive(Reconfigured(replace(history.rules, forwards=())))
@@ -156,8 +156,8 @@ def test_a_drain_turns_into_a_revocation_where_the_agent_ends_meanwhile(history:
     assert history.act() == (CloseTunnel(agent.id, 1, Manner.REVOKE),)
 
 
-def test_a_drain_of_the_controller_closes_gently_and_starts_nothing(history: History) -> None:
-    """Shutdown is one path with all the rest."""
+def test_a_drain_of_the_controller_drains_tunnels_and_starts_nothing(history: History) -> None:
+    """When the controller drains, every tunnel is drained, and nothing begins or is due."""
     standing, new = history.agent("standing"), history.agent("new")
     history.up(standing)
     history.listed(standing, new)
@@ -170,7 +170,7 @@ def test_a_drain_of_the_controller_closes_gently_and_starts_nothing(history: His
 
 
 def test_the_next_try_waits_for_its_time(history: History) -> None:
-    """And the loop knows when that is."""
+    """`plan` begins the next try when its time has come, which `next_due` returns."""
     agent = history.agent()
     history.dialling(agent)
     history.ended(agent, Pace.SLOW)
@@ -181,8 +181,8 @@ def test_the_next_try_waits_for_its_time(history: History) -> None:
     assert len(plan(history.world, due)) == 1
 
 
-def test_a_try_that_an_operator_asked_for_waits_for_nothing(history: History) -> None:
-    """It is in the next plan, so the loop need not be woken for it."""
+def test_a_requested_retry_is_in_the_next_plan(history: History) -> None:
+    """A retry that an operator requested is in the next plan."""
     agent = history.agent()
     history.dialling(agent)
     history.ended(agent, Pace.SLOW)
@@ -194,7 +194,7 @@ def test_a_try_that_an_operator_asked_for_waits_for_nothing(history: History) ->
 
 
 def test_the_loop_is_not_woken_for_an_agent_that_cannot_be_dialled(history: History) -> None:
-    """It would find nothing to do, again and again."""
+    """`next_due` ignores an agent without an address, for which `plan` has nothing to do."""
     agent = history.agent()
     history.dialling(agent)
     history.ended(agent)
@@ -206,7 +206,7 @@ def test_the_loop_is_not_woken_for_an_agent_that_cannot_be_dialled(history: Hist
 
 
 def test_the_earliest_of_several_times_wakes_the_loop(history: History) -> None:
-    """Searches and dials alike."""
+    """`next_due` returns the earliest time of all searches and dials."""
     dialled, waiting = history.agent("dialled"), history.agent("waiting")
     history.dialling(dialled)
     history.ended(dialled)
@@ -217,8 +217,8 @@ def test_the_earliest_of_several_times_wakes_the_loop(history: History) -> None:
     assert next_due(history.world) == min(at for at in times if at is not None)
 
 
-def test_a_search_keeps_count_of_those_before(history: History) -> None:
-    """The schedule grows while evidence is lacking."""
+def test_a_search_keeps_the_count_of_earlier_failures(history: History) -> None:
+    """A new search keeps the number of failed searches, on which the schedule depends."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -229,8 +229,8 @@ def test_a_search_keeps_count_of_those_before(history: History) -> None:
     assert history.status(agent).failures == 1
 
 
-def test_a_plan_needs_no_status_to_begin_from(history: History) -> None:
-    """A world that holds records only is served as well."""
+def test_a_plan_needs_no_statuses(history: History) -> None:
+    """`plan` and `begin` work on a world that has records but no statuses."""
     new, believed = history.agent("new"), history.agent("believed")
     history.believed(believed)
     history.listed(new, believed)

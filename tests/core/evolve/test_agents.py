@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def test_a_listed_agent_awaits_its_identity(history: History) -> None:
-    """Nothing is dialled before there is evidence."""
+    """A newly listed agent awaits its identity: nothing is dialled before there is evidence."""
     agent = history.agent()
 
     history.listed(agent)
@@ -35,7 +35,7 @@ def test_a_listed_agent_awaits_its_identity(history: History) -> None:
 
 
 def test_an_agent_that_is_listed_again_unchanged_changes_nothing(history: History) -> None:
-    """A poll of a quiet fleet writes nothing."""
+    """A snapshot that lists the same agents again leaves every record unchanged."""
     history.listed(history.agent())
     before = history.world.records
 
@@ -44,8 +44,8 @@ def test_an_agent_that_is_listed_again_unchanged_changes_nothing(history: Histor
     assert history.world.records == before
 
 
-def test_an_agent_leaves_at_once_when_its_source_says_that_it_has_ended(history: History) -> None:
-    """Terminated means terminated."""
+def test_an_agent_leaves_at_once_when_its_source_reports_its_end(history: History) -> None:
+    """An agent that its source reports as ended leaves with that snapshot, and so does its status."""
     agent = history.agent()
     history.listed(agent)
 
@@ -56,7 +56,7 @@ def test_an_agent_leaves_at_once_when_its_source_says_that_it_has_ended(history:
 
 
 def test_one_listing_that_lacks_an_agent_is_not_its_end(history: History) -> None:
-    """Clouds forget for a moment."""
+    """A single listing that lacks an agent does not remove it, because clouds omit machines now and then."""
     agent = history.agent()
     history.listed(agent)
 
@@ -66,7 +66,7 @@ def test_one_listing_that_lacks_an_agent_is_not_its_end(history: History) -> Non
 
 
 def test_two_complete_listings_in_a_row_that_lack_an_agent_are_its_end(history: History) -> None:
-    """One of many that is gone without a word goes too."""
+    """One agent of many leaves when two complete listings in a row lack it."""
     agent, others = history.agent(), [history.agent(f"other-{number}") for number in range(20)]
     history.listed(agent, *others)
 
@@ -78,8 +78,8 @@ def test_two_complete_listings_in_a_row_that_lack_an_agent_are_its_end(history: 
     assert not history.record(agent).present
 
 
-def test_a_listing_that_has_the_agent_starts_the_count_anew(history: History) -> None:
-    """Lacked, listed, lacked is not twice in a row."""
+def test_a_listing_that_has_the_agent_resets_the_count(history: History) -> None:
+    """Listings that lack the agent count only if no listing between them has it."""
     agent = history.agent()
     history.listed(agent)
 
@@ -90,8 +90,8 @@ def test_a_listing_that_has_the_agent_starts_the_count_anew(history: History) ->
     assert history.record(agent).present
 
 
-def test_half_an_answer_takes_nobody_away(history: History) -> None:
-    """While something could not be asked, absence means nothing."""
+def test_an_answer_in_part_removes_no_agent(history: History) -> None:
+    """While a source reports failures, absence from its listing removes no agent and is not counted."""
     agent = history.agent()
     history.listed(agent)
 
@@ -102,8 +102,8 @@ def test_half_an_answer_takes_nobody_away(history: History) -> None:
     assert not history.record(agent).missed
 
 
-def test_where_the_list_is_the_truth_one_absence_is_enough(history: History) -> None:
-    """A file does not forget for a moment."""
+def test_one_absence_is_enough_if_the_list_is_authoritative(history: History) -> None:
+    """An agent that an authoritative list, such as a file, lacks once leaves at once."""
     agent = history.agent(source="file")
     history.listed(agent, source="file")
 
@@ -112,8 +112,8 @@ def test_where_the_list_is_the_truth_one_absence_is_enough(history: History) -> 
     assert not history.record(agent).present
 
 
-def test_a_source_takes_only_its_own_agents_away(history: History) -> None:
-    """What another source lists is none of its business."""
+def test_a_source_removes_only_its_own_agents(history: History) -> None:
+    """A source cannot remove an agent of another source, even if it reports its end."""
     agent = history.agent()
     history.listed(agent)
 
@@ -123,7 +123,7 @@ def test_a_source_takes_only_its_own_agents_away(history: History) -> None:
 
 
 def test_the_source_that_had_an_agent_first_keeps_it(history: History) -> None:
-    """Two sources that list one machine do not tear at it."""
+    """If two sources list one machine, the agent stays with the first."""
     agent = history.agent()
     history.listed(agent)
 
@@ -133,7 +133,7 @@ def test_the_source_that_had_an_agent_first_keeps_it(history: History) -> None:
 
 
 def test_an_agent_that_comes_back_is_believed_as_before(history: History) -> None:
-    """Its pin belongs to its incarnation, which is the same."""
+    """An agent that returns in the same incarnation keeps its evidence."""
     agent = history.agent()
     history.up(agent)
     history.listed(gone=frozenset({agent.id}))
@@ -147,10 +147,10 @@ def test_an_agent_that_comes_back_is_believed_as_before(history: History) -> Non
     assert history.steps(agent)[-1] == "seen"
 
 
-def test_an_agent_that_comes_back_with_a_key_that_another_has_meanwhile_is_quarantined_with_it(
+def test_an_agent_that_returns_with_a_key_that_another_has_since_claimed_is_quarantined_with_it(
     history: History,
 ) -> None:
-    """One key on two live agents, however it came about."""
+    """Two present agents with equal claims to one key are both quarantined, also if one of them was away."""
     first, second = history.agent("first"), history.agent("second")
     history.believed(first)
     history.listed(gone=frozenset({first.id}))
@@ -163,8 +163,8 @@ def test_an_agent_that_comes_back_with_a_key_that_another_has_meanwhile_is_quara
     assert history.status(first).error == "host-key-shared"
 
 
-def test_a_rebuilt_agent_has_to_prove_itself_anew(history: History) -> None:
-    """The same id, another machine."""
+def test_a_rebuilt_agent_has_to_prove_itself_again(history: History) -> None:
+    """A new incarnation under the same id loses its evidence and awaits its identity."""
     agent = history.agent()
     history.believed(agent)
 
@@ -178,7 +178,7 @@ def test_a_rebuilt_agent_has_to_prove_itself_anew(history: History) -> None:
 
 @pytest.mark.parametrize("facts", [{"addresses": ("10.0.0.9",)}, {"port": 2222}])
 def test_an_agent_that_moved_keeps_its_evidence(history: History, facts: dict[str, object]) -> None:
-    """No address says who an agent is."""
+    """An agent with another address or port keeps its evidence, and its tunnel's spec follows."""
     agent = history.agent()
     history.believed(agent)
 
@@ -191,7 +191,7 @@ def test_an_agent_that_moved_keeps_its_evidence(history: History, facts: dict[st
 
 
 def test_an_agent_without_an_address_has_nothing_to_dial(history: History) -> None:
-    """Evidence alone makes no tunnel."""
+    """An agent with evidence but without an address should have no tunnel."""
     agent = history.agent(addresses=())
 
     history.believed(agent)
@@ -200,8 +200,8 @@ def test_an_agent_without_an_address_has_nothing_to_dial(history: History) -> No
     assert history.spec(agent) is None
 
 
-def test_a_change_of_group_that_asks_for_more_drops_weaker_evidence(history: History) -> None:
-    """The minimum is the group's, and it is the new group's from now on."""
+def test_a_change_to_a_group_with_a_higher_minimum_drops_weaker_evidence(history: History) -> None:
+    """An agent that changes to a group with a higher minimum loses evidence that is weaker than it."""
     agent = history.agent()
     history.receive(Reconfigured(replace(history.rules, minimum={"strict": Method.AUTHORITY})))
     history.believed(agent)
@@ -211,8 +211,8 @@ def test_a_change_of_group_that_asks_for_more_drops_weaker_evidence(history: His
     assert history.record(agent).trust is None
 
 
-def test_a_source_that_answers_in_part_is_not_well(history: History) -> None:
-    """Status shows what was lacking, and when all was well last."""
+def test_a_source_that_answers_in_part_is_not_ok(history: History) -> None:
+    """A source that answered in part shows what was missing, and the time of its last complete answer."""
     history.listed()
     history.now += 10
 
@@ -224,7 +224,7 @@ def test_a_source_that_answers_in_part_is_not_well(history: History) -> None:
 
 
 def test_a_source_that_fails_keeps_its_agents_and_its_last_success(history: History) -> None:
-    """The last snapshot stays in force."""
+    """A source that fails keeps its agents, and shows the error and the time of its last success."""
     agent = history.agent()
     history.listed(agent)
     history.now += 10
@@ -236,8 +236,8 @@ def test_a_source_that_fails_keeps_its_agents_and_its_last_success(history: Hist
     assert history.record(agent).present
 
 
-def test_a_source_that_recovers_is_well_again(history: History) -> None:
-    """One whole answer is enough."""
+def test_a_source_that_recovers_is_ok_again(history: History) -> None:
+    """One complete answer clears a source's error."""
     history.receive(DiscoveryFailed("cloud", "throttled"))
 
     history.listed()
@@ -246,8 +246,8 @@ def test_a_source_that_recovers_is_well_again(history: History) -> None:
     assert history.world.sources["cloud"].error is None
 
 
-def test_a_source_that_is_not_configured_tells_nothing(history: History) -> None:
-    """Its answer to a question from before a reload would bring agents that nobody takes away again."""
+def test_answers_of_a_source_that_is_not_configured_are_ignored(history: History) -> None:
+    """A late answer of a source that a reload removed adds no agents, because nothing would remove them again."""
     before = history.world
 
     history.listed(history.agent(source="old"), source="old")
@@ -259,8 +259,8 @@ def test_a_source_that_is_not_configured_tells_nothing(history: History) -> None
 # --- events of a source ---
 
 
-def test_an_agent_whose_end_an_event_told_is_gone_at_once(history: History) -> None:
-    """Before any poll."""
+def test_an_agent_whose_end_an_event_reports_leaves_at_once(history: History) -> None:
+    """An event of the source's feed ends an agent before any poll, and its reason is in the history."""
     agent = history.agent()
     history.listed(agent)
 
@@ -270,8 +270,8 @@ def test_an_agent_whose_end_an_event_told_is_gone_at_once(history: History) -> N
     assert history.record(agent).history[-1].detail == "EC2 says terminated"
 
 
-def test_a_listing_that_lags_behind_does_not_bring_it_back(history: History) -> None:
-    """In the same incarnation, whatever it says."""
+def test_a_listing_that_lags_behind_does_not_bring_an_ended_agent_back(history: History) -> None:
+    """A listing that still has an agent whose end an event reported does not bring that incarnation back."""
     agent = history.agent()
     history.listed(agent)
     history.receive(AgentEnded("cloud", agent.id, "EC2 says terminated"))
@@ -281,8 +281,8 @@ def test_a_listing_that_lags_behind_does_not_bring_it_back(history: History) -> 
     assert not history.record(agent).present
 
 
-def test_a_new_incarnation_does_come_back(history: History) -> None:
-    """It is another machine."""
+def test_a_new_incarnation_of_an_ended_agent_does_come_back(history: History) -> None:
+    """A new incarnation under the id of an agent whose end an event reported is present."""
     agent = history.agent()
     history.listed(agent)
     history.receive(AgentEnded("cloud", agent.id, "EC2 says terminated"))
@@ -292,8 +292,8 @@ def test_a_new_incarnation_does_come_back(history: History) -> None:
     assert history.record(agent).present
 
 
-def test_an_event_about_a_stranger_or_from_a_stranger_changes_nothing(history: History) -> None:
-    """Events are late, doubled, and about foreign instances."""
+def test_events_about_unknown_agents_or_of_other_sources_change_nothing(history: History) -> None:
+    """Events about unknown agents, about agents of other sources, and of unknown sources change nothing."""
     agent = history.agent()
     history.listed(agent)
     before = history.world
@@ -307,8 +307,8 @@ def test_an_event_about_a_stranger_or_from_a_stranger_changes_nothing(history: H
     assert history.world is before
 
 
-def test_how_a_feed_does_is_shown_and_outlives_a_poll(history: History) -> None:
-    """A poll says nothing about it."""
+def test_a_feeds_health_is_shown_and_outlives_a_poll(history: History) -> None:
+    """The health of an event feed stays as reported when a poll succeeds."""
     history.receive(FeedReported("cloud", "queue is gone"))
 
     history.listed()
@@ -319,8 +319,8 @@ def test_how_a_feed_does_is_shown_and_outlives_a_poll(history: History) -> None:
     )
 
 
-def test_an_agent_that_is_being_rebuilt_is_another_one_from_then_on(history: History) -> None:
-    """Though its id and creation time are the same; and so for each rebuild."""
+def test_each_rebuild_under_the_same_id_is_a_new_incarnation(history: History) -> None:
+    """Each rebuild counts as a new incarnation, even if the id and the creation time stay the same."""
     agent = history.agent()
     history.believed(agent)
 
@@ -337,7 +337,7 @@ def test_an_agent_that_is_being_rebuilt_is_another_one_from_then_on(history: His
 
 
 def test_agents_of_a_source_that_is_removed_leave(history: History) -> None:
-    """Nobody would notice their end any more."""
+    """Agents of a source that is no longer configured leave, because nothing would notice their end."""
     agent = history.agent()
     history.listed(agent)
 
@@ -349,7 +349,7 @@ def test_agents_of_a_source_that_is_removed_leave(history: History) -> None:
 
 
 def test_evidence_that_the_rules_no_longer_accept_is_dropped(history: History) -> None:
-    """The file decides, for those that are up too."""
+    """Evidence by a method that a new configuration does not accept is dropped, and its key is free."""
     agent = history.agent()
     history.believed(agent)
 
@@ -360,8 +360,8 @@ def test_evidence_that_the_rules_no_longer_accept_is_dropped(history: History) -
     assert history.world.key_holders == {}
 
 
-def test_a_changed_forward_changes_what_every_tunnel_should_be(history: History) -> None:
-    """The plan sees the difference."""
+def test_a_changed_forward_changes_the_spec_of_every_tunnel(history: History) -> None:
+    """New forwards in the configuration are in the spec of every desired tunnel."""
     agent = history.agent()
     history.believed(agent)
 

@@ -43,7 +43,7 @@ def code(history: History, agent: Agent) -> str | None:
 
 
 def test_a_claim_harms_no_agent_that_was_dialled_with_the_key(history: History) -> None:
-    """A console block that lists the keys of a whole fleet quarantines its own machine only."""
+    """Evidence that names the keys of a whole fleet quarantines only its own machine."""
     fleet = [history.agent(f"honest-{number}") for number in range(10, 13)]
     for number, agent in enumerate(fleet, start=10):
         history.up(agent, number)
@@ -60,8 +60,8 @@ def test_a_claim_harms_no_agent_that_was_dialled_with_the_key(history: History) 
     assert "has shown it" in mark.message
 
 
-def test_possession_protects_the_other_keys_of_the_same_evidence_by_not_needing_them(history: History) -> None:
-    """An agent that was dialled with one of its keys is not touched by a claim to the others."""
+def test_a_claim_to_a_key_that_an_agent_has_not_shown_does_not_affect_it(history: History) -> None:
+    """An agent that was dialled with one of its keys is not affected by claims to its other keys."""
     honest, forger = history.agent("honest"), history.agent("forger")
     claims(history, honest, OWN, OTHER)
     history.act()
@@ -74,7 +74,7 @@ def test_possession_protects_the_other_keys_of_the_same_evidence_by_not_needing_
 
 
 def test_possession_outlives_a_restart(history: History) -> None:
-    """A forger that comes first after a restart harms nobody either."""
+    """After a restart, a claimant that appears first does not affect the agent that has shown the key."""
     honest, forger = history.agent("honest"), history.agent("forger")
     history.up(honest, OWN)
     history.world = restored(StoredState(history.world.records), history.now)
@@ -85,8 +85,8 @@ def test_possession_outlives_a_restart(history: History) -> None:
     assert (code(history, honest), code(history, forger)) == (None, "host-key-shared")
 
 
-def test_possession_holds_while_the_evidence_is_asked_for_again(history: History) -> None:
-    """Between two lives of a tunnel a certificate's key is as little for others to claim."""
+def test_possession_holds_while_evidence_is_sought_again(history: History) -> None:
+    """Between two lives of a tunnel, no other agent can claim the key of a certificate."""
     history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY, Method.CONSOLE)})))
     honest, forger = history.agent("honest"), history.agent("forger")
     claims(history, honest, OWN, method=Method.AUTHORITY)
@@ -101,7 +101,7 @@ def test_possession_holds_while_the_evidence_is_asked_for_again(history: History
 
 
 def test_possession_ends_when_the_agent_leaves(history: History) -> None:
-    """An agent that comes back with a key that another has shown meanwhile is the one that is refused."""
+    """An agent that returns with a key that another has shown in the meantime is refused."""
     first, second = history.agent("first"), history.agent("second")
     history.up(first, OWN)
     history.listed(gone=frozenset({first.id}))
@@ -114,8 +114,8 @@ def test_possession_ends_when_the_agent_leaves(history: History) -> None:
     assert (code(history, first), code(history, second)) == ("host-key-shared", None)
 
 
-def test_a_worker_of_an_earlier_incarnation_proves_nothing_of_the_machine_that_is_there_now(history: History) -> None:
-    """Its report may come after the rebuild."""
+def test_a_worker_of_an_earlier_incarnation_proves_nothing_about_the_present_one(history: History) -> None:
+    """A handshake with the machine before a rebuild gives the rebuilt agent no possession of the key."""
     agent = history.agent()
     history.dialling(agent, OWN)
     history.listed(replace(agent, incarnation="2"))
@@ -126,7 +126,7 @@ def test_a_worker_of_an_earlier_incarnation_proves_nothing_of_the_machine_that_i
 
 
 def test_stronger_evidence_quarantines_only_the_weaker_claimant(history: History) -> None:
-    """Whichever of the two came first."""
+    """Of two claimants the one with weaker evidence is quarantined, whichever came first."""
     for number, (first, second) in enumerate([(Method.TOFU, Method.CONSOLE), (Method.CONSOLE, Method.TOFU)], start=10):
         early, late = history.agent(f"early-{number}"), history.agent(f"late-{number}")
 
@@ -141,8 +141,8 @@ def test_stronger_evidence_quarantines_only_the_weaker_claimant(history: History
         assert "has stronger evidence for it" in mark.message
 
 
-def test_an_agent_is_refused_that_shows_a_key_which_another_has_shown(history: History) -> None:
-    """Two machines with one private key: the first that was dialled goes on."""
+def test_an_agent_that_shows_a_key_that_another_has_shown_is_refused(history: History) -> None:
+    """Of two machines with one private key, the one that was dialled first keeps its tunnel."""
     first, second = history.agent("first"), history.agent("second")
     claims(history, first, OWN, OTHER)
     claims(history, second, VICTIMS)
@@ -164,8 +164,8 @@ def test_an_agent_is_refused_that_shows_a_key_which_another_has_shown(history: H
 # --- a forger that came first ---
 
 
-def test_a_forger_that_is_up_with_its_own_key_gives_up_what_it_has_not_shown(history: History) -> None:
-    """The agent whose key it had named comes up all the same, and neither harms the other."""
+def test_a_forger_that_is_up_with_its_own_key_loses_the_keys_that_it_has_not_shown(history: History) -> None:
+    """An agent whose key was named by a forger that is up comes up too, and neither affects the other."""
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, forger, OWN, VICTIMS)
     history.act()
@@ -177,7 +177,7 @@ def test_a_forger_that_is_up_with_its_own_key_gives_up_what_it_has_not_shown(his
 
 
 def test_a_forger_that_was_refused_claims_nothing_any_more(history: History) -> None:
-    """It was dialled, showed another key than it had named, and blocks nobody from then on."""
+    """A forger that showed another key than its evidence named blocks no other agent."""
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, forger, VICTIMS)
     history.act()
@@ -191,8 +191,8 @@ def test_a_forger_that_was_refused_claims_nothing_any_more(history: History) -> 
 # --- disputes ---
 
 
-def test_equal_claims_without_possession_quarantine_both_and_have_both_examined(history: History) -> None:
-    """The tunnel that is being dialled is closed first; each agent is asked for the disputed key alone."""
+def test_equal_claims_without_possession_quarantine_both_and_cause_examinations(history: History) -> None:
+    """Equal claims close a tunnel that is being dialled, and each agent is asked to show the disputed key."""
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, forger, VICTIMS, OWN)
     history.act()
@@ -214,8 +214,8 @@ def test_equal_claims_without_possession_quarantine_both_and_have_both_examined(
         assert fingerprint(history.key(VICTIMS)) in mark.message
 
 
-def test_the_one_that_alone_shows_the_key_goes_on(history: History) -> None:
-    """The other showed another key, or could not be reached; it stays in quarantine, for a person to look at."""
+def test_the_only_agent_that_shows_the_key_is_released(history: History) -> None:
+    """An agent that alone shows the disputed key is released and dialled; the other stays in quarantine."""
     for number, answer in enumerate((OWN, None), start=20):
         forger, honest = history.agent(f"forger-{number}"), history.agent(f"honest-{number}")
         claims(history, forger, number)
@@ -234,7 +234,7 @@ def test_the_one_that_alone_shows_the_key_goes_on(history: History) -> None:
 
 
 def test_twins_that_both_show_the_key_stay_in_quarantine(history: History) -> None:
-    """They cannot be told apart; an image with host keys in it does this. A third that only claims the key too goes."""
+    """Agents that both show the disputed key stay in quarantine, as does a third that only claims it."""
     one, other, third = history.agent("one"), history.agent("other"), history.agent("third")
     for agent in (one, other, third):
         claims(history, agent, OWN)
@@ -252,8 +252,8 @@ def test_twins_that_both_show_the_key_stay_in_quarantine(history: History) -> No
     assert next_due(history.world) is None
 
 
-def test_where_nobody_shows_the_key_all_are_asked_again_later(history: History) -> None:
-    """The honest one may be booting still; what it said is told once."""
+def test_if_no_agent_shows_the_key_all_are_asked_again_later(history: History) -> None:
+    """If no agent shows the disputed key, all are asked again later, and a repeated answer is in the history once."""
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, forger, OWN)
     claims(history, honest, OWN)
@@ -273,7 +273,7 @@ def test_where_nobody_shows_the_key_all_are_asked_again_later(history: History) 
 
 
 def test_a_dial_that_was_under_way_when_the_dispute_began_counts_as_an_answer(history: History) -> None:
-    """Its handshake shows as much as an examination."""
+    """A handshake of a dial that was under way when the dispute began counts as an answer."""
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, honest, OWN)
     history.act()
@@ -286,8 +286,21 @@ def test_a_dial_that_was_under_way_when_the_dispute_began_counts_as_an_answer(hi
     assert (code(history, honest), code(history, forger)) == (None, "host-key-shared")
 
 
+def test_agents_that_return_together_with_equal_claims_are_in_dispute(history: History) -> None:
+    """Two agents that return in one snapshot with evidence of one key are both quarantined."""
+    one, other = history.agent("one"), history.agent("other")
+    claims(history, one, OWN)
+    history.listed(gone=frozenset({one.id}))
+    claims(history, other, OWN)
+    history.listed(gone=frozenset({other.id}))
+
+    history.listed(one, other)
+
+    assert [code(history, agent) for agent in (one, other)] == ["host-key-shared", "host-key-shared"]
+
+
 def test_a_dispute_ends_when_an_agent_with_stronger_evidence_comes(history: History) -> None:
-    """Those in dispute are refused, and asked for nothing more."""
+    """Agents in dispute are refused, and asked nothing more, when an agent with stronger evidence appears."""
     one, other, stronger = history.agent("one"), history.agent("other"), history.agent("stronger")
     claims(history, one, OWN, method=Method.TOFU)
     claims(history, other, OWN, method=Method.TOFU)
@@ -299,7 +312,7 @@ def test_a_dispute_ends_when_an_agent_with_stronger_evidence_comes(history: Hist
 
 
 def test_a_forger_in_dispute_over_two_keys_loses_both_at_the_first(history: History) -> None:
-    """The second of its victims goes on when it has shown its own key."""
+    """A forger that loses one dispute loses its other disputes too, so that both of its victims come up."""
     forger, first, second = history.agent("forger"), history.agent("first"), history.agent("second")
     claims(history, forger, 11, 12)
     claims(history, first, 11)
@@ -313,8 +326,8 @@ def test_a_forger_in_dispute_over_two_keys_loses_both_at_the_first(history: Hist
     assert [code(history, agent) for agent in (forger, first, second)] == ["host-key-shared", None, None]
 
 
-def test_a_forger_that_is_refused_for_one_key_blocks_nobody_over_another(history: History) -> None:
-    """What it named besides is free at once, and no dispute begins over it."""
+def test_a_forger_that_is_refused_for_one_key_blocks_no_agent_by_another(history: History) -> None:
+    """The other keys of a refused agent are free at once, and cause no dispute."""
     strong, forger, honest = history.agent("strong"), history.agent("forger"), history.agent("honest")
     claims(history, honest, 12, method=Method.TOFU)
     claims(history, strong, 11)
@@ -325,7 +338,7 @@ def test_a_forger_that_is_refused_for_one_key_blocks_nobody_over_another(history
 
 
 def test_a_dispute_ends_when_the_others_leave(history: History) -> None:
-    """The one that is left goes on as soon as it shows the key."""
+    """The last agent of a dispute is released as soon as it has shown the key."""
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, forger, OWN)
     claims(history, honest, OWN)
@@ -339,7 +352,7 @@ def test_a_dispute_ends_when_the_others_leave(history: History) -> None:
 
 
 def test_a_rebuilt_machine_disputes_nothing(history: History) -> None:
-    """What its quarantine was about is gone with the machine; the quarantine stays."""
+    """A rebuild ends an agent's part in a dispute but not its quarantine."""
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, forger, OWN)
     claims(history, honest, OWN)
@@ -351,8 +364,8 @@ def test_a_rebuilt_machine_disputes_nothing(history: History) -> None:
     assert mark.disputed == ()
 
 
-def test_the_answer_of_an_examination_that_nobody_waits_for_changes_no_claim(history: History) -> None:
-    """The agent was released, rebuilt or forgotten meanwhile, or was never asked."""
+def test_an_answer_that_no_examination_expects_changes_no_claim(history: History) -> None:
+    """A key shown by an agent that was released, rebuilt or never asked changes no claim."""
     forger, honest = history.agent("forger"), history.agent("honest")
     shows(history, forger, OWN)
     claims(history, forger, OWN)
@@ -369,7 +382,7 @@ def test_the_answer_of_an_examination_that_nobody_waits_for_changes_no_claim(his
 
 
 def test_a_released_agent_has_to_show_its_key_again(history: History) -> None:
-    """What led into the quarantine is forgotten with it."""
+    """A release ends the possession of a key."""
     agent = history.agent()
     history.up(agent, OWN)
     history.receive(TunnelEnded(agent.id, 1, history.failure()))
@@ -380,7 +393,7 @@ def test_a_released_agent_has_to_show_its_key_again(history: History) -> None:
 
 
 def test_a_dispute_goes_on_after_a_restart(history: History) -> None:
-    """Who has to be asked is written down with the quarantine."""
+    """After a restart, the agents of a dispute are examined again, and the one that shows the key is released."""
     forger, honest = history.agent("forger"), history.agent("honest")
     claims(history, forger, OWN)
     claims(history, honest, OWN)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def test_evidence_makes_an_agent_ready_to_be_dialled(history: History) -> None:
-    """It is told with its fingerprint."""
+    """An agent with evidence should have a tunnel, and its history has the key's fingerprint."""
     agent = history.agent()
 
     history.believed(agent)
@@ -38,7 +38,7 @@ def test_evidence_makes_an_agent_ready_to_be_dialled(history: History) -> None:
 
 
 def test_evidence_for_an_earlier_incarnation_is_not_believed(history: History) -> None:
-    """The machine was rebuilt while it was searched for; it is searched for anew."""
+    """Evidence for a machine that was rebuilt during the search is dropped, and the search begins again."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -50,8 +50,8 @@ def test_evidence_for_an_earlier_incarnation_is_not_believed(history: History) -
     assert not isinstance(history.status(agent), Seeking)
 
 
-def test_evidence_that_the_rules_do_not_accept_is_as_good_as_none(history: History) -> None:
-    """It is not asked for again at once, which would bring the same."""
+def test_evidence_that_the_rules_do_not_accept_counts_as_missing(history: History) -> None:
+    """Evidence that the rules do not accept is dropped, and the next search waits."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -64,7 +64,7 @@ def test_evidence_that_the_rules_do_not_accept_is_as_good_as_none(history: Histo
 
 
 def test_evidence_once_found_stays(history: History) -> None:
-    """A second word on the same incarnation cannot put another key in the place of the first."""
+    """Further evidence for the same incarnation cannot replace the key that was found first."""
     agent = history.agent()
     history.believed(agent)
 
@@ -75,7 +75,7 @@ def test_evidence_once_found_stays(history: History) -> None:
 
 
 def test_evidence_for_an_agent_that_has_left_is_not_kept(history: History) -> None:
-    """Its search is over, and so is its status."""
+    """Evidence for an agent that has left is dropped, and the end of the search removes its status."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -87,8 +87,8 @@ def test_evidence_for_an_agent_that_has_left_is_not_kept(history: History) -> No
     assert agent.id not in history.world.tunnels
 
 
-def test_a_key_that_another_live_agent_has_quarantines_both(history: History) -> None:
-    """Neither can be told from the other; the message names both and what to do."""
+def test_equal_claims_to_one_key_quarantine_both_agents(history: History) -> None:
+    """Two agents with equally strong evidence of one key are quarantined; each message names both and the command."""
     first, second = history.agent("first"), history.agent("second")
     history.believed(first)
 
@@ -102,8 +102,8 @@ def test_a_key_that_another_live_agent_has_quarantines_both(history: History) ->
         assert "tunnelmgr release" in mark.message
 
 
-def test_an_address_used_again_by_another_machine_is_simply_another_agent(history: History) -> None:
-    """No quarantine, no mix-up."""
+def test_an_address_that_is_used_again_by_another_machine_is_another_agent(history: History) -> None:
+    """Two agents with the same address but different keys do not affect each other."""
     old, new = history.agent("old"), history.agent("new")
     history.up(old)
 
@@ -113,8 +113,8 @@ def test_an_address_used_again_by_another_machine_is_simply_another_agent(histor
     assert history.record(old).quarantine is None
 
 
-def test_missing_evidence_is_told_with_its_reason_and_waited_for(history: History) -> None:
-    """`list` says for what, and since when."""
+def test_missing_evidence_is_shown_with_its_reason_and_sought_again(history: History) -> None:
+    """An agent whose evidence is missing shows what is missing and since when, and has a time for the next search."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -130,8 +130,8 @@ def test_missing_evidence_is_told_with_its_reason_and_waited_for(history: Histor
     assert history.steps(agent) == ["seen", "waiting"]
 
 
-def test_the_same_lack_is_told_once(history: History) -> None:
-    """A history of sixty moments is not filled by one wait."""
+def test_the_same_missing_evidence_is_one_step_in_the_history(history: History) -> None:
+    """Searches that fail for the same reason add one step to the history, however many they are."""
     agent = history.agent()
     history.listed(agent)
 
@@ -142,8 +142,8 @@ def test_the_same_lack_is_told_once(history: History) -> None:
     assert history.status(agent).failures == 3
 
 
-def test_the_lack_of_evidence_for_an_earlier_incarnation_delays_nothing(history: History) -> None:
-    """The next search is about the machine that is there now, and may begin at once."""
+def test_missing_evidence_for_an_earlier_incarnation_delays_nothing(history: History) -> None:
+    """A search that ends without evidence for an earlier incarnation does not delay the search for the present one."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -155,8 +155,8 @@ def test_the_lack_of_evidence_for_an_earlier_incarnation_delays_nothing(history:
     assert history.status(agent).retry_at is None
 
 
-def test_word_about_an_unknown_agent_changes_nothing(history: History) -> None:
-    """It may have been forgotten while it was searched for."""
+def test_reports_about_an_unknown_agent_change_nothing(history: History) -> None:
+    """Reports and requests about an agent that is unknown or forgotten change nothing."""
     unknown, before = history.agent("unknown"), history.world
 
     history.receive(
@@ -171,8 +171,8 @@ def test_word_about_an_unknown_agent_changes_nothing(history: History) -> None:
     assert history.world == before
 
 
-def test_evidence_weaker_than_the_proof_of_before_does_not_count(history: History) -> None:
-    """Whoever spoils the better evidence gains nothing by it."""
+def test_evidence_weaker_than_the_proof_before_does_not_count(history: History) -> None:
+    """Evidence that is weaker than what proved the agent before does not count, even if the rules accept it."""
     agent = history.agent()
     history.believed(agent)
     history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.TOFU,)})))
@@ -183,8 +183,8 @@ def test_evidence_weaker_than_the_proof_of_before_does_not_count(history: Histor
     assert "weaker than console" in history.status(agent).message
 
 
-def test_evidence_of_another_key_than_the_proof_of_before_quarantines(history: History) -> None:
-    """A key that changes is looked at by a person."""
+def test_evidence_of_another_key_than_the_proof_before_quarantines(history: History) -> None:
+    """Evidence of another key than the one that proved the agent before quarantines it."""
     agent = history.agent()
     history.believed(agent)
     history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
@@ -195,8 +195,8 @@ def test_evidence_of_another_key_than_the_proof_of_before_quarantines(history: H
     assert history.status(agent).error == "host-key-mismatch"
 
 
-def test_what_contradicts_the_evidence_quarantines(history: History) -> None:
-    """Another machine was found where the agent should be."""
+def test_a_contradiction_of_the_evidence_quarantines(history: History) -> None:
+    """An agent whose machine contradicts the evidence is quarantined with that message."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -208,7 +208,7 @@ def test_what_contradicts_the_evidence_quarantines(history: History) -> None:
 
 
 def test_a_quarantine_keeps_its_first_reason(history: History) -> None:
-    """What a person is to look into is what came first; a search that was under way may find more of it."""
+    """A quarantined agent keeps the first reason, also if a search that was under way finds another."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -221,7 +221,7 @@ def test_a_quarantine_keeps_its_first_reason(history: History) -> None:
 
 
 def test_a_contradiction_of_an_earlier_incarnation_only_ends_the_search(history: History) -> None:
-    """The machine was rebuilt meanwhile."""
+    """A contradiction about an earlier incarnation ends the search and quarantines nothing."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -234,7 +234,7 @@ def test_a_contradiction_of_an_earlier_incarnation_only_ends_the_search(history:
 
 
 def test_a_contradiction_of_an_unknown_agent_changes_nothing(history: History) -> None:
-    """It may have been forgotten."""
+    """A contradiction about an unknown or forgotten agent changes nothing."""
     before = history.world
 
     history.receive(EvidenceContradicted(history.agent("unknown").id, "1", "another machine"))
@@ -249,7 +249,7 @@ def seeded(history: History) -> None:
 
 
 def test_a_seed_proves_the_first_agent_that_names_it(history: History) -> None:
-    """And becomes its own."""
+    """A seed proves the first agent that names it, which becomes the seed's holder."""
     agent = history.agent()
     seeded(history)
     history.listed(agent)
@@ -261,8 +261,8 @@ def test_a_seed_proves_the_first_agent_that_names_it(history: History) -> None:
     assert history.world.seeds["one"].holder == agent.id
 
 
-def test_a_seed_proves_nobody_else(history: History) -> None:
-    """A second machine that names it has copied it."""
+def test_a_seed_proves_no_second_agent(history: History) -> None:
+    """A second agent that names a used seed is not proved, and the holder is not harmed."""
     first, second = history.agent("first"), history.agent("second")
     seeded(history)
     history.listed(first, second)
@@ -276,8 +276,8 @@ def test_a_seed_proves_nobody_else(history: History) -> None:
     assert "its seed was used already" in history.status(second).message
 
 
-def test_a_quarantined_agent_without_a_worker_is_shown_as_such_at_once(history: History) -> None:
-    """With the reason, and without a next try."""
+def test_agents_without_a_worker_are_shown_as_quarantined_at_once(history: History) -> None:
+    """Agents that are quarantined while they rest show that phase at once, without a next try."""
     first, second = history.agent("first"), history.agent("second")
     history.dialling(first)
     history.ended(first)

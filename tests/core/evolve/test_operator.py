@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def test_a_retry_makes_the_next_try_due_now(history: History) -> None:
-    """An operator who has mended the agent need not wait."""
+    """A requested retry is due at once, resets the failures, and is in the history with the user's id."""
     agent = history.agent()
     history.dialling(agent)
     history.ended(agent, Pace.SLOW)
@@ -30,7 +30,7 @@ def test_a_retry_makes_the_next_try_due_now(history: History) -> None:
 
 
 def test_a_retry_of_what_is_under_way_changes_nothing(history: History) -> None:
-    """There is nothing to hurry."""
+    """A retry of an agent that is being dialled changes nothing."""
     agent = history.agent()
     history.dialling(agent)
     before = history.world
@@ -41,7 +41,7 @@ def test_a_retry_of_what_is_under_way_changes_nothing(history: History) -> None:
 
 
 def test_a_release_ends_a_quarantine_and_forgets_the_key(history: History) -> None:
-    """What was believed led there; evidence is asked for anew."""
+    """A release ends a quarantine, drops the evidence and its key, and makes the agent await its identity."""
     agent = history.agent()
     history.dialling(agent)
     history.ended(agent, Pace.NEVER)
@@ -57,7 +57,7 @@ def test_a_release_ends_a_quarantine_and_forgets_the_key(history: History) -> No
 
 
 def test_a_release_of_an_agent_that_is_free_changes_nothing(history: History) -> None:
-    """Its pin stays."""
+    """A release of an agent that is not quarantined keeps its evidence."""
     agent = history.agent()
     history.believed(agent)
     before = history.world
@@ -68,7 +68,7 @@ def test_a_release_of_an_agent_that_is_free_changes_nothing(history: History) ->
 
 
 def test_a_quarantine_outlives_absence(history: History) -> None:
-    """Going away and coming back is no way out."""
+    """An agent that leaves and returns in a new incarnation is still quarantined."""
     agent = history.agent()
     history.dialling(agent)
     history.ended(agent, Pace.NEVER)
@@ -79,8 +79,8 @@ def test_a_quarantine_outlives_absence(history: History) -> None:
     assert history.status(agent).phase is Phase.QUARANTINED
 
 
-def test_what_left_long_ago_is_forgotten(history: History) -> None:
-    """Nothing of it stays."""
+def test_agents_that_left_long_ago_are_forgotten(history: History) -> None:
+    """An agent that left before the given time is removed from records and statuses."""
     agent, other = history.agent(), history.agent("other")
     history.listed(agent, other)
     history.listed(other, gone=frozenset({agent.id}))
@@ -91,8 +91,8 @@ def test_what_left_long_ago_is_forgotten(history: History) -> None:
     assert history.world.tunnels.keys() == {other.id}
 
 
-def test_what_left_just_now_is_remembered(history: History) -> None:
-    """`show` can tell why an agent went."""
+def test_agents_that_left_recently_are_remembered(history: History) -> None:
+    """An agent that left after the given time keeps its record, so that `show` has its history."""
     agent = history.agent()
     history.listed(agent)
     history.listed(gone=frozenset({agent.id}))
@@ -103,7 +103,7 @@ def test_what_left_just_now_is_remembered(history: History) -> None:
 
 
 def test_an_agent_with_a_worker_is_not_forgotten(history: History) -> None:
-    """Somebody has to hear of the worker's end."""
+    """An agent that left is not forgotten until its worker has ended."""
     agent = history.agent()
     history.up(agent)
     history.listed(gone=frozenset({agent.id}))

@@ -30,7 +30,7 @@ IPV4, IPV6 = Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000)
 
 
 def test_a_tunnel_is_up_when_a_probe_has_come_back(history: History) -> None:
-    """Not when it was dialled, nor when it was bound."""
+    """A tunnel is up once a probe has come back, not when it was dialled or bound."""
     agent = history.agent()
     history.dialling(agent)
 
@@ -44,8 +44,8 @@ def test_a_tunnel_is_up_when_a_probe_has_come_back(history: History) -> None:
     assert history.steps(agent) == ["seen", "evidence", "dialled", "bound", "probed"]
 
 
-def test_a_later_probe_is_no_news(history: History) -> None:
-    """It moves the time of the last probe and nothing else."""
+def test_a_later_probe_changes_only_the_last_probe(history: History) -> None:
+    """A probe of a tunnel that is up changes the last probe, and neither the phase's start nor the history."""
     agent = history.agent()
     history.up(agent)
     since, steps = history.status(agent).since, history.steps(agent)
@@ -58,8 +58,8 @@ def test_a_later_probe_is_no_news(history: History) -> None:
     assert history.steps(agent) == steps
 
 
-def test_binding_again_the_same_is_no_news(history: History) -> None:
-    """A worker that asks again for what it lacks does not fill the history."""
+def test_binding_the_same_addresses_again_changes_nothing(history: History) -> None:
+    """A worker that tries refused addresses again with the same result adds nothing to the history."""
     agent = history.agent()
     history.up(agent)
     before = history.world
@@ -69,8 +69,8 @@ def test_binding_again_the_same_is_no_news(history: History) -> None:
     assert history.world is before
 
 
-def test_an_address_that_was_refused_is_named(history: History) -> None:
-    """A host without IPv6 is well all the same."""
+def test_a_refused_address_is_in_the_history(history: History) -> None:
+    """The history names an optional address that the agent refused, and the tunnel has no error."""
     agent = history.agent()
     history.listen = (IPV4,)
     history.up(agent)
@@ -81,8 +81,8 @@ def test_an_address_that_was_refused_is_named(history: History) -> None:
     assert history.status(agent).error is None
 
 
-def test_a_squatter_is_shown_on_a_tunnel_that_comes_up_all_the_same(history: History) -> None:
-    """Clients may ask the squatter first, so status must say so."""
+def test_a_port_conflict_is_shown_on_a_tunnel_that_is_up(history: History) -> None:
+    """A tunnel that is up shows that another process answers on an address where clients may connect first."""
     agent = history.agent()
     history.dialling(agent)
 
@@ -93,8 +93,8 @@ def test_a_squatter_is_shown_on_a_tunnel_that_comes_up_all_the_same(history: His
     assert "[::1]:5000" in history.status(agent).message
 
 
-def test_a_squatter_that_lets_go_is_shown_no_more(history: History) -> None:
-    """The defect goes with its cause, without a new tunnel."""
+def test_a_port_conflict_that_has_ended_is_no_longer_shown(history: History) -> None:
+    """The error of a port conflict disappears with the conflict, without a new tunnel."""
     agent = history.agent()
     history.dialling(agent)
     history.receive(TunnelBound(agent.id, 1, (IPV4,), (IPV6,), ("[::1]:5000",)), TunnelProbed(agent.id, 1, 0.02))
@@ -105,7 +105,7 @@ def test_a_squatter_that_lets_go_is_shown_no_more(history: History) -> None:
 
 
 def test_a_report_from_an_earlier_life_changes_nothing(history: History) -> None:
-    """A worker of the past neither brings a tunnel up nor ends it."""
+    """Reports of an earlier worker neither bring a tunnel up nor end it."""
     agent = history.agent()
     history.dialling(agent)
     history.ended(agent)
@@ -119,8 +119,8 @@ def test_a_report_from_an_earlier_life_changes_nothing(history: History) -> None
     assert history.world is before
 
 
-def test_a_report_does_not_end_a_search(history: History) -> None:
-    """A search for evidence is no worker, whatever its number."""
+def test_a_workers_report_does_not_end_a_search(history: History) -> None:
+    """A worker's report does not end a search for evidence, even if the life's number matches."""
     agent = history.agent()
     history.listed(agent)
     history.act()
@@ -132,7 +132,7 @@ def test_a_report_does_not_end_a_search(history: History) -> None:
 
 
 def test_a_failed_dial_is_tried_again_by_the_schedule(history: History) -> None:
-    """The error stays visible while the next try is under way."""
+    """A failed dial gets a time for the next try, and its error stays visible while that is under way."""
     agent = history.agent()
     history.dialling(agent)
 
@@ -148,7 +148,7 @@ def test_a_failed_dial_is_tried_again_by_the_schedule(history: History) -> None:
 
 
 def test_failures_in_a_row_are_counted(history: History) -> None:
-    """The schedule depends on them."""
+    """The status counts failures in a row, on which the schedule depends."""
     agent = history.agent()
     history.dialling(agent)
 
@@ -160,8 +160,8 @@ def test_failures_in_a_row_are_counted(history: History) -> None:
     assert history.status(agent).failures == 3
 
 
-def test_a_tunnel_that_was_settled_starts_its_retries_afresh(history: History) -> None:
-    """What stood for long was no failure of before."""
+def test_a_tunnel_that_was_up_for_long_starts_its_retries_again(history: History) -> None:
+    """The loss of a tunnel that was up for long counts as the first failure."""
     agent = history.agent()
     history.dialling(agent)
     history.ended(agent)
@@ -175,8 +175,8 @@ def test_a_tunnel_that_was_settled_starts_its_retries_afresh(history: History) -
     assert history.steps(agent)[-1] == "lost"
 
 
-def test_a_tunnel_that_was_up_for_a_moment_does_not(history: History) -> None:
-    """One that flaps is held back more each time."""
+def test_a_tunnel_that_was_up_briefly_continues_its_retries(history: History) -> None:
+    """The loss of a tunnel that was up only briefly adds to the failures before."""
     agent = history.agent()
     history.dialling(agent)
     history.ended(agent)
@@ -189,8 +189,8 @@ def test_a_tunnel_that_was_up_for_a_moment_does_not(history: History) -> None:
     assert history.status(agent).failures == 2
 
 
-def test_a_failure_that_only_a_person_can_judge_quarantines(history: History) -> None:
-    """No next try, and the reason stays."""
+def test_a_failure_that_an_operator_has_to_decide_quarantines(history: History) -> None:
+    """A failure with pace NEVER quarantines the agent with its message, without a next try."""
     agent = history.agent()
     history.dialling(agent)
 
@@ -203,8 +203,8 @@ def test_a_failure_that_only_a_person_can_judge_quarantines(history: History) ->
     assert history.steps(agent)[-2:] == ["failed", "quarantined"]
 
 
-def test_a_worker_that_fails_in_quarantine_leaves_the_reason_for_that_in_place(history: History) -> None:
-    """Nor does it leave a time to try again, at which there would be nothing to do."""
+def test_a_worker_that_fails_in_quarantine_leaves_its_reason_in_place(history: History) -> None:
+    """The end of a quarantined agent's worker changes neither the reason nor sets a time for the next try."""
     agent = history.agent()
     history.up(agent)
     history.receive(EvidenceContradicted(agent.id, agent.incarnation, "another key"))
@@ -215,8 +215,8 @@ def test_a_worker_that_fails_in_quarantine_leaves_the_reason_for_that_in_place(h
     assert history.status(agent).retry_at is None
 
 
-def test_an_end_that_was_asked_for_is_no_failure(history: History) -> None:
-    """A revoked tunnel's last cry quarantines nobody."""
+def test_a_requested_end_is_not_a_failure(history: History) -> None:
+    """A failure that a revoked worker reports at its end neither quarantines nor counts."""
     agent = history.agent()
     history.up(agent)
     history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
@@ -229,8 +229,8 @@ def test_an_end_that_was_asked_for_is_no_failure(history: History) -> None:
     assert history.steps(agent)[-1] == "closed"
 
 
-def test_a_drained_tunnel_that_breaks_is_closed_too(history: History) -> None:
-    """It was to end anyway."""
+def test_a_draining_tunnel_that_fails_is_closed(history: History) -> None:
+    """A failure of a draining tunnel is its end, and sets no time for a retry."""
     agent = history.agent()
     history.up(agent)
     history.receive(Reconfigured(replace(history.rules, forwards=())))
@@ -242,8 +242,8 @@ def test_a_drained_tunnel_that_breaks_is_closed_too(history: History) -> None:
     assert history.steps(agent)[-1] == "closed"
 
 
-def test_the_status_of_an_agent_that_has_left_goes_with_its_worker(history: History) -> None:
-    """As long as the worker lives it is counted, and no longer."""
+def test_the_status_of_an_agent_that_has_left_ends_with_its_worker(history: History) -> None:
+    """An agent that has left keeps its status until its worker has ended."""
     agent = history.agent()
     history.up(agent)
 
@@ -256,7 +256,7 @@ def test_the_status_of_an_agent_that_has_left_goes_with_its_worker(history: Hist
 
 
 def test_an_agent_that_has_left_is_shown_as_down_since_it_was_first_seen(history: History) -> None:
-    """`show` can still tell its history."""
+    """An agent that left without a tunnel is shown as down since it was first seen."""
     agent = history.agent()
     history.listed(agent)
     history.listed(gone=frozenset({agent.id}))
@@ -265,8 +265,8 @@ def test_an_agent_that_has_left_is_shown_as_down_since_it_was_first_seen(history
     assert history.status(agent).since == 100.0
 
 
-def test_a_history_keeps_its_latest_moments(history: History) -> None:
-    """The oldest go first."""
+def test_a_history_keeps_its_latest_entries(history: History) -> None:
+    """A history that is full drops its oldest entries."""
     agent = history.agent()
     history.listed(agent)
 
@@ -278,8 +278,8 @@ def test_a_history_keeps_its_latest_moments(history: History) -> None:
     assert told[-1].detail == f"reason {HIHISTORY_LENGTH + 4}"
 
 
-def test_evidence_that_may_run_out_is_asked_for_at_each_life(history: History) -> None:
-    """A certificate is good for one tunnel."""
+def test_evidence_that_may_expire_is_sought_before_each_dial(history: History) -> None:
+    """A certificate is valid for one life of a tunnel; its end makes the agent await its identity again."""
     agent = history.agent()
     history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
     history.listed(agent)
@@ -294,8 +294,8 @@ def test_evidence_that_may_run_out_is_asked_for_at_each_life(history: History) -
     assert history.status(agent).phase is Phase.AWAITING_IDENTITY
 
 
-def test_asking_anew_for_evidence_does_not_hurry_a_dial_that_fails(history: History) -> None:
-    """Each life is held back by the failures of those before, though there was a search between them."""
+def test_a_search_between_dials_does_not_shorten_their_waits(history: History) -> None:
+    """Failures of dials are counted across the searches for evidence between them."""
     agent = history.agent()
     history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.AUTHORITY,)})))
     history.listed(agent)
@@ -312,8 +312,8 @@ def test_asking_anew_for_evidence_does_not_hurry_a_dial_that_fails(history: Hist
     assert history.status(agent).failures == 3
 
 
-def test_a_failure_is_told_with_its_own_words(history: History) -> None:
-    """The history says why."""
+def test_a_failure_is_in_the_history_with_its_message(history: History) -> None:
+    """The history has the message of the failure that ended a worker."""
     agent = history.agent()
     history.dialling(agent)
 

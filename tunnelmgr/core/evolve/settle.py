@@ -34,8 +34,6 @@ def _with_key_holders(before: World, world: World, touched: Collection[AgentId],
     entered: dict[str, AgentId] = {}
     for id_ in touched:
         was, record = before.records.get(id_), world.records[id_]
-        if was is record:
-            continue
         if (was is not None and _is_in_dispute(was)) or _is_in_dispute(record):
             return assigned(world, now)
         old, new = claimed(was) if was else (), claimed(record)
