@@ -102,8 +102,8 @@ def report(event: Event) -> None:
         case TunnelProbed():
             print_line({"event": "probed", "agent": event.agent, "took": event.took, "at": time.monotonic()})
         case TunnelEnded(failure=failure):
-            told = {"code": failure.code, "message": failure.message} if failure else {"code": "", "message": ""}
-            print_line({"event": "ended", "agent": event.agent, "at": time.monotonic()} | told)
+            failed = {"code": failure.code, "message": failure.message} if failure else {"code": "", "message": ""}
+            print_line({"event": "ended", "agent": event.agent, "at": time.monotonic()} | failed)
         case _:
             pass
 

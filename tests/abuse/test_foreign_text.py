@@ -122,7 +122,7 @@ async def test_the_reason_of_a_refused_channel_is_sanitized(key: asyncssh.SSHKey
 
 
 @pytest.mark.parametrize(
-    "said",
+    "greeting",
     [
         (EVIL[:200].replace("\n", "") + "\n").encode() * 5000,
         b"x" * 1_000_000,
@@ -134,11 +134,11 @@ async def test_the_reason_of_a_refused_channel_is_sanitized(key: asyncssh.SSHKey
     ],
     ids=["many lines", "one line", "old version", "odd version", "huge packet", "empty packet", "no packet"],
 )
-async def test_a_flood_before_the_handshake_is_one_short_error(login: Login, said: bytes) -> None:
+async def test_a_flood_before_the_handshake_is_one_short_error(login: Login, greeting: bytes) -> None:
     """Lines before the SSH version are skipped, and too many or too long ones become one short error."""
 
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(said)
+        writer.write(greeting)
         await writer.drain()
         await asyncio.Event().wait()
 

@@ -47,7 +47,7 @@ class Forbidden:
     release: str
 
 
-def violation(served: LoggedRequest, foreign: Forbidden) -> str | None:  # noqa: PLR0911 (one for each rule)
+def violation(served: LoggedRequest, forbidden: Forbidden) -> str | None:  # noqa: PLR0911 (one for each rule)
     """Return what the policy does not allow in this line, or None."""
     parts = urlsplit(served.target)
     path = unquote(parts.path)
@@ -55,19 +55,19 @@ def violation(served: LoggedRequest, foreign: Forbidden) -> str | None:  # noqa:
         return None if served.method in {"GET", "HEAD"} else "a method that these endpoints do not have"
     place = _PLACE.fullmatch(path)
     if place is None or ".." in path or "//" in path:
-        return "no endpoint"
+        return "not an endpoint"
     name, what = place[1], place[2]
     if not may_pull(name):
         return f"{name} is hidden"
     if what.startswith("blobs/uploads/"):
-        others = what.removeprefix("blobs/uploads/") in foreign.uploads
-        wrong = "somebody else's upload" if others else _wrong_mount(served, parts.query)
-        return wrong if may_push(name) else f"{name} is not to be pushed"
+        others = what.removeprefix("blobs/uploads/") in forbidden.uploads
+        wrong = "another agent's upload" if others else _wrong_mount(served, parts.query)
+        return wrong if may_push(name) else f"{name} may not be pushed"
     if "ns" in parse_qs(parts.query, keep_blank_values=True):
         return "a parameter for the gate"
     if served.method in {"GET", "HEAD"}:
         return None
-    return _wrong_write(served.method, name, what, parts.query, foreign.release)
+    return _wrong_write(served.method, name, what, parts.query, forbidden.release)
 
 
 def may_pull(name: str) -> bool:
@@ -81,11 +81,11 @@ def may_push(name: str) -> bool:
 
 
 def _wrong_mount(served: LoggedRequest, query: str) -> str | None:
-    asked = parse_qs(query, keep_blank_values=True)
-    sources = asked.get("from", [])
+    parameters = parse_qs(query, keep_blank_values=True)
+    sources = parameters.get("from", [])
     if not all(map(may_pull, sources)) or len(sources) > 1:
         return f"a mount from {sources}"
-    if served.method == "POST" and served.status == HTTPStatus.CREATED and not ("mount" in asked and sources):
+    if served.method == "POST" and served.status == HTTPStatus.CREATED and not ("mount" in parameters and sources):
         return "a mount that the query does not ask for"
     return None
 

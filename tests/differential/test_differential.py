@@ -120,7 +120,7 @@ class Subject:
     access_log: Path
     gate: Gate
     contents: RegistryContents
-    foreign: Forbidden
+    forbidden: Forbidden
     secrets: tuple[bytes, ...]
 
     async def send(self, raw: bytes, agent: AgentId = CALLER.agent) -> bytes:
@@ -203,7 +203,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
             f"{place.path}?{place.query}",
             place.path,
         )
-        subject.foreign = Forbidden(frozenset({upload_id(begun), upload_id(place.path)}), release)
+        subject.forbidden = Forbidden(frozenset({upload_id(begun), upload_id(place.path)}), release)
         yield subject
 
 
@@ -236,7 +236,7 @@ def judge(subject: Subject, offset: int) -> tuple[list[LoggedRequest], list[str]
     """Return what the registry served, and what of it the policy does not allow."""
     served = subject.log_since(offset)
     # The requests that began the foreign uploads are in the log too, before the offset.
-    wrong = [(line, found) for line in served if (found := violation(line, subject.foreign))]
+    wrong = [(line, found) for line in served if (found := violation(line, subject.forbidden))]
     return served, [f"{found}: {line}" for line, found in wrong]
 
 

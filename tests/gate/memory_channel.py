@@ -69,7 +69,7 @@ class MemoryChannel:
             self.changed.notify_all()
 
     async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
-        """Give the agent what comes from a source, in pieces of 64 KiB."""
+        """Give the agent the bytes of a source, in pieces of 64 KiB."""
         room, left = memoryview(bytearray(65536)), limit
         readable = asyncio.Event()
         source.notify_readable(readable.set)

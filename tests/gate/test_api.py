@@ -54,7 +54,7 @@ ENDPOINTS = [
     ("end-9 by tag, which this registry lacks", "DELETE", "{app}/manifests/v2", (), b"", 400),
     ("end-9", "DELETE", "{app}/manifests/{manifest}", (), b"", 202),
     ("end-10", "DELETE", "{app}/blobs/{abc}", (), b"", 202),
-    ("the base without its slash, which nobody asks for", "GET", "/v2", (), b"", 403),
+    ("the base without its slash, which no client requests", "GET", "/v2", (), b"", 403),
 ]
 
 

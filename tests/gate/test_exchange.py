@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 HOST = b"Host: localhost:5000\r\n"
-NOBODY = Endpoint("127.0.0.1", 1)
+UNREACHABLE = Endpoint("127.0.0.1", 1)
 GET = b"GET /v2/ HTTP/1.1\r\n" + HOST + b"\r\n"
 PUT = b"PUT /v2/team/app/manifests/v1 HTTP/1.1\r\n" + HOST
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-def impatient_gate(**seconds: float) -> Gate:
+def gate_with_timeouts(**seconds: float) -> Gate:
     """Return a gate whose group may push, with the given timeouts."""
     policy = GroupPolicy.build("ci", push=("**",), immutable_tags=("release-*",))
     return gate_with(policy, timeouts=Timeouts(**seconds))
@@ -53,7 +53,7 @@ def replying(*answers: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamW
 
 async def test_the_gate_shows_an_agent_its_identity_without_a_registry(talk: "Talk") -> None:
     """The well-known path shows the agent its identity, and a proof for a nonce, while the registry is unreachable."""
-    async with talk(impatient_gate(), NOBODY) as agent:
+    async with talk(gate_with_timeouts(), UNREACHABLE) as agent:
         identity = await agent.ask("GET", "/.well-known/tunnelmgr")
         proved = await agent.ask("GET", "/.well-known/tunnelmgr", "Tunnelmgr-Nonce: 0aF9")
         asked = await agent.ask("HEAD", "/.well-known/tunnelmgr")
@@ -67,9 +67,9 @@ async def test_the_gate_shows_an_agent_its_identity_without_a_registry(talk: "Ta
 async def test_a_probe_gets_the_same_response_in_any_form(talk: "Talk", caller: "Caller") -> None:
     """A probe recognized by its exact bytes gets the same response and record as one that is parsed."""
     records = Records()
-    gate = Gate(replace(impatient_gate().context, requests=records))
+    gate = Gate(replace(gate_with_timeouts().context, requests=records))
     question = probe_request(caller.listener, "0aF9")
-    async with talk(gate, NOBODY) as agent:
+    async with talk(gate, UNREACHABLE) as agent:
         agent.channel.send(question)
         probed = await agent.answer()
         assert agent.traffic.channels == 0
@@ -92,7 +92,7 @@ async def test_a_probe_gets_the_same_response_in_any_form(talk: "Talk", caller: 
 
 async def test_a_probe_whose_reply_is_not_read_ends_its_channel(talk: "Talk", caller: "Caller") -> None:
     """A channel whose agent does not read the reply to a probe is closed."""
-    async with talk(impatient_gate(response=0.01), NOBODY) as agent:
+    async with talk(gate_with_timeouts(response=0.01), UNREACHABLE) as agent:
         agent.channel.stalled = True
         agent.channel.send(probe_request(caller.listener, "0aF9"))
         await agent.finished()
@@ -104,7 +104,7 @@ async def test_a_probe_whose_reply_is_not_read_ends_its_channel(talk: "Talk", ca
 )
 async def test_a_nonce_is_short_and_hexadecimal(talk: "Talk", lines: tuple[str, ...]) -> None:
     """A nonce that is empty, too long, repeated or not hexadecimal gets 400 and no proof."""
-    async with talk(impatient_gate(), NOBODY) as agent:
+    async with talk(gate_with_timeouts(), UNREACHABLE) as agent:
         refused = await agent.ask("GET", "/.well-known/tunnelmgr", *lines)
         agent.channel.end()
 
@@ -113,7 +113,7 @@ async def test_a_nonce_is_short_and_hexadecimal(talk: "Talk", lines: tuple[str, 
 
 async def test_an_unreachable_registry_is_503_and_the_channel_continues(talk: "Talk") -> None:
     """A request to an unreachable registry gets 503, and the next request on the channel is served."""
-    async with talk(impatient_gate(), NOBODY) as agent:
+    async with talk(gate_with_timeouts(), UNREACHABLE) as agent:
         away = [await agent.ask("GET", "/v2/") for _ in "12"]
 
     assert [(answer.status, answer.code) for answer in away] == [(503, "UNAVAILABLE")] * 2
@@ -122,7 +122,7 @@ async def test_an_unreachable_registry_is_503_and_the_channel_continues(talk: "T
 
 async def test_a_push_to_an_unreachable_registry_is_503(talk: "Talk") -> None:
     """A push to an unreachable registry gets 503 without 100 Continue, and the channel ends."""
-    async with talk(impatient_gate(), NOBODY) as agent:
+    async with talk(gate_with_timeouts(), UNREACHABLE) as agent:
         agent.channel.send(PUT + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n")
         away = await agent.answer("PUT")
         agent.channel.end()
@@ -138,7 +138,7 @@ async def test_an_agent_that_closes_within_a_body_ends_the_upload(talk: "Talk", 
         await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(100)
 
-    async with scripted(reading) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(reading) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 100\r\n\r\nabc")
         agent.channel.end()
         await agent.finished()
@@ -150,7 +150,7 @@ async def test_an_agent_that_closes_within_a_body_ends_the_upload(talk: "Talk", 
 
 async def test_a_body_that_stops_arriving_is_400(talk: "Talk", scripted: "Scripted") -> None:
     """A body that stops arriving gets 400 after the timeout, and the upload ends."""
-    async with scripted(replying(b"")) as registry, talk(impatient_gate(body=0.02), registry.endpoint) as agent:
+    async with scripted(replying(b"")) as registry, talk(gate_with_timeouts(body=0.02), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 100\r\n\r\nabc")
         refused = await agent.answer("PUT")
         agent.channel.end()
@@ -160,7 +160,7 @@ async def test_a_body_that_stops_arriving_is_400(talk: "Talk", scripted: "Script
 
 async def test_a_head_that_is_incomplete_at_the_timeout_is_400(talk: "Talk") -> None:
     """A head that is incomplete at the timeout gets 400, however slowly its bytes arrive."""
-    async with talk(impatient_gate(head=0.02), NOBODY) as agent:
+    async with talk(gate_with_timeouts(head=0.02), UNREACHABLE) as agent:
         agent.channel.send(b"GET /v2/ HT")
         refused = await agent.answer()
         agent.channel.end()
@@ -170,7 +170,7 @@ async def test_a_head_that_is_incomplete_at_the_timeout_is_400(talk: "Talk") -> 
 
 async def test_a_head_may_arrive_in_pieces(talk: "Talk") -> None:
     """A head that arrives in pieces within the timeout is served."""
-    async with talk(impatient_gate(), NOBODY) as agent:
+    async with talk(gate_with_timeouts(), UNREACHABLE) as agent:
         for byte in b"GET /.well-known/tunnelmgr HTTP/1.1\r\n" + HOST + b"\r\n":
             agent.channel.send(bytes([byte]))
         response = await agent.answer()
@@ -181,9 +181,9 @@ async def test_a_head_may_arrive_in_pieces(talk: "Talk") -> None:
 async def test_an_agent_that_closes_within_a_head_gets_nothing(talk: "Talk") -> None:
     """An agent that closes within a head gets no response and leaves no record."""
     records = Records()
-    gate = Gate(replace(impatient_gate().context, requests=records))
+    gate = Gate(replace(gate_with_timeouts().context, requests=records))
 
-    async with talk(gate, NOBODY) as agent:
+    async with talk(gate, UNREACHABLE) as agent:
         agent.channel.send(b"GET /v2/ HT")
 
     assert not agent.channel.outgoing
@@ -202,7 +202,7 @@ async def test_a_response_that_keeps_arriving_is_not_cut_off(talk: "Talk", scrip
             writer.write(b"x")
             await asyncio.sleep(0)
 
-    async with scripted(trickle) as registry, talk(impatient_gate(response=0.2), registry.endpoint) as agent:
+    async with scripted(trickle) as registry, talk(gate_with_timeouts(response=0.2), registry.endpoint) as agent:
         answered = await agent.ask("GET", "/v2/")
 
     assert answered.status == 200
@@ -210,7 +210,7 @@ async def test_a_response_that_keeps_arriving_is_not_cut_off(talk: "Talk", scrip
 
 async def test_an_idle_channel_is_closed_after_the_timeout(talk: "Talk") -> None:
     """A channel without a request is closed after the timeout, without a response."""
-    async with talk(impatient_gate(idle=0.02), NOBODY) as agent:
+    async with talk(gate_with_timeouts(idle=0.02), UNREACHABLE) as agent:
         await agent.finished()
 
     assert not agent.channel.outgoing
@@ -218,7 +218,7 @@ async def test_an_idle_channel_is_closed_after_the_timeout(talk: "Talk") -> None
 
 async def test_discarding_a_refused_body_has_a_timeout(talk: "Talk") -> None:
     """An agent that neither sends nor ends its refused body does not keep the channel open."""
-    async with talk(impatient_gate(drain=0.02), NOBODY) as agent:
+    async with talk(gate_with_timeouts(drain=0.02), UNREACHABLE) as agent:
         agent.channel.send(b"\x00")
         refused = await agent.answer()
         await agent.finished()
@@ -231,7 +231,7 @@ async def test_an_agent_that_does_not_read_its_response_loses_the_channel(
     talk: "Talk", scripted: "Scripted", raw: bytes
 ) -> None:
     """An agent that does not read a response, the registry's or the gate's own, loses its channel after the timeout."""
-    async with scripted(replying(OK)) as registry, talk(impatient_gate(response=0.05), registry.endpoint) as agent:
+    async with scripted(replying(OK)) as registry, talk(gate_with_timeouts(response=0.05), registry.endpoint) as agent:
         agent.channel.stalled = True
         agent.channel.send(raw)
         await agent.finished()
@@ -242,7 +242,7 @@ async def test_an_agent_that_does_not_read_its_response_loses_the_channel(
 @pytest.mark.parametrize("lose", ["reset", "gone"])
 async def test_a_lost_agent_closes_the_registrys_connection(talk: "Talk", scripted: "Scripted", lose: str) -> None:
     """When the agent is lost, noticed by a read or a write, the connection to the registry is closed."""
-    async with scripted(replying(OK, OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(replying(OK, OK)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         assert (await agent.ask("GET", "/v2/")).status == 200
         if lose == "reset":
             agent.channel.reset()
@@ -268,7 +268,7 @@ async def test_revocation_aborts_both_sides_at_once(
     async with scripted(endless) as registry, asyncio.timeout(10):
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(
-                impatient_gate().serve(channel, caller, registry.endpoint, traffic), name="gate session"
+                gate_with_timeouts().serve(channel, caller, registry.endpoint, traffic), name="gate session"
             )
             channel.send(GET)
             async with channel.changed:
@@ -292,7 +292,7 @@ async def test_an_unexpected_exception_ends_only_the_session(talk: "Talk") -> No
     gate = Gate(GateContext(policies=FailingPolicies(), proofs=ListenerProofs()))
 
     with capture_logs() as lines:
-        async with talk(gate, NOBODY) as agent:
+        async with talk(gate, UNREACHABLE) as agent:
             agent.channel.send(GET)
             await agent.finished()
 
@@ -303,7 +303,7 @@ async def test_an_unexpected_exception_ends_only_the_session(talk: "Talk") -> No
 
 async def test_requests_on_one_channel_share_one_connection(talk: "Talk", scripted: "Scripted") -> None:
     """Two requests on one channel use one connection to the registry."""
-    async with scripted(replying(OK, OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(replying(OK, OK)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         assert await send_two_requests(agent) == [200, 200]
 
     assert registry.connections == 1

@@ -10,7 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Scripted, Talk
-from tests.gate.test_exchange import GET, OK, PUT, impatient_gate, replying
+from tests.gate.test_exchange import GET, OK, PUT, gate_with_timeouts, replying
 
 
 def closing_after(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]:
@@ -36,7 +36,7 @@ def closing_after(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.Stre
 )
 async def test_a_response_that_is_not_http_is_503(talk: "Talk", scripted: "Scripted", answer: bytes) -> None:
     """A registry that closes within a head, or sends something other than HTTP, is answered 503."""
-    async with scripted(closing_after(answer)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(closing_after(answer)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         refused = await agent.ask("GET", "/v2/")
 
     assert (refused.status, refused.code) == (503, "UNAVAILABLE")
@@ -46,7 +46,7 @@ async def test_a_registry_that_closes_within_a_body_ends_the_channel(talk: "Talk
     """If the registry closes within a body, the channel ends there, so the client sees that the blob is incomplete."""
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
 
-    async with scripted(closing_after(half)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(closing_after(half)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         agent.channel.send(GET)
         await agent.finished()
 
@@ -62,7 +62,7 @@ async def test_a_registry_that_resets_is_503(talk: "Talk", scripted: "Scripted")
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
-    async with scripted(reset) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(reset) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         refused = await agent.ask("GET", "/v2/")
 
     assert refused.status == 503
@@ -72,7 +72,7 @@ async def test_a_silent_registry_is_503_after_the_timeout(talk: "Talk", scripted
     """A registry that sends no response is answered 503 after the timeout, with and without a request body."""
     async with (
         scripted(replying(b"", b"")) as registry,
-        talk(impatient_gate(response=0.02), registry.endpoint) as agent,
+        talk(gate_with_timeouts(response=0.02), registry.endpoint) as agent,
     ):
         bodiless = await agent.ask("GET", "/v2/")
         agent.channel.send(PUT + b"Content-Length: 3\r\n\r\nabc")
@@ -87,7 +87,10 @@ async def test_a_registry_that_stalls_within_a_body_ends_the_channel(talk: "Talk
     """If the registry stalls within a body for longer than the timeout, the channel ends."""
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
 
-    async with scripted(replying(half)) as registry, talk(impatient_gate(response=0.05), registry.endpoint) as agent:
+    async with (
+        scripted(replying(half)) as registry,
+        talk(gate_with_timeouts(response=0.05), registry.endpoint) as agent,
+    ):
         agent.channel.send(GET)
         await agent.finished()
 
@@ -100,7 +103,7 @@ async def test_a_redirect_to_another_host_is_502_with_advice(talk: "Talk", scrip
         b"HTTP/1.1 307 Temporary Redirect\r\nLocation: https://bucket.s3.amazonaws.com/x\r\nContent-Length: 0\r\n\r\n"
     )
 
-    async with scripted(replying(away)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(replying(away)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         refused = await agent.ask("GET", "/v2/")
 
     assert refused.status == 502
@@ -111,7 +114,7 @@ async def test_interim_responses_are_not_forwarded(talk: "Talk", scripted: "Scri
     """Interim responses of the registry are not forwarded, only the final one is."""
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK
 
-    async with scripted(replying(early)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(replying(early)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         answered = await agent.ask("GET", "/v2/")
 
     assert (answered.status, answered.body) == (200, b"ok")
@@ -122,7 +125,7 @@ async def test_a_chunked_response_is_chunked_to_the_agent(talk: "Talk", scripted
     """A chunked response is chunked to the agent, and the connection serves the next request."""
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
 
-    async with scripted(replying(chunked, OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(replying(chunked, OK)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         answers = [await agent.ask("GET", "/v2/") for _ in "12"]
 
     assert [answer.body for answer in answers] == [b"abc", b"ok"]
@@ -133,7 +136,7 @@ async def test_an_incomplete_chunked_response_gets_no_last_chunk(talk: "Talk", s
     """A chunked response that the registry does not complete reaches the agent without a last chunk."""
     broken = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\nzz\r\n"
 
-    async with scripted(replying(broken)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(replying(broken)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         agent.channel.send(GET)
         await agent.finished()
 
@@ -146,7 +149,7 @@ async def test_a_response_until_close_ends_in_a_last_chunk(talk: "Talk", scripte
 
     async with (
         scripted(closing_after(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n" + body)) as registry,
-        talk(impatient_gate(), registry.endpoint) as agent,
+        talk(gate_with_timeouts(), registry.endpoint) as agent,
     ):
         answers = [await agent.ask("GET", "/v2/") for _ in "12"]
 
@@ -156,7 +159,7 @@ async def test_a_response_until_close_ends_in_a_last_chunk(talk: "Talk", scripte
 
 async def test_a_connection_that_ended_while_idle_is_replaced(talk: "Talk", scripted: "Scripted") -> None:
     """A kept connection that the registry closed while idle is replaced, and the agent gets its response."""
-    async with scripted(closing_after(OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(closing_after(OK)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         answers = [await agent.ask("GET", "/v2/") for _ in "123"]
 
     assert [answer.status for answer in answers] == [200, 200, 200]
@@ -179,7 +182,10 @@ def closing_the_second_time(counter: list[int]) -> Callable[..., "asyncio.Future
 
 async def test_a_get_on_a_connection_that_closes_is_sent_again(talk: "Talk", scripted: "Scripted") -> None:
     """A GET on a kept connection that the registry closes is sent again (RFC 9110, section 9.2.2)."""
-    async with scripted(closing_the_second_time([])) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with (
+        scripted(closing_the_second_time([])) as registry,
+        talk(gate_with_timeouts(), registry.endpoint) as agent,
+    ):
         answers = [await agent.ask("GET", "/v2/") for _ in "12"]
 
     assert [answer.status for answer in answers] == [200, 200]
@@ -188,7 +194,10 @@ async def test_a_get_on_a_connection_that_closes_is_sent_again(talk: "Talk", scr
 
 async def test_a_post_on_a_connection_that_closes_is_not_sent_again(talk: "Talk", scripted: "Scripted") -> None:
     """A POST on a kept connection that the registry closes is not sent again, since it may have taken effect."""
-    async with scripted(closing_the_second_time([])) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with (
+        scripted(closing_the_second_time([])) as registry,
+        talk(gate_with_timeouts(), registry.endpoint) as agent,
+    ):
         await agent.ask("GET", "/v2/")
         refused = await agent.ask("POST", "/v2/team/app/blobs/uploads/")
 
@@ -198,7 +207,7 @@ async def test_a_post_on_a_connection_that_closes_is_not_sent_again(talk: "Talk"
 
 async def test_surplus_bytes_of_the_registry_answer_no_request(talk: "Talk", scripted: "Scripted") -> None:
     """A connection on which the registry sent more than its response is replaced, so no request gets the surplus."""
-    async with scripted(replying(OK + OK)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(replying(OK + OK)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         answers = [await agent.ask("GET", "/v2/") for _ in "12"]
 
     assert [answer.status for answer in answers] == [200, 200]
@@ -209,7 +218,7 @@ async def test_an_early_refusal_is_forwarded_while_the_body_arrives(talk: "Talk"
     """A registry's early refusal is forwarded while the body is still arriving, and then the channel ends."""
     full = b"HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\n\r\nfull"
 
-    async with scripted(replying(full)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(replying(full)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 1000000\r\n\r\nabc")
         refused = await agent.answer("PUT")
         agent.channel.end()
@@ -232,7 +241,7 @@ async def test_an_early_response_ends_a_blocked_upload(talk: "Talk", scripted: "
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.Event().wait()
 
-    async with scripted(stuck) as registry, talk(impatient_gate(drain=0.02), registry.endpoint) as agent:
+    async with scripted(stuck) as registry, talk(gate_with_timeouts(drain=0.02), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 64000000\r\n\r\n" + bytes(32_000_000))
         more.set()
         refused = await agent.answer("PUT")
@@ -248,7 +257,7 @@ async def test_a_read_body_that_was_not_sent_whole_ends_only_the_registrys_conne
     size = 32_000_000
     full = b"HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\n\r\nfull"
 
-    async with scripted(replying(full)) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(replying(full)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
         refused = await agent.answer("PUT")
         after = await agent.ask("GET", "/.well-known/tunnelmgr")
@@ -258,7 +267,7 @@ async def test_a_read_body_that_was_not_sent_whole_ends_only_the_registrys_conne
 
 async def test_a_registry_that_closes_during_an_upload_is_503(talk: "Talk", scripted: "Scripted") -> None:
     """A registry that closes during an upload without a response is answered 503."""
-    async with scripted(closing_after(b"")) as registry, talk(impatient_gate(), registry.endpoint) as agent:
+    async with scripted(closing_after(b"")) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 64000000\r\n\r\n" + bytes(16_000_000))
         refused = await agent.answer("PUT")
         agent.channel.end()
@@ -273,7 +282,7 @@ async def test_a_registry_that_stops_reading_an_upload_is_503(talk: "Talk", scri
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.Event().wait()
 
-    async with scripted(stuck) as registry, talk(impatient_gate(response=0.05), registry.endpoint) as agent:
+    async with scripted(stuck) as registry, talk(gate_with_timeouts(response=0.05), registry.endpoint) as agent:
         agent.channel.send(PUT + b"Content-Length: 64000000\r\n\r\n" + bytes(32_000_000))
         refused = await agent.answer("PUT")
         agent.channel.end()

@@ -297,12 +297,12 @@ async def test_100_continue_is_sent_only_after_the_verdict(
             await agent.channel.changed.wait_for(lambda: agent.channel.outgoing)
         agent.channel.send(manifest)
         pushed = await agent.answer("PUT")
-        said = list(agent.interim)
+        interim = list(agent.interim)
         agent.channel.send(b"PUT /v2/team/app/manifests/v1 HTTP/1.1\r\n" + head)
         refused = await agent.answer("PUT")
         agent.channel.end()
 
-    assert (pushed.status, said) == (201, [100])
+    assert (pushed.status, interim) == (201, [100])
     assert (refused.status, agent.interim) == (403, [100])
 
 
