@@ -1,7 +1,8 @@
-"""docs/architecture.md names files, functions and folders that exist, and none is missing from it."""
+"""The documents name what exists: folders, functions, log events, and a plug-in example that works."""
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,17 @@ def test_each_log_event_is_documented() -> None:
 
     assert logged - documented == set()
     assert documented - logged <= {"request", "registry health changed"}  # logged through a variable
+
+
+def test_the_example_of_a_source_plug_in_works(tmp_path: Path) -> None:
+    """The source in CONTRIBUTING.md can be imported, and lists the agents of its file."""
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", contributing, re.DOTALL)
+    (tmp_path / "acme_source.py").write_text(code, encoding="utf-8")
+    (tmp_path / "agents.json").write_text('[{"id": "1", "name": "builder", "address": "192.0.2.7"}]', encoding="utf-8")
+    acme = runpy.run_path(str(tmp_path / "acme_source.py"))
+
+    config = acme["AcmeConfig"](name="acme", type="acme", file=tmp_path / "agents.json")
+    (agent,) = acme["AcmeSource"](config).discover().agents
+
+    assert (agent.id, agent.name, agent.addresses) == ("acme:1", "builder", ("192.0.2.7",))
