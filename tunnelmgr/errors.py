@@ -111,12 +111,13 @@ class ListenRefusedError(TunnelError):
         self.address = address
         reasons = {
             ListenRefusal.DISABLED: (
-                "its sshd does not allow TCP forwarding. Set `AllowTcpForwarding yes` in its sshd_config, and give the "
-                "key the option `port-forwarding` in authorized_keys (`tunnelmgr init` prints both)"
+                "TCP forwarding is disabled. Set `AllowTcpForwarding yes` in its sshd_config, and check that the key's "
+                "line in authorized_keys has `port-forwarding` (compare with `tunnelmgr init --print sshd` and "
+                "`tunnelmgr init --print authorized-keys`)"
             ),
             ListenRefusal.NOT_PERMITTED: (
                 f'its sshd does not permit this address. Add permitlisten="{address}" to the key\'s line in '
-                "authorized_keys (`tunnelmgr init` prints it), and check PermitListen in its sshd_config"
+                "authorized_keys (`tunnelmgr init --print authorized-keys`), and check PermitListen in its sshd_config"
             ),
             ListenRefusal.UNKNOWN: (
                 "another process or a stale session probably uses it. Find it on the agent with `ss -ltnp`; if nothing "
@@ -147,7 +148,7 @@ class AuthenticationError(TunnelError):
     def __init__(self, user: str, address: str) -> None:
         super().__init__(
             f"{address} does not accept the controller's key for user {user}. "
-            "Check authorized_keys on the agent (`tunnelmgr init` prints the line)"
+            "Check authorized_keys on the agent (`tunnelmgr init --print authorized-keys` prints the line)"
         )
 
 

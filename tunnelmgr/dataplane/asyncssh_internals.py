@@ -151,17 +151,17 @@ def _process_known(conn: Connection, cipher: Cipher, wire: memoryview, out_of_ti
 
 def _effect(conn: Connection, plain: bytes, widened: dict[int, Channel]) -> Callable[[], None] | None:
     """Return the effect of a packet, None if only asyncssh knows it; channels whose window it opens go to `widened`."""
-    if (opening := window_adjust(plain)) is not None:
-        chan = conn._channels.get(opening[0])
+    if (adjustment := window_adjust(plain)) is not None:
+        chan = conn._channels.get(adjustment[0])
         if chan is None or chan._recv_state not in _RECEIVES_MESSAGES:
             return None
-        return partial(_widen, chan, opening, widened)
-    if (arrived := channel_data(plain)) is not None:
-        chan, data = conn._channels.get(arrived[0]), arrived[1]
-        takes = chan is not None and chan._recv_state == "open" and 0 < len(data) <= chan._recv_window
-        return partial(chan._accept_data, data) if takes and chan is not None and chan._encoding is None else None
-    if (asked := keepalive(plain)) is not None:
-        chan = conn._channels.get(asked)
+        return partial(_widen, chan, adjustment, widened)
+    if (received := channel_data(plain)) is not None:
+        chan, data = conn._channels.get(received[0]), received[1]
+        accepts = chan is not None and chan._recv_state == "open" and 0 < len(data) <= chan._recv_window
+        return partial(chan._accept_data, data) if accepts and chan is not None and chan._encoding is None else None
+    if (number := keepalive(plain)) is not None:
+        chan = conn._channels.get(number)
         if chan is None or chan._recv_state not in _RECEIVES_MESSAGES or chan._request_queue:
             return None
         cipher = _sending_cipher(conn)
@@ -170,8 +170,8 @@ def _effect(conn: Connection, plain: bytes, widened: dict[int, Channel]) -> Call
     return None
 
 
-def _widen(chan: Channel, opening: tuple[int, int], widened: dict[int, Channel]) -> None:
-    number, room = opening
+def _widen(chan: Channel, adjustment: tuple[int, int], widened: dict[int, Channel]) -> None:
+    number, room = adjustment
     chan._send_window += room
     widened[number] = chan
 

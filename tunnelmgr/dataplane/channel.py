@@ -111,7 +111,8 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
 
     async def read(self) -> bytes:
         """Return what has arrived; see `Channel`."""
-        data = await self._received.read()
+        while (data := self._received.take()) is None:
+            await self._received.changed()
         if data and self._ssh is not None and not self._lost:
             self._reopen_window(self._ssh, len(data))
         return data

@@ -37,26 +37,28 @@ class ReceiveBuffer:
         self._draining = True
         self._changed.set()
 
-    async def read(self) -> bytes:
-        """Return the next bytes, `b""` at the end of the agent's side.
+    def take(self) -> bytes | None:
+        """Return the next bytes, `b""` at the end of the agent's side, None if nothing has arrived.
 
-        Raises ConnectionResetError if the channel was closed before that end. Waits as long as the agent sends nothing:
-        the gate sets the deadline.
+        Raises ConnectionResetError if the channel was closed before that end.
         """
-        while not self._pieces:
-            if self._ended:
-                return b""
-            if self._closed:
-                raise ConnectionResetError("the channel is closed")
-            self._changed.clear()
-            await self._changed.wait()
-        data = self._pieces.popleft()
-        self.size -= len(data)
-        return data
+        if self._pieces:
+            data = self._pieces.popleft()
+            self.size -= len(data)
+            return data
+        if self._ended:
+            return b""
+        if self._closed:
+            raise ConnectionResetError("the channel is closed")
+        return None
+
+    async def changed(self) -> None:
+        """Wait for the next change, as long as the agent sends nothing: the gate sets the deadline."""
+        self._changed.clear()
+        await self._changed.wait()
 
     async def readable(self) -> bool:
         """Wait for bytes; returns False at the end of the agent's side, or when the channel closes or drains."""
         while not (self._pieces or self._ended or self._closed or self._draining):
-            self._changed.clear()
-            await self._changed.wait()
+            await self.changed()
         return bool(self._pieces)

@@ -104,16 +104,16 @@ class Listener:
         self._inner = inner
 
     def close(self) -> None:
-        """Stop listening; channels that are open go on."""
+        """Stop listening; open channels continue."""
         self._inner.close()
 
 
 class SshConnection:
     """A connection to an agent that has proved its host key and accepted our key."""
 
-    def __init__(self, conn: asyncssh.SSHClientConnection, line: SshTransport, peer: "Peer", address: str) -> None:
+    def __init__(self, conn: asyncssh.SSHClientConnection, transport: SshTransport, peer: "Peer", address: str) -> None:
         self._conn = conn
-        self._transport = line
+        self._transport = transport
         self._peer = peer
         self.address = address
 
@@ -240,7 +240,7 @@ class SshConnection:
 
 
 class ChannelRefused(Exception):  # noqa: N818 - an answer, not a fault
-    """A new channel is declined; the message says why."""
+    """Declines a new channel, with the reason as its message."""
 
 
 class NoOpSession(asyncssh.SSHClientSession[bytes]):

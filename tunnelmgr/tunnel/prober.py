@@ -79,8 +79,8 @@ class Prober:
         except ConnectionRefusedError as refused:
             raise ConnectionLostError(
                 f"the agent's sshd refused to connect to its own listener {endpoint}: {refused}. "
-                f'Add permitopen="{endpoint}" to the key\'s line in authorized_keys (`tunnelmgr init` prints it), and '
-                "check that sshd_config has `AllowTcpForwarding yes`"
+                f'Add permitopen="{endpoint}" to the key\'s line in authorized_keys (`tunnelmgr init --print '
+                "authorized-keys` prints it), and check that sshd_config has `AllowTcpForwarding yes`"
             ) from refused
         except ConnectionError as ended:
             if self._connection.lost.is_set() or self._sessions.declined == declined:
