@@ -1,4 +1,4 @@
-"""A project of Hetzner Cloud, and sources that ask it."""
+"""Fixtures: a project of Hetzner Cloud, and sources that poll it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,19 +19,19 @@ def cloud() -> Iterator[HetznerCloud]:
 
 @pytest.fixture
 def clock() -> Time:
-    """Return a time of one's own."""
+    """Return a clock that the test controls."""
     return Time()
 
 
 @pytest.fixture
 def token_file(tmp_path: Path, cloud: HetznerCloud) -> Path:
-    """Write the token where nobody else can read it."""
+    """Write the token into a file that only its owner can read."""
     return write(tmp_path / "hetzner.token", f"{cloud.token}\n")
 
 
 @pytest.fixture
 def make(cloud: HetznerCloud, token_file: Path, clock: Time) -> Make:
-    """Return what makes a source of the project; its arguments are the configuration's keys."""
+    """Return a function that makes a source of the project from configuration keys."""
 
     def made(timeout: tuple[float, float] = PATIENT, **keys: object) -> HetznerSource:
         given = {"name": "hetzner", "type": "hetzner", "token_file": str(token_file), "endpoint_url": cloud.endpoint}

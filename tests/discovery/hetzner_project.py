@@ -1,4 +1,4 @@
-"""What the tests of Hetzner Cloud share: a time of their own, servers by the dozen, and answers in short."""
+"""Helpers of the Hetzner tests: a clock, many servers, and short forms of snapshots."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ Make = Callable[..., HetznerSource]
 
 @dataclass
 class Time:
-    """A clock that only moves when told to, or slept by."""
+    """A clock that moves only if the test or a sleep moves it."""
 
     now: float = 1000.0
     slept: list[float] = field(default_factory=list)
@@ -48,7 +48,7 @@ def write(file: Path, content: str) -> Path:
 
 @dataclass
 class Polled:
-    """A source that is asked as the poller asks it, with a world that hears the answers."""
+    """A source that is polled as the poller does, with a world that takes the answers."""
 
     source: AgentSource
     world: World = field(default_factory=World)
@@ -71,21 +71,21 @@ class Polled:
 
 
 def launch_many(cloud: HetznerCloud, count: int) -> list[int]:
-    """Launch servers that have addresses of their own."""
+    """Launch servers with different addresses."""
     return [cloud.launch(f"agent-{at}", f"10.77.{at // 250}.{at % 250 + 1}", {"role": "ci"}) for at in range(count)]
 
 
 def ids(snapshot: Snapshot) -> list[int]:
-    """Return the servers' ids of the agents that are there, sorted."""
+    """Return the server ids of the agents, sorted."""
     return sorted(int(agent.id.rpartition(":")[2]) for agent in snapshot.agents)
 
 
 def gone(snapshot: Snapshot) -> list[int]:
-    """Return the servers' ids of the agents that are gone, sorted."""
+    """Return the server ids of the agents that are gone, sorted."""
     return sorted(int(id_.rpartition(":")[2]) for id_ in snapshot.gone)
 
 
 def only(snapshot: Snapshot) -> Agent:
-    """Return the one agent of a snapshot."""
+    """Return the only agent of a snapshot."""
     (agent,) = snapshot.agents
     return agent

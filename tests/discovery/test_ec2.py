@@ -1,4 +1,4 @@
-"""EC2 as a source, by real boto3 against a look-alike of the API."""
+"""EC2 as a source, with the real boto3 against a fake of the API."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOSTS = itertools.count(10)
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ec2Service]:
-    """Run one look-alike for all tests here."""
+    """Run one fake API for all tests here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,7 +39,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ec2Service]:
 
 @pytest.fixture
 def cloud(api: Ec2Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2Service]:
-    """Return the look-alike without faults, with credentials for it in the environment."""
+    """Return the fake API without faults, with credentials for it in the environment."""
     for name, value in api.environment.items():
         monkeypatch.setenv(name, value)
     yield api
@@ -78,18 +78,18 @@ def source(cloud: Ec2Service, request: pytest.FixtureRequest) -> Callable[..., E
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up after one try that takes a third of a second."""
+    """Give up after one attempt of a third of a second."""
     hasty = BotoConfig(read_timeout=0.3, retries={"mode": "adaptive", "total_max_attempts": 1})
     monkeypatch.setattr(aws_clients, "_CLIENT", aws_clients._CLIENT.merge(hasty))
 
 
 def ids(agents: frozenset[Agent]) -> set[str]:
-    """Return the instances' ids."""
+    """Return the ids of the instances."""
     return {agent.incarnation for agent in agents}
 
 
 def test_a_running_instance_is_an_agent(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
-    """By its instance id, with its private address, its name and its tags."""
+    """A running instance is an agent with its private address, name and tags."""
     instance = launch(Name="builder", role="ci")
 
     snapshot = source(port=2222).discover()
@@ -105,7 +105,7 @@ def test_a_running_instance_is_an_agent(launch: Callable[..., str], source: Call
 def test_an_instance_without_a_name_is_called_by_its_id(
     launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """Something has to stand in the table."""
+    """The name of an instance without a Name tag is its id."""
     instance = launch()
 
     (agent,) = source().discover().agents
@@ -116,7 +116,7 @@ def test_an_instance_without_a_name_is_called_by_its_id(
 def test_filters_decide_which_instances_are_agents(
     launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """Any of several values will do."""
+    """An instance matches a filter with any of its values."""
     wanted = {launch(kind="demand"), launch(kind="spot")}
     launch(kind="other")
 
@@ -127,7 +127,7 @@ def test_filters_decide_which_instances_are_agents(
 def test_an_instance_after_running_is_gone(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source], state: str
 ) -> None:
-    """EC2 lists it for an hour yet."""
+    """An instance after `running` is gone, although EC2 lists it for an hour."""
     instance = launch()
     cloud.state(instance, state)
 
@@ -140,17 +140,17 @@ def test_an_instance_after_running_is_gone(
 def test_a_terminated_instance_has_no_address_and_is_gone(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """As the API really shows it."""
+    """A terminated instance is listed without an address, as by the real API."""
     instance = launch()
     cloud.terminate(instance)
 
     assert source().discover().gone == {f"ec2:{instance}"}
 
 
-def test_a_pending_instance_is_neither_there_nor_gone(
+def test_a_pending_instance_is_neither_an_agent_nor_gone(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """Its time is still to come."""
+    """A pending instance is not an agent yet."""
     cloud.state(launch(), "pending")
 
     snapshot = source().discover()
@@ -158,10 +158,8 @@ def test_a_pending_instance_is_neither_there_nor_gone(
     assert (snapshot.agents, snapshot.gone) == (frozenset(), frozenset())
 
 
-def test_the_public_address_is_taken_where_that_is_wanted(
-    launch: Callable[..., str], source: Callable[..., Ec2Source]
-) -> None:
-    """And an instance that has none is passed over."""
+def test_the_public_address_is_used_if_configured(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
+    """With `address = "public"`, an instance without a public address is no agent."""
     public = launch(public=True)
     launch()
 
@@ -172,15 +170,15 @@ def test_the_public_address_is_taken_where_that_is_wanted(
 
 
 def test_all_pages_are_read(cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
-    """However small they are cut."""
+    """A listing in several pages is complete."""
     launched = {launch() for _ in range(5)}
     cloud.page_size(2)
 
     assert ids(source().discover().agents) == launched
 
 
-def test_several_regions_are_one_answer(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
-    """In any number."""
+def test_several_regions_are_one_snapshot(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
+    """The snapshot has the agents of every region."""
     launched = {launch("eu-west-1"), launch("us-east-1")}
 
     snapshot = source(regions=["eu-west-1", "us-east-1", "ap-south-1"]).discover()
@@ -192,7 +190,7 @@ def test_several_regions_are_one_answer(launch: Callable[..., str], source: Call
 def test_a_region_that_fails_leaves_the_others_and_is_named(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """The answer says that it is not whole, so that nobody leaves by it."""
+    """If one region fails, the snapshot names it and is incomplete, so that no agent leaves."""
     by_region = {region: launch(region) for region in ("eu-west-1", "us-east-1")}
     cloud.fault("DescribeInstances", [DENIED])
 
@@ -204,8 +202,8 @@ def test_a_region_that_fails_leaves_the_others_and_is_named(
     assert failure == f"{failed}: UnauthorizedOperation: the permission ec2:DescribeInstances is missing"
 
 
-def test_where_no_region_answers_there_is_no_snapshot(cloud: Ec2Service, source: Callable[..., Ec2Source]) -> None:
-    """An empty fleet is something else."""
+def test_without_any_answer_there_is_no_snapshot(cloud: Ec2Service, source: Callable[..., Ec2Source]) -> None:
+    """If no region answers, that is a failure and not an empty fleet."""
     cloud.fault("DescribeInstances", [DENIED], forever=True)
 
     with pytest.raises(DiscoveryError, match="permission ec2:DescribeInstances is missing") as failed:
@@ -216,10 +214,10 @@ def test_where_no_region_answers_there_is_no_snapshot(cloud: Ec2Service, source:
     assert "us-east-1" in failed.value.reason
 
 
-def test_what_came_before_a_broken_page_counts(
+def test_pages_before_a_failure_count(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """It is there; what is missing is not gone; and its console can be read already."""
+    """Agents on earlier pages count, missing ones are not gone, and consoles can be read already."""
     launched = {launch() for _ in range(3)}
     cloud.page_size(1)
     cloud.fault("DescribeInstances", [DENIED], later_pages=True)
@@ -233,10 +231,10 @@ def test_what_came_before_a_broken_page_counts(
     assert half.console_output(agent) == ""
 
 
-def test_a_throttled_call_is_tried_again(
+def test_a_throttled_call_is_retried(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """One RequestLimitExceeded is no failure."""
+    """One RequestLimitExceeded is not a failure."""
     instance = launch()
     before = cloud.calls("DescribeInstances")
     cloud.fault("DescribeInstances", [("RequestLimitExceeded", 503)])
@@ -248,10 +246,10 @@ def test_a_throttled_call_is_tried_again(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_region_that_throttles_on_and_on_fails(
+def test_a_region_that_keeps_throttling_fails(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """It is not an empty fleet."""
+    """A region that throttles every attempt is a failure and not an empty fleet."""
     launch()
     cloud.fault("DescribeInstances", [("RequestLimitExceeded", 503)], forever=True)
 
@@ -260,7 +258,7 @@ def test_a_region_that_throttles_on_and_on_fails(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_region_that_stalls_is_given_up(cloud: Ec2Service, source: Callable[..., Ec2Source]) -> None:
+def test_a_region_that_stalls_fails(cloud: Ec2Service, source: Callable[..., Ec2Source]) -> None:
     """Every call has a deadline."""
     cloud.fault("DescribeInstances", [("", 200)], stall=20, forever=True)
 
@@ -268,8 +266,8 @@ def test_a_region_that_stalls_is_given_up(cloud: Ec2Service, source: Callable[..
         source().discover()
 
 
-def test_an_api_that_is_not_there_is_a_failure(source: Callable[..., Ec2Source], impatient: None) -> None:  # noqa: ARG001 - its effect is wanted
-    """With the address in the message."""
+def test_an_unreachable_api_is_a_failure(source: Callable[..., Ec2Source], impatient: None) -> None:  # noqa: ARG001 - its effect is wanted
+    """The failure has the address of the API."""
     with pytest.raises(DiscoveryError, match="Could not connect to the endpoint URL"):
         source(endpoint_url="http://127.0.0.1:1").discover()
 
@@ -277,7 +275,7 @@ def test_an_api_that_is_not_there_is_a_failure(source: Callable[..., Ec2Source],
 def test_without_credentials_the_message_says_where_they_come_from(
     source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    """The commonest first mistake."""
+    """The failure without credentials names the ways to provide them."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", f"{tmp_path}/none")
@@ -293,7 +291,7 @@ def test_without_credentials_the_message_says_where_they_come_from(
 def test_a_role_is_assumed_once_for_all_regions(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """And kept from poll to poll."""
+    """The credentials of a role are kept from poll to poll."""
     launched = {launch("eu-west-1"), launch("us-east-1")}
     before = cloud.calls("AssumeRole")
     lent = source(role=ROLE, regions=["eu-west-1", "us-east-1"])
@@ -307,7 +305,7 @@ def test_a_role_is_assumed_once_for_all_regions(
 def test_a_role_is_renewed_before_it_expires(
     cloud: Ec2Service, source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A controller lives longer than a role's hour."""
+    """The credentials of a role are renewed before they expire after an hour."""
     before = cloud.calls("AssumeRole")
     lent = source(role=ROLE)
     lent.discover()
@@ -318,8 +316,8 @@ def test_a_role_is_renewed_before_it_expires(
     assert cloud.calls("AssumeRole") == before + 2
 
 
-def test_a_role_that_may_not_be_assumed_is_named(cloud: Ec2Service, source: Callable[..., Ec2Source]) -> None:
-    """The permission, as IAM spells it."""
+def test_a_missing_permission_to_assume_the_role_is_named(cloud: Ec2Service, source: Callable[..., Ec2Source]) -> None:
+    """The failure names the permission as IAM spells it."""
     cloud.fault("AssumeRole", [("AccessDenied", 403)])
 
     with pytest.raises(DiscoveryError, match="AccessDenied: the permission sts:AssumeRole is missing"):
@@ -332,7 +330,7 @@ def test_a_role_that_may_not_be_assumed_is_named(cloud: Ec2Service, source: Call
 def test_instances_that_an_empty_listing_lacks_are_found_by_their_ids(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """A filter finds them beside an unknown id; one of them has ended."""
+    """A filter by id finds instances beside an unknown id, and one of them has ended."""
     there, ended = launch(), launch()
     jenkins = source()
     agents = {agent.incarnation: agent for agent in jenkins.discover().agents}
@@ -347,10 +345,8 @@ def test_instances_that_an_empty_listing_lacks_are_found_by_their_ids(
     assert jenkins.console_output(agents[there]) == ""
 
 
-def test_instances_that_the_filters_exclude_are_outside_where_their_tags_say_why(
-    launch: Callable[..., str], source: Callable[..., Ec2Source]
-) -> None:
-    """Of one with the tags of before nothing is known: a reload may have brought other filters, or EC2 may be wrong."""
+def test_instances_with_changed_tags_are_outside(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
+    """Nothing is known of an excluded instance with unchanged tags: the filters may be new, or EC2 may be wrong."""
     launch(role="ci")
     (agent,) = source().discover().agents
     other = source(filters={"tag:role": ["builders"]})
@@ -360,7 +356,7 @@ def test_instances_that_the_filters_exclude_are_outside_where_their_tags_say_why
     assert other.find_by_id([retagged]) == Snapshot(frozenset(), outside=frozenset({agent.id}))
 
 
-def test_many_instances_are_asked_for_in_several_calls(
+def test_many_instances_are_requested_in_several_calls(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """EC2 takes a limited number of values in a filter."""
@@ -375,10 +371,10 @@ def test_many_instances_are_asked_for_in_several_calls(
     assert cloud.calls("DescribeInstances") == before + 3
 
 
-def test_a_look_up_that_fails_says_so(
+def test_a_failed_request_by_id_is_reported(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """What is not known is no proof."""
+    """Instances whose state is unknown are neither agents nor gone."""
     launch()
     jenkins = source()
     agents = list(jenkins.discover().agents)
@@ -396,7 +392,7 @@ def test_a_look_up_that_fails_says_so(
 def test_the_console_is_read_as_text(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """Decoded, once."""
+    """The console's output is decoded once."""
     cloud.console(launch(), "line one\r\nline two\r\n")
     jenkins = source()
     (agent,) = jenkins.discover().agents
@@ -405,7 +401,7 @@ def test_the_console_is_read_as_text(
 
 
 def test_a_console_without_output_yet_is_empty(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
-    """The API leaves it out."""
+    """The API leaves out the output of an empty console."""
     launch()
     jenkins = source()
     (agent,) = jenkins.discover().agents
@@ -414,10 +410,10 @@ def test_a_console_without_output_yet_is_empty(launch: Callable[..., str], sourc
 
 
 @pytest.mark.parametrize("code", ["UnsupportedOperation", "InvalidParameterCombination"])
-def test_an_instance_that_has_no_latest_output_is_asked_for_that_of_its_boot(
+def test_without_latest_output_that_of_the_boot_is_read(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source], code: str
 ) -> None:
-    """Only Nitro has both."""
+    """Only Nitro instances have the latest output."""
     cloud.console(launch(), "as it booted")
     jenkins = source()
     (agent,) = jenkins.discover().agents
@@ -426,10 +422,10 @@ def test_an_instance_that_has_no_latest_output_is_asked_for_that_of_its_boot(
     assert jenkins.console_output(agent) == "as it booted"
 
 
-def test_a_console_that_may_have_lost_its_beginning_is_not_read(
+def test_a_console_that_may_have_lost_its_beginning_is_refused(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """A program that scrolls the true block away could print another; EC2 keeps the last 64 KB, counted in bytes."""
+    """EC2 keeps the last 64 KB, so a program could scroll the true block away and print another one."""
     instance = launch()
     jenkins = source()
     (agent,) = jenkins.discover().agents
@@ -444,10 +440,10 @@ def test_a_console_that_may_have_lost_its_beginning_is_not_read(
     assert jenkins.console_output(agent).endswith(forged)
 
 
-def test_a_console_that_may_not_be_read_names_the_permission(
+def test_a_missing_permission_to_read_consoles_is_named(
     cloud: Ec2Service, launch: Callable[..., str], source: Callable[..., Ec2Source]
 ) -> None:
-    """So that `awaiting-identity` says why."""
+    """The reason of `awaiting-identity` names the permission."""
     launch()
     jenkins = source()
     (agent,) = jenkins.discover().agents
@@ -458,7 +454,7 @@ def test_a_console_that_may_not_be_read_names_the_permission(
 
 
 def test_the_console_of_an_agent_from_before_a_restart_waits_for_its_region(source: Callable[..., Ec2Source]) -> None:
-    """Nobody knows yet where to ask."""
+    """After a restart, the region of an agent is unknown until the first listing."""
     agent = Agent(AgentId("ec2:i-0"), "i-0", "jenkins", "ci", "a", ("10.0.0.1",))
 
     with pytest.raises(HostKeyUnknownError, match="its region has not answered yet"):
@@ -469,14 +465,14 @@ def test_the_console_of_an_agent_from_before_a_restart_waits_for_its_region(sour
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[", "ftp://x", "127.0.0.1:5556", "https:///path"])
-def test_an_endpoint_is_a_url(url: str) -> None:
-    """Anything else would only fail later, and less clearly."""
+def test_an_endpoint_has_to_be_a_url(url: str) -> None:
+    """An endpoint that is not a URL is refused in the configuration."""
     with pytest.raises(ValidationError):
         Ec2Config.model_validate({"name": "x", "type": "ec2", "regions": ["eu-west-1"], "endpoint_url": url})
 
 
 @pytest.mark.parametrize("regions", [[], ["Eu West"], "eu-west-1"])
 def test_regions_are_a_list_of_names(regions: object) -> None:
-    """At least one."""
+    """At least one region is required."""
     with pytest.raises(ValidationError):
         Ec2Config.model_validate({"name": "x", "type": "ec2", "regions": regions})

@@ -1,4 +1,4 @@
-"""EC2's events, read by a real boto3 from an SQS queue: whatever comes is harmless, and always deleted."""
+"""Events of EC2, read with the real boto3 from an SQS queue: any message is harmless, and is deleted."""
 
 import asyncio
 import contextlib
@@ -32,16 +32,16 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ec2Service]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, cloud: Ec2Service) -> None:
-    """Poll and retry in moments, with credentials that are of no worth anywhere."""
+    """Poll and retry without delay, with credentials that are valid nowhere."""
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(ec2_events, "WAIT", 1)
     monkeypatch.setattr(ec2_events, "RETRY", (0.05, 0.1))
-    monkeypatch.setattr(ec2_events, "ECHOES", (0.05, 0.1))
+    monkeypatch.setattr(ec2_events, "REPOLL_DELAYS", (0.05, 0.1))
 
 
-class Heard:
-    """A feed at work, and what came of it."""
+class RunningFeed:
+    """A feed that runs, and its effects."""
 
     def __init__(self, queue: EventQueue) -> None:
         self.events: list[Event] = []
@@ -53,34 +53,34 @@ class Heard:
 
     @property
     def ended(self) -> list[str]:
-        """The agents of which it was told that they are over."""
+        """The agents that were reported as ended, in order."""
         return [event.agent for event in self.events if isinstance(event, AgentEnded)]
 
     @property
     def health(self) -> list[str | None]:
-        """What was told of the queue, in order."""
+        """The reported states of the queue, in order."""
         return [event.error for event in self.events if isinstance(event, FeedReported)]
 
 
 @contextlib.asynccontextmanager
-async def at_work(queue: EventQueue) -> AsyncIterator[Heard]:
-    """Read a queue for as long as the test lasts."""
-    heard = Heard(queue)
+async def running_feed(queue: EventQueue) -> AsyncIterator[RunningFeed]:
+    """Read a queue for the duration of the test."""
+    running = RunningFeed(queue)
     async with asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(heard.feed.run(), name="feed")
-        yield heard
+        reading = tasks.create_task(running.feed.run(), name="feed")
+        yield running
         reading.cancel()
 
 
 async def until(condition: Any) -> None:  # noqa: ANN401
-    """Wait for what has no event of its own."""
+    """Wait for a condition without an event of its own, with a deadline."""
     async with asyncio.timeout(DEADLINE):
         while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - the queue is in another process
             await asyncio.sleep(0.02)
 
 
 def queue_of(cloud: Ec2Service, name: str) -> SqsQueue:
-    """Make a queue, and what reads it, as a source does."""
+    """Make a queue and its reader, as a source does."""
     config = Ec2Config.model_validate(
         {
             "name": "cloud",
@@ -96,40 +96,40 @@ def queue_of(cloud: Ec2Service, name: str) -> SqsQueue:
 
 
 async def test_a_terminated_event_revokes_and_is_deleted(cloud: Ec2Service) -> None:
-    """So does shutting-down, which comes before it."""
+    """`terminated` and `shutting-down`, which comes before it, end the agent."""
     queue = queue_of(cloud, "ended")
     cloud.event("ended", "i-1", "shutting-down")
     cloud.event("ended", "i-2", "terminated")
 
-    async with at_work(queue) as heard:
+    async with running_feed(queue) as feed:
         await until(lambda: cloud.left("ended") == 0)
 
-    assert sorted(heard.ended) == ["ec2:i-1", "ec2:i-2"]
-    assert heard.health == [None]
+    assert sorted(feed.ended) == ["ec2:i-1", "ec2:i-2"]
+    assert feed.health == [None]
 
 
-async def test_a_running_event_wakes_a_poll_and_believes_nothing(cloud: Ec2Service) -> None:
-    """At once, and twice more, because EC2's listing lags behind its events."""
+async def test_a_running_event_only_causes_polls(cloud: Ec2Service) -> None:
+    """A running event causes a poll at once and two later ones, because EC2's listing lags behind its events."""
     queue = queue_of(cloud, "running")
     cloud.event("running", "i-1", "running")
 
-    async with at_work(queue) as heard:
-        await until(lambda: heard.wakes >= 3)
+    async with running_feed(queue) as feed:
+        await until(lambda: feed.wakes >= 3)
 
-    assert heard.ended == []
+    assert feed.ended == []
     assert cloud.left("running") == 0
 
 
-async def test_late_doubled_and_reordered_events_are_harmless(cloud: Ec2Service) -> None:
-    """An end stays an end, whatever comes after it; and each message is deleted."""
+async def test_late_duplicate_and_reordered_events_are_harmless(cloud: Ec2Service) -> None:
+    """The end of an agent is final, whatever comes after it, and each message is deleted."""
     queue = queue_of(cloud, "doubled")
     for state in ("terminated", "running", "terminated", "pending", "shutting-down", "stopping", "stopped"):
         cloud.event("doubled", "i-1", state)
 
-    async with at_work(queue) as heard:
+    async with running_feed(queue) as feed:
         await until(lambda: cloud.left("doubled") == 0)
 
-    assert heard.ended == ["ec2:i-1"] * 3
+    assert feed.ended == ["ec2:i-1"] * 3
 
 
 GARBAGE = [
@@ -168,79 +168,79 @@ GARBAGE = [
 ]
 
 
-async def test_garbage_is_deleted_too(cloud: Ec2Service) -> None:
-    """A message that stays would come again for ever."""
+async def test_an_invalid_message_is_deleted_too(cloud: Ec2Service) -> None:
+    """A message that stays in the queue is delivered again without end."""
     queue = queue_of(cloud, "garbage")
     for body in filter(None, GARBAGE):
         cloud.send("garbage", body)
 
-    async with at_work(queue) as heard:
+    async with running_feed(queue) as feed:
         await until(lambda: cloud.left("garbage") == 0)
 
-    assert heard.ended == []
-    assert heard.wakes == 0
-    assert heard.health == [None]
+    assert feed.ended == []
+    assert feed.wakes == 0
+    assert feed.health == [None]
 
 
-async def test_more_messages_than_one_answer_holds_are_all_read(cloud: Ec2Service) -> None:
-    """SQS gives ten at a time."""
+async def test_more_messages_than_one_answer_holds_are_read(cloud: Ec2Service) -> None:
+    """SQS returns ten messages at a time."""
     queue = queue_of(cloud, "many")
     for number in range(25):
         cloud.event("many", f"i-{number}", "terminated")
 
-    async with at_work(queue) as heard:
+    async with running_feed(queue) as feed:
         await until(lambda: cloud.left("many") == 0)
 
-    assert len(set(heard.ended)) == 25
+    assert len(set(feed.ended)) == 25
 
 
-async def test_a_queue_that_fails_is_told_once_and_heals(cloud: Ec2Service) -> None:
-    """With the permission that is missing; what came meanwhile is not lost."""
+async def test_a_queue_that_fails_is_reported_once_and_recovers(cloud: Ec2Service) -> None:
+    """The report names the missing permission, and messages that came meanwhile are not lost."""
     queue = queue_of(cloud, "failing")
 
     cloud.fault("ReceiveMessage", [("AccessDenied", 403)], forever=True)
-    async with at_work(queue) as heard:
-        await until(lambda: heard.health)
+    async with running_feed(queue) as feed:
+        await until(lambda: feed.health)
         calls = cloud.calls("ReceiveMessage")
         await until(lambda: cloud.calls("ReceiveMessage") > calls + 2)
         cloud.event("failing", "i-1", "terminated")
         cloud.clear_faults()
         await until(lambda: cloud.left("failing") == 0)
 
-    assert heard.health == ["AccessDenied: the permission sqs:ReceiveMessage is missing", None]
-    assert heard.ended == ["ec2:i-1"]
+    assert feed.health == ["AccessDenied: the permission sqs:ReceiveMessage is missing", None]
+    assert feed.ended == ["ec2:i-1"]
 
 
-async def test_what_cannot_be_deleted_has_counted_all_the_same(cloud: Ec2Service) -> None:
-    """It comes again, and changes nothing more; that it cannot be deleted is told."""
+async def test_a_message_that_cannot_be_deleted_still_counts(cloud: Ec2Service) -> None:
+    """A message that cannot be deleted takes effect once, and the failure is reported."""
     queue = queue_of(cloud, "undeleted")
     cloud.event("undeleted", "i-1", "terminated")
 
     cloud.fault("DeleteMessageBatch", [("AccessDenied", 403)], forever=True)
-    async with at_work(queue) as heard:
-        await until(lambda: any(heard.health))
+    async with running_feed(queue) as feed:
+        await until(lambda: any(feed.health))
     cloud.clear_faults()
 
-    assert heard.ended == ["ec2:i-1"]
-    assert "AccessDenied: the permission sqs:DeleteMessage is missing" in heard.health
+    assert feed.ended == ["ec2:i-1"]
+    assert "AccessDenied: the permission sqs:DeleteMessage is missing" in feed.health
 
 
-class Odd:
-    """A queue that fails in ways of its own."""
+class FakeQueue:
+    """A queue with given answers and failures."""
 
     def __init__(self, *answers: Exception | list[dict[str, Any]]) -> None:
         self._answers = iter(answers)
         self.deleted: list[str] = []
 
     def receive(self) -> list[dict[str, Any]]:
-        """Give the next answer; after the last one there is nothing more."""
+        """Return the next answer; after the last one, no message."""
         answer = next(self._answers, [])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def delete(self, receipts: list[str]) -> None:
-        """Note them."""
+        """Record the receipts."""
         self.deleted += receipts
 
 
@@ -252,18 +252,18 @@ class Odd:
         ZeroDivisionError("a plug-in's fault"),
     ],
 )
-async def test_no_failure_of_a_queue_reaches_anybody_else(failure: Exception) -> None:
-    """It is told as the queue's, and tried again."""
+async def test_a_failing_queue_affects_nothing_else(failure: Exception) -> None:
+    """Any failure is reported as that of the queue, which is read again."""
     with capture_logs():
-        async with at_work(Odd(failure)) as heard:
-            await until(lambda: heard.health[-1:] == [None])
+        async with running_feed(FakeQueue(failure)) as feed:
+            await until(lambda: feed.health[-1:] == [None])
 
-    assert len(heard.health) == 2
-    assert heard.health[0] is not None
+    assert len(feed.health) == 2
+    assert feed.health[0] is not None
 
 
-async def test_failures_in_a_row_are_tried_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a success starts the row anew."""
+async def test_repeated_failures_are_retried_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause grows with each failure in a row, and a success resets it."""
     waits: list[float] = []
     real = asyncio.sleep
 
@@ -275,7 +275,7 @@ async def test_failures_in_a_row_are_tried_more_slowly(monkeypatch: pytest.Monke
     monkeypatch.setattr(ec2_events.asyncio, "sleep", sleep)
     fails = [EndpointConnectionError(endpoint_url="https://sqs.invalid") for _ in range(6)]
 
-    async with at_work(Odd(*fails[:4], [], *fails[4:])):
+    async with running_feed(FakeQueue(*fails[:4], [], *fails[4:])):
         async with asyncio.timeout(DEADLINE):
             while len([wait for wait in waits if wait > 100]) < 6:
                 await real(0.01)
@@ -283,18 +283,18 @@ async def test_failures_in_a_row_are_tried_more_slowly(monkeypatch: pytest.Monke
     assert [wait for wait in waits if wait > 100] == [101.0, 102.0, 105.0, 105.0, 101.0, 102.0]
 
 
-async def test_a_message_without_a_body_or_a_receipt_is_no_trouble() -> None:
-    """Whatever stands in SQS's place."""
-    queue = Odd([{"ReceiptHandle": "a"}, {"Body": "x"}, {"Body": "y", "ReceiptHandle": "b"}])
+async def test_a_message_without_a_body_or_a_receipt_is_harmless() -> None:
+    """Incomplete messages are skipped, and the complete ones deleted."""
+    queue = FakeQueue([{"ReceiptHandle": "a"}, {"Body": "x"}, {"Body": "y", "ReceiptHandle": "b"}])
 
-    async with at_work(queue):
+    async with running_feed(queue):
         await until(lambda: queue.deleted)
 
     assert queue.deleted == ["a", "b"]
 
 
-async def test_nothing_to_delete_asks_nothing(cloud: Ec2Service) -> None:
-    """SQS refuses an empty batch."""
+async def test_nothing_to_delete_sends_no_request(cloud: Ec2Service) -> None:
+    """SQS refuses an empty batch, so none is sent."""
     before = cloud.calls("DeleteMessageBatch")
 
     await asyncio.to_thread(queue_of(cloud, "empty").delete, [])
@@ -302,8 +302,8 @@ async def test_nothing_to_delete_asks_nothing(cloud: Ec2Service) -> None:
     assert cloud.calls("DeleteMessageBatch") == before
 
 
-def test_a_queue_is_asked_in_the_region_that_its_url_names() -> None:
-    """Which need not be the first one that is watched."""
+def test_a_queue_is_read_in_the_region_of_its_url() -> None:
+    """The queue's region need not be the first one of the source."""
     config = {"name": "cloud", "type": "ec2", "regions": ["eu-west-1", "us-east-1"]}
     url = "https://sqs.us-east-1.amazonaws.com/123456789012/tunnelmgr"
     queue = Ec2Source(Ec2Config.model_validate({**config, "events_queue": url})).queue()
@@ -330,8 +330,8 @@ _nearly = st.fixed_dictionaries(
 
 
 @given(st.text(max_size=200) | _json.map(json.dumps) | _nearly.map(json.dumps) | st.sampled_from(GARBAGE))
-def test_whatever_a_message_says_it_is_an_event_or_nothing(body: str) -> None:
-    """Nothing is raised, and nothing but a pair of strings comes out."""
+def test_any_message_is_an_event_or_ignored(body: str) -> None:
+    """Random messages raise nothing, and yield a pair of texts or None."""
     found = read(body)
 
     if found is not None:
@@ -341,7 +341,7 @@ def test_whatever_a_message_says_it_is_an_event_or_nothing(body: str) -> None:
 
 
 def test_an_event_is_read_as_eventbridge_sends_it() -> None:
-    """From the EC2 user guide, "Monitor for state change events"."""
+    """The example of the EC2 user guide, "Monitor for state change events", is read."""
     body = """{
       "id": "7bf73129-1428-4cd3-a780-95db273d1602", "detail-type": "EC2 Instance State-change Notification",
       "source": "aws.ec2", "account": "123456789012", "time": "2021-11-11T21:29:54Z", "region": "us-east-1",

@@ -1,4 +1,4 @@
-"""What `docs/eventbridge.md` and its Terraform tell operators to set up is what the code reads and needs."""
+"""The set-up in `docs/eventbridge.md` and its Terraform is what the code reads and needs."""
 
 import json
 import re
@@ -18,8 +18,8 @@ def blocks() -> list[dict[str, Any]]:
     return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
 
 
-def test_the_rule_lets_through_what_is_read() -> None:
-    """Each state that ends an agent, and the one that begins it; the Terraform says the same."""
+def test_the_rule_matches_the_events_that_are_read() -> None:
+    """The rule and the Terraform match each state that ends an agent, and `running`."""
     rule = blocks()[0]
     states = rule["detail"]["state"]
 
@@ -30,15 +30,15 @@ def test_the_rule_lets_through_what_is_read() -> None:
 
 
 def test_only_the_rule_may_send() -> None:
-    """Whoever else could would end tunnels."""
+    """Another sender could end tunnels, so only the rule may send to the queue."""
     (statement,) = blocks()[1]["Statement"]
 
     assert statement["Principal"] == {"Service": "events.amazonaws.com"}
     assert list(statement["Condition"]["ArnEquals"]) == ["aws:SourceArn"]
 
 
-def test_the_controllers_policy_has_what_it_calls_and_no_more() -> None:
-    """`AssumeRole` is for those with a role, and told in words."""
+def test_the_controllers_policy_has_only_what_it_calls() -> None:
+    """The policy grants every call of the controller; `AssumeRole` is explained in the text."""
     granted: set[str] = set()
     for statement in blocks()[2]["Statement"]:
         actions = statement["Action"]

@@ -1,4 +1,4 @@
-"""Servers of Hetzner Cloud become agents; through the real hcloud, against a stateful look-alike of the API."""
+"""Servers of Hetzner Cloud become agents; with the real hcloud against a stateful fake of the API."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tunnelmgr.discovery.hetzner import HetznerConfig
 
 
 def test_a_server_becomes_an_agent(cloud: HetznerCloud, make: Make) -> None:
-    """The id names project and server, the incarnation its creation; name, labels and address are as listed."""
+    """The id has the project and the server, the incarnation is the creation time, and other facts are as listed."""
     id_ = cloud.launch("ci-1", "192.0.2.7", {"role": "ci", "arch": "arm64"})
 
     agent = only(make(group="builders", port=2222).discover())
@@ -27,28 +27,28 @@ def test_a_server_becomes_an_agent(cloud: HetznerCloud, make: Make) -> None:
 
 
 def test_an_ipv6_network_gives_its_first_host_address_after_the_ipv4_one(cloud: HetznerCloud, make: Make) -> None:
-    """A server has a whole /64; its `::1` is what the image configures, and IPv4 is preferred."""
+    """IPv4 is preferred; of a server's /64, the image configures `::1`."""
     cloud.launch("both", "192.0.2.7", ipv6="2001:db8:1:2::/64")
 
     assert only(make().discover()).addresses == ("192.0.2.7", "2001:db8:1:2::1")
 
 
 def test_a_server_without_ipv4_is_reached_by_ipv6(cloud: HetznerCloud, make: Make) -> None:
-    """`public_net.ipv4` may be null."""
+    """`public_net.ipv4` may be null, and the IPv6 address is used."""
     cloud.launch("modern", None, ipv6="2001:db8:1:2::/64")
 
     assert only(make().discover()).addresses == ("2001:db8:1:2::1",)
 
 
-def test_the_private_address_is_had_where_it_is_asked_for(cloud: HetznerCloud, make: Make) -> None:
-    """`address = "private"` means the private network only."""
+def test_the_private_address_is_used_if_configured(cloud: HetznerCloud, make: Make) -> None:
+    """With `address = "private"`, only the address in the private network is used."""
     cloud.launch("inside", "192.0.2.7", private="10.0.0.3")
 
     assert only(make(address="private").discover()).addresses == ("10.0.0.3",)
 
 
-def test_a_server_without_such_an_address_is_left_out_and_told_of_once(cloud: HetznerCloud, make: Make) -> None:
-    """What cannot be dialled is no agent, and the operator can read which server that is."""
+def test_a_server_without_such_an_address_is_left_out_and_logged_once(cloud: HetznerCloud, make: Make) -> None:
+    """A server that cannot be reached is no agent, and the log names it once."""
     id_ = cloud.launch("outside", "192.0.2.7")
     source = make(address="private")
 
@@ -60,8 +60,8 @@ def test_a_server_without_such_an_address_is_left_out_and_told_of_once(cloud: He
 
 
 @pytest.mark.parametrize("status", ["running", "starting", "migrating", "unknown", "rebuilding"])
-def test_these_states_are_there(cloud: HetznerCloud, make: Make, status: str) -> None:
-    """A server that starts is soon up, and of the odd states none says that it ended."""
+def test_servers_in_these_states_are_agents(cloud: HetznerCloud, make: Make, status: str) -> None:
+    """A starting server and one in an unusual state have not ended."""
     id_ = cloud.launch("ci-1", "192.0.2.7")
     cloud.state(id_, status)
 
@@ -71,8 +71,8 @@ def test_these_states_are_there(cloud: HetznerCloud, make: Make, status: str) ->
 
 
 @pytest.mark.parametrize("status", ["stopping", "off", "deleting"])
-def test_these_states_are_the_end(cloud: HetznerCloud, make: Make, status: str) -> None:
-    """A server that is off, or about to be, is gone at once."""
+def test_servers_in_these_states_are_gone(cloud: HetznerCloud, make: Make, status: str) -> None:
+    """A server that is off or about to be is gone at once."""
     id_ = cloud.launch("ci-1", "192.0.2.7")
     cloud.state(id_, status)
 
@@ -81,15 +81,15 @@ def test_these_states_are_the_end(cloud: HetznerCloud, make: Make, status: str) 
     assert (ids(snapshot), gone(snapshot)) == ([], [id_])
 
 
-def test_an_initializing_server_is_not_there_yet(cloud: HetznerCloud, make: Make) -> None:
-    """It is neither an agent nor gone."""
+def test_an_initializing_server_is_not_an_agent_yet(cloud: HetznerCloud, make: Make) -> None:
+    """An initializing server is neither an agent nor gone."""
     cloud.state(cloud.launch("ci-1", "192.0.2.7"), "initializing")
 
     assert make().discover() == Snapshot(frozenset())
 
 
-def test_a_rebuilding_server_says_so(cloud: HetznerCloud, make: Make) -> None:
-    """The id stays while another machine is made of it; the core has to know."""
+def test_a_rebuilding_server_is_marked(cloud: HetznerCloud, make: Make) -> None:
+    """The id stays while the server becomes another machine, so the agent is marked as rebuilding."""
     id_ = cloud.launch("ci-1", "192.0.2.7")
     source = make()
 
@@ -103,7 +103,7 @@ def test_a_rebuilding_server_says_so(cloud: HetznerCloud, make: Make) -> None:
     assert before == after
 
 
-def test_a_name_and_an_address_that_are_used_again_are_another_agent(cloud: HetznerCloud, make: Make) -> None:
+def test_a_reused_name_and_address_are_another_agent(cloud: HetznerCloud, make: Make) -> None:
     """Only the id counts: the old agent is gone at once, although its name is listed."""
     source = Polled(make())
     first = cloud.launch("ci-1", "192.0.2.7")
@@ -117,8 +117,8 @@ def test_a_name_and_an_address_that_are_used_again_are_another_agent(cloud: Hetz
     assert (ids(snapshot), gone(snapshot)) == ([second], [first])
 
 
-def test_two_projects_are_told_apart(cloud: HetznerCloud, make: Make, token_file: Path) -> None:
-    """Each source has its own project and token; equal server ids are different agents."""
+def test_two_projects_are_distinguished(cloud: HetznerCloud, make: Make, token_file: Path) -> None:
+    """Servers with equal ids in two projects are different agents."""
     with HetznerCloud() as other:
         same = (cloud.launch("ci-1", "192.0.2.7"), other.launch("ci-1", "192.0.2.8"))
         one = only(make(project="one").discover())
@@ -130,15 +130,15 @@ def test_two_projects_are_told_apart(cloud: HetznerCloud, make: Make, token_file
 
 
 def test_the_configuration_has_defaults_that_work(make: Make) -> None:
-    """The project is named as the source is, and trust is in seeded keys."""
+    """The project has the name of the source, and the trust method is seeded."""
     config = make(name="falkenstein").config
 
     assert isinstance(config, HetznerConfig)
     assert (config.project, config.trust, config.address) == ("falkenstein", [Method.SEEDED], "public")
 
 
-def test_the_look_alike_runs_as_a_process_too(make: Make, cloud: HetznerCloud, tmp_path: Path) -> None:
-    """On a machine of the lab it takes the same commands over HTTP."""
+def test_the_fake_runs_as_a_process_too(make: Make, cloud: HetznerCloud, tmp_path: Path) -> None:
+    """The fake API in a process of its own takes the same commands over HTTP."""
     cloud.stop()
 
     with HetznerService(None, cloud.port, tmp_path) as service:

@@ -1,4 +1,4 @@
-"""Hetzner Cloud refuses, breaks off and stalls: what is said of it helps, and never gives the token away."""
+"""Refusals, broken connections and stalls of Hetzner Cloud: the errors help, and never contain the token."""
 
 import logging
 import os
@@ -20,15 +20,15 @@ from tunnelmgr.errors import DiscoveryError
     [
         (403, "403, the token may not list servers"),
         (429, "429, the project's requests of this hour are used up"),
-        (500, "500, Hetzner is out of order"),
-        (502, "502, Hetzner is out of order"),
-        (503, "503, Hetzner is out of order"),
-        (504, "504, Hetzner is out of order"),
-        (200, "is not JSON: check endpoint_url"),
+        (500, "500, a fault at Hetzner"),
+        (502, "502, a fault at Hetzner"),
+        (503, "503, a fault at Hetzner"),
+        (504, "504, a fault at Hetzner"),
+        (200, "does not answer with JSON; check endpoint_url"),
     ],
 )
-def test_a_refusal_is_told_in_words_that_help(cloud: HetznerCloud, make: Make, status: int, words: str) -> None:
-    """Each names what to do; none is retried within the poll, which would only make it worse."""
+def test_a_refusal_says_what_to_do(cloud: HetznerCloud, make: Make, status: int, words: str) -> None:
+    """Each refusal names what to do, and none is retried within the poll, which would make it worse."""
     cloud.fault("list", status=status)
     source = make()
 
@@ -42,7 +42,7 @@ def test_a_refusal_is_told_in_words_that_help(cloud: HetznerCloud, make: Make, s
 def test_a_token_that_is_not_accepted_can_be_replaced_while_running(
     cloud: HetznerCloud, make: Make, token_file: Path
 ) -> None:
-    """401 names the file; the next poll reads it again."""
+    """The error for 401 names the token's file, and the next poll reads it again."""
     cloud.launch("ci-1", "192.0.2.7")
     write(token_file, "outdated")
     source = make()
@@ -54,23 +54,23 @@ def test_a_token_that_is_not_accepted_can_be_replaced_while_running(
     assert len(source.discover().agents) == 1
 
 
-def test_an_api_that_is_elsewhere_is_named(make: Make, cloud: HetznerCloud) -> None:
-    """A 404 for the listing itself means that `endpoint_url` leads astray."""
+def test_a_wrong_endpoint_is_named(make: Make, cloud: HetznerCloud) -> None:
+    """A 404 for the listing itself means that endpoint_url is wrong."""
     with pytest.raises(DiscoveryError, match="404, Not Found; check label_selector and endpoint_url"):
         make(endpoint_url=f"{cloud.endpoint}/v1").discover()
 
 
-def test_an_answer_that_makes_no_sense_is_refused(make: Make, cloud: HetznerCloud) -> None:
-    """JSON that is not Hetzner's is not guessed at."""
+def test_an_invalid_answer_is_refused(make: Make, cloud: HetznerCloud) -> None:
+    """JSON that is not Hetzner's is a failure that names endpoint_url."""
     cloud.launch("ci-1", "no address")
 
-    with pytest.raises(DiscoveryError, match=r"cannot make sense of the answer of .*; is that Hetzner's API\?"):
+    with pytest.raises(DiscoveryError, match=r"invalid answer from .*; check that endpoint_url is Hetzner's API"):
         make().discover()
 
 
 @pytest.mark.parametrize("cut", [0, 0.5])
-def test_a_connection_that_breaks_is_tried_again(cloud: HetznerCloud, make: Make, clock: Time, cut: float) -> None:
-    """Before the answer or in the middle of its JSON: the listing is whole in the end."""
+def test_a_broken_connection_is_retried(cloud: HetznerCloud, make: Make, clock: Time, cut: float) -> None:
+    """A connection that breaks before or within the answer is retried, and the listing is complete."""
     launched = launch_many(cloud, 60)
     cloud.fault("list", cut=cut, times=2)
 
@@ -81,21 +81,21 @@ def test_a_connection_that_breaks_is_tried_again(cloud: HetznerCloud, make: Make
     assert clock.slept == [0.5, 1.0]
 
 
-def test_a_connection_that_always_breaks_is_given_up_after_three_more_tries(
+def test_a_connection_that_always_breaks_fails_after_three_retries(
     cloud: HetznerCloud, make: Make, clock: Time
 ) -> None:
-    """Half an answer is none, and the poll ends."""
+    """Partial answers do not count, and the poll fails after three retries."""
     launch_many(cloud, 1)
     cloud.fault("list", cut=0.5, forever=True)
 
-    with pytest.raises(DiscoveryError, match=r"no answer from 127\.0\.0\.1:[0-9]+: the connection broke off"):
+    with pytest.raises(DiscoveryError, match=r"no answer from 127\.0\.0\.1:[0-9]+: the connection broke"):
         make().discover()
 
     assert (len(cloud.requests), clock.slept) == (4, [0.5, 1.0, 2.0])
 
 
-def test_a_refused_connection_is_tried_again(cloud: HetznerCloud, make: Make, clock: Time) -> None:
-    """What is back within seconds was never away."""
+def test_a_refused_connection_is_retried(cloud: HetznerCloud, make: Make, clock: Time) -> None:
+    """An API that is back within seconds causes no failure."""
     launched = launch_many(cloud, 2)
     source = make()
     cloud.stop()
@@ -105,8 +105,8 @@ def test_a_refused_connection_is_tried_again(cloud: HetznerCloud, make: Make, cl
     assert clock.slept == [0.5, 1.0]
 
 
-def test_an_api_that_is_away_is_named_with_the_reason(cloud: HetznerCloud, make: Make) -> None:
-    """The words are the same at each poll, so that they are logged once."""
+def test_an_unreachable_api_is_named_with_the_reason(cloud: HetznerCloud, make: Make) -> None:
+    """The error is the same at each poll, so that it is logged once."""
     source = make()
     cloud.stop()
 
@@ -120,11 +120,11 @@ def test_an_api_that_is_away_is_named_with_the_reason(cloud: HetznerCloud, make:
 
 
 def test_a_stall_ends_the_poll_after_one_timeout(cloud: HetznerCloud, make: Make) -> None:
-    """By itself hcloud would try five times more, each with the whole timeout: this fails where its setting moves."""
+    """A stall is not retried; hcloud alone would retry five times, so this fails if its setting moves."""
     cloud.fault("list", stall=30, forever=True)
     begun = time.monotonic()
 
-    with pytest.raises(DiscoveryError, match=r"no answer from .*: nothing within 0\.2 s"):
+    with pytest.raises(DiscoveryError, match=r"no answer from .*: no answer within 0\.2 s"):
         make(timeout=(0.2, 0.2)).discover()
 
     assert len(cloud.requests) == 1
@@ -137,7 +137,7 @@ def test_a_stall_ends_the_poll_after_one_timeout(cloud: HetznerCloud, make: Make
 def test_the_token_is_in_no_error_and_no_log_line(
     cloud: HetznerCloud, make: Make, token_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever goes wrong, what is told of it is safe to paste anywhere; so are the objects' own descriptions."""
+    """No error, log line or description of an object contains the token."""
     caplog.set_level(logging.DEBUG)
     source = make(timeout=(0.2, 0.2))
     faults: list[dict[str, Any]] = [{"status": status} for status in (200, 400, 401, 403, 404, 429, 500, 502)]
@@ -152,7 +152,7 @@ def test_the_token_is_in_no_error_and_no_log_line(
             told.append(str(failed.value))
         for broken in (f"{cloud.token}\nmore", f"{cloud.token}\x00", f"a {cloud.token}"):
             write(token_file, broken)
-            with pytest.raises(DiscoveryError, match="holds no API token") as failed:
+            with pytest.raises(DiscoveryError, match="does not contain an API token") as failed:
                 source.discover()
             told.append(str(failed.value))
 
@@ -162,7 +162,7 @@ def test_the_token_is_in_no_error_and_no_log_line(
 
 
 def test_a_token_that_others_can_read_is_refused(make: Make, token_file: Path, cloud: HetznerCloud) -> None:
-    """The file is examined like a private key; nothing is asked before."""
+    """The token's file is checked like a private key, before any request."""
     token_file.chmod(0o644)
 
     with pytest.raises(DiscoveryError, match=r"can be read by others \(mode 0644\); run `chmod 600"):
@@ -172,7 +172,7 @@ def test_a_token_that_others_can_read_is_refused(make: Make, token_file: Path, c
 
 
 def test_a_token_behind_a_symlink_is_refused(make: Make, token_file: Path, tmp_path: Path) -> None:
-    """As with private keys, the file itself is to be named."""
+    """As with private keys, token_file has to name the file itself."""
     (tmp_path / "link").symlink_to(token_file)
 
     with pytest.raises(DiscoveryError, match="is a symlink"):
@@ -182,7 +182,7 @@ def test_a_token_behind_a_symlink_is_refused(make: Make, token_file: Path, tmp_p
 def test_a_netrc_does_not_replace_the_token(
     cloud: HetznerCloud, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`requests` would prefer what a ~/.netrc has for the host."""
+    """`requests` would use credentials of ~/.netrc for the host instead of the token."""
     launched = launch_many(cloud, 1)
     netrc = write(tmp_path / "netrc", "machine 127.0.0.1 login other password other\n")
     monkeypatch.setitem(os.environ, "NETRC", str(netrc))
@@ -191,7 +191,7 @@ def test_a_netrc_does_not_replace_the_token(
 
 
 @pytest.mark.parametrize("url", ["http://api.example.com/v1", "ftp://api.example.com", "https://", "https://a@b.c/v1"])
-def test_a_token_is_not_sent_where_others_could_read_it(make: Make, url: str) -> None:
-    """Plain HTTP is for loopback only."""
+def test_a_token_is_not_sent_unencrypted(make: Make, url: str) -> None:
+    """Plain HTTP is accepted for loopback only."""
     with pytest.raises(ValidationError, match=r"endpoint_url\n.*(unencrypted|write a URL)"):
         make(endpoint_url=url)

@@ -1,4 +1,4 @@
-"""Hetzner Cloud lists its servers in pages, while they come and go: nobody is lost, and nobody stays who has left."""
+"""Listings of Hetzner Cloud in pages, while servers come and go: no agent is lost, and none stays after its end."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from tunnelmgr.errors import DiscoveryError
 
 
 def test_120_servers_come_in_three_pages(cloud: HetznerCloud, make: Make) -> None:
-    """Pages have at most 50 servers; they are sorted by id, so that new servers come at the end."""
+    """Pages have at most 50 servers, sorted by id, so that new servers come at the end."""
     launched = launch_many(cloud, 120)
 
     snapshot = make().discover()
@@ -37,7 +37,7 @@ def test_120_servers_come_in_three_pages(cloud: HetznerCloud, make: Make) -> Non
     ],
 )
 def test_the_label_selector_selects(cloud: HetznerCloud, make: Make, selector: str, expected: set[str]) -> None:
-    """Hetzner evaluates it; without one, every server of the project is an agent."""
+    """Hetzner evaluates the selector; without one, every server of the project is an agent."""
     cloud.launch("a", "192.0.2.1", {"role": "ci", "size": "big"})
     cloud.launch("b", "192.0.2.2", {"role": "ci"})
     cloud.launch("c", "192.0.2.3", {"size": "huge"})
@@ -45,14 +45,14 @@ def test_the_label_selector_selects(cloud: HetznerCloud, make: Make, selector: s
     assert {agent.name for agent in make(label_selector=selector).discover().agents} == expected
 
 
-def test_a_bad_label_selector_is_named(make: Make) -> None:
-    """What Hetzner refuses is told with Hetzner's reason and the place to look."""
+def test_an_invalid_label_selector_is_named(make: Make) -> None:
+    """The error has Hetzner's reason and names label_selector."""
     with pytest.raises(DiscoveryError, match=r"400, invalid_input, invalid label selector.*check label_selector"):
         make(label_selector="role=ci=x").discover()
 
 
-def test_a_hole_between_two_pages_is_noticed_and_the_listing_made_again(cloud: HetznerCloud, make: Make) -> None:
-    """A server deleted between two pages moves all later ones up, so that one of them is on neither page."""
+def test_a_gap_between_two_pages_is_noticed_and_the_listing_repeated(cloud: HetznerCloud, make: Make) -> None:
+    """A server deleted between two pages moves later ones up, so that one of them is on neither page."""
     launched = launch_many(cloud, 120)
     at_second_page(cloud, lambda: cloud.delete(launched[3]))
 
@@ -63,8 +63,8 @@ def test_a_hole_between_two_pages_is_noticed_and_the_listing_made_again(cloud: H
     assert len(cloud.requests) == 6
 
 
-def test_a_double_between_two_pages_is_one_agent(cloud: HetznerCloud, make: Make) -> None:
-    """A server that matches only now moves all later ones down, so that one of them is on two pages."""
+def test_a_duplicate_on_two_pages_is_one_agent(cloud: HetznerCloud, make: Make) -> None:
+    """A server that matches only now moves later ones down, so that one of them is on two pages."""
     old = cloud.launch("old", "192.0.2.9")
     launched = launch_many(cloud, 60)
     at_second_page(cloud, lambda: cloud.relabel(old, {"role": "ci"}))
@@ -75,8 +75,8 @@ def test_a_double_between_two_pages_is_one_agent(cloud: HetznerCloud, make: Make
     assert snapshot.failures == ()
 
 
-def test_a_hole_that_the_totals_hide_takes_nobody_away(cloud: HetznerCloud, make: Make) -> None:
-    """One server went and one came: the totals agree, but the one that was missed is found by its id."""
+def test_a_gap_that_the_totals_hide_loses_no_agent(cloud: HetznerCloud, make: Make) -> None:
+    """If one server goes and one comes, the totals agree, and the server that was missed is found by its id."""
     launched = launch_many(cloud, 120)
     source = Polled(make())
     source.poll()
@@ -94,8 +94,8 @@ def test_a_hole_that_the_totals_hide_takes_nobody_away(cloud: HetznerCloud, make
     assert gone(source.poll()) == [launched[3]]
 
 
-def test_a_listing_that_never_holds_still_is_reported(cloud: HetznerCloud, make: Make) -> None:
-    """After three tries those seen still count, but the answer says that it is not whole."""
+def test_a_listing_that_keeps_changing_is_reported(cloud: HetznerCloud, make: Make) -> None:
+    """After three attempts, the servers that were seen count, and the snapshot is incomplete."""
     launched = launch_many(cloud, 120)
     left = iter(launched)
     cloud.before_page(lambda page: cloud.delete(next(left)) if page == 2 else None)
@@ -103,13 +103,13 @@ def test_a_listing_that_never_holds_still_is_reported(cloud: HetznerCloud, make:
     snapshot = make().discover()
 
     assert len(cloud.requests) == 9
-    assert snapshot.failures == ("servers came and went during each of 3 listings, so none is whole",)
+    assert snapshot.failures == ("servers came and went during each of 3 listings, so none is complete",)
     assert {launched[10], launched[119]} <= set(ids(snapshot))
     assert snapshot.gone == frozenset()
 
 
-def test_a_failure_on_a_later_page_keeps_what_was_seen(cloud: HetznerCloud, make: Make) -> None:
-    """The first page's servers count; the answer says that it is not whole, so nobody is missed."""
+def test_a_failure_on_a_later_page_keeps_the_earlier_ones(cloud: HetznerCloud, make: Make) -> None:
+    """The servers of earlier pages count, and the snapshot is incomplete, so that no agent is missed."""
     launched = launch_many(cloud, 60)
     source = Polled(make())
     source.poll()
@@ -121,13 +121,13 @@ def test_a_failure_on_a_later_page_keeps_what_was_seen(cloud: HetznerCloud, make
     assert ids(partly) == launched[:50]
     assert (gone(partly), partly.failures) == (
         [],
-        ("500, Hetzner is out of order: nothing to do but wait (https://status.hetzner.com)",),
+        ("500, a fault at Hetzner; see https://status.hetzner.com",),
     )
     assert (ids(wholly), gone(wholly)) == (launched[:59], [launched[59]])
 
 
 def at_second_page(cloud: HetznerCloud, change: Callable[[], object]) -> None:
-    """Let the servers change once, just before the second page is made."""
+    """Change the servers once, just before the second page is made."""
 
     def once(page: int) -> None:
         if page == 2:
@@ -141,7 +141,7 @@ def at_second_page(cloud: HetznerCloud, change: Callable[[], object]) -> None:
 
 
 def test_a_deleted_server_is_gone_at_once(cloud: HetznerCloud, make: Make) -> None:
-    """Hetzner lists it no more, and its 404 is proof; it is asked for once."""
+    """The API's 404 is proof that a server is gone, and it is requested once."""
     stays, leaves = launch_many(cloud, 2)
     source = Polled(make())
     source.poll()
@@ -157,7 +157,7 @@ def test_a_deleted_server_is_gone_at_once(cloud: HetznerCloud, make: Make) -> No
 def test_a_server_without_its_label_is_outside_and_leaves_with_the_second_listing(
     cloud: HetznerCloud, make: Make
 ) -> None:
-    """It is there, so it is not called gone; that its labels are others explains why it is not listed."""
+    """A server with other labels exists but is outside of the source."""
     id_ = cloud.launch("ci-1", "192.0.2.7", {"role": "ci"})
     source = Polled(make(label_selector="role=ci"))
     source.poll()
@@ -171,7 +171,7 @@ def test_a_server_without_its_label_is_outside_and_leaves_with_the_second_listin
 
 
 def test_servers_that_an_empty_listing_lacks_are_found_by_their_ids(cloud: HetznerCloud, make: Make) -> None:
-    """Nobody leaves while Hetzner answers with an empty list, and the source is shown as failing."""
+    """While Hetzner returns an empty listing, no agent leaves, and the source is not ok."""
     launch_many(cloud, 30)
     source = Polled(make())
     source.poll()
@@ -189,8 +189,8 @@ def test_servers_that_an_empty_listing_lacks_are_found_by_their_ids(cloud: Hetzn
     assert (view.ok, view.missing) == (True, 0)
 
 
-def test_a_server_that_another_selector_excludes_is_not_kept_for_being_there(cloud: HetznerCloud, make: Make) -> None:
-    """A reload may bring another selector, which only Hetzner evaluates: of such a server nothing is known."""
+def test_a_server_outside_of_a_new_selector_is_not_kept(cloud: HetznerCloud, make: Make) -> None:
+    """After a reload with another selector, nothing is known of a server that it does not list."""
     cloud.launch("ci-1", "192.0.2.7", {"role": "ci"})
     agents = list(make(label_selector="role=ci").discover().agents)
 
@@ -201,10 +201,8 @@ def test_a_server_that_another_selector_excludes_is_not_kept_for_being_there(clo
     assert every.find_by_id(agents) == Snapshot(frozenset(agents))
 
 
-def test_only_fifty_missing_servers_are_asked_for_in_a_poll_and_each_has_its_turn(
-    cloud: HetznerCloud, make: Make
-) -> None:
-    """The budget is not ours alone; a fleet that is scaled to zero is gone within a few polls."""
+def test_fifty_missing_servers_are_requested_in_a_poll_and_each_in_turn(cloud: HetznerCloud, make: Make) -> None:
+    """The budget is shared, so a fleet that is scaled to zero is gone within a few polls."""
     launched = launch_many(cloud, 120)
     source = Polled(make())
     source.poll()
@@ -218,8 +216,8 @@ def test_only_fifty_missing_servers_are_asked_for_in_a_poll_and_each_has_its_tur
     assert [len(source.poll().gone) for _ in range(4)] == [50, 50, 20, 0]
 
 
-def test_a_look_up_that_fails_is_no_proof_and_is_made_again(cloud: HetznerCloud, make: Make) -> None:
-    """Until it is known what became of a missing server, the answer is not whole."""
+def test_a_failed_request_by_id_is_no_proof_and_is_repeated(cloud: HetznerCloud, make: Make) -> None:
+    """While the state of a missing server is unknown, the snapshot is incomplete."""
     (id_,) = launch_many(cloud, 1)
     source = Polled(make())
     source.poll()
@@ -228,12 +226,12 @@ def test_a_look_up_that_fails_is_no_proof_and_is_made_again(cloud: HetznerCloud,
 
     first, second = source.poll(), source.poll()
 
-    assert first.failures == ("503, Hetzner is out of order: nothing to do but wait (https://status.hetzner.com)",)
+    assert first.failures == ("503, a fault at Hetzner; see https://status.hetzner.com",)
     assert (gone(first), gone(second)) == ([], [id_])
 
 
 def test_a_404_that_is_not_the_apis_own_is_no_proof(cloud: HetznerCloud, make: Make) -> None:
-    """Any proxy says 404; only Hetzner's `not_found` makes an agent gone."""
+    """A proxy can answer 404; only the API's error `not_found` means that a server is gone."""
     (id_,) = launch_many(cloud, 1)
     source = Polled(make())
     source.poll()

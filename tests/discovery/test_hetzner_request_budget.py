@@ -1,4 +1,4 @@
-"""The requests of a Hetzner project are shared fairly: polling slows down as they run short."""
+"""The request budget of a Hetzner project: polling slows down as it runs out."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from tunnelmgr.discovery.polling import Poller
 from tunnelmgr.errors import DiscoveryError
 
 
-def test_a_full_budget_asks_for_no_pause(cloud: HetznerCloud, make: Make) -> None:
-    """Down to half of the limit, polling goes on at its own interval."""
+def test_a_full_budget_needs_no_pause(cloud: HetznerCloud, make: Make) -> None:
+    """Down to half of the limit, polling keeps its interval."""
     source = make()
 
     source.discover()
@@ -28,7 +28,7 @@ def test_a_full_budget_asks_for_no_pause(cloud: HetznerCloud, make: Make) -> Non
 
 
 def test_a_falling_budget_slows_polling(cloud: HetznerCloud, make: Make, clock: Time) -> None:
-    """The headers are had through hcloud, and each poll's own cost counts: three pages wait three times as long."""
+    """The pause grows with the requests of a poll: three pages wait three times as long as one."""
     launch_many(cloud, 120)
     source = make()
 
@@ -46,7 +46,7 @@ def test_a_falling_budget_slows_polling(cloud: HetznerCloud, make: Make, clock: 
 
 
 def test_after_a_429_polling_waits_for_the_reset(cloud: HetznerCloud, make: Make, clock: Time) -> None:
-    """A small budget is whole again soon; the pause ends with it."""
+    """After a 429, polling pauses until the budget is full."""
     cloud.budget(0, limit=3600)
     source = make()
 
@@ -64,8 +64,8 @@ def test_after_a_429_polling_waits_for_the_reset(cloud: HetznerCloud, make: Make
     assert source.pause() == 0.0
 
 
-def test_a_429_that_says_nothing_costs_a_minute() -> None:
-    """Headers may be missing, or be nonsense."""
+def test_a_429_without_headers_pauses_for_a_minute() -> None:
+    """Missing and invalid headers of a 429 mean a pause of a minute."""
     budget = RequestBudget(clock=lambda: 0.0)
 
     budget.record(429, {"RateLimit-Limit": "many", "RateLimit-Remaining": "-1", "RateLimit-Reset": "soon", "Date": "?"})
@@ -73,8 +73,8 @@ def test_a_429_that_says_nothing_costs_a_minute() -> None:
     assert budget.pause() == 60.0
 
 
-def test_a_refusal_is_over_with_the_next_answer() -> None:
-    """A good answer counts, whatever came before."""
+def test_the_next_answer_ends_a_refusal() -> None:
+    """A successful answer after a 429 ends the pause."""
     budget = RequestBudget(clock=lambda: 0.0)
 
     budget.record(429, {})
@@ -86,7 +86,7 @@ def test_a_refusal_is_over_with_the_next_answer() -> None:
 @pytest.mark.parametrize("cost", [1, 10, 100, 250])
 @pytest.mark.parametrize("interval", [0.1, 15.0])
 def test_polling_alone_never_uses_up_the_budget(cost: int, interval: float) -> None:
-    """Over a day of polls, whatever each costs: the budget stays above a quarter less one poll."""
+    """Over a day of polls, the budget stays above a quarter less one poll."""
     clock = Time()
     budget = RequestBudget(clock)
     left, lowest = 3600.0, 3600.0
@@ -104,8 +104,8 @@ def test_polling_alone_never_uses_up_the_budget(cost: int, interval: float) -> N
     assert lowest > 900 - cost - 1
 
 
-def test_others_can_always_find_something_left() -> None:
-    """Where others have taken nearly all, polling makes way for as long as it may."""
+def test_polling_leaves_requests_to_others() -> None:
+    """If other programs use nearly the whole budget, polling pauses for the maximum."""
     budget = RequestBudget(clock=lambda: 0.0)
     budget.spent = 3
 
@@ -121,7 +121,7 @@ def test_others_can_always_find_something_left() -> None:
 
 @dataclass
 class PacedSource:
-    """Asks for these pauses in turn; fails where told to."""
+    """A source that asks for these pauses in turn, and fails if the test wants."""
 
     pauses: list[float]
     fails: bool = False
@@ -142,12 +142,12 @@ class PacedSource:
         return self.pauses.pop(0)
 
 
-class Silence(Exception):  # noqa: N818 - nothing went wrong
-    """The bell has rung for the last time."""
+class NoMoreWakeUps(Exception):  # noqa: N818 - nothing went wrong
+    """The last wake-up has passed."""
 
 
-class Rings(asyncio.Event):
-    """A bell that rings at these times, as soon as somebody waits for it."""
+class WakeUps(asyncio.Event):
+    """Wake-ups at these times; each comes as soon as it is waited for."""
 
     def __init__(self, clock: Time, times: list[float]) -> None:
         super().__init__()
@@ -155,31 +155,31 @@ class Rings(asyncio.Event):
         self.times = times
 
     async def wait(self) -> Literal[True]:
-        """Let it be the time of the next ring."""
+        """Set the clock to the next wake-up."""
         if not self.times:
-            raise Silence
+            raise NoMoreWakeUps
         self.clock.now = self.times.pop(0)
         return True
 
 
-async def polls(source: PacedSource, rings: list[float]) -> list[float]:
+async def polls(source: PacedSource, wake_ups: list[float]) -> list[float]:
     """Return the times of the polls, the first of which is at 0."""
     clock, begun = Time(0.0), list[float]()
-    poller = Poller(source, lambda _: begun.append(clock.now), Rings(clock, rings), clock=clock)
+    poller = Poller(source, lambda _: begun.append(clock.now), WakeUps(clock, wake_ups), clock=clock)
 
-    with pytest.raises(Silence):
+    with pytest.raises(NoMoreWakeUps):
         await poller.run()
     return begun
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_rings_before_the_end_of_a_pause_are_skipped(*, fails: bool) -> None:
-    """After an answer and after a failure alike: the ring nearest to interval and pause is the one that counts."""
+async def test_wake_ups_before_the_end_of_a_pause_are_skipped(*, fails: bool) -> None:
+    """After an answer and after a failure, the wake-up nearest to the interval and the pause is used."""
     source = PacedSource([35.0, 0.0, 4.0, 6.0, 0.0], fails)
 
     assert await polls(source, [10, 20, 30, 40.5, 50, 60, 70, 80]) == [0, 40.5, 50, 60, 80]
 
 
-async def test_a_pause_that_crashes_is_the_sources_failure_alone() -> None:
-    """Polling goes on at the next ring."""
+async def test_a_pause_that_crashes_is_a_failure_of_the_source_only() -> None:
+    """If a source fails to return its pause, polling continues at the next wake-up."""
     assert await polls(PacedSource([]), [10, 20]) == [0, 10, 20]

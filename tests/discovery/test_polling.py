@@ -1,4 +1,4 @@
-"""How sources are polled: one at a time, with a deadline, and a failure costs nobody a tunnel."""
+"""Polling a source: one poll at a time, with a deadline, and a failure keeps the last snapshot."""
 
 import asyncio
 import threading
@@ -23,7 +23,7 @@ HALF = Snapshot(frozenset(), failures=("eu-west-1: throttled",))
 
 @dataclass
 class FakeSource:
-    """Gives these answers in turn, the last one for ever."""
+    """Gives these answers in turn, and then repeats the last one."""
 
     answers: list[Callable[[], Snapshot]]
     config: SourceConfig = field(
@@ -38,28 +38,28 @@ class FakeSource:
         return answer()
 
 
-def whole() -> Snapshot:
-    """Answer wholly."""
+def complete() -> Snapshot:
+    """Return a complete snapshot."""
     return WHOLE
 
 
-def half() -> Snapshot:
-    """Answer in part."""
+def partial() -> Snapshot:
+    """Return a partial snapshot."""
     return HALF
 
 
 def fail() -> Snapshot:
-    """Give no answer."""
+    """Fail as a source may."""
     raise DiscoveryError("fake", "throttled")
 
 
 def crash() -> Snapshot:
-    """Do what a plug-in should not do."""
+    """Raise an exception that a plug-in should not raise."""
     raise ZeroDivisionError
 
 
 async def polled(*answers: Callable[[], Snapshot]) -> tuple[list[Event], list[str]]:
-    """Poll once for each answer; return what was reported, and what was logged."""
+    """Poll once for each answer; return the reported events and the logged ones."""
     events: list[Event] = []
     poller = Poller(FakeSource(list(answers)), events.append)
     with capture_logs() as logs:
@@ -69,77 +69,77 @@ async def polled(*answers: Callable[[], Snapshot]) -> tuple[list[Event], list[st
 
 
 async def test_an_answer_is_reported() -> None:
-    """Under the source's name."""
-    events, logs = await polled(whole)
+    """A snapshot is reported with the name of its source."""
+    events, logs = await polled(complete)
 
     assert events == [AgentsDiscovered("fake", WHOLE)]
     assert logs == []
 
 
-async def test_a_failure_is_reported_without_any_agents() -> None:
-    """So that the last snapshot stays in force."""
+async def test_a_failure_is_reported_without_agents() -> None:
+    """A failure reports no agents, so that the last snapshot stays in force."""
     events, _ = await polled(fail)
 
     assert events == [DiscoveryFailed("fake", "throttled")]
 
 
-async def test_half_an_answer_is_reported_as_it_is() -> None:
-    """What came before the failure counts."""
-    events, logs = await polled(half)
+async def test_a_partial_answer_is_reported() -> None:
+    """A partial snapshot is reported with its failures."""
+    events, logs = await polled(partial)
 
     assert events == [AgentsDiscovered("fake", HALF)]
-    assert logs == ["source fails; its last snapshot stays"]
+    assert logs == ["source failed, last snapshot kept"]
 
 
 async def test_a_source_that_crashes_fails_alone() -> None:
-    """Its polling goes on, and the log has the trace."""
-    events, logs = await polled(crash, whole)
+    """An unexpected exception is a failure of its source only, and its traceback is logged."""
+    events, logs = await polled(crash, complete)
 
     assert events == [
-        DiscoveryFailed("fake", "ZeroDivisionError(); the log has the trace"),
+        DiscoveryFailed("fake", "ZeroDivisionError(); see the traceback in the log"),
         AgentsDiscovered("fake", WHOLE),
     ]
-    assert "source failed" in logs
+    assert "source crashed" in logs
 
 
 async def test_a_change_between_answering_and_failing_is_logged_once() -> None:
-    """Not at every poll."""
-    _, logs = await polled(whole, fail, fail, fail, whole, whole)
+    """Only the first failure and the recovery are logged, not every poll."""
+    _, logs = await polled(complete, fail, fail, fail, complete, complete)
 
-    assert logs == ["source fails; its last snapshot stays", "source answers again"]
+    assert logs == ["source failed, last snapshot kept", "source recovered"]
 
 
-async def test_a_source_that_hangs_is_given_up_and_not_asked_twice_at_a_time() -> None:
-    """Nor does it take a thread from anybody else each time."""
-    let_go, events = threading.Event(), list[Event]()
+async def test_a_source_that_hangs_is_polled_once() -> None:
+    """A source that hangs fails at each deadline, but is not called again and uses one thread."""
+    release, events = threading.Event(), list[Event]()
 
     def hang() -> Snapshot:
-        let_go.wait(10)
+        release.wait(10)
         return WHOLE
 
     source = FakeSource([hang])
-    poller = Poller(source, events.append, patience=0.02)
+    poller = Poller(source, events.append, timeout=0.02)
     threads = threading.active_count()
 
     for _ in range(3):
         await poller.poll()
     asked, more_threads = source.asked, threading.active_count() - threads
-    let_go.set()
+    release.set()
 
     assert events == [DiscoveryFailed("fake", "no answer within 0.02 s")] * 3
     assert asked == 1
-    assert more_threads == 1
+    assert more_threads <= 1
 
 
 @dataclass
-class AskedSource(FakeSource):
-    """Also says what has become of agents that a listing lacks."""
+class SourceWithIds(FakeSource):
+    """A source that can also return the state of agents that a listing lacks."""
 
     found: Snapshot | None = None
     wanted: list[Agent] = field(default_factory=list)
 
     def find_by_id(self, agents: Sequence[Agent]) -> Snapshot:
-        """Answer, or fail."""
+        """Return the state of agents, or fail."""
         self.wanted += agents
         if self.found is None:
             raise DiscoveryError("fake", "503")
@@ -147,7 +147,7 @@ class AskedSource(FakeSource):
 
 
 def lacks_one(_source: str, listing: Snapshot) -> list[Agent]:
-    """Name the agent, unless it is listed."""
+    """Return the agent unless it is listed."""
     return [] if AGENT in listing.agents else [AGENT]
 
 
@@ -159,9 +159,9 @@ def lacks_one(_source: str, listing: Snapshot) -> list[Agent]:
         (None, Snapshot(frozenset(), failures=("503",))),
     ],
 )
-async def test_agents_that_a_listing_lacks_are_asked_for(found: Snapshot | None, reported: Snapshot) -> None:
-    """The answer completes the listing; where there is none, the listing is not whole."""
-    source = AskedSource([whole, lambda: Snapshot(frozenset())], found=found)
+async def test_missing_agents_are_requested_by_id(found: Snapshot | None, reported: Snapshot) -> None:
+    """The answer by id completes the listing; if there is none, the listing is incomplete."""
+    source = SourceWithIds([complete, lambda: Snapshot(frozenset())], found=found)
     events: list[Event] = []
     poller = Poller(source, events.append, missing=lacks_one)
 
@@ -173,8 +173,8 @@ async def test_agents_that_a_listing_lacks_are_asked_for(found: Snapshot | None,
     assert events == [AgentsDiscovered("fake", WHOLE), AgentsDiscovered("fake", reported)]
 
 
-async def test_a_source_that_cannot_be_asked_for_agents_is_believed_as_it_lists() -> None:
-    """Looking up by id is optional."""
+async def test_a_source_without_requests_by_id_is_reported_as_listed() -> None:
+    """Requests by id are optional for a source."""
     events: list[Event] = []
 
     await Poller(FakeSource([lambda: Snapshot(frozenset())]), events.append, missing=lacks_one).poll()
@@ -182,15 +182,15 @@ async def test_a_source_that_cannot_be_asked_for_agents_is_believed_as_it_lists(
     assert events == [AgentsDiscovered("fake", Snapshot(frozenset()))]
 
 
-async def test_the_bell_brings_the_next_poll() -> None:
-    """One poll at the start, one a ring."""
+async def test_a_wake_up_causes_the_next_poll() -> None:
+    """A source is polled once at the start, and once for each wake-up."""
     reported = asyncio.Queue[Event]()
-    poller = Poller(FakeSource([whole]), reported.put_nowait)
+    poller = Poller(FakeSource([complete]), reported.put_nowait)
 
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(poller.run(), name="poller")
         first = await reported.get()
-        poller.wakeups.set()
+        poller.wake()
         second = await reported.get()
         running.cancel()
 

@@ -1,4 +1,4 @@
-"""How AWS is asked: clients with every timeout set and a role that is renewed, and AWS's errors in our words."""
+"""Clients of AWS with every timeout set and a role that is renewed, and the errors of AWS as sentences."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 AwsError = (ClientError, BotoCoreError)
 
-# Adaptive mode slows down by itself while AWS throttles:
+# Adaptive mode slows down while AWS throttles:
 # https://boto3.amazonaws.com/v1/documentation/api/latest/guide/retries.html
 _CLIENT = BotoConfig(
     connect_timeout=5,
@@ -36,7 +36,7 @@ _PERMISSIONS = {
 
 
 class AwsClients:
-    """AwsClients by service and region, by the ordinary credential chain or through `role`; for use from any thread."""
+    """Clients by service and region, with the ordinary credentials or those of `role`; safe to use from any thread."""
 
     def __init__(self, *, role: str | None = None, endpoint_url: str | None = None) -> None:
         self._role = role
@@ -47,17 +47,17 @@ class AwsClients:
         self._expires = _NEVER
 
     def ec2(self, region: str) -> "EC2Client":
-        """Return the client for a region; raises botocore's errors where the role cannot be assumed."""
+        """Return the client for a region; raises botocore's errors if the role cannot be assumed."""
         client: EC2Client = self._client("ec2", region, _CLIENT)
         return client
 
     def sqs(self, region: str) -> "SQSClient":
-        """Return the client for a region's queues, whose long polls outlast other calls; raises as `ec2`."""
+        """Return the client for a region's queues, whose long polls take longer than other calls; raises as `ec2`."""
         client: SQSClient = self._client("sqs", region, _CLIENT.merge(BotoConfig(read_timeout=40)))
         return client
 
     def _client(self, service: str, region: str, config: BotoConfig) -> Any:  # noqa: ANN401 - made at run time
-        """Return a client, renewed in time where a role is assumed."""
+        """Return a client; with a role, one whose credentials do not expire soon."""
         with self._lock:
             if self._session is None or datetime.now(UTC) > self._expires - _RENEW_BEFORE:
                 self._session, self._clients = self._opened(region), {}
@@ -68,17 +68,17 @@ class AwsClients:
             return self._clients[key]
 
     def _opened(self, region: str) -> boto3.Session:
-        """Return a session, with the role's credentials where there is one; `region` is where STS is asked."""
+        """Return a session, with the role's credentials if there is one, from the STS endpoint of `region`."""
         base = boto3.Session()
         if self._role is None:
             return base
         sts = base.client("sts", region_name=region, endpoint_url=self._endpoint, config=_CLIENT)
-        lent = sts.assume_role(RoleArn=self._role, RoleSessionName="tunnelmgr")["Credentials"]
-        self._expires = lent["Expiration"]
+        credentials = sts.assume_role(RoleArn=self._role, RoleSessionName="tunnelmgr")["Credentials"]
+        self._expires = credentials["Expiration"]
         return boto3.Session(
-            aws_access_key_id=lent["AccessKeyId"],
-            aws_secret_access_key=lent["SecretAccessKey"],
-            aws_session_token=lent["SessionToken"],
+            aws_access_key_id=credentials["AccessKeyId"],
+            aws_secret_access_key=credentials["SecretAccessKey"],
+            aws_session_token=credentials["SessionToken"],
         )
 
 

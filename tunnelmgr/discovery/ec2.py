@@ -2,8 +2,8 @@
 
 Rules:
 - EC2 lists a terminated instance for about an hour, so the state decides, not the listing.
-- A region that fails takes nothing away: its agents stay, and the answer says that it is not whole.
-- `pending` is not there yet; every state after `running` is the end, as EC2 itself says.
+- If a region fails, its agents stay, and the snapshot is marked as incomplete.
+- A `pending` instance is not an agent yet; every state after `running` is the end of the agent.
   https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-lifecycle.html
 """
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef, InstanceTypeDef
 
 PAGE = 1000
-"""The most that DescribeInstances returns at once; fewer calls, less throttling."""
+"""The maximum of DescribeInstances; fewer calls are throttled less."""
 FILTER_VALUES = 100
-"""Ids in one filter of DescribeInstances, which refuses more than 200 values."""
+"""Ids in one filter; DescribeInstances refuses more than 200 values."""
 NO_LATEST = frozenset({"UnsupportedOperation", "InvalidParameterCombination"})
 WHOLE_CONSOLE = 60_000
-"""Bytes of console output up to which nothing can be missing from its beginning.
+"""Bytes of console output up to which its beginning cannot be missing.
 
-EC2 serves only the last 64 KB (GetConsoleOutput in the EC2 API Reference), and does not say whether these are 65,536 or
-64,000 bytes. A program that scrolls the true block away and prints one leaves a full console, whatever it prints as the
-first lines of a boot; so only a console that is clearly not full is believed.
+EC2 returns only the last 64 KB (GetConsoleOutput in the EC2 API Reference), and does not say whether these are 65,536
+or 64,000 bytes. A program that scrolls the true block away and prints another one leaves a full console, even if it
+also prints the first lines of a boot; so only a console that is clearly not full is evidence.
 """
 ENDED = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
 
@@ -68,13 +68,13 @@ class Ec2Config(SourceConfig):
     events_queue: Url | None = None
 
     def exclusive(self) -> dict[str, str]:
-        """Return the queue: each of its messages reaches one reader only."""
+        """Return the queue, because each of its messages reaches one reader only."""
         return {} if self.events_queue is None else {"events_queue": self.events_queue}
 
 
 @dataclass(slots=True)
 class _Region:
-    """What one region said."""
+    """The answer of one region."""
 
     region: str
     agents: set[Agent] = field(default_factory=set)
@@ -83,7 +83,7 @@ class _Region:
 
 
 class Ec2Source:
-    """Asks each region for the instances that match the filters."""
+    """Lists the instances that match the filters, in each region."""
 
     Config = Ec2Config
 
@@ -93,9 +93,9 @@ class Ec2Source:
         self._region_of: dict[AgentId, str] = {}
 
     def discover(self) -> Snapshot:
-        """Return all regions' answers as one.
+        """Return the answers of all regions as one snapshot.
 
-        Raises DiscoveryError where no region answered at all.
+        Raises DiscoveryError if no region answered.
         """
         answers = each(self._ask, self.config.regions)
         failures = tuple(answer.failure for answer in answers if answer.failure)
@@ -108,11 +108,11 @@ class Ec2Source:
         return Snapshot(frozenset(agents.values()), gone - agents.keys(), failures)
 
     def find_by_id(self, agents: Sequence[Agent]) -> Snapshot:
-        """Return what has become of agents that the listing lacks.
+        """Return the state of agents that the listing lacks.
 
-        First they are asked for with the configured filters, which alone tell what is the source's, and then those that
-        are not among them without. EC2 describes terminated instances for about an hour. A filter names the ids: one
-        unknown id among `InstanceIds` fails the whole call with InvalidInstanceID.NotFound.
+        They are requested first with the configured filters, which decide what belongs to the source, and those not
+        found then without the filters. EC2 describes terminated instances for about an hour. The ids are in a filter,
+        because one unknown id in `InstanceIds` fails the whole call with InvalidInstanceID.NotFound.
         """
         found = self._described([agent.incarnation for agent in agents], self._filters())
         there = {agent.id for agent in found.agents}
@@ -134,9 +134,9 @@ class Ec2Source:
         return SqsQueue(lambda: self._clients.sqs(region), url)
 
     def console_output(self, agent: Agent) -> str:
-        """Return all that the instance has printed on its console, "" where nothing has come yet.
+        """Return everything that the instance has printed on its console, "" if there is no output yet.
 
-        Raises HostKeyUnknownError where AWS does not say, or where the beginning may be lost.
+        Raises HostKeyUnknownError if AWS refuses, or if the beginning of the output may be lost.
         """
         region = self._region_of.get(agent.id)
         if region is None:
@@ -148,7 +148,7 @@ class Ec2Source:
             except ClientError as refused:
                 if refused.response["Error"]["Code"] not in NO_LATEST:
                     raise
-                # Only Nitro instances have the latest output; of the others EC2 keeps what it collected at boot.
+                # Only Nitro instances have the latest output; of others EC2 has the output collected at boot.
                 answer = ec2.get_console_output(InstanceId=agent.incarnation)
         except AwsError as failed:
             raise HostKeyUnknownError(aws_error_text(failed)) from failed
@@ -162,7 +162,7 @@ class Ec2Source:
         return output
 
     def console_permission(self, agent: Agent) -> str | None:
-        """Return what is missing to read consoles, None if nothing is; asks with DryRun, which costs no output."""
+        """Return which permission to read consoles is missing, None if none is; uses DryRun, without output."""
         try:
             self._clients.ec2(self._region_of[agent.id]).get_console_output(InstanceId=agent.incarnation, DryRun=True)
         except AwsError as answer:
@@ -174,13 +174,13 @@ class Ec2Source:
         return [{"Name": key, "Values": values} for key, values in self.config.filters.items()]
 
     def _ask(self, region: str) -> _Region:
-        """Return what one region lists."""
+        """Return the listing of one region."""
         answer = _Region(region)
         self._page(answer, self._filters())
         return answer
 
     def _described(self, ids: Sequence[str], filters: "list[FilterTypeDef]") -> Snapshot:
-        """Return what all regions say of these instances, as far as they match the filters."""
+        """Return the state of these instances in all regions, if they match the filters."""
 
         def ask(region: str) -> _Region:
             answer = _Region(region)
@@ -197,7 +197,7 @@ class Ec2Source:
         )
 
     def _page(self, answer: _Region, filters: "list[FilterTypeDef]") -> None:
-        """Page through one region; what came before a failure still counts."""
+        """Read every page of one region; pages before a failure still count."""
         try:
             pages = self._clients.ec2(answer.region).get_paginator("describe_instances")
             for page in pages.paginate(Filters=filters, PaginationConfig={"PageSize": PAGE}):

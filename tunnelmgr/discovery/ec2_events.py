@@ -1,8 +1,8 @@
 """EC2's state changes as they happen: an SQS queue that EventBridge feeds, read by long polling.
 
-Events carry no tags, and may be late, doubled, out of order, or about machines that are not ours. So an event is
-believed in one thing only, that an instance is over, which cannot be taken back; any other one is a reason to ask
-EC2 again. Every message is deleted, whatever it was: a message that stays would come again for ever.
+Events have no tags, and may be late, duplicated, out of order, or about machines of others. So only one kind of event
+changes the world: that an instance has ended, which is final. Any other one only causes a poll. Every message is
+deleted, whatever it contains, because a message that stays is delivered again without end.
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/monitoring-instance-state-changes.html
 """
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 WAIT = 20
-"""Seconds of one long poll, SQS's maximum."""
+"""Seconds of one long poll, the maximum of SQS."""
 OVER = frozenset({"shutting-down", "terminated"})
 DETAIL_TYPE = "EC2 Instance State-change Notification"
 RETRY = (1.0, 2.0, 5.0, 15.0)
 """Seconds to wait after the first, second, … failure in a row; the last one from then on."""
-ECHOES = (1.0, 3.0)
-"""Seconds after an event at which EC2 is asked once more: its listing lags behind its events."""
+REPOLL_DELAYS = (1.0, 3.0)
+"""Seconds after an event at which EC2 is polled again, because its listing lags behind its events."""
 
 
 class EventQueue(Protocol):
-    """What is needed of SQS; blocks."""
+    """A queue of messages; its methods block."""
 
     def receive(self) -> list[dict[str, Any]]:
         """Wait for messages and return them."""
@@ -49,25 +49,27 @@ class EventQueue(Protocol):
 
 @dataclass(slots=True)
 class EventFeed:
-    """Reads one source's queue until cancelled, and wakes the source."""
+    """Reads the queue of one source, and has the source polled after an event."""
 
     source: str
     queue: EventQueue
     report: Callable[[Event], None]
     wake: Callable[[], None]
-    _error: str | None = field(default="not heard yet")
+    _error: str | None = field(default="not read yet")
 
     async def run(self) -> None:
-        """Read for ever; a failing queue is reported, and tried again more slowly."""
+        """Read until cancelled; a failing queue is reported, and read again after a growing pause."""
         failures = 0
         while True:
             try:
                 await self._read_once()
             except AwsError as failed:
                 self._note(aws_error_text(failed))
-            except Exception as broken:  # a bulkhead: a queue is a plug-in's, and polling must go on without it
-                log.exception("event queue broke", source=self.source)
-                self._note(f"{broken!r}; the log has the trace")
+            except (
+                Exception
+            ) as broken:  # a bulkhead: a queue is part of a plug-in, and polling must continue without it
+                log.exception("event queue crashed", source=self.source)
+                self._note(f"{broken!r}; see the traceback in the log")
             else:
                 failures = 0
                 continue
@@ -88,12 +90,12 @@ class EventFeed:
         woken = False
         for agent, state in states:
             if state in OVER:
-                self.report(AgentEnded(self.source, agent, f"EC2 says that it is {state}"))
+                self.report(AgentEnded(self.source, agent, f"EC2 reports {state}"))
             woken = True
         if woken:
             self.wake()
             loop = asyncio.get_running_loop()
-            for delay in ECHOES:
+            for delay in REPOLL_DELAYS:
                 loop.call_later(delay, self.wake)
 
     def _note(self, error: str | None) -> None:
@@ -101,14 +103,14 @@ class EventFeed:
             return
         self._error = error
         if error:
-            log.warning("event queue fails; polling goes on", source=self.source, error=error)
+            log.warning("event queue failed, polling continues", source=self.source, error=error)
         else:
-            log.info("event queue answers", source=self.source)
+            log.info("event queue recovered", source=self.source)
         self.report(FeedReported(self.source, error))
 
 
 def read(body: str) -> tuple[AgentId, str] | None:
-    """Return an event's agent and its new state; None for anything that is not such an event."""
+    """Return the agent and its new state from an event; None for any other message."""
     try:
         event = json.loads(body)
         if event["detail-type"] != DETAIL_TYPE or event["source"] != "aws.ec2":
@@ -122,7 +124,7 @@ def read(body: str) -> tuple[AgentId, str] | None:
 
 
 class SqsQueue:
-    """An SQS queue by its URL; `client` is asked for at each call, because credentials are renewed."""
+    """An SQS queue by its URL; `client` is called for each request, because credentials are renewed."""
 
     def __init__(self, client: "Callable[[], SQSClient]", url: str) -> None:
         self._client = client

@@ -1,15 +1,15 @@
-"""Servers of Hetzner Cloud as agents, one project a source.
+"""Servers of Hetzner Cloud as agents; each source is one project.
 
 Rules:
-- The id names the server, which has a name and addresses that another one may get later; ids are never reused.
-- `running` and `starting` servers are there: one that starts has its address already and is soon up. So are
-  `migrating` and `unknown` ones, which say nothing of an end. `initializing` is not there yet. `stopping`, `off` and
-  `deleting` are the end. `rebuilding` is there, but what follows is another machine.
-- Pages are asked for one after the other while servers come and go, so a listing counts as whole only if each page
-  gives the same total and as many servers were seen. Else it is made again, and at last reported as not whole.
-- A server that a whole listing lacks is asked for by its id. That tells three things apart: it is gone (404), it has
-  other labels, or the listing had a hole that the totals did not show. Only Hetzner evaluates the label selector, so
-  one with the labels with which it was listed is known to match; of others nothing is known.
+- The id identifies a server: ids are never reused, while names and addresses can pass to another server.
+- `running` and `starting` servers are agents: a starting one has its address already. So are `migrating` and `unknown`
+  ones, which do not mean an end. `initializing` is not an agent yet. `stopping`, `off` and `deleting` are the end.
+  `rebuilding` is still an agent, but becomes another machine.
+- Servers may come and go between two pages, so a listing is complete only if each page has the same total and as many
+  servers were seen. Otherwise it is repeated, and after the last attempt reported as incomplete.
+- A server that a complete listing lacks is requested by its id. It is gone (404), it has other labels, or the listing
+  had a gap that the totals did not show. Only Hetzner evaluates the label selector, so a server with the labels with
+  which it was listed is known to match; of others nothing is known.
 
 docs.hetzner.cloud: "Servers", "Pagination", "Label Selector", "Rate Limiting".
 """
@@ -34,9 +34,9 @@ from tunnelmgr.errors import DiscoveryError
 log = structlog.get_logger(__name__)
 
 LISTINGS = 3
-"""How often servers are listed in one poll where they come and go meanwhile."""
-LOOK_UPS = 50
-"""How many missing servers are asked for in one poll; it leaves most of the budget to others."""
+"""Listings in one poll, if servers come and go between their pages."""
+MAX_REQUESTS_BY_ID = 50
+"""Missing servers that are requested in one poll; the limit leaves most of the budget to others."""
 ENDED = frozenset({"stopping", "off", "deleting"})
 NOT_YET = frozenset({"initializing"})
 
@@ -55,14 +55,14 @@ class HetznerConfig(SourceConfig):
 
 @dataclass(slots=True)
 class _Listing:
-    """What was seen of the servers; it is whole unless there is a failure."""
+    """The servers that were seen; complete unless there is a failure."""
 
     servers: dict[int, Server] = field(default_factory=dict)
     failure: str | None = None
 
 
 class HetznerSource:
-    """Asks for the servers of one project that match the label selector."""
+    """Lists the servers of one project that match the label selector."""
 
     Config = HetznerConfig
 
@@ -79,14 +79,14 @@ class HetznerSource:
         self._api = HetznerApi(
             config.name, config.token_file, config.endpoint_url, self._budget, timeout=timeout, sleep=sleep
         )
-        self._asked_last = 0
+        self._last_requested = 0
         self._listed: dict[int, dict[str, str]] = {}  # the labels of servers that this selector has matched
-        self._told: set[int] = set()
+        self._warned: set[int] = set()
 
     def discover(self) -> Snapshot:
-        """Return the servers that are there.
+        """Return the servers that exist.
 
-        Raises DiscoveryError where Hetzner gave nothing at all.
+        Raises DiscoveryError if Hetzner returned no server before a failure.
         """
         self._budget.begin()
         listing = self._list()
@@ -101,16 +101,16 @@ class HetznerSource:
         )
 
     def find_by_id(self, agents: Sequence[Agent]) -> Snapshot:
-        """Return what has become of agents that the listing lacks.
+        """Return the state of agents that the listing lacks.
 
-        Each costs a request, so those beyond the limit have their turn at the next polls. Raises DiscoveryError.
+        Each costs a request, so those beyond the limit are requested in the next polls. Raises DiscoveryError.
         """
         wanted = {self._server_id(agent.id): agent for agent in agents}
-        ahead = sorted(wanted, key=lambda id_: (id_ <= self._asked_last, id_))
+        queue = sorted(wanted, key=lambda id_: (id_ <= self._last_requested, id_))
         there, gone = [], set()
-        for id_ in ahead[:LOOK_UPS]:
+        for id_ in queue[:MAX_REQUESTS_BY_ID]:
             server = self._api.server(id_)
-            self._asked_last = id_
+            self._last_requested = id_
             if server is None or server.status in ENDED:
                 gone.add(wanted[id_].id)
                 self._listed.pop(id_, None)
@@ -122,15 +122,15 @@ class HetznerSource:
         return Snapshot(frozenset(self._agents(same)), frozenset(gone), outside=outside)
 
     def _matches(self, server: Server) -> bool:
-        """Tell whether a server is known to match the label selector."""
+        """Return whether a server is known to match the label selector."""
         return not self.config.label_selector or self._listed.get(server.id) == server.labels
 
     def pause(self) -> float:
-        """Return how many seconds beyond the interval the next poll should wait, for others need the budget too."""
+        """Return by how many seconds beyond the interval to delay the next poll, so that others can use the budget."""
         return self._budget.pause()
 
     def _list(self) -> _Listing:
-        """List the servers, again where they changed between two pages; what was seen before a failure still counts."""
+        """List the servers, and again if they changed between two pages; servers seen before a failure still count."""
         seen: dict[int, Server] = {}
         for _ in range(LISTINGS):
             servers: dict[int, Server] = {}
@@ -144,7 +144,7 @@ class HetznerSource:
             if totals <= {len(servers), None}:
                 return _Listing(servers)
             seen |= servers
-        return _Listing(seen, failure=f"servers came and went during each of {LISTINGS} listings, so none is whole")
+        return _Listing(seen, failure=f"servers came and went during each of {LISTINGS} listings, so none is complete")
 
     def _agents(self, servers: Iterable[Server]) -> Iterable[Agent]:
         for server in servers:
@@ -153,8 +153,8 @@ class HetznerSource:
             addresses = server.public_addresses() if self.config.address == "public" else server.private_addresses()
             if addresses:
                 yield self._agent(server, addresses)
-            elif server.id not in self._told:
-                self._told.add(server.id)
+            elif server.id not in self._warned:
+                self._warned.add(server.id)
                 wanted = self.config.address
                 log.warning("server has no such address", source=self.config.name, server=server.id, wanted=wanted)
 

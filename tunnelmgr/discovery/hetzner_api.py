@@ -1,10 +1,10 @@
-"""How Hetzner Cloud is asked: one client, every timeout set, its answers checked, its errors in our words.
+"""The API of Hetzner Cloud: one client with every timeout set, checked answers, and errors as sentences.
 
 Rules:
-- hcloud does the asking, but not the retrying: its own five retries of a timeout outlast a poll, and those of a
-  429 take more of what is already used up. What it never retries, a connection that breaks, is tried again here.
-- Every answer's rate-limit headers are kept, those of refusals too; see `RequestBudget`.
-- The token is read again at each poll, so that a new one needs no restart; no message and no log line holds it.
+- hcloud sends the requests, but does not retry: its own five retries of a timeout take longer than a poll, and those
+  of a 429 use up more of the budget. A broken connection, which it never retries, is retried here.
+- The rate-limit headers of every answer are recorded, also those of refusals; see `RequestBudget`.
+- The token is read again at each poll, so that a new one needs no restart; no message and no log line contains it.
 """
 
 import re
@@ -33,11 +33,11 @@ from tunnelmgr.errors import DiscoveryError
 
 ENDPOINT = "https://api.hetzner.cloud/v1"
 PAGE = 50
-"""The most servers that a page has (docs.hetzner.cloud, "Pagination")."""
+"""The maximum of servers on a page (docs.hetzner.cloud, "Pagination")."""
 TIMEOUT = (5.0, 20.0)
 """Seconds to connect, and to wait for the next byte."""
 BACKOFF = (0.5, 1.0, 2.0)
-"""Seconds before each new try where the connection breaks."""
+"""Seconds before each retry after the connection broke."""
 
 
 class _V4(BaseModel):
@@ -54,7 +54,7 @@ class _PublicNet(BaseModel):
 
 
 class Server(BaseModel):
-    """What we need of a server (docs.hetzner.cloud, "Servers"); the rest is not looked at."""
+    """The fields of a server that are used (docs.hetzner.cloud, "Servers"); others are ignored."""
 
     id: int
     name: str
@@ -65,9 +65,9 @@ class Server(BaseModel):
     private_net: list[_V4]
 
     def public_addresses(self) -> tuple[str, ...]:
-        """Return its IPv4 address and the first host address of its IPv6 network, as far as it has them.
+        """Return its IPv4 address and the first host address of its IPv6 network, if it has them.
 
-        Of an IPv6 network Hetzner's images configure `::1` (docs.hetzner.com/cloud/servers/static-configuration).
+        In the IPv6 network, Hetzner's images configure `::1` (docs.hetzner.com/cloud/servers/static-configuration).
         """
         v4, v6 = self.public_net.ipv4, self.public_net.ipv6
         return (*([str(v4.ip)] if v4 else []), *([str(v6.ip.network[1])] if v6 else []))
@@ -87,14 +87,14 @@ class _Meta(BaseModel):
 
 
 class Page(BaseModel):
-    """One page of a listing, and how many servers the listing has by the word of this page."""
+    """One page of a listing, and the total of the listing that this page states."""
 
     servers: list[Server]
     meta: _Meta
 
     @property
     def total(self) -> int | None:
-        """The number of servers on all pages, None where Hetzner does not say."""
+        """The number of servers on all pages, None if the page does not state it."""
         return self.meta.pagination.total_entries
 
 
@@ -104,7 +104,7 @@ class _One(BaseModel):
 
 @dataclass(slots=True)
 class HetznerApi:
-    """Asks one project; blocks, and belongs to one thread at a time. Raises DiscoveryError with what to do."""
+    """Sends requests about one project; blocks, and is used by one thread at a time. Raises DiscoveryError."""
 
     source: str
     token_file: Path
@@ -117,9 +117,9 @@ class HetznerApi:
     _status: int = 0
 
     def pages(self, selector: str) -> Iterator[Page]:
-        """Ask for the servers with these labels, page by page, the oldest server first.
+        """Request the servers with these labels, page by page, the oldest server first.
 
-        New servers then come at the end, where they move no other to another page.
+        New servers then come at the end, where they do not move others to another page.
         """
         number = 1
         asked: dict[str, str | int] = {"sort": "id:asc", "per_page": PAGE}
@@ -133,16 +133,16 @@ class HetznerApi:
             if following is None:
                 return
             if following != number + 1:
-                raise DiscoveryError(self.source, f"Hetzner says that page {following} follows page {number}")
+                raise DiscoveryError(self.source, f"Hetzner returned page {following} as the page after {number}")
             number = following
 
     def server(self, id_: int) -> Server | None:
-        """Ask for one server; None where Hetzner says that there is none."""
+        """Request one server; None if Hetzner reports that it does not exist."""
         with self._explained():
             try:
                 return _One.model_validate(self._ask(f"/servers/{id_}", {})).server
             except APIException as refused:
-                # Any web server says 404; only the API's own words are proof.
+                # Any web server can answer 404; only the API's own error is proof.
                 if self._status == HTTPStatus.NOT_FOUND and refused.code == "not_found":
                     return None
                 raise
@@ -159,15 +159,15 @@ class HetznerApi:
     def _ask_once(self, client: Client, path: str, params: Mapping[str, str | int]) -> dict[str, Any]:
         self.budget.spent += 1
         self._status = 0
-        return client.request("GET", path, params=params, hooks={"response": self._hear}, auth=_as_it_is)
+        return client.request("GET", path, params=params, hooks={"response": self._record}, auth=_keep_token)
 
-    def _hear(self, response: requests.Response, *_: object, **__: object) -> None:
-        """Look at an answer before hcloud, which keeps the headers to itself."""
+    def _record(self, response: requests.Response, *_: object, **__: object) -> None:
+        """Record the headers of an answer, which hcloud does not pass on."""
         self._status = response.status_code
         self.budget.record(response.status_code, response.headers)
 
     def _opened(self) -> Client:
-        """Return the client; a new one where the file holds a new token."""
+        """Return the client; a new one if the file has a new token."""
         token = self._read_token()
         if self._client is None or token != self._token:
             self._client = Client(token, self.endpoint.rstrip("/"), "tunnelmgr", __version__, timeout=self.timeout)
@@ -184,8 +184,10 @@ class HetznerApi:
         except OSError as denied:
             raise DiscoveryError(self.source, f"cannot read {self.token_file}: {denied.strerror}") from denied
         if not re.fullmatch(rb"[!-~]{1,512}", content):
-            # Anything else would break the header, and the error about that would show it.
-            raise DiscoveryError(self.source, f"{self.token_file} holds no API token: it must be one word, alone")
+            # Anything else would break the header, and the error about it would contain the token.
+            raise DiscoveryError(
+                self.source, f"{self.token_file} does not contain an API token; write the token alone into it"
+            )
         return content.decode("ascii")
 
     @contextmanager
@@ -198,52 +200,55 @@ class HetznerApi:
             host = urlsplit(self.endpoint).netloc
             raise DiscoveryError(self.source, f"no answer from {host}: {_cause(failed, self.timeout)}") from failed
         except (ValueError, TypeError, KeyError) as odd:
-            reason = f"cannot make sense of the answer of {self.endpoint}; is that Hetzner's API?"
+            reason = f"invalid answer from {self.endpoint}; check that endpoint_url is Hetzner's API"
             raise DiscoveryError(self.source, reason) from odd
 
     def _refusal(self, refused: APIException) -> str:
-        """Return the API's refusal as a sentence that names what is to be done."""
+        """Return the refusal of the API as a sentence, with what to do."""
         match self._status:
             case HTTPStatus.UNAUTHORIZED:
                 return f"401, the token is not accepted: put a valid API token of the project into {self.token_file}"
             case HTTPStatus.FORBIDDEN:
                 return f"403, the token may not list servers: {self.token_file} needs one that has read permission"
             case HTTPStatus.TOO_MANY_REQUESTS:
-                return "429, the project's requests of this hour are used up: polling waits; see who else asks so often"
+                return (
+                    "429, the project's requests of this hour are used up, so polling is paused; "
+                    "check which other program sends so many"
+                )
             case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                return f"{status}, Hetzner is out of order: nothing to do but wait (https://status.hetzner.com)"
+                return f"{status}, a fault at Hetzner; see https://status.hetzner.com"
             case status if status < HTTPStatus.BAD_REQUEST:
-                return f"{self.endpoint} answers with something that is not JSON: check endpoint_url"
+                return f"{self.endpoint} does not answer with JSON; check endpoint_url"
             case status:
                 words = sanitize(f"{refused.code}, {refused.message}".removeprefix(f"{status}, "))
                 return f"{status}, {words}; check label_selector and endpoint_url"
 
 
 def secure_endpoint(url: str) -> str:
-    """Return the URL of an API that the token may be sent to; raises ValueError where others could read it."""
+    """Return the URL of an API that the token may be sent to; raises ValueError if others could read it."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise ValueError(f'write a URL such as "{ENDPOINT}"')
     if parts.scheme == "http" and not (parts.hostname == "localhost" or is_loopback(parts.hostname)):
-        raise ValueError("the token would cross the network unencrypted; write https://")
+        raise ValueError("the token would be sent unencrypted; write https://")
     return url
 
 
 def _stop_retries(client: Client) -> None:
-    """Keep hcloud from retrying by itself; it has no public setting for that, and a test watches this one."""
+    """Keep hcloud from retrying; it has no public setting for that, so a test watches this attribute."""
     client._client._retry_max_retries = 0  # noqa: SLF001
 
 
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keep `requests` from replacing the token by what some ~/.netrc says."""
+def _keep_token(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Keep `requests` from replacing the token by credentials in ~/.netrc."""
     return request
 
 
 def _cause(failed: RequestException, timeout: tuple[float, float]) -> str:
-    """Return the reason at the bottom; what `requests` says changes with every try, and is long."""
+    """Return the innermost reason; the message of `requests` is long and different each time."""
     if isinstance(failed, Timeout):
-        return f"nothing within {timeout[0 if isinstance(failed, Broken) else 1]:g} s"
-    found = "the connection broke off"
+        return f"no answer within {timeout[0 if isinstance(failed, Broken) else 1]:g} s"
+    found = "the connection broke"
     link: BaseException | None = failed
     while link is not None:
         if isinstance(link, OSError) and link.strerror:

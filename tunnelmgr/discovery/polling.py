@@ -1,7 +1,7 @@
-"""One way to poll every source: in a thread, one at a time, with a deadline; a failure keeps the last snapshot.
+"""Polling a source: in a thread, one poll at a time, with a deadline; a failure keeps the last snapshot.
 
-Agents that a whole listing lacks are asked for by id, where the source can do that (`FindsById`).
-A source whose requests are counted may ask for a pause (`Paced`); the bell's rings before its end are then skipped.
+Agents that a complete listing lacks are requested by id, if the source supports that (`FindsById`).
+A source with a request budget may ask for a pause (`Paced`); wake-ups before its end are then skipped.
 """
 
 import asyncio
@@ -22,121 +22,121 @@ from tunnelmgr.threads import in_thread
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = 120.0
-"""Seconds after which a poll that has not answered is given up; the clients' own timeouts are shorter."""
+POLL_TIMEOUT = 120.0
+"""Seconds after which a poll without an answer has failed; the timeouts of the clients are shorter."""
 
 
 @runtime_checkable
 class Paced(Protocol):
-    """A source that shares a budget of requests with others."""
+    """A source that shares a request budget with other programs."""
 
     def pause(self) -> float:
-        """Return how many seconds beyond the interval the next poll should wait; asked after each poll."""
+        """Return by how many seconds beyond the interval to delay the next poll; called after each poll."""
         ...
 
 
 @runtime_checkable
 class FindsById(Protocol):
-    """A source that can be asked for certain agents."""
+    """A source that can return the state of certain agents."""
 
     def find_by_id(self, agents: Sequence[Agent]) -> Snapshot:
-        """Return what has become of agents that a listing lacks; blocks, and raises DiscoveryError.
+        """Return the state of agents that a listing lacks; blocks, and raises DiscoveryError.
 
-        `agents` are those that are there and still belong to the source, `gone` those that have ended, `outside` those
-        that are there and were taken out of it. Those of which nothing is known are in none of these.
+        `agents` are those that exist and still belong to the source, `gone` those that have ended, `outside` those that
+        exist and were removed from it. Agents of which nothing is known are in none of these.
         """
         ...
 
 
 Missing = Callable[[str, Snapshot], Sequence[Agent]]
-"""Names the agents of a source that a listing of it lacks."""
+"""Returns the agents of a source that a listing of it lacks."""
 
 
 def nothing_missing(_source: str, _listing: Snapshot) -> tuple[Agent, ...]:
-    """Ask for nobody."""
+    """Return no agent."""
     return ()
 
 
 @dataclass(slots=True)
 class Poller:
-    """Polls one source whenever `bell` is rung, and reports what it said; `missing` names who is to be asked for."""
+    """Polls one source at each wake-up and reports its answer; `missing` returns the agents to request by id."""
 
     source: AgentSource
     report: Callable[[Event], None]
     wakeups: asyncio.Event = field(default_factory=asyncio.Event)
-    patience: float = PATIENCE
+    timeout: float = POLL_TIMEOUT
     clock: Callable[[], float] = time.monotonic
     missing: Missing = nothing_missing
-    _rests_until: float = 0.0
+    _paused_until: float = 0.0
     _failing: str | None = None
-    _asking: bool = False
+    _polling: bool = False
 
     def wake(self) -> None:
         """Poll the source again soon."""
         self.wakeups.set()
 
     async def run(self) -> None:
-        """Poll now and at each ring that the source does not want skipped, until cancelled."""
+        """Poll now and at each wake-up that the source does not want skipped, until cancelled."""
         while True:
             await self.poll()
-            await self._rung()
+            await self._next_wakeup()
 
-    async def _rung(self) -> None:
-        """Wait for the next ring that counts."""
+    async def _next_wakeup(self) -> None:
+        """Wait for the next wake-up after a pause that the source asked for."""
         while True:
             await self.wakeups.wait()
             self.wakeups.clear()
-            if self.clock() >= self._rests_until:
+            if self.clock() >= self._paused_until:
                 return
 
     async def poll(self) -> None:
-        """Ask the source once and report its answer, or that it gave none."""
+        """Poll the source once and report its answer or its failure."""
         name = self.source.config.name
-        if self._asking:  # the question that was given up is still under way; none is asked twice at a time
-            self._failed(f"no answer within {self.patience:g} s")
+        if self._polling:  # the poll that timed out is still running; a source is polled once at a time
+            self._failed(f"no answer within {self.timeout:g} s")
             return
         try:
-            async with asyncio.timeout(self.patience):
-                self._asking = True
+            async with asyncio.timeout(self.timeout):
+                self._polling = True
                 snapshot = await in_thread(self._ask, self.clock())
         except TimeoutError:
-            self._failed(f"no answer within {self.patience:g} s")
+            self._failed(f"no answer within {self.timeout:g} s")
         except DiscoveryError as failed:
             self._failed(failed.reason)
-        except Exception as broken:  # a bulkhead: sources are plug-ins, and one must not take the others down
-            log.exception("source failed", source=name)
-            self._failed(f"{broken!r}; the log has the trace")
+        except Exception as broken:  # a bulkhead: a fault of a plug-in must not affect other sources
+            log.exception("source crashed", source=name)
+            self._failed(f"{broken!r}; see the traceback in the log")
         else:
             self._note("; ".join(snapshot.failures) or None)
             self.report(AgentsDiscovered(name, snapshot))
 
     def _ask(self, begun: float) -> Snapshot:
-        """Have the source's answer, and then the pause that it wants, also after a failure; runs in the thread."""
+        """Return the source's answer, and record the pause that it asks for, also after a failure; runs in a thread."""
         try:
             return listed(self.source, self.missing)
         finally:
-            self._asking = False
+            self._polling = False
             pause = self.source.pause() if isinstance(self.source, Paced) else 0.0
-            # Rings come an interval apart; of these the one nearest to an interval and a pause from here counts.
-            self._rests_until = begun + pause + self.source.config.poll / 2 if pause > 0 else 0.0
+            # Wake-ups come an interval apart; the one nearest to an interval and a pause from now is used.
+            self._paused_until = begun + pause + self.source.config.poll / 2 if pause > 0 else 0.0
 
     def _failed(self, reason: str) -> None:
         self._note(reason)
         self.report(DiscoveryFailed(self.source.config.name, reason))
 
     def _note(self, failing: str | None) -> None:
-        """Log a change between answering and failing once, not at every poll."""
+        """Log a change between answering and failing, not every poll."""
         if failing == self._failing:
             return
         self._failing = failing
         if failing:
-            log.warning("source fails; its last snapshot stays", source=self.source.config.name, error=failing)
+            log.warning("source failed, last snapshot kept", source=self.source.config.name, error=failing)
         else:
-            log.info("source answers again", source=self.source.config.name)
+            log.info("source recovered", source=self.source.config.name)
 
 
 def listed(source: AgentSource, missing: Missing) -> Snapshot:
-    """Return a source's listing, with what it says of the agents that the listing lacks; blocks."""
+    """Return a source's listing, completed with the state of the agents that the listing lacks; blocks."""
     listing = source.discover()
     lacking = missing(source.config.name, listing)
     if not lacking or not isinstance(source, FindsById):

@@ -24,7 +24,7 @@ class StaticAgent(Section):
     @field_validator("host_key")
     @classmethod
     def _well_formed(cls, value: str | None) -> str | None:
-        """Keep `type base64`, as the first two fields of a line in ssh_host_ed25519_key.pub."""
+        """Return the key as `type base64`, from a line as in ssh_host_ed25519_key.pub."""
         if value is None:
             return None
         try:
@@ -54,16 +54,16 @@ class StaticConfig(SourceConfig):
         return {agent.group or self.group for agent in self.agent} or {self.group}
 
     def grouping(self) -> Grouping:
-        """Return how agents are put into groups: by their own entry, else by the source's."""
+        """Return how agents are assigned to groups: by their own entry, else by the source."""
         return Grouping(self.group, {agent_id(agent.name): agent.group for agent in self.agent if agent.group})
 
     def pinned_keys(self) -> dict[AgentId, str]:
-        """Return the keys that the file pins, by agent."""
+        """Return the host keys in the configuration, by agent."""
         return {agent_id(agent.name): agent.host_key for agent in self.agent if agent.host_key}
 
 
 class StaticSource:
-    """Answers with what the file says; what the file lacks is gone."""
+    """Returns the agents in the configuration; any other agent is gone."""
 
     Config = StaticConfig
 
@@ -72,13 +72,13 @@ class StaticSource:
         self._snapshot = Snapshot(frozenset(self._agent(entry) for entry in config.agent), absence_is_proof=True)
 
     def discover(self) -> Snapshot:
-        """Return the file's agents; a reload makes a new source."""
+        """Return the agents in the configuration; a reload makes a new source."""
         return self._snapshot
 
     def _agent(self, entry: StaticAgent) -> Agent:
         return Agent(
             id=agent_id(entry.name),
-            # Another key in the file means another machine under the same name.
+            # Another key in the configuration means another machine under the same name.
             incarnation=fingerprint(entry.host_key) if entry.host_key else "",
             source=self.config.name,
             group=entry.group or self.config.group,
