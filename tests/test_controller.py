@@ -132,8 +132,8 @@ async def running(house: House | None = None) -> AsyncIterator[House]:
         await task
 
 
-async def test_an_agent_is_sought_written_down_and_dialled_in_that_order() -> None:
-    """No key is trusted for the first time before that is written."""
+async def test_an_agent_is_sought_written_and_dialled_in_that_order() -> None:
+    """New evidence is written before its agent is dialled."""
     async with running() as house:
         house.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
         await house.until_done("seek a")
@@ -144,8 +144,8 @@ async def test_an_agent_is_sought_written_down_and_dialled_in_that_order() -> No
         assert house.written == {A.id}
 
 
-async def test_closings_come_before_the_writing_and_openings_after_it() -> None:
-    """A slow disk delays no revocation."""
+async def test_closings_come_before_the_write_and_openings_after_it() -> None:
+    """A revocation does not wait for the disk; a first dial by new evidence does."""
     async with running() as house:
         await house.bring_up(A)
 
@@ -190,8 +190,8 @@ async def test_a_large_fleet_begins_by_a_share_in_each_turn(monkeypatch: pytest.
         assert len(house.steps("seek")) == len(fleet) / 2
 
 
-async def test_events_that_are_there_together_are_taken_in_together() -> None:
-    """One plan and one write for all of them."""
+async def test_events_that_are_queued_together_are_taken_together() -> None:
+    """Events that are queued together cause one plan and one write."""
     async with running() as house:
         house.report(Reconfigured(RULES), *(AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))) for _ in range(50)))
         await house.until_done("seek a")
@@ -202,7 +202,7 @@ async def test_events_that_are_there_together_are_taken_in_together() -> None:
 
 
 async def test_what_is_written_is_not_written_again() -> None:
-    """A probe wears no disk."""
+    """A probe of a tunnel that is up causes no write."""
     async with running() as house:
         await house.bring_up(A)
 
@@ -213,8 +213,8 @@ async def test_what_is_written_is_not_written_again() -> None:
         assert house.done == []
 
 
-async def test_the_next_try_comes_without_an_event() -> None:
-    """When its time has come by the clock."""
+async def test_the_next_try_begins_without_an_event() -> None:
+    """The next try begins when its time has come by the clock."""
     async with running() as house:
         await house.bring_up(A)
 
@@ -227,7 +227,7 @@ async def test_the_next_try_comes_without_an_event() -> None:
 
 
 async def test_the_loop_sleeps_until_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not a moment longer, nor does it spin until then."""
+    """The loop sleeps exactly until the next try is due, without turning in between."""
     slept: list[float | None] = []
     patience = Controller._next_turn_in
 
@@ -252,8 +252,8 @@ async def test_the_loop_sleeps_until_the_next_try(monkeypatch: pytest.MonkeyPatc
 # --- a store that fails ---
 
 
-async def test_tunnels_go_on_while_the_state_cannot_be_written() -> None:
-    """A full disk takes nobody's registry away; status shows it, and the log says it once."""
+async def test_tunnels_continue_while_writes_fail() -> None:
+    """While writes fail, tunnels open and close, `store_error` says why, and the log has one line."""
     with capture_logs() as logs:
         async with running() as house:
             house.store_fails = "state.db: database or disk is full"
@@ -270,8 +270,8 @@ async def test_tunnels_go_on_while_the_state_cannot_be_written() -> None:
     assert told == ["state write failed", "state write recovered"]
 
 
-async def test_a_store_that_heals_gets_all_that_it_missed() -> None:
-    """With the next thing that happens, all that could not be written is written."""
+async def test_a_store_that_recovers_gets_everything_that_it_missed() -> None:
+    """The first write that succeeds after failures contains every change since the last success."""
     async with running() as house:
         house.store_fails = "full"
         house.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
@@ -283,8 +283,8 @@ async def test_a_store_that_heals_gets_all_that_it_missed() -> None:
         await house.until(lambda: house.controller.store_error is None)
 
 
-async def test_a_store_is_tried_again_though_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quiet fleet is written down too."""
+async def test_a_failed_write_is_tried_again_without_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that failed is tried again after a while, even if nothing else changes."""
     monkeypatch.setattr(writer, "RETRY", 0.01)
     async with running() as house:
         house.store_fails = "full"
@@ -300,8 +300,8 @@ async def test_a_store_is_tried_again_though_nothing_happens(monkeypatch: pytest
 # --- the end ---
 
 
-async def test_a_drain_closes_gently_and_returns_when_all_is_over() -> None:
-    """Not before, and with everything written."""
+async def test_a_drain_ends_when_every_tunnel_has_ended() -> None:
+    """The loop drains all tunnels, and returns when they have ended and everything is written."""
     house = House()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(house.controller.run(Performers(house, house), house), name="controller")
@@ -317,8 +317,8 @@ async def test_a_drain_closes_gently_and_returns_when_all_is_over() -> None:
     assert house.controller.world.records[A.id].history[-1].step == "closed"
 
 
-async def test_a_drain_with_nothing_open_returns_at_once() -> None:
-    """A search for evidence is no reason to stay."""
+async def test_a_drain_without_tunnels_returns_at_once() -> None:
+    """A drain does not wait for a search for evidence."""
     house = House()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(house.controller.run(Performers(house, house), house), name="controller")
@@ -333,8 +333,8 @@ async def test_a_drain_with_nothing_open_returns_at_once() -> None:
 # --- what is told ---
 
 
-async def test_each_change_of_phase_is_one_line() -> None:
-    """With the agent, what it was, and why."""
+async def test_each_change_of_phase_is_one_log_line() -> None:
+    """Each change of phase is one log line with the agent, the phase before, and the error."""
     with capture_logs() as logs:
         async with running() as house:
             await house.bring_up(A)
@@ -354,8 +354,8 @@ async def test_each_change_of_phase_is_one_line() -> None:
     ]
 
 
-def test_the_clock_tells_the_time_and_never_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is done to the wall clock meanwhile."""
+def test_the_clock_returns_the_time_and_never_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock follows the monotonic clock, whatever happens to the wall clock in the meantime."""
     clock = Clock()
     first = clock()
 
@@ -399,8 +399,8 @@ async def test_batching_of_probes_ends_after_its_time(monkeypatch: pytest.Monkey
         await house.until(lambda: house.controller.world.status(A.id).probe.ms == 250.0)
 
 
-async def test_a_listing_that_lacks_agents_is_told_once_and_its_end_too() -> None:
-    """A person has time to look at the cloud before the agents leave."""
+async def test_an_incomplete_listing_is_logged_once_and_its_end_too() -> None:
+    """The log has one line when a listing begins to lack agents and one when it is complete again."""
 
     def listed(house: House, *listed: Agent) -> None:
         house.report(AgentsDiscovered("cloud", Snapshot(frozenset(listed))))
@@ -425,8 +425,8 @@ async def test_a_listing_that_lacks_agents_is_told_once_and_its_end_too() -> Non
     assert told == [("listing incomplete", 1), ("listing complete", None)]
 
 
-async def test_a_failure_that_repeats_is_told_ever_less_often_and_seldom_written() -> None:
-    """Dead agents cost neither the log nor the audit nor the disk something for each try."""
+async def test_a_repeated_failure_is_logged_and_written_less_and_less_often() -> None:
+    """Of an agent's repeated failures fewer and fewer are logged and audited, and they are written once a minute."""
     house = House()
     with capture_logs() as logs:
         async with running(house):

@@ -71,7 +71,7 @@ def slow(tmp_path: Path) -> Iterator[Slow]:
 
 
 async def test_a_stalled_write_delays_no_revocation(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent that has ended is revoked in the very turn that takes its end in, while the write still hangs."""
+    """An ended agent is revoked in the turn that takes the event, while a write still hangs."""
     turns: list[int] = []
     apply = Controller._apply
 
@@ -94,7 +94,7 @@ async def test_a_stalled_write_delays_no_revocation(slow: Slow, monkeypatch: pyt
 
 
 async def test_new_evidence_is_on_disk_before_its_agent_is_dialled(slow: Slow) -> None:
-    """No key is trusted for the first time before that is written, however long the disk takes."""
+    """An agent with new evidence is not dialled before the evidence is on disk, however long the disk takes."""
     async with running(slow):
         await slow.bring_up(A)
         await slow.stall(BOTH)
@@ -114,7 +114,7 @@ async def test_new_evidence_is_on_disk_before_its_agent_is_dialled(slow: Slow) -
 
 
 async def test_an_agent_whose_key_is_on_disk_is_dialled_again_during_a_stall(slow: Slow) -> None:
-    """Nothing new is believed, so nothing has to be written first."""
+    """An agent whose evidence is already on disk is dialled while a write hangs."""
     async with running(slow):
         await slow.bring_up(A)
         await slow.stall(BOTH)
@@ -129,8 +129,8 @@ async def test_an_agent_whose_key_is_on_disk_is_dialled_again_during_a_stall(slo
         slow.flowing.set()
 
 
-async def test_what_changes_during_a_write_is_in_the_next_one_and_there_is_one_at_a_time(slow: Slow) -> None:
-    """A crash at any time leaves the world as some write began with it."""
+async def test_changes_during_a_write_are_in_the_next_one(slow: Slow) -> None:
+    """One write is under way at a time, and the next one has the changes since it began."""
     async with running(slow):
         await slow.bring_up(A)
         await slow.stall(BOTH)
@@ -144,8 +144,8 @@ async def test_what_changes_during_a_write_is_in_the_next_one_and_there_is_one_a
     assert slow.most_under_way == 1
 
 
-async def test_a_disk_that_hangs_shows_and_heals(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`status` tells that the state is not being written while the write hangs, and no longer than that."""
+async def test_a_disk_that_hangs_is_shown_until_it_answers(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`store_error` says that the disk does not answer while a write hangs, and no longer."""
     monkeypatch.setattr(writer, "STALLED", 0.01)
     async with running(slow):
         await slow.bring_up(A)
@@ -157,7 +157,7 @@ async def test_a_disk_that_hangs_shows_and_heals(slow: Slow, monkeypatch: pytest
 
 
 async def test_a_stop_does_not_wait_for_a_disk_that_hangs(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process ends, and the log tells that the last changes are not on disk."""
+    """The process stops although a write hangs, and the log says that the last changes are not on disk."""
     monkeypatch.setattr(writer, "LAST_WRITE", 0.05)
     with capture_logs() as logs:
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:

@@ -10,8 +10,8 @@ import pytest
 from tunnelmgr.threads import CallingThread, each, in_thread
 
 
-async def test_the_answer_comes_back_and_the_loop_goes_on_meanwhile() -> None:
-    """The call blocks its own thread only."""
+async def test_the_loop_continues_until_the_answer_comes_back() -> None:
+    """A call blocks only its own thread, and its answer comes back to the loop."""
     go_on = threading.Event()
 
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
@@ -24,7 +24,7 @@ async def test_the_answer_comes_back_and_the_loop_goes_on_meanwhile() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("odd"), KeyboardInterrupt()])
 async def test_what_is_raised_is_raised_where_it_is_awaited(error: BaseException) -> None:
-    """Whatever it is."""
+    """An exception of the call is raised in the task that awaits it, whatever its type."""
 
     def fail() -> None:
         raise error
@@ -34,7 +34,7 @@ async def test_what_is_raised_is_raised_where_it_is_awaited(error: BaseException
 
 
 async def test_a_cancelled_wait_does_not_wait_for_the_thread() -> None:
-    """And the answer that comes too late is dropped."""
+    """A cancelled wait ends at once, and the late answer is dropped."""
     go_on, ended = threading.Event(), threading.Event()
 
     def stall() -> str:
@@ -52,8 +52,8 @@ async def test_a_cancelled_wait_does_not_wait_for_the_thread() -> None:
     await asyncio.sleep(0)  # lets the late answer arrive
 
 
-def test_an_answer_to_a_loop_that_has_ended_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread may outlive everything that it was asked by."""
+def test_an_answer_to_a_loop_that_has_ended_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that comes after the event loop has closed raises nothing in its thread."""
     go_on, raised = threading.Event(), list[object]()
     monkeypatch.setattr(threading, "excepthook", raised.append)
 
@@ -73,7 +73,7 @@ def test_an_answer_to_a_loop_that_has_ended_is_no_matter(monkeypatch: pytest.Mon
 
 
 def test_the_end_of_the_process_waits_for_no_thread() -> None:
-    """A cloud that stalls does not hold up a stop."""
+    """The process ends while a call still blocks its thread."""
     program = (
         "import asyncio, time\n"
         "from tunnelmgr.threads import in_thread\n"
@@ -92,7 +92,7 @@ def test_the_end_of_the_process_waits_for_no_thread() -> None:
 
 
 def test_each_item_has_a_thread_and_the_answers_are_in_order() -> None:
-    """All are under way at once: each waits for all the others."""
+    """`each` calls the function on all items at the same time, and returns the answers in order."""
     all_there = threading.Barrier(4)
 
     def meet(number: int) -> int:
@@ -102,13 +102,13 @@ def test_each_item_has_a_thread_and_the_answers_are_in_order() -> None:
     assert each(meet, [1, 2, 3, 4]) == [10, 20, 30, 40]
 
 
-def test_nothing_to_do_is_done_at_once() -> None:
-    """A source without regions, say."""
+def test_no_items_give_no_answers() -> None:
+    """`each` of no items returns no answers."""
     assert each(str, []) == []
 
 
 async def test_a_calling_thread_makes_its_calls_one_after_the_other_in_one_thread() -> None:
-    """Each call gets its own answer or error, and a wait that is given up leaves the next call its turn."""
+    """Calls run in order in one thread, each with its own answer or error, also after a wait that timed out."""
     free = threading.Event()
     made: list[tuple[str, int]] = []
 

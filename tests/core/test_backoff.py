@@ -10,22 +10,22 @@ from tunnelmgr.errors import Pace
 
 @settings(derandomize=True, database=None)
 @given(pace=st.sampled_from([Pace.SOON, Pace.SLOW]), failures=st.integers(0, 10_000), seed=st.text(max_size=20))
-def test_a_wait_lies_between_nothing_and_the_cap(pace: Pace, failures: int, seed: str) -> None:
-    """However often it failed, the next try is neither in the past nor later than the cap."""
+def test_a_wait_is_between_zero_and_the_cap(pace: Pace, failures: int, seed: str) -> None:
+    """Whatever the number of failures, the next try is neither in the past nor later than the cap."""
     at = retry_at(pace, failures, 100.0, seed)
 
     assert at is not None
     assert 100.0 <= at <= 100.0 + SCHEDULES[pace].longest
 
 
-def test_never_means_that_a_person_decides() -> None:
-    """There is no time at which trying again would help."""
+def test_pace_never_gives_no_next_try() -> None:
+    """A failure with pace NEVER has no time for the next try."""
     assert retry_at(Pace.NEVER, 1, 100.0, "cloud:a/1") is None
 
 
 @pytest.mark.parametrize("pace", [Pace.SOON, Pace.SLOW])
 def test_waits_grow_up_to_the_cap(pace: Pace) -> None:
-    """The longest possible wait grows with each failure, and is the cap in the end."""
+    """The longest possible wait grows with each failure until it reaches the cap."""
     ceilings = [SCHEDULES[pace].ceiling(failures) for failures in range(1, MANY + 1)]
 
     assert ceilings == sorted(ceilings)
@@ -34,7 +34,7 @@ def test_waits_grow_up_to_the_cap(pace: Pace) -> None:
 
 
 def test_an_agent_that_has_failed_many_times_is_tried_less_often() -> None:
-    """Hundreds of dead agents cost little; one that boots is found within seconds."""
+    """After many failures the cap itself grows, up to the longest wait."""
     schedule = SCHEDULES[Pace.SOON]
     ceilings = [schedule.ceiling(failures) for failures in range(MANY, 3 * MANY)]
 
@@ -44,12 +44,12 @@ def test_an_agent_that_has_failed_many_times_is_tried_less_often() -> None:
 
 
 def test_a_draw_can_be_repeated() -> None:
-    """The same seed and failures give the same time, so that a test can foretell it."""
+    """The same seed and number of failures give the same time."""
     assert retry_at(Pace.SOON, 3, 100.0, "cloud:a/1") == retry_at(Pace.SOON, 3, 100.0, "cloud:a/1")
 
 
-def test_agents_lost_together_come_back_apart() -> None:
-    """Full jitter: a hundred agents are spread over the whole range, not only its end."""
+def test_agents_lost_together_return_apart() -> None:
+    """The next tries of a hundred agents lost together are spread over the whole range."""
     waits = sorted(retry_at(Pace.SLOW, 6, 0.0, f"cloud:{number}/1") or 0 for number in range(100))
 
     ceiling = SCHEDULES[Pace.SLOW].ceiling(6)

@@ -25,7 +25,7 @@ def regroup(history: History, grouping: Grouping) -> None:
 
 
 def test_a_reload_that_moves_a_source_to_another_group_revokes_its_tunnels_at_once(history: History) -> None:
-    """No answer of the source is needed, nothing that is under way goes on, and the agent comes back in its group."""
+    """A reload that changes a source's group revokes its tunnels before the source answers, and opens them again."""
     agent = history.agent(group="builders")
     history.up(agent)
 
@@ -41,8 +41,8 @@ def test_a_reload_that_moves_a_source_to_another_group_revokes_its_tunnels_at_on
     assert opening.spec.group == "ci"
 
 
-def test_a_reload_that_leaves_the_group_as_it_is_disturbs_nobody(history: History) -> None:
-    """The same group under the same name is no change."""
+def test_a_reload_that_keeps_the_group_affects_no_tunnel(history: History) -> None:
+    """A reload that keeps an agent's group does nothing to its tunnel."""
     agent = history.agent()
     history.up(agent)
     before = history.record(agent)
@@ -53,8 +53,8 @@ def test_a_reload_that_leaves_the_group_as_it_is_disturbs_nobody(history: Histor
     assert history.act() == ()
 
 
-def test_a_tunnel_that_drains_already_is_revoked_by_another_group(history: History) -> None:
-    """What may still end under the old group is cut."""
+def test_a_draining_tunnel_is_revoked_by_a_change_of_group(history: History) -> None:
+    """A change of group revokes a tunnel that is already draining."""
     agent = history.agent(group="builders")
     history.up(agent)
     history.receive(Reconfigured(replace(history.rules, forwards=())))
@@ -75,7 +75,7 @@ def test_a_tunnel_that_drains_already_is_revoked_by_another_group(history: Histo
     ],
 )
 def test_the_group_is_a_function_of_the_rules(history: History, grouping: object, group: str) -> None:
-    """An own entry goes before the source's choice, and that before the source's group."""
+    """An agent's own group comes before the source's choice, and that before the source's usual group."""
     agent = history.agent(group="night")
     history.listed(agent)
 
@@ -85,7 +85,7 @@ def test_the_group_is_a_function_of_the_rules(history: History, grouping: object
 
 
 def test_a_listing_cannot_put_an_agent_into_a_group_that_the_rules_do_not_name(history: History) -> None:
-    """An answer to a question from before a reload brings the old group back to nobody."""
+    """A late listing from before a reload does not bring back a group that the rules do not name."""
     agent = history.agent(group="builders")
     regroup(history, Grouping("ci"))
 
@@ -95,7 +95,7 @@ def test_a_listing_cannot_put_an_agent_into_a_group_that_the_rules_do_not_name(h
 
 
 def test_a_source_that_chooses_another_group_is_followed(history: History) -> None:
-    """A plug-in that groups by its own facts is believed within the groups that it names."""
+    """A source may move an agent between the groups that the rules let it choose."""
     agent = history.agent(group="day")
     regroup(history, Grouping("ci", chosen=frozenset({"day", "night"})))
     history.up(agent)
@@ -107,7 +107,7 @@ def test_a_source_that_chooses_another_group_is_followed(history: History) -> No
 
 
 def test_evidence_is_judged_by_the_minimum_of_the_new_group(history: History) -> None:
-    """A group that wants better evidence gets no tunnel that rests on less."""
+    """A move to a group with a higher minimum drops evidence that is too weak for it."""
     agent = history.agent(group="ci")
     history.up(agent)
     groups, minimum = {"cloud": Grouping("release")}, {"release": Method.AUTHORITY}
@@ -119,7 +119,7 @@ def test_evidence_is_judged_by_the_minimum_of_the_new_group(history: History) ->
 
 
 def test_agents_that_have_left_keep_the_group_that_they_left_in(history: History) -> None:
-    """What is remembered of an agent is not written again by a reload."""
+    """A reload does not change the group of agents that have left."""
     agent = history.agent(group="builders")
     history.listed(agent)
     history.listed(gone=frozenset({agent.id}))
@@ -134,7 +134,7 @@ def test_agents_that_have_left_keep_the_group_that_they_left_in(history: History
 
 
 def test_an_agent_whose_source_is_removed_leaves_in_its_last_group(history: History) -> None:
-    """Its end is told under the name by which people know it."""
+    """An agent whose source is removed leaves with the group that it had."""
     agent: Agent = history.agent(group="builders")
     history.listed(agent)
 

@@ -29,8 +29,8 @@ def present(history: History) -> int:
     return sum(record.present for record in history.world.records.values())
 
 
-def test_two_empty_listings_in_a_row_take_nobody_away_at_once(history: History) -> None:
-    """Half a second apart they are one hiccup; the source says how many are missing and for how long they stay."""
+def test_two_empty_listings_in_a_row_remove_no_agent_at_once(history: History) -> None:
+    """Two empty listings within a second remove no agent, and the source says how many stay and for how long."""
     fleet(history, 300)
 
     for _ in range(2):
@@ -43,8 +43,8 @@ def test_two_empty_listings_in_a_row_take_nobody_away_at_once(history: History) 
     assert view.error == ("its listing lacks 300 of 300 agents: 0 were found by their ids, 300 stay for up to 45 s")
 
 
-def test_a_fleet_that_is_scaled_to_zero_without_a_word_is_gone_within_a_minute(history: History) -> None:
-    """Polls that are ten seconds apart need no more."""
+def test_a_fleet_that_is_scaled_to_zero_without_a_report_leaves_within_a_minute(history: History) -> None:
+    """With polls ten seconds apart, a fleet that disappeared from the listing leaves within a minute."""
     fleet(history, 300)
     began = history.now
 
@@ -57,8 +57,8 @@ def test_a_fleet_that_is_scaled_to_zero_without_a_word_is_gone_within_a_minute(h
     assert (history.world.sources["cloud"].ok, history.world.sources["cloud"].missing) == (True, 0)
 
 
-def test_the_agents_that_a_listing_has_again_begin_anew(history: History) -> None:
-    """A later absence is another one."""
+def test_agents_that_a_listing_has_again_are_counted_from_the_beginning(history: History) -> None:
+    """After a listing that has an agent again, a later absence is counted from its own beginning."""
     agents = fleet(history, 10)
     history.listed()
     history.now += 40
@@ -74,22 +74,22 @@ def test_the_agents_that_a_listing_has_again_begin_anew(history: History) -> Non
 
 @pytest.mark.parametrize(("lacks", "seconds"), [(1, 0.0), (75, 0.8), (150, 5.6), (270, 33.0), (300, 45.0)])
 def test_the_wait_grows_with_the_share_that_is_missing(lacks: int, seconds: float) -> None:
-    """One of many is gone with the second listing, all of them only after most of a minute."""
+    """One agent of many leaves with the second listing, a whole fleet only after most of a minute."""
     assert grace_period(lacks, 300) == pytest.approx(seconds, abs=0.3)
 
 
 @settings(derandomize=True, database=None)
 @given(present=st.integers(1, 10_000))
 def test_the_wait_is_never_longer_than_the_longest(present: int) -> None:
-    """More missing never wait for a shorter time."""
+    """The wait never exceeds the longest, and never shrinks if more agents are missing."""
     waits = [grace_period(lacks, present) for lacks in range(1, present + 1, max(1, present // 50))]
 
     assert all(shorter <= longer for shorter, longer in pairwise(waits))
     assert max(waits) <= LONGEST_GRACE
 
 
-def test_those_that_the_listing_explains_are_not_asked_for(history: History) -> None:
-    """Neither those that have ended, nor any where the answer is half or the file's."""
+def test_agents_that_the_listing_explains_are_not_requested(history: History) -> None:
+    """Ended agents are not requested by id, nor any agent of an answer in part or of an authoritative list."""
     here, ended, outside, lacking = agents = fleet(history, 4)
     listing = Snapshot(frozenset({here}), gone=frozenset({ended.id}), outside=frozenset({outside.id}))
 
@@ -100,8 +100,8 @@ def test_those_that_the_listing_explains_are_not_asked_for(history: History) -> 
     assert set(missing_agents(history.world, "cloud", Snapshot(frozenset()))) == set(agents)
 
 
-def test_what_was_learnt_by_id_completes_the_listing(history: History) -> None:
-    """Found, ended and outside are kept apart; a failure makes it half an answer."""
+def test_the_answer_to_requests_by_id_completes_the_listing(history: History) -> None:
+    """Found, ended and outside agents are merged separately, and a failure makes the listing an answer in part."""
     listed, found, ended, outside = (history.agent(name) for name in ("listed", "found", "ended", "outside"))
     answer = Snapshot(
         frozenset({found}), frozenset({ended.id}), failures=("b: throttled",), outside=frozenset({outside.id})
@@ -117,7 +117,7 @@ def test_what_was_learnt_by_id_completes_the_listing(history: History) -> None:
 
 
 def test_agents_that_were_found_by_their_ids_stay_and_the_source_is_shown_as_failing(history: History) -> None:
-    """Its listings cannot be relied upon while they lack most of what is there."""
+    """Agents found by their ids stay, and the source is not ok while its listing lacks most of its agents."""
     agents = fleet(history, 4)
 
     for _ in range(3):
@@ -131,8 +131,8 @@ def test_agents_that_were_found_by_their_ids_stay_and_the_source_is_shown_as_fai
     assert "lacks 3 of 4 agents: 3 were found by their ids, 0 stay" in view.error
 
 
-def test_agents_that_were_taken_out_of_the_source_leave_with_the_second_listing(history: History) -> None:
-    """That they have other labels explains why they are not listed, however many they are."""
+def test_agents_that_no_longer_match_the_source_leave_with_the_second_listing(history: History) -> None:
+    """Agents that exist with other labels leave with the second listing, however many they are."""
     agents = fleet(history, 4)
     outside = frozenset(agent.id for agent in agents)
 
@@ -143,8 +143,8 @@ def test_agents_that_were_taken_out_of_the_source_leave_with_the_second_listing(
     assert present(history) == 0
 
 
-def test_an_agent_that_has_ended_leaves_at_once_though_most_of_the_fleet_is_missing(history: History) -> None:
-    """What is known to be over waits for nobody."""
+def test_an_agent_that_has_ended_leaves_at_once_while_most_of_the_fleet_is_missing(history: History) -> None:
+    """An agent that is reported as ended leaves at once, even if most of the fleet is missing."""
     agents = fleet(history, 4)
 
     history.listed(gone=frozenset({agents[0].id}))
@@ -153,8 +153,8 @@ def test_an_agent_that_has_ended_leaves_at_once_though_most_of_the_fleet_is_miss
     assert not history.record(agents[0]).present
 
 
-def test_an_absence_that_goes_on_writes_nothing_more(history: History) -> None:
-    """A poll twice a second would wear the disk."""
+def test_a_continued_absence_causes_no_further_write(history: History) -> None:
+    """Further listings that lack the same agents change no record."""
     fleet(history, 4)
     history.listed()
     history.listed()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_a_new_agent_is_written(history: History) -> None:
-    """What the store has not seen is due."""
+    """A new agent is in the changes."""
     agent = history.agent()
     history.listed(agent)
 
@@ -29,15 +29,15 @@ def test_a_new_agent_is_written(history: History) -> None:
     assert due
 
 
-def test_nothing_is_due_where_nothing_changed(history: History) -> None:
-    """The store is left alone."""
+def test_nothing_is_due_if_nothing_changed(history: History) -> None:
+    """A world that was written causes no changes."""
     history.listed(history.agent())
 
     assert not changes(history.world, history.world)
 
 
 def test_a_probe_is_not_written(history: History) -> None:
-    """What passes by the second would wear the disk for nothing."""
+    """A probe causes no changes."""
     agent = history.agent()
     history.up(agent)
     written = history.world
@@ -48,7 +48,7 @@ def test_a_probe_is_not_written(history: History) -> None:
 
 
 def test_a_forgotten_agent_is_removed(history: History) -> None:
-    """The store forgets with the world."""
+    """An agent that is forgotten is removed from the store."""
     agent = history.agent()
     history.listed(agent)
     written = history.world
@@ -62,10 +62,10 @@ def test_a_forgotten_agent_is_removed(history: History) -> None:
 @pytest.mark.parametrize(
     ("method", "kept"), [(Method.CONSOLE, True), (Method.TOFU, True), (Method.PINNED, False), (Method.LABEL, False)]
 )
-def test_only_evidence_that_can_be_had_once_is_believed_at_a_start(
+def test_only_evidence_that_can_be_obtained_once_is_believed_at_a_start(
     history: History, method: Method, kept: bool
 ) -> None:
-    """The rest is asked for again, so that a changed file counts; what it proved is known all the same."""
+    """At a start, evidence by repeatable methods is sought again, and what it proved stays the measure."""
     agent = history.agent()
     history.listed(agent)
     record = replace(history.record(agent), proved=history.trust(method=method))
@@ -77,7 +77,7 @@ def test_only_evidence_that_can_be_had_once_is_believed_at_a_start(
 
 
 def test_evidence_is_pinned_once_it_is_written_for_this_incarnation(history: History) -> None:
-    """An agent is dialled by evidence that a start would go on from, and by no other."""
+    """An agent counts as pinned if a start would continue with the same evidence of the same incarnation."""
     agent = history.agent()
     unknown = history.world
     history.listed(agent)
@@ -95,7 +95,7 @@ def test_evidence_is_pinned_once_it_is_written_for_this_incarnation(history: His
 
 
 def test_seeds_are_written_and_removed_with_the_world(history: History) -> None:
-    """A seed that is taken is written again, one that has expired goes."""
+    """A seed is written when it is added and when it is used, and removed when it has expired."""
     seed = Seed("one", history.key(), expires=200.0)
     before = history.world
     history.receive(SeedAdded(seed))
@@ -108,15 +108,15 @@ def test_seeds_are_written_and_removed_with_the_world(history: History) -> None:
     assert changes(added, history.world) == Changes(spent=("one",))
 
 
-def test_a_start_knows_the_seeds(history: History) -> None:
-    """Their machines may be booting right now."""
+def test_a_start_restores_the_seeds(history: History) -> None:
+    """A start restores the seeds, whose machines may just be booting."""
     seeds = {"one": Seed("one", history.key(), expires=200.0)}
 
     assert restored(StoredState(seeds=seeds), now=history.now).seeds == seeds
 
 
-def test_a_start_goes_on_with_the_agents_that_were_there_before_any_source_has_answered(history: History) -> None:
-    """A cloud that does not answer costs no tunnel."""
+def test_a_start_restores_the_present_agents_before_any_source_answers(history: History) -> None:
+    """At a start, agents are present until their source says otherwise."""
     agent = history.agent()
     history.up(agent)
 
@@ -128,7 +128,7 @@ def test_a_start_goes_on_with_the_agents_that_were_there_before_any_source_has_a
 
 
 def test_an_agent_that_had_left_stays_away(history: History) -> None:
-    """A restart brings nobody back."""
+    """An agent that had left is not present after a restart."""
     agent = history.agent()
     history.listed(agent)
     history.listed(gone=frozenset({agent.id}))
@@ -137,7 +137,7 @@ def test_an_agent_that_had_left_stays_away(history: History) -> None:
 
 
 def test_a_quarantine_outlives_a_restart(history: History) -> None:
-    """Only a release ends it."""
+    """A quarantine is in force after a restart."""
     agent = history.agent()
     history.listed(agent)
     mark = Quarantine(since=1.0, code="host-key-mismatch", message="another key")
@@ -151,8 +151,8 @@ def test_a_quarantine_outlives_a_restart(history: History) -> None:
 # --- what was added to the histories ---
 
 
-def test_each_moment_is_told_once_and_in_order(history: History) -> None:
-    """Whoever writes an audit hears of a new agent wholly, and then of what is new."""
+def test_new_entries_are_returned_once_and_in_order(history: History) -> None:
+    """All entries of a new agent are new, and later only those added since."""
     agent = history.agent()
     before = history.world
 
@@ -168,8 +168,8 @@ def test_each_moment_is_told_once_and_in_order(history: History) -> None:
     assert new_entries(history.world, history.world) == ()
 
 
-def test_a_history_that_has_moved_on_wholly_is_told_from_its_beginning(history: History) -> None:
-    """Between two looks at it, more may happen than it keeps."""
+def test_a_history_with_only_new_entries_is_returned_whole(history: History) -> None:
+    """If no entry of the earlier history is left, all entries are new."""
     agent = history.agent()
     history.listed(agent)
     before = history.world

@@ -39,7 +39,7 @@ def restarted(history: History) -> World:
 
 
 def test_an_agent_that_was_not_tried_is_new(history: History) -> None:
-    """It has neither failed nor been up."""
+    """An agent that was not tried has the rank of new agents."""
     agent = history.agent()
     history.believed(agent)
 
@@ -48,7 +48,7 @@ def test_an_agent_that_was_not_tried_is_new(history: History) -> None:
 
 
 def test_each_failure_puts_an_agent_further_back(history: History) -> None:
-    """The first failure already puts it behind new ones."""
+    """Each failure adds one to the rank, so the first already puts an agent behind new ones."""
     agent = history.agent()
     history.believed(agent)
     fails(history, agent, 3)
@@ -57,8 +57,8 @@ def test_each_failure_puts_an_agent_further_back(history: History) -> None:
     assert precedence_of(history.world, agent.id).failing
 
 
-def test_an_agent_that_is_lost_goes_first(history: History) -> None:
-    """Builds were using it a moment ago."""
+def test_an_agent_whose_tunnel_was_lost_goes_first(history: History) -> None:
+    """An agent whose tunnel was just lost comes first, because builds were using it."""
     agent = history.agent()
     history.up(agent)
     history.now += 100
@@ -68,7 +68,7 @@ def test_an_agent_that_is_lost_goes_first(history: History) -> None:
 
 
 def test_an_agent_that_was_up_is_forgiven_a_failure_and_then_falls_back(history: History) -> None:
-    """Its sshd may hold the port for the lost connection still; but it is not waited for without end."""
+    """An agent that was up keeps its place for one failure, while its sshd may hold the port, and then falls back."""
     agent = history.agent()
     history.up(agent)
     history.now += 100
@@ -82,7 +82,7 @@ def test_an_agent_that_was_up_is_forgiven_a_failure_and_then_falls_back(history:
 
 
 def test_an_agent_that_comes_up_and_is_lost_again_and_again_falls_back(history: History) -> None:
-    """Coming up for a moment does not buy the first place."""
+    """An agent whose tunnel comes up only briefly falls back with each loss."""
     agent = history.agent()
     history.up(agent)
     history.ended(agent)
@@ -94,8 +94,8 @@ def test_an_agent_that_comes_up_and_is_lost_again_and_again_falls_back(history: 
     assert rank(history, agent) > NEW
 
 
-def test_a_search_in_vain_counts_as_a_failure(history: History) -> None:
-    """Agents whose evidence is looked for on themselves are dialled for it."""
+def test_a_failed_search_counts_as_a_failure(history: History) -> None:
+    """Failed searches for evidence count for the rank as failed dials do."""
     agent = history.agent()
     history.listed(agent)
     history.world = history.world.with_tunnel(agent.id, replace(history.status(agent), failures=4))
@@ -104,8 +104,8 @@ def test_a_search_in_vain_counts_as_a_failure(history: History) -> None:
 
 
 @pytest.mark.parametrize("again", ["moved", "rebuilt", "retry"])
-def test_failures_from_before_another_start_do_not_count(history: History, again: str) -> None:
-    """Another address, another machine, or a person's word that it is well now."""
+def test_failures_before_a_new_start_do_not_count(history: History, again: str) -> None:
+    """Failures before a move, a rebuild, a return, a retry or a release do not count."""
     agent = history.agent()
     history.believed(agent)
     fails(history, agent, 3)
@@ -120,7 +120,7 @@ def test_failures_from_before_another_start_do_not_count(history: History, again
 
 
 def test_failures_count_however_many_there_are(history: History) -> None:
-    """Repeated failures are one entry with a count, and the latest ones count if the history has lost its start."""
+    """Failures count by the entry's count, also if the history has lost what was before them."""
     agent = history.agent()
     history.believed(agent)
     fails(history, agent, HIHISTORY_LENGTH + 1)
@@ -134,7 +134,7 @@ def test_failures_count_however_many_there_are(history: History) -> None:
 
 
 def test_the_order_survives_a_restart(history: History) -> None:
-    """It is derived from what is written down: the good come up first after a crash, too."""
+    """The order is the same after a restart, because it is derived from what is stored."""
     good, bad, new = history.agent("good"), history.agent("bad"), history.agent("new")
     history.up(good, 1)
     history.believed(bad, 2)
@@ -147,7 +147,7 @@ def test_the_order_survives_a_restart(history: History) -> None:
 
 
 def test_openings_are_planned_in_this_order(history: History) -> None:
-    """The controller begins a few at a time, from the front."""
+    """`plan` orders openings by precedence."""
     good, bad, old, new = (history.agent(name) for name in ("good", "bad", "old", "new"))
     history.up(good, 1)
     history.believed(bad, 2)
@@ -171,11 +171,11 @@ def test_openings_are_planned_in_this_order(history: History) -> None:
 
 
 def test_within_a_rank_the_newest_goes_first() -> None:
-    """A build is waiting for the agent that has just appeared."""
+    """Within a rank, the agent that appeared last goes first."""
     assert Precedence(NEW, 2.0).key < Precedence(NEW, 1.0).key < Precedence(NEW + 1, 3.0).key
 
 
-def test_an_agent_that_nobody_knows_goes_last() -> None:
-    """It has left while its evidence was looked for."""
+def test_an_unknown_agent_goes_last() -> None:
+    """An agent that left while its evidence was sought goes last."""
     assert precedence_of(World(), AgentId("cloud:gone")) == LAST
     assert FIRST.key < LAST.key

@@ -34,8 +34,8 @@ def last(history: History, agent: Agent, count: int = 1) -> list[tuple[str, int]
     return [(moment.step, moment.count) for moment in history.record(agent).history[-count:]]
 
 
-def test_a_failure_that_repeats_is_one_moment_with_a_count(history: History) -> None:
-    """It tells since when, until when and how often, and what was before it is not pushed out of the history."""
+def test_a_repeated_failure_is_one_entry_with_a_count(history: History) -> None:
+    """A repeated failure is one entry with its count, its first and its last time, and displaces nothing before it."""
     agent = history.agent()
     history.believed(agent)
     for _ in range(200):
@@ -47,8 +47,8 @@ def test_a_failure_that_repeats_is_one_moment_with_a_count(history: History) -> 
     assert history.status(agent).failures == 200
 
 
-def test_another_reason_is_a_moment_of_its_own_at_once(history: History) -> None:
-    """A change is never folded into what was before."""
+def test_another_reason_is_an_entry_of_its_own_at_once(history: History) -> None:
+    """A failure with another message is an entry of its own."""
     agent = history.agent()
     history.believed(agent)
     for why in ("nobody answers", "nobody answers", "refused"):
@@ -59,7 +59,7 @@ def test_another_reason_is_a_moment_of_its_own_at_once(history: History) -> None
 
 
 def test_every_step_of_a_life_that_fails_in_the_same_way_is_counted(history: History) -> None:
-    """An agent that logs in and fails afterwards fills its history no more than one that does not answer."""
+    """Each step of a life that fails like the one before is counted and adds no entry."""
     agent = history.agent()
     history.believed(agent)
     for _ in range(17):
@@ -69,8 +69,8 @@ def test_every_step_of_a_life_that_fails_in_the_same_way_is_counted(history: His
     assert len(history.record(agent).history) == 4
 
 
-def test_a_recovery_is_told_at_once_and_what_fails_after_it_begins_afresh(history: History) -> None:
-    """A life that comes up ends the count of those that did not."""
+def test_a_recovery_is_an_entry_at_once_and_later_failures_count_from_one(history: History) -> None:
+    """A life that comes up ends the count of failures before it."""
     agent = history.agent()
     history.believed(agent)
     for _ in range(3):
@@ -91,21 +91,21 @@ def test_a_recovery_is_told_at_once_and_what_fails_after_it_begins_afresh(histor
     ]
 
 
-def test_steps_that_repeat_without_a_failure_are_told_each_time(history: History) -> None:
-    """Only a life that failed makes the next one a repetition."""
+def test_steps_that_repeat_without_a_failure_are_entries_each_time(history: History) -> None:
+    """A step counts as a repetition only if the life before it failed."""
     record = Record(history.agent(), 1.0, 1.0).with_step(1.0, "evidence", "same").with_step(2.0, "evidence", "same")
 
     assert [moment.count for moment in record.history] == [1, 1]
 
 
 @pytest.mark.parametrize(("count", "news"), [(1, True), (2, True), (3, False), (4, True), (17, False), (1024, True)])
-def test_of_repeated_moments_fewer_and_fewer_are_news(count: int, news: bool) -> None:
-    """The log and the audit grow with the logarithm of the number of tries."""
+def test_of_repeated_entries_fewer_and_fewer_are_news(count: int, news: bool) -> None:
+    """Of repetitions, the second, fourth, eighth and so on are news, so the log grows with the tries' logarithm."""
     assert HistoryEntry(1.0, "failed", "why", count=count).is_news is news
 
 
-def test_a_moment_that_is_repeated_is_told_once_more_with_its_count(history: History) -> None:
-    """Who writes the audit hears of each repetition, and of nothing that was told before."""
+def test_a_repeated_entry_is_returned_again_with_its_count(history: History) -> None:
+    """`new_entries` returns a repeated entry with its count, and no entry that it has returned before."""
     agent = history.agent()
     history.believed(agent)
     for _ in range(2):
@@ -119,7 +119,7 @@ def test_a_moment_that_is_repeated_is_told_once_more_with_its_count(history: His
 
 
 def test_repetitions_are_written_once_a_minute_and_everything_else_at_once(history: History) -> None:
-    """600 dead agents do not write hundreds of times a second; no quarantine and no new reason waits."""
+    """Repetitions are written once a minute; a quarantine or a new reason is written at once."""
     agent = history.agent()
     history.believed(agent)
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_repetitions_are_written_once_a_minute_and_everything_else_at_once(histo
 
 
 def test_an_agent_that_never_answers_is_written_once_a_minute(history: History) -> None:
-    """The count on disk lags behind by less than a minute."""
+    """The count on disk of an agent that never answers lags by less than a minute."""
     agent = history.agent()
     history.believed(agent)
     fail(history, agent)
@@ -158,7 +158,7 @@ def test_an_agent_that_never_answers_is_written_once_a_minute(history: History) 
 
 
 def test_an_agent_that_shows_its_key_after_failures_is_written(history: History) -> None:
-    """Possession decides between claims after a restart, so it does not wait for the minute."""
+    """A shown key is written at once, because it decides between claims after a restart."""
     agent = history.agent()
     history.believed(agent)
     for _ in range(3):

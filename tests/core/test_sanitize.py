@@ -21,8 +21,8 @@ fuzzed = settings(derandomize=True, database=None, max_examples=300)
 
 @fuzzed
 @given(text=texts)
-def test_nothing_that_steers_a_terminal_is_left(text: str) -> None:
-    """Each character that is not printable becomes one `?`, and no other is touched."""
+def test_no_character_that_controls_a_terminal_is_left(text: str) -> None:
+    """Each character that is not printable becomes one `?`, and no other character changes."""
     shown = printable(text)
 
     assert not {unicodedata.category(char) for char in shown} & STEERING
@@ -34,20 +34,20 @@ def test_nothing_that_steers_a_terminal_is_left(text: str) -> None:
 @pytest.mark.parametrize(
     "char", ["\x00", "\x1b", "\x7f", "\x80", "\x9b", "\x85", "\u200f", "\u202e", "\u2028", "\ud800"]
 )
-def test_each_kind_of_them_is_replaced(char: str) -> None:
-    """C0, DEL, C1 with its own CSI, marks of direction, separators and half a surrogate."""
+def test_each_kind_of_unprintable_character_is_replaced(char: str) -> None:
+    """C0, DEL, C1 with its CSI, direction marks, separators and half surrogates are replaced."""
     assert printable(f"a{char}b") == "a?b"
 
 
 def test_a_character_that_is_kept_stays() -> None:
-    """A trace in the log has several lines."""
+    """Characters in `keep` are not replaced."""
     assert printable("a\nb\tc", keep="\n") == "a\nb?c"
 
 
 @fuzzed
 @given(text=texts, limit=st.integers(1, 400))
-def test_a_plain_text_is_one_short_line(text: str, limit: int) -> None:
-    """Whatever comes in; and what is plain stays so."""
+def test_a_sanitized_text_is_one_short_line(text: str, limit: int) -> None:
+    """A sanitized text is one printable line within the limit, and sanitizing it again changes nothing."""
     line = sanitize(text, limit)
 
     assert len(line) <= limit
@@ -57,8 +57,8 @@ def test_a_plain_text_is_one_short_line(text: str, limit: int) -> None:
 
 @fuzzed
 @given(text=texts)
-def test_an_error_always_says_something_that_can_be_shown(text: str) -> None:
-    """Its own words, or its type."""
+def test_every_error_has_a_printable_text(text: str) -> None:
+    """The text of an error is its sanitized message, or the name of its type."""
     told = error_text(ValueError(text))
 
     assert told
@@ -69,7 +69,7 @@ def test_an_error_always_says_something_that_can_be_shown(text: str) -> None:
 @fuzzed
 @given(value=json_values)
 def test_an_escaped_document_means_the_same_and_can_be_shown(value: object) -> None:
-    """Scripts lose nothing, and a terminal is not steered."""
+    """An escaped JSON document is printable and has the same value."""
     document = escaped(json.dumps(value, indent=2, ensure_ascii=False))
 
     assert json.loads(document) == value

@@ -7,8 +7,8 @@ from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import Method
 
 
-def test_methods_stand_in_the_order_of_the_contract() -> None:
-    """Strongest first."""
+def test_methods_are_ordered_by_strength() -> None:
+    """The methods are in the documented order, strongest first."""
     assert [method.value for method in Method] == ["authority", "seeded", "pinned", "console", "label", "tofu"]
 
 
@@ -21,8 +21,8 @@ def test_methods_stand_in_the_order_of_the_contract() -> None:
         (Method.TOFU, Method.LABEL, False),
     ],
 )
-def test_a_method_reaches_what_is_at_most_as_strong(method: Method, minimum: Method, enough: bool) -> None:
-    """A minimum lets itself and all that is stronger pass."""
+def test_a_method_reaches_every_minimum_that_is_not_stronger(method: Method, minimum: Method, enough: bool) -> None:
+    """A method reaches itself and every weaker minimum, and no stronger one."""
     assert method.reaches(minimum) is enough
 
 
@@ -38,7 +38,7 @@ def test_a_method_reaches_what_is_at_most_as_strong(method: Method, minimum: Met
 def test_rules_accept_only_what_the_source_names_and_the_group_allows(
     source: str, group: str, method: Method, accepted: bool
 ) -> None:
-    """No method falls back to one that is not in `trust`, and a stronger one that is not named is no use either."""
+    """A method is accepted only if the source names it and it reaches the group's minimum."""
     rules = Rules(trust={"cloud": (Method.CONSOLE, Method.TOFU)}, minimum={"strict": Method.CONSOLE})
     agent = Agent(AgentId("cloud:a"), "1", source, group, "a", ("10.0.0.1",))
 
@@ -50,5 +50,5 @@ def test_rules_accept_only_what_the_source_names_and_the_group_allows(
     [(("10.0.0.1", "10.0.0.2"), "10.0.0.1:22"), (("2001:db8::1",), "[2001:db8::1]:22"), ((), "-:22")],
 )
 def test_an_agents_address_is_the_preferred_one_with_its_port(addresses: tuple[str, ...], written: str) -> None:
-    """As people write it, IPv6 in brackets."""
+    """An agent's address is its first address with the port, IPv6 in brackets."""
     assert Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", addresses).address == written

@@ -49,7 +49,7 @@ def proved(method: Method) -> Record:
 
 
 def read_again(store: SqliteStore) -> Record:
-    """Close the store, open its file anew, and return the one record in it."""
+    """Close the store, open its file again, and return the one record in it."""
     store.close()
     with closing(SqliteStore(store.file)) as again:
         (record,) = again.load().records.values()
@@ -59,8 +59,8 @@ def read_again(store: SqliteStore) -> Record:
 # --- what others wrote ---
 
 
-def test_a_name_that_is_no_unicode_text_is_written_all_the_same(store: SqliteStore) -> None:
-    """A cloud's JSON may hold half a surrogate pair; it must not keep the rest from being written."""
+def test_a_name_that_is_not_valid_unicode_is_written_nevertheless(store: SqliteStore) -> None:
+    """Half a surrogate pair in a name, as a cloud's JSON may have, does not prevent a write."""
     odd = replace(RECORD, agent=replace(AGENT, name="a\ud800b"), quarantine=Quarantine(1.0, "code", "\ud800"))
     odd = replace(odd, proved=HostTrust(Method.CONSOLE, (KEY,), "\ud800"))
 
@@ -69,8 +69,8 @@ def test_a_name_that_is_no_unicode_text_is_written_all_the_same(store: SqliteSto
     assert read_again(store).agent.name == "a?b"
 
 
-def test_an_id_that_is_no_unicode_text_is_an_error_of_the_store(store: SqliteStore) -> None:
-    """It is shown and tried again as any other failure, and does not end the daemon."""
+def test_an_id_that_is_not_valid_unicode_is_a_store_error(store: SqliteStore) -> None:
+    """An id that cannot be encoded is a StoreError, as any other failed write."""
     with pytest.raises(StoreError, match="surrogates not allowed"):
         store.write(Changes((replace(RECORD, agent=replace(AGENT, id=AgentId("x:\ud800"))),)))
 
@@ -79,7 +79,7 @@ def test_an_id_that_is_no_unicode_text_is_an_error_of_the_store(store: SqliteSto
 
 
 def test_ten_thousand_small_writes_leave_a_short_wal(store: SqliteStore, file: Path) -> None:
-    """Neither many changes nor one large one let the file beside the state grow for good."""
+    """Neither many writes nor one large write make the WAL file grow for good."""
     store._db.execute("PRAGMA synchronous = OFF")  # the size is what counts here, not 10,000 waits for the disk
     history = tuple(HistoryEntry(1.5, "failed", "x" * 150) for _ in range(HIHISTORY_LENGTH))
     fleet = [
@@ -102,21 +102,21 @@ def test_ten_thousand_small_writes_leave_a_short_wal(store: SqliteStore, file: P
 
 
 def test_a_record_comes_back_as_it_was(store: SqliteStore) -> None:
-    """Agent, times and history."""
+    """A record is loaded with the agent, times and history that were written."""
     store.write(Changes((RECORD,)))
 
     assert read_again(store) == RECORD
 
 
-def test_an_agent_that_has_left_comes_back_as_that(store: SqliteStore) -> None:
-    """A restart brings nobody back."""
+def test_an_agent_that_has_left_is_loaded_as_such(store: SqliteStore) -> None:
+    """An agent that has left is not present after a restart."""
     store.write(Changes((replace(RECORD, present=False),)))
 
     assert not read_again(store).present
 
 
 def test_a_quarantine_comes_back_and_goes_with_its_release(store: SqliteStore) -> None:
-    """It keeps its reason, since when it holds, and what is still to be decided by a handshake."""
+    """A quarantine is loaded with its reason, time and disputed keys, and removed with its release."""
     mark = Quarantine(3.5, "host-key-shared", "claimed by two", disputed=(KEY,), examined=True)
     store.write(Changes((replace(RECORD, quarantine=mark),)))
     kept = store.load().records[AGENT.id].quarantine
@@ -128,22 +128,22 @@ def test_a_quarantine_comes_back_and_goes_with_its_release(store: SqliteStore) -
 
 
 @pytest.mark.parametrize("method", [Method.CONSOLE, Method.TOFU])
-def test_evidence_that_can_be_had_once_comes_back(store: SqliteStore, method: Method) -> None:
-    """As a pin of this incarnation."""
+def test_evidence_that_can_be_obtained_only_once_is_loaded(store: SqliteStore, method: Method) -> None:
+    """Evidence that can be obtained only once is loaded as a pin of its incarnation."""
     store.write(Changes((proved(method),)))
 
     assert read_again(store).proved == HostTrust(method, (KEY,))
 
 
-def test_what_an_agent_has_shown_in_a_handshake_comes_back(store: SqliteStore) -> None:
-    """Nobody who claims the key after a restart harms the agent that possesses it."""
+def test_possessed_keys_are_loaded(store: SqliteStore) -> None:
+    """The keys that an agent has shown in a handshake are loaded, so that no claim after a restart harms it."""
     store.write(Changes((replace(proved(Method.AUTHORITY), possessed=(KEY,)),)))
 
     assert read_again(store).possessed == (KEY,)
 
 
-def test_a_pin_goes_with_a_rebuild(store: SqliteStore) -> None:
-    """The new incarnation has to prove itself."""
+def test_a_pin_is_removed_with_a_rebuild(store: SqliteStore) -> None:
+    """A new incarnation has no pin and has to prove itself."""
     store.write(Changes((proved(Method.CONSOLE),)))
 
     store.write(Changes((replace(RECORD, agent=replace(AGENT, incarnation="2")),)))
@@ -152,7 +152,7 @@ def test_a_pin_goes_with_a_rebuild(store: SqliteStore) -> None:
 
 
 def test_a_pin_of_another_incarnation_is_never_believed(store: SqliteStore, file: Path) -> None:
-    """Even if the file said so."""
+    """A pin in the file that is of another incarnation than the agent is ignored."""
     store.write(Changes((proved(Method.CONSOLE),)))
     with closing(sqlite3.connect(file)) as db, db:
         db.execute("UPDATE pin SET incarnation = 'other'")
@@ -160,8 +160,8 @@ def test_a_pin_of_another_incarnation_is_never_believed(store: SqliteStore, file
     assert read_again(store).proved is None
 
 
-def test_a_forgotten_agent_takes_everything_along(store: SqliteStore, file: Path) -> None:
-    """Pin and quarantine too."""
+def test_a_forgotten_agents_pin_and_quarantine_are_removed(store: SqliteStore, file: Path) -> None:
+    """The pin and the quarantine of a forgotten agent are removed with it."""
     store.write(Changes((replace(proved(Method.TOFU), quarantine=Quarantine(1.0, "x", "y")),)))
 
     store.write(Changes(forgotten=(AGENT.id,)))
@@ -175,8 +175,8 @@ def test_a_forgotten_agent_takes_everything_along(store: SqliteStore, file: Path
 # --- whose file it is ---
 
 
-def test_a_new_file_is_of_todays_schema_and_only_ours_to_read(store: SqliteStore, file: Path) -> None:
-    """It tells who may pull what from where."""
+def test_a_new_file_has_the_present_schema_and_mode_0600(store: SqliteStore, file: Path) -> None:
+    """A new file has the present schema, and only its owner can read it."""
     store.close()
 
     with closing(sqlite3.connect(file)) as db:
@@ -186,8 +186,8 @@ def test_a_new_file_is_of_todays_schema_and_only_ours_to_read(store: SqliteStore
 
 
 @pytest.mark.parametrize("version", range(len(SCRIPTS)))
-def test_a_file_of_an_earlier_schema_is_brought_up_to_date(file: Path, version: int) -> None:
-    """Each step in a transaction of its own."""
+def test_a_file_of_an_earlier_schema_is_migrated(file: Path, version: int) -> None:
+    """A file of an earlier schema is migrated, each step in a transaction of its own."""
     file.parent.mkdir()
     with closing(sqlite3.connect(file)) as db:
         for name in SCRIPTS[:version]:
@@ -200,8 +200,8 @@ def test_a_file_of_an_earlier_schema_is_brought_up_to_date(file: Path, version: 
         assert store.load().records == {AGENT.id: RECORD}
 
 
-def test_the_database_of_another_program_is_refused_and_left_alone(file: Path) -> None:
-    """Somebody has named the wrong file."""
+def test_the_database_of_another_program_is_refused_and_not_changed(file: Path) -> None:
+    """A database with tables of another program is refused and not changed."""
     file.parent.mkdir()
     with closing(sqlite3.connect(file)) as db, db:
         db.execute("CREATE TABLE theirs (x)")
@@ -214,7 +214,7 @@ def test_the_database_of_another_program_is_refused_and_left_alone(file: Path) -
 
 
 def test_the_database_of_a_program_with_an_id_is_refused(file: Path) -> None:
-    """However empty it is."""
+    """A database with another program's application_id is refused, even if it is empty."""
     file.parent.mkdir()
     with closing(sqlite3.connect(file)) as db:
         db.execute("PRAGMA application_id = 42")
@@ -223,8 +223,8 @@ def test_the_database_of_a_program_with_an_id_is_refused(file: Path) -> None:
         SqliteStore(file)
 
 
-def test_a_file_that_is_no_database_is_refused(file: Path) -> None:
-    """With its name."""
+def test_a_file_that_is_not_a_database_is_refused(file: Path) -> None:
+    """A file that is not a database is refused, and the error names it."""
     file.parent.mkdir()
     file.write_text("this is no database, but long enough to be looked at" * 50)
 
@@ -232,16 +232,16 @@ def test_a_file_that_is_no_database_is_refused(file: Path) -> None:
         SqliteStore(file)
 
 
-def test_a_folder_is_no_file(file: Path) -> None:
-    """Told as a StoreError, like all the rest."""
+def test_a_folder_is_refused(file: Path) -> None:
+    """A folder in place of the state file is a StoreError."""
     file.mkdir(parents=True)
 
     with pytest.raises(StoreError, match="Is a directory"):
         SqliteStore(file)
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    """With the setting's name."""
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """A state file in a folder that cannot be written is a StoreError that names the setting."""
     (tmp_path / "state").touch()
 
     with pytest.raises(StoreError, match=r"make the directory of controller\.state writable"):
@@ -249,7 +249,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema_is_refused(store: SqliteStore, file: Path) -> None:
-    """An older tunnelmgr would lose what it does not know."""
+    """A file of a newer schema is refused, because this version would lose what it does not know."""
     store.close()
     with closing(sqlite3.connect(file)) as db:
         db.execute("PRAGMA user_version = 99")
@@ -259,20 +259,20 @@ def test_a_newer_schema_is_refused(store: SqliteStore, file: Path) -> None:
 
 
 def test_there_is_one_writer(store: SqliteStore) -> None:
-    """A second controller is told that there is a first."""
+    """A second store on the same file is refused."""
     with pytest.raises(StoreError, match="another tunnelmgr uses this state"):
         SqliteStore(store.file)
 
 
-def test_the_lock_goes_with_its_holder(store: SqliteStore) -> None:
-    """And with one that could not open the file."""
+def test_the_lock_is_released_with_its_holder(store: SqliteStore) -> None:
+    """The lock is released when the store closes, or could not open the file."""
     store.close()
 
     SqliteStore(store.file).close()
 
 
 def test_a_store_that_was_refused_holds_no_lock(store: SqliteStore, file: Path) -> None:
-    """Once the cause is gone the next start goes on, in the same process."""
+    """After a refusal, the same process can open the store once the cause is gone."""
     store.close()
     with closing(sqlite3.connect(file)) as db:
         db.execute("PRAGMA user_version = 99")
@@ -288,7 +288,7 @@ def test_a_store_that_was_refused_holds_no_lock(store: SqliteStore, file: Path) 
 
 
 def test_a_write_that_fails_leaves_nothing_behind(store: SqliteStore) -> None:
-    """Half of it would be worse than none; and the next one goes through."""
+    """A write that fails changes nothing, and the next write succeeds."""
     unfit = replace(RECORD, agent=replace(AGENT, id=AgentId("ec2:i-0b"), port="no number"))  # type: ignore[arg-type]
 
     with pytest.raises(StoreError, match=str(store.file)):
@@ -318,8 +318,8 @@ for turn in range(100_000):
 
 
 @pytest.mark.parametrize("after", [0, 3, 7, 20])
-def test_kill_9_in_mid_write_leaves_the_last_whole_write(file: Path, after: int) -> None:
-    """What was confirmed is there, nothing is half there, and the next start goes on."""
+def test_kill_9_during_a_write_leaves_the_last_whole_write(file: Path, after: int) -> None:
+    """After kill -9 during a write, everything confirmed is there, nothing is there in part, and a start succeeds."""
     with subprocess.Popen([sys.executable, "-c", WRITE_ON, file], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         confirmed = next(int(line) for line in child.stdout if int(line) >= after)
@@ -385,7 +385,7 @@ def has_namespaces() -> bool:
 
 @pytest.mark.skipif(not has_namespaces(), reason="needs a mount namespace")
 def test_a_full_disk_refuses_a_write_which_succeeds_once_there_is_room(tmp_path: Path) -> None:
-    """Nothing is lost but time."""
+    """A write that fails because the disk is full succeeds once there is room."""
     program = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", FILL_UP, tmp_path]
 
     done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=60, env=dict(os.environ))
