@@ -68,7 +68,7 @@ def test_while_the_disk_is_full_no_pull_passes(disk: Path, field: Field) -> None
     lost = client.status()["audit"]["lost"]
     field.controller.stop()
     entries = [json.loads(line) for line in (disk / "audit.jsonl").read_text().splitlines()]
-    told = {entry["reference"] for entry in entries if entry["code"] == "request-allowed"}
-    assert {f"t{1000 + at}" for at, status in enumerate(passed) if status == "404"} <= told
+    audited = {entry["reference"] for entry in entries if entry["code"] == "request-allowed"}
+    assert {f"t{1000 + at}" for at, status in enumerate(passed) if status == "404"} <= audited
     numbers = [entry["sequence"] for entry in entries]
     assert max(numbers) - len(numbers) == lost

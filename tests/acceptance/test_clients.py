@@ -1,6 +1,6 @@
 """Real clients through a real tunnel: permitted actions work with equal digests, and clients print refusals.
 
-The large blob has 256 MiB, or as many MiB as BIG says: `BIG=5120 pytest tests/acceptance/test_clients.py -k flat -s`.
+The large blob has 256 MiB, or as many MiB as BIG specifies: `BIG=5120 pytest tests/acceptance/test_clients.py -k flat -s`.
 """
 
 import hashlib
@@ -177,9 +177,9 @@ def test_dockerd_pulls_and_pushes_twenty_layers_at_once(field: "Field", builder:
     assert pulled.returncode == 0, pulled.stderr
     assert f"Digest: {pushed}" in pulled.stdout
     assert again.returncode == 0, again.stderr
-    told = re.search(r"digest: (sha256:[0-9a-f]{64})", again.stdout)
-    assert told is not None
-    assert told[1] == served_digest(field, "team/copy")
+    reported = re.search(r"digest: (sha256:[0-9a-f]{64})", again.stdout)
+    assert reported is not None
+    assert reported[1] == served_digest(field, "team/copy")
     assert MAY_NOT_PUSH in no_push.stderr + no_push.stdout
     assert MAY_NOT_PULL in no_pull.stderr
 
@@ -229,8 +229,8 @@ else:
 def test_oras_pushes_and_pulls_an_artifact(field: "Field", builder: LabAgent) -> None:
     """An artifact that is not an image is pushed and pulled, and the SDK prints our message of a refusal.
 
-    Its default backend takes every 403 for a login and prints only that it has none; with `basic` it looks at it. It
-    tries again for minutes, so it is ended once it has said so.
+    The SDK's default backend treats every 403 as a missing login; with `basic` it reads the message. It retries for
+    minutes, so the test ends it after the message.
     """
     content = os.urandom(200_000)
     file, back = field.folder / "artifact.bin", field.folder / "back"

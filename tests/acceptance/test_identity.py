@@ -62,21 +62,21 @@ def test_a_terminated_event_ends_a_transfer_within_seconds(
     calls_before = field.cloud.calls("DescribeInstances")
     before = sockets(agent, "sport = :22"), sockets(field.lab.controller, "dport = :5000")
 
-    begun = time.monotonic()
+    started = time.monotonic()
     field.cloud.event("changes", id_.removeprefix("ec2:"), "shutting-down")
     until(lambda: not agent.listeners(5000), "the listener is closed", timeout=5)
-    no_channel = time.monotonic() - begun
+    no_channel = time.monotonic() - started
     until(lambda: not sockets(agent, "sport = :22"), "the SSH connection is gone", timeout=5)
-    no_connection = time.monotonic() - begun
+    no_connection = time.monotonic() - started
     until(lambda: not sockets(field.lab.controller, "dport = :5000"), "the upstream sockets are gone", timeout=5)
-    no_upstream = time.monotonic() - begun
+    no_upstream = time.monotonic() - started
     until(lambda: pull.poll() is not None, "curl ends", timeout=5)
 
     with capsys.disabled():
         print(  # noqa: T201
             f"\n  terminated in mid-transfer: no new channel after {no_channel:.2f} s, no connection after "
             f"{no_connection:.2f} s, no upstream socket after {no_upstream:.2f} s, curl over after "
-            f"{time.monotonic() - begun:.2f} s"
+            f"{time.monotonic() - started:.2f} s"
         )
     assert before[0] >= 1
     assert before[1] >= 1
@@ -84,7 +84,7 @@ def test_a_terminated_event_ends_a_transfer_within_seconds(
     assert no_channel < 1
     assert max(no_connection, no_upstream) < 5
     assert field.controller.client.agents() == []
-    # It was the event and no poll that told it: the listing calls it running to this moment.
+    # The event ended it, not a poll: the listing still has it as running.
     assert field.cloud.calls("DescribeInstances") <= calls_before + 3
     assert field.cloud.left("changes") == 0
 
@@ -136,7 +136,7 @@ def test_invalid_messages_are_deleted_and_a_failing_queue_is_shown(cloud_field: 
     field.cloud.send("changes", "the first message after the failure")
     until(lambda: events(field)["ok"], "the queue is ok again", timeout=30)
 
-    assert "its event queue fails, polling goes on: AccessDenied: the permission sqs:ReceiveMessage" in shown.stdout
+    assert "its event queue fails, polling continues: AccessDenied: the permission sqs:ReceiveMessage" in shown.stdout
     assert shown.returncode == 1
     assert steps(field, first).count("dialled") == 1
 
@@ -191,10 +191,10 @@ def test_a_certificate_for_the_agents_id_brings_it_up_until_it_is_revoked(cloud_
 
     assert (up["trust"], up["fingerprints"]) == ("authority", [fingerprint(agents[0].host_key)])
     assert "authority (certificate of authority images, serial" in shown
-    assert "shows a certificate for ec2:i-somebody-else" in refused["message"]
+    assert "presented a certificate for ec2:i-somebody-else" in refused["message"]
     assert "user tunnel" not in agents[1].log()
     assert standing
-    assert "authority images has revoked" in revoked["message"]
+    assert "which authority images has revoked" in revoked["message"]
 
 
 # --- seeds and labels ---
@@ -216,11 +216,11 @@ def test_a_seed_proves_one_machine_only(cloud_field: "CloudField") -> None:
     up = field.controller.wait_phase(first_id, "up")
     second_id = field.listed(field.boot("second", host_key=key), **{name: seed})
     waiting = field.controller.wait(
-        second_id, lambda facts: facts["error"] is not None, "the second one says what it lacks"
+        second_id, lambda facts: facts["error"] is not None, "the second one shows its error"
     )
 
     assert (up["trust"], up["evidence"]) == ("seeded", f"seed {seed}")
-    assert f"seed {seed} was used already, by {first_id}" in waiting["message"]
+    assert f"seed {seed} was used by {first_id} already" in waiting["message"]
     assert waiting["phase"] == "awaiting-identity"
     assert field.controller.agent(first_id)["phase"] == "up"
     secret = private.splitlines()[2].encode()
@@ -228,8 +228,10 @@ def test_a_seed_proves_one_machine_only(cloud_field: "CloudField") -> None:
     kept = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and "id_" not in file.name}
     assert {"state.db", "tunnelmgr.log", "tunnelmgr.toml"} <= set(kept)
     assert not [file for file, content in kept.items() if secret in content or b"PRIVATE KEY" in content]
-    told = [field.controller.command(*words, "--json").stdout for words in (("status",), ("list",), ("show", first_id))]
-    assert not [text for text in told if secret.decode() in text]
+    outputs = [
+        field.controller.command(*words, "--json").stdout for words in (("status",), ("list",), ("show", first_id))
+    ]
+    assert not [text for text in outputs if secret.decode() in text]
     assert secret not in Path(f"/proc/{field.controller.pid}/cmdline").read_bytes()
 
 

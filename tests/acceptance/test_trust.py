@@ -64,16 +64,16 @@ def test_a_console_that_names_the_keys_of_others_quarantines_its_own_machine_onl
     forgers = []
     field.configure()
     field.controller.start()
-    stood = [field.controller.wait_phase(id_, "up") for id_ in fleet]
+    before = [field.controller.wait_phase(id_, "up") for id_ in fleet]
 
-    for number, victim in enumerate(stood):
+    for number, victim in enumerate(before):
         id_ = field.listed(field.boot(f"forger-{number}"))
         field.cloud.console(id_.removeprefix("ec2:"), host_key_console([field.agents[victim["name"]].host_key]))
         forgers.append(id_)
 
     refused = [field.controller.wait_phase(id_, "quarantined") for id_ in forgers]
     assert {facts["error"] for facts in refused} == {"host-key-shared"}
-    assert [field.controller.agent(id_)["since"] for id_ in fleet] == [facts["since"] for facts in stood]
+    assert [field.controller.agent(id_)["since"] for id_ in fleet] == [facts["since"] for facts in before]
     field.controller.kill()
     field.controller.start()
     for id_ in fleet:
