@@ -1,6 +1,6 @@
 """Real clients through a real tunnel: permitted actions work with equal digests, and clients print refusals.
 
-The large blob has 256 MiB, or as many MiB as BIG specifies: `BIG=5120 pytest tests/acceptance/test_clients.py -k flat -s`.
+The large blob has 256 MiB, or as many MiB as in BIG: `BIG=5120 pytest tests/acceptance/test_clients.py -k flat -s`.
 """
 
 import hashlib
