@@ -12,7 +12,7 @@ from tunnelmgr.core.persistence import Changes, StoredState, changes, is_pinned,
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import HIHISTORY_LENGTH, Quarantine, World
+from tunnelmgr.core.world import HISTORY_LENGTH, Quarantine, World
 
 if TYPE_CHECKING:
     from tests.core.conftest import History
@@ -174,10 +174,10 @@ def test_a_history_with_only_new_entries_is_returned_whole(history: History) -> 
     history.listed(agent)
     before = history.world
     record = history.record(agent)
-    for number in range(HIHISTORY_LENGTH + 1):
+    for number in range(HISTORY_LENGTH + 1):
         record = record.with_step(history.now, "step", str(number))
 
     told = new_entries(before, history.world.with_record(record))
 
-    assert len(told) == HIHISTORY_LENGTH
+    assert len(told) == HISTORY_LENGTH
     assert new_entries(before.with_record(replace(history.record(agent), history=())), before)[0][1].step == "seen"

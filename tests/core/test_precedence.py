@@ -13,7 +13,7 @@ from tunnelmgr.core.persistence import StoredState, restored
 from tunnelmgr.core.precedence import FIRST, LAST, NEW, PROVEN, Precedence, precedence_of
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Phase, Resting
-from tunnelmgr.core.world import HIHISTORY_LENGTH, World
+from tunnelmgr.core.world import HISTORY_LENGTH, World
 
 if TYPE_CHECKING:
     from tests.core.conftest import History
@@ -68,7 +68,7 @@ def test_an_agent_whose_tunnel_was_lost_goes_first(history: History) -> None:
 
 
 def test_an_agent_that_was_up_is_forgiven_a_failure_and_then_falls_back(history: History) -> None:
-    """An agent that was up keeps its place for one failure, while its sshd may hold the port, and then falls back."""
+    """An agent that was up ranks with new agents after one failure, and falls back with each further one."""
     agent = history.agent()
     history.up(agent)
     history.now += 100
@@ -105,7 +105,7 @@ def test_a_failed_search_counts_as_a_failure(history: History) -> None:
 
 @pytest.mark.parametrize("again", ["moved", "rebuilt", "retry"])
 def test_failures_before_a_new_start_do_not_count(history: History, again: str) -> None:
-    """Failures before a move, a rebuild, a return, a retry or a release do not count."""
+    """Failures before a move, a rebuild or a requested retry do not count."""
     agent = history.agent()
     history.believed(agent)
     fails(history, agent, 3)
@@ -123,14 +123,14 @@ def test_failures_count_however_many_there_are(history: History) -> None:
     """Failures count by the entry's count, also if the history has lost what was before them."""
     agent = history.agent()
     history.believed(agent)
-    fails(history, agent, HIHISTORY_LENGTH + 1)
-    assert precedence_of(restarted(history), agent.id).rank == NEW + HIHISTORY_LENGTH + 1
+    fails(history, agent, HISTORY_LENGTH + 1)
+    assert precedence_of(restarted(history), agent.id).rank == NEW + HISTORY_LENGTH + 1
 
     record = history.record(agent)
-    for number in range(HIHISTORY_LENGTH):
+    for number in range(HISTORY_LENGTH):
         record = record.with_step(history.now, "failed", f"reason {number}")
     history.world = history.world.with_record(record)
-    assert precedence_of(restarted(history), agent.id).rank == NEW + HIHISTORY_LENGTH
+    assert precedence_of(restarted(history), agent.id).rank == NEW + HISTORY_LENGTH
 
 
 def test_the_order_survives_a_restart(history: History) -> None:

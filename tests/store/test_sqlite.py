@@ -17,7 +17,7 @@ import pytest
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.world import HIHISTORY_LENGTH, HistoryEntry, Quarantine, Record
+from tunnelmgr.core.world import HISTORY_LENGTH, HistoryEntry, Quarantine, Record
 from tunnelmgr.errors import SchemaError, StoreError
 from tunnelmgr.store.sqlite import APPLICATION, SqliteStore
 
@@ -81,7 +81,7 @@ def test_an_id_that_is_not_valid_unicode_is_a_store_error(store: SqliteStore) ->
 def test_ten_thousand_small_writes_leave_a_short_wal(store: SqliteStore, file: Path) -> None:
     """Neither many writes nor one large write make the WAL file grow for good."""
     store._db.execute("PRAGMA synchronous = OFF")  # the size is what counts here, not 10,000 waits for the disk
-    history = tuple(HistoryEntry(1.5, "failed", "x" * 150) for _ in range(HIHISTORY_LENGTH))
+    history = tuple(HistoryEntry(1.5, "failed", "x" * 150) for _ in range(HISTORY_LENGTH))
     fleet = [
         replace(RECORD, agent=replace(AGENT, id=AgentId(f"ec2:i-{number}")), history=history) for number in range(600)
     ]

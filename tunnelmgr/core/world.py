@@ -9,7 +9,7 @@ from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust
 from tunnelmgr.core.tunnel import Phase, Resting, TunnelStatus
 
-HIHISTORY_LENGTH = 60
+HISTORY_LENGTH = 60
 """Entries that are kept of an agent's history; the oldest are dropped first."""
 RETRIED = frozenset({"evidence", "dialled", "bound", "failed"})
 """The steps of a life that ends before its tunnel is up."""
@@ -112,7 +112,7 @@ class Record:
         if known is not None:
             history = (*(entry for entry in self.history if entry is not known), known.again(at))
         else:
-            history = (*self.history[1 - HIHISTORY_LENGTH :], HistoryEntry(at, step, detail, uid))
+            history = (*self.history[1 - HISTORY_LENGTH :], HistoryEntry(at, step, detail, uid))
         return replace(self, history=history, changed=at)
 
 

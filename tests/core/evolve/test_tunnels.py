@@ -20,7 +20,7 @@ from tunnelmgr.core.events import (
 from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Phase
-from tunnelmgr.core.world import HIHISTORY_LENGTH
+from tunnelmgr.core.world import HISTORY_LENGTH
 from tunnelmgr.errors import Pace
 
 if TYPE_CHECKING:
@@ -270,12 +270,12 @@ def test_a_history_keeps_its_latest_entries(history: History) -> None:
     agent = history.agent()
     history.listed(agent)
 
-    for number in range(HIHISTORY_LENGTH + 5):
+    for number in range(HISTORY_LENGTH + 5):
         history.receive(EvidenceAbsent(agent.id, "1", f"reason {number}"))
 
     told = history.record(agent).history
-    assert len(told) == HIHISTORY_LENGTH
-    assert told[-1].detail == f"reason {HIHISTORY_LENGTH + 4}"
+    assert len(told) == HISTORY_LENGTH
+    assert told[-1].detail == f"reason {HISTORY_LENGTH + 4}"
 
 
 def test_evidence_that_may_expire_is_sought_before_each_dial(history: History) -> None:
