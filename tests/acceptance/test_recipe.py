@@ -176,7 +176,7 @@ async def test_a_session_request_still_ends_nagles_delay(field: Field, agent: La
         connection = await dial(spec, login)
     try:
         await connection.disable_nagle()
-        assert connection._line._quickened
+        assert not connection._transport.reader.acknowledge_at_once
         assert "Starting session: forced-command" in agent.log()  # what has sshd set TCP_NODELAY
     finally:
         await connection.close(2.0)

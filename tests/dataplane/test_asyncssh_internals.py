@@ -165,7 +165,7 @@ async def test_in_any_other_state_sending_is_left_to_asyncssh(whose: str, attrib
             assert send_state(pair.chan) is None
 
 
-# --- hearing ---
+# --- receiving ---
 
 
 def sealed(pair: ChannelPair, *payloads: bytes) -> bytes:

@@ -280,23 +280,23 @@ async def test_a_refused_second_listener_is_reported_and_bound_later(sshd: Sshd,
 
 
 @pytest.mark.usefixtures("ignore_resource_warnings")
-async def test_a_squatter_on_a_refused_address_is_found(sshd: Sshd, harness: WorkerHarness) -> None:
+async def test_another_process_on_a_refused_address_is_found(sshd: Sshd, harness: WorkerHarness) -> None:
     """A process that answers on a refused address is reported until it is gone."""
     both = forward(*TWO)
-    with socket.socket() as squatter:
-        squatter.bind((both.listen[1].host, both.listen[1].port))
-        squatter.listen()
+    with socket.socket() as occupant:
+        occupant.bind((both.listen[1].host, both.listen[1].port))
+        occupant.listen()
         async with alive(sshd.spec(both), harness.settings()):
             await harness.up()
             assert harness.bound.conflicts == (str(both.listen[1]),)
 
-            squatter.close()
+            occupant.close()
             await until(lambda: harness.bound.held == both.listen)
             assert harness.bound.conflicts == ()
 
 
 @pytest.mark.usefixtures("ignore_resource_warnings")
-async def test_a_squatter_that_accepts_no_connection_is_reported(sshd: Sshd, harness: WorkerHarness) -> None:
+async def test_another_process_that_accepts_no_connection_is_reported(sshd: Sshd, harness: WorkerHarness) -> None:
     """A process that holds a port without accepting is reported, and the tunnel stays up."""
     both = forward(*TWO)
     sshd.refuses.add(both.listen[1])
@@ -413,12 +413,12 @@ def test_a_fleet_that_came_at_once_is_spread_over_the_interval() -> None:
 async def test_another_process_on_our_address_is_an_impostor(sshd: Sshd, harness: WorkerHarness) -> None:
     """An answer without our proof ends the tunnel, although sshd reported the address as bound."""
 
-    async def squat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b'HTTP/1.1 200 OK\r\n\r\n{"agent": "static:builder-1", "proof": "0000"}')
 
-    async with running_tcp_server(squat) as squatter:
-        sshd.reroute = squatter
+    async with running_tcp_server(answer) as occupant:
+        sshd.reroute = occupant
         async with alive(sshd.spec(forward()), harness.settings()) as life:
             with pytest.raises(ImpostorListenerError):
                 await life.end()
