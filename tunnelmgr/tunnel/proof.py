@@ -1,7 +1,7 @@
 """The proof that a listener is ours: a request through the agent's own listener, which only our gate can answer.
 
 The answer is an HMAC over the request's nonce, the agent and the listen address, with a secret of this process. Another
-process on the agent cannot compute it, and if it relays the request to another of our listeners, it returns the proof of
+process on the agent cannot compute it; if it relays the request to another of our listeners, it returns the proof of
 that one.
 
 The stream through the listener is kept for the next probe: opening and closing two channels for each would cost four
