@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.test_controller import KEY, OTHER_KEY, A, B, House, running
+from tests.controller_harness import KEY, OTHER_KEY, A, B, ControllerHarness, running
 from tunnelmgr.controller import Controller, Performers
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DrainRequested, Event, EvidenceFound, TunnelEnded
@@ -27,7 +27,7 @@ BOTH = AgentsDiscovered("cloud", Snapshot(frozenset({A, B})))
 
 
 @dataclass
-class Slow(House):
+class SlowDisk(ControllerHarness):
     """A controller whose state is in a real SQLite file on a disk that answers only while `flowing` is set."""
 
     file: Path = Path()
@@ -62,15 +62,15 @@ class Slow(House):
 
 
 @pytest.fixture
-def slow(tmp_path: Path) -> Iterator[Slow]:
+def slow(tmp_path: Path) -> Iterator[SlowDisk]:
     """Make a controller on such a disk; nothing hangs once the test is over."""
-    house = Slow(file=tmp_path / "state.db")
-    yield house
-    house.flowing.set()
-    house.real.close()
+    harness = SlowDisk(file=tmp_path / "state.db")
+    yield harness
+    harness.flowing.set()
+    harness.real.close()
 
 
-async def test_a_stalled_write_delays_no_revocation(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stalled_write_delays_no_revocation(slow: SlowDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ended agent is revoked in the turn that takes the event, while a write still hangs."""
     turns: list[int] = []
     apply = Controller._apply
@@ -93,7 +93,7 @@ async def test_a_stalled_write_delays_no_revocation(slow: Slow, monkeypatch: pyt
         slow.flowing.set()
 
 
-async def test_new_evidence_is_on_disk_before_its_agent_is_dialled(slow: Slow) -> None:
+async def test_new_evidence_is_on_disk_before_its_agent_is_dialled(slow: SlowDisk) -> None:
     """An agent with new evidence is not dialled before the evidence is on disk, however long the disk takes."""
     async with running(slow):
         await slow.bring_up(A)
@@ -113,7 +113,7 @@ async def test_new_evidence_is_on_disk_before_its_agent_is_dialled(slow: Slow) -
         assert proved.keys == (OTHER_KEY,)
 
 
-async def test_an_agent_whose_key_is_on_disk_is_dialled_again_during_a_stall(slow: Slow) -> None:
+async def test_an_agent_whose_key_is_on_disk_is_dialled_again_during_a_stall(slow: SlowDisk) -> None:
     """An agent whose evidence is already on disk is dialled while a write hangs."""
     async with running(slow):
         await slow.bring_up(A)
@@ -129,7 +129,7 @@ async def test_an_agent_whose_key_is_on_disk_is_dialled_again_during_a_stall(slo
         slow.flowing.set()
 
 
-async def test_changes_during_a_write_are_in_the_next_one(slow: Slow) -> None:
+async def test_changes_during_a_write_are_in_the_next_one(slow: SlowDisk) -> None:
     """One write is under way at a time, and the next one has the changes since it began."""
     async with running(slow):
         await slow.bring_up(A)
@@ -144,7 +144,7 @@ async def test_changes_during_a_write_are_in_the_next_one(slow: Slow) -> None:
     assert slow.most_under_way == 1
 
 
-async def test_a_disk_that_hangs_is_shown_until_it_answers(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_hangs_is_shown_until_it_answers(slow: SlowDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     """`store_error` says that the disk does not answer while a write hangs, and no longer."""
     monkeypatch.setattr(writer, "STALLED", 0.01)
     async with running(slow):
@@ -156,7 +156,7 @@ async def test_a_disk_that_hangs_is_shown_until_it_answers(slow: Slow, monkeypat
         await slow.until(lambda: slow.controller.store_error is None)
 
 
-async def test_a_stop_does_not_wait_for_a_disk_that_hangs(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_does_not_wait_for_a_disk_that_hangs(slow: SlowDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process stops although a write hangs, and the log says that the last changes are not on disk."""
     monkeypatch.setattr(writer, "LAST_WRITE", 0.05)
     with capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""A history in which agents are discovered, believed and dialled, told in few words."""
+"""A short notation for histories in which agents are discovered, proved and dialled."""
 
 import base64
 from dataclasses import dataclass, field, replace
@@ -10,6 +10,7 @@ from tunnelmgr.core.events import (
     AgentsDiscovered,
     Event,
     EvidenceFound,
+    KeyExamined,
     Reconfigured,
     TunnelBound,
     TunnelDialled,
@@ -18,6 +19,7 @@ from tunnelmgr.core.events import (
 )
 from tunnelmgr.core.evolve import evolve
 from tunnelmgr.core.failure import Failure
+from tunnelmgr.core.persistence import StoredState, changes, restored
 from tunnelmgr.core.reconcile import Action, begin, desired, plan
 from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.snapshot import Snapshot
@@ -41,7 +43,7 @@ class History:
     listen: tuple[Endpoint, ...] = LISTEN
 
     def receive(self, *events: Event) -> None:
-        """Take in what happened, without acting."""
+        """Apply events, without acting."""
         for event in events:
             self.world = evolve(self.world, event, self.now)
 
@@ -52,7 +54,7 @@ class History:
         return actions
 
     def agent(self, name: str = "a", **facts: object) -> Agent:
-        """Return an agent of the cloud, with whatever facts differ from the usual."""
+        """Return an agent of the cloud, with the facts that differ from the default."""
         usual = Agent(AgentId(f"cloud:{name}"), "1", "cloud", "ci", name, ("10.0.0.1",))
         return replace(usual, **facts)  # type: ignore[arg-type]
 
@@ -74,6 +76,42 @@ class History:
         self.listed(*(other for other in others if other.id != agent.id), agent)
         self.act()
         self.receive(EvidenceFound(agent.id, agent.incarnation, self.trust(number)))
+
+    def accept(self, *methods: Method, authorities: tuple[str, ...] = ()) -> None:
+        """Let the rules accept these methods for the cloud's agents, and these authorities."""
+        self.rules = replace(self.rules, trust={"cloud": methods}, authorities={"cloud": frozenset(authorities)})
+        self.receive(Reconfigured(self.rules))
+
+    def prove(self, agent: Agent, method: Method, number: int = 1) -> None:
+        """List an agent, with others that are there, search, and find evidence by a method."""
+        others = {record.agent for record in self.world.records.values() if record.present}
+        self.listed(*(other for other in others if other.id != agent.id), agent)
+        self.act()
+        self.receive(EvidenceFound(agent.id, self.record(agent).agent.incarnation, self.trust(number, method)))
+
+    def restart(self) -> None:
+        """Begin again with what the store would hold."""
+        due = changes(World(), self.world)
+        stored = StoredState({record.agent.id: record for record in due.records}, {seed.id: seed for seed in due.seeds})
+        self.world = restored(stored, self.now)
+        self.receive(Reconfigured(self.rules))
+
+    def claim(self, agent: Agent, *numbers: int, method: Method = Method.CONSOLE) -> None:
+        """List an agent, with others that are there, and let its evidence name these keys."""
+        others = {record.agent for record in self.world.records.values() if record.present}
+        self.listed(*(other for other in others if other.id != agent.id), agent)
+        keys = tuple(self.key(number) for number in numbers)
+        self.receive(EvidenceFound(agent.id, agent.incarnation, HostTrust(method, keys)))
+
+    def show(self, agent: Agent, number: int | None) -> None:
+        """Answer an agent's examination with this key, or with none."""
+        key, message = ("", "no answer in time") if number is None else (self.key(number), "")
+        self.receive(KeyExamined(agent.id, agent.incarnation, key, message))
+
+    def quarantine_code(self, agent: Agent) -> str | None:
+        """Return why an agent is in quarantine, None if it is not."""
+        mark = self.record(agent).quarantine
+        return mark.code if mark else None
 
     def dialling(self, agent: Agent, number: int = 1) -> None:
         """Bring an agent to `connecting`."""
@@ -118,7 +156,7 @@ class History:
         return self.world.status(agent.id)
 
     def steps(self, agent: Agent) -> list[str]:
-        """Return the words of the agent's history, in order."""
+        """Return the steps of the agent's history, in order."""
         return [moment.step for moment in self.record(agent).history]
 
 

@@ -15,44 +15,14 @@ from tunnelmgr.core.events import (
     FeedReported,
     Reconfigured,
     ReleaseRequested,
-    RetentionExpired,
-    SeedAdded,
 )
 from tunnelmgr.core.host_key import fingerprint
-from tunnelmgr.core.persistence import StoredState, changes, restored
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence
-from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import World
 
 if TYPE_CHECKING:
     from tests.core.conftest import History
-    from tunnelmgr.core.agent import Agent
-
-
-def believing(history: History, *methods: Method, authorities: tuple[str, ...] = ()) -> None:
-    """Let the cloud's agents be proved by these methods."""
-    history.rules = replace(history.rules, trust={"cloud": methods}, authorities={"cloud": frozenset(authorities)})
-    history.receive(Reconfigured(history.rules))
-
-
-def proved(history: History, agent: Agent, method: Method, number: int = 1) -> None:
-    """List an agent, search, and find evidence by a method."""
-    others = {
-        record.agent for record in history.world.records.values() if record.present and record.agent.id != agent.id
-    }
-    history.listed(*others, agent)
-    history.act()
-    history.receive(EvidenceFound(agent.id, history.record(agent).agent.incarnation, history.trust(number, method)))
-
-
-def restarted(history: History) -> None:
-    """Begin again with what was written down."""
-    due = changes(World(), history.world)
-    memory = StoredState({record.agent.id: record for record in due.records}, {seed.id: seed for seed in due.seeds})
-    history.world = restored(memory, history.now)
-    history.receive(Reconfigured(history.rules))
 
 
 # --- evidence that changes, or weakens ---
@@ -63,11 +33,11 @@ def restarted(history: History) -> None:
 def test_another_key_by_the_same_method_quarantines(history: History, method: Method, restart: bool) -> None:
     """Evidence of another key by the same method quarantines the agent, also after a restart, and names both keys."""
     agent = history.agent()
-    believing(history, method)
-    proved(history, agent, method)
+    history.accept(method)
+    history.prove(agent, method)
     history.act()
     if restart:
-        restarted(history)
+        history.restart()
     else:
         history.ended(agent)
         history.receive(Reconfigured(replace(history.rules, trust={"cloud": ()})), Reconfigured(history.rules))
@@ -89,10 +59,10 @@ def test_another_key_by_the_same_method_quarantines(history: History, method: Me
 def test_weaker_evidence_does_not_count_after_stronger_evidence(history: History, restart: bool) -> None:
     """After a certificate, a label is neither requested nor accepted, so spoiling the certificate gains nothing."""
     agent = history.agent()
-    believing(history, Method.AUTHORITY, Method.LABEL)
-    proved(history, agent, Method.AUTHORITY)
+    history.accept(Method.AUTHORITY, Method.LABEL)
+    history.prove(agent, Method.AUTHORITY)
     if restart:
-        restarted(history)
+        history.restart()
     else:
         history.act()
         history.ended(agent)
@@ -110,9 +80,9 @@ def test_weaker_evidence_does_not_count_after_stronger_evidence(history: History
 def test_stronger_evidence_of_the_same_key_replaces_weaker_evidence(history: History) -> None:
     """Stronger evidence of the same key replaces the weaker evidence, and later evidence is measured by it."""
     agent = history.agent()
-    believing(history, Method.LABEL)
-    proved(history, agent, Method.LABEL)
-    believing(history, Method.AUTHORITY, Method.LABEL)
+    history.accept(Method.LABEL)
+    history.prove(agent, Method.LABEL)
+    history.accept(Method.AUTHORITY, Method.LABEL)
     history.act()
     history.ended(agent)
     history.now += 1000
@@ -127,8 +97,8 @@ def test_stronger_evidence_of_the_same_key_replaces_weaker_evidence(history: His
 def test_a_release_forgets_the_measure(history: History) -> None:
     """After a release, evidence of another key or by a weaker method is accepted."""
     agent = history.agent()
-    believing(history, Method.AUTHORITY, Method.LABEL)
-    proved(history, agent, Method.AUTHORITY)
+    history.accept(Method.AUTHORITY, Method.LABEL)
+    history.prove(agent, Method.AUTHORITY)
     history.act()
     history.ended(agent)
     history.now += 1000
@@ -136,97 +106,9 @@ def test_a_release_forgets_the_measure(history: History) -> None:
     history.receive(EvidenceFound(agent.id, "1", history.trust(2, Method.AUTHORITY)))
 
     history.receive(ReleaseRequested(agent.id, "reinstalled"))
-    proved(history, agent, Method.LABEL, 2)
+    history.prove(agent, Method.LABEL, 2)
 
     assert history.record(agent).trust == history.trust(2, Method.LABEL)
-
-
-# --- seeds ---
-
-
-def seeded(history: History, expires: float = 200.0) -> Seed:
-    """Believe seeds, and add one."""
-    believing(history, Method.SEEDED)
-    seed = Seed("one", history.key(), expires)
-    history.receive(SeedAdded(seed))
-    return seed
-
-
-def test_a_seed_is_for_one_incarnation(history: History) -> None:
-    """A seed does not prove a later incarnation of its holder."""
-    agent = history.agent()
-    seeded(history)
-    proved(history, agent, Method.SEEDED)
-    rebuilt = replace(agent, incarnation="2")
-
-    proved(history, rebuilt, Method.SEEDED)
-
-    assert history.record(agent).trust is None
-    assert history.world.seeds["one"].incarnation == "1"
-    assert "its seed was used already" in history.status(agent).message
-
-
-def test_a_seed_stays_taken_through_a_restart(history: History) -> None:
-    """After a restart, a used seed proves its holder and no other agent."""
-    agent, thief = history.agent("a"), history.agent("b")
-    seeded(history)
-    proved(history, agent, Method.SEEDED)
-
-    restarted(history)
-    proved(history, thief, Method.SEEDED)
-
-    assert history.record(agent).trust == history.trust(1, Method.SEEDED)
-    assert history.record(thief).trust is None
-    assert history.record(agent).quarantine is None
-
-
-def test_a_seed_that_expired_unused_is_forgotten(history: History) -> None:
-    """A seed that was not used before it expired is forgotten, and then proves no agent."""
-    seeded(history, expires=150.0)
-    history.receive(RetentionExpired(0.0))
-    before = dict(history.world.seeds)
-    history.now = 150.0
-
-    history.receive(RetentionExpired(0.0))
-    proved(history, history.agent(), Method.SEEDED)
-
-    assert list(before) == ["one"]
-    assert history.world.seeds == {}
-    assert "its seed was used already, or has expired" in history.status(history.agent()).message
-
-
-def test_a_seed_is_remembered_as_long_as_its_holder(history: History) -> None:
-    """A used seed is remembered for as long as its holder, beyond its expiry."""
-    agent = history.agent()
-    seeded(history, expires=150.0)
-    proved(history, agent, Method.SEEDED)
-    history.now = 500.0
-    history.receive(RetentionExpired(400.0))
-    kept = dict(history.world.seeds)
-    history.listed(gone=frozenset({agent.id}))
-    history.receive(RetentionExpired(600.0))
-    history.act()
-
-    assert list(kept) == ["one"]
-    assert history.world.seeds == {}
-
-
-def test_a_release_lets_the_holder_use_its_seed_again(history: History) -> None:
-    """After a release, a seed proves its holder again, because it is the same machine."""
-    agent = history.agent()
-    seeded(history)
-    proved(history, agent, Method.SEEDED)
-    history.act()
-    history.receive(AgentEnded("file", agent.id, "of no concern"))
-    twin = history.agent("twin", source="file")
-    history.listed(twin, source="file")
-    history.receive(EvidenceFound(twin.id, "1", history.trust(1, Method.PINNED)))
-
-    history.listed(gone=frozenset({twin.id}), source="file")
-    history.receive(ReleaseRequested(agent.id, "the twin is gone"))
-    proved(history, agent, Method.SEEDED)
-
-    assert history.record(agent).trust == history.trust(1, Method.SEEDED)
 
 
 # --- rebuilding ---
@@ -236,7 +118,7 @@ def test_a_machine_that_is_being_rebuilt_is_left_alone(history: History) -> None
     """The tunnel of a machine that is being rebuilt is revoked, and nothing begins until it runs again."""
     agent = history.agent()
     history.up(agent)
-    proved(history, history.agent("other"), Method.CONSOLE, 2)
+    history.prove(history.agent("other"), Method.CONSOLE, 2)
 
     history.listed(replace(agent, rebuilding=True), history.agent("other"))
     closing = history.act()[0]
@@ -255,7 +137,7 @@ def test_a_machine_that_is_being_rebuilt_is_left_alone(history: History) -> None
 def test_the_key_from_before_a_rebuild_proves_nothing(history: History) -> None:
     """Evidence that was under way during a rebuild is about the old machine and is dropped."""
     agent = history.agent()
-    believing(history, Method.TOFU)
+    history.accept(Method.TOFU)
     history.listed(agent)
     history.act()
     history.listed(replace(agent, rebuilding=True))
@@ -270,12 +152,12 @@ def test_the_key_from_before_a_rebuild_proves_nothing(history: History) -> None:
 def test_rebuilds_are_counted_through_a_restart(history: History) -> None:
     """A rebuild while the controller was stopped is a new incarnation, which the old pin does not prove."""
     agent = history.agent()
-    believing(history, Method.TOFU)
-    proved(history, agent, Method.TOFU)
+    history.accept(Method.TOFU)
+    history.prove(agent, Method.TOFU)
     history.listed(replace(agent, rebuilding=True))
     history.listed(agent)
 
-    restarted(history)
+    history.restart()
     history.listed(agent)
     history.listed(replace(agent, rebuilding=True))
 
@@ -294,7 +176,7 @@ def test_an_event_revokes_the_tunnel_and_a_listing_that_lags_does_not_bring_it_b
     (closing,) = history.act()
     history.ended(agent, None)
     history.listed(agent)
-    restarted(history)
+    history.restart()
     history.listed(agent)
 
     assert isinstance(closing, CloseTunnel)
@@ -337,7 +219,7 @@ def test_a_change_of_authorities_makes_every_certificate_be_checked_again(histor
     history.receive(Reconfigured(history.rules))
     history.listed(pinned, source="file")
     history.receive(EvidenceFound(pinned.id, "1", history.trust(2, Method.PINNED)))
-    proved(history, agent, Method.AUTHORITY)
+    history.prove(agent, Method.AUTHORITY)
     history.act()
 
     history.receive(
@@ -364,8 +246,8 @@ def test_an_added_authority_or_one_of_another_source_affects_no_tunnel(
 ) -> None:
     """An additional authority, or a change of another source's authorities, ends no tunnel."""
     agent = history.agent()
-    believing(history, Method.AUTHORITY, authorities=("ca",))
-    proved(history, agent, Method.AUTHORITY)
+    history.accept(Method.AUTHORITY, authorities=("ca",))
+    history.prove(agent, Method.AUTHORITY)
     history.act()
 
     history.receive(Reconfigured(replace(history.rules, authorities=authorities)))
@@ -379,7 +261,7 @@ def test_an_added_authority_or_one_of_another_source_affects_no_tunnel(
 def test_a_dial_that_always_fails_waits_longer_each_time(history: History) -> None:
     """Waits between failing dials grow, although a certificate is sought and found before each."""
     agent = history.agent()
-    believing(history, Method.AUTHORITY)
+    history.accept(Method.AUTHORITY)
     history.listed(agent)
     dials, waits = 0, []
 
@@ -407,8 +289,8 @@ def test_a_dial_that_always_fails_waits_longer_each_time(history: History) -> No
 def test_unacceptable_evidence_is_sought_less_and_less_often(history: History) -> None:
     """A method that repeatedly returns unacceptable evidence is asked less and less often."""
     agent = history.agent()
-    believing(history, Method.AUTHORITY, Method.LABEL)
-    proved(history, agent, Method.AUTHORITY)
+    history.accept(Method.AUTHORITY, Method.LABEL)
+    history.prove(agent, Method.AUTHORITY)
     history.act()
     history.ended(agent)
     waits = []
@@ -429,7 +311,7 @@ def test_a_release_accepts_weaker_evidence_after_a_change_of_methods(history: Hi
     """An agent whose source now uses a weaker method is held back until a release, and then proved by that method."""
     agent = history.agent()
     history.believed(agent)
-    believing(history, Method.TOFU)
+    history.accept(Method.TOFU)
     stuck = history.world.records[agent.id].held_back
 
     history.receive(ReleaseRequested(agent.id, "meant so"))

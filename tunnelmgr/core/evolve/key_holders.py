@@ -21,7 +21,7 @@ def assigned(world: World, now: float) -> World:
             for one, other, key in ties:
                 decided = _disputed(decided, (one, other), key, now)
         if decided.records is world.records:
-            decided = _settled(decided, now)
+            decided = _decided(decided, now)
         if decided.records is world.records:
             return decided
         world = decided  # a refused agent claims fewer keys, which may decide between others
@@ -106,15 +106,15 @@ def _disputed(world: World, claimants: tuple[AgentId, AgentId], key: str, now: f
     return world
 
 
-def _settled(world: World, now: float) -> World:
+def _decided(world: World, now: float) -> World:
     """End the disputes that can be decided."""
     marks = (record.quarantine for record in world.records.values() if record.present)
     for key in dict.fromkeys(chain.from_iterable(mark.disputed for mark in marks if mark)):
-        world = _settled_over(world, key, now)
+        world = _decided_over(world, key, now)
     return world
 
 
-def _settled_over(world: World, key: str, now: float) -> World:
+def _decided_over(world: World, key: str, now: float) -> World:
     """End the dispute over a key, if its holder is not part of it, or if all have been asked and some have shown it."""
     group = [record for record in world.records.values() if record.present and _disputes(record, key)]
     showing = [record.agent.id for record in group if key in record.possessed]
