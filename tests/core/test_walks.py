@@ -1,6 +1,6 @@
-"""Random walks over everything that can happen, with a performer that does what the plan says.
+"""Random walks over all events, with a performer that does what the plan says.
 
-At every step the world must be whole; from wherever a walk has led it must converge, drain and forget.
+After every step the invariants of core/evolve hold; from every state the world converges, drains and forgets.
 """
 
 import base64
@@ -80,22 +80,22 @@ def sorted_by_id(agents: Iterable[Agent]) -> list[Agent]:
 
 @dataclass
 class Work:
-    """A worker of the simulated performer, the key that it is shown, whether it was, and how it was told to end."""
+    """A worker of the simulated performer, the key that its machine shows, and how it was asked to end."""
 
     life: int
     spec: TunnelSpec
     key: str
     dialled: bool = False
-    told: Manner | None = None
+    asked: Manner | None = None
 
     @property
     def fits(self) -> bool:
-        """Tell whether the machine shows a key that is expected."""
+        """Return whether the machine shows a key that is expected."""
         return self.key in self.spec.trust.keys
 
 
 class Walk:
-    """A fleet, two sources that list it more or less well, and a performer."""
+    """A fleet, two sources that list it completely or in part, and a performer."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)  # noqa: S311 - the dice of a game
@@ -113,14 +113,14 @@ class Walk:
         self.receive(Reconfigured(ALL_RULES[0]))
 
     def go(self, steps: int) -> None:
-        """Take so many steps; the world is whole after each."""
+        """Take this many steps, and check the invariants after each."""
         for _ in range(steps):
             (step,) = self.dice.choices([name for name, _ in STEPS], [weight for _, weight in STEPS])
             step(self)
             self.check()
 
     def check(self) -> None:
-        """Check all that always holds."""
+        """Check the invariants."""
         self.keys_are_held()
         self.statuses_agree_with_records()
         self.waiting_ends_with_something_to_do()
@@ -128,7 +128,7 @@ class Walk:
     # --- what the controller's loop does ---
 
     def receive(self, *events: Event) -> None:
-        """Take events in; act upon them now, unless more are to come first."""
+        """Apply events, and act on them unless the walk is batching."""
         for event in events:
             before = self.world
             self.world = evolve(before, event, self.now)
@@ -137,7 +137,7 @@ class Walk:
             self.act()
 
     def act(self) -> None:
-        """Plan, check the plan against the rules of the house, and perform it."""
+        """Plan, check the plan, and perform it."""
         actions = plan(self.world, self.now)
         closings = [isinstance(action, CloseTunnel) for action in actions]
         assert closings == sorted(closings, reverse=True), "closings stand before openings"
@@ -175,15 +175,15 @@ class Walk:
         self.workers[action.agent] = Work(action.life, action.spec, self.key_of(record.agent))
 
     def close(self, action: CloseTunnel) -> None:
-        """Check that this worker lives and was not told so already, and tell it."""
+        """Check that this worker exists and was not asked already, and ask it to end."""
         work = self.workers[action.agent]
         assert work.life == action.life
-        assert work.told is not Manner.REVOKE, "told to end at once, once"
-        assert work.told is not action.manner, "told to drain once"
+        assert work.asked is not Manner.REVOKE, "asked to end at once only once"
+        assert work.asked is not action.manner, "asked to drain only once"
         record = self.world.records[action.agent]
         is_ours = record.present and not record.quarantine and record.agent.incarnation == work.spec.incarnation
         assert is_ours or action.manner is Manner.REVOKE, "nothing is left to one that is not the agent any more"
-        work.told = action.manner
+        work.asked = action.manner
 
     # --- what happens ---
 
@@ -211,7 +211,7 @@ class Walk:
             self.ended.add(id_)
 
     def vanish(self) -> None:
-        """End a machine without a word."""
+        """End a machine without a report."""
         self.fleet.pop(self.dice.choice(AGENTS), None)
 
     def list_whole(self) -> None:
@@ -271,7 +271,7 @@ class Walk:
         return KeyExamined(id_, agent.incarnation, self.key_of(agent) if reachable else "", "no answer")
 
     def repeat_old_evidence(self) -> None:
-        """Tell again what was found long ago; a search that is under way ends by it, as far as the world knows."""
+        """Repeat old evidence; a search that is under way ends with it, as far as the world knows."""
         if self.old_evidence:
             found = self.dice.choice(self.old_evidence)
             self.seekers.pop(found.agent, None)
@@ -375,14 +375,14 @@ class Walk:
             dialling.dialled = self.world.records[event.agent].quarantine is None
         for id_, work in self.workers.items():
             work.dialled = work.dialled and self.world.records[id_].present  # one that left has to show its key again
-            if id_ == about or not work.dialled or work.told is not None:
+            if id_ == about or not work.dialled or work.asked is not None:
                 continue
             assert before.records[id_].quarantine or not self.world.records[id_].quarantine
             if about is not None:
                 assert desired(before).get(id_) == desired(self.world).get(id_)
 
     def statuses_agree_with_records(self) -> None:
-        """Who is worked on has a worker or a search; all others rest in the phase that their record gives."""
+        """Require a worker or a search for each agent that does not rest in the phase that its record gives."""
         for id_, status in self.world.tunnels.items():
             record = self.world.records[id_]
             assert isinstance(status, Resting) == (id_ not in self.under_way())
@@ -425,7 +425,7 @@ class Walk:
         for id_, agent in list(self.seekers.items()):
             self.succeed_search(id_, agent)
         for id_, work in list(self.workers.items()):
-            if work.told:
+            if work.asked:
                 self.receive(TunnelEnded(id_, self.workers.pop(id_).life, None))
             elif work.fits:
                 self.receive(*self.progress(id_, work.life, work.key, conflicts=False))
@@ -451,7 +451,7 @@ class Walk:
         return [method for method in accepted if before is None or method.reaches(before.method)]
 
     def check_converged(self) -> None:
-        """Those are up that should be, and nothing else is."""
+        """Check that exactly the desired tunnels are up."""
         rules = self.world.rules
         listed = {id_: agent for id_, agent in self.fleet.items() if agent.source in rules.trust}
         assert self.present() == listed.keys()
@@ -468,7 +468,7 @@ class Walk:
         """Stop: every worker is told, and when all are over nothing stands and nothing is due."""
         self.batching = False
         self.receive(DrainRequested())
-        assert all(work.told for work in self.workers.values())
+        assert all(work.asked for work in self.workers.values())
         for id_, work in list(self.workers.items()):
             del self.workers[id_]
             self.receive(TunnelEnded(id_, work.life, None))
@@ -559,7 +559,7 @@ thorough = settings(max_examples=300, deadline=None, derandomize=True, database=
 @walks
 @thorough
 def test_from_anywhere_the_world_converges(seed: int, steps: int) -> None:
-    """Once nothing happens but success, those are up that should be and nothing else is."""
+    """If everything succeeds from now on, exactly the desired tunnels come up."""
     walk = Walk(seed)
     walk.go(steps)
 
@@ -571,7 +571,7 @@ def test_from_anywhere_the_world_converges(seed: int, steps: int) -> None:
 @walks
 @thorough
 def test_from_anywhere_the_world_drains_to_nothing(seed: int, steps: int) -> None:
-    """A drain tells every worker once, starts nothing, and is complete when they are over."""
+    """A drain asks every worker once, starts nothing, and is complete when the workers have ended."""
     walk = Walk(seed)
     walk.go(steps)
 
@@ -583,7 +583,7 @@ def test_from_anywhere_the_world_drains_to_nothing(seed: int, steps: int) -> Non
 @walks
 @thorough
 def test_from_anywhere_the_world_forgets_what_is_gone(seed: int, steps: int) -> None:
-    """Once all are gone, their workers over and the memory expired, nothing is left of them."""
+    """Nothing is left of agents that are gone once their workers have ended and their retention has expired."""
     walk = Walk(seed)
     walk.go(steps)
 

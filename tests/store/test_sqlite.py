@@ -376,7 +376,7 @@ store.close()
 
 
 def has_namespaces() -> bool:
-    """Tell whether we may mount something for ourselves."""
+    """Return whether we may mount something for ourselves."""
     tried = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "true"], check=False, capture_output=True, timeout=10
     )
