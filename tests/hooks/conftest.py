@@ -1,4 +1,4 @@
-"""The hook's world: real shells, real HTTP clients, and a port on loopback that behaves as a test needs."""
+"""Fixtures for the wait script: real shells, real HTTP clients, and a port on loopback that behaves as a test needs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CLIENTS = [name for name in ("curl", "wget", "wget2", "busybox") if shutil.which
 TOOLS = ("sleep", "dd", "tr", "date")
 
 
-class Door:
-    """One loopback address; refuses connections until it is opened."""
+class LoopbackPort:
+    """One loopback address, which refuses connections until it is opened."""
 
     def __init__(self, family: socket.AddressFamily, address: str, port: int = 0) -> None:
         self._socket = socket.socket(family, socket.SOCK_STREAM)
@@ -85,23 +85,23 @@ class Door:
 class Localhost:
     """Both of localhost's addresses at one port."""
 
-    v4: Door
-    v6: Door
+    v4: LoopbackPort
+    v6: LoopbackPort
 
     @property
     def registry(self) -> str:
-        """The address in the words of docker."""
+        """The registry as docker names it."""
         return f"localhost:{self.v4.port}"
 
 
 @pytest.fixture
 def localhost() -> Iterator[Localhost]:
-    """Hold a port on 127.0.0.1 and on ::1, where nobody listens yet."""
+    """Reserve a port on 127.0.0.1 and ::1, without a listener."""
     with ExitStack() as stack:
         for _ in range(20):
-            v4 = Door(socket.AF_INET, "127.0.0.1")
+            v4 = LoopbackPort(socket.AF_INET, "127.0.0.1")
             try:
-                v6 = Door(socket.AF_INET6, "::1", v4.port)
+                v6 = LoopbackPort(socket.AF_INET6, "::1", v4.port)
             except OSError:  # taken there by chance
                 v4.close()
                 continue
@@ -115,7 +115,7 @@ def localhost() -> Iterator[Localhost]:
 
 @dataclass
 class Outcome:
-    """How one run ended."""
+    """The result of one run."""
 
     code: int
     out: str
@@ -125,7 +125,7 @@ class Outcome:
 
 @dataclass
 class Hook:
-    """A way to run the script; each attribute may be changed before."""
+    """The settings of a run of the script, which a test may change before it."""
 
     directory: Path
     registry: str
@@ -201,9 +201,9 @@ def hook(tmp_path: Path, localhost: Localhost) -> Hook:
 
 @pytest.fixture
 def told_input() -> Iterator[tuple[int, Callable[[], str]]]:
-    """Return a stdin that holds a line, and a function that reads what is left in it."""
+    """Return a stdin with a line in it, and a function that returns what is left of it."""
     reading, writing = os.pipe()
-    os.write(writing, b"for somebody else\n")
+    os.write(writing, b"for another program\n")
     os.close(writing)
     yield reading, lambda: os.read(reading, 100).decode()
     os.close(reading)

@@ -1,4 +1,4 @@
-"""Whose listener it is: the script believes the tunnel's user and root, as far as the kernel tells."""
+"""The owner of the listener: the script trusts the tunnel's user and root, if the kernel shows the owner."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrn
 
 @dataclass
 class Kernel:
-    """What the script reads in /proc: the sockets as (address, port, state, uid), and the map of uids."""
+    """The files that the script reads in /proc: the sockets as (address, port, state, uid), and the map of uids."""
 
     folder: Path
     tcp: list[tuple[str, int, str, int]] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Kernel:
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Kernel:
-    """Return a kernel that shows no socket yet."""
+    """Return a kernel without sockets."""
     return Kernel(tmp_path)
 
 
@@ -71,10 +71,10 @@ def port(localhost: Localhost) -> int:
 
 @pytest.mark.parametrize("addresses", [(V4, V6), (V4_BIG_ENDIAN, V6_BIG_ENDIAN)])
 @pytest.mark.parametrize("uid", [TUNNEL, ROOT])
-def test_listeners_of_the_tunnels_user_or_of_root_are_believed(
+def test_listeners_of_the_tunnels_user_or_of_root_are_trusted(
     hook: Hook, kernel: Kernel, port: int, addresses: tuple[str, str], uid: int
 ) -> None:
-    """Root on the agent may do anything there, so that its listener is no worse than its sshd."""
+    """Root can do anything on the agent, so its listener is trusted like its sshd."""
     kernel.tcp = [(addresses[0], port, LISTENS, uid)]
     kernel.tcp6 = [(addresses[1], port, LISTENS, uid)]
     kernel.show(hook)
@@ -85,10 +85,10 @@ def test_listeners_of_the_tunnels_user_or_of_root_are_believed(
 
 
 @pytest.mark.parametrize("address", [V4, V4_BIG_ENDIAN, V4_ANY, V4_MAPPED, V6, V6_BIG_ENDIAN, V6_ANY])
-def test_a_listener_of_another_user_is_somebody_else(
+def test_a_listener_of_another_user_is_refused(
     hook: Hook, kernel: Kernel, port: int, shell: list[str], address: str
 ) -> None:
-    """Exit 69 although it answers word for word as the gate does; it is named by its uid."""
+    """The script exits 69 and names the uid, even if the answer equals that of the gate."""
     hook.shell = shell
     (kernel.tcp if len(address) == 8 else kernel.tcp6).append((address, port, LISTENS, SQUATTER))
     kernel.show(hook)
@@ -102,8 +102,10 @@ def test_a_listener_of_another_user_is_somebody_else(
     assert "Do not pull from it" in outcome.err
 
 
-def test_a_squatter_is_not_even_asked(hook: Hook, kernel: Kernel, localhost: Localhost, port: int) -> None:
-    """What it would answer does not count."""
+def test_a_listener_of_another_user_gets_no_request(
+    hook: Hook, kernel: Kernel, localhost: Localhost, port: int
+) -> None:
+    """The answer of a listener of another user does not matter."""
     kernel.tcp = [(V4, port, LISTENS, SQUATTER)]
     kernel.show(hook)
 
@@ -112,7 +114,7 @@ def test_a_squatter_is_not_even_asked(hook: Hook, kernel: Kernel, localhost: Loc
 
 
 def test_the_listener_for_exactly_the_address_counts(hook: Hook, kernel: Kernel, port: int) -> None:
-    """The kernel prefers it to one for every address, which another user may hold beside it for IPv6 alone."""
+    """The kernel prefers a listener for exactly the address to one of another user for every address."""
     kernel.tcp = [(V4, port, LISTENS, TUNNEL)]
     kernel.tcp6 = [(V6_ANY, port, LISTENS, SQUATTER)]
     hook.registry = f"127.0.0.1:{port}"
@@ -124,7 +126,7 @@ def test_the_listener_for_exactly_the_address_counts(hook: Hook, kernel: Kernel,
 
 
 def test_other_ports_other_addresses_and_mere_connections_do_not_count(hook: Hook, kernel: Kernel, port: int) -> None:
-    """Builds have sockets of their own; those of the tunnel's channels belong to whoever pulls."""
+    """Only listeners on the address count, not other sockets of builds and channels."""
     kernel.tcp = [
         (V4, port + 1, LISTENS, SQUATTER),
         (V4_OTHER, port, LISTENS, SQUATTER),
@@ -139,10 +141,10 @@ def test_other_ports_other_addresses_and_mere_connections_do_not_count(hook: Hoo
     assert outcome.code == READY, outcome.err
 
 
-def test_a_listener_that_the_kernel_does_not_show_is_judged_by_its_answer_alone(
+def test_a_listener_that_the_kernel_does_not_show_is_judged_by_its_answer(
     hook: Hook, kernel: Kernel, port: int
 ) -> None:
-    """It may be reached by a redirection."""
+    """A listener behind a redirection has no visible owner."""
     assert port
     kernel.show(hook)
 
@@ -151,7 +153,7 @@ def test_a_listener_that_the_kernel_does_not_show_is_judged_by_its_answer_alone(
     assert outcome.code == READY, outcome.err
 
 
-def test_where_uids_mean_something_else_the_owner_is_not_judged(hook: Hook, kernel: Kernel, port: int) -> None:
+def test_in_a_user_namespace_the_owner_is_not_judged(hook: Hook, kernel: Kernel, port: int) -> None:
     """In a container with a user namespace of its own, the tunnel's user has no uid."""
     kernel.tcp = [(V4, port, LISTENS, 65534)]
     kernel.uid_map = "         0     100000      65536\n"
@@ -166,7 +168,7 @@ def test_where_uids_mean_something_else_the_owner_is_not_judged(hook: Hook, kern
 def test_without_proc_the_owner_is_not_judged(
     hook: Hook, kernel: Kernel, port: int, shell: list[str], lacking: tuple[str, ...]
 ) -> None:
-    """And nothing is said about it."""
+    """Without /proc, the script does not check the owner and does not mention it."""
     hook.shell = shell
     kernel.tcp = [(V4, port, LISTENS, SQUATTER)]
     kernel.show(hook)
@@ -180,7 +182,7 @@ def test_without_proc_the_owner_is_not_judged(
 
 
 def test_without_the_tunnels_user_the_owner_is_not_judged(hook: Hook, kernel: Kernel, port: int) -> None:
-    """The controller may log in as somebody else; who wants it judged names the user."""
+    """The controller may log in as another user; TUNNELMGR_USER names that user."""
     kernel.tcp = [(V4, port, LISTENS, SQUATTER)]
     hook.environment["TUNNELMGR_USER"] = ""
     kernel.show(hook)  # and there is no `id` on this machine
@@ -191,8 +193,8 @@ def test_without_the_tunnels_user_the_owner_is_not_judged(hook: Hook, kernel: Ke
 
 
 @pytest.mark.parametrize("user", ["no-such-user-here", "-u", "a b", "$(id)", "../x"])
-def test_a_user_who_is_none_is_misconfigured(hook: Hook, shell: list[str], user: str) -> None:
-    """Exit 78: whoever names a user wants the owner judged."""
+def test_an_unknown_user_is_misconfigured(hook: Hook, shell: list[str], user: str) -> None:
+    """The script exits 78 if TUNNELMGR_USER names a user that does not exist."""
     hook.shell = shell
     hook.environment["TUNNELMGR_USER"] = user
 
@@ -203,8 +205,8 @@ def test_a_user_who_is_none_is_misconfigured(hook: Hook, shell: list[str], user:
 
 
 @pytest.mark.skipif(not os.access("/proc/net/tcp", os.R_OK), reason="there is no /proc/net here")
-def test_the_kernels_own_tables_are_understood(hook: Hook, localhost: Localhost, port: int) -> None:
-    """With the tester's own listeners and the real files, which show them as the tester's."""
+def test_the_kernels_own_tables_are_read(hook: Hook, localhost: Localhost, port: int) -> None:
+    """The script reads the real files, which show the listeners of the test as those of its user."""
     assert port == localhost.v4.port
     hook.environment["TUNNELMGR_USER"] = str(os.getuid())
 

@@ -1,4 +1,4 @@
-"""What `tunnelmgr hook` and `tunnelmgr init` print for an agent."""
+"""The texts that `tunnelmgr hook` and `tunnelmgr init` print for an agent."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def written(text: str, path: str) -> dict[str, Any]:
     return dict(entry)
 
 
-def test_the_authorized_keys_line_is_the_contracts() -> None:
-    """Character by character: sshd compares these as text."""
+def test_the_authorized_keys_line_is_exact() -> None:
+    """Sshd compares the addresses of the line as text, so each character matters."""
     assert authorized_keys_line(LISTEN, f"{KEY}\n") == LINE
 
 
 def test_a_keys_comment_is_kept() -> None:
-    """The comment tells an operator whose key it is."""
+    """The comment in the line tells an operator whose key it is."""
     assert authorized_keys_line(LISTEN, f"{KEY} tunnelmgr@registry-1").endswith(" tunnelmgr@registry-1")
 
 
 def test_openssh_reads_the_line(tmp_path: Path) -> None:
-    """OpenSSH finds options and key in it."""
+    """OpenSSH finds the options and the key in the line."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
     public = (tmp_path / "key.pub").read_text()
     (tmp_path / "authorized_keys").write_text(authorized_keys_line(LISTEN, public) + "\n")
@@ -74,14 +74,14 @@ def test_openssh_reads_the_line(tmp_path: Path) -> None:
     ["", "ssh-ed25519", f'command="id" {KEY}', f"{KEY}\n{KEY}", f"{KEY} a\nb", "-----BEGIN OPENSSH PRIVATE KEY-----",
      "AAAA BBBB"],
 )  # fmt: skip
-def test_what_is_no_public_key_is_refused(key: str) -> None:
-    """A second line or an option in the key's place would widen what the agent allows."""
+def test_an_invalid_public_key_is_refused(key: str) -> None:
+    """A second line or an option in the place of the key would widen what the agent allows."""
     with pytest.raises(ConfigError):
         authorized_keys_line(LISTEN, key)
 
 
 def test_a_line_without_listen_addresses_is_refused() -> None:
-    """Without any permitlisten sshd would allow every one."""
+    """Without permitlisten, sshd would allow every address."""
     with pytest.raises(ConfigError):
         authorized_keys_line((), KEY)
 
@@ -94,7 +94,7 @@ def test_a_line_beyond_loopback_is_refused(host: str) -> None:
 
 
 def test_cloud_init_makes_a_user_that_only_forwards() -> None:
-    """No shell, no password, not locked, and no key in a file of its own."""
+    """The user has no shell, no password, is not locked, and has no key file of its own."""
     users = parse(cloud_init(LINE))["users"]
 
     assert users[0] == "default"
@@ -109,7 +109,7 @@ def test_cloud_init_makes_a_user_that_only_forwards() -> None:
 
 
 def test_cloud_init_puts_the_key_where_only_root_writes() -> None:
-    """A key that can write its own file could give itself any right."""
+    """The key file belongs to root, because a key that can write its own file could give itself any right."""
     entry = written(cloud_init(LINE, user="carrier"), "/etc/ssh/authorized_keys.d/carrier")
 
     assert entry == {
@@ -122,7 +122,7 @@ def test_cloud_init_puts_the_key_where_only_root_writes() -> None:
 
 @pytest.mark.parametrize("file", ["docs/agents.md", "ansible/roles/agent/templates/sshd.conf.j2"])
 def test_every_recipe_has_the_same_settings(file: str) -> None:
-    """What is written by hand, by Ansible and by cloud-init protects alike."""
+    """The settings by hand, by Ansible and by cloud-init protect an agent equally."""
     wanted = [line.strip() for line in sshd_settings("tunnel").splitlines() if not line.startswith("#")]
     text = (ROOT / file).read_text().replace("{{ agent_user }}", "tunnel")
     lines = [line.strip() for line in text.splitlines()]
@@ -132,7 +132,7 @@ def test_every_recipe_has_the_same_settings(file: str) -> None:
 
 @pytest.mark.parametrize("file", ["docs/agents.md", "ansible/roles/agent/templates/sysctl.conf.j2"])
 def test_every_recipe_has_the_same_sysctl(file: str) -> None:
-    """A stale connection ends soon on every agent, also where a program keeps it busy."""
+    """A stale connection ends soon on every agent, even if a program keeps using it."""
     setting = SYSCTL.splitlines()[-1]
 
     assert setting in (ROOT / file).read_text()
@@ -141,7 +141,7 @@ def test_every_recipe_has_the_same_sysctl(file: str) -> None:
 
 
 def test_cloud_init_installs_the_script(hook: Hook, localhost: Localhost) -> None:
-    """The packed script is what `tunnelmgr hook wait` prints, without the comments below its head, and works."""
+    """The compressed script is the output of `tunnelmgr hook wait` without most comments, and works."""
     entry = written(cloud_init(LINE), "/usr/local/bin/tunnelmgr-wait")
 
     assert entry["permissions"] == "0755"
@@ -156,18 +156,18 @@ def test_cloud_init_installs_the_script(hook: Hook, localhost: Localhost) -> Non
 
 
 def commands(script: str) -> list[str]:
-    """Return a script's lines without those that are comments."""
+    """Return the lines of a script that are not comments."""
     return [line for line in script.splitlines() if not line.lstrip().startswith("#")]
 
 
 def test_cloud_init_is_the_same_every_time() -> None:
-    """Equal user-data does not make a launch template differ."""
+    """Equal configurations yield equal user-data, so that a launch template does not change."""
     assert cloud_init(LINE) == cloud_init(LINE)
 
 
 @pytest.mark.parametrize("kind", ["cloud-init", "hetzner"])
-def test_user_data_leaves_room_for_ones_own(kind: str) -> None:
-    """EC2 takes 16 KB; ours is under 9."""
+def test_user_data_leaves_room_for_more(kind: str) -> None:
+    """EC2 accepts 16 KB of user-data, and ours is under 9."""
     text = render(kind, authorized_keys_line=LINE)
 
     assert text.startswith("#cloud-config\n")
@@ -176,7 +176,7 @@ def test_user_data_leaves_room_for_ones_own(kind: str) -> None:
 
 @pytest.mark.parametrize("comment", ["it's # mine: yes", '"quoted"', "{user}", "%s"])
 def test_any_comment_survives_yaml(comment: str) -> None:
-    """Quotes, hashes and braces in the key's comment stay what they are."""
+    """Quotes, hashes and braces in the key's comment are kept."""
     line = f"{LINE} {comment}"
 
     assert written(cloud_init(line), key_file("tunnel"))["content"] == f"{line}\n"
@@ -184,20 +184,20 @@ def test_any_comment_survives_yaml(comment: str) -> None:
 
 @pytest.mark.parametrize("line", [KEY, "", f"{LINE}\nssh-ed25519 AAAA", f"{LINE}\x1b[2J"])
 def test_an_unrestricted_line_is_refused(line: str) -> None:
-    """Only a restricted line of one key goes onto an agent."""
+    """Only a restricted line with one key is accepted for an agent."""
     with pytest.raises(ConfigError):
         cloud_init(line)
 
 
 @pytest.mark.parametrize("user", ["root", "", "-x", "a b", "a\nb", "x" * 33, "Tunnel"])
-def test_a_user_that_cannot_be_is_refused(user: str) -> None:
-    """The name goes into sshd's configuration and a command."""
+def test_an_invalid_user_is_refused(user: str) -> None:
+    """An invalid user name is refused, because it goes into sshd's configuration and a command."""
     with pytest.raises(ConfigError):
         cloud_init(LINE, user=user)
 
 
-def test_sshd_takes_the_settings_for_that_user_alone(tmp_path: Path) -> None:
-    """A real sshd applies the drop-in to the user, over whatever the main file says, and to nobody else."""
+def test_sshd_applies_the_settings_to_that_user_only(tmp_path: Path) -> None:
+    """A real sshd applies the drop-in to the user, over the main file, and to no other user."""
     drop_in = tmp_path / "10-tunnelmgr.conf"
     drop_in.write_text(written(cloud_init(LINE, user="carrier"), "/etc/ssh/sshd_config.d/10-tunnelmgr.conf")["content"])
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "host"], check=True)
@@ -226,7 +226,7 @@ def test_sshd_takes_the_settings_for_that_user_alone(tmp_path: Path) -> None:
 
 
 def test_every_kind_renders() -> None:
-    """What is listed can be printed, and begins with what its reader looks for."""
+    """Every listed kind can be rendered, and begins with the line that its reader expects."""
     for kind in KINDS:
         text = render(kind, authorized_keys_line=LINE)
 
@@ -234,20 +234,22 @@ def test_every_kind_renders() -> None:
         assert text.endswith("\n"), kind
 
 
-def test_an_unknown_kind_names_those_there_are() -> None:
-    """The message answers the next question."""
+def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
+    """The error for an unknown kind lists the known ones."""
     with pytest.raises(ConfigError, match="wait, ec2, ssh"):
         render("windows")
 
 
 def test_user_data_without_a_key_says_what_is_missing() -> None:
-    """Half a snippet would only fail later, on the agent."""
+    """User-data without a key is refused here instead of failing on the agent."""
     with pytest.raises(ConfigError, match="tunnelmgr init"):
         render("hetzner")
 
 
-def test_the_ec2_script_ends_an_instance_for_a_stranger(hook: Hook, localhost: Localhost, shell: list[str]) -> None:
-    """A build must not start where somebody else answers on the registry's port."""
+def test_the_ec2_script_ends_an_instance_with_a_foreign_listener(
+    hook: Hook, localhost: Localhost, shell: list[str]
+) -> None:
+    """A build must not start if another process answers on the registry's port."""
     hook.shell, hook.text = shell, render("ec2")
     hook.hurry()
     localhost.v4.open(lambda _path: [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
@@ -258,8 +260,8 @@ def test_the_ec2_script_ends_an_instance_for_a_stranger(hook: Hook, localhost: L
     assert outcome.out == ""
 
 
-def test_the_ec2_script_keeps_an_instance_that_waits_in_vain(hook: Hook, shell: list[str]) -> None:
-    """A missing tunnel, or no client to ask with, does not start instance after instance."""
+def test_the_ec2_script_keeps_an_instance_without_a_tunnel(hook: Hook, shell: list[str]) -> None:
+    """A missing tunnel or a missing HTTP client does not cause new instances."""
     hook.shell, hook.text, hook.wait = shell, render("ec2"), "1"
 
     late = hook.run()
@@ -275,7 +277,7 @@ def test_the_ec2_script_keeps_an_instance_that_waits_in_vain(hook: Hook, shell: 
 def test_the_ssh_script_leaves_the_channel_alone(
     hook: Hook, localhost: Localhost, told_input: tuple[int, Callable[[], str]]
 ) -> None:
-    """The launcher's stdout and stdin are Jenkins' own."""
+    """The script for the SSH launcher uses neither stdin nor stdout, which belong to Jenkins."""
     hook.text = render("ssh")
     stdin, what_is_left = told_input
     localhost.v4.open(lambda _path: [b'HTTP/1.1 403 Forbidden\r\n\r\n{"errors": [{"message": "tunnelmgr: no"}]}'])
@@ -284,13 +286,13 @@ def test_the_ssh_script_leaves_the_channel_alone(
 
     assert outcome.code == 77, outcome.err
     assert outcome.out == ""
-    assert what_is_left() == "for somebody else\n"
+    assert what_is_left() == "for another program\n"
 
 
 @pytest.mark.parametrize("kind", ["wait", "ec2", "ssh"])
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is a developer's tool")
-def test_shellcheck_finds_no_fault(kind: str) -> None:
-    """Each kind as it is printed is plain POSIX sh."""
+def test_shellcheck_accepts_every_kind(kind: str) -> None:
+    """Each kind is plain POSIX sh as it is printed."""
     done = subprocess.run(
         ["shellcheck", "-S", "warning", "-s", "sh", "-"],
         input=render(kind),

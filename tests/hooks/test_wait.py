@@ -1,4 +1,4 @@
-"""The agent's script, run by real shells with real HTTP clients against real ports."""
+"""The wait script, run by real shells with real HTTP clients against real ports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IDENTITY = {"agent": "ec2:i-0abc", "group": "ci", "controller": "registry-1"}
 
 
 def http(status: str, content: object) -> list[bytes]:
-    """Return one whole answer."""
+    """Return a complete answer."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return [f"{head}Connection: close\r\n\r\n".encode() + body]
@@ -36,8 +36,8 @@ def gate(path: str) -> list[bytes]:
     return http("200 OK", IDENTITY if path == "/.well-known/tunnelmgr" else {})
 
 
-def test_a_standing_tunnel_is_ready_at_once(hook: Hook, localhost: Localhost, shell: list[str], client: str) -> None:
-    """Exit 0 in any shell with any client, telling on stderr alone who answered."""
+def test_a_tunnel_that_is_up_is_ready_at_once(hook: Hook, localhost: Localhost, shell: list[str], client: str) -> None:
+    """The script exits 0 in any shell with any client, and prints on stderr alone which controller answered."""
     hook.shell, hook.client = shell, client
     localhost.v4.open(gate)
     localhost.v6.open(gate)
@@ -52,7 +52,7 @@ def test_a_standing_tunnel_is_ready_at_once(hook: Hook, localhost: Localhost, sh
 
 
 def test_localhost_on_ipv4_alone_is_enough(hook: Hook, localhost: Localhost) -> None:
-    """The second listen address should hold, it need not."""
+    """The second address of localhost need not have a listener."""
     localhost.v4.open(gate)
 
     outcome = hook.run()
@@ -61,7 +61,7 @@ def test_localhost_on_ipv4_alone_is_enough(hook: Hook, localhost: Localhost) -> 
 
 
 def test_a_literal_address_is_the_only_one_asked(hook: Hook, localhost: Localhost) -> None:
-    """TUNNELMGR_REGISTRY may name one address, also of IPv6."""
+    """TUNNELMGR_REGISTRY may name one address, also of IPv6, and only that is requested."""
     hook.registry = f"[::1]:{localhost.v6.port}"
     localhost.v4.open(lambda _path: http("404 Not Found", {}))
     localhost.v6.open(gate)
@@ -75,7 +75,7 @@ def test_a_literal_address_is_the_only_one_asked(hook: Hook, localhost: Localhos
 def test_a_tunnel_that_comes_later_is_waited_for(
     hook: Hook, localhost: Localhost, shell: list[str], client: str
 ) -> None:
-    """Nobody listens at first; once the tunnel stands the script ends well."""
+    """The script waits while nothing listens, and exits 0 when the tunnel is up."""
     hook.shell, hook.client = shell, client
 
     with hook.start() as process:
@@ -91,7 +91,7 @@ def test_a_tunnel_that_comes_later_is_waited_for(
 
 
 def test_without_a_tunnel_it_ends_in_time(hook: Hook, shell: list[str]) -> None:
-    """Exit 75 within the limit, with what to do next."""
+    """The script exits 75 within the limit, and says what to do next."""
     hook.shell, hook.wait = shell, "1"
 
     outcome = hook.run()
@@ -99,22 +99,22 @@ def test_without_a_tunnel_it_ends_in_time(hook: Hook, shell: list[str]) -> None:
     assert outcome.code == LATE, outcome.err
     assert outcome.out == ""
     assert outcome.took < 1.5
-    assert "not ready after 1 s: nobody listens there yet" in outcome.err
+    assert "not ready after 1 s: nothing listens there yet" in outcome.err
     assert "tunnelmgr list" in outcome.err
 
 
-def test_soft_goes_on_without_a_tunnel(hook: Hook) -> None:
-    """--soft turns 75 into 0, and says so."""
+def test_soft_continues_without_a_tunnel(hook: Hook) -> None:
+    """`--soft` exits 0 instead of 75, and says so."""
     hook.wait = "1"
 
     outcome = hook.run("--soft")
 
     assert outcome.code == READY, outcome.err
-    assert "Going on without it" in outcome.err
+    assert "Continuing without it" in outcome.err
 
 
-def test_another_web_server_is_somebody_else(hook: Hook, localhost: Localhost, shell: list[str], client: str) -> None:
-    """Exit 69 when a plain registry or any web server answers, also with --soft."""
+def test_another_web_server_is_refused(hook: Hook, localhost: Localhost, shell: list[str], client: str) -> None:
+    """The script exits 69 if a plain registry or any web server answers, also with `--soft`."""
     hook.shell, hook.client = shell, client
     hook.hurry()
     localhost.v4.open(lambda _path: http("404 Not Found", {"errors": []}))
@@ -130,10 +130,8 @@ def test_another_web_server_is_somebody_else(hook: Hook, localhost: Localhost, s
 @pytest.mark.parametrize(
     "content", [b"<html>agent group controller</html>", {"agent": "a", "group": "g"}, b"", b"\0\x1b[2J"], ids=repr
 )
-def test_a_200_that_is_not_the_gates_is_somebody_else(
-    hook: Hook, localhost: Localhost, content: object, client: str
-) -> None:
-    """Only all three names make the answer ours; nothing of a foreign one reaches the log."""
+def test_a_200_that_is_not_the_gates_is_refused(hook: Hook, localhost: Localhost, content: object, client: str) -> None:
+    """Only an answer with all three names is the gate's, and no text of a foreign one reaches the log."""
     hook.client = client
     hook.hurry()
     localhost.v4.open(lambda _path: http("200 OK", content))
@@ -144,8 +142,8 @@ def test_a_200_that_is_not_the_gates_is_somebody_else(
     assert "\x1b" not in outcome.err
 
 
-def test_a_403_of_somebody_else_is_no_refusal(hook: Hook, localhost: Localhost, client: str) -> None:
-    """Other programs on port 5000 answer 403 too (AirPlay does)."""
+def test_a_foreign_403_is_not_the_gates_refusal(hook: Hook, localhost: Localhost, client: str) -> None:
+    """Other programs on port 5000 answer 403 too, such as AirPlay."""
     hook.client = client
     hook.hurry()
     localhost.v4.open(lambda _path: http("403 Forbidden", b""))
@@ -156,7 +154,7 @@ def test_a_403_of_somebody_else_is_no_refusal(hook: Hook, localhost: Localhost, 
 
 
 def test_a_squatter_on_ipv6_alone_is_found(hook: Hook, localhost: Localhost) -> None:
-    """Docker may take ::1 for localhost first, so a good 127.0.0.1 is not enough."""
+    """Docker may use ::1 for localhost first, so a correct 127.0.0.1 is not enough."""
     hook.hurry()
     localhost.v4.open(gate)
     localhost.v6.open(lambda _path: http("200 OK", {}))
@@ -167,8 +165,8 @@ def test_a_squatter_on_ipv6_alone_is_found(hook: Hook, localhost: Localhost) -> 
     assert "[::1]" in outcome.err
 
 
-def test_a_stranger_gets_the_benefit_of_doubt(hook: Hook, localhost: Localhost) -> None:
-    """What goes within three seconds was no squatter. Unhurried, it takes at least those."""
+def test_a_foreign_listener_is_tolerated_for_a_moment(hook: Hook, localhost: Localhost) -> None:
+    """A foreign listener that ends within three seconds does not end the wait."""
     first = iter([http("404 Not Found", {})] * 3)
     localhost.v4.open(lambda path: next(first, None) or gate(path))
 
@@ -177,7 +175,7 @@ def test_a_stranger_gets_the_benefit_of_doubt(hook: Hook, localhost: Localhost) 
     assert outcome.code == READY, outcome.err
 
 
-def test_a_stranger_at_the_limit_is_still_a_stranger(hook: Hook, localhost: Localhost) -> None:
+def test_a_foreign_listener_at_the_limit_is_still_refused(hook: Hook, localhost: Localhost) -> None:
     """A short limit does not turn 69 into 75."""
     hook.wait = "1"
     localhost.v4.open(lambda _path: http("404 Not Found", {}))
@@ -188,8 +186,8 @@ def test_a_stranger_at_the_limit_is_still_a_stranger(hook: Hook, localhost: Loca
     assert outcome.took < 1.5
 
 
-def test_a_server_that_speaks_no_http_is_somebody_else(hook: Hook, localhost: Localhost, client: str) -> None:
-    """Exit 69 for any TCP service."""
+def test_a_server_that_does_not_speak_http_is_refused(hook: Hook, localhost: Localhost, client: str) -> None:
+    """The script exits 69 for any TCP service."""
     hook.client = client
     hook.hurry()
     localhost.v4.open(lambda _path: [b"220 mail.example ESMTP\r\n"])
@@ -200,8 +198,8 @@ def test_a_server_that_speaks_no_http_is_somebody_else(hook: Hook, localhost: Lo
     assert outcome.out == ""
 
 
-def test_a_port_that_only_hangs_up_is_somebody_else_after_longer(hook: Hook, localhost: Localhost, client: str) -> None:
-    """A lost tunnel's sshd does that for a while too, so the patience is another one."""
+def test_a_port_that_only_hangs_up_is_refused_later(hook: Hook, localhost: Localhost, client: str) -> None:
+    """The sshd of a lost tunnel hangs up for a while too, so such a port is tolerated for longer."""
     hook.client = client
     hook.hurry()
     localhost.v4.open(lambda _path: [])
@@ -209,22 +207,22 @@ def test_a_port_that_only_hangs_up_is_somebody_else_after_longer(hook: Hook, loc
     outcome = hook.run()
 
     assert outcome.code == STRANGER, outcome.err
-    assert "takes connections but never answers" in outcome.err
+    assert "accepts connections but never answers" in outcome.err
 
 
 def test_a_silent_port_is_not_judged_early(hook: Hook, localhost: Localhost) -> None:
-    """Within the ordinary patience it is merely late, which --soft forgives."""
+    """A silent port within the limit is only late, so `--soft` continues."""
     hook.wait = "1"
     localhost.v4.open(lambda _path: [])
 
     outcome = hook.run()
 
     assert outcome.code == LATE, outcome.err
-    assert "takes connections" in outcome.err
+    assert "accepts connections" in outcome.err
 
 
 def test_a_registry_that_is_away_is_waited_for(hook: Hook, localhost: Localhost, shell: list[str], client: str) -> None:
-    """A 503 passes: the tunnel stands, the registry is not there yet."""
+    """While the gate answers 503, the script waits for the registry."""
     hook.shell, hook.client = shell, client
     away = iter(range(2))
 
@@ -242,7 +240,7 @@ def test_a_registry_that_is_away_is_waited_for(hook: Hook, localhost: Localhost,
 
 
 def test_a_registry_that_stays_away_is_named(hook: Hook, localhost: Localhost) -> None:
-    """The last line tells the tunnel's part from the registry's."""
+    """The last line says that the tunnel is up and the registry is not."""
     hook.wait = "1"
     localhost.v4.open(
         lambda path: gate(path) if path != "/v2/" else http("503 Service Unavailable", denied("registry away"))
@@ -251,11 +249,11 @@ def test_a_registry_that_stays_away_is_named(hook: Hook, localhost: Localhost) -
     outcome = hook.run()
 
     assert outcome.code == LATE, outcome.err
-    assert "the tunnel stands, but the registry is not ready: HTTP 503, registry away" in outcome.err
+    assert "the tunnel is up, but the registry is not ready: HTTP 503, registry away" in outcome.err
 
 
-def test_a_refusal_ends_it_at_once(hook: Hook, localhost: Localhost, shell: list[str], client: str) -> None:
-    """Exit 77: waiting longer would not change a rule."""
+def test_a_refusal_ends_the_wait_at_once(hook: Hook, localhost: Localhost, shell: list[str], client: str) -> None:
+    """The script exits 77 at once, because waiting would not change a rule."""
     hook.shell, hook.client = shell, client
     message = "group ci may not pull anything"
     localhost.v4.open(lambda path: gate(path) if path != "/v2/" else http("403 Forbidden", denied(message)))
@@ -270,7 +268,7 @@ def test_a_refusal_ends_it_at_once(hook: Hook, localhost: Localhost, shell: list
 
 
 def test_a_refusal_may_come_with_the_first_answer(hook: Hook, localhost: Localhost) -> None:
-    """A 403 in the gate's own words is a refusal wherever it comes."""
+    """A 403 with the gate's message is a refusal at either request."""
     localhost.v4.open(lambda _path: http("403 Forbidden", denied("agent unknown")))
 
     outcome = hook.run()
@@ -280,7 +278,7 @@ def test_a_refusal_may_come_with_the_first_answer(hook: Hook, localhost: Localho
 
 
 def test_without_curl_and_wget_it_is_misconfigured(hook: Hook, shell: list[str]) -> None:
-    """Exit 78, and which programs would do."""
+    """The script exits 78 and names the programs that it can use."""
     hook.shell, hook.client = shell, ""
 
     outcome = hook.run("--soft")
@@ -291,8 +289,8 @@ def test_without_curl_and_wget_it_is_misconfigured(hook: Hook, shell: list[str])
 
 
 @pytest.mark.parametrize("wait", ["0", "-1", "1.5", "010", "1e3", "two", "86401", "99999999999999999999", "1;id", " 5"])
-def test_a_bad_limit_is_misconfigured(hook: Hook, shell: list[str], wait: str) -> None:
-    """Exit 78 before anything is asked."""
+def test_an_invalid_limit_is_misconfigured(hook: Hook, shell: list[str], wait: str) -> None:
+    """The script exits 78 before any request."""
     hook.shell, hook.wait = shell, wait
 
     outcome = hook.run()
@@ -307,8 +305,8 @@ def test_a_bad_limit_is_misconfigured(hook: Hook, shell: list[str], wait: str) -
     ["localhost", "http://localhost:5000", "localhost:5000/x", ":5000", "localhost:", "localhost:05", "a b:1",
      "-K/etc/passwd:5000", "[::1:5000", "[]:5000", "[x]:5000", "u@h:5000", "localhost:123456", "*:5000"],
 )  # fmt: skip
-def test_a_bad_registry_is_misconfigured(hook: Hook, shell: list[str], registry: str) -> None:
-    """Exit 78: nothing odd reaches a client's command line."""
+def test_an_invalid_registry_is_misconfigured(hook: Hook, shell: list[str], registry: str) -> None:
+    """The script exits 78, so that no invalid value reaches the command line of a client."""
     hook.shell, hook.registry = shell, registry
 
     outcome = hook.run()
@@ -318,7 +316,7 @@ def test_a_bad_registry_is_misconfigured(hook: Hook, shell: list[str], registry:
 
 
 def test_empty_settings_are_the_defaults(hook: Hook, localhost: Localhost) -> None:
-    """An empty variable is no setting."""
+    """An empty variable counts as unset."""
     hook.wait = ""
     localhost.v4.open(gate)
 
@@ -328,7 +326,7 @@ def test_empty_settings_are_the_defaults(hook: Hook, localhost: Localhost) -> No
 
 
 def test_an_unknown_option_is_misconfigured(hook: Hook) -> None:
-    """Exit 78 with the usage."""
+    """The script exits 78 and prints its usage."""
     outcome = hook.run("--hard")
 
     assert outcome.code == MISCONFIGURED
@@ -336,7 +334,7 @@ def test_an_unknown_option_is_misconfigured(hook: Hook) -> None:
 
 
 def test_help_goes_to_stderr(hook: Hook) -> None:
-    """Even help leaves stdout to whom it belongs."""
+    """Even the help leaves stdout unused."""
     outcome = hook.run("--help")
 
     assert outcome.code == READY
@@ -351,7 +349,7 @@ def test_stdin_is_left_alone(
     shell: list[str],
     client: str,
 ) -> None:
-    """What waits on stdin is still there for the program that comes after."""
+    """A program that runs after the script can still read the whole stdin."""
     hook.shell, hook.client = shell, client
     stdin, what_is_left = told_input
     localhost.v4.open(gate)
@@ -359,11 +357,11 @@ def test_stdin_is_left_alone(
     outcome = hook.run(stdin=stdin)
 
     assert outcome.code == READY, outcome.err
-    assert what_is_left() == "for somebody else\n"
+    assert what_is_left() == "for another program\n"
 
 
 def test_it_runs_from_a_pipe(hook: Hook, localhost: Localhost, shell: list[str]) -> None:
-    """`tunnelmgr hook wait | ssh agent sh` works, although stdin is then the script."""
+    """`tunnelmgr hook wait | ssh agent sh` works, although stdin is the script."""
     localhost.v4.open(gate)
 
     done = subprocess.run(
@@ -376,18 +374,18 @@ def test_it_runs_from_a_pipe(hook: Hook, localhost: Localhost, shell: list[str])
 
 
 def endless_body(_path: str) -> Iterator[bytes]:
-    """Answer 200 and never end."""
+    """Answer 200 without end."""
     return chain([b"HTTP/1.1 200 OK\r\n\r\n", b'{"agent": "a", "group": "g", "controller": "c", "x": "'],
                  repeat(b"x" * 65536))  # fmt: skip
 
 
 def endless_head(_path: str) -> Iterator[bytes]:
-    """Answer with header lines for ever."""
+    """Answer with header lines without end."""
     return chain([b"HTTP/1.1 200 OK\r\n"], repeat(b"X-More: yes\r\n" * 1000))
 
 
 def no_end_of_line(_path: str) -> Iterator[bytes]:
-    """Answer with a status line for ever."""
+    """Answer with a status line without end."""
     return chain([b"HTTP/1.1 200 "], repeat(b"\0\xff" * 30000))
 
 
@@ -395,7 +393,7 @@ def no_end_of_line(_path: str) -> Iterator[bytes]:
 def test_an_endless_answer_is_bounded(
     hook: Hook, localhost: Localhost, client: str, answer: Callable[[str], Iterator[bytes]]
 ) -> None:
-    """Neither its size nor its length in time gets past the limit, and it is not ours."""
+    """An endless answer is bounded in size and time, and is not the gate's."""
     hook.client, hook.wait = client, "1"
     localhost.v4.open(answer)
 
@@ -408,7 +406,7 @@ def test_an_endless_answer_is_bounded(
 
 
 def test_an_answer_that_never_comes_is_bounded(hook: Hook, localhost: Localhost, shell: list[str]) -> None:
-    """A client that hangs is killed before the limit, without a word of the shell's about it."""
+    """A client that hangs is killed before the limit, without a message of the shell."""
     hook.shell, hook.wait = shell, "1"
     localhost.v4._socket.listen(16)  # connections are taken by the kernel, and nobody reads them
 
@@ -419,8 +417,8 @@ def test_an_answer_that_never_comes_is_bounded(hook: Hook, localhost: Localhost,
     assert all(line.startswith("tunnelmgr: ") for line in outcome.err.splitlines()), outcome.err
 
 
-def test_an_answer_cut_short_is_not_ours(hook: Hook, localhost: Localhost) -> None:
-    """The right words in an answer that does not end are not proof enough."""
+def test_a_truncated_answer_is_not_the_gates(hook: Hook, localhost: Localhost) -> None:
+    """An answer with the right names that does not end is not the gate's."""
     hook.wait = "1"
     head = b'HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n{"agent": "a", "group": "g", "controller": "c"}'
     localhost.v4.open(lambda _path: [head])
@@ -431,7 +429,7 @@ def test_an_answer_cut_short_is_not_ours(hook: Hook, localhost: Localhost) -> No
 
 
 def test_a_proxy_in_the_environment_is_not_used(hook: Hook, localhost: Localhost, client: str) -> None:
-    """The registry is on this machine, whatever its proxy settings say."""
+    """The registry is on this machine, so proxy settings are ignored."""
     hook.client = client
     dead = "http://127.0.0.1:9/"
     hook.environment = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), dead)
@@ -442,8 +440,8 @@ def test_a_proxy_in_the_environment_is_not_used(hook: Hook, localhost: Localhost
     assert outcome.code == READY, outcome.err
 
 
-def test_a_sleep_of_whole_seconds_will_do(hook: Hook) -> None:
-    """POSIX promises no fractions; the limit holds all the same."""
+def test_a_sleep_of_whole_seconds_is_enough(hook: Hook) -> None:
+    """POSIX does not promise fractions of seconds, and the limit holds without them."""
     tools = hook.directory / "bin"
     tools.mkdir()
     sleep = tools / "sleep"
@@ -458,7 +456,7 @@ def test_a_sleep_of_whole_seconds_will_do(hook: Hook) -> None:
 
 
 def test_a_system_without_proc_keeps_the_limit(hook: Hook) -> None:
-    """Then the clock is asked, and the limit holds all the same."""
+    """Without /proc, the script uses the clock, and the limit holds."""
     assert hook.text.count("/proc/uptime") == 2
     hook.text = hook.text.replace("/proc/uptime", "/nonexistent/uptime")
     hook.wait = "2"
@@ -469,8 +467,8 @@ def test_a_system_without_proc_keeps_the_limit(hook: Hook) -> None:
     assert outcome.took < 2.5
 
 
-def test_both_paths_are_asked_on_each_readiness(hook: Hook, localhost: Localhost) -> None:
-    """The identity comes first, then the registry."""
+def test_both_paths_are_requested(hook: Hook, localhost: Localhost) -> None:
+    """The identity is requested first, then the registry."""
     localhost.v4.open(gate)
 
     hook.run()
@@ -478,8 +476,8 @@ def test_both_paths_are_asked_on_each_readiness(hook: Hook, localhost: Localhost
     assert localhost.v4.asked == ["/.well-known/tunnelmgr", "/v2/"]
 
 
-def test_names_are_told_as_they_are(hook: Hook, localhost: Localhost) -> None:
-    """Names with odd characters do not break the script, nor act on the terminal."""
+def test_names_are_printed_safely(hook: Hook, localhost: Localhost) -> None:
+    """Names with unusual characters neither break the script nor control the terminal."""
     odd = {**IDENTITY, "agent": "static:$(id)`id`%s\\n"}
     localhost.v4.open(lambda path: http("200 OK", odd) if "well-known" in path else gate(path))
 

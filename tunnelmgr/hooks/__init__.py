@@ -1,7 +1,7 @@
-"""What goes onto an agent: the script that waits for its tunnel, and the user that its sshd lets the controller in as.
+"""The texts for an agent: the script that waits for its tunnel, and the set-up of the user for the controller's login.
 
-The script is `wait.sh`, one POSIX sh file; each kind of hook wraps it for one way of starting agents. All here is pure
-text: nothing is installed, dialled or remembered.
+The script is `wait.sh`, one POSIX sh file; each kind of hook wraps it for one way of starting agents. This package only
+renders texts and has no side effects.
 """
 
 import base64
@@ -19,17 +19,17 @@ from tunnelmgr.errors import ConfigError
 
 KINDS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "wait": "the plain script: waits until the registry is there",
+        "wait": "the plain script, which waits until the registry is ready",
         "ec2": "init script for the Jenkins EC2 plugin",
         "ssh": "for the Jenkins SSH launcher, with the line to put before its start command",
-        "cloud-init": "user-data that makes the user, its sshd settings and the script",
+        "cloud-init": "user-data that creates the user, its sshd settings and the script",
         "hetzner": "the same for the Jenkins Hetzner plugin",
     }
 )
-"""Every kind of hook, with what it is in one line."""
+"""Every kind of hook, with a description of one line."""
 
 NEED_KEY: Final = frozenset({"cloud-init", "hetzner"})
-"""The kinds that make the agent's user, and so need the controller's public key."""
+"""The kinds that create the agent's user, and therefore need the controller's public key."""
 
 _INSTALLED: Final = "/usr/local/bin/tunnelmgr-wait"
 _PUBLIC_KEY: Final = re.compile(
@@ -41,11 +41,11 @@ _EC2_HEAD: Final = """\
 #!/bin/sh
 # Init script for the Jenkins EC2 plugin: waits for the tunnel to the registry before the agent starts.
 #
-# The plugin runs it once an instance, without a time limit. When it exits non-zero the agent is not launched, and newer
-# versions terminate the instance. A new instance cures neither a policy nor an image that lacks curl, it only costs
-# money. So this fails for one thing alone: 69, somebody else answers on the registry's port, where a build would get a
-# stranger's images. All else is told on stderr, and the agent starts; a build that needs the registry then fails by
-# itself, and says why.
+# The plugin runs it once for each instance, without a time limit. If it exits non-zero, the agent is not launched, and
+# newer versions terminate the instance. A new instance would not solve a problem of the policy or of the image. So this
+# script fails only with 69, if another process answers on the registry's port, where a build would get foreign images.
+# Any other problem is printed on stderr, and the agent starts; a build that needs the registry then fails with its own
+# error.
 # To be stricter, replace the last lines by `exit "$code"`.
 (
 set -- --soft
@@ -62,20 +62,20 @@ _SSH_HEAD: Final = f"""\
 # For the Jenkins SSH launcher ("Launch agents via SSH"): waits for the tunnel before the agent starts.
 #
 # 1. Put this file into the agent's image as {_INSTALLED}, mode 0755.
-# 2. In the node's "Prefix Start Agent Command" write, with the && at its end:
+# 2. Set the node's "Prefix Start Agent Command" to this, with the && at its end:
 #
 #        {_INSTALLED} --soft &&
 #
 # The launcher's stdin and stdout are the channel to Jenkins. This script leaves both alone; it writes to stderr only.
-# --soft starts the agent also when the tunnel is not there in time; without it, Jenkins launches it anew.
+# With --soft, the agent also starts if the tunnel is not up in time; without it, Jenkins launches it again.
 # Keep "Connection Timeout in Seconds" above TUNNELMGR_WAIT (120).
 #
 """
 
 _SSHD_SETTINGS: Final = """\
 # A lost tunnel frees its port after 5 s x 2. The registry is offered on loopback only.
-# The key file is root's, so that the key cannot give itself more rights; and the key runs nothing: neither a command
-# nor sftp, which a shell of nologin alone does not stop where sshd has it built in.
+# The key file belongs to root, so that the key cannot give itself more rights. The key can run neither a command nor
+# sftp, which a shell of nologin alone would not prevent if sshd has it built in.
 Match User {user}
     AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u
     ClientAliveInterval 5
@@ -93,10 +93,10 @@ Match all
 """
 
 SYSCTL: Final = """\
-# A lost tunnel frees its port within some 15 s, also where a program keeps asking there (default: 16 minutes).
+# A lost tunnel frees its port within about 15 s, even if a program keeps using it (default: 16 minutes).
 net.ipv4.tcp_retries2 = 5
 """
-"""What an agent's kernel is asked for (`tcp(7)`); it is also in docs/agents.md and in the Ansible role."""
+"""The kernel setting of an agent (`tcp(7)`); it is also in docs/agents.md and in the Ansible role."""
 
 _CLOUD_INIT: Final = """\
 #cloud-config
@@ -107,7 +107,7 @@ users:
   - name: {user}
     gecos: tunnelmgr
     shell: /usr/sbin/nologin
-    # `*` is no password, as `!` is; but `!` also locks the account, and sshd without PAM then refuses its keys.
+    # `*` matches no password, like `!`; but `!` also locks the account, and sshd without PAM then refuses its keys.
     lock_passwd: false
     passwd: '*'
 write_files:
@@ -129,7 +129,7 @@ write_files:
   - path: {installed}
     owner: root:root
     permissions: '0755'
-    # What `tunnelmgr hook wait` prints, without the comments below its head, and packed: EC2 takes 16 KB of user-data.
+    # The output of `tunnelmgr hook wait` without most comments, compressed: EC2 accepts 16 KB of user-data.
     encoding: gz+b64
     content: |
 {script}
@@ -141,7 +141,7 @@ runcmd:
 
 _HETZNER_HEAD: Final = f"""\
 # User-data for the Jenkins Hetzner plugin. The plugin waits for SSH, not for user-data, and runs no init script.
-# So an agent may start before its tunnel stands: let each pipeline that pulls begin with `{_INSTALLED}`.
+# So an agent may start before its tunnel is up: let each pipeline that pulls begin with `{_INSTALLED}`.
 # The plugin allows one minute from creation to SSH; raise its boot deadline if your image needs longer.
 """
 
@@ -149,7 +149,7 @@ _HETZNER_HEAD: Final = f"""\
 def render(kind: str, *, authorized_keys_line: str | None = None, user: str = "tunnel") -> str:
     """Return the whole text of one hook.
 
-    The kinds that make the user `user` need `authorized_keys_line`, from the function of that name. Raises ConfigError.
+    The kinds that create the user `user` need `authorized_keys_line`, from that function. Raises ConfigError.
     """
     match kind:
         case "wait":
@@ -160,27 +160,27 @@ def render(kind: str, *, authorized_keys_line: str | None = None, user: str = "t
             return _SSH_HEAD + _without_shebang(_wait_script())
         case "cloud-init" | "hetzner":
             if authorized_keys_line is None:
-                raise ConfigError([f"hook {kind}: needs the controller's key; set ssh.key, or run `tunnelmgr init`"])
+                raise ConfigError([f"hook {kind} needs the controller's key; set ssh.key, or run `tunnelmgr init`"])
             text = cloud_init(authorized_keys_line, user)
             if kind == "hetzner":
                 first, rest = text.split("\n", 1)
                 text = f"{first}\n{_HETZNER_HEAD}{rest}"
             return text
         case _:
-            raise ConfigError([f"hook {kind}: no such kind; there are {', '.join(KINDS)}"])
+            raise ConfigError([f"unknown kind of hook {kind!r}; use {', '.join(KINDS)}"])
 
 
 def authorized_keys_line(listen: Sequence[Endpoint], public_key: str) -> str:
-    """Return the line that lets the key hold these listeners and probe them, and do nothing else.
+    """Return the line that allows the key to hold and probe these listeners, and nothing else.
 
-    sshd compares `permitlisten` as text, and without any it would allow all, so `listen` must not be empty
+    sshd compares `permitlisten` as text, and without any it would allow every address, so `listen` must not be empty
     (sshd(8), "AUTHORIZED_KEYS FILE FORMAT"). Raises ConfigError.
     """
-    problems = [] if listen else ["forward: an agent's key needs at least one listen address"]
+    problems = [] if listen else ["forward: the agents' key needs at least one listen address"]
     problems += [f"forward.listen: {one} is not loopback" for one in listen if not is_loopback(one.host)]
     key = public_key.strip()
     if not _PUBLIC_KEY.fullmatch(key):
-        problems.append("ssh.key: the public key is not one line of `TYPE BASE64 COMMENT`")
+        problems.append("ssh.key: the public key is not a line of `TYPE BASE64 COMMENT`")
     if problems:
         raise ConfigError(problems)
     options = ["restrict", "port-forwarding"]
@@ -190,12 +190,12 @@ def authorized_keys_line(listen: Sequence[Endpoint], public_key: str) -> str:
 
 
 def key_file(user: str) -> str:
-    """Return where an agent's sshd finds the controller's key: root's file, which the user itself cannot change."""
+    """Return the path of the controller's key on an agent: a file of root, which the user itself cannot change."""
     return f"/etc/ssh/authorized_keys.d/{user}"
 
 
 def sshd_settings(user: str) -> str:
-    """Return the drop-in of an agent's sshd for the user that the controller logs in as (`sshd_config(5)`)."""
+    """Return the drop-in for an agent's sshd, for the user that the controller logs in as (`sshd_config(5)`)."""
     return _SSHD_SETTINGS.format(user=user)
 
 
@@ -206,13 +206,13 @@ def cloud_init(line: str, user: str = "tunnel") -> str:
     """
     problems = []
     if not _USER.fullmatch(user) or user == "root":
-        problems.append(f"ssh.user: {user!r} is no name for an unprivileged user")
+        problems.append(f"ssh.user: {user!r} is not a valid name of an unprivileged user")
     if not line.isprintable() or not line.startswith("restrict,"):
         problems.append("authorized_keys: the line must be printable and begin with `restrict,`")
     if problems:
         raise ConfigError(problems)
-    # A fixed time, so that the same script is the same user-data.
-    packed = base64.b64encode(gzip.compress(_terse(_wait_script()).encode(), mtime=0)).decode()
+    # A fixed time, so that the same script yields the same user-data.
+    packed = base64.b64encode(gzip.compress(_without_comments(_wait_script()).encode(), mtime=0)).decode()
     return _CLOUD_INIT.format(
         user=user,
         line=line,
@@ -228,8 +228,8 @@ def _wait_script() -> str:
     return (files(__name__) / "wait.sh").read_text(encoding="utf-8")
 
 
-def _terse(script: str) -> str:
-    """Leave out the lines that are comments, except the script's head; no text in it has a line that looks like one."""
+def _without_comments(script: str) -> str:
+    """Remove the comment lines except the script's head; no text in it has a line that looks like a comment."""
     head, end, body = script.partition("\n\n")
     return head + end + "".join(line for line in body.splitlines(keepends=True) if not line.lstrip().startswith("#"))
 

@@ -1,33 +1,33 @@
 #!/bin/sh
-# tunnelmgr-wait: wait until this agent's tunnel to the registry stands.
+# tunnelmgr-wait: wait until this agent's tunnel to the registry is up.
 #
 # usage: tunnelmgr-wait [--soft]
 #
-# It asks http://localhost:5000/.well-known/tunnelmgr who answers there, then /v2/ whether the registry is behind it.
-# The listener must belong to the user as whom the controller logs in, or to root, as far as /proc/net tells its owner.
+# It requests http://localhost:5000/.well-known/tunnelmgr to identify the listener, then /v2/ to check the registry.
+# The listener must belong to the user as whom the controller logs in, or to root, if /proc/net shows its owner.
 # Needs curl or wget (GNU's, wget2 or busybox's). Writes to stderr only, and never reads stdin.
 #
 # Environment:
-#   TUNNELMGR_WAIT      seconds that it may take in all, 1 to 86400 (120)
+#   TUNNELMGR_WAIT      limit in seconds for the whole run, 1 to 86400 (120)
 #   TUNNELMGR_REGISTRY  HOST:PORT to wait for (localhost:5000)
 #   TUNNELMGR_USER      the user as whom the controller logs in, or its uid (tunnel)
 # Exit status:
 #   0   ready
-#   69  somebody else answers on the port, or holds it
-#   75  not in time (0 with --soft)
+#   69  another process answers on the port, or holds it
+#   75  not ready in time (0 with --soft)
 #   77  the controller refuses this agent
 #   78  misconfigured: no curl or wget, a bad setting, an unknown option
 
 set -u
 LC_ALL=C
 export LC_ALL
-# The registry is on this machine: no proxy can lead there.
+# The registry is on this machine, where no proxy leads.
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 
 # Hundredths of a second.
 patience=500           # for one answer
-stranger_patience=300  # that a wrong answer may last: who gives it may be about to go
-silent_patience=2000   # the same for a port that takes connections and says nothing: a lost tunnel's sshd does so for
+stranger_patience=300  # for which a wrong answer is tolerated: its process may be about to end
+silent_patience=2000   # the same for a port that accepts connections and is silent: a lost tunnel's sshd does so for
                        # up to ClientAliveInterval x ClientAliveCountMax (10 s as prepared by tunnelmgr)
 
 say() { printf 'tunnelmgr: %s\n' "$*"; }
@@ -39,8 +39,8 @@ fail() {
     exit "$code"
 }
 
-# Sets $whole and $part, the time in seconds and hundredths. The uptime is preferred: a fresh machine's clock jumps.
-# Without it the hundredths are taken for spent.
+# Sets $whole and $part, the time in seconds and hundredths. The uptime is preferred, because the clock of a new machine
+# jumps. Without it, the hundredths count as elapsed.
 clock() {
     part=99
     if read -r uptime rest 2>/dev/null </proc/uptime; then
@@ -66,7 +66,7 @@ tick() {
     left=$((limit * 100 - elapsed - 10))
 }
 
-# Sleeps for $1 hundredths; whole seconds where sleep knows no fractions.
+# Sleeps for $1 hundredths; for whole seconds if sleep accepts no fractions.
 nap() {
     if [ "$fractions" = yes ]; then
         hundredths=$(($1 % 100))
@@ -83,8 +83,8 @@ by_wget() {
 }
 by_busybox() { exec wget -q -U tunnelmgr-wait -O - "http://$1" 2>&1; }
 
-# Prints what http://$1 answers within $2 hundredths, and how the client ended. The guard is ours because wget has no
-# limit on the whole, and busybox's often none at all.
+# Prints the answer of http://$1 within $2 hundredths, and the client's exit status. The time limit is enforced here,
+# because wget has no limit for the whole request, and busybox's often none at all.
 ask_bounded() {
     "$client" "$1" &
     asked=$!
@@ -103,8 +103,8 @@ ask_bounded() {
     printf '\nended %s\n' "$outcome"
 }
 
-# Asks http://$1. Sets $reply (at most 4 KB, printable) and $status: an HTTP status, or `nobody` (listens there),
-# `silent` (took the connection, gave no answer), `garbage` (no HTTP). Sets $late where no time was left to ask.
+# Requests http://$1. Sets $reply (at most 4 KB, printable) and $status: an HTTP status, or `nobody` (no listener),
+# `silent` (accepted the connection, sent no answer), `garbage` (not HTTP). Sets $late if no time was left.
 ask() {
     tick
     bound=$patience
@@ -179,7 +179,7 @@ take_field() {
     field=${field%%\"*}
 }
 
-# Sets $message to what the gate says in a refusal.
+# Sets $message to the gate's message in a refusal.
 take_message() {
     message=
     case $reply in
@@ -190,10 +190,10 @@ take_message() {
     esac
 }
 
-# Sets $holder to the uid that listens at $1, an address of loopback, if it is neither $owner nor root; else to nothing.
+# Sets $holder to the uid that listens on $1, a loopback address, if it is neither $owner nor root; else to nothing.
 # sshd listens with the uid of the user that has logged in (measured with OpenSSH 9.2). Of several listeners that fit an
 # address, the kernel takes the one for exactly this address. Addresses are in /proc/net/tcp and tcp6 (proc(5)) as the
-# machine's memory has them, so each is looked for in both orders of bytes.
+# machine's memory has them, so each is searched for in both byte orders.
 find_holder() {
     holder=
     [ -n "$owner" ] || return 0
@@ -229,87 +229,87 @@ read_listeners() {
     done <"$1"
 }
 
-# Sets $sight to what http://$1 is: `nobody`, `silent`, `stranger`, `refused`, `starting` or `ours`.
+# Sets $verdict on the listener at http://$1: `nobody`, `silent`, `stranger`, `refused`, `starting` or `ours`.
 identify() {
     find_holder "$1"
-    sight=stranger
+    verdict=stranger
     [ -z "$holder" ] || return 0
     ask "$1/.well-known/tunnelmgr"
     take_message
     case $status in
-        nobody | silent) sight=$status ;;
+        nobody | silent) verdict=$status ;;
         200)
-            sight=stranger
+            verdict=stranger
             [ "$ended" = 0 ] || return 0
             case $reply in *'"agent"'*) ;; *) return 0 ;; esac
             case $reply in *'"group"'*) ;; *) return 0 ;; esac
-            case $reply in *'"controller"'*) sight=ours identity=$reply ;; esac
+            case $reply in *'"controller"'*) verdict=ours identity=$reply ;; esac
             ;;
-        403) if [ -n "$message" ]; then sight=refused; else sight=stranger; fi ;;
-        *) if [ -n "$message" ]; then sight=starting; else sight=stranger; fi ;;
+        403) if [ -n "$message" ]; then verdict=refused; else verdict=stranger; fi ;;
+        *) if [ -n "$message" ]; then verdict=starting; else verdict=stranger; fi ;;
     esac
 }
 
-# Sets $sight for the whole: as `identify`, with `ready` and `starting` (the registry is not there yet) for `ours`.
-# Each of localhost's addresses is looked at, as docker may take either; only the first has to be there.
-look() {
+# Sets $verdict on the registry: as `identify`, with `ready` and `starting` (it does not answer yet) for `ours`.
+# Each address of localhost is checked, because docker may use either; only the first one is required.
+check_registry() {
     absent=
-    for door in $doors; do
-        identify "$door"
-        case $sight in
+    for address in $addresses; do
+        identify "$address"
+        case $verdict in
             ours) ;;
-            nobody) [ "$door" != "$first" ] || absent=yes ;;
+            nobody) [ "$address" != "$first" ] || absent=yes ;;
             *) return 0 ;;
         esac
     done
-    sight=nobody
+    verdict=nobody
     [ -z "$absent" ] || return 0
     ask "$first/v2/"
     take_message
     case $status in
-        200) sight=ready ;;
-        403) sight=refused ;;
-        *) sight=starting ;;
+        200) verdict=ready ;;
+        403) verdict=refused ;;
+        *) verdict=starting ;;
     esac
 }
 
-# Sets $seen, the last sight in words, and $there, the address that it is about.
+# Sets $seen, the last verdict as a sentence, and $there, the address that it is about.
 describe() {
-    there=$door
-    case $sight in
-        nobody) seen="nobody listens there yet" ;;
-        silent) seen="the port takes connections, but no answer comes" ;;
+    there=$address
+    case $verdict in
+        nobody) seen="nothing listens there yet" ;;
+        silent) seen="the port accepts connections but does not answer" ;;
         stranger)
-            seen="somebody else answers on $door"
-            [ -z "$holder" ] || seen="uid $holder listens on $door"
+            seen="another process answers on $address"
+            [ -z "$holder" ] || seen="uid $holder listens on $address"
             ;;
         *)
             case $status in
-                [0-9]*) seen="the tunnel stands, but the registry is not ready: HTTP $status${message:+, $message}" ;;
-                *) seen="the tunnel stands, but the registry does not answer" ;;
+                [0-9]*) seen="the tunnel is up, but the registry is not ready: HTTP $status${message:+, $message}" ;;
+                *) seen="the tunnel is up, but the registry does not answer" ;;
             esac
             ;;
     esac
 }
 
 give_up_on_others() {
-    case $sight in
+    case $verdict in
         stranger)
             if [ -n "$holder" ]; then
                 say "uid $holder listens on $there, not $user (uid $owner), as whom the controller logs in." \
                     "Do not pull from it."
             else
-                say "$there is answered by something that is not tunnelmgr. Do not pull from it."
+                say "something that is not tunnelmgr answers on $there. Do not pull from it."
             fi
             ;;
-        silent) say "$there takes connections but never answers, so it is not tunnelmgr." ;;
+        silent) say "$there accepts connections but never answers, so it is not tunnelmgr." ;;
     esac
-    fail 69 "See who holds the port: ss -ltnp 'sport = :$port' (as root). Stop it, or give it another port."
+    fail 69 "Find the process with: ss -ltnp 'sport = :$port' (as root). Stop it, or give it another port."
 }
 
-# Judges how long something else has held the port, and gives up on it when that was long enough.
-mind_others() {
-    case $sight in
+# Gives up if another process has held the port for longer than is tolerated.
+track_others() {
+    case $verdict in
         stranger | silent) ;;
         *)
             others_since=
@@ -319,7 +319,7 @@ mind_others() {
     esac
     [ -n "$others_since" ] || others_since=$elapsed
     held=$((elapsed - others_since))
-    if [ "$sight" = stranger ]; then
+    if [ "$verdict" = stranger ]; then
         others_seen=$((others_seen + 1))
         [ "$others_seen" -lt 3 ] || [ "$held" -lt "$stranger_patience" ] || give_up_on_others
     else
@@ -328,11 +328,11 @@ mind_others() {
 }
 
 give_up_on_time() {
-    [ "$sight" != stranger ] || give_up_on_others
+    [ "$verdict" != stranger ] || give_up_on_others
     say "$registry is not ready after $limit s: $seen."
-    say "On the controller's machine, \`tunnelmgr list\` shows where this agent stands, and \`tunnelmgr show\` why."
+    say "On the controller's machine, \`tunnelmgr list\` shows this agent's phase, and \`tunnelmgr show AGENT\` why."
     [ "$soft" = yes ] || exit 75
-    say "Going on without it, as --soft asks."
+    say "Continuing without it, because of --soft."
     exit 0
 }
 
@@ -354,8 +354,8 @@ read_options() {
             -h | --help)
                 say "usage: tunnelmgr-wait [--soft]"
                 say "Waits up to TUNNELMGR_WAIT seconds (120) for the registry on TUNNELMGR_REGISTRY (localhost:5000)."
-                say "Exit status: 0 ready, 69 somebody else answers, 75 not in time (0 with --soft), 77 refused," \
-                    "78 misconfigured."
+                say "Exit status: 0 ready, 69 another process answers, 75 not ready in time" \
+                    "(0 with --soft), 77 refused, 78 misconfigured."
                 exit 0
                 ;;
             *) fail 78 "unknown option $option; usage: tunnelmgr-wait [--soft]" ;;
@@ -389,14 +389,14 @@ read_settings() {
     [ "$port" != bad ] || fail 78 "TUNNELMGR_REGISTRY must be HOST:PORT, such as localhost:5000"
     hex_port=$(printf %04X "$port")
     first=$registry
-    doors=$registry
+    addresses=$registry
     if [ "$host" = localhost ]; then
         first=127.0.0.1:$port
-        doors="$first [::1]:$port"
+        addresses="$first [::1]:$port"
     fi
 }
 
-# Sets $user, and $owner to its uid: to nothing if there is no such user, or if uids mean something else here.
+# Sets $user, and $owner to its uid: to nothing if there is no such user, or if uids differ in this user namespace.
 find_owner() {
     owner=
     user=${TUNNELMGR_USER:-tunnel}
@@ -406,7 +406,7 @@ find_owner() {
         *) owner=$user ;;
     esac
     [ -n "$owner" ] || [ -z "${TUNNELMGR_USER:-}" ] || fail 78 "TUNNELMGR_USER: there is no user $user here"
-    # In a user namespace of its own (user_namespaces(7)) a process sees other uids than the machine has.
+    # A process in a user namespace of its own (user_namespaces(7)) sees other uids than the machine has.
     if ! { read -r inside outside length </proc/self/uid_map; } 2>/dev/null ||
         [ "$inside $outside $length" != '0 0 4294967295' ]; then
         owner=
@@ -428,7 +428,7 @@ find_client() {
 
 main() {
     read_options "$@"
-    set -f # [::1] is no pattern
+    set -f # [::1] is not a pattern
     read_settings
     find_owner
     find_client
@@ -444,27 +444,27 @@ main() {
     start_clock
     others_since=
     others_seen=0
-    told=0
+    next_report=0
     late=no
-    sight=nobody
+    verdict=nobody
     holder=
     while :; do
-        before=$sight
-        look
-        if [ "$late" = no ]; then describe; else sight=$before; fi
+        before=$verdict
+        check_registry
+        if [ "$late" = no ]; then describe; else verdict=$before; fi
         tick
-        case $sight in
+        case $verdict in
             ready) succeed ;;
-            refused) fail 77 "the controller refuses this agent${message:+: $message}. Its group's rules decide that" \
-                "(\`tunnelmgr show\` there)." ;;
+            refused) fail 77 "the controller refuses this agent${message:+: $message}. The rules of its group decide" \
+                "that (see \`tunnelmgr show AGENT\` there)." ;;
         esac
-        mind_others
-        if [ "$told" = 0 ]; then
+        track_others
+        if [ "$next_report" = 0 ]; then
             say "waiting up to $limit s for $registry"
-            told=1000
-        elif [ "$elapsed" -ge "$told" ]; then
+            next_report=1000
+        elif [ "$elapsed" -ge "$next_report" ]; then
             say "still waiting for $registry after $((elapsed / 100)) s: $seen"
-            told=$(((elapsed / 1000 + 1) * 1000))
+            next_report=$(((elapsed / 1000 + 1) * 1000))
         fi
         pause=$quickest
         [ "$elapsed" -lt 500 ] || pause=100
@@ -473,5 +473,5 @@ main() {
     done
 }
 
-# All is read before anything runs, so that `sh < tunnelmgr-wait` works too.
+# The whole script is read before anything runs, so that `sh < tunnelmgr-wait` works too.
 main "$@" </dev/null >&2
