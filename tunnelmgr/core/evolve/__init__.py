@@ -16,14 +16,18 @@ their records: who holds which host key, and in which phase an agent rests. No t
 The record of an agent says who it is and what is believed of it:
 
     (unknown) ── seen ─▶ present ── left ─▶ remembered ── RetentionExpired ─▶ (forgotten)
-                           ▲  │ rebuilt: a new incarnation loses its evidence     │
-                           └──┴───────────────── seen again ◀─────────────────────┘
+                            ▲                   │
+                            └─── seen again ────┘
 
-    present:   without evidence ── EvidenceFound ─▶ believed ── TunnelDialled ─▶ possesses its key
-                     ▲                                 │               │
-                     │    no longer accepted by the rules, or good for one tunnel only (`trust.PER_LIFE`)
-                     └─────────────────────────────────┴───────────────┘
-    any of them ── contradiction, mismatch, shared key ─▶ quarantined ── release ─▶ without evidence
+    present:  without evidence ── EvidenceFound ─▶ proved ── TunnelDialled ─▶ proved, possesses its key
+                     ▲                               │                                   │
+                     └───────────────────────────────┴───────────────────────────────────┘
+                        rebuilt (a new incarnation), not accepted by new rules, or, if the
+                        method is one of `trust.PER_LIFE`, the end of the tunnel
+
+    any of these ── contradiction, mismatch, shared key ─▶ quarantined ── release ─▶ without evidence
+
+An agent possesses a key until it leaves, is rebuilt or is released.
 
 The status of its tunnel (`core/tunnel.py`) says what is under way. `begin` in `reconcile.py` takes the steps marked *,
 when the controller performs a plan; events take all others:
@@ -40,7 +44,7 @@ when the controller performs a plan; events take all others:
 
     A worker that must end at once stays in its state, marked `revoked`, until TunnelEnded.
 
-Invariants, which `tests/core/test_walks.py` checks on random walks over all events:
+Invariants, most of which `tests/core/test_walks.py` checks on random walks over all events:
 
 - At most one worker or search is under way for an agent. While one is, its status is not `Resting`.
 - The phase of a resting agent agrees with its record. An agent that left has a status only until its worker or search
@@ -52,7 +56,7 @@ Invariants, which `tests/core/test_walks.py` checks on random walks over all eve
 - Evidence belongs to one incarnation. What proved it stays the measure: weaker evidence does not count, and evidence
   of another key quarantines.
 - Only a release or a decided dispute ends a quarantine; leaving and coming back does not.
-- A source that fails, or answers in part, takes no agent away.
+- A source that fails removes no agent; one that answers in part removes only agents that it reports as ended.
 """
 
 from dataclasses import replace

@@ -13,7 +13,7 @@ from tunnelmgr.core.world import Record, World, resting_phase, resting_status
 
 
 def settle(before: World, world: World, touched: Collection[AgentId], now: float) -> World:
-    """Return `world` with all that is derived brought in line with the records of the `touched` agents.
+    """Return `world` with everything that is derived from the records of the `touched` agents updated.
 
     `before` is the world before the transition, whose key holders agree with its records.
     """
@@ -73,7 +73,7 @@ def _is_claimed_in_quarantine(world: World, keys: set[str]) -> bool:
 
 
 def _with_statuses(world: World, agents: Collection[AgentId], now: float) -> World:
-    """Bring the status of agents on which nothing is under way in line with their records."""
+    """Update the status of resting agents to agree with their records."""
     changed: dict[AgentId, TunnelStatus] = {}
     gone = set()
     for id_ in agents:
@@ -86,7 +86,7 @@ def _with_statuses(world: World, agents: Collection[AgentId], now: float) -> Wor
         elif status is None:
             changed[id_] = resting_status(record, now)
         elif status.phase is not resting_phase(record):
-            # Evidence that is asked for again before each dial must not make the dials forget their failures.
+            # Evidence that is sought again before each dial must not make the dials forget their failures.
             changed[id_] = replace(resting_status(record, now, status.life), failures=status.failures)
     if not changed and not gone:
         return world
