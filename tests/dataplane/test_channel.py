@@ -1,7 +1,7 @@
 """One forwarded stream over a real SSH connection: its ends and its memory bounds."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -265,17 +265,36 @@ async def test_a_huge_window_that_is_not_read_fills_no_memory(sshd: Sshd, login:
         transport = sshd.connection._transport
         transport.pause_reading()
         try:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(write_for_ever(pair), 1)
+            async with asyncio.TaskGroup() as tasks:
+                written: list[int] = []
+                writing = tasks.create_task(write_for_ever(pair, written))
+                await stalls(lambda: len(written))
+                writing.cancel()
         finally:
             transport.resume_reading()
 
+    assert written
 
-async def write_for_ever(pair: Pair) -> None:
+
+async def write_for_ever(pair: Pair, written: list[int]) -> None:
     """Write, and check at each step that unsent bytes are bounded."""
     while True:
         await pair.ours.write(PIECE)
+        written.append(len(PIECE))
         assert pair.buffered <= MAX_UNSENT_BYTES + 2 * len(PIECE)
+
+
+async def stalls(progress: Callable[[], int], polls: int = 20) -> None:
+    """Wait until a value has not changed for so many polls, which come after what the writers wait for."""
+    last, unchanged = progress(), 0
+
+    def has_stalled() -> bool:
+        nonlocal last, unchanged
+        unchanged = unchanged + 1 if progress() == last else 0
+        last = progress()
+        return unchanged >= polls
+
+    await until(has_stalled)
 
 
 async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
@@ -289,8 +308,12 @@ async def test_many_writers_share_the_bound(sshd: Sshd, login: Login) -> None:
             await sshd.connection.open_connection(endpoint.host, endpoint.port, window=HUGE)
         opened = [await owner.opened.get() for _ in range(8)]
         sshd.connection._transport.pause_reading()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*(write_pieces(channel, 10_000) for channel in opened)), 1)
+        async with asyncio.TaskGroup() as tasks:
+            writing = [tasks.create_task(write_pieces(channel, 10_000)) for channel in opened]
+            await stalls(lambda: connection._transport.bytes_written)
+            assert not any(task.done() for task in writing)
+            for task in writing:
+                task.cancel()
 
         assert connection._conn._transport.get_write_buffer_size() <= MAX_UNSENT_BYTES + 9 * (len(PIECE) + 1024)
     finally:
@@ -306,8 +329,12 @@ async def test_a_key_exchange_that_never_ends_fills_no_memory(sshd: Sshd, login:
         sshd.connection._transport.pause_reading()
         conn = pair.connection._conn
         await until(lambda: not conn._kex_complete)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(write_for_ever(pair), 0.5)
+        async with asyncio.TaskGroup() as tasks:
+            written: list[int] = []
+            writing = tasks.create_task(write_for_ever(pair, written))
+            await until(lambda: pair.connection._transport.exchanging_keys)
+            await stalls(lambda: len(written))
+            writing.cancel()
 
         held = sum(len(part) for _, parts in conn._deferred_packets for part in parts)
         sshd.connection._transport.resume_reading()
