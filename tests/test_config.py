@@ -48,14 +48,14 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 def problems(write: Callable[[str], Path]) -> Callable[[str], list[str]]:
     """Return a function that loads a text and returns its problems; `[ssh]` is added if it is missing."""
 
-    def told(text: str) -> list[str]:
+    def found(text: str) -> list[str]:
         file = write(text if "[ssh]" in text else f'{text}\n[ssh]\nkey = "KEYFILE"\n')
         with pytest.raises(ConfigError) as wrong:
             load(file)
         assert str(wrong.value) == "\n".join(f"{file}: {problem}" for problem in wrong.value.problems)
         return list(wrong.value.problems)
 
-    return told
+    return found
 
 
 CONTRACT = f"""
@@ -166,7 +166,7 @@ def test_a_group_without_a_table_has_the_default_policy(write: Callable[[str], P
 
 def test_all_problems_are_reported_at_once_each_with_its_place(problems: Callable[[str], list[str]]) -> None:
     """One run shows every problem of a file, so that it need not be repeated for each mistake."""
-    told = problems("""
+    found = problems("""
         unknown = 1
         [controller]
         state = "mysql:///x"
@@ -193,7 +193,7 @@ def test_all_problems_are_reported_at_once_each_with_its_place(problems: Callabl
         type = "ec2"
         """)
 
-    places = {problem.split(": ")[0] for problem in told}
+    places = {problem.split(": ")[0] for problem in found}
     assert places == {
         "unknown",
         "controller.state",
@@ -207,9 +207,9 @@ def test_all_problems_are_reported_at_once_each_with_its_place(problems: Callabl
         "source[1].poll",
         "source[2].regions",
     }
-    assert 'source[1].poll: write a duration such as "15s", "2m" or "500ms", not \'15\'' in told
-    assert "unknown: unknown key" in told
-    assert "source[2].regions: missing" in told
+    assert 'source[1].poll: write a duration such as "15s", "2m" or "500ms", not \'15\'' in found
+    assert "unknown: unknown key" in found
+    assert "source[2].regions: missing" in found
 
 
 @pytest.mark.skipif(DEFAULT_KEY.exists(), reason="this host has a controller's key")
@@ -225,22 +225,22 @@ def test_a_missing_default_key_is_a_problem(write: Callable[[str], Path], text: 
 )
 def test_an_agent_listens_on_literal_loopback_only(problems: Callable[[str], list[str]], listen: str) -> None:
     """Any other listen address could offer the registry to the agent's network, so it is refused."""
-    (told,) = problems(f'[[forward]]\nname = "r"\nlisten = ["{listen}"]\ntarget = "127.0.0.1:5000"')
+    (found,) = problems(f'[[forward]]\nname = "r"\nlisten = ["{listen}"]\ntarget = "127.0.0.1:5000"')
 
-    assert told.startswith("forward[0].listen[0]: ")
+    assert found.startswith("forward[0].listen[0]: ")
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "-1"])
 def test_an_invalid_port_is_refused(problems: Callable[[str], list[str]], port: str) -> None:
     """A port outside 1 to 65535 is refused; a listener on port 0 would match every channel."""
-    (told,) = problems(f'[[forward]]\nname = "r"\nlisten = ["127.0.0.1:{port}"]\ntarget = "127.0.0.1:5000"')
+    (found,) = problems(f'[[forward]]\nname = "r"\nlisten = ["127.0.0.1:{port}"]\ntarget = "127.0.0.1:5000"')
 
-    assert told.startswith("forward[0].listen[0]: ")
+    assert found.startswith("forward[0].listen[0]: ")
 
 
 def test_one_address_belongs_to_one_forward(problems: Callable[[str], list[str]]) -> None:
     """Two forwards with one listen address are refused, and the error names the first one."""
-    told = problems("""
+    found = problems("""
         [[forward]]
         name = "a"
         listen = ["127.0.0.1:5000"]
@@ -251,7 +251,7 @@ def test_one_address_belongs_to_one_forward(problems: Callable[[str], list[str]]
         target = "127.0.0.1:5001"
         """)
 
-    assert told == ["forward[1].listen: 127.0.0.1:5000 is used by forward[0] already"]
+    assert found == ["forward[1].listen: 127.0.0.1:5000 is used by forward[0] already"]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_names_are_unique(problems: Callable[[str], list[str]], table: str, entr
 
 def test_an_invalid_source_does_not_shift_the_places_of_others(problems: Callable[[str], list[str]]) -> None:
     """The index in a problem's place is that in the file, even after an invalid source."""
-    told = problems("""
+    found = problems("""
         [[source]]
         name = "broken"
         type = "gcp"
@@ -280,7 +280,7 @@ def test_an_invalid_source_does_not_shift_the_places_of_others(problems: Callabl
         type = "static"
         """)
 
-    assert "source[2].name: x is the name of source[1] already" in told
+    assert "source[2].name: x is the name of source[1] already" in found
 
 
 def test_two_sources_cannot_share_a_queue(problems: Callable[[str], list[str]]) -> None:
@@ -293,14 +293,14 @@ def test_two_sources_cannot_share_a_queue(problems: Callable[[str], list[str]]) 
         events_queue = "https://sqs.eu-west-1.amazonaws.com/1/{1}"
         """
 
-    told = problems(source.format("a", "one") + source.format("b", "two") + source.format("c", "one"))
+    found = problems(source.format("a", "one") + source.format("b", "two") + source.format("c", "one"))
 
-    assert told == ["source[2].events_queue: used by source[0] already; only one source may use it"]
+    assert found == ["source[2].events_queue: used by source[0] already; only one source may use it"]
 
 
 def test_trust_below_the_groups_minimum_is_refused(problems: Callable[[str], list[str]]) -> None:
     """A source none of whose methods reaches minimum_trust is refused: its agents would never get a tunnel."""
-    told = problems("""
+    found = problems("""
         [[group]]
         name = "ci"
         minimum_trust = "pinned"
@@ -312,16 +312,16 @@ def test_trust_below_the_groups_minimum_is_refused(problems: Callable[[str], lis
         trust = ["console", "tofu"]
         """)
 
-    assert told == ["source[0].trust: no method here reaches minimum_trust pinned of group ci"]
+    assert found == ["source[0].trust: no method here reaches minimum_trust pinned of group ci"]
 
 
 def test_an_unknown_source_type_is_answered_with_the_installed_ones(problems: Callable[[str], list[str]]) -> None:
     """The error for an unknown source type lists the installed ones, plug-ins included."""
-    (told,) = problems('[[source]]\nname = "cloud"\ntype = "gcp"')
+    (found,) = problems('[[source]]\nname = "cloud"\ntype = "gcp"')
 
-    assert told.startswith("source[0].type: unknown source type 'gcp'; installed: ")
-    assert "ec2" in told
-    assert "static" in told
+    assert found.startswith("source[0].type: unknown source type 'gcp'; installed: ")
+    assert "ec2" in found
+    assert "static" in found
 
 
 @pytest.mark.parametrize(
@@ -378,9 +378,9 @@ def test_every_trust_method_can_be_configured(write: Callable[[str], Path], meth
 @pytest.mark.parametrize("trust", ['["guess"]', "[]", '"console"', "[1]"])
 def test_an_unknown_trust_method_is_refused(problems: Callable[[str], list[str]], trust: str) -> None:
     """A value of `trust` that is not a list of methods is refused."""
-    (told,) = problems(f'[[source]]\nname = "o"\ntype = "static"\ntrust = {trust}')
+    (found,) = problems(f'[[source]]\nname = "o"\ntype = "static"\ntrust = {trust}')
 
-    assert told.startswith("source[0].trust")
+    assert found.startswith("source[0].trust")
 
 
 def test_no_chacha_unless_it_is_configured(write: Callable[[str], Path]) -> None:
@@ -396,9 +396,9 @@ def test_no_chacha_unless_it_is_configured(write: Callable[[str], Path]) -> None
 @pytest.mark.parametrize("ciphers", ['["3des-cbc"]', "[]", '"aes128-ctr"', "[1]"])
 def test_an_unsupported_cipher_is_refused(problems: Callable[[str], list[str]], ciphers: str) -> None:
     """A weak cipher, an empty list and a value that is not a list are refused."""
-    (told,) = problems(f'[ssh]\nkey = "KEYFILE"\nciphers = {ciphers}')
+    (found,) = problems(f'[ssh]\nkey = "KEYFILE"\nciphers = {ciphers}')
 
-    assert told.startswith("ssh.ciphers")
+    assert found.startswith("ssh.ciphers")
 
 
 def test_a_plug_in_that_cannot_be_loaded_is_a_problem(
@@ -412,9 +412,9 @@ def test_a_plug_in_that_cannot_be_loaded_is_a_problem(
 
     monkeypatch.setattr(sources, "plugins", lambda: {"elsewhere": Broken()})
 
-    (told,) = problems('[[source]]\nname = "x"\ntype = "elsewhere"')
+    (found,) = problems('[[source]]\nname = "x"\ntype = "elsewhere"')
 
-    assert told == "source[0].type: cannot load the plug-in elsewhere: No module named 'elsewhere'"
+    assert found == "source[0].type: cannot load the plug-in elsewhere: No module named 'elsewhere'"
 
 
 def test_a_source_type_can_be_looked_up() -> None:
@@ -426,9 +426,9 @@ def test_a_source_type_can_be_looked_up() -> None:
 @pytest.mark.parametrize("text", ["source = 3", "source = [1]", "source = {}", "controller = 3", "forward = {}"])
 def test_a_value_instead_of_a_table_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
     """A value in the place of a table is a problem with its place."""
-    (told,) = problems(text)
+    (found,) = problems(text)
 
-    assert told.startswith(text.split(" ", maxsplit=1)[0])
+    assert found.startswith(text.split(" ", maxsplit=1)[0])
 
 
 @pytest.mark.parametrize(
@@ -452,8 +452,10 @@ def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes, why:
 
 def test_a_missing_file_is_answered_with_init(tmp_path: Path) -> None:
     """The error for a missing file names the command that writes one."""
-    with pytest.raises(ConfigError, match="no such file; `tunnelmgr init` writes one"):
-        load(tmp_path / "none.toml")
+    file = tmp_path / "none.toml"
+
+    with pytest.raises(ConfigError, match=f"no such file; `tunnelmgr init -c {file}` writes one"):
+        load(file)
 
 
 def test_a_folder_is_not_a_configuration(tmp_path: Path) -> None:
@@ -464,9 +466,9 @@ def test_a_folder_is_not_a_configuration(tmp_path: Path) -> None:
 
 def test_a_key_path_that_cannot_be_accessed_is_a_problem(problems: Callable[[str], list[str]]) -> None:
     """A path that is too long or not accessible is a problem like any other."""
-    (told,) = problems(f'[ssh]\nkey = "/{"x" * 5000}"')
+    (found,) = problems(f'[ssh]\nkey = "/{"x" * 5000}"')
 
-    assert told.endswith("File name too long")
+    assert found.endswith("File name too long")
 
 
 @pytest.mark.parametrize("path", ['"relative/key"', '""', "3", '"/nul\\u0000"'])
@@ -500,9 +502,9 @@ def test_durations_have_a_unit(write: Callable[[str], Path], written: str, secon
 )
 def test_an_invalid_duration_is_refused(problems: Callable[[str], list[str]], written: str) -> None:
     """A number without a unit, a negative one and one beyond the limit are refused."""
-    (told,) = problems(f"[controller]\ndrain = {written}")
+    (found,) = problems(f"[controller]\ndrain = {written}")
 
-    assert told.startswith("controller.drain: ")
+    assert found.startswith("controller.drain: ")
 
 
 values = st.recursive(
@@ -551,11 +553,11 @@ def test_any_document_is_read_or_refused_with_places(document: dict[str, object]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("tunnelmgr.config.load"), "_parse", lambda _: document)
         try:
-            told: tuple[str, ...] = load(Path("any.toml")) and ()
+            found: tuple[str, ...] = load(Path("any.toml")) and ()
         except ConfigError as wrong:
-            told = wrong.problems
+            found = wrong.problems
 
-    assert all(": " in problem for problem in told)
+    assert all(": " in problem for problem in found)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -637,9 +639,9 @@ def test_a_key_of_another_owner_is_refused(key: Path, monkeypatch: pytest.Monkey
     owner = os.stat(key).st_uid  # noqa: PTH116 - the owner as a number
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
 
-    told = private_key_file_error(key)
+    found = private_key_file_error(key)
 
-    assert told == (None if owner == 0 else f"{key} belongs to uid {owner}; `chown` it to the daemon's user")
+    assert found == (None if owner == 0 else f"{key} belongs to uid {owner}; `chown` it to the daemon's user")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

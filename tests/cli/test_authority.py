@@ -48,6 +48,16 @@ def test_a_new_authoritys_key_is_its_owners_alone_and_its_table_loads(run: Run, 
     assert loaded.authority[0].revocations == frozenset()
 
 
+def test_the_printed_table_has_absolute_paths(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is valid for a folder that was given relative to the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    made = json.loads(run("authority", "create", "images", "--folder", "authorities", "--json").stdout)
+
+    assert f'file = "{tmp_path}/authorities/images.pub"' in made["config"]
+    assert f'revoked = "{tmp_path}/authorities/images.revoked"' in made["config"]
+
+
 def test_the_daemon_can_read_its_files_despite_a_umask(run: Run, tmp_path: Path) -> None:
     """With a umask of 077, the daemon's user can still read every file except the private key."""
     folder = tmp_path / "authorities"

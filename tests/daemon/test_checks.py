@@ -47,7 +47,7 @@ class Cloud:
         return agent.id
 
     def console_permission(self, agent: Agent) -> str | None:
-        """Tell what is missing."""
+        """Return the missing permission."""
         assert agent == AGENT
         return self.lacking
 

@@ -142,22 +142,22 @@ def test_the_token_is_in_no_error_and_no_log_line(
     source = make(timeout=(0.2, 0.2))
     faults: list[dict[str, Any]] = [{"status": status} for status in (200, 400, 401, 403, 404, 429, 500, 502)]
     faults += [{"cut": 0.5, "times": 4}, {"cut": 0, "times": 4}, {"stall": 30}]
-    told = []
+    errors = []
 
     with structlog.testing.capture_logs() as lines:
         for fault in faults:
             cloud.fault("list", **fault)
             with pytest.raises(DiscoveryError) as failed:
                 source.discover()
-            told.append(str(failed.value))
+            errors.append(str(failed.value))
         for broken in (f"{cloud.token}\nmore", f"{cloud.token}\x00", f"a {cloud.token}"):
             write(token_file, broken)
             with pytest.raises(DiscoveryError, match="does not contain an API token") as failed:
                 source.discover()
-            told.append(str(failed.value))
+            errors.append(str(failed.value))
 
-    everything = "\n".join([*told, str(lines), caplog.text, repr(source._api), repr(source.config)])
-    assert len(told) == 14
+    everything = "\n".join([*errors, str(lines), caplog.text, repr(source._api), repr(source.config)])
+    assert len(errors) == 14
     assert cloud.token not in everything
 
 

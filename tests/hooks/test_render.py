@@ -51,7 +51,7 @@ def test_the_authorized_keys_line_is_exact() -> None:
 
 
 def test_a_keys_comment_is_kept() -> None:
-    """The comment in the line tells an operator whose key it is."""
+    """The comment in the line shows an operator whose key it is."""
     assert authorized_keys_line(LISTEN, f"{KEY} tunnelmgr@registry-1").endswith(" tunnelmgr@registry-1")
 
 
@@ -211,8 +211,8 @@ def test_sshd_applies_the_settings_to_that_user_only(tmp_path: Path) -> None:
 
     def effective(user: str) -> dict[str, str]:
         spec = f"user={user},host=agent,addr=192.0.2.7"
-        told = subprocess.run([sshd, "-T", "-f", main, "-C", spec], check=True, capture_output=True, text=True).stdout
-        return dict(line.split(" ", 1) for line in told.splitlines() if " " in line)
+        shown = subprocess.run([sshd, "-T", "-f", main, "-C", spec], check=True, capture_output=True, text=True).stdout
+        return dict(line.split(" ", 1) for line in shown.splitlines() if " " in line)
 
     ours, others = effective("carrier"), effective("somebody")
 

@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
 @command
 def create(name: NameArgument, folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
     """Create an authority, and print the table for the configuration that makes the controller trust it."""
+    folder = folder.absolute()  # as the table needs it
     file = folder / name
     try:
         if not folder.exists():

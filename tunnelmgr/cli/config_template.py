@@ -13,31 +13,31 @@ _TEMPLATE = """\
 name = "{name}"
 {state}state = "sqlite:///{folder_state}/state.db"
 {state}socket = "{folder_socket}/tunnelmgr.sock"
-# metrics = "127.0.0.1:9750"          # Prometheus; without it nothing listens
-# drain = "30s"                       # how long transfers may go on when the daemon stops
+# metrics = "127.0.0.1:9750"          # for Prometheus; off by default
+# drain = "30s"                       # how long transfers may continue when the daemon stops
 
 [ssh]
 user = "tunnel"
 key = "{key}"
 # connect_timeout = "10s"
 # probe_interval = "15s"
-# max_channels = 128                  # streams an agent may have open at once
+# max_channels = 128                  # limit of open streams for each agent
 
-# Without any [[forward]] it is this one:
+# The default, if there is no [[forward]]:
 # [[forward]]
 # name = "registry"
 # listen = ["127.0.0.1:5000", "[::1]:5000"]   # on the agent; loopback only
-# target = "127.0.0.1:5000"                   # the registry here
+# target = "127.0.0.1:5000"                   # the registry on this machine
 # protocol = "registry"                       # through the gate; "tcp" relays bytes
 
-# What a group may do. Without grants: pull everything, push nothing.
+# What the agents of a group may do. Without any grant, they may pull everything and push nothing.
 # [[group]]
 # name = "builders"
 # pull = ["**"]                       # `*` stays within a path component, `**` crosses them
 # push = ["team/*"]
 # minimum_trust = "console"
 
-# Where agents come from.
+# Where agents are discovered.
 # [[source]]
 # name = "jenkins-ec2"
 # type = "ec2"
@@ -62,11 +62,11 @@ trust = ["pinned"]
 
 def configuration(file: Path, key: Path) -> str:
     """Return the text for a configuration at `file`; one outside /etc keeps its state and socket beside itself."""
-    usual = file == DEFAULT_FILE
+    default = file == DEFAULT_FILE
     return _TEMPLATE.format(
         name=socket.gethostname().split(".")[0] or "controller",
         key=key,
-        state="# " if usual else "",
-        folder_state="/var/lib/tunnelmgr" if usual else file.parent,
-        folder_socket="/run/tunnelmgr" if usual else file.parent,
+        state="# " if default else "",
+        folder_state="/var/lib/tunnelmgr" if default else file.parent,
+        folder_socket="/run/tunnelmgr" if default else file.parent,
     )

@@ -1,6 +1,7 @@
 """Reading the file: one frozen `Config`, or every problem at once, each with its place."""
 
 import os
+import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,8 @@ def _parse(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as missing:
-        raise ConfigError(["no such file; `tunnelmgr init` writes one"], file=str(file)) from missing
+        option = "" if file == DEFAULT_FILE else f" -c {shlex.quote(str(file))}"
+        raise ConfigError([f"no such file; `tunnelmgr init{option}` writes one"], file=str(file)) from missing
     except (OSError, UnicodeDecodeError) as unreadable:
         raise ConfigError([f"cannot read the file: {unreadable}"], file=str(file)) from unreadable
     except (ValueError, RecursionError) as bad:  # a bare ValueError: a number of thousands of digits
