@@ -29,7 +29,7 @@ class Sshd:
     accepts: asyncssh.SSHKey
     more_keys: tuple[asyncssh.SSHKey, ...] = ()
     port: int = 0
-    anybody: bool = False
+    accepts_everyone: bool = False
     exposes: bool = False
     refuses: set[Endpoint] = field(default_factory=set)
     refusal_message: str = ""
@@ -92,7 +92,7 @@ class _Server(asyncssh.SSHServer):
     def begin_auth(self, username: str) -> bool:
         self._sshd.logins_begun += 1
         self._sshd.users.append(username)
-        return not self._sshd.anybody
+        return not self._sshd.accepts_everyone
 
     def password_auth_supported(self) -> bool:
         return True

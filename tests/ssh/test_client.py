@@ -192,7 +192,7 @@ def test_expected_types_come_first_and_none_is_left_out() -> None:
 
 async def test_a_server_that_accepts_everyone_is_refused(sshd: Sshd, login: Login) -> None:
     """A server that accepts authentication `none` is refused."""
-    sshd.anybody = True
+    sshd.accepts_everyone = True
 
     with pytest.raises(AuthenticationError):
         await dial(sshd.spec(), login)

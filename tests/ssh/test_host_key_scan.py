@@ -107,7 +107,7 @@ async def test_a_certificate_whose_signature_is_forged_is_not_shown(key: asyncss
             await scan_host_certificate(sshd.agent(), 5)
 
 
-async def test_a_certificate_that_somebody_else_recorded_is_of_no_use(key: asyncssh.SSHKey) -> None:
+async def test_a_certificate_of_another_agent_is_refused(key: asyncssh.SSHKey) -> None:
     """An agent that presents a certificate must sign the key exchange with the key in it."""
     victim, thief = generate(), generate()
     stolen = certified(victim, generate())

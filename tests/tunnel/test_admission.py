@@ -66,7 +66,7 @@ class Crowd:
         self.order.append(seen)
 
     def idle(self) -> bool:
-        """Tell whether nothing is held."""
+        """Return whether nothing is held."""
         held = self.admission
         return (held._places, held._ahead, held._slots, held._computing) == (0, 0, 0, set())
 

@@ -598,7 +598,7 @@ async def test_no_more_channels_are_open_than_allowed(
     sshd: Sshd, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """5,000 channel opens, 500 at a time, are limited, while the tunnel stays up and its probes are answered."""
-    # What such a flood may cost is for the no-op budget to say, and depends on how quick this machine is.
+    # The no-op budget would throttle this flood, depending on the speed of this machine.
     monkeypatch.setattr(fair_queue, "NO_OP_BURST", 60.0)
     one = forward()
     async with (
@@ -614,7 +614,7 @@ async def test_no_more_channels_are_open_than_allowed(
         accepted = [each for each in opened if not isinstance(each, BaseException)]
 
         assert {type(each) for each in opened if isinstance(each, BaseException)} == {asyncssh.ChannelOpenError}
-        # A probe has a place of its own: one channel may have come by it, and is ended again.
+        # Probes do not count towards the limit: one channel may have taken the place of a probe, and is ended again.
         assert len(accepted) >= 15
         assert harness.serving <= 18
         await harness.up(len(harness.of(TunnelProbed)) + 2)
