@@ -147,7 +147,7 @@ class Accepted(TargetSocket):
         seen, self._seen = self._seen, b""
         return seen or await super().read()
 
-    async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: ByteSource, limit: int, on_sent: Callable[[int], None]) -> int:
         """Send data from `source`, one batch at a time, as a tunnel does."""
         room, left = memoryview(bytearray(BATCH_PACKETS * PACKET_DATA_BYTES)), limit
         while left:
@@ -158,7 +158,7 @@ class Accepted(TargetSocket):
             if not count:
                 break
             left -= count
-            carried(count)
+            on_sent(count)
             self.send(room[:count])
             await self.drained()
         return limit - left

@@ -68,7 +68,7 @@ class MemoryChannel:
             self.outgoing += data
             self.changed.notify_all()
 
-    async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: ByteSource, limit: int, on_sent: Callable[[int], None]) -> int:
         """Give the agent the bytes of a source, in pieces of 64 KiB."""
         room, left = memoryview(bytearray(65536)), limit
         readable = asyncio.Event()
@@ -81,7 +81,7 @@ class MemoryChannel:
                     continue
                 await self.write(bytes(room[:count]))
                 left -= count
-                carried(count)
+                on_sent(count)
         finally:
             source.notify_readable(None)
         return limit - left

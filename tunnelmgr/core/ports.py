@@ -59,11 +59,11 @@ class Channel(Protocol):
         """
         ...
 
-    async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
-        """Send what comes from `source`, up to `limit` bytes, and call `carried` with the size of each piece sent.
+    async def send_from(self, source: ByteSource, limit: int, on_sent: Callable[[int], None]) -> int:
+        """Send what comes from `source`, up to `limit` bytes, and call `on_sent` with the size of each piece sent.
 
         Returns the number of bytes sent: fewer than `limit` if the source ended. Raises ConnectionError when the
-        source breaks or the channel is closed. Nobody else may read the source meanwhile.
+        source breaks or the channel is closed. Nothing else may read the source meanwhile.
         """
         ...
 

@@ -71,13 +71,13 @@ class MeteredChannel:
         self.to_agent += len(data)
         self._traffic.to_agent += len(data)
 
-    async def send_from(self, source: ByteSource, limit: int, carried: Callable[[int], None]) -> int:
+    async def send_from(self, source: ByteSource, limit: int, on_sent: Callable[[int], None]) -> int:
         """Send from a source to the agent, and count each piece as it is sent."""
 
         def counted(count: int) -> None:
             self.to_agent += count
             self._traffic.to_agent += count
-            carried(count)
+            on_sent(count)
 
         return await self._channel.send_from(source, limit, counted)
 
