@@ -34,7 +34,8 @@ fast: install ## Run the tests that need neither root nor other programs
 	$(RUN)/python -m pytest -m "not acceptance and serial" $(ARGS) $(NONE_SELECTED)
 
 acceptance: install ## Run the tests with the real sshd, registry, skopeo and cloud API
-	$(RUN)/python -m pytest -m acceptance $(ARGS)
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "acceptance and not serial" $(ARGS) $(NONE_SELECTED)
+	$(RUN)/python -m pytest -m "acceptance and serial" $(ARGS) $(NONE_SELECTED)
 
 differential: install ## Compare the gate with the real registry, request by request; CASES=100000
 	CASES=$(or $(CASES),100000) $(RUN)/python -m pytest -q -rP tests/differential

@@ -1,7 +1,7 @@
 """Settings for all tests: which run on both event loops, and which do not run beside others.
 
-`make test` runs the tests on two processes, file by file, except those marked `serial`: acceptance tests, and files
-whose assertions depend on time or load.
+`make test` runs the tests on two processes, file by file, and then those marked `serial` on one. Acceptance tests may
+run beside others, because each lab has namespaces and folders of its own.
 """
 
 import asyncio
@@ -20,12 +20,13 @@ ON_BOTH_LOOPS = (
 
 SERIAL = (
     "tests/abuse/",
-    "tests/acceptance/",
+    "tests/acceptance/test_flood.py",
+    "tests/acceptance/test_kills.py",
+    "tests/acceptance/test_starvation.py",
     "tests/daemon/test_loop_lag.py",
-    "tests/lab/",
-    "tests/test_install.py",
     "tests/tunnel/test_admission.py",
 )
+"""Tests whose assertions depend on time or load."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
