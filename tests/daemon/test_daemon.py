@@ -168,12 +168,12 @@ async def test_systemd_is_notified_when_the_daemon_is_ready_and_when_it_stops(si
         manager.setblocking(False)
         async with daemon(site, NOTIFY_SOCKET=str(place)) as process:
             loop = asyncio.get_running_loop()
-            heard = await asyncio.wait_for(loop.sock_recv(manager, 4096), 10)
-            assert heard.startswith(b"READY=1\nSTATUS=")
+            received = await asyncio.wait_for(loop.sock_recv(manager, 4096), 10)
+            assert received.startswith(b"READY=1\nSTATUS=")
             await process.phase("up")
             process.child.send_signal(signal.SIGTERM)
-            while heard != b"STOPPING=1":
-                heard = await asyncio.wait_for(loop.sock_recv(manager, 4096), 10)
+            while received != b"STOPPING=1":
+                received = await asyncio.wait_for(loop.sock_recv(manager, 4096), 10)
             assert await process.end() == 0
 
 

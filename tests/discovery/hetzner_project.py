@@ -60,7 +60,7 @@ class Polled:
         self.world = evolve(self.world, Reconfigured(rules), self.now)
 
     def poll(self) -> Snapshot:
-        """Return the next answer, once the world has heard it."""
+        """Return the next answer, once the world has received it."""
         answer = listed(self.source, lambda name, listing: missing_agents(self.world, name, listing))
         self.world = evolve(self.world, AgentsDiscovered(self.source.config.name, answer), self.now)
         return answer

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.hooks.conftest import Hook, Localhost
 
-TUNNEL, SQUATTER, ROOT = 998, 1001, 0
+TUNNEL, OTHER_USER, ROOT = 998, 1001, 0
 V4, V4_BIG_ENDIAN, V4_ANY, V4_OTHER = "0100007F", "7F000001", "00000000", "0200007F"
 V6, V6_BIG_ENDIAN, V6_ANY = "0" * 24 + "01000000", "0" * 31 + "1", "0" * 32
 V4_MAPPED = "0000000000000000FFFF00000100007F"
@@ -90,14 +90,14 @@ def test_a_listener_of_another_user_is_refused(
 ) -> None:
     """The script exits 69 and names the uid, even if the answer equals that of the gate."""
     hook.shell = shell
-    (kernel.tcp if len(address) == 8 else kernel.tcp6).append((address, port, LISTENS, SQUATTER))
+    (kernel.tcp if len(address) == 8 else kernel.tcp6).append((address, port, LISTENS, OTHER_USER))
     kernel.show(hook)
 
     outcome = hook.run("--soft")
 
     assert outcome.code == STRANGER, outcome.err
     assert outcome.out == ""
-    assert f"uid {SQUATTER} listens on " in outcome.err
+    assert f"uid {OTHER_USER} listens on " in outcome.err
     assert f"not {TUNNEL} (uid {TUNNEL}), as whom the controller logs in" in outcome.err
     assert "Do not pull from it" in outcome.err
 
@@ -106,7 +106,7 @@ def test_a_listener_of_another_user_gets_no_request(
     hook: Hook, kernel: Kernel, localhost: Localhost, port: int
 ) -> None:
     """The answer of a listener of another user does not matter."""
-    kernel.tcp = [(V4, port, LISTENS, SQUATTER)]
+    kernel.tcp = [(V4, port, LISTENS, OTHER_USER)]
     kernel.show(hook)
 
     assert hook.run().code == STRANGER
@@ -116,7 +116,7 @@ def test_a_listener_of_another_user_gets_no_request(
 def test_the_listener_for_exactly_the_address_counts(hook: Hook, kernel: Kernel, port: int) -> None:
     """The kernel prefers a listener for exactly the address to one of another user for every address."""
     kernel.tcp = [(V4, port, LISTENS, TUNNEL)]
-    kernel.tcp6 = [(V6_ANY, port, LISTENS, SQUATTER)]
+    kernel.tcp6 = [(V6_ANY, port, LISTENS, OTHER_USER)]
     hook.registry = f"127.0.0.1:{port}"
     kernel.show(hook)
 
@@ -128,10 +128,10 @@ def test_the_listener_for_exactly_the_address_counts(hook: Hook, kernel: Kernel,
 def test_other_ports_other_addresses_and_mere_connections_do_not_count(hook: Hook, kernel: Kernel, port: int) -> None:
     """Only listeners on the address count, not other sockets of builds and channels."""
     kernel.tcp = [
-        (V4, port + 1, LISTENS, SQUATTER),
-        (V4_OTHER, port, LISTENS, SQUATTER),
+        (V4, port + 1, LISTENS, OTHER_USER),
+        (V4_OTHER, port, LISTENS, OTHER_USER),
         (V4, port, LISTENS, TUNNEL),
-        (V4, port, ESTABLISHED, SQUATTER),
+        (V4, port, ESTABLISHED, OTHER_USER),
     ]
     kernel.tcp6 = [(V6, port, LISTENS, TUNNEL)]
     kernel.show(hook)
@@ -170,7 +170,7 @@ def test_without_proc_the_owner_is_not_judged(
 ) -> None:
     """Without /proc, the script does not check the owner and does not mention it."""
     hook.shell = shell
-    kernel.tcp = [(V4, port, LISTENS, SQUATTER)]
+    kernel.tcp = [(V4, port, LISTENS, OTHER_USER)]
     kernel.show(hook)
     for file in lacking:
         (kernel.folder / file).unlink()
@@ -183,7 +183,7 @@ def test_without_proc_the_owner_is_not_judged(
 
 def test_without_the_tunnels_user_the_owner_is_not_judged(hook: Hook, kernel: Kernel, port: int) -> None:
     """The controller may log in as another user; TUNNELMGR_USER names that user."""
-    kernel.tcp = [(V4, port, LISTENS, SQUATTER)]
+    kernel.tcp = [(V4, port, LISTENS, OTHER_USER)]
     hook.environment["TUNNELMGR_USER"] = ""
     kernel.show(hook)  # and there is no `id` on this machine
 

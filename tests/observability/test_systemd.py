@@ -9,7 +9,7 @@ import pytest
 from tunnelmgr.observability.systemd import notify, watchdog_interval
 
 
-def heard(listener: socket.socket) -> list[bytes]:
+def received(listener: socket.socket) -> list[bytes]:
     """Return the datagrams that have arrived."""
     found = []
     listener.setblocking(False)
@@ -28,7 +28,7 @@ def test_assignments_arrive_in_one_datagram(tmp_path: Path, monkeypatch: pytest.
         manager.bind(place)
         notify("READY=1", "STATUS=2 of 3 agents up")
 
-        assert heard(manager) == [b"READY=1\nSTATUS=2 of 3 agents up"]
+        assert received(manager) == [b"READY=1\nSTATUS=2 of 3 agents up"]
 
 
 def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         manager.bind(f"\0{name}")
         notify("WATCHDOG=1")
 
-        assert heard(manager) == [b"WATCHDOG=1"]
+        assert received(manager) == [b"WATCHDOG=1"]
 
 
 @pytest.mark.parametrize("address", [None, "", "/nowhere/notify", "@tunnelmgr-nobody"])
