@@ -1,4 +1,4 @@
-"""The documented installation: done word for word in a clean export, and nothing comes in but by its hash."""
+"""The documented installation works literally in a clean export, and pip accepts only what has a pinned hash."""
 
 import json
 import os
@@ -16,7 +16,7 @@ TARGET = "/opt/tunnelmgr"
 FETCHING = ("--require-hashes", "--only-binary=:all:")
 LOCAL = ("--no-index", "--no-deps")
 TRIAL = "--no-deps --upgrade asyncssh"
-"""What `make newest` runs: it is there to fetch what nobody has pinned yet."""
+"""The command of `make newest`, which fetches a release that is not pinned yet."""
 
 
 def blocks(section: str) -> list[str]:
@@ -27,7 +27,7 @@ def blocks(section: str) -> list[str]:
 
 
 def pip_lines() -> Iterator[tuple[str, str]]:
-    """Find where the project tells anybody to run pip: the file, and the command's words."""
+    """Find the commands of pip in the project: the file, and the command line."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in tracked:
         if name.startswith(("docs/", "README", "CONTRIBUTING", "Makefile", "systemd/", ".ci/")):
@@ -41,7 +41,7 @@ def pip_lines() -> Iterator[tuple[str, str]]:
 
 
 def missing(words: str) -> list[str]:
-    """Return the options that a command of pip lacks; what makes `PIP` itself lacks none."""
+    """Return the required options that a command of pip lacks; the definition of `PIP` itself is exempt."""
     if words.startswith("PIP :="):
         return []
     wanted = (*LOCAL, *(("--no-build-isolation",) if re.search(r" (-e )?\.( |$)", words) else ()))
@@ -52,7 +52,7 @@ def missing(words: str) -> list[str]:
 
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
-    """Export the tree as it is, without what git does not know of."""
+    """Export the working tree, without untracked files."""
     changed = subprocess.run(["git", "stash", "create"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     folder = tmp_path / "export"
     folder.mkdir()
@@ -64,7 +64,7 @@ def export(tmp_path: Path) -> Path:
 
 
 def environment(command: str, report: Path) -> Mapping[str, str]:
-    """Return an environment in which pip can fetch only if it fetches by hash, and never a package to be built."""
+    """Return an environment in which pip downloads only with hashes, and only wheels."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     variables |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ONLY_BINARY": ":all:", "PIP_REPORT": str(report)}
     if "--require-hashes" not in command:
@@ -72,7 +72,7 @@ def environment(command: str, report: Path) -> Mapping[str, str]:
     return variables
 
 
-def done(command: str, folder: Path, report: Path) -> subprocess.CompletedProcess[str]:
+def run_in(command: str, folder: Path, report: Path) -> subprocess.CompletedProcess[str]:
     """Run a documented command in the export."""
     return subprocess.run(
         ["/bin/sh", "-c", command],
@@ -88,14 +88,14 @@ def done(command: str, folder: Path, report: Path) -> subprocess.CompletedProces
 @pytest.mark.acceptance
 @pytest.mark.timeout(900)
 def test_the_documented_commands_install_a_tunnelmgr_that_runs(export: Path, tmp_path: Path) -> None:
-    """Build and installation, in fresh environments; every package that was fetched is a wheel with its hash."""
+    """The documented commands build and install in new environments; every download is a wheel with a hash."""
     commands = [line for line in blocks("Install") if "-m venv" in line or "/pip " in line]
     assert len(commands) == 6
 
     fetched = []
     for number, command in enumerate(commands):
         report = tmp_path / f"{number}.json"
-        run = done(command.replace(TARGET, str(tmp_path / "opt")), export, report)
+        run = run_in(command.replace(TARGET, str(tmp_path / "opt")), export, report)
         assert run.returncode == 0, f"{command}\n{run.stdout}{run.stderr}"
         if report.exists() and "--require-hashes" in command:
             fetched += json.loads(report.read_text(encoding="utf-8"))["install"]
@@ -112,17 +112,17 @@ def test_the_documented_commands_install_a_tunnelmgr_that_runs(export: Path, tmp
 @pytest.mark.acceptance
 @pytest.mark.parametrize("command", ["install --no-deps .", "wheel --no-deps -w dist ."])
 def test_a_build_that_fetches_its_backend_would_have_failed(export: Path, tmp_path: Path, command: str) -> None:
-    """The environment of the test above is one in which what was documented once does not work."""
+    """In the environment of the test above, a build that downloads its backend fails."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
 
-    run = done(f"{tmp_path}/venv/bin/pip {command}", export, tmp_path / "report.json")
+    run = run_in(f"{tmp_path}/venv/bin/pip {command}", export, tmp_path / "report.json")
 
     assert run.returncode != 0
     assert "hatchling" in run.stderr
 
 
-def test_whoever_is_told_to_run_pip_is_told_to_run_it_safely() -> None:
-    """What is fetched is fetched by its hash and not built; what is built or local fetches nothing."""
+def test_every_documented_pip_command_is_safe() -> None:
+    """Downloads require hashes and wheels; builds and local installations download nothing."""
     found = list(pip_lines())
 
     assert {name for name, _ in found} >= {"docs/operations.md", "Makefile", "the role"}
@@ -130,15 +130,15 @@ def test_whoever_is_told_to_run_pip_is_told_to_run_it_safely() -> None:
 
 
 def test_the_upgrade_installs_as_the_installation_does() -> None:
-    """With the same commands of pip, and `--force-reinstall` for a wheel of the same version."""
+    """The upgrade uses the same pip commands, with `--force-reinstall` for a wheel of the same version."""
     installs = [line for line in blocks("Install") if line.startswith(f"{TARGET}/bin/pip")]
     upgrades = [line for line in blocks("Upgrade") if "/pip " in line]
 
     assert [line.replace(" --force-reinstall", "") for line in upgrades] == installs
 
 
-def test_the_group_that_is_pinned_for_builds_has_what_a_build_requires() -> None:
-    """And requirements-build.lock has each of the group."""
+def test_the_build_group_has_the_build_requirements() -> None:
+    """The dependency group `build` has the requirements of the build system, and the lock file has each of them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     locked = (ROOT / "requirements-build.lock").read_text(encoding="utf-8")
 
@@ -149,7 +149,7 @@ def test_the_group_that_is_pinned_for_builds_has_what_a_build_requires() -> None
 
 
 def test_no_file_names_an_index_of_packages() -> None:
-    """Which index is used is for the machine to say."""
+    """No lock file or build file names an index, because the machine chooses it."""
     for file in (*ROOT.glob("requirements*.lock"), ROOT / "pyproject.toml", ROOT / "Makefile"):
         text = file.read_text(encoding="utf-8").replace("--no-emit-index-url", "")
         assert not re.search(r"index-url|find-links|https?://(?!opencontainers)", text), file

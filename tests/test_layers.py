@@ -1,4 +1,4 @@
-"""The import contracts in pyproject.toml name all that they are about."""
+"""The import contracts in pyproject.toml are complete."""
 
 import re
 import tomllib
@@ -8,7 +8,7 @@ PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_te
 
 
 def test_core_may_import_none_of_the_dependencies() -> None:
-    """A dependency that is added is added to the contract on `core/`, too."""
+    """The contract on `core/` names every dependency of the package."""
     dependencies = {re.split(r"[^\w-]", entry)[0].replace("-", "_") for entry in PYPROJECT["project"]["dependencies"]}
     (contract,) = [one for one in PYPROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "forbidden"]
 
