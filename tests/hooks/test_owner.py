@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.hooks.test_wait import MISCONFIGURED, READY, STRANGER, gate
+from tests.hooks.gate_answers import MISCONFIGURED, READY, STRANGER, gate
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.hooks.test_wait import gate
+from tests.hooks.gate_answers import gate
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ConfigError
 from tunnelmgr.hooks import KINDS, SYSCTL, authorized_keys_line, cloud_init, key_file, render, sshd_settings
