@@ -216,6 +216,18 @@ async def test_a_source_that_gives_no_answer_fails_with_its_reason(site: Site, m
     )
 
 
+@pytest.mark.parametrize(("agents", "message"), [(0, "0 agents"), (1, "1 agent"), (2, "2 agents")])
+async def test_the_agents_of_a_source_are_counted(
+    site: Site, monkeypatch: pytest.MonkeyPatch, agents: int, message: str
+) -> None:
+    """The number of agents that a source has found is shown in the singular or the plural."""
+    found = frozenset(replace(AGENT, id=AgentId(f"ec2:i-{number}")) for number in range(1, agents + 1))
+    config = with_cloud(site, monkeypatch, Cloud(CLOUD, Snapshot(found), lacking="unused"))
+    monkeypatch.setattr(Cloud, "console_permission", lambda _cloud, _agent: None)
+
+    assert named(await check(config), "source cloud") == Finding("source cloud", "ok", message)
+
+
 async def test_a_partial_answer_of_a_source_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A source that answers in part fails with the part that failed."""
     cloud = Cloud(CLOUD, Snapshot(frozenset({AGENT}), failures=("eu-west-1: throttled",)))

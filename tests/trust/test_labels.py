@@ -12,7 +12,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
-from tunnelmgr.trust.labels import LABELS, LabelKeys, as_label
+from tunnelmgr.trust.labels import HOST_KEY_LABELS, LabelKeys, as_label
 
 HETZNER_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 """docs.hetzner.cloud, "Labels": at most 63 characters, the first and the last a letter or digit."""
@@ -34,7 +34,7 @@ async def judged(agent: Agent, shown: str | Exception) -> HostTrust:
     return await LabelKeys(scan).trust_for(agent)
 
 
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", HOST_KEY_LABELS)
 async def test_a_key_with_the_labels_fingerprint_is_believed(keygen: Keygen, name: str) -> None:
     """The fingerprint may have ssh-keygen's form or the form that Hetzner's labels allow."""
     key = keygen.key("a")
@@ -48,7 +48,7 @@ async def test_another_key_is_a_mismatch_that_names_both(keygen: Keygen) -> None
     key, other = keygen.key("a"), keygen.key("b")
 
     with pytest.raises(HostKeyMismatchError) as refused:
-        await judged(labelled((LABELS[0], fingerprint(key))), other)
+        await judged(labelled((HOST_KEY_LABELS[0], fingerprint(key))), other)
 
     assert fingerprint(key) in str(refused.value)
     assert fingerprint(other) in str(refused.value)
@@ -58,7 +58,7 @@ async def test_another_key_is_a_mismatch_that_names_both(keygen: Keygen) -> None
 async def test_a_label_that_is_not_a_fingerprint_matches_no_key(keygen: Keygen, value: str) -> None:
     """A label that is not a fingerprint matches no key."""
     with pytest.raises(HostKeyMismatchError):
-        await judged(labelled((LABELS[0], value)), keygen.key("a"))
+        await judged(labelled((HOST_KEY_LABELS[0], value)), keygen.key("a"))
 
 
 async def test_an_agent_without_the_label_is_not_asked() -> None:
@@ -70,7 +70,7 @@ async def test_an_agent_without_the_label_is_not_asked() -> None:
 async def test_an_unreachable_agent_has_no_evidence_yet() -> None:
     """An agent that cannot be reached has no evidence yet, and is asked again later."""
     with pytest.raises(HostKeyUnknownError, match="cannot reach"):
-        await judged(labelled((LABELS[0], "SHA256:abc")), UnreachableError("10.0.0.1 port 22", "refused"))
+        await judged(labelled((HOST_KEY_LABELS[0], "SHA256:abc")), UnreachableError("10.0.0.1 port 22", "refused"))
 
 
 @given(st.binary(min_size=32, max_size=32))

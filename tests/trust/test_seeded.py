@@ -6,7 +6,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyUnknownError
-from tunnelmgr.trust.seeded import LABELS, SeededKeys
+from tunnelmgr.trust.seeded import SEED_LABELS, SeededKeys
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIAGkZnzWcWDkVGJCSmtWFcZOcmXJ9vSVP6sHJqMF5kP"
 
@@ -21,7 +21,7 @@ def known(*seeds: Seed) -> SeededKeys:
     return SeededKeys({seed.id: seed for seed in seeds}.get)
 
 
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", SEED_LABELS)
 async def test_the_seed_that_a_label_names_is_evidence_of_its_key(name: str) -> None:
     """The label may have EC2's or Hetzner's name, and the evidence names the seed."""
     trust = await known(Seed("abc", KEY, 200.0)).trust_for(launched(("role", "ci"), (name, "abc")))
@@ -34,7 +34,7 @@ async def test_its_holder_has_the_same_evidence_again() -> None:
     """The machine that used a seed gets the same evidence again, such as after a release."""
     taken = Seed("abc", KEY, 200.0, AgentId("cloud:a"), "1")
 
-    assert await known(taken).trust_for(launched((LABELS[0], "abc")))
+    assert await known(taken).trust_for(launched((SEED_LABELS[0], "abc")))
 
 
 @pytest.mark.parametrize(("holder", "incarnation"), [("cloud:b", "1"), ("cloud:a", "0")])
@@ -43,13 +43,13 @@ async def test_a_used_seed_is_no_evidence_for_another_machine(holder: str, incar
     taken = Seed("abc", KEY, 200.0, AgentId(holder), incarnation)
 
     with pytest.raises(HostKeyUnknownError, match=f"seed abc was used by {holder} already"):
-        await known(taken).trust_for(launched((LABELS[0], "abc")))
+        await known(taken).trust_for(launched((SEED_LABELS[0], "abc")))
 
 
 async def test_a_seed_that_is_not_known_is_no_evidence() -> None:
     """A seed that another controller made, or that has expired, is no evidence."""
     with pytest.raises(HostKeyUnknownError, match="seed abc is unknown here or has expired"):
-        await known().trust_for(launched((LABELS[0], "abc")))
+        await known().trust_for(launched((SEED_LABELS[0], "abc")))
 
 
 async def test_an_agent_without_the_label_has_none() -> None:

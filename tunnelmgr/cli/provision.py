@@ -25,7 +25,7 @@ class Cloud(StrEnum):
         return "tag" if self is Cloud.EC2 else "label"
 
 
-LABELS = {Cloud.EC2: "tunnelmgr:seed", Cloud.HETZNER: "tunnelmgr-seed"}
+SEED_LABEL_OF = {Cloud.EC2: "tunnelmgr:seed", Cloud.HETZNER: "tunnelmgr-seed"}
 _EXAMPLES = """Examples:
 
 `tunnelmgr provision --cloud hetzner --json > seed.json`
@@ -67,7 +67,7 @@ def provision(
     text = "#cloud-config\n" + "".join(parts)
     # Last, so that a failure above leaves no seed behind.
     seed = client(context, config, socket).seed(public, hours * 3600)["seed"]
-    label = f"{LABELS[cloud]}={seed}"
+    label = f"{SEED_LABEL_OF[cloud]}={seed}"
     if as_json:
         print_json({"seed": seed, "label": label, "public_key": public, "user_data": text})
         return

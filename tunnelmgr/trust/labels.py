@@ -9,7 +9,7 @@ from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 
-LABELS = ("tunnelmgr:host-key", "tunnelmgr-host-key")
+HOST_KEY_LABELS = ("tunnelmgr:host-key", "tunnelmgr-host-key")
 """The tag's name on EC2, and the label's on Hetzner, where a name has no colon."""
 
 
@@ -21,9 +21,9 @@ class LabelKeys:
 
     async def trust_for(self, agent: Agent) -> HostTrust:
         """Return the key with the label's fingerprint; raises HostKeyMismatchError if the agent's key has another."""
-        wanted = next((value for name, value in agent.labels if name in LABELS), None)
+        wanted = next((value for name, value in agent.labels if name in HOST_KEY_LABELS), None)
         if wanted is None:
-            raise HostKeyUnknownError(f"it has no label {' or '.join(LABELS)}")
+            raise HostKeyUnknownError(f"it has no label {' or '.join(HOST_KEY_LABELS)}")
         try:
             key = await self.scan(agent)
         except UnreachableError as away:

@@ -9,7 +9,7 @@ from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyUnknownError
 
-LABELS = ("tunnelmgr:seed", "tunnelmgr-seed")
+SEED_LABELS = ("tunnelmgr:seed", "tunnelmgr-seed")
 """The tag's name on EC2, and the label's on Hetzner, where a name has no colon."""
 
 
@@ -21,9 +21,9 @@ class SeededKeys:
 
     async def trust_for(self, agent: Agent) -> HostTrust:
         """Return the seed's key, if the seed is unused or was used by this incarnation."""
-        id_ = next((value for name, value in agent.labels if name in LABELS), None)
+        id_ = next((value for name, value in agent.labels if name in SEED_LABELS), None)
         if id_ is None:
-            raise HostKeyUnknownError(f"it has no label {' or '.join(LABELS)}")
+            raise HostKeyUnknownError(f"it has no label {' or '.join(SEED_LABELS)}")
         seed = self.lookup(id_)
         if seed is None:
             raise HostKeyUnknownError(
