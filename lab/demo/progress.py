@@ -1,11 +1,13 @@
 """The demo's output: one line per step, with a spinner while the step runs."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from rich.console import Console
 
@@ -60,6 +62,14 @@ def ensure(holds: bool, expectation: str) -> None:
     """Raise LabError unless the expectation holds."""
     if not holds:
         raise LabError(f"expected that {expectation}")
+
+
+def refusal_in(client: CompletedProcess[str], refusal: str) -> str:
+    """Return the whole message of this refusal that a client has printed."""
+    printed = re.search(rf"tunnelmgr: {re.escape(refusal)}[^\"\n]*", client.stderr)
+    if client.returncode == 0 or printed is None:
+        raise LabError(f"expected that the client prints `tunnelmgr: {refusal}`, not: {client.stderr}")
+    return printed[0]
 
 
 def keep_running(progress: Progress, configuration: Path, commands: Mapping[str, str]) -> None:
