@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from lab.ec2 import Ec2Service
+from tests.discovery.recorded_events import RecordedEvents
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import AgentEnded, Event, FeedReported
+from tunnelmgr.core.events import AgentEnded, FeedReported
 from tunnelmgr.discovery import ec2_events
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.discovery.ec2_events import EventFeed, EventQueue, SqsQueue, read
@@ -44,11 +45,12 @@ class RunningFeed:
     """A feed that runs, and its effects."""
 
     def __init__(self, queue: EventQueue) -> None:
-        self.events: list[Event] = []
+        self.events = RecordedEvents()
         self.wakes = 0
-        self.feed = EventFeed("cloud", queue, self.events.append, self._wake)
+        self.feed = EventFeed("cloud", queue, self.events, self)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Count a wake-up."""
         self.wakes += 1
 
     @property

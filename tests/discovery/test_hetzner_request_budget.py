@@ -9,6 +9,7 @@ import pytest
 from lab.hetzner import HetznerCloud
 from tests.discovery.hetzner_project import Make, Time, launch_many
 from tunnelmgr.config import SourceConfig
+from tunnelmgr.core.events import Event
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.discovery.hetzner_request_budget import RequestBudget
 from tunnelmgr.discovery.polling import Poller
@@ -162,10 +163,22 @@ class WakeUps(asyncio.Event):
         return True
 
 
+@dataclass(frozen=True)
+class PollTimes:
+    """Records the time of each reported poll."""
+
+    clock: Time
+    times: list[float]
+
+    def report(self, _event: Event) -> None:
+        """Record the time."""
+        self.times.append(self.clock.now)
+
+
 async def polls(source: PacedSource, wake_ups: list[float]) -> list[float]:
     """Return the times of the polls, the first of which is at 0."""
     clock, begun = Time(0.0), list[float]()
-    poller = Poller(source, lambda _: begun.append(clock.now), WakeUps(clock, wake_ups), clock=clock)
+    poller = Poller(source, PollTimes(clock, begun), WakeUps(clock, wake_ups), clock=clock)
 
     with pytest.raises(NoMoreWakeUps):
         await poller.run()

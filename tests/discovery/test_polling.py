@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from structlog.testing import capture_logs
 
+from tests.discovery.recorded_events import RecordedEvents
 from tunnelmgr.config import SourceConfig
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event
@@ -60,8 +61,8 @@ def crash() -> Snapshot:
 
 async def polled(*answers: Callable[[], Snapshot]) -> tuple[list[Event], list[str]]:
     """Poll once for each answer; return the reported events and the logged ones."""
-    events: list[Event] = []
-    poller = Poller(FakeSource(list(answers)), events.append)
+    events = RecordedEvents()
+    poller = Poller(FakeSource(list(answers)), events)
     with capture_logs() as logs:
         for _ in answers:
             await poller.poll()
@@ -111,14 +112,14 @@ async def test_a_change_between_answering_and_failing_is_logged_once() -> None:
 
 async def test_a_source_that_hangs_is_polled_once() -> None:
     """A source that hangs fails at each deadline, but is not called again and uses one thread."""
-    release, events = threading.Event(), list[Event]()
+    release, events = threading.Event(), RecordedEvents()
 
     def hang() -> Snapshot:
         release.wait(10)
         return WHOLE
 
     source = FakeSource([hang])
-    poller = Poller(source, events.append, timeout=0.02)
+    poller = Poller(source, events, timeout=0.02)
     threads = threading.active_count()
 
     for _ in range(3):
@@ -162,8 +163,8 @@ def lacks_one(_source: str, listing: Snapshot) -> list[Agent]:
 async def test_missing_agents_are_requested_by_id(found: Snapshot | None, reported: Snapshot) -> None:
     """The answer by id completes the listing; if there is none, the listing is incomplete."""
     source = SourceWithIds([complete, lambda: Snapshot(frozenset())], found=found)
-    events: list[Event] = []
-    poller = Poller(source, events.append, missing=lacks_one)
+    events = RecordedEvents()
+    poller = Poller(source, events, missing=lacks_one)
 
     await poller.poll()
     assert source.wanted == []
@@ -175,17 +176,28 @@ async def test_missing_agents_are_requested_by_id(found: Snapshot | None, report
 
 async def test_a_source_without_requests_by_id_is_reported_as_listed() -> None:
     """Requests by id are optional for a source."""
-    events: list[Event] = []
+    events = RecordedEvents()
 
-    await Poller(FakeSource([lambda: Snapshot(frozenset())]), events.append, missing=lacks_one).poll()
+    await Poller(FakeSource([lambda: Snapshot(frozenset())]), events, missing=lacks_one).poll()
 
     assert events == [AgentsDiscovered("fake", Snapshot(frozenset()))]
+
+
+@dataclass(frozen=True)
+class QueuedEvents:
+    """Puts each event into a queue, for which a test can wait."""
+
+    queue: asyncio.Queue[Event]
+
+    def report(self, event: Event) -> None:
+        """Put an event into the queue."""
+        self.queue.put_nowait(event)
 
 
 async def test_a_wake_up_causes_the_next_poll() -> None:
     """A source is polled once at the start, and once for each wake-up."""
     reported = asyncio.Queue[Event]()
-    poller = Poller(FakeSource([complete]), reported.put_nowait)
+    poller = Poller(FakeSource([complete]), QueuedEvents(reported))
 
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(poller.run(), name="poller")

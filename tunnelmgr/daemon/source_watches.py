@@ -67,7 +67,7 @@ class SourceWatches:
 
     def _start(self, prepared: PreparedSource) -> SourceWatch:
         config = prepared.config
-        poller = Poller(prepared.source, self.events.report, missing=self.missing)
+        poller = Poller(prepared.source, self.events, missing=self.missing)
 
         async def poll_now() -> None:
             poller.wake()
@@ -76,7 +76,7 @@ class SourceWatches:
         timer = self.scheduler.add_job(poll_now, "interval", seconds=config.poll, jitter=config.poll / 10)
         tasks = [self.tasks.create_task(poller.run(), name=f"source {config.name}")]
         if prepared.queue is not None:
-            feed = EventFeed(config.name, prepared.queue, self.events.report, poller.wake)
+            feed = EventFeed(config.name, prepared.queue, self.events, poller)
             tasks.append(self.tasks.create_task(feed.run(), name=f"events {config.name}"))
         return SourceWatch(prepared, tuple(tasks), timer)
 

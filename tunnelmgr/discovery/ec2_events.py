@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import AgentEnded, Event, FeedReported
+from tunnelmgr.core.events import AgentEnded, FeedReported
+from tunnelmgr.core.ports import EventSink
 from tunnelmgr.discovery.aws_clients import AwsError, aws_error_text
 from tunnelmgr.threads import in_thread
 
@@ -47,14 +48,22 @@ class EventQueue(Protocol):
         ...
 
 
+class Wakeable(Protocol):
+    """A poller that can be woken."""
+
+    def wake(self) -> None:
+        """Poll the source again soon."""
+        ...
+
+
 @dataclass(slots=True)
 class EventFeed:
     """Reads the queue of one source, and has the source polled after an event."""
 
     source: str
     queue: EventQueue
-    report: Callable[[Event], None]
-    wake: Callable[[], None]
+    events: EventSink
+    poller: Wakeable
     _error: str | None = field(default="not read yet")
 
     async def run(self) -> None:
@@ -90,13 +99,13 @@ class EventFeed:
         woken = False
         for agent, state in states:
             if state in OVER:
-                self.report(AgentEnded(self.source, agent, f"EC2 reports {state}"))
+                self.events.report(AgentEnded(self.source, agent, f"EC2 reports {state}"))
             woken = True
         if woken:
-            self.wake()
+            self.poller.wake()
             loop = asyncio.get_running_loop()
             for delay in REPOLL_DELAYS:
-                loop.call_later(delay, self.wake)
+                loop.call_later(delay, self.poller.wake)
 
     def _note(self, error: str | None) -> None:
         if error == self._error:
@@ -106,7 +115,7 @@ class EventFeed:
             log.warning("event queue failed, polling continues", source=self.source, error=error)
         else:
             log.info("event queue recovered", source=self.source)
-        self.report(FeedReported(self.source, error))
+        self.events.report(FeedReported(self.source, error))
 
 
 def read(body: str) -> tuple[AgentId, str] | None:

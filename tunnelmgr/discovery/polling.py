@@ -14,8 +14,9 @@ import structlog
 
 from tunnelmgr.config import AgentSource
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed, Event
+from tunnelmgr.core.events import AgentsDiscovered, DiscoveryFailed
 from tunnelmgr.core.missing_agents import with_answer
+from tunnelmgr.core.ports import EventSink
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.errors import DiscoveryError
 from tunnelmgr.threads import in_thread
@@ -62,7 +63,7 @@ class Poller:
     """Polls one source at each wake-up and reports its answer; `missing` returns the agents to request by id."""
 
     source: AgentSource
-    report: Callable[[Event], None]
+    events: EventSink
     wakeups: asyncio.Event = field(default_factory=asyncio.Event)
     timeout: float = POLL_TIMEOUT
     clock: Callable[[], float] = time.monotonic
@@ -108,7 +109,7 @@ class Poller:
             self._failed(f"{broken!r}; see the traceback in the log")
         else:
             self._note("; ".join(snapshot.failures) or None)
-            self.report(AgentsDiscovered(name, snapshot))
+            self.events.report(AgentsDiscovered(name, snapshot))
 
     def _ask(self, begun: float) -> Snapshot:
         """Return the source's answer, and record the pause that it asks for, also after a failure; runs in a thread."""
@@ -122,7 +123,7 @@ class Poller:
 
     def _failed(self, reason: str) -> None:
         self._note(reason)
-        self.report(DiscoveryFailed(self.source.config.name, reason))
+        self.events.report(DiscoveryFailed(self.source.config.name, reason))
 
     def _note(self, failing: str | None) -> None:
         """Log a change between answering and failing, not every poll."""
