@@ -14,7 +14,7 @@ ON_BOTH_LOOPS = (
     "tests/dataplane/",
     "tests/ssh/",
     "tests/tunnel/",
-    "tests/gate/test_registry_socket.py",
+    "tests/gate/test_target_socket.py",
     "tests/gate/test_relay.py",
 )
 
@@ -25,6 +25,7 @@ SERIAL = (
     "tests/acceptance/test_starvation.py",
     "tests/daemon/test_loop_lag.py",
     "tests/tunnel/test_admission.py",
+    "tests/tunnel/test_worker.py",
 )
 """Tests whose assertions depend on time or load."""
 

@@ -102,3 +102,10 @@ def test_the_example_of_a_source_plug_in_works(tmp_path: Path) -> None:
     (agent,) = acme["AcmeSource"](config).discover().agents
 
     assert (agent.id, agent.name, agent.addresses) == ("acme:1", "builder", ("192.0.2.7",))
+
+
+def test_the_selections_of_tests_name_what_exists() -> None:
+    """Each path in tests/conftest.py that selects tests for both loops, or for a serial run, exists."""
+    selections = runpy.run_path(str(ROOT / "tests/conftest.py"))
+
+    assert [path for path in (*selections["ON_BOTH_LOOPS"], *selections["SERIAL"]) if not (ROOT / path).exists()] == []

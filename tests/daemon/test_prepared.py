@@ -50,7 +50,7 @@ async def test_a_revocation_file_that_is_not_text_is_a_problem(site: Site) -> No
     (site.folder / "revoked").write_bytes(b"serial:1\n\xff\n")
     authority(site, site.folder / "revoked")
 
-    assert problems(site.write()) == (f"authority[0].revoked: {site.folder}/revoked is not text in UTF-8",)
+    assert problems(site.write()) == (f"authority[0].revoked: {site.folder}/revoked is not UTF-8 text",)
 
 
 async def test_a_prepared_configuration_reads_no_file_again(site: Site) -> None:
