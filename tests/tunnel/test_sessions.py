@@ -1,0 +1,70 @@
+"""The channels of a tunnel: their number is limited, and comes down again."""
+
+import asyncio
+from dataclasses import fields
+
+import asyncssh
+import pytest
+
+from tests.ssh.ssh_server import Sshd, forward, until
+from tests.ssh.worker_harness import WorkerHarness
+from tests.tunnel.running_worker import ping, running_worker
+from tunnelmgr.core.events import TunnelProbed
+from tunnelmgr.dataplane import fair_queue
+from tunnelmgr.tunnel.settings import TunnelSettings
+
+
+def with_long_probe_timeout(settings: TunnelSettings) -> TunnelSettings:
+    """Return the settings with a probe timeout of 10 s, for tests that keep both ends of the tunnel busy."""
+
+    class Patient(TunnelSettings):
+        probe_timeout = 10.0  # type: ignore[assignment]
+
+    return Patient(**{each.name: getattr(settings, each.name) for each in fields(settings)})
+
+
+async def test_no_more_channels_are_open_than_allowed(
+    sshd: Sshd, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5,000 channel opens, 500 at a time, are limited, while the tunnel stays up and its probes are answered."""
+    # The no-op budget would throttle this flood, depending on the speed of this machine.
+    monkeypatch.setattr(fair_queue, "NO_OP_BURST", 60.0)
+    one = forward()
+    async with (
+        running_worker(sshd.spec(one), with_long_probe_timeout(harness.settings(max_channels=16))) as life,
+        asyncio.timeout(60),
+    ):
+        await harness.up()
+        host, port = one.listen[0].host, one.listen[0].port
+        opened: list[object] = []
+        for _ in range(10):  # both ends live in this process, and a probe must have its turn
+            opens = (sshd.connection.open_connection(host, port) for _ in range(500))
+            opened += await asyncio.gather(*opens, return_exceptions=True)
+        accepted = [each for each in opened if not isinstance(each, BaseException)]
+
+        assert {type(each) for each in opened if isinstance(each, BaseException)} == {asyncssh.ChannelOpenError}
+        # Probes do not count towards the limit: one channel may have taken the place of a probe, and is ended again.
+        assert len(accepted) >= 15
+        assert harness.serving <= 18
+        await harness.up(len(harness.of(TunnelProbed)) + 2)
+        await until(lambda: harness.serving <= 17)  # one is kept for probes
+
+        for _, writer in accepted:
+            writer.close()
+        await until(lambda: life.worker._sessions._channels == 1)
+        _, writer = await ping(one.listen[0])
+        writer.close()
+
+
+async def test_channels_that_end_make_room(sshd: Sshd, harness: WorkerHarness) -> None:
+    """The number of channels decreases again however a channel ends."""
+    one = forward()
+    async with running_worker(sshd.spec(one), harness.settings(max_channels=2)) as life:
+        await harness.up()
+        for turn in range(20):
+            _, writer = await ping(one.listen[0])
+            if turn % 2:
+                writer.transport.abort()
+            else:
+                writer.close()
+            await until(lambda: life.worker._sessions._channels == 1)
