@@ -202,7 +202,7 @@ class GateError(TunnelmgrError):
 class MalformedRequestError(GateError):
     """The agent sent something that is not one plain HTTP/1.1 request.
 
-    `oci_code` is what the agent is told (OCI distribution spec, "Error Codes").
+    `oci_code` is the code of the answer to the agent (OCI distribution spec, "Error Codes").
     """
 
     code = "malformed-request"

@@ -57,7 +57,7 @@ def examined(world: World, event: KeyExamined, now: float) -> Transition:
     if mark is None or not mark.disputed or not record.present or record.agent.incarnation != event.incarnation:
         return Transition(world, {event.agent})
     what = f"showed {fingerprint(event.key)}" if event.key else event.message
-    if all((moment.step, moment.detail) != ("examined", what) for moment in record.history):
+    if all((entry.step, entry.detail) != ("examined", what) for entry in record.history):
         record = record.with_step(now, "examined", what)
     world = world.with_record(replace(record, quarantine=replace(mark, examined=True)))
     if event.key in mark.disputed:
