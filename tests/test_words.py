@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 READ = ("tunnelmgr/", "tests/", "lab/", "benchmarks/", "docs/", "ansible/", "systemd/", "README.md", "CONTRIBUTING.md")
-SUFFIXES = {".py", ".md", ".sh", ".yml", ".j2", ".toml", ".service", ".c"}
+SUFFIXES = {".py", ".tf", ".md", ".sh", ".yml", ".j2", ".toml", ".service", ".c"}
 
 WORDS = {
     "anew": "again",

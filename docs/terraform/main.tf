@@ -1,4 +1,4 @@
-# EC2's state changes of this region, by an EventBridge rule, into a queue that one tunnelmgr source reads.
+# Sends this region's EC2 state changes to a queue that one tunnelmgr source reads, by an EventBridge rule.
 
 data "aws_caller_identity" "current" {}
 
@@ -13,7 +13,7 @@ locals {
 resource "aws_sqs_queue" "changes" {
   name = var.name
 
-  # An event that is older tells nothing that a poll has not told.
+  # Polling has already found what an older event reports.
   message_retention_seconds  = 300
   visibility_timeout_seconds = 30
 
@@ -37,7 +37,7 @@ resource "aws_cloudwatch_event_target" "queue" {
   arn  = aws_sqs_queue.changes.arn
 }
 
-# Whoever may send here can end tunnels, so only this rule may.
+# Anyone who may send here can end tunnels, so only this rule may.
 data "aws_iam_policy_document" "queue" {
   statement {
     actions   = ["sqs:SendMessage"]
@@ -61,7 +61,7 @@ resource "aws_sqs_queue_policy" "changes" {
   policy    = data.aws_iam_policy_document.queue.json
 }
 
-# What the controller needs, and no more.
+# The permissions that the controller needs.
 data "aws_iam_policy_document" "controller" {
   statement {
     sid       = "Discover"
