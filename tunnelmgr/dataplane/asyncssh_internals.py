@@ -43,7 +43,6 @@ OPAQUE_PIECE_BYTES: Final = 4 * 1024
 PACKETS_PER_TIME_CHECK: Final = 16
 """Packets that are processed between two checks of the time: about 0.1 ms."""
 
-
 _GCM_CIPHER, _GCM_ENCRYPTION = CLASSES[Cipher], CLASSES[Encryption]
 _ciphers: Final[WeakKeyDictionary[Cipher, AESGCM]] = WeakKeyDictionary()
 _RECEIVES_MESSAGES: Final = frozenset({"open", "eof_pending", "eof"})
