@@ -43,17 +43,17 @@ def agent_view(
         "trust": trust.method.value if trust else None,
         "evidence": trust.detail or None if trust else None,
         "fingerprints": list(trust.fingerprints) if trust else [],
-        "login_key": facts.login_key,
+        "login_key": health.login_key,
         "error": status.error,
         "message": status.message or None,
         "failures": status.failures,
-        "retry_at": timestamp(facts.retry_at),
-        "forwards": [_forward_view(forward, facts.held) for forward in forwards],
+        "retry_at": timestamp(health.retry_at),
+        "forwards": [_forward_view(forward, health.held) for forward in forwards],
         "channels": traffic.channels if traffic else 0,
         "bytes_to_agent": traffic.to_agent if traffic else 0,
         "bytes_from_agent": traffic.from_agent if traffic else 0,
-        "probe_ms": round(facts.probe.ms, 3) if facts.probe else None,
-        "probed_at": timestamp(facts.probe.at) if facts.probe else None,
+        "probe_ms": round(health.probe.ms, 3) if health.probe else None,
+        "probed_at": timestamp(health.probe.at) if health.probe else None,
     }
 
 
@@ -86,14 +86,14 @@ def agents_view(world: World, traffic: Mapping[AgentId, TrafficCounters], *, dep
     ]
 
 
-def status_view(world: World, facts: DaemonHealth) -> Json:
+def status_view(world: World, health: DaemonHealth) -> Json:
     """Return the controller's state, as `status --json`."""
     present = [record for record in world.records.values() if record.present]
     phases = [status_of(world, record).phase for record in present]
     return {
-        "controller": facts.controller,
-        "version": facts.version,
-        "uptime_s": round(facts.uptime_s, 1),
+        "controller": health.controller,
+        "version": health.version,
+        "uptime_s": round(health.uptime_s, 1),
         "draining": world.draining,
         "agents": len(present),
         "up": phases.count(Phase.UP),
@@ -112,20 +112,26 @@ def status_view(world: World, facts: DaemonHealth) -> Json:
             }
             for view in world.sources.values()
         ],
+        **_health_view(health),
+    }
+
+
+def _health_view(health: DaemonHealth) -> Json:
+    return {
         "registry": {
-            "reachable": facts.registry.reachable,
-            "loopback_only": facts.registry.loopback_only,
-            "error": facts.registry.error,
-            "checked_at": timestamp(facts.registry.checked_at),
+            "reachable": health.registry.reachable,
+            "loopback_only": health.registry.loopback_only,
+            "error": health.registry.error,
+            "checked_at": timestamp(health.registry.checked_at),
         },
         "audit": {
-            "ok": facts.audit.error is None and not facts.audit.lost_recently,
-            "error": facts.audit.error,
-            "lost": facts.audit.lost,
-            "lost_recently": facts.audit.lost_recently,
+            "ok": health.audit.error is None and not health.audit.lost_recently,
+            "error": health.audit.error,
+            "lost": health.audit.lost,
+            "lost_recently": health.audit.lost_recently,
         },
-        "fast_path": {"active": facts.fast_path.active, "reason": facts.fast_path.reason},
-        "state": {"ok": facts.store_error is None, "error": facts.store_error},
+        "fast_path": {"active": health.fast_path.active, "reason": health.fast_path.reason},
+        "state": {"ok": health.store_error is None, "error": health.store_error},
     }
 
 
