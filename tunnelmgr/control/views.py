@@ -43,17 +43,17 @@ def agent_view(
         "trust": trust.method.value if trust else None,
         "evidence": trust.detail or None if trust else None,
         "fingerprints": list(trust.fingerprints) if trust else [],
-        "login_key": health.login_key,
+        "login_key": facts.login_key,
         "error": status.error,
         "message": status.message or None,
         "failures": status.failures,
-        "retry_at": timestamp(health.retry_at),
-        "forwards": [_forward_view(forward, health.held) for forward in forwards],
+        "retry_at": timestamp(facts.retry_at),
+        "forwards": [_forward_view(forward, facts.held) for forward in forwards],
         "channels": traffic.channels if traffic else 0,
         "bytes_to_agent": traffic.to_agent if traffic else 0,
         "bytes_from_agent": traffic.from_agent if traffic else 0,
-        "probe_ms": round(health.probe.ms, 3) if health.probe else None,
-        "probed_at": timestamp(health.probe.at) if health.probe else None,
+        "probe_ms": round(facts.probe.ms, 3) if facts.probe else None,
+        "probed_at": timestamp(facts.probe.at) if facts.probe else None,
     }
 
 
