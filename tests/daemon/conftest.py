@@ -25,11 +25,17 @@ class Site:
     group: str = "default"
     agents: tuple[str, ...] = ("builder-1",)
     more: str = ""
+    state: str = ""
 
     @property
     def file(self) -> Path:
         """The configuration."""
         return self.folder / "tunnelmgr.toml"
+
+    @property
+    def default_state(self) -> str:
+        """A state file in the folder."""
+        return f"sqlite:///{self.folder}/state.db"
 
     @property
     def socket(self) -> Path:
@@ -46,7 +52,7 @@ class Site:
         self.file.write_text(f"""\
 [controller]
 name = "registry-1"
-state = "sqlite:///{self.folder}/state.db"
+state = "{self.state or self.default_state}"
 socket = "{self.socket}"
 drain = "5s"
 {own}

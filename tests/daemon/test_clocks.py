@@ -38,7 +38,7 @@ class Wall:
 async def running(site: Site, wall: Wall) -> AsyncIterator[Daemon]:
     """Run a daemon in this process; at the end it drains."""
     prepared = prepare(site.write())
-    store = open_store(prepared.config.controller.state)
+    store = open_store(prepared.config.controller.state, "test")
     async with asyncio.TaskGroup() as tasks:
         daemon = Daemon(site.file, prepared, store, tasks, wall=wall)
         task = tasks.create_task(daemon.run(), name="daemon")

@@ -56,6 +56,12 @@ class Process:
             await asyncio.sleep(0.02)
         raise AssertionError(f"{name} is not {phase}:\n{self.output.decode()}")
 
+    async def until_state(self, *, ok: bool) -> None:
+        """Wait until `status` shows whether the state can be written."""
+        async with asyncio.timeout(30):
+            while (await self.ask(self.client.status))["state"]["ok"] is not ok:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+
     async def end(self, within: float = 10) -> int:
         """Wait until it ends and return its exit status."""
         async with asyncio.timeout(within):

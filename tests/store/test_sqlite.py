@@ -14,19 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from tunnelmgr.core.agent import Agent, AgentId
+from tests.store.records import AGENT, RECORD, proved
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.persistence import Changes
-from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.world import HISTORY_LENGTH, HistoryEntry, Quarantine, Record
+from tunnelmgr.core.trust import Method
+from tunnelmgr.core.world import HISTORY_LENGTH, HistoryEntry, Record
 from tunnelmgr.errors import SchemaError, StoreError
 from tunnelmgr.store.sqlite import APPLICATION, SqliteStore
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
-AGENT = Agent(
-    AgentId("ec2:i-0a"), "i-0a", "jenkins", "ci", "böhm", ("10.0.0.1", "2001:db8::1"), 2222, (("role", "ci"),)
-)
-RECORD = Record(AGENT, first_seen=1.5, changed=2.5, history=(HistoryEntry(1.5, "seen", "at 10.0.0.1:2222", uid=7),))
-SCRIPTS = sorted(entry.name for entry in files("tunnelmgr.store.migrations").iterdir() if entry.name.endswith(".sql"))
+MIGRATIONS = files("tunnelmgr.store.migrations") / "sqlite"
+SCRIPTS = sorted(entry.name for entry in MIGRATIONS.iterdir() if entry.name.endswith(".sql"))
 
 
 @pytest.fixture
@@ -42,37 +39,12 @@ def store(file: Path) -> Iterator[SqliteStore]:
         yield opened
 
 
-def proved(method: Method) -> Record:
-    """Return the record of an agent that was proved by this method."""
-    trust = HostTrust(method, (KEY,))
-    return replace(RECORD, trust=trust, proved=trust)
-
-
 def read_again(store: SqliteStore) -> Record:
     """Close the store, open its file again, and return the one record in it."""
     store.close()
     with closing(SqliteStore(store.file)) as again:
         (record,) = again.load().records.values()
     return record
-
-
-# --- what others wrote ---
-
-
-def test_a_name_that_is_not_valid_unicode_is_written_nevertheless(store: SqliteStore) -> None:
-    """Half a surrogate pair in a name, as a cloud's JSON may have, does not prevent a write."""
-    odd = replace(RECORD, agent=replace(AGENT, name="a\ud800b"), quarantine=Quarantine(1.0, "code", "\ud800"))
-    odd = replace(odd, proved=HostTrust(Method.CONSOLE, (KEY,), "\ud800"))
-
-    store.write(Changes((odd,)))
-
-    assert read_again(store).agent.name == "a?b"
-
-
-def test_an_id_that_is_not_valid_unicode_is_a_store_error(store: SqliteStore) -> None:
-    """An id that cannot be encoded is a StoreError, as any other failed write."""
-    with pytest.raises(StoreError, match="surrogates not allowed"):
-        store.write(Changes((replace(RECORD, agent=replace(AGENT, id=AgentId("x:\ud800"))),)))
 
 
 # --- how large it grows ---
@@ -101,56 +73,6 @@ def test_ten_thousand_small_writes_leave_a_short_wal(store: SqliteStore, file: P
 # --- what is kept ---
 
 
-def test_a_record_comes_back_as_it_was(store: SqliteStore) -> None:
-    """A record is loaded with the agent, times and history that were written."""
-    store.write(Changes((RECORD,)))
-
-    assert read_again(store) == RECORD
-
-
-def test_an_agent_that_has_left_is_loaded_as_such(store: SqliteStore) -> None:
-    """An agent that has left is not present after a restart."""
-    store.write(Changes((replace(RECORD, present=False),)))
-
-    assert not read_again(store).present
-
-
-def test_a_quarantine_comes_back_and_goes_with_its_release(store: SqliteStore) -> None:
-    """A quarantine is loaded with its reason, time and disputed keys, and removed with its release."""
-    mark = Quarantine(3.5, "host-key-shared", "claimed by two", disputed=(KEY,), examined=True)
-    store.write(Changes((replace(RECORD, quarantine=mark),)))
-    kept = store.load().records[AGENT.id].quarantine
-
-    store.write(Changes((RECORD,)))
-
-    assert kept == mark
-    assert read_again(store).quarantine is None
-
-
-@pytest.mark.parametrize("method", [Method.CONSOLE, Method.TOFU])
-def test_evidence_that_can_be_obtained_only_once_is_loaded(store: SqliteStore, method: Method) -> None:
-    """Evidence that can be obtained only once is loaded as a pin of its incarnation."""
-    store.write(Changes((proved(method),)))
-
-    assert read_again(store).proved == HostTrust(method, (KEY,))
-
-
-def test_possessed_keys_are_loaded(store: SqliteStore) -> None:
-    """The keys that an agent has shown in a handshake are loaded, so that no claim after a restart harms it."""
-    store.write(Changes((replace(proved(Method.AUTHORITY), possessed=(KEY,)),)))
-
-    assert read_again(store).possessed == (KEY,)
-
-
-def test_a_pin_is_removed_with_a_rebuild(store: SqliteStore) -> None:
-    """A new incarnation has no pin and has to prove itself."""
-    store.write(Changes((proved(Method.CONSOLE),)))
-
-    store.write(Changes((replace(RECORD, agent=replace(AGENT, incarnation="2")),)))
-
-    assert read_again(store).proved is None
-
-
 def test_a_pin_of_another_incarnation_is_never_believed(store: SqliteStore, file: Path) -> None:
     """A pin in the file that is of another incarnation than the agent is ignored."""
     store.write(Changes((proved(Method.CONSOLE),)))
@@ -158,18 +80,6 @@ def test_a_pin_of_another_incarnation_is_never_believed(store: SqliteStore, file
         db.execute("UPDATE pin SET incarnation = 'other'")
 
     assert read_again(store).proved is None
-
-
-def test_a_forgotten_agents_pin_and_quarantine_are_removed(store: SqliteStore, file: Path) -> None:
-    """The pin and the quarantine of a forgotten agent are removed with it."""
-    store.write(Changes((replace(proved(Method.TOFU), quarantine=Quarantine(1.0, "x", "y")),)))
-
-    store.write(Changes(forgotten=(AGENT.id,)))
-
-    store.close()
-    with closing(sqlite3.connect(file)) as db:
-        left = [db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("agent", "pin", "quarantine")]  # noqa: S608 - our own tables
-    assert left == [0, 0, 0]
 
 
 # --- whose file it is ---
@@ -191,7 +101,7 @@ def test_a_file_of_an_earlier_schema_is_migrated(file: Path, version: int) -> No
     file.parent.mkdir()
     with closing(sqlite3.connect(file)) as db:
         for name in SCRIPTS[:version]:
-            db.executescript((files("tunnelmgr.store.migrations") / name).read_text())
+            db.executescript((MIGRATIONS / name).read_text())
         db.execute(f"PRAGMA application_id = {APPLICATION if version else 0}")
         db.execute(f"PRAGMA user_version = {version}")
 

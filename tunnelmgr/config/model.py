@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tunnelmgr.config.sources import SourceConfig
+from tunnelmgr.config.state_url import state_url
 from tunnelmgr.config.values import (
     AbsolutePath,
     Duration,
@@ -14,13 +15,12 @@ from tunnelmgr.config.values import (
     Loopback,
     Name,
     NameGlobs,
-    PrivateKeyPath,
     PublicKeyFileRead,
     RevocationFileRead,
+    SecretPath,
     Section,
     TagGlobs,
     Target,
-    state_url,
 )
 from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.policy import GroupPolicy
@@ -55,6 +55,7 @@ class ControllerConfig(Section):
 
     name: Name = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "controller")
     state: Annotated[str, BeforeValidator(state_url)] = "sqlite:////var/lib/tunnelmgr/state.db"
+    state_password: SecretPath | None = None
     socket: AbsolutePath = Path(DEFAULT_SOCKET)
     metrics_public: bool = False
     metrics: Target | None = None
@@ -74,9 +75,9 @@ class SshConfig(Section):
     """`[ssh]`: the connections to agents."""
 
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_.-]{0,31}$")] = "tunnel"
-    key: PrivateKeyPath | None = None
+    key: SecretPath | None = None
     certificate: ExistingFile | None = None
-    next_key: PrivateKeyPath | None = None
+    next_key: SecretPath | None = None
     agent: AbsolutePath | None = None
     connect_timeout: Annotated[Duration, Field(gt=0, le=120)] = 10.0
     probe_interval: Annotated[Duration, Field(ge=0.1, le=3600)] = 15.0

@@ -72,13 +72,6 @@ def _existing(value: object) -> Path:
     return path
 
 
-def state_url(value: object) -> str:
-    """Return a valid URL of a state database; raises ValueError for any other value."""
-    if not isinstance(value, str) or not re.fullmatch(r"sqlite:////[^\0]+", value):
-        raise ValueError('write "sqlite:////absolute/path"')
-    return value
-
-
 def _globs_checked(check: Callable[[str], None]) -> AfterValidator:
     """Return a validator that applies one of the core's checks of patterns."""
 
@@ -111,7 +104,7 @@ Target = Annotated[Endpoint, BeforeValidator(_endpoint)]
 Loopback = Annotated[Endpoint, BeforeValidator(_loopback)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 ExistingFile = Annotated[Path, BeforeValidator(_existing), PlainSerializer(str)]
-PrivateKeyPath = Annotated[Path, BeforeValidator(_key_file), PlainSerializer(str)]
+SecretPath = Annotated[Path, BeforeValidator(_key_file), PlainSerializer(str)]
 PublicKeyFileRead = Annotated[PublicKeyFile, BeforeValidator(_public_key_file)]
 RevocationFileRead = Annotated[RevocationFile, BeforeValidator(_revocation_file)]
 TrustOrder = Annotated[list[Annotated[Method, Field(strict=False)]], Field(min_length=1)]

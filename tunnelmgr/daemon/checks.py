@@ -19,10 +19,11 @@ from tunnelmgr.daemon.prepared import PinsKeys, build
 from tunnelmgr.daemon.trust_methods import ConsoleReader
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.socket_options import missing_kernel_settings
-from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError
+from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError, StoreError
 from tunnelmgr.gate.registry_check import is_loopback_only, listen_addresses, registry_error
 from tunnelmgr.ssh.key_files import load_key
 from tunnelmgr.ssh.login import load_login
+from tunnelmgr.store.connect import check_database
 
 MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr")})
 """What StateDirectory= and RuntimeDirectory= make at the first start (systemd.exec(5))."""
@@ -49,7 +50,7 @@ class PermissionChecker(Protocol):
 
 async def check(config: Config) -> list[Finding]:
     """Check everything that a start depends on."""
-    findings = [*_keys(config), _place("state", _state_file(config)), _place("socket", config.controller.socket)]
+    findings = [*_keys(config), await asyncio.to_thread(_state, config), _place("socket", config.controller.socket)]
     for forward in config.forwards():
         if forward.protocol == "registry":
             findings += await _registry(forward.target)
@@ -109,8 +110,15 @@ def _rotation(config: Config) -> list[Finding]:
     return [Finding("key rotation", "note", message + (f"; not yet: {', '.join(lacking)}" if lacking else ""))]
 
 
-def _state_file(config: Config) -> Path:
-    return Path(config.controller.state.removeprefix("sqlite:///"))
+def _state(config: Config) -> Finding:
+    """Check that the state can be written: a file in its folder, a database that answers."""
+    settings = config.controller
+    if settings.state.startswith("sqlite:"):
+        return _place("state", Path(settings.state.removeprefix("sqlite:///")))
+    try:
+        return Finding("state", "ok", check_database(settings.state, settings.state_password))
+    except StoreError as wrong:
+        return Finding("state", "failed", str(wrong))
 
 
 def _place(name: str, file: Path) -> Finding:

@@ -145,7 +145,8 @@ def file_descriptor_limit() -> int:
 async def run(file: Path) -> None:
     """Run a daemon until it is told to stop; raises ConfigError, StoreError or ControlError if it cannot start."""
     prepared = prepare(file)
-    store = open_store(prepared.config.controller.state)
+    settings = prepared.config.controller
+    store = open_store(settings.state, settings.name, settings.state_password)
     try:
         failure: TunnelmgrError | None = None
         async with asyncio.TaskGroup() as tasks:

@@ -22,7 +22,7 @@ from tunnelmgr.tunnel.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
-FIXED = ("name", "state", "socket", "metrics", "metrics_public", "audit")
+FIXED = ("name", "state", "state_password", "socket", "metrics", "metrics_public", "audit")
 """Keys of `[controller]` that take effect at the next start only."""
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tunnelmgr.core.persistence import StoredState
-from tunnelmgr.errors import StoreError
-from tunnelmgr.store.sqlite import SqliteStore
+from tunnelmgr.store.sqlite import SqliteStore, read_sqlite
 from tunnelmgr.store.writer import WritableStore
 
 
@@ -21,11 +20,37 @@ class Store(WritableStore, Protocol):
         ...
 
 
-def open_store(url: str) -> Store:
-    """Open the store of a URL such as `sqlite:////var/lib/tunnelmgr/state.db`; raises StoreError."""
-    scheme, _, path = url.partition("://")
-    if scheme != "sqlite":
-        raise StoreError(
-            f"controller.state: unknown store {scheme!r}; write a URL such as sqlite:////var/lib/tunnelmgr/state.db"
-        )
-    return SqliteStore(Path(path[1:] if path.startswith("//") else path.lstrip("/")))
+def open_store(url: str, name: str, password_file: Path | None = None) -> Store:
+    """Open the store of `controller.state` for the controller of this name; raises StoreError.
+
+    `sqlite:////var/lib/tunnelmgr/state.db`, or a connection URI of PostgreSQL (libpq-connect, section 34.1.1.2).
+    """
+    if _is_sqlite(url):
+        return SqliteStore(_file(url))
+    from tunnelmgr.store.postgres import PostgresStore  # noqa: PLC0415 - spares the usual case its import
+
+    return PostgresStore(url, name, password_file)
+
+
+def read_state(url: str, password_file: Path | None = None) -> StoredState:
+    """Return what a store holds, also while a daemon uses it; raises StoreError, also if nothing was stored yet."""
+    if _is_sqlite(url):
+        return read_sqlite(_file(url))
+    from tunnelmgr.store.postgres import read_postgres  # noqa: PLC0415 - as above
+
+    return read_postgres(url, password_file)
+
+
+def check_database(url: str, password_file: Path | None = None) -> str:
+    """Return what a PostgreSQL database says of itself and of who uses the state in it; raises StoreError."""
+    from tunnelmgr.store.postgres import database_facts  # noqa: PLC0415 - as above
+
+    return database_facts(url, password_file)
+
+
+def _is_sqlite(url: str) -> bool:
+    return url.startswith("sqlite:")
+
+
+def _file(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///"))

@@ -6,23 +6,21 @@ https://www.sqlite.org/wal.html
 """
 
 import fcntl
-import json
 import os
 import sqlite3
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import astuple
+from contextlib import closing, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
-from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.persistence import Changes, StoredState
-from tunnelmgr.core.seed import Seed
-from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.world import HistoryEntry, Quarantine, Record
+from tunnelmgr.core.world import Record
 from tunnelmgr.errors import SchemaError, StoreError
+from tunnelmgr.store.rows import agent_values, pin_values, quarantine_values, record_of, seed_of, seed_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +35,7 @@ CHECKPOINT_PAGES = 64
 WAL_LIMIT = 512 * 1024
 """Bytes to which SQLite truncates the WAL at the first write after a checkpoint; without a limit it stays as long as
 the longest transaction ever was (https://www.sqlite.org/pragma.html#pragma_journal_size_limit)."""
+MIGRATIONS = files("tunnelmgr.store.migrations") / "sqlite"
 CLOSE_PATIENCE = 1.0
 """Seconds that `close` waits for a call in another thread; SQLite must not be closed under it."""
 
@@ -76,15 +75,7 @@ class SqliteStore:
 
     def load(self) -> StoredState:
         """Return everything that was written; raises StoreError."""
-        rows = self._guarded(lambda: self._db.execute(_LOAD).fetchall())
-        seeds = self._guarded(lambda: self._db.execute("SELECT * FROM seed").fetchall())
-        return StoredState(
-            {AgentId(row["id"]): _record(row) for row in rows},
-            {
-                row["id"]: Seed(row["id"], row["key"], row["expires"], row["holder"], row["incarnation"])
-                for row in seeds
-            },
-        )
+        return self._guarded(lambda: _memory(self._db))
 
     def write(self, changes: Changes) -> None:
         """Write all of `changes` or nothing; raises StoreError, after which the same call may be tried again."""
@@ -102,42 +93,19 @@ class SqliteStore:
             for record in changes.records:
                 self._write_record(record)
             self._db.executemany("DELETE FROM agent WHERE id = ?", [(id_,) for id_ in changes.forgotten])
-            rows = [(seed.id, seed.key, seed.expires, seed.holder, seed.incarnation) for seed in changes.seeds]
-            self._db.executemany(_SEED, rows)
+            self._db.executemany(_SEED, [seed_values(seed) for seed in changes.seeds])
             self._db.executemany("DELETE FROM seed WHERE id = ?", [(id_,) for id_ in changes.spent])
 
     def _write_record(self, record: Record) -> None:
-        agent = record.agent
-        self._db.execute(
-            _AGENT,
-            (
-                agent.id,
-                agent.incarnation,
-                agent.source,
-                agent.group,
-                _storable(agent.name),
-                json.dumps(agent.addresses),
-                agent.port,
-                json.dumps(agent.labels),
-                record.first_seen,
-                record.changed,
-                int(record.present),
-                json.dumps([astuple(entry) for entry in record.history]),
-            ),
-        )
-        proof = record.proved
-        if proof is None:
-            self._db.execute("DELETE FROM pin WHERE agent = ?", (agent.id,))
+        self._db.execute(_AGENT, agent_values(record))
+        if (pin := pin_values(record)) is None:
+            self._db.execute("DELETE FROM pin WHERE agent = ?", (record.agent.id,))
         else:
-            keys, possessed = json.dumps(proof.keys), json.dumps(record.possessed)
-            facts = (agent.id, agent.incarnation, proof.method.value, keys, _storable(proof.detail), possessed)
-            self._db.execute(_PIN, facts)
-        mark = record.quarantine
-        if mark is None:
-            self._db.execute("DELETE FROM quarantine WHERE agent = ?", (agent.id,))
+            self._db.execute(_PIN, pin)
+        if (mark := quarantine_values(record)) is None:
+            self._db.execute("DELETE FROM quarantine WHERE agent = ?", (record.agent.id,))
         else:
-            message, disputed = _storable(mark.message), json.dumps(mark.disputed)
-            self._db.execute(_QUARANTINE, (agent.id, mark.since, mark.code, message, disputed, int(mark.examined)))
+            self._db.execute(_QUARANTINE, mark)
 
     def _guarded(self, act: Callable[[], Answer]) -> Answer:
         try:
@@ -147,9 +115,37 @@ class SqliteStore:
             raise StoreError(f"{self.file}: {failed}") from failed
 
 
-def _storable(text: str) -> str:
-    """Return a text with `?` for lone surrogates, which JSON may hold (RFC 8259, section 8.2) and UTF-8 may not."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def read_sqlite(file: Path) -> StoredState:
+    """Return what a state file holds, also while a daemon writes it; raises StoreError, also if there is no file."""
+    if not file.exists():
+        raise StoreError(f"{file}: there is no state file; check controller.state")
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=5)) as db:
+            db.row_factory = sqlite3.Row
+            if _pragma(db, "application_id") != APPLICATION:
+                raise SchemaError(f"{file}: is the database of another program")
+            with _snapshot(db):
+                return _memory(db)
+    except sqlite3.Error as failed:
+        raise StoreError(f"{file}: {failed}") from failed
+
+
+def _memory(db: sqlite3.Connection) -> StoredState:
+    agents = db.execute(_LOAD).fetchall()
+    seeds = db.execute("SELECT * FROM seed").fetchall()
+    return StoredState(
+        {AgentId(row["id"]): record_of(row) for row in agents}, {row["id"]: seed_of(row) for row in seeds}
+    )
+
+
+@contextmanager
+def _snapshot(db: sqlite3.Connection) -> "Iterator[None]":
+    """Read one state of the file, whatever is written meanwhile (https://www.sqlite.org/isolation.html)."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
 
 
 def _locked(file: Path) -> IO[bytes]:
@@ -187,7 +183,7 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
     """Check that the database is ours, migrate it to the present schema, and set how SQLite writes it."""
     db.row_factory = sqlite3.Row
     ours, version = _pragma(db, "application_id"), _pragma(db, "user_version")
-    known = sorted(entry.name for entry in files("tunnelmgr.store.migrations").iterdir() if entry.name.endswith(".sql"))
+    known = sorted(entry.name for entry in MIGRATIONS.iterdir() if entry.name.endswith(".sql"))
     if ours not in {0, APPLICATION} or (ours == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone()):
         raise SchemaError(
             f"{file}: belongs to another program (SQLite application_id); set controller.state to another file"
@@ -202,7 +198,7 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
     db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
     for number, name in enumerate(known[version:], start=version + 1):
-        script = (files("tunnelmgr.store.migrations") / name).read_text(encoding="utf-8")
+        script = (MIGRATIONS / name).read_text(encoding="utf-8")
         with _transaction(db):
             for statement in _statements(script):
                 db.execute(statement)
@@ -234,33 +230,3 @@ def _transaction(db: sqlite3.Connection) -> "Iterator[None]":
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
-
-
-def _record(row: sqlite3.Row) -> Record:
-    agent = Agent(
-        id=AgentId(row["id"]),
-        incarnation=row["incarnation"],
-        source=row["source"],
-        group=row["group"],
-        name=row["name"],
-        addresses=tuple(json.loads(row["addresses"])),
-        port=row["port"],
-        labels=tuple((name, value) for name, value in json.loads(row["labels"])),
-    )
-    pinned = row["method"] is not None and row["pinned"] == row["incarnation"]
-    return Record(
-        agent=agent,
-        first_seen=row["first_seen"],
-        changed=row["changed"],
-        present=bool(row["present"]),
-        proved=HostTrust(Method(row["method"]), tuple(json.loads(row["keys"])), row["detail"]) if pinned else None,
-        possessed=tuple(json.loads(row["possessed"])) if pinned else (),
-        quarantine=_quarantine(row) if row["code"] else None,
-        history=tuple(HistoryEntry(*entry) for entry in json.loads(row["history"])),
-    )
-
-
-def _quarantine(row: sqlite3.Row) -> Quarantine:
-    return Quarantine(
-        row["since"], row["code"], row["message"], tuple(json.loads(row["disputed"])), bool(row["examined"])
-    )

@@ -1,0 +1,61 @@
+"""The daemon with its state in PostgreSQL, between a real server and an agent."""
+
+import pytest
+
+from lab.postgres import Postgres
+from tests.daemon.conftest import Site
+from tests.daemon.test_daemon import daemon
+from tests.ssh.ssh_server import Sshd, generate, running_sshd
+from tests.store.conftest import server, url
+
+__all__ = ["server", "url"]
+
+pytestmark = pytest.mark.acceptance
+
+
+async def test_a_first_seen_key_outlives_a_kill_in_the_database(site: Site, url: str) -> None:
+    """The first key seen is remembered in the database: after kill -9, another key at that address is a mismatch."""
+    site.state = url
+    async with daemon(site) as process:
+        await process.phase("up")
+        process.child.kill()
+        await process.end()
+
+    stranger = Sshd(generate(), site.sshd.accepts)
+    async with running_sshd(stranger):
+        site.sshd = stranger
+        async with daemon(site) as process:
+            agent = await process.phase("quarantined")
+            assert agent["error"] == "host-key-mismatch"
+
+    assert stranger.logins_begun == 0
+
+
+async def test_a_database_that_goes_away_costs_no_tunnel(site: Site, url: str, server: Postgres) -> None:
+    """While the database is down the tunnel stays up and `status` shows the fault; it heals with the database."""
+    site.state = url
+    async with daemon(site) as process:
+        await process.phase("up")
+        server.stop()
+        try:
+            await process.ask(process.client.seed, generate().export_public_key().decode().strip(), 600)
+            await process.until_state(ok=False)
+            assert (await process.phase("up"))["error"] is None
+        finally:
+            server.start()
+        await process.until_state(ok=True)
+
+
+async def test_a_second_daemon_on_one_database_refuses(site: Site, url: str) -> None:
+    """The second daemon ends with an error that names the first one."""
+    site.state = url
+    async with daemon(site) as first:
+        await first.phase("up")
+        second_site = Site(site.folder / "second", site.sshd, site.registry, trust="tofu", state=url)
+        second_site.folder.mkdir()
+        (second_site.folder / "id_ed25519").write_bytes((site.folder / "id_ed25519").read_bytes())
+        (second_site.folder / "id_ed25519").chmod(0o600)
+        async with daemon(second_site) as second:
+            assert await second.end() == 1
+            assert b"controller 'registry-1' uses this state since" in second.output
+        assert (await first.phase("up"))["phase"] == "up"

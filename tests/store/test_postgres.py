@@ -1,0 +1,143 @@
+"""The state in PostgreSQL: one writer, whatever happens to connections and servers."""
+
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from lab.postgres import Postgres
+from tests.store.records import AGENT, RECORD
+from tunnelmgr.core.persistence import Changes
+from tunnelmgr.errors import SchemaError, StoreError
+from tunnelmgr.store.connect import check_database
+from tunnelmgr.store.postgres import PostgresStore, described, read_postgres
+
+pytestmark = pytest.mark.acceptance
+
+
+def test_a_second_controller_is_refused_and_the_first_goes_on(url: str) -> None:
+    """The error names the controller that uses the state."""
+    with closing(PostgresStore(url, "registry-1")) as first:
+        with pytest.raises(StoreError, match="controller 'registry-1' uses this state since 20"):
+            PostgresStore(url, "registry-2")
+
+        first.write(Changes((RECORD,)))
+        assert first.load().records == {AGENT.id: RECORD}
+
+
+def test_the_next_controller_finds_what_the_last_one_wrote(url: str) -> None:
+    """After the end of one controller another one takes over its state."""
+    with closing(PostgresStore(url, "registry-1")) as first:
+        first.write(Changes((RECORD,)))
+
+    with closing(PostgresStore(url, "registry-2")) as second:
+        assert second.load().records == {AGENT.id: RECORD}
+
+
+def test_a_lost_connection_costs_one_write(url: str, server: Postgres) -> None:
+    """The write fails as a whole, and the next one connects again under the same term."""
+    with closing(PostgresStore(url, "registry-1")) as store, psycopg.connect(server.url, autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'state'")
+
+        with pytest.raises(StoreError):
+            store.write(Changes((RECORD,)))
+        store.write(Changes((RECORD,)))
+
+        assert store.load().records == {AGENT.id: RECORD}
+
+
+def test_a_controller_that_was_cut_off_writes_nothing_after_another_took_over(url: str, server: Postgres) -> None:
+    """The term fences it, although it connects again and believes that the state is its own."""
+    with closing(PostgresStore(url, "registry-1")) as cut_off, psycopg.connect(server.url, autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'state'")
+        with closing(PostgresStore(url, "registry-2")) as second:
+            for _ in range(2):
+                with pytest.raises(StoreError, match=r"terminat|'registry-2' has taken over"):
+                    cut_off.write(Changes((RECORD,)))
+            assert second.load().records == {}
+
+        with pytest.raises(StoreError, match="'registry-2' has taken over this state; stop this controller"):
+            cut_off.write(Changes((RECORD,)))
+
+
+def test_a_server_that_restarts_costs_no_state(url: str, server: Postgres) -> None:
+    """What was written before a crash of the server is there after it, and writing goes on."""
+    with closing(PostgresStore(url, "registry-1")) as store:
+        store.write(Changes((RECORD,)))
+        server.stop()
+        with pytest.raises(StoreError):
+            store.write(Changes(forgotten=(AGENT.id,)))
+        server.start()
+
+        assert store.load().records == {AGENT.id: RECORD}
+        store.write(Changes(forgotten=(AGENT.id,)))
+        assert store.load().records == {}
+
+
+def test_a_state_is_read_while_a_controller_uses_it(url: str) -> None:
+    """An export needs no stop of the daemon."""
+    with closing(PostgresStore(url, "registry-1")) as store:
+        store.write(Changes((RECORD,)))
+
+        assert read_postgres(url).records == {AGENT.id: RECORD}
+
+
+def test_an_empty_database_has_no_state_to_read(url: str) -> None:
+    """An export of a mistyped database says so and creates nothing."""
+    with pytest.raises(StoreError, match="holds no state"):
+        read_postgres(url)
+
+
+def test_a_database_of_a_newer_release_is_refused(url: str) -> None:
+    """A schema that this release does not know is left alone."""
+    PostgresStore(url, "registry-1").close()
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("INSERT INTO schema_version VALUES (99)")
+
+    with pytest.raises(SchemaError, match="newer tunnelmgr"):
+        PostgresStore(url, "registry-1")
+
+
+def test_an_unreachable_server_is_an_error_that_names_it(tmp_path: Path) -> None:
+    """The error names the database, without the parameters of its URL."""
+    with pytest.raises(StoreError, match=r"postgresql://.*/state: .*No such file"):
+        PostgresStore(f"postgresql:///state?host={tmp_path}", "registry-1")
+
+
+def test_a_description_holds_neither_user_nor_parameters() -> None:
+    """What messages show of a URL is its host, port and database."""
+    assert described("postgresql://admin@db.example:5433/state?passfile=/etc/x") == "postgresql://db.example:5433/state"
+
+
+def test_a_check_says_whether_the_database_answers_and_who_used_it_last(url: str) -> None:
+    """`check` reports the server's version and the last controller, and changes nothing."""
+    empty = check_database(url)
+    PostgresStore(url, "registry-1").close()
+
+    assert "/state answers, PostgreSQL " in empty
+    assert check_database(url).endswith("last used by controller registry-1")
+
+
+def test_a_check_names_a_user_who_may_not_create_tables(url: str) -> None:
+    """A database user without the right to create tables is named before the daemon starts."""
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("DROP ROLE IF EXISTS reader")
+        db.execute("CREATE ROLE reader LOGIN")
+
+    with pytest.raises(StoreError, match="GRANT CREATE"):
+        check_database(url.replace("user=postgres", "user=reader"))
+
+
+def test_a_password_file_that_others_can_read_is_refused(url: str, tmp_path: Path) -> None:
+    """The error says how to mend the file's mode, and does not show the password."""
+    file = tmp_path / "password"
+    file.write_text("secret\n")
+    file.chmod(0o644)
+
+    with pytest.raises(StoreError, match="other users can read the password; run: chmod 600") as refused:
+        PostgresStore(url, "registry-1", file)
+    assert "secret" not in str(refused.value)
+
+    file.chmod(0o600)
+    PostgresStore(url, "registry-1", file).close()
