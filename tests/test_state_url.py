@@ -31,12 +31,23 @@ def test_a_file_and_a_database_on_this_machine_are_taken_as_they_are(url: str) -
         ("postgresql://tunnelmgr@db.example/state?sslmode=verify-full", VERIFIED),
         ("postgresql://tunnelmgr@10.0.0.5:5433/state", VERIFIED),
         ("postgresql://tunnelmgr@localhost,db.example/state", VERIFIED),
+        ("postgresql://localhost/state?hostaddr=10.0.0.5", f"hostaddr=10.0.0.5&{VERIFIED}"),
         ("postgresql://h/state?sslrootcert=/etc/ca.pem", "sslrootcert=%2Fetc%2Fca.pem&sslmode=verify-full"),
     ],
 )
 def test_a_remote_database_is_verified(url: str, query: str) -> None:
     """A server that another machine could be is verified by its certificate and name."""
-    assert state_url(url) == f"{url.partition('?')[0]}?{query}"
+    place, _, found = state_url(url).partition("?")
+
+    assert place == url.partition("?")[0]
+    assert sorted(found.split("&")) == sorted(query.split("&"))
+
+
+def test_a_host_from_the_environment_is_verified_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libpq takes the host from PGHOST if the URL names none."""
+    monkeypatch.setenv("PGHOST", "db.example")
+
+    assert state_url("postgresql:///state").endswith(VERIFIED)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`controller.state`: a SQLite file, or a PostgreSQL database that is verified unless it is on this machine."""
 
+import os
 import re
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -21,7 +22,8 @@ def _postgres_url(url: str) -> str:
     known = dict(parse_qsl(place.query))
     if place.password is not None or "password" in known:
         raise ValueError("must not hold a password; put it into the file that controller.state_password names")
-    hosts = [host for host in (known.get("host") or place.netloc.rpartition("@")[2]).split(",") if host]
+    named = known.get("host") or place.netloc.rpartition("@")[2] or os.environ.get("PGHOST", "")
+    hosts = [host for host in f"{named},{known.get('hostaddr', '')}".split(",") if host]
     if all(_is_local(host) for host in hosts):
         return url
     mode = known.get("sslmode")
