@@ -24,21 +24,11 @@ from storm import moment_of
 from tunnels import cpu_of, machine
 
 from lab.agents import SSH_PORT
-from lab.controller import LabController
+from lab.controller import DEFAULTS_HEAD, LabController
 from lab.faults.unresponsive import SILENT, UNREACHABLE, addresses
 from lab.network import Lab
 from lab.processes import until
 
-HEAD = """\
-[controller]
-name = "registry-1"
-state = "sqlite:///{folder}/state.db"
-socket = "{folder}/tunnelmgr.sock"
-
-[ssh]
-key = "{folder}/id_ed25519"
-probe_interval = "{probe_interval}"
-"""
 PATIENCE = 400.0
 """Seconds after which the benchmark fails if an agent is not up."""
 FAILING = 45.0
@@ -120,7 +110,7 @@ class Site:
         self.waits.append(Wait("restart, all", ups[-1] - began))
 
     def _configure(self) -> None:
-        self.controller.configure(static_source([*self._good, *self._dead]), probe_interval="15s", head=HEAD)
+        self.controller.configure(static_source([*self._good, *self._dead]), probe_interval="15s", head=DEFAULTS_HEAD)
 
     def _until_up(self, count: int) -> None:
         until(lambda: len(self._ups()) >= count, f"{count} are up", timeout=PATIENCE, pause=0.1)

@@ -32,6 +32,18 @@ connect_timeout = "3s"
 probe_interval = "{probe_interval}"
 """
 
+DEFAULTS_HEAD = """\
+[controller]
+name = "registry-1"
+state = "sqlite:///{folder}/state.db"
+socket = "{folder}/tunnelmgr.sock"
+
+[ssh]
+key = "{folder}/id_ed25519"
+probe_interval = "{probe_interval}"
+"""
+"""The usual head, but with the product's default deadlines."""
+
 
 class LabController:
     """`tunnelmgr run` on a machine of the lab, with its files in one folder."""

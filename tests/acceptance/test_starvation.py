@@ -3,6 +3,7 @@
 import pytest
 
 from lab.agents import LabAgent
+from lab.controller import DEFAULTS_HEAD
 from lab.faults.unresponsive import SILENT, UNREACHABLE, addresses
 from lab.processes import until
 from tests.acceptance.conftest import GROUPS, Field
@@ -14,16 +15,6 @@ DEAD = 60
 """Agents of each kind that never answer."""
 SOON = 15.0
 """Seconds in which a good agent must be up; it would take minutes if dead agents held the slots."""
-HEAD = """\
-[controller]
-name = "registry-1"
-state = "sqlite:///{folder}/state.db"
-socket = "{folder}/tunnelmgr.sock"
-
-[ssh]
-key = "{folder}/id_ed25519"
-probe_interval = "{probe_interval}"
-"""
 
 
 def entry(name: str, address: str, host_key: str) -> str:
@@ -44,7 +35,7 @@ class Fleet:
         """Configure the dead agents and these."""
         text = f'{GROUPS}\n[[source]]\nname = "office"\ntype = "static"\ngroup = "builders"\ntrust = ["pinned"]\n'
         text += "".join(entry(agent.name, agent.ip, agent.host_key) for agent in good)
-        self._field.controller.configure(text + self._dead, probe_interval="2s", head=HEAD)
+        self._field.controller.configure(text + self._dead, probe_interval="2s", head=DEFAULTS_HEAD)
 
     def all_failed(self) -> bool:
         """Report whether each dead agent has failed at least once."""
