@@ -7,8 +7,12 @@ run beside others, because each lab has namespaces and folders of its own.
 import asyncio
 from collections.abc import Callable, Mapping
 
+import hypothesis
 import pytest
 import uvloop
+
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")  # an example that takes long beside other tests is not a failure
 
 ON_BOTH_LOOPS = (
     "tests/dataplane/",
