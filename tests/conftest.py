@@ -28,8 +28,7 @@ SERIAL = (
     "tests/acceptance/test_kills.py",
     "tests/acceptance/test_starvation.py",
     "tests/daemon/test_loop_lag.py",
-    "tests/tunnel/test_admission.py",
-    "tests/tunnel/test_worker.py",
+    "tests/tunnel/",
 )
 """Tests whose assertions depend on time or load."""
 
