@@ -26,11 +26,18 @@ class SlowProtocol(asyncio.Protocol):
     def __init__(self, turns: int) -> None:
         self.turns = turns
         self.pieces: list[int] = []
+        self.read_sizes: list[int] = []
         self.lost = False
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, SshTransport)
+        self.transport = transport
+
     def data_received(self, data: bytes) -> None:
-        """Keep the piece's size, and work."""
+        """Keep the piece's size and that of the read, and work."""
         self.pieces.append(len(data))
+        self.read_sizes.append(self.transport.reader._read_bytes)
         for _ in range(len(data) * self.turns):
             pass
 
@@ -57,19 +64,24 @@ async def receive(turns: int, total: int) -> tuple[SlowProtocol, SshTransport]:
     return made, transport
 
 
-async def test_cheap_bytes_are_received_in_large_pieces() -> None:
+async def test_cheap_bytes_are_received_in_large_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that cost little are read in large pieces, and a protocol with unknown packets gets them in small ones."""
-    made, transport = await receive(turns=0, total=4 << 20)
+    monkeypatch.setattr(paced_reader, "FAST_READ_SECONDS", 1e9)  # every read counts as cheap
 
-    assert transport.reader._read_bytes == MAX_READ_BYTES
+    made, _ = await receive(turns=0, total=4 << 20)
+
+    assert max(made.read_sizes) == MAX_READ_BYTES
     assert max(made.pieces) == OPAQUE_PIECE_BYTES
 
 
-async def test_expensive_bytes_are_read_in_small_pieces() -> None:
+async def test_expensive_bytes_are_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that cost much are read in small pieces, and all of them arrive."""
-    made, _ = await receive(turns=500, total=24 << 10)
+    monkeypatch.setattr(paced_reader, "FAST_READ_SECONDS", 0.0)  # every read counts as expensive
+    monkeypatch.setattr(paced_reader, "SLOW_READ_SECONDS", 1e-9)
 
-    assert max(made.pieces) <= 2 * MIN_READ_BYTES
+    made, _ = await receive(turns=0, total=24 << 10)
+
+    assert max(made.pieces) <= MIN_READ_BYTES
     assert sum(made.pieces) == 24 << 10
 
 
