@@ -23,7 +23,7 @@ from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError, StoreErr
 from tunnelmgr.gate.registry_check import is_loopback_only, listen_addresses, registry_error
 from tunnelmgr.ssh.key_files import load_key
 from tunnelmgr.ssh.login import load_login
-from tunnelmgr.store.connect import check_database
+from tunnelmgr.store.connect import check_database, sqlite_file
 
 MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr")})
 """What StateDirectory= and RuntimeDirectory= make at the first start (systemd.exec(5))."""
@@ -113,8 +113,8 @@ def _rotation(config: Config) -> list[Finding]:
 def _state(config: Config) -> Finding:
     """Check that the state can be written: a file in its folder, a database that answers."""
     settings = config.controller
-    if settings.state.startswith("sqlite:"):
-        return _place("state", Path(settings.state.removeprefix("sqlite:///")))
+    if (file := sqlite_file(settings.state)) is not None:
+        return _place("state", file)
     try:
         return Finding("state", "ok", check_database(settings.state, settings.state_password))
     except StoreError as wrong:

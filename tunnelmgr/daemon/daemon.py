@@ -15,7 +15,6 @@ from tunnelmgr import __version__
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.controller import Clock, Controller, Performers
 from tunnelmgr.core.persistence import restored
-from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.audit_trail import AuditTrail
 from tunnelmgr.daemon.channel_server import ChannelServer
@@ -105,10 +104,8 @@ class Daemon:
 
     async def _start_metrics(self) -> None:
         address = self.reload.started_with.metrics
-        if address is not None:
-            await self._listen_for_scrapes(address)
-
-    async def _listen_for_scrapes(self, address: Endpoint) -> None:
+        if address is None:
+            return
         try:
             await self.metrics.start(address)
         except OSError as taken:

@@ -25,8 +25,8 @@ def open_store(url: str, name: str, password_file: Path | None = None) -> Store:
 
     `sqlite:////var/lib/tunnelmgr/state.db`, or a connection URI of PostgreSQL (libpq-connect, section 34.1.1.2).
     """
-    if _is_sqlite(url):
-        return SqliteStore(_file(url))
+    if (file := sqlite_file(url)) is not None:
+        return SqliteStore(file)
     from tunnelmgr.store.postgres import PostgresStore  # noqa: PLC0415 - spares the usual case its import
 
     return PostgresStore(url, name, password_file)
@@ -34,8 +34,8 @@ def open_store(url: str, name: str, password_file: Path | None = None) -> Store:
 
 def read_state(url: str, password_file: Path | None = None) -> StoredState:
     """Return what a store holds, also while a daemon uses it; raises StoreError, also if nothing was stored yet."""
-    if _is_sqlite(url):
-        return read_sqlite(_file(url))
+    if (file := sqlite_file(url)) is not None:
+        return read_sqlite(file)
     from tunnelmgr.store.postgres import read_postgres  # noqa: PLC0415 - as above
 
     return read_postgres(url, password_file)
@@ -48,9 +48,6 @@ def check_database(url: str, password_file: Path | None = None) -> str:
     return database_facts(url, password_file)
 
 
-def _is_sqlite(url: str) -> bool:
-    return url.startswith("sqlite:")
-
-
-def _file(url: str) -> Path:
-    return Path(url.removeprefix("sqlite:///"))
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a SQLite URL; None for the URL of a database."""
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:") else None

@@ -20,11 +20,18 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
-from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.persistence import Changes, StoredState
 from tunnelmgr.core.world import Record
 from tunnelmgr.errors import SchemaError, StoreError
-from tunnelmgr.store.rows import agent_values, pin_values, quarantine_values, record_of, seed_of, seed_values
+from tunnelmgr.store.rows import (
+    SELECT_AGENTS,
+    SELECT_SEEDS,
+    agent_values,
+    pin_values,
+    quarantine_values,
+    seed_values,
+    stored_state,
+)
 
 Answer = TypeVar("Answer")
 Connection = psycopg.Connection[dict[str, Any]]
@@ -69,11 +76,6 @@ _SEED = """
 INSERT INTO seed VALUES (%s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET
     "key" = excluded."key", expires = excluded.expires, holder = excluded.holder, incarnation = excluded.incarnation
-"""
-_LOAD = """
-SELECT agent.*, pin.method, pin.keys, pin.detail, pin.possessed, pin.incarnation AS pinned,
-       quarantine.since, quarantine.code, quarantine.message, quarantine.disputed, quarantine.examined
-FROM agent LEFT JOIN pin ON pin.agent = agent.id LEFT JOIN quarantine ON quarantine.agent = agent.id
 """
 _TAKE_OVER = "UPDATE owner SET term = term + 1, name = %s, since = now() RETURNING term"
 
@@ -232,11 +234,7 @@ def _write_records(cursor: psycopg.Cursor[dict[str, Any]], records: Sequence[Rec
 
 
 def _memory(connection: Connection) -> StoredState:
-    agents = connection.execute(_LOAD).fetchall()
-    seeds = connection.execute("SELECT * FROM seed").fetchall()
-    return StoredState(
-        {AgentId(row["id"]): record_of(row) for row in agents}, {row["id"]: seed_of(row) for row in seeds}
-    )
+    return stored_state(connection.execute(SELECT_AGENTS).fetchall(), connection.execute(SELECT_SEEDS).fetchall())
 
 
 def _migrate(connection: Connection) -> None:

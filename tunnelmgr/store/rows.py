@@ -1,16 +1,33 @@
 """Records as rows: what both kinds of store keep in the same columns, with lists as JSON texts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import astuple
-from typing import Any
+from typing import Any, Final, Protocol
 
 from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.persistence import StoredState
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import HistoryEntry, Quarantine, Record
 
 Values = tuple[Any, ...]
+
+
+class Row(Protocol):
+    """A row of either database, read by the names of its columns."""
+
+    def __getitem__(self, name: str, /) -> Any: ...  # noqa: ANN401 - any SQL value
+
+
+SELECT_AGENTS: Final = """
+SELECT agent.*, pin.method, pin.keys, pin.detail, pin.possessed, pin.incarnation AS pinned,
+       quarantine.since, quarantine.code, quarantine.message, quarantine.disputed, quarantine.examined
+FROM agent LEFT JOIN pin ON pin.agent = agent.id LEFT JOIN quarantine ON quarantine.agent = agent.id
+"""
+"""Each agent with its pin and its quarantine, for `stored_state`."""
+SELECT_SEEDS: Final = "SELECT * FROM seed"
+"""Each seed, for `stored_state`."""
 
 
 def agent_values(record: Record) -> Values:
@@ -55,8 +72,13 @@ def seed_values(seed: Seed) -> Values:
     return seed.id, seed.key, seed.expires, seed.holder, seed.incarnation
 
 
-def record_of(row: Mapping[str, Any]) -> Record:
-    """Return the record of a row of `agent` joined with `pin` and `quarantine`."""
+def stored_state(agents: Iterable[Row], seeds: Iterable[Row]) -> StoredState:
+    """Return the state that the rows of `SELECT_AGENTS` and `SELECT_SEEDS` hold."""
+    records = map(_record, agents)
+    return StoredState({record.agent.id: record for record in records}, {row["id"]: _seed(row) for row in seeds})
+
+
+def _record(row: Row) -> Record:
     agent = Agent(
         id=AgentId(row["id"]),
         incarnation=row["incarnation"],
@@ -80,8 +102,7 @@ def record_of(row: Mapping[str, Any]) -> Record:
     )
 
 
-def seed_of(row: Mapping[str, Any]) -> Seed:
-    """Return the seed of a row."""
+def _seed(row: Row) -> Seed:
     return Seed(row["id"], row["key"], row["expires"], row["holder"], row["incarnation"])
 
 
@@ -94,7 +115,7 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
 
 
-def _quarantine(row: Mapping[str, Any]) -> Quarantine:
+def _quarantine(row: Row) -> Quarantine:
     return Quarantine(
         row["since"], row["code"], row["message"], tuple(json.loads(row["disputed"])), bool(row["examined"])
     )

@@ -16,11 +16,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.persistence import Changes, StoredState
 from tunnelmgr.core.world import Record
 from tunnelmgr.errors import SchemaError, StoreError
-from tunnelmgr.store.rows import agent_values, pin_values, quarantine_values, record_of, seed_of, seed_values
+from tunnelmgr.store.rows import (
+    SELECT_AGENTS,
+    SELECT_SEEDS,
+    agent_values,
+    pin_values,
+    quarantine_values,
+    seed_values,
+    stored_state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,11 +59,6 @@ _PIN = "INSERT OR REPLACE INTO pin (agent, incarnation, method, keys, detail, po
 _SEED = 'INSERT OR REPLACE INTO seed (id, "key", expires, holder, incarnation) VALUES (?, ?, ?, ?, ?)'
 _QUARANTINE = """
 INSERT OR REPLACE INTO quarantine (agent, since, code, message, disputed, examined) VALUES (?, ?, ?, ?, ?, ?)
-"""
-_LOAD = """
-SELECT agent.*, pin.method, pin.keys, pin.detail, pin.possessed, pin.incarnation AS pinned,
-       quarantine.since, quarantine.code, quarantine.message, quarantine.disputed, quarantine.examined
-FROM agent LEFT JOIN pin ON pin.agent = agent.id LEFT JOIN quarantine ON quarantine.agent = agent.id
 """
 
 
@@ -131,11 +133,7 @@ def read_sqlite(file: Path) -> StoredState:
 
 
 def _memory(db: sqlite3.Connection) -> StoredState:
-    agents = db.execute(_LOAD).fetchall()
-    seeds = db.execute("SELECT * FROM seed").fetchall()
-    return StoredState(
-        {AgentId(row["id"]): record_of(row) for row in agents}, {row["id"]: seed_of(row) for row in seeds}
-    )
+    return stored_state(db.execute(SELECT_AGENTS).fetchall(), db.execute(SELECT_SEEDS).fetchall())
 
 
 @contextmanager
