@@ -133,8 +133,8 @@ def print_figure(words: str) -> None:
 
 
 @asynccontextmanager
-async def child(module: str, *arguments: str) -> AsyncIterator[ChildProcess]:
-    """Run one of the processes; at the end it is killed."""
+async def child(tasks: asyncio.TaskGroup, module: str, *arguments: str) -> AsyncIterator[ChildProcess]:
+    """Run one of the processes; at the end it is killed. `tasks` reads its output until then."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -145,26 +145,26 @@ async def child(module: str, *arguments: str) -> AsyncIterator[ChildProcess]:
         stdout=asyncio.subprocess.PIPE,
     )
     made = ChildProcess(process)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(made.read_lines(), name=f"{module} output")
-        try:
-            yield made
-        finally:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+    tasks.create_task(made.read_lines(), name=f"{module} output")
+    try:
+        yield made
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 @dataclass
 class Setup:
     """The processes of one test, and the controller's key."""
 
-    tasks: "EnterContext"
+    tasks: asyncio.TaskGroup
+    enter: "EnterContext"
     key: asyncssh.SSHKey = field(default_factory=generate)
 
     async def agent(self, id_: str, **how: Any) -> Agent:  # noqa: ANN401 - the fields of Agent
         """Start an agent; one whose id begins with `bad` gets the lowest CPU priority."""
-        made = await self.tasks(child("agent_side", "19" if id_.startswith("bad") else "-10"))
+        made = await self.enter(child(self.tasks, "agent_side", "19" if id_.startswith("bad") else "-10"))
         assert made.process.stdin is not None
         made.process.stdin.write(public(self.key).encode() + b"\n")
         await until(lambda: made.lines, 20)
@@ -172,8 +172,8 @@ class Setup:
 
     async def controller(self, *agents: Agent, **how: object) -> Controller:
         """Start the controller side and wait until every tunnel is up."""
-        target = await self.tasks(running_tcp_server(serve_blob))
-        made = await self.tasks(child("controller_side"))
+        target = await self.enter(running_tcp_server(serve_blob))
+        made = await self.enter(child(self.tasks, "controller_side"))
         order = {"max_channels": 128, "connect_timeout": 10.0, "no_op_budget": True} | how
         specs = [
             {name: getattr(agent, name) for name in ("id", "port", "host_key", "listen", "protocol", "probe_interval")}
@@ -194,8 +194,8 @@ EnterContext = Callable[[Any], Any]
 @asynccontextmanager
 async def hostile_setup() -> AsyncIterator[Setup]:
     """Enter a setup whose processes end with the context."""
-    async with AsyncExitStack() as stack:
-        yield Setup(stack.enter_async_context)
+    async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
+        yield Setup(tasks, stack.enter_async_context)
 
 
 async def serve_blob(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

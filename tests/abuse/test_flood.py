@@ -72,7 +72,11 @@ async def cpu_share(controller: Controller, work: Awaitable[object]) -> float:
 
 @pytest.mark.timeout(600)
 async def test_agents_that_flood_together_end_no_tunnel_of_another() -> None:
-    """While several agents flood with IGNORE messages, the probes of another agent succeed and its tunnel stays up."""
+    """While several agents flood with IGNORE messages, the probes of another agent succeed and its tunnel stays up.
+
+    A flooding agent's own probe is late. It ends as `abusive`, unless so many flood that none of them gets more than
+    the no-op share of the CPU time; then as `probe-timeout`.
+    """
     async with hostile_setup() as setup:
         good = await setup.agent("good", probe_interval=0.05)
         bad = [await setup.agent(f"bad-{number}", probe_interval=10.0) for number in range(HOSTILE)]
@@ -84,7 +88,10 @@ async def test_agents_that_flood_together_end_no_tunnel_of_another() -> None:
         flooded = await controller.probed(good, more=100, deadline=60)
 
         assert not controller.events("ended", good)
-        assert {event["code"] for one in bad for event in controller.events("ended", one)} <= {"abusive"}
+        assert {event["code"] for one in bad for event in controller.events("ended", one)} <= {
+            "abusive",
+            "probe-timeout",
+        }
         print_figure(
             f"{HOSTILE} agents flood: another's probe takes {statistics.median(calm) * 1000:.1f} ms before, "
             f"{statistics.median(flooded) * 1000:.1f} ms during (medians)"

@@ -131,6 +131,43 @@ async def test_among_shares_with_a_backlog_the_least_cpu_time_goes_first(cpu: Cp
     assert steps.ran == ["young"] * 3 + ["old"] * 3
 
 
+async def test_what_was_used_out_of_credit_does_not_count_later(cpu: CpuTime) -> None:
+    """An agent that has had small requests for hours is served no later than those that connect and flood at once."""
+    queue, steps = FairQueue(), Steps(cpu)
+    old = Share(queue)
+    for _ in range(1000):
+        old.run(steps.of("small", QUANTUM / 2))
+        cpu.clock += QUANTUM / REFILL
+        await asyncio.sleep(0)
+    new = [backlogged(queue) for _ in range(3)]
+    for share in new:
+        for _ in range(10):
+            share.enqueue(steps.of("flood"))
+
+    before = len(steps.ran)
+    old.enqueue(steps.of("old", QUANTUM))  # exhausts its credit
+    for _ in range(3):
+        old.enqueue(steps.of("old"))
+    await steps.until_run(before + 34)
+
+    assert steps.ran[before] == "old"
+    assert steps.ran[before : before + 16].count("old") == 4
+
+
+async def test_sparse_shares_take_turns_in_order_of_arrival(cpu: CpuTime) -> None:
+    """Among agents with occasional requests nobody goes first because of what was used before."""
+    queue, steps = FairQueue(), Steps(cpu)
+    first, second = Share(queue), Share(queue)
+    first.charge(QUANTUM / 2)
+    for _ in range(2):
+        first.enqueue(steps.of("first", QUANTUM / 100))
+        second.enqueue(steps.of("second", QUANTUM / 100))
+
+    await steps.until_run(4)
+
+    assert steps.ran == ["first", "second", "first", "second"]
+
+
 async def test_credit_comes_back_slowly_and_only_while_nothing_waits(cpu: CpuTime) -> None:
     """A share that uses less than a tenth of the time stays sparse; one that floods gains no credit by waiting."""
     queue, steps = FairQueue(), Steps(cpu)
@@ -271,8 +308,8 @@ async def test_a_step_within_a_step_is_charged_once(cpu: CpuTime) -> None:
     outer.run(lambda: inner.run(steps.of("inner", SLICE / 4)))
 
     assert steps.ran == ["inner"]
-    assert outer.virtual == pytest.approx(SLICE / 4)
-    assert inner.virtual == 0.0
+    assert outer.credit == pytest.approx(QUANTUM - SLICE / 4)
+    assert inner.credit == QUANTUM
 
 
 async def test_a_deferred_action_follows_the_step_and_is_part_of_it(cpu: CpuTime) -> None:
@@ -287,7 +324,7 @@ async def test_a_deferred_action_follows_the_step_and_is_part_of_it(cpu: CpuTime
     share.run(step)
 
     assert steps.ran == ["step", "deferred"]
-    assert share.virtual == pytest.approx(SLICE / 2)
+    assert share.credit == pytest.approx(QUANTUM - SLICE / 2)
     assert not share.defer(steps.of("never"))
 
 

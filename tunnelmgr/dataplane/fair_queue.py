@@ -12,10 +12,11 @@ iteration of the loop has time left and no share with a better claim waits; othe
 - Sparse shares go first, as in FQ-CoDel (RFC 8290, section 4.2): an agent with occasional requests is served before
   those that always have something waiting. A share is sparse while it has credit; steps use it up, and it grows again,
   slowly and up to `QUANTUM`, only while no step of the share waits. A sparse share's step runs at once even if the
-  slice is used up, unless steps have used `HARD_LIMIT`.
+  slice is used up, unless steps have used `HARD_LIMIT`. Among sparse shares the first to arrive goes first.
 - Among the others the claim is virtual time, as in Linux's Completely Fair Scheduler
-  (Documentation/scheduler/sched-design-CFS.rst): a share's virtual time grows by the CPU time that its steps use, and
-  the share with the least goes first. Idle time is not saved up.
+  (Documentation/scheduler/sched-design-CFS.rst): a share's virtual time grows by the CPU time that its steps use beyond
+  its credit, and the share with the least goes first. Idle time is not saved up, and what was used out of credit does
+  not count: otherwise an agent with small requests for hours would wait for hours once newcomers flood.
 - So a small request waits for the end of one slice, however many agents flood, and a sole agent may have all of the
   loop's time.
 - Within a share, steps run in order of arrival.
@@ -168,7 +169,7 @@ class Share:
     def __init__(self, queue: FairQueue) -> None:
         self.queue = queue
         self.virtual = 0.0
-        """Seconds of CPU time used, comparable with that of other shares (see the module docstring)."""
+        """Seconds of CPU time used beyond the credit, comparable with other shares' (see the module docstring)."""
         self.credit = QUANTUM
         """Seconds of CPU time for which the share is still sparse; not positive once it has a backlog."""
         self.idle_since = monotonic()
@@ -186,7 +187,7 @@ class Share:
     @property
     def claim(self) -> tuple[bool, float]:
         """The sort key of waiting shares, smallest first."""
-        return not self.sparse, self.virtual
+        return (False, 0.0) if self.sparse else (True, self.virtual)
 
     def rest(self, now: float, floor: float) -> None:
         """Update credit and virtual time after a time in which no step waited."""
@@ -196,7 +197,7 @@ class Share:
 
     def charge(self, seconds: float) -> None:
         """Count CPU time that was used on the agent's behalf."""
-        self.virtual += seconds
+        self.virtual += max(0.0, seconds - max(0.0, self.credit))
         self.credit = max(-QUANTUM, self.credit - seconds)
 
     def run(self, step: Callable[[], object]) -> bool:
