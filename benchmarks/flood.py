@@ -3,14 +3,16 @@
 One agent runs a program that sends requests without waiting for responses, on 4, 64 and 128 channels at once: requests
 that are refused, `/v2/`, manifests that do not exist, the well-known path, bodies in chunks of one byte, the catalog.
 Then 12, 32 and 100 agents flood their SSH connections with IGNORE messages. Another agent requests a small manifest
-thirty times per second; rounds with and without a flood alternate. The flooding agents' own processes run at the lowest
-priority, because a real agent has a machine of its own. Needs root.
+thirty times per second; rounds with and without a flood alternate. Real agents have machines of their own, so that
+here the flooding agents' processes run at the lowest priority, and those of the agent that measures at a high one: the
+controller and the registry share what is left. Needs root.
 
     python benchmarks/flood.py [--seconds 10] [--kinds refused missing] [--channels 4 128] [--hostile 12] [--json FILE]
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -26,7 +28,7 @@ from flood_client import KINDS
 from pull_load import MANIFESTS, MIB, fetch, request
 from tunnels import machine
 
-from lab.agents import LabAgent, yield_cpu
+from lab.agents import HIGH_PRIORITY, LOWEST_PRIORITY, LabAgent, set_priority
 from lab.controller import LabController
 from lab.network import Lab
 from lab.processes import until
@@ -91,7 +93,9 @@ class Site:
         self._controller.start()
         for agent in (self._good, self._bad):
             self._controller.wait_phase(agent.name, "up")
-        self._bad.yield_cpu()
+        self._bad.set_priority(LOWEST_PRIORITY)
+        self._good.set_priority(HIGH_PRIORITY)
+        set_priority(os.getpid(), HIGH_PRIORITY)
 
     def round(self, kind: str, channels: int, seconds: float) -> Round:
         """Request a manifest repeatedly while the other agent floods, or does nothing."""
@@ -100,7 +104,7 @@ class Site:
             script = str(Path(__file__).with_name("flood_client.py"))
             argv = [sys.executable, script, "5000", kind, str(channels), str(seconds + 1)]
             load = self._bad.popen(argv, log=self._controller.folder / "flood.log")
-            yield_cpu(load.pid)
+            set_priority(load.pid, LOWEST_PRIORITY)
             time.sleep(0.5)
         written = self._written()
         began = time.monotonic()
@@ -127,7 +131,7 @@ class Site:
         ]
         load = self._bad.popen(argv, log=folder / "log")
         until(lambda: "ready" in (folder / "log").read_text(), "the hostile agents listen", timeout=30)
-        yield_cpu(load.pid)
+        set_priority(load.pid, LOWEST_PRIORITY)
         members = [FleetAgent(f"hostile-{at}", self._bad.ip, FIRST_PORT + at, key).toml for at, key in enumerate(keys)]
         before = self._controller.file.read_text()
         self._controller.file.write_text(before + "".join(members))
@@ -154,7 +158,7 @@ class Site:
         self._bad.restart_sshd()
         self._controller.wait(self._bad.name, lambda agent: agent["phase"] != "up", "the flooded tunnel ends", 30)
         self._controller.wait_phase(self._bad.name, "up", 60)
-        self._bad.yield_cpu()
+        self._bad.set_priority(LOWEST_PRIORITY)
 
     def _written(self) -> int:
         return self._controller.log_file.stat().st_size + self._audit.stat().st_size

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lab.namespaces import Namespace, Switch
 
 SSH_PORT = 22
-LOWEST_PRIORITY = 19  # setpriority(2)
+LOWEST_PRIORITY, HIGH_PRIORITY = 19, -10  # setpriority(2)
 
 # $1 host name, $2 the agent's folder. The overlay covers all of /etc: a bind mount of a single file disappears
 # as soon as the host replaces that file. Its upper layer is a tmpfs because an overlay cannot stack on another.
@@ -140,10 +140,14 @@ class LabAgent(Machine):
         """Resume the frozen sessions."""
         self._signal_sessions(signal.SIGCONT)
 
-    def yield_cpu(self) -> None:
-        """Run sshd and its sessions at the lowest priority, because a real agent has CPUs of its own."""
+    def set_priority(self, nice: int) -> None:
+        """Run sshd and its sessions at this priority, because a real agent has CPUs of its own.
+
+        The lowest keeps a load that is made on the agent from taking the controller's CPU time; a high one keeps other
+        processes from delaying what the agent measures.
+        """
         for pid, _ in self._sshd_processes():
-            yield_cpu(pid)
+            set_priority(pid, nice)
 
     def log(self) -> str:
         """Return sshd's log."""
@@ -178,11 +182,11 @@ class LabAgent(Machine):
                     yield int(place.name), title
 
 
-def yield_cpu(pid: int) -> None:
-    """Run a process at the lowest priority, and its session too if the kernel has autogroups (sched(7))."""
-    os.setpriority(os.PRIO_PROCESS, pid, LOWEST_PRIORITY)
+def set_priority(pid: int, nice: int) -> None:
+    """Run a process at a priority, and its session too if the kernel has autogroups (sched(7))."""
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
     with contextlib.suppress(OSError):  # a kernel without autogroups
-        Path(f"/proc/{pid}/autogroup").write_text(str(LOWEST_PRIORITY))
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 def _write_etc(etc: Path, options: AgentOptions) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.agents import LabAgent, yield_cpu
+from lab.agents import LOWEST_PRIORITY, LabAgent, set_priority
 from lab.images import skopeo_copy
 from tests.acceptance.conftest import IMAGE, Field
 
@@ -34,7 +34,7 @@ def two(field: Field) -> tuple[LabAgent, LabAgent]:
     for agent in (good, bad):
         field.controller.wait_phase(agent.name, "up")
     field.push(good)
-    bad.yield_cpu()
+    bad.set_priority(LOWEST_PRIORITY)
     return good, bad
 
 
@@ -47,7 +47,7 @@ def test_one_agents_flood_does_not_affect_another_agent(
     written = written_by(field)
     words = [sys.executable, str(FLOOD_CLIENT), "5000", kind, str(CHANNELS), str(SECONDS + 1)]
     load = bad.popen(words, log=field.folder / "flood.log")
-    yield_cpu(load.pid)
+    set_priority(load.pid, LOWEST_PRIORITY)
 
     began = time.monotonic()
     statuses = []
@@ -72,7 +72,7 @@ def test_a_pull_succeeds_beside_a_flood(field: Field, two: tuple[LabAgent, LabAg
     load = bad.popen(
         [sys.executable, str(FLOOD_CLIENT), "5000", "refused", "128", "30"], log=field.folder / "flood.log"
     )
-    yield_cpu(load.pid)
+    set_priority(load.pid, LOWEST_PRIORITY)
 
     pulled = skopeo_copy(good, IMAGE, f"oci:{field.folder / 'pulled'}:1")
 

@@ -187,7 +187,7 @@ class Share:
     @property
     def claim(self) -> tuple[bool, float]:
         """The sort key of waiting shares, smallest first."""
-        return (False, 0.0) if self.sparse else (True, self.virtual)
+        return (False, -self.credit) if self.sparse else (True, self.virtual)
 
     def rest(self, now: float, floor: float) -> None:
         """Update credit and virtual time after a time in which no step waited."""
