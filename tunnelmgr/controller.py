@@ -8,7 +8,7 @@ until the last agent is planned for, logged and written.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never
@@ -31,11 +31,13 @@ from tunnelmgr.core.persistence import new_entries
 from tunnelmgr.core.reconcile import (
     Action,
     CloseTunnel,
+    Due,
     ExamineKey,
     OpenTunnel,
     Search,
     SeekEvidence,
     begin,
+    first_in_order,
     next_due,
     plan,
 )
@@ -280,7 +282,7 @@ class Controller:
 
     def _reconcile(self, performers: Performers, tasks: asyncio.TaskGroup) -> None:
         now = self.clock()
-        actions = self._due(now)
+        actions = plan(self.world, now, self._admit)
         before = self.world
         self.world = begin(before, actions, now)
         _log_phases(before, self.world)
@@ -288,19 +290,13 @@ class Controller:
             performers.perform(action)
         self._writer.write(self.world, tasks)
 
-    def _due(self, now: float) -> tuple[Action, ...]:
-        """Return the actions of this turn: all closings, and the first openings and searches that may begin."""
-        planned = plan(self.world, now)
-        actions = tuple(action for action in planned if self._may_begin(action))
-        self._held = len(actions) < len(planned)
-        closings = sum(isinstance(action, CloseTunnel) for action in actions)
-        openings = max(MIN_OPENINGS, int((len(actions) - closings) * OPENINGS_SHARE))
-        self._behind = closings + openings < len(actions)
-        return actions[: closings + openings]
-
-    def _may_begin(self, action: Action) -> bool:
-        """Return whether an action need not wait for the store; only a first dial by new evidence has to."""
-        return not isinstance(action, OpenTunnel) or self._writer.may_dial(self.world.records[action.agent])
+    def _admit(self, due: list[Due]) -> Sequence[Due]:
+        """Return the dials and searches to begin now; only a first dial by new evidence waits for the store."""
+        may_begin = [one for one in due if not one.is_dial or self._writer.may_dial(one.record)]
+        self._held = len(may_begin) < len(due)
+        count = max(MIN_OPENINGS, int(len(may_begin) * OPENINGS_SHARE))
+        self._behind = count < len(may_begin)
+        return first_in_order(count, may_begin)
 
 
 def _has_workers(world: World) -> bool:

@@ -172,10 +172,10 @@ def test_openings_are_planned_in_this_order(history: History) -> None:
 
 def test_within_a_rank_the_newest_goes_first() -> None:
     """Within a rank, the agent that appeared last goes first."""
-    assert Precedence(NEW, 2.0).key < Precedence(NEW, 1.0).key < Precedence(NEW + 1, 3.0).key
+    assert Precedence(NEW, -2.0) < Precedence(NEW, -1.0) < Precedence(NEW + 1, -3.0)
 
 
 def test_an_unknown_agent_goes_last() -> None:
     """An agent that left while its evidence was sought goes last."""
     assert precedence_of(World(), AgentId("cloud:gone")) == LAST
-    assert FIRST.key < LAST.key
+    assert FIRST < LAST

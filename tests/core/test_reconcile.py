@@ -9,12 +9,24 @@ import pytest
 
 from tunnelmgr.core.events import DrainRequested, EvidenceAbsent, EvidenceContradicted, Reconfigured, RetryRequested
 from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
-from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, SeekEvidence, desired, next_due, plan
+from tunnelmgr.core.reconcile import (
+    CloseTunnel,
+    Due,
+    Manner,
+    OpenTunnel,
+    SeekEvidence,
+    desired,
+    first_in_order,
+    next_due,
+    plan,
+)
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase, Seeking, TunnelSpec, Up
 from tunnelmgr.errors import Pace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.core.conftest import History
 
 
@@ -33,7 +45,7 @@ def test_an_agent_with_evidence_is_dialled(history: History) -> None:
     history.believed(agent)
     spec = desired(history.world)[agent.id]
 
-    assert history.act() == (OpenTunnel(agent.id, 1, spec, Precedence(NEW, history.record(agent).first_seen)),)
+    assert history.act() == (OpenTunnel(agent.id, 1, spec, Precedence(NEW, -history.record(agent).first_seen)),)
     assert history.status(agent).phase is Phase.CONNECTING
 
 
@@ -141,7 +153,9 @@ def test_a_tunnel_with_new_forwards_is_drained_and_replaced(history: History) ->
     assert history.act() == ()
     history.ended(agent, None)
     assert history.act() == (
-        OpenTunnel(agent.id, 2, desired(history.world)[agent.id], Precedence(PROVEN, history.record(agent).first_seen)),
+        OpenTunnel(
+            agent.id, 2, desired(history.world)[agent.id], Precedence(PROVEN, -history.record(agent).first_seen)
+        ),
     )
 
 
@@ -179,6 +193,24 @@ def test_the_next_try_waits_for_its_time(history: History) -> None:
     assert due is not None
     assert plan(history.world, due - 0.001) == ()
     assert len(plan(history.world, due)) == 1
+
+
+def test_what_may_begin_is_chosen_before_it_is_built(history: History) -> None:
+    """`admit` gets all that is due, a dial or a search each, and what it chooses is begun in its order."""
+    agents = [history.agent(str(number)) for number in range(5)]
+    history.believed(agents[3])
+    history.listed(*agents)
+    asked: list[Due] = []
+
+    def admit(due: list[Due]) -> Sequence[Due]:
+        asked.extend(due)
+        return first_in_order(2, due)
+
+    chosen = plan(history.world, history.now, admit)
+
+    assert sorted(one.record.agent.id for one in asked) == sorted(one.id for one in agents)
+    assert [one.record.agent.id for one in asked if one.is_dial] == [agents[3].id]
+    assert chosen == plan(history.world, history.now)[:2]
 
 
 def test_a_requested_retry_is_in_the_next_plan(history: History) -> None:

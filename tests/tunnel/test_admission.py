@@ -47,7 +47,7 @@ class Crowd:
 
     async def dial(self, seen: float, rank: int = NEW) -> Permit:
         """Wait for a place, and keep it."""
-        permit = self.admission.permit(Precedence(rank, seen))
+        permit = self.admission.permit(Precedence(rank, -seen))
         await permit.acquire_place()
         self.permits[seen] = permit
         self.order.append(seen)
@@ -55,7 +55,7 @@ class Crowd:
 
     async def shake_hands(self, seen: float, progress: ReceiveProgress | None = None) -> None:
         """Wait for a place and a slot, and keep both."""
-        permit = self.admission.permit(Precedence(NEW, seen))
+        permit = self.admission.permit(Precedence(NEW, -seen))
         try:
             await permit.acquire_place()
             await permit.acquire_slot(progress or Sending())

@@ -34,18 +34,14 @@ or an operator's request. All other steps say nothing."""
 
 
 class Precedence(NamedTuple):
-    """A place in the order: a lower rank goes first, and within a rank the agent that was first seen last.
+    """A place in the order; compared as tuples, the smallest goes first.
 
-    `seen` is when the agent was first seen, in seconds since the epoch.
+    A lower rank goes first. Within a rank the agent that was first seen last does, because a build is waiting for it:
+    `minus_seen` is minus that time, in seconds since the epoch.
     """
 
     rank: int
-    seen: float
-
-    @property
-    def key(self) -> tuple[int, float]:
-        """Return what to sort by, ascending; a build is waiting for the newest agent."""
-        return self.rank, -self.seen
+    minus_seen: float
 
     @property
     def failing(self) -> bool:
@@ -58,7 +54,7 @@ def precedence(record: Record, status: TunnelStatus | None) -> Precedence:
     failed, was_up = _last_tries(record.history)
     failures = failed if status is None or status.failures < failed else status.failures
     rank = max(PROVEN, failures - FORGIVEN + NEW) if was_up else NEW + failures
-    return Precedence(rank, record.first_seen)
+    return Precedence(rank, -record.first_seen)
 
 
 def precedence_of(world: World, agent: AgentId) -> Precedence:

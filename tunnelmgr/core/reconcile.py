@@ -4,9 +4,10 @@ Shutdown, scale-in, a changed forward and a terminated instance are one path: ea
 closes the difference.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
+from heapq import nsmallest
 from operator import itemgetter
 from typing import NamedTuple, assert_never, cast
 
@@ -70,6 +71,33 @@ Search = SeekEvidence | ExamineKey
 Action = CloseTunnel | OpenTunnel | Search
 
 
+class Due(NamedTuple):
+    """An agent for which a dial or a search may begin, and its place in the order."""
+
+    precedence: Precedence
+    record: Record
+    status: Resting | None
+
+    @property
+    def is_dial(self) -> bool:
+        """Return whether it is a dial; otherwise it is a search."""
+        return self.record.quarantine is None and self.record.trust is not None
+
+
+Admit = Callable[[list[Due]], Sequence[Due]]
+"""Chooses what to begin now, in the order in which to begin it."""
+
+
+def in_order(due: list[Due]) -> Sequence[Due]:
+    """Choose all that is due."""
+    return sorted(due, key=itemgetter(0))
+
+
+def first_in_order(count: int, due: list[Due]) -> Sequence[Due]:
+    """Choose the first `count`."""
+    return nsmallest(count, due, key=itemgetter(0))
+
+
 def desired(world: World) -> Mapping[AgentId, TunnelSpec]:
     """Return the tunnels that should exist: one for each agent that is present, proved and not in quarantine."""
     wanted = ((id_, _desired(world, record)) for id_, record in world.records.items())
@@ -110,23 +138,21 @@ def _is_as_desired(world: World, record: Record, spec: TunnelSpec) -> bool:
     )
 
 
-def plan(world: World, now: float) -> tuple[Action, ...]:
-    """Return what closes the difference between desired and observed at `now`: closings, then by precedence."""
+def plan(world: World, now: float, admit: Admit = in_order) -> tuple[Action, ...]:
+    """Return what closes the difference between desired and observed at `now`: closings, then what `admit` chooses."""
     closings: list[Action] = []
-    openings: list[tuple[tuple[int, float], Action]] = []
+    due: list[Due] = []
     for id_, record in world.records.items():
         status = world.tunnels.get(id_)
         if status is None or isinstance(status, Resting):
             if _is_due(world, record, status, now):
-                order = precedence(record, status)
-                openings.append((order.key, _opening(world, record, status, order)))
+                due.append(Due(precedence(record, status), record, status))
         elif not isinstance(status, Seeking) and not _is_as_desired(world, record, status.spec):
             closing = _closing(record, status)
             if closing is not None:
                 closings.append(closing)
-    openings.sort(key=itemgetter(0))
     # Closings first: an agent that moved still holds the port there.
-    return (*closings, *(action for _, action in openings))
+    return (*closings, *(_opening(world, one) for one in admit(due)))
 
 
 def _closing(record: Record, status: Working) -> CloseTunnel | None:
@@ -161,7 +187,8 @@ def _is_due(world: World, record: Record, status: Resting | None, now: float) ->
     return bool(record.agent.addresses)
 
 
-def _opening(world: World, record: Record, status: Resting | None, order: Precedence) -> Action:
+def _opening(world: World, due: Due) -> Action:
+    order, record, status = due
     if record.quarantine is not None:
         return ExamineKey(record.agent, record.quarantine.disputed)
     if record.trust is None:

@@ -29,7 +29,7 @@ class WaitQueue:
 
     def __init__(self) -> None:
         self._by_age: OrderedDict[Waiting, None] = OrderedDict()
-        self._by_precedence: list[tuple[tuple[int, float], int, Waiting]] = []  # a heap; may hold some that have left
+        self._by_precedence: list[tuple[Precedence, int, Waiting]] = []  # a heap; may hold some that have left
         self._serial = itertools.count()
         self._admissions = 0
 
@@ -40,7 +40,7 @@ class WaitQueue:
         """Add a dial; the caller then awaits `wait`."""
         waiting = Waiting(precedence, asyncio.get_running_loop().create_future())
         self._by_age[waiting] = None
-        heapq.heappush(self._by_precedence, (precedence.key, next(self._serial), waiting))
+        heapq.heappush(self._by_precedence, (precedence, next(self._serial), waiting))
         return waiting
 
     async def wait(self, waiting: Waiting, give_back: Callable[[], None]) -> None:
