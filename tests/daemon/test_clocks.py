@@ -83,7 +83,7 @@ async def test_a_seed_expires_by_the_wall_clock(site: Site, ahead: float, *, kno
         await until(lambda: "one" in daemon.controller.world.seeds)
 
         wall.ahead = ahead
-        found = daemon.searches.usable_seed("one")
+        found = daemon.searches.inputs.seeds.seed("one")
 
     assert (found is not None) == known
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.trust.fake_scanner import FakeScanner
 from tests.trust.keygen import Keygen
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.host_key import fingerprint
@@ -20,14 +21,7 @@ OURS = ("-n", "ec2:i-1", "-V", "-5m:+23h")
 
 async def judged(shown: bytes | Exception, *authorities: Authority) -> HostTrust:
     """Return the evidence for an agent that presents this key or certificate."""
-
-    async def show(agent: Agent) -> bytes:
-        assert agent is AGENT
-        if isinstance(shown, Exception):
-            raise shown
-        return shown
-
-    return await AuthorityKeys(authorities, show, time.time).trust_for(AGENT)
+    return await AuthorityKeys(authorities, FakeScanner(certificates={AGENT: shown}), time.time).trust_for(AGENT)
 
 
 async def test_a_certificate_for_the_agents_id_is_evidence_for_its_key(keygen: Keygen) -> None:

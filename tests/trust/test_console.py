@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
@@ -15,9 +17,20 @@ AGENT = Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", ("10.0.0.1",))
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 
 
+@dataclass
+class FakeConsoles:
+    """A source whose consoles `read` returns."""
+
+    read: Callable[[Agent], str]
+
+    def console_output(self, agent: Agent) -> str:
+        """Return the console's text."""
+        return self.read(agent)
+
+
 async def test_the_console_method_reads_the_block() -> None:
     """The evidence is the keys of the block in the text that the source returns."""
-    keys = ConsoleKeys(lambda agent: host_key_console([KEY]) if agent == AGENT else "")
+    keys = ConsoleKeys(FakeConsoles(lambda agent: host_key_console([KEY]) if agent == AGENT else ""))
 
     assert await keys.trust_for(AGENT) == HostTrust(Method.CONSOLE, (KEY,))
 
@@ -26,7 +39,7 @@ async def test_the_console_method_reads_the_block() -> None:
 async def test_a_console_without_a_block_is_no_evidence_yet(text: str) -> None:
     """A console without a complete block is no evidence yet, with the reason."""
     with pytest.raises(HostKeyUnknownError, match="no host key block yet"):
-        await ConsoleKeys(lambda _: text).trust_for(AGENT)
+        await ConsoleKeys(FakeConsoles(lambda _: text)).trust_for(AGENT)
 
 
 async def test_few_consoles_are_read_at_once() -> None:
@@ -40,7 +53,7 @@ async def test_few_consoles_are_read_at_once() -> None:
         go_on.wait(5)
         return host_key_console([KEY])
 
-    keys = ConsoleKeys(read)
+    keys = ConsoleKeys(FakeConsoles(read))
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         for number in range(20):
             tasks.create_task(keys.trust_for(AGENT), name=f"search {number}")
@@ -60,12 +73,12 @@ async def test_a_console_that_cannot_be_read_says_why() -> None:
         raise HostKeyUnknownError("the permission ec2:GetConsoleOutput is missing")
 
     with pytest.raises(HostKeyUnknownError, match="ec2:GetConsoleOutput is missing"):
-        await ConsoleKeys(refused).trust_for(AGENT)
+        await ConsoleKeys(FakeConsoles(refused)).trust_for(AGENT)
 
 
 async def test_blocks_that_differ_are_no_evidence() -> None:
     """If two blocks differ, at least one is forged, so neither is evidence."""
-    other = KEY[:-1] + "Q"
+    text = host_key_console([KEY]) + host_key_console([KEY[:-1] + "Q"])
 
     with pytest.raises(HostKeyUnknownError, match="several host key blocks, which differ"):
-        await ConsoleKeys(lambda _: host_key_console([KEY]) + host_key_console([other])).trust_for(AGENT)
+        await ConsoleKeys(FakeConsoles(lambda _: text)).trust_for(AGENT)

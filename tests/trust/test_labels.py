@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trust.fake_scanner import FakeScanner
 from tests.trust.keygen import Keygen
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.host_key import fingerprint
@@ -25,13 +26,7 @@ def labelled(*labels: tuple[str, str]) -> Agent:
 
 async def judged(agent: Agent, shown: str | Exception) -> HostTrust:
     """Return the evidence for an agent that presents this key."""
-
-    async def scan(_: Agent) -> str:
-        if isinstance(shown, Exception):
-            raise shown
-        return shown
-
-    return await LabelKeys(scan).trust_for(agent)
+    return await LabelKeys(FakeScanner(keys={agent: shown})).trust_for(agent)
 
 
 @pytest.mark.parametrize("name", HOST_KEY_LABELS)

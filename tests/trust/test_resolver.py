@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from structlog.testing import capture_logs
 
+from tests.trust.fake_scanner import FakeScanner
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined
 from tunnelmgr.core.rules import Rules
@@ -16,6 +17,17 @@ from tunnelmgr.trust.resolver import Resolver
 
 AGENT = Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", ("10.0.0.1",))
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+
+
+@dataclass
+class FakeSink:
+    """Keeps the reported events."""
+
+    reports: list[Event] = field(default_factory=list)
+
+    def report(self, event: Event) -> None:
+        """Keep an event."""
+        self.reports.append(event)
 
 
 @dataclass
@@ -50,10 +62,10 @@ async def sought(
     at_least: Method | None = None,
 ) -> Event:
     """Seek evidence for the agent; return the one report."""
-    reports: list[Event] = []
+    events = FakeSink()
     rules = Rules(trust={"cloud": trust}, minimum={"ci": minimum})
-    await Resolver({"cloud": words}, rules).seek(AGENT, at_least, reports.append)
-    (report,) = reports
+    await Resolver({"cloud": words}, rules).seek(AGENT, at_least, events)
+    (report,) = events.reports
     return report
 
 
@@ -145,12 +157,12 @@ async def test_a_method_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) 
             raise AssertionError(agent)
 
     monkeypatch.setattr(resolver_file, "METHOD_TIMEOUT", 0.01)
-    reports: list[Event] = []
+    events = FakeSink()
     resolver = Resolver({"cloud": {Method.CONSOLE: Hanging()}}, Rules(trust={"cloud": (Method.CONSOLE,)}))
 
-    await resolver.seek(AGENT, None, reports.append)
+    await resolver.seek(AGENT, None, events)
 
-    assert reports == [EvidenceAbsent(AGENT.id, "1", "console: no answer within 0.01 s")]
+    assert events.reports == [EvidenceAbsent(AGENT.id, "1", "console: no answer within 0.01 s")]
 
 
 async def test_a_contradiction_ends_the_search() -> None:
@@ -182,16 +194,9 @@ async def test_a_contradiction_ends_the_search() -> None:
 )
 async def test_an_examination_is_reported_however_it_ends(answer: str | Exception, report: Event) -> None:
     """The report of an examination has the key that the agent presented, or the reason why there is none."""
-    asked: list[tuple[str, ...]] = []
+    scanner, events = FakeScanner(keys={AGENT: answer}), FakeSink()
 
-    async def show(_agent: Agent, keys: tuple[str, ...]) -> str:
-        asked.append(keys)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    await Resolver({}, Rules()).examine(AGENT, (KEY,), scanner, events)
 
-    reports: list[Event] = []
-    await Resolver({}, Rules()).examine(AGENT, (KEY,), show, reports.append)
-
-    assert reports == [report]
-    assert asked == [(KEY,)]
+    assert events.reports == [report]
+    assert scanner.wanted == [(KEY,)]

@@ -16,9 +16,17 @@ def launched(*labels: tuple[str, str]) -> Agent:
     return Agent(AgentId("cloud:a"), "1", "cloud", "ci", "a", ("10.0.0.1",), labels=labels)
 
 
+class FakeSeeds(dict[str, Seed]):
+    """The stored seeds, by id."""
+
+    def seed(self, id_: str) -> Seed | None:
+        """Return a seed."""
+        return self.get(id_)
+
+
 def known(*seeds: Seed) -> SeededKeys:
     """Return the method with these seeds."""
-    return SeededKeys({seed.id: seed for seed in seeds}.get)
+    return SeededKeys(FakeSeeds({seed.id: seed for seed in seeds}))
 
 
 @pytest.mark.parametrize("name", SEED_LABELS)

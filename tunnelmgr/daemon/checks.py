@@ -16,7 +16,6 @@ from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.prepared import PinsKeys, build
-from tunnelmgr.daemon.trust_methods import ConsoleReader
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.socket_options import missing_kernel_settings
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError, StoreError
@@ -24,6 +23,7 @@ from tunnelmgr.gate.registry_check import is_loopback_only, listen_addresses, re
 from tunnelmgr.ssh.key_files import load_key
 from tunnelmgr.ssh.login import load_login
 from tunnelmgr.store.connect import check_database, sqlite_file
+from tunnelmgr.trust.lookups import ConsoleReader
 
 MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr")})
 """What StateDirectory= and RuntimeDirectory= make at the first start (systemd.exec(5))."""

@@ -28,6 +28,8 @@ from tunnelmgr.daemon.reload import Reload, tunnel_settings
 from tunnelmgr.daemon.request_log import AuditedRequests
 from tunnelmgr.daemon.signals import SignalHandler
 from tunnelmgr.daemon.source_watches import MissingAgents, SourceWatches
+from tunnelmgr.daemon.trust_lookups import AdmittedScanner, StoredSeeds
+from tunnelmgr.daemon.trust_methods import TrustInputs
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.errors import ControlError, TunnelmgrError
 from tunnelmgr.gate.context import GateContext
@@ -63,7 +65,8 @@ class Daemon:
         configuration = ActiveConfiguration(prepared, self.controller)
         sources = SourceWatches(tasks, scheduler, self.controller, MissingAgents(self.controller).of)
         admission = Admission(places_for(file_descriptor_limit()))
-        self.searches = EvidenceSearches(tasks, self.controller, configuration, admission, wall)
+        scanner, seeds = AdmittedScanner(configuration, self.controller, admission), StoredSeeds(self.controller, wall)
+        self.searches = EvidenceSearches(tasks, self.controller, configuration, TrustInputs(scanner, seeds, wall))
 
         self.audit = AuditLog(settings.audit, settings.name, clock, configuration.requires_audit)
         self.trail = AuditTrail(self.audit, self.controller, clock)

@@ -4,7 +4,7 @@ The certificate is checked before any credential is offered, and the evidence is
 requested again for every connection, so that an expired certificate outlasts only the tunnel it was used for.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
@@ -13,15 +13,16 @@ from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
 from tunnelmgr.trust.certificate import Authority, HostCertificate, is_revoked, parse, refusal
+from tunnelmgr.trust.lookups import HostKeyScanner
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorityKeys:
-    """Requests the blob of the agent's host key or certificate through `show(agent)`, which verifies its signature."""
+    """Scans the agent for its host certificate; `wall` is the wall clock, by which certificates are valid."""
 
     authorities: Sequence[Authority]
-    show: Callable[[Agent], Awaitable[bytes]]
-    clock: Callable[[], float]
+    scanner: HostKeyScanner
+    wall: Callable[[], float]
 
     async def trust_for(self, agent: Agent) -> HostTrust:
         """Return the certified key.
@@ -32,7 +33,7 @@ class AuthorityKeys:
         if not self.authorities:
             raise HostKeyUnknownError("the configuration has no [[authority]] for this source")
         try:
-            blob = await self.show(agent)
+            blob = await self.scanner.certificate(agent)
         except UnreachableError as away:
             raise HostKeyUnknownError(str(away)) from away
         try:
@@ -52,7 +53,7 @@ class AuthorityKeys:
                 f"{agent.address} presented certificate serial {certificate.serial}, which authority {authority.name} "
                 f'has revoked. Replace the machine, or investigate and run: tunnelmgr release {agent.id} --reason "…"'
             )
-        why = refusal(certificate, authority, self.clock())
+        why = refusal(certificate, authority, self.wall())
         if why is not None:
             raise HostKeyUnknownError(why)
         if agent.id not in certificate.principals:

@@ -1,6 +1,5 @@
 """`label`: a tag or label of the agent holds its key's fingerprint. Anyone who may write labels is trusted."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tunnelmgr.core.agent import Agent
@@ -8,6 +7,7 @@ from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, UnreachableError
+from tunnelmgr.trust.lookups import HostKeyScanner
 
 HOST_KEY_LABELS = ("tunnelmgr:host-key", "tunnelmgr-host-key")
 """The tag's name on EC2, and the label's on Hetzner, where a name has no colon."""
@@ -15,9 +15,9 @@ HOST_KEY_LABELS = ("tunnelmgr:host-key", "tunnelmgr-host-key")
 
 @dataclass(frozen=True, slots=True)
 class LabelKeys:
-    """Requests the agent's key from the agent itself, through `scan(agent)`, and compares it with the label."""
+    """Scans the agent for its host key, and compares the key with the label."""
 
-    scan: Callable[[Agent], Awaitable[str]]
+    scanner: HostKeyScanner
 
     async def trust_for(self, agent: Agent) -> HostTrust:
         """Return the key with the label's fingerprint; raises HostKeyMismatchError if the agent's key has another."""
@@ -25,7 +25,7 @@ class LabelKeys:
         if wanted is None:
             raise HostKeyUnknownError(f"it has no label {' or '.join(HOST_KEY_LABELS)}")
         try:
-            key = await self.scan(agent)
+            key = await self.scanner.host_key(agent)
         except UnreachableError as away:
             raise HostKeyUnknownError(str(away)) from away
         if as_label(fingerprint(key)) != as_label(wanted):

@@ -8,11 +8,12 @@ from typing import TypeVar
 import structlog
 
 from tunnelmgr.core.agent import Agent
-from tunnelmgr.core.events import Event, EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined
-from tunnelmgr.core.ports import HostKeySource
+from tunnelmgr.core.events import EvidenceAbsent, EvidenceContradicted, EvidenceFound, KeyExamined
+from tunnelmgr.core.ports import EventSink, HostKeySource
 from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, TunnelError
+from tunnelmgr.trust.lookups import HostKeyScanner
 
 METHOD_TIMEOUT = 60.0
 """Seconds that one trust method may take."""
@@ -29,7 +30,7 @@ class Resolver:
     sources: Mapping[str, Mapping[Method, HostKeySource]]
     rules: Rules
 
-    async def seek(self, agent: Agent, at_least: Method | None, report: Callable[[Event], None]) -> None:
+    async def seek(self, agent: Agent, at_least: Method | None, events: EventSink) -> None:
         """Report the evidence for an agent, what contradicts it, or what every accepted method lacks.
 
         Methods weaker than `at_least`, by which the agent was identified before, are not asked.
@@ -45,36 +46,25 @@ class Resolver:
                 trust = await self._ask(method, agent)
             except HostKeyMismatchError as other:
                 log.error("evidence contradicted", agent=agent.id, method=method, error=str(other))  # noqa: TRY400 - not a fault of ours
-                report(EvidenceContradicted(agent.id, agent.incarnation, str(other)))
+                events.report(EvidenceContradicted(agent.id, agent.incarnation, str(other)))
                 return
             except TunnelError as why:
                 lacking.append(f"{method}: {why}")
                 continue
             log.info("evidence found", agent=agent.id, method=method, keys=trust.fingerprints)
-            report(EvidenceFound(agent.id, agent.incarnation, trust))
+            events.report(EvidenceFound(agent.id, agent.incarnation, trust))
             return
-        report(
-            EvidenceAbsent(
-                agent.id,
-                agent.incarnation,
-                "; ".join(lacking) or "minimum_trust of the group accepts no method of this source",
-            )
-        )
+        reason = "; ".join(lacking) or "minimum_trust of the group accepts no method of this source"
+        events.report(EvidenceAbsent(agent.id, agent.incarnation, reason))
 
-    async def examine(
-        self,
-        agent: Agent,
-        keys: tuple[str, ...],
-        show: Callable[[Agent, tuple[str, ...]], Awaitable[str]],
-        report: Callable[[Event], None],
-    ) -> None:
-        """Report the key that an agent presents, by `show`, if it is asked for one of the types of `keys`."""
+    async def examine(self, agent: Agent, keys: tuple[str, ...], scanner: HostKeyScanner, events: EventSink) -> None:
+        """Report the key that an agent presents if it is asked for one of the types of `keys`."""
         try:
-            key = await self._guarded(agent, "dispute", lambda: show(agent, keys))
+            key = await self._guarded(agent, "dispute", lambda: scanner.host_key(agent, keys))
         except TunnelError as failed:
-            report(KeyExamined(agent.id, agent.incarnation, "", str(failed)))
+            events.report(KeyExamined(agent.id, agent.incarnation, "", str(failed)))
         else:
-            report(KeyExamined(agent.id, agent.incarnation, key))
+            events.report(KeyExamined(agent.id, agent.incarnation, key))
 
     async def _ask(self, method: Method, agent: Agent) -> HostTrust:
         source = self.sources.get(agent.source, {}).get(method)
