@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.cluster import Cluster
 from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import HostTrust
 from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.world import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,21 @@ class RetentionExpired:
     wall: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterChanged:
+    """The database has told the members and the leases, or does not answer."""
+
+    cluster: Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class StateShared:
+    """What other members have written: records of agents that this one does not hold, and all seeds."""
+
+    records: tuple[Record, ...]
+    seeds: tuple[Seed, ...] = ()
+
+
 Event = (
     Reconfigured
     | AgentsDiscovered
@@ -198,4 +215,6 @@ Event = (
     | ReleaseRequested
     | DrainRequested
     | RetentionExpired
+    | ClusterChanged
+    | StateShared
 )

@@ -12,12 +12,16 @@ from tunnelmgr.core.world import LIFE, HistoryEntry, Record, World
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Records and seeds to write, and agents and seeds to forget."""
+    """Records and seeds to write, and agents and seeds to forget.
+
+    In a cluster, `terms` has the term of this member's lease for each of these agents.
+    """
 
     records: tuple[Record, ...] = ()
     forgotten: tuple[AgentId, ...] = ()
     seeds: tuple[Seed, ...] = ()
     spent: tuple[str, ...] = ()
+    terms: Mapping[AgentId, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.records or self.forgotten or self.seeds or self.spent)
@@ -38,12 +42,20 @@ REPEATS = 60.0
 
 
 def changes(written: World, world: World) -> Changes:
-    """Return the difference; records that are the same object are not compared."""
+    """Return the difference that this controller may write; records that are the same object are not compared."""
+    records = tuple(
+        record
+        for id_, record in world.records.items()
+        if _is_due(written.records.get(id_), record) and world.holds(id_)
+    )
+    forgotten = tuple(id_ for id_ in written.records if id_ not in world.records and world.holds(id_))
+    leases = world.cluster.agents if world.cluster is not None else {}
     return Changes(
-        tuple(record for id_, record in world.records.items() if _is_due(written.records.get(id_), record)),
-        tuple(id_ for id_ in written.records if id_ not in world.records),
-        tuple(seed for id_, seed in world.seeds.items() if written.seeds.get(id_) is not seed),
+        records,
+        forgotten,
+        tuple(seed for id_, seed in world.seeds.items() if written.seeds.get(id_) != seed),
         tuple(id_ for id_ in written.seeds if id_ not in world.seeds),
+        {id_: leases[id_].term for id_ in (*(record.agent.id for record in records), *forgotten) if id_ in leases},
     )
 
 
@@ -110,13 +122,15 @@ def restored(stored: StoredState, now: float) -> World:
     """Return the world to start from, before any source has answered.
 
     Agents that were present stay present until their source says otherwise, so that a cloud that does not answer at the
-    start costs no tunnel; host keys are verified as before. Evidence that can be obtained again is requested again.
+    start costs no tunnel; host keys are verified as before.
     """
-    kept = {
-        id_: replace(record, trust=record.proved if _remembered(record.proved) else None)
-        for id_, record in stored.records.items()
-    }
+    kept = {id_: as_restored(record) for id_, record in stored.records.items()}
     return settle(World(), World(records=kept, seeds=stored.seeds), kept, now)
+
+
+def as_restored(record: Record) -> Record:
+    """Return a stored record as it is in force: evidence that can be obtained again is requested again."""
+    return replace(record, trust=record.proved if _remembered(record.proved) else None)
 
 
 def _remembered(trust: HostTrust | None) -> bool:

@@ -45,12 +45,16 @@ class CloseTunnel(NamedTuple):
 
 
 class OpenTunnel(NamedTuple):
-    """Start a worker, which opens one tunnel and ends with it."""
+    """Start a worker, which opens one tunnel and ends with it.
+
+    `rival` is the other member of a cluster that may still listen on the agent, "" if there is none.
+    """
 
     agent: AgentId
     life: int
     spec: TunnelSpec
     precedence: Precedence
+    rival: str = ""
 
 
 class SeekEvidence(NamedTuple):
@@ -107,6 +111,8 @@ def desired(world: World) -> Mapping[AgentId, TunnelSpec]:
 def _desired(world: World, record: Record) -> TunnelSpec | None:
     if record.trust is None or not record.present or record.quarantine is not None or world.draining:
         return None
+    if world.cluster is not None and not world.cluster.serves(record.agent.id):
+        return None
     return _spec(record, record.trust, world.rules) if record.agent.addresses else None
 
 
@@ -124,6 +130,7 @@ def _is_as_desired(world: World, record: Record, spec: TunnelSpec) -> bool:
         record.present
         and record.quarantine is None
         and not world.draining
+        and (world.cluster is None or world.cluster.serves(agent.id))
         and spec
         == (
             agent.id,
@@ -180,6 +187,8 @@ def _is_due(world: World, record: Record, status: Resting | None, now: float) ->
         return False
     if world.draining or not record.present:
         return False
+    if world.cluster is not None and not world.cluster.may_begin(record.agent.id, now):
+        return False
     if record.quarantine is not None:
         return bool(record.quarantine.disputed) and not record.possessed
     if record.trust is None:
@@ -194,7 +203,8 @@ def _opening(world: World, due: Due) -> Action:
     if record.trust is None:
         return SeekEvidence(record.agent, record.proved.method if record.proved else None)
     spec = _spec(record, record.trust, world.rules)
-    return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, spec, order)
+    rival = world.cluster.other(record.agent.id) if world.cluster is not None else None
+    return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, spec, order, rival or "")
 
 
 def begin(world: World, actions: Iterable[Action], now: float) -> World:
@@ -204,7 +214,7 @@ def begin(world: World, actions: Iterable[Action], now: float) -> World:
         match action:
             case CloseTunnel(agent, _, manner):
                 tunnels[agent] = _closed(cast("Working", tunnels[agent]), manner, now)  # `plan` closes only workers
-            case OpenTunnel(agent, life, spec, _):
+            case OpenTunnel(agent, life, spec):
                 before = world.status(agent)
                 tunnels[agent] = Connecting(now, life, spec, before.failures, before.error, before.message)
             case SeekEvidence(agent):

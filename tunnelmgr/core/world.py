@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.cluster import Cluster
 from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import HostTrust
@@ -130,7 +131,10 @@ def _repeated(history: tuple[HistoryEntry, ...], step: str, detail: str) -> Hist
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The state of everything; `key_holders` says to which present agent each claimed key is assigned."""
+    """The state of everything; `key_holders` says to which present agent each claimed key is assigned.
+
+    `cluster` is None for a controller that shares its state with no other.
+    """
 
     rules: Rules = field(default_factory=Rules)
     sources: Mapping[str, SourceView] = field(default_factory=dict)
@@ -139,6 +143,11 @@ class World:
     key_holders: Mapping[str, AgentId] = field(default_factory=dict)
     seeds: Mapping[str, Seed] = field(default_factory=dict)
     draining: bool = False
+    cluster: Cluster | None = None
+
+    def holds(self, agent: AgentId) -> bool:
+        """Return whether this controller may write about an agent."""
+        return self.cluster is None or self.cluster.holds(agent)
 
     def status(self, agent: AgentId) -> TunnelStatus:
         """Return the tunnel's status; an agent for which nothing was begun is `down` since it was first seen."""

@@ -12,6 +12,7 @@ their records: who holds which host key, and in which phase an agent rests. No t
                                                  claims.py     handshakes that show a key
                                                  tunnels.py    reports of workers
                                                  operator.py   retry, release, forgetting
+                                                 shared.py     what other members have written
 
 The record of an agent says who it is and what is believed of it:
 
@@ -65,6 +66,7 @@ from typing import assert_never
 from tunnelmgr.core.events import (
     AgentEnded,
     AgentsDiscovered,
+    ClusterChanged,
     DiscoveryFailed,
     DrainRequested,
     Event,
@@ -79,12 +81,13 @@ from tunnelmgr.core.events import (
     RetentionExpired,
     RetryRequested,
     SeedAdded,
+    StateShared,
     TunnelBound,
     TunnelDialled,
     TunnelEnded,
     TunnelProbed,
 )
-from tunnelmgr.core.evolve import agents, claims, evidence, operator, tunnels
+from tunnelmgr.core.evolve import agents, claims, evidence, operator, shared, tunnels
 from tunnelmgr.core.evolve.settle import settle
 from tunnelmgr.core.evolve.transition import Transition
 from tunnelmgr.core.world import World
@@ -132,4 +135,8 @@ def _transition(world: World, event: Event, now: float) -> Transition:  # noqa: 
             return Transition(replace(world, draining=True))
         case RetentionExpired(before, wall):
             return Transition(operator.forget(world, before, now if wall is None else wall))
+        case ClusterChanged(cluster):
+            return Transition(replace(world, cluster=cluster))
+        case StateShared():
+            return shared.taken_in(world, event)
     assert_never(event)

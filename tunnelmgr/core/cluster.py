@@ -1,0 +1,56 @@
+"""What one member knows of its cluster; a part of the world."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.ownership import Lease, Member
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteStatus:
+    """The state of an agent's tunnel as its holder reports it."""
+
+    phase: str
+    error: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The members and the leases as the database had them last.
+
+    From `expires` on, in seconds since the epoch, this member may have been taken for dead: it keeps the tunnels that
+    stand and begins nothing. `error` says why the database does not answer.
+    """
+
+    me: str
+    members: Mapping[str, Member] = field(default_factory=dict)
+    agents: Mapping[AgentId, Lease] = field(default_factory=dict)
+    sources: Mapping[str, Lease] = field(default_factory=dict)
+    remote: Mapping[AgentId, RemoteStatus] = field(default_factory=dict)
+    expires: float = 0.0
+    error: str | None = None
+
+    def holds(self, agent: AgentId) -> bool:
+        """Return whether this member's lease allows it to write about the agent."""
+        lease = self.agents.get(agent)
+        return lease is not None and lease.holder == self.me
+
+    def serves(self, agent: AgentId) -> bool:
+        """Return whether this member should have a tunnel to the agent, or be about to take one over."""
+        lease = self.agents.get(agent)
+        if lease is None:
+            return False
+        return lease.successor == self.me or (lease.holder == self.me and not lease.ready)
+
+    def may_begin(self, agent: AgentId, now: float) -> bool:
+        """Return whether a search or a dial may begin at `now`."""
+        return now < self.expires and self.serves(agent)
+
+    def other(self, agent: AgentId) -> str | None:
+        """Return the other member that holds the agent's listener, or has held it; None if there is none."""
+        lease = self.agents.get(agent)
+        if lease is None:
+            return None
+        return lease.previous if lease.holder == self.me else lease.holder

@@ -1,0 +1,215 @@
+"""Several controllers: which member holds which agent and which source, and how a lease passes to another member.
+
+    (no lease) ── CLAIM ─▶ held ── OFFER ─▶ offered ── READY ─▶ ready ── TAKE ─▶ held by the successor, next term
+                            │ ▲               │                   │
+                            │ └───────────────┴───── CANCEL ──────┘
+                            └── the holder is dead: CLAIM ─▶ held by another member, next term
+
+A lease says who should hold an agent. A planned handover leaves no hole: the successor logs in to the agent first
+(READY); then the holder stops listening and lets its transfers finish; then the successor, which keeps asking for the
+port, listens (TAKE). Every change names the term that its member has seen, and a change for an earlier term is refused.
+
+`changed` is the whole rule. The database applies it to locked rows, and the tests apply it to a model of the database.
+
+Unassigned agents are spread by weighted rendezvous hashing (D. Thaler and C. Ravishankar, 1998; the weights as in
+"Weighted distributed hash tables", C. Schindelhauer and G. Schomaker, 2005): if a member comes or goes, only its own
+share moves. A lease that stands is not moved for the sake of balance: agents live for minutes, and a handover has a
+price. Members in the agent's zone come first.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Literal, NamedTuple, assert_never
+
+Kind = Literal["agent", "source"]
+"""What a lease is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One controller of a cluster; `seen` is the age of its last heartbeat in seconds, by the database's clock.
+
+    `rules` is a digest of the configuration that all members must agree on.
+    """
+
+    name: str
+    zone: str = ""
+    capacity: float = 1.0
+    version: str = ""
+    rules: str = ""
+    draining: bool = False
+    alive: bool = True
+    seen: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A member's claim. `term` rises with each holder; `previous` held it before.
+
+    `successor` is to take it over, and is `ready` once it has logged in to the agent.
+    """
+
+    holder: str
+    term: int
+    successor: str | None = None
+    ready: bool = False
+    previous: str | None = None
+
+
+class Step(StrEnum):
+    """How a lease changes."""
+
+    CLAIM = "claim"  # a lease that nobody holds, or whose holder is dead
+    OFFER = "offer"  # name a successor
+    READY = "ready"  # the successor has logged in
+    TAKE = "take"  # the successor listens
+    CANCEL = "cancel"  # by the holder or the successor: there is no successor any more
+
+
+class LeaseChange(NamedTuple):
+    """A change that `member` requests; `term` is that of the lease that it has seen, 0 if it has seen none."""
+
+    kind: Kind
+    id: str
+    step: Step
+    member: str
+    term: int
+    successor: str = ""
+
+
+class Progress(StrEnum):
+    """How far this member is with an agent that it is to take over."""
+
+    NONE = "none"
+    LOGGED_IN = "logged-in"
+    LISTENING = "listening"
+    FAILED = "failed"
+
+
+def changed(lease: Lease | None, change: LeaseChange, living: AbstractSet[str]) -> Lease | None:
+    """Return the lease after a change, None if the change is refused; `living` are the members that are alive."""
+    if lease is None:
+        return Lease(change.member, 1) if (change.step, change.term) == (Step.CLAIM, 0) else None
+    if lease.term != change.term or not _is_allowed(lease, change, living):
+        return None
+    match change.step:
+        case Step.OFFER:
+            return replace(lease, successor=change.successor)
+        case Step.READY:
+            return replace(lease, ready=True)
+        case Step.CANCEL:
+            return replace(lease, successor=None, ready=False)
+        case Step.CLAIM | Step.TAKE:
+            return Lease(change.member, lease.term + 1, previous=lease.holder)
+    assert_never(change.step)
+
+
+def _is_allowed(lease: Lease, change: LeaseChange, living: AbstractSet[str]) -> bool:
+    match change.step:
+        case Step.CLAIM:
+            return lease.holder not in living
+        case Step.OFFER:
+            return lease.successor is None and change.successor in living and change.successor != lease.holder
+        case Step.READY | Step.TAKE:
+            return lease.successor == change.member
+        case Step.CANCEL:
+            return lease.successor is not None and change.member in {lease.holder, lease.successor}
+    assert_never(change.step)
+
+
+def best_member(id_: str, zone: str, members: Iterable[Member]) -> str | None:
+    """Return the member that should hold what nobody holds; None if there is no member.
+
+    Members in `zone` come first; an empty zone is nowhere.
+    """
+    able = sorted(members, key=lambda one: one.name)
+    near = [member for member in able if zone and member.zone == zone]
+    return max(near or able, key=lambda member: _score(id_, member), default=_NOBODY).name or None
+
+
+def _score(id_: str, member: Member) -> float:
+    """Return a member's score: it wins in proportion to its capacity."""
+    digest = blake2b(f"{member.name}\0{id_}".encode(), digest_size=8).digest()
+    uniform = (int.from_bytes(digest) + 0.5) / 2**64
+    return -member.capacity / math.log(uniform)
+
+
+_NOBODY = Member("")
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What one member decides by: the members, the leases of one kind, and what is to be held, each with its zone."""
+
+    kind: Kind
+    me: str
+    members: Mapping[str, Member]
+    leases: Mapping[str, Lease]
+    wanted: Mapping[str, str]
+    progress: Mapping[str, Progress]
+    """Of those that are offered to this member; one that is missing has nothing to wait for."""
+
+    def changes(self) -> Iterator[LeaseChange]:
+        """Yield the changes that this member should request now."""
+        able = [member for member in self.members.values() if member.alive and not member.draining]
+        for id_, zone in self.wanted.items():
+            if id_ not in self.leases and best_member(id_, zone, able) == self.me:
+                yield self._change(id_, Step.CLAIM, 0)
+        for id_, lease in self.leases.items():
+            change = self._next(id_, lease, able)
+            if change is not None:
+                yield change
+
+    def _next(self, id_: str, lease: Lease, able: list[Member]) -> LeaseChange | None:
+        if not self._is_alive(lease.holder):
+            if self._heir(id_, lease, able) == self.me:
+                return self._change(id_, Step.CLAIM, lease.term)
+        elif lease.successor == self.me:
+            return self._as_successor(id_, lease)
+        elif lease.holder == self.me:
+            return self._as_holder(id_, lease, able)
+        return None
+
+    def _heir(self, id_: str, lease: Lease, able: list[Member]) -> str | None:
+        """Return who should hold the lease of a dead member: its successor, who may have logged in already."""
+        if lease.successor is not None and any(member.name == lease.successor for member in able):
+            return lease.successor
+        return best_member(id_, self.wanted.get(id_, ""), able)
+
+    def _as_successor(self, id_: str, lease: Lease) -> LeaseChange | None:
+        match self.progress.get(id_, Progress.LISTENING):
+            case Progress.LISTENING:
+                return self._change(id_, Step.TAKE, lease.term)
+            case Progress.LOGGED_IN if not lease.ready:
+                return self._change(id_, Step.READY, lease.term)
+            case Progress.FAILED:
+                return self._change(id_, Step.CANCEL, lease.term)
+            case _:
+                return None
+
+    def _as_holder(self, id_: str, lease: Lease, able: list[Member]) -> LeaseChange | None:
+        if lease.successor is not None:
+            return None if self._is_alive(lease.successor) else self._change(id_, Step.CANCEL, lease.term)
+        if not self.members[self.me].draining:
+            return None
+        successor = best_member(id_, self.wanted.get(id_, ""), able)
+        return None if successor is None else self._change(id_, Step.OFFER, lease.term, successor)
+
+    def rebalanced(self) -> Iterator[LeaseChange]:
+        """Yield offers that move every lease to the member that would get it if nobody held it."""
+        able = [member for member in self.members.values() if member.alive and not member.draining]
+        for id_, lease in self.leases.items():
+            best = best_member(id_, self.wanted.get(id_, ""), able)
+            if best is not None and best != lease.holder and lease.successor is None and self._is_alive(lease.holder):
+                yield self._change(id_, Step.OFFER, lease.term, best)
+
+    def _is_alive(self, name: str) -> bool:
+        member = self.members.get(name)
+        return member is not None and member.alive
+
+    def _change(self, id_: str, step: Step, term: int, successor: str = "") -> LeaseChange:
+        return LeaseChange(self.kind, id_, step, self.me, term, successor)
