@@ -48,20 +48,20 @@ from tunnelmgr.store.writer import StateWriter, WritableStore
 log = structlog.get_logger(__name__)
 
 MIN_OPENINGS, OPENINGS_SHARE = 16, 1 / 32
-"""Openings and searches begun in one turn of the loop: the larger of this number and this share of those due."""
+"""Openings and searches started in one turn of the loop: the larger of this number and this share of those due."""
 OPENINGS_INTERVAL = 0.1
-"""Seconds until the next openings and searches, in which those already begun can proceed."""
+"""Seconds until the next openings and searches, in which those already started can proceed."""
 PROBE_BATCHING = 1.0
 """Seconds for which probes of tunnels that are up are collected: each turn examines every agent."""
 REPORT_BATCHING = 0.05
 """Seconds for which reports of progress are collected while the store writes."""
 BATCHING_FACTOR = 3.0
 """How many times the duration of the last turn the ends of tunnels, and retries, are collected for: agents that fail
-repeatedly then cause turns for at most a quarter of the loop's time, whatever the fleet's size."""
+repeatedly then cause turns for at most a quarter of the loop's time, regardless of the fleet's size."""
 RETRY_PHASES = frozenset({Phase.AWAITING_IDENTITY, Phase.CONNECTING, Phase.DOWN})
 """The phases that an agent passes through repeatedly while it fails."""
 PROGRESS = (EvidenceFound, EvidenceAbsent, KeyExamined, TunnelDialled, TunnelBound, TunnelProbed, TunnelEnded)
-"""Reports of what the controller has begun itself; the loop takes all other events at once."""
+"""Reports of what the controller has started itself; the loop takes all other events at once."""
 
 
 class Tunnels(Protocol):

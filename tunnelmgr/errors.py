@@ -1,4 +1,4 @@
-"""Every error that tunnelmgr raises, each with a stable code and the pace at which another try makes sense.
+"""Every error that tunnelmgr raises, each with a stable code and the pace at which to retry.
 
 Status, metrics and logs show the code. The message is for an operator: what happened, then what to do.
 """
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 
 class Pace(StrEnum):
-    """How soon another try can help."""
+    """How soon to retry."""
 
     SOON = "soon"  # the cause usually passes by itself
     SLOW = "slow"  # something outside has to change first
@@ -67,7 +67,7 @@ class UnreachableError(TunnelError):
 
 
 class ConnectionLostError(TunnelError):
-    """A tunnel that was up has ended without a request."""
+    """A tunnel that was up has ended unexpectedly."""
 
     code = "connection-lost"
 
@@ -211,19 +211,19 @@ class MalformedRequestError(GateError):
 
 
 class InvalidNameError(MalformedRequestError):
-    """The request's path holds no repository, tag or digest that can be read in one way only."""
+    """The request's path contains an invalid repository, tag or digest."""
 
     oci_code = "NAME_INVALID"
 
 
 class InvalidDigestError(MalformedRequestError):
-    """A query parameter that has to be a digest is none."""
+    """A query parameter that must be a digest is invalid."""
 
     oci_code = "DIGEST_INVALID"
 
 
 class GateClosedError(GateError):
-    """The gate passes nothing for now; the message says what to repair."""
+    """The gate refuses every request for now; the message says what to repair."""
 
     code = "gate-closed"
 

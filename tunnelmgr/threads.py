@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 async def in_thread(function: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs) -> Answer:
     """Call `function` in a thread of its own and return its answer, or raise what it raised.
 
-    If the wait is cancelled, the thread goes on, and its answer is dropped.
+    If the wait is cancelled, the thread continues, and its answer is dropped.
     """
     answer, work = _prepared(lambda: function(*args, **kwargs))
     threading.Thread(target=work, name=f"blocking {getattr(function, '__name__', function)}", daemon=True).start()
@@ -26,7 +26,7 @@ async def in_thread(function: Callable[P, Answer], *args: P.args, **kwargs: P.kw
 
 
 class CallingThread:
-    """One thread that makes calls one after the other: for calls that are too frequent for a thread each."""
+    """One thread that makes calls one at a time: for calls that are too frequent for a thread each."""
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

@@ -32,7 +32,7 @@ class AgentSetup:
         return cls(config.ssh.user, hooks.authorized_keys_line(listen, public), public)
 
     def text(self, wanted: AgentText) -> str:
-        """Return one of the texts, with a line end."""
+        """Return one of the texts, with a trailing newline."""
         match wanted:
             case AgentText.AUTHORIZED_KEYS:
                 return self.authorized_keys + "\n"

@@ -1,4 +1,4 @@
-"""The frame of every command: its help, its exit status, and how its errors are printed."""
+"""What every command shares: its help, its exit status, and how its errors are printed."""
 
 import functools
 import os

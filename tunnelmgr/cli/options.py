@@ -40,7 +40,7 @@ _SOCKET = re.compile(r"""^[ \t]*socket\b[ \t]*(=[ \t]*(?:"([^"\\\n]+)"|'([^'\n]+
 
 
 def chosen_file(context: typer.Context, option: Path | None) -> Path:
-    """Return the configuration file: this command's option, else the one before it, else the environment's."""
+    """Return the configuration file: this command's option, else the one before the command, else TUNNELMGR_CONFIG."""
     return config_file(option or context.obj)
 
 

@@ -26,7 +26,7 @@ def stderr() -> Console:
 
 
 def print_sheet(sheet: RenderableType) -> None:
-    """Print what was rendered; if it does not go to a terminal, without the blanks that fill its lines."""
+    """Print what was rendered; if stdout is not a terminal, without trailing blanks."""
     console = stdout()
     if console.is_terminal:
         console.print(sheet)

@@ -1,4 +1,4 @@
-"""Tables and sheets for people, made from the JSON of the daemon's API."""
+"""Tables and summaries for people, made from the JSON of the daemon's API."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -66,7 +66,7 @@ def problems(facts: Json, agents: list[Json]) -> list[str]:
 
 
 def status(facts: Json, agents: list[Json]) -> RenderableType:
-    """Return the sheet of `status`, problems last."""
+    """Return what `status` prints, problems last."""
     sheet = Table.grid(padding=(0, 2))
     sheet.add_column(style="dim", no_wrap=True)
     sheet.add_column(overflow="fold")
@@ -162,7 +162,7 @@ def _fitting(rows: list[dict[str, Text]], width: int) -> list[str]:
 
 
 def agent(facts: Json) -> RenderableType:
-    """Return the sheet of `show`, with the history last."""
+    """Return what `show` prints, with the history last."""
     sheet = Table.grid(padding=(0, 2))
     sheet.add_column(style="dim", no_wrap=True)
     sheet.add_column(overflow="fold")

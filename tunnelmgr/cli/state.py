@@ -99,7 +99,7 @@ def _write(store: Store, memory: StoredState, *, replace: bool) -> None:
 
 
 def _replace(file: Path, lines: Iterable[str]) -> None:
-    """Write a file beside its place and move it there, so that an interrupted export leaves the last one whole."""
+    """Write a temporary file and rename it, so that an interrupted export leaves the previous file intact."""
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
         try:

@@ -18,7 +18,7 @@ def problems_of(bad: ValidationError, model: type[BaseModel], place: str) -> lis
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """Return `unknown WHAT`, with the nearest known name if one is like it."""
+    """Return `unknown WHAT`, with the nearest known name if one is similar."""
     near = nearest(given, known)
     return f"unknown {what}" + (f" (did you mean {near}?)" if near else "")
 

@@ -17,7 +17,7 @@ def state_url(value: object) -> str:
 
 
 def _postgres_url(url: str) -> str:
-    """Return a PostgreSQL URL without a password, which verifies a server that another machine could be."""
+    """Check a PostgreSQL URL: it has no password, and it verifies the server unless that is on this machine."""
     place = urlsplit(url)
     known = dict(parse_qsl(place.query))
     if place.password is not None or "password" in known:
@@ -34,6 +34,6 @@ def _postgres_url(url: str) -> str:
 
 
 def _is_local(host: str) -> bool:
-    """Tell whether a host of a PostgreSQL URL is a socket's folder or a loopback address."""
+    """Return whether a host of a PostgreSQL URL is a socket's folder or a loopback address."""
     name = host.rpartition(":")[0] if re.fullmatch(r"\[.*\]:\d+|[^:]+:\d+", host) else host
     return unquote(name).startswith("/") or name == "localhost" or is_loopback(name.strip("[]"))

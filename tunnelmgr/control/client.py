@@ -36,7 +36,7 @@ class ControlClient:
         return dict(self._ask("GET", f"/v1/agents/{quote(wanted, safe='')}"))
 
     def retry(self, wanted: str) -> dict[str, Any]:
-        """Have the next try made now."""
+        """Make the next attempt now."""
         return dict(self._ask("POST", f"/v1/agents/{quote(wanted, safe='')}/retry"))
 
     def release(self, wanted: str, reason: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class ControlClient:
         return dict(self._ask("POST", "/v1/seeds", {"key": key, "seconds": seconds}))
 
     def reload(self) -> dict[str, Any]:
-        """Have the configuration read again; raises ConfigError if the new one is invalid."""
+        """Make the daemon read its configuration again; raises ConfigError if the new one is invalid."""
         return dict(self._ask("POST", "/v1/reload"))
 
     def _ask(self, method: str, target: str, body: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - JSON

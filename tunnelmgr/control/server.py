@@ -1,6 +1,6 @@
-"""The API on the unix socket: HTTP and JSON, for this machine's people and scripts only.
+"""The API on the unix socket: HTTP and JSON, for users and scripts of this machine only.
 
-The socket's mode (0660) limits who can connect; the kernel tells who asks for a change (SO_PEERCRED, unix(7)).
+The socket's mode (0660) limits who can connect; the kernel reports which user requests a change (SO_PEERCRED, unix(7)).
 """
 
 import grp

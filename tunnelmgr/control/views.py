@@ -156,9 +156,9 @@ def find(world: World, wanted: str, *, strictly: bool = False) -> list[AgentId]:
         return [AgentId(wanted)]
     found = [id_ for id_ in world.records if id_.partition(":")[2] == wanted]
     if not found:
-        begun = [id_ for id_ in world.records if id_.startswith(wanted) or id_.partition(":")[2].startswith(wanted)]
+        by_prefix = [id_ for id_ in world.records if id_.startswith(wanted) or id_.partition(":")[2].startswith(wanted)]
         named = [id_ for id_, record in world.records.items() if record.agent.name == wanted and ":" not in wanted]
-        found = list(dict.fromkeys((*begun, *named)))
+        found = list(dict.fromkeys((*by_prefix, *named)))
     if strictly:
         return found
     return [id_ for id_ in found if world.records[id_].present] or found

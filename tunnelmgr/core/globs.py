@@ -19,7 +19,7 @@ _TAG_GLOB: Final = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
 
 
 class GlobSet:
-    """A set of patterns; `find` returns the most specific one that matches, in whatever order they were given."""
+    """A set of patterns; `find` returns the most specific one that matches; their order does not matter."""
 
     __slots__ = ("_globs", "_literals", "_prefix_lengths", "patterns")
 

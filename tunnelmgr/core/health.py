@@ -20,7 +20,7 @@ class TrafficCounters(Protocol):
 class RegistryHealth:
     """Whether the registry answers, and whether it listens on loopback only (None if that cannot be determined).
 
-    `checked_at` is when it was found so, in seconds since the epoch, None before the first check.
+    `checked_at` is the time of the check, in seconds since the epoch, None before the first check.
     """
 
     reachable: bool
@@ -31,7 +31,7 @@ class RegistryHealth:
 
 @dataclass(frozen=True, slots=True)
 class AuditHealth:
-    """Why the audit log cannot be written, how many entries were lost, and whether some were lost lately."""
+    """Why the audit log cannot be written, how many entries were lost, and whether some were lost recently."""
 
     error: str | None = None
     lost: int = 0
@@ -40,7 +40,7 @@ class AuditHealth:
 
 @dataclass(frozen=True, slots=True)
 class FastPathHealth:
-    """Whether bulk data goes past asyncssh; if not, the reason."""
+    """Whether bulk data bypasses asyncssh; if not, the reason."""
 
     active: bool = True
     reason: str | None = None

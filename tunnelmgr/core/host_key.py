@@ -1,8 +1,8 @@
 """Public keys of SSH: their types and algorithms, how one is read from a line or a blob, and its fingerprint.
 
 Everywhere else a key is the text `type base64` without a comment, as `parse_key` returns it: two texts are equal if and
-only if the keys are. A blob is the binary form (RFC 4253, section 6.6): a row of strings, each after its length (RFC
-4251, section 5), of which the first is the type.
+only if the keys are. A blob is the binary form (RFC 4253, section 6.6): a sequence of strings, each preceded by
+its length (RFC 4251, section 5); the first string is the type.
 """
 
 import base64
@@ -123,18 +123,18 @@ class BlobReader:
         return not self._rest
 
     def take(self, count: int) -> bytes:
-        """Return so many bytes."""
+        """Return the next `count` bytes."""
         if len(self._rest) < count:
             raise ValueError("the key or certificate is truncated")
         head, self._rest = self._rest[:count], self._rest[count:]
         return head
 
     def number(self, size: int) -> int:
-        """Return an unsigned number of so many bytes."""
+        """Return an unsigned number of `size` bytes."""
         return int.from_bytes(self.take(size), "big")
 
     def string(self) -> bytes:
-        """Return a string, which comes after its length."""
+        """Return a string, which is preceded by its length."""
         return self.take(self.number(4))
 
     def text(self) -> str:

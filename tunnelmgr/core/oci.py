@@ -1,6 +1,6 @@
 r"""What a request means in the OCI distribution API: `classify(method, target) -> RegistryRequest`.
 
-The rules give every accepted target exactly one reading:
+By these rules, every accepted target has exactly one interpretation:
 
 - The path has ASCII letters, digits and `._:+=/-`; only the colon of a digest may be percent-encoded.
 - It has no empty component, no `.` or `..`, and so no `//`, `;`, `\` or `#`.
@@ -220,7 +220,7 @@ _PARAMETERS: Mapping[tuple[str, Route], Mapping[str, Callable[[str], bool]]] = M
 
 
 def classify(method: str, target: str) -> RegistryRequest:
-    """Classify a method and an origin-form target; raises MalformedRequestError if two readers could differ."""
+    """Classify a method and an origin-form target; raises MalformedRequestError if two parsers could differ."""
     path, _, query = target.partition("?")
     _check_path(path)
     if invalid := _NOT_IN_QUERY.search(query):

@@ -68,7 +68,7 @@ class Channel(Protocol):
         ...
 
     def write_eof(self) -> None:
-        """Send EOF to the agent's side; reading goes on."""
+        """Send EOF to the agent's side; reading continues."""
         ...
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class Channel(Protocol):
 
 
 class AgentChannel(Channel, Protocol):
-    """A channel as its tunnel hands it over, which knows when the tunnel is about to end."""
+    """A channel as its tunnel passes it on, which knows when the tunnel is about to end."""
 
     async def wanted(self) -> bool:
         """Wait until there is something to read; False once the agent's side has ended, or the tunnel drains."""

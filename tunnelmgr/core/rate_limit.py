@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class TokenBucket:
-    """Lets `burst` events through at once, and `rate` a second from then on. Times in seconds of any one clock."""
+    """Allows `burst` events at once, then `rate` per second. Times are in seconds, all by the same clock."""
 
     rate: float
     burst: float
@@ -16,7 +16,7 @@ class TokenBucket:
         self._full_at = max(self._full_at, now) + 1 / self.rate
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the tokens taken so far are paid for, 0 if they are."""
+        """Return the seconds until the tokens taken so far are refilled, 0 if they are."""
         return max(0.0, self._full_at - now - self.burst / self.rate)
 
     def idle(self, now: float) -> bool:

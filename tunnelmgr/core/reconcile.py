@@ -165,7 +165,7 @@ def plan(world: World, now: float, admit: Admit = in_order) -> tuple[Action, ...
 def _closing(record: Record, status: Working) -> CloseTunnel | None:
     if status.revoked:
         return None
-    # If the group has changed, it may allow less: what is under way under the old one must not go on.
+    # If the group has changed, it may allow less: transfers under the old one must not continue.
     may_drain = (
         record.present
         and record.quarantine is None

@@ -34,7 +34,7 @@ class Forward:
 
 
 class TunnelSpec(NamedTuple):
-    """Everything that a tunnel is made from; a standing tunnel whose spec has changed is replaced.
+    """Everything that a tunnel is made from; an existing tunnel whose spec has changed is replaced.
 
     A tuple, because `plan` may have to make thousands of them in one turn of the controller's loop.
     """
@@ -50,7 +50,7 @@ class TunnelSpec(NamedTuple):
 
 
 class Phase(StrEnum):
-    """Where an agent stands on its way to a tunnel."""
+    """How far an agent's tunnel has come."""
 
     AWAITING_IDENTITY = "awaiting-identity"  # no evidence of its host key yet, so it is not dialled
     CONNECTING = "connecting"  # a worker dials, logs in or binds

@@ -150,7 +150,7 @@ class World:
         return self.cluster is None or self.cluster.holds(agent)
 
     def status(self, agent: AgentId) -> TunnelStatus:
-        """Return the tunnel's status; an agent for which nothing was begun is `down` since it was first seen."""
+        """Return the tunnel's status; an agent for which nothing was started is `down` since it was first seen."""
         known = self.tunnels.get(agent)
         if known is not None:
             return known

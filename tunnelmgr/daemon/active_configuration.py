@@ -26,7 +26,7 @@ class ActiveConfiguration:
         return self.prepared.rules.forwards
 
     def requires_audit(self) -> bool:
-        """Tell whether no request may pass the gate that cannot be audited."""
+        """Return whether the gate must refuse requests that cannot be audited."""
         return self.prepared.config.controller.audit_required
 
     def group_of(self, agent: AgentId) -> str:

@@ -16,7 +16,7 @@ from tunnelmgr.gate.traffic import Traffic
 
 @dataclass(slots=True)
 class ChannelServer:
-    """Hands each channel to the gate with its caller, and counts traffic by agent; the tunnels' `ChannelHandler`."""
+    """The tunnels' `ChannelHandler`: passes each channel to the gate with its caller, and counts traffic by agent."""
 
     configuration: ActiveConfiguration
     gate: Gate

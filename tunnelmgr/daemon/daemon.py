@@ -1,4 +1,4 @@
-"""One daemon process: its parts, made and joined in the order in which an agent comes by, and run in one TaskGroup.
+"""One daemon process: its parts, made in the order in which they handle an agent, and run in one TaskGroup.
 
 configuration ─▶ controller ─▶ trust ─▶ tunnels ─▶ gate ─▶ registry
 """
@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 
 class Daemon:
-    """All parts of one process. `wall` is the wall clock, by which the outside world dates things."""
+    """All parts of one process. `wall` is the wall clock, by which certificates and seeds expire."""
 
     def __init__(
         self,
@@ -86,10 +86,10 @@ class Daemon:
         self.housekeeping = Housekeeping(scheduler, self.controller, channels, self.registry, self.metrics, clock, wall)
 
     async def run(self) -> None:
-        """Run until drained; raises ControlError if the socket or the metrics' address cannot be had."""
+        """Run until drained; raises ControlError if the socket or the metrics' address cannot be opened."""
         # What can fail comes before the sources are polled, which would have to be stopped again.
         await self.audit.start()
-        await self.registry.check()  # the first request for status gets an answer and not a guess
+        await self.registry.check()  # so that the first request for status has a result
         await self.control.start()
         background: list[asyncio.Task[None]] = []
         try:

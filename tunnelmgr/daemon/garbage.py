@@ -1,7 +1,7 @@
 """Garbage collection: young objects as usual, old objects only at a scheduled time.
 
 A full collection visits every object of every tunnel and stops the loop meanwhile: 0.2 s with 1,000 tunnels. CPython
-starts one whenever the number of old objects has grown by a quarter, whatever the loop is doing. Reference cycles here
+starts one whenever the number of old objects has grown by a quarter, even while the loop is busy. Reference cycles here
 die young, so young collections find nearly all of them; an ended tunnel leaves none (`dataplane/exception_frames.py`).
 """
 

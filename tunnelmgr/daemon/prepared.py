@@ -29,7 +29,7 @@ class HasEventQueue(Protocol):
     """A source that may have a queue of events."""
 
     def queue(self) -> EventQueue | None:
-        """Return it; None if the configuration names none."""
+        """Return the queue; None if the configuration does not name one."""
         ...
 
 

@@ -18,7 +18,7 @@ UNKNOWN = RegistryHealth(reachable=False, loopback_only=None)
 
 
 class HasForwards(Protocol):
-    """What names the registries to check; the active configuration does."""
+    """Names the registries to check, by their forwards; `ActiveConfiguration` does."""
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
@@ -36,7 +36,7 @@ class RegistryWatch:
     _due: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def check_soon(self) -> None:
-        """Have `run` check now; a job of the scheduler."""
+        """Make `run` check now; a job of the scheduler."""
         self._due.set()
 
     async def run(self) -> None:
@@ -47,7 +47,7 @@ class RegistryWatch:
             await self.check()
 
     async def check(self) -> None:
-        """Bring `health` up to date, and log what has changed."""
+        """Update `health`, and log what has changed."""
         forwards = self.configuration.forwards
         targets = dict.fromkeys(forward.target for forward in forwards if forward.protocol == "registry")
         found = [await _check_one(target) for target in targets]

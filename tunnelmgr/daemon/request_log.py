@@ -1,4 +1,4 @@
-"""The gate's request log: metrics and audit of every request, and whether the gate must refuse for lack of an audit."""
+"""The gate's request log: metrics and audit of every request; it also closes the gate if a required audit log fails."""
 
 from dataclasses import dataclass
 

@@ -20,8 +20,8 @@ Theory of operation
            `PacedReader`, a     └──────┘                    └──────────────────┘
            step of the share       └── all other messages ──▶ asyncssh ──▶ `ForwardedChannel`'s callbacks
 
-One event loop carries the data of all agents. Nothing is read before there is room for it, so what waits, waits in a
-kernel's buffer and finally with its sender.
+One event loop carries the data of all agents. Nothing is read before there is room for it, so data waits in a
+kernel's buffer, and finally at its sender.
 
 Parts
 -----
@@ -38,7 +38,7 @@ Parts
 States
 ------
 A connection: open ──`end`──▶ ended. It ends by an error, the agent's EOF, or `abort`; `revoke` before `abort` also
-drops what the kernel has buffered. An ended connection blocks nobody: writers return, and find their channels closed.
+drops what the kernel has buffered. An ended connection blocks no writer: they return, and find their channels closed.
 
 The reader: watching ──readable──▶ [queued ──▶] reading ──▶ watching, queued (whole packets remain), or resting (timer).
 
@@ -54,8 +54,8 @@ Sending
 - A `Batch` is a buffer of eight packet slots. The pump reads the source directly into the slots; `seal` frames and
   encrypts them in place; one `send` passes them to the kernel. The batch returns to the thread's pool when the kernel
   has taken its last byte (`notify_drained`).
-- Sequence numbers, nonces and the window are counted before sealing (`account`): whatever fails afterwards, no nonce is
-  used twice.
+- Sequence numbers, nonces and the window are counted before sealing (`account`), so that no nonce is used twice, even
+  if something fails afterwards.
 - A batch is sent only while the connection is idle (nothing is unsent): packets never overtake each other, and at most
   one batch per connection is in flight.
 - A sole pump sends when 1/32 of the agent's initial window is open; several pumps on a connection wait for more, up to
@@ -66,10 +66,10 @@ Sending
 
 Receiving
 ---------
-asyncssh processes whatever it is given at once, and one read may hold thousands of messages. So a read is one step of
-the agent's share: `process_packets` checks between messages whether the step is out of time, and what remains is
-processed in a later step. The read size adapts to a CPU time of 0.3 to 1 ms. Messages without data are charged to the
-connection's `NoOpBudget`, and data that channels carry is credited to it; without credit the reader rests. asyncssh
+asyncssh processes everything that it is given at once, and one read may hold thousands of messages. So a read is one
+step of the agent's share: `process_packets` checks between messages whether the step is out of time, and what remains
+is processed in a later step. The read size adapts to a CPU time of 0.3 to 1 ms. Messages without data are charged to
+the connection's `NoOpBudget`, and data that channels carry is credited to it; without credit the reader rests. asyncssh
 answers requests whether or not the answers are read, so nothing is read while 16 MiB are unsent.
 
 Flow control
@@ -101,7 +101,7 @@ So during a key exchange, pumps fall back to pieces through asyncssh, and contin
 Fair shares
 -----------
 A batch, a read, and each step of a session are steps of their agent's `Share`; `fair_queue` has the order. A step takes
-about half a millisecond, so an agent waits for one step of another, however many are busy.
+about half a millisecond, so an agent waits for one step of another, no matter how many are busy.
 
 Memory bounds
 -------------

@@ -1,7 +1,7 @@
 """The private attributes of asyncssh that the fast path uses, declared as protocols.
 
-mypy refuses the use of any attribute that is not declared here, so `ATTRIBUTES`, which is read off the protocols, is
-complete. `fast_path` examines each of them in the installed release.
+mypy refuses the use of any attribute that is not declared here, so `ATTRIBUTES`, which is derived from the protocols,
+is complete. `fast_path` examines each of them in the installed release.
 """
 
 import asyncio

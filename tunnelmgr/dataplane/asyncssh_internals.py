@@ -1,4 +1,4 @@
-"""Bulk data past asyncssh, in its own connection state; the only file that touches asyncssh's private attributes.
+"""Bulk data past asyncssh, which shares its connection state; the only file that touches asyncssh's private attributes.
 
 asyncssh builds each packet from a dozen small objects and a new AES key schedule, puts an IGNORE before it, and sends
 both with two system calls; a window adjust of forty bytes costs it as much as a packet of 32 KiB. So data to the agent
@@ -83,7 +83,7 @@ def send_window(chan: asyncssh.SSHTCPChannel[bytes]) -> int:
 def account(chan: asyncssh.SSHTCPChannel[bytes], count: int) -> None:
     """Count `count` bytes of data that are sent in packets sealed here.
 
-    Called before they are sealed: whatever fails afterwards, no nonce is used twice (RFC 5647, section 7.1).
+    Called before they are sealed, so that no nonce is used twice even if sealing fails (RFC 5647, section 7.1).
     """
     inner = cast("Channel", chan)
     conn = inner._conn
@@ -100,7 +100,7 @@ def _count_sent(conn: Connection, cipher: Cipher, number: int, octets: int) -> N
 
 
 def process_packets(protocol: asyncio.Protocol, wire: memoryview, out_of_time: Callable[[], bool]) -> tuple[int, bool]:
-    """Process what has arrived: data, window adjusts and keepalives of open channels here, all else in asyncssh.
+    """Process what has arrived: data, window adjusts and keepalives of open channels here, the rest in asyncssh.
 
     Returns how many bytes were processed, and whether those that remain can be processed now: True if the step is
     `out_of_time`, False if they are an incomplete packet. They come before the bytes that arrive next.
@@ -217,7 +217,7 @@ def _seal(cipher: Cipher) -> Seal:
 
 
 def _sending_cipher(conn: Connection) -> Cipher | None:
-    """Return the cipher of packets sent now; None unless AES-GCM (RFC 5647) without compression, or if none may be."""
+    """Return the cipher of packets sent now; None if nothing may be sent, or unless AES-GCM without compression."""
     encryption = conn._send_encryption
     if (
         conn._transport is not None

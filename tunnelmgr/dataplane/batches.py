@@ -32,7 +32,7 @@ class BulkSender:
         return not self._stream.unsent
 
     def when_idle(self, ready: Callable[[], None]) -> None:
-        """Call `ready` once, when the kernel has taken everything; never, if the connection ends before.
+        """Call `ready` once, when the kernel has taken everything; never, if the connection ends first.
 
         Callers that wait at the same time are called in order, one per iteration of the loop.
         """

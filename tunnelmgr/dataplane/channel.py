@@ -29,7 +29,7 @@ class ChannelOwner(Protocol):
         ...
 
     def channel_closed(self) -> None:
-        """Count one channel less; called once for each channel, also for one that was never opened."""
+        """Remove one channel from the count; called once for each channel, even if it was never opened."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A fair queue for the event loop's time: one loop serves every agent, and no agent may take it from the others.
+"""A fair queue for the event loop's time: one loop serves every agent, and each gets its share.
 
 Theory of operation
 -------------------
@@ -17,8 +17,8 @@ iteration of the loop has time left and no share with a better claim waits; othe
   (Documentation/scheduler/sched-design-CFS.rst): a share's virtual time grows by the CPU time that its steps use beyond
   its credit, and the share with the least goes first. Idle time is not saved up, and what was used out of credit does
   not count: otherwise an agent with small requests for hours would wait for hours once newcomers flood.
-- So a small request waits for the end of one slice, however many agents flood, and a sole agent may have all of the
-  loop's time.
+- So a small request waits for the end of one slice, no matter how many agents flood, and a sole agent may have all of
+  the loop's time.
 - Within a share, steps run in order of arrival.
 - Steps are measured in the thread's CPU time (`time.thread_time`): an agent does not pay for other processes on a busy
   machine.

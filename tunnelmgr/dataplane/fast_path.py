@@ -1,4 +1,4 @@
-"""Whether bulk data may go past asyncssh in this process, and why not.
+"""Whether bulk data may bypass asyncssh in this process; if not, the reasons.
 
 The fast path uses private attributes of asyncssh (`asyncssh_attributes`). It is active only if the contract tests have
 passed with the installed release, and if every attribute is found, with its declared type, on objects of asyncssh's own

@@ -1,4 +1,4 @@
-"""Reads one connection at a pace that the other agents can bear; see the package docstring, *Receiving*."""
+"""Reads one connection at a pace that does not delay other agents; see the package docstring, *Receiving*."""
 
 import asyncio
 import threading
@@ -144,7 +144,7 @@ class PacedReader:
         self._schedule_next()
 
     def _schedule_next(self) -> None:
-        """Read on, at once or after a rest."""
+        """Schedule the next read, at once or after a rest."""
         self._rest_timer = None
         rest = self._budget.rest(self._loop.time())
         if self._stream.unsent > MAX_UNREAD_ANSWER_BYTES:

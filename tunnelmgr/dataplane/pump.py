@@ -29,7 +29,7 @@ class Destination:
 
 
 def send_packets(destination: Destination, data: memoryview) -> int | None:
-    """Send as much of `data` as one batch and the agent's window take, with all else of this iteration of the loop.
+    """Send as much of `data` as one batch and the agent's window take, at the end of this iteration of the loop.
 
     Returns how many bytes: 0 while the window is closed, None if asyncssh has to send them.
     """

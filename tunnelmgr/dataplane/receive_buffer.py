@@ -1,4 +1,4 @@
-"""What an agent has sent on one channel and nobody has read yet."""
+"""The bytes that have arrived on one channel and are not read yet."""
 
 import asyncio
 from collections import deque

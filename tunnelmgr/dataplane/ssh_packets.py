@@ -65,7 +65,7 @@ def nonce_after(nonce: bytes, packets: int) -> bytes:
 class Batch:
     """A buffer for `BATCH_PACKETS` packets of one channel's data, which is put into `room` and sealed in place.
 
-    A packet's padding is whatever the previous packet left there: ciphertext, which is indistinguishable from random.
+    A packet's padding is what the previous packet left there: ciphertext, which is indistinguishable from random.
     """
 
     def __init__(self) -> None:

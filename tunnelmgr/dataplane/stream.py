@@ -30,7 +30,7 @@ class Stream:
     `on_lost` is called in a later iteration of the loop when a write finds the connection broken. What has arrived can
     still be read; the reader finds the end by reading.
 
-    It has more attributes than other classes: reading, writing and ending share the socket's state, and one object more
+    It has more attributes than other classes: reading, writing and ending share the socket's state, and one more object
     would cost a call per batch.
     """
 

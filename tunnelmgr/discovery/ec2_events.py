@@ -2,7 +2,7 @@
 
 Events have no tags, and may be late, duplicated, out of order, or about machines of others. So only one kind of event
 changes the world: that an instance has ended, which is final. Any other one only causes a poll. Every message is
-deleted, whatever it contains, because a message that stays is delivered again without end.
+deleted, regardless of its contents, because a message that stays is delivered again and again.
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/monitoring-instance-state-changes.html
 """
 
@@ -58,7 +58,7 @@ class Wakeable(Protocol):
 
 @dataclass(slots=True)
 class EventFeed:
-    """Reads the queue of one source, and has the source polled after an event."""
+    """Reads the queue of one source, and triggers a poll of the source after an event."""
 
     source: str
     queue: EventQueue

@@ -8,8 +8,8 @@ Rules:
 - Servers may come and go between two pages, so a listing is complete only if each page has the same total and as many
   servers were seen. Otherwise it is repeated, and after the last attempt reported as incomplete.
 - A server that a complete listing lacks is requested by its id. It is gone (404), it has other labels, or the listing
-  had a gap that the totals did not show. Only Hetzner evaluates the label selector, so a server with the labels with
-  which it was listed is known to match; of others nothing is known.
+  had a gap that the totals did not show. Only Hetzner evaluates the label selector, so a server that still has the
+  labels with which it was listed is known to match; whether others match is unknown.
 
 docs.hetzner.cloud: "Servers", "Pagination", "Label Selector", "Rate Limiting".
 """

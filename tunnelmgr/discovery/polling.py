@@ -44,7 +44,7 @@ class FindsById(Protocol):
         """Return the state of agents that a listing lacks; blocks, and raises DiscoveryError.
 
         `agents` are those that exist and still belong to the source, `gone` those that have ended, `outside` those that
-        exist and were removed from it. Agents of which nothing is known are in none of these.
+        exist and were removed from it. Agents about which nothing is known are in none of these.
         """
         ...
 
@@ -111,7 +111,7 @@ class Poller:
             self._note("; ".join(snapshot.failures) or None)
             self.events.report(AgentsDiscovered(name, snapshot))
 
-    def _ask(self, begun: float) -> Snapshot:
+    def _ask(self, started: float) -> Snapshot:
         """Return the source's answer, and record the pause that it asks for, also after a failure; runs in a thread."""
         try:
             return listed(self.source, self.missing)
@@ -119,7 +119,7 @@ class Poller:
             self._polling = False
             pause = self.source.pause() if isinstance(self.source, Paced) else 0.0
             # Wake-ups come an interval apart; the one nearest to an interval and a pause from now is used.
-            self._paused_until = begun + pause + self.source.config.poll / 2 if pause > 0 else 0.0
+            self._paused_until = started + pause + self.source.config.poll / 2 if pause > 0 else 0.0
 
     def _failed(self, reason: str) -> None:
         self._note(reason)

@@ -3,7 +3,7 @@
 Theory of operation
 ===================
 
-One request's way, with the file of each step::
+The path of one request, with the file of each step::
 
     agent's client
       | TCP to the agent's listener, which its sshd forwards as an SSH channel
@@ -11,7 +11,7 @@ One request's way, with the file of each step::
     Gate.serve           gate.py               one session for each channel; errors end here
       v
     Session              session.py            waits for a request, reads its head, records it
-      v                  head_parser.py        the one strict reading of a head
+      v                  head_parser.py        parses the head strictly
     RequestHandler       request_handler.py    classifies (core/oci.py), decides (core/policy.py)
       |                                        replies itself: identity.py, local_reply.py, catalog.py
       |-- PushHandler    push.py               uploads (uploads.py), protected tags, mounts
@@ -52,8 +52,8 @@ States of a session
   handshake is replied to and not recorded.
 - After a reply, the channel continues only if nothing of the request is unread. Otherwise the gate closes its direction
   and discards what still arrives (`draining`): TCP would reset the connection before the client has read the reply.
-- A request that fails after its response has begun gets no reply. The channel closes before the end of the response, by
-  which the client notices that it is incomplete.
+- A request that fails after its response has started gets no reply. The channel closes before the end of the response,
+  by which the client notices that it is incomplete.
 
 States of an exchange
 ---------------------
@@ -75,21 +75,21 @@ States of an exchange
 Invariants
 ----------
 
-1. One strict reading. A request that two readers could understand in different ways is refused with 400, and the
-   channel ends. `head_parser.py` and `core/oci.py` have the rules.
-2. The registry never receives bytes that were not judged: the head is written again from parsed parts, the framing of
+1. Strict parsing. A request that two parsers could interpret differently is refused with 400, and the channel ends.
+   `head_parser.py` and `core/oci.py` have the rules.
+2. The registry never receives bytes that were not checked: the head is written again from parsed parts, the framing of
    the body is the gate's own, and the location of an upload comes from the registry itself.
 3. Nothing that an agent sends ends in an exception outside of `Gate.serve`: it would close the agent's whole SSH
    connection, with all its channels.
 4. The connection to the registry never outlives its channel. Cancelling a session revokes it: both sides are aborted.
-5. The policy is looked up for every request, so a reload applies to open channels too, also one that moves the agent to
-   another group.
+5. The policy is looked up for every request, so a reload applies to open channels too, including one that moves
+   the agent to another group.
 6. Every request that was classified or replied to leaves one record, under the group that it was decided for.
 7. An agent delays only itself: its bytes are read only when the registry takes them (backpressure), long loops have
    checkpoints, and `ConcurrencyLimit` bounds what it runs at once.
 
-Who waits for whom
-------------------
+Order of waits
+--------------
 
 A manifest buffer (`MAX_BUFFERED_MANIFESTS`) or a search comes first, then a slot (`MAX_PENDING_REQUESTS`), then the
 registry, so no cycle can form. Each is counted for one agent. Nothing waits for a tag lock.
@@ -133,5 +133,5 @@ Uploads
 -------
 
 The location of an upload is chosen by the registry, which puts its own state there. The agent gets another one with an
-id that cannot be guessed; `Uploads` maps it to the registry's location, for the agent that began the upload only.
+id that cannot be guessed; `Uploads` maps it to the registry's location, only for the agent that began the upload.
 """

@@ -23,7 +23,7 @@ class PolicySource(Protocol):
 
 
 class ProofSource(Protocol):
-    """Makes the proofs that answer probes; `tunnel.probe.Prover` implements it."""
+    """Makes the proofs that answer probes; `tunnel.proof.Prover` implements it."""
 
     def proof(self, nonce: str, agent: AgentId, listener: str) -> str:
         """Return a proof, which only this controller can make, that `nonce` came in through `listener` on `agent`."""

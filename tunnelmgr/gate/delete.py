@@ -1,4 +1,4 @@
-"""Deletes, for which more than the group's rules decides: a protected tag and its manifest may not be deleted.
+"""Handles deletes: a group's rules may allow one, and a protected tag or its manifest still may not be deleted.
 
 Otherwise a tag that is written once could be deleted, or lost with its manifest, and pushed again. A registry deletes a
 manifest with all tags that point to it (OCI distribution spec, "Deleting Manifests"), and does not say which these are.

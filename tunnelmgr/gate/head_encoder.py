@@ -80,7 +80,7 @@ def _is_forwarded(name: bytes) -> bool:
 
 
 def _content_type(head: RequestHead, request: RegistryRequest) -> bytes:
-    """Return the body's type; a blob is always plain bytes, whatever type the agent sends."""
+    """Return the body's type; a blob is always plain bytes, regardless of the type that the agent sends."""
     given = [value for name, value in head.fields if name == b"content-type"]
     return given[0] if given and request.body is BodyKind.MANIFEST else b"application/octet-stream"
 

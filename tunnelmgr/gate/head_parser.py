@@ -1,6 +1,6 @@
 """Parses the head of an HTTP message: bytes in, `RequestHead` or `ResponseHead` out, no I/O.
 
-The parser is strict. It refuses what lenient parsers read in different ways (RFC 9112):
+The parser is strict. It refuses what lenient parsers interpret in different ways (RFC 9112):
 
 - Lines end in CR LF; a CR or LF alone, NUL and other control characters are refused (section 2.2).
 - The request line is `METHOD /origin-form HTTP/1.1`, at most 8 KiB; the head has at most 32 KiB and 100 fields (3,

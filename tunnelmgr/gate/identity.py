@@ -1,4 +1,4 @@
-"""The gate's own endpoint, `/.well-known/tunnelmgr`: it shows an agent who it is, and answers the controller's probe.
+"""The gate's own endpoint, `/.well-known/tunnelmgr`: it tells an agent who it is, and answers the controller's probe.
 
 A probe is recognized by its exact bytes, which saves parsing it: most requests at an idle controller are probes.
 """

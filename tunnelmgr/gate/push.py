@@ -1,4 +1,4 @@
-"""Pushes, for which more than the group's rules decides: uploads, protected tags and mounts.
+"""Handles pushes, beyond what a group's rules decide: uploads, protected tags and mounts.
 
 - Only the agent whose POST began an upload may continue it (see `uploads.py`).
 - A protected tag is written once. Its manifest is read whole before it is forwarded, so that its digest is known: the

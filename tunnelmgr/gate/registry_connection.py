@@ -5,7 +5,7 @@
 - A request is sent again, once, only if it is GET or HEAD, was sent on a kept connection, and no byte of a response
   arrived: the registry may have closed the idle connection at that moment (RFC 9112, section 9.5; RFC 9110, section
   9.2.2).
-- The channels of one agent share a few slots for requests whose response has not begun, so that an agent with many
+- The channels of one agent share a few slots for requests whose response has not started, so that an agent with many
   channels does not make the requests of others wait in the registry.
 """
 
@@ -21,10 +21,10 @@ from tunnelmgr.gate.head_parser import ReceiveBuffer, ResponseHead, parse_respon
 from tunnelmgr.gate.target_socket import TargetSocket
 
 MAX_PENDING_REQUESTS: Final = 3
-"""Requests without a body that one agent may have in the registry at once, until their responses begin.
+"""Requests without a body that one agent may have in the registry at once, until their responses start.
 
-As many as docker and containerd have of their own accord (`max-concurrent-downloads`). Each further one adds about 3 ms
-to another agent's p99 while one floods a registry on two cores (`benchmarks/flood.py`).
+The default of docker and containerd (`max-concurrent-downloads`). Each further one adds about 3 ms to another agent's
+p99 while one floods a registry on two cores (`benchmarks/flood.py`).
 """
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 

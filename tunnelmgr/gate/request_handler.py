@@ -1,7 +1,7 @@
-"""What becomes of a request once its head is parsed: the group's policy decides, then one of four handlers acts.
+"""Handles a request after its head is parsed: the group's policy decides, then one of four handlers acts.
 
-The policy of the agent's current group is looked up for every request, so a reload applies to open channels too, also
-one that moves the agent to another group.
+The policy of the agent's current group is looked up for every request, so a reload applies to open channels too,
+including one that moves the agent to another group.
 """
 
 from dataclasses import replace

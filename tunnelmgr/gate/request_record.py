@@ -12,7 +12,7 @@ class RequestRecord:
     """One request and its outcome, for the audit log.
 
     `verdict` is `allowed`, `refused` or `malformed`; `rule` is the rule that decided. `status` is 0 if no response was
-    begun. `reference` is a tag, a digest or an upload's id. `took` is in seconds. `error` is the code of a failure on
+    started. `reference` is a tag, a digest or an upload's id. `took` is in seconds. `error` is the code of a failure on
     the registry's side, empty if there was none; `reason` is its message.
     """
 

@@ -61,11 +61,11 @@ class TargetSocket:
             self._readable = None
 
     def notify_readable(self, reader: Callable[[], None] | None) -> None:
-        """See `Source`."""
+        """See `ByteSource`."""
         self._stream.notify_readable(reader)
 
     def receive_into(self, buffers: Sequence[memoryview]) -> int | None:
-        """See `Source`."""
+        """See `ByteSource`."""
         return self._stream.receive_into(buffers)
 
     def _receive(self) -> bytes | None:

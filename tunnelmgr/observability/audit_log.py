@@ -1,4 +1,4 @@
-"""The audit log: one JSON object a line, appended and never changed, for every authorised action and every refusal.
+"""The audit log: one JSON object per line, appended and never changed, for every authorized action and every refusal.
 
 - Entries wait in a queue that is bounded for each agent, and a thread writes all waiting entries with one open and one
   write. So agents do not wait for the disk, and no agent can fill the queue for the others: see `room`.
@@ -236,7 +236,7 @@ class _Writer:
         place = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
         try:
             if os.fstat(place).st_size == 0:
-                os.fchmod(place, MODE)  # readable by its group too, whatever the daemon's umask
+                os.fchmod(place, MODE)  # readable by its group too, regardless of the daemon's umask
             written = os.write(place, data)
             kept = data.rfind(b"\n", 0, written) + 1
             if kept < written:

@@ -225,7 +225,7 @@ class SshConnection:
             session.end()
 
     def abort(self) -> None:
-        """Drop the connection now; whatever the agent has not received by then is dropped too."""
+        """Drop the connection now, with all data that the agent has not received yet."""
         self._transport.revoke()
         self._conn.abort()
 

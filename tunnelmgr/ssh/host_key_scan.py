@@ -138,7 +138,7 @@ class _RecordingDialer(Dialer):
     def presented(self, proved: asyncssh.SSHKey | None) -> bytes | None:
         """Return the blob that was presented for the key which has signed the key exchange.
 
-        A blob for any other key is not returned: an agent may send whatever it likes.
+        A blob for any other key is not returned: an agent may send any key.
         """
         blob = None if self.recorder is None else presented_blob(bytes(self.recorder.received))
         if blob is None or proved is None:

@@ -10,7 +10,7 @@ from tunnelmgr.errors import HostKeyUnknownError
 
 @dataclass(frozen=True, slots=True)
 class PinnedKeys:
-    """The host keys that the operator has written."""
+    """The host keys in the configuration, by agent."""
 
     keys: Mapping[AgentId, str]
 

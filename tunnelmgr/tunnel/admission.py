@@ -35,13 +35,13 @@ from tunnelmgr.ssh.permit import ReceiveProgress
 from tunnelmgr.tunnel.wait_queue import WaitQueue
 
 MAX_PLACES: Final = 1024
-"""Concurrent dials, whatever they wait for: a sixteenth of the descriptors that the systemd unit grants."""
+"""Concurrent dials, in any state: a sixteenth of the descriptors that the systemd unit grants."""
 PLACE_SHARES: Final = {PROVEN: 1.0, NEW: 7 / 8}
 """The fraction of all places up to which agents of a rank are admitted."""
 FAILING_PLACE_SHARE: Final = 1 / 2
 """The same for agents that keep failing."""
 DIALS_AHEAD: Final = 4
-"""Dials that have just begun, or whose server has sent its first bytes and that wait for a slot."""
+"""Dials that have just started, or whose server has sent its first bytes and that wait for a slot."""
 MIN_PATIENCE, MAX_PATIENCE = 0.05, 0.5
 """Bounds of `Admission.patience`, in seconds."""
 PATIENCE_FACTOR: Final = 3
@@ -49,7 +49,7 @@ PATIENCE_FACTOR: Final = 3
 LATEST_WEIGHT: Final = 1 / 4
 """The weight of the latest server in that average."""
 MIN_SLOTS: Final = 2
-"""Handshakes that may always compute, however busy the loop is."""
+"""Handshakes that may always compute, even if the loop is busy."""
 MAX_SLOTS: Final = 32
 """Handshakes that may compute at once."""
 SLOT_CHECK_INTERVAL: Final = 0.02
@@ -238,5 +238,5 @@ class Permit:
 
 
 def places_for(descriptors: int) -> int:
-    """Return the maximum of concurrent dials in a process that may open so many descriptors."""
+    """Return the maximum of concurrent dials in a process that may open this many descriptors."""
     return max(MIN_SLOTS, min(MAX_PLACES, descriptors // 4))

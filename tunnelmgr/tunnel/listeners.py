@@ -1,4 +1,4 @@
-"""The listeners of one tunnel: asked for on the agent, one by one, and again while any is missing."""
+"""The listeners of one tunnel: requested from the agent's sshd one by one, and again while any is missing."""
 
 import asyncio
 from typing import Final
@@ -49,9 +49,9 @@ class Listeners:
         return len(self._held) == sum(len(forward.listen) for forward in self._forwards)
 
     async def bind(self) -> None:
-        """Ask for every listener, in order; raises ListenRefusedError if the first address of a forward is refused.
+        """Request every listener, in order; raises ListenRefusedError if the first address of a forward is refused.
 
-        If it is refused and there is a stale connection, that is reset and the address asked for again.
+        If it is refused and there is a stale connection, that is reset and the address requested again.
         """
         for forward in self._forwards:
             for endpoint in forward.listen:
@@ -62,7 +62,7 @@ class Listeners:
                     raise ListenRefusedError(str(endpoint), self._connection.listen_refusal)
 
     async def bind_missing(self) -> None:
-        """Ask again for the addresses that were refused: a stale session may have released them."""
+        """Request the refused addresses again: a stale session may have released them."""
         for forward in self._forwards:
             for endpoint in forward.listen:
                 if endpoint not in self._held:
@@ -88,7 +88,7 @@ class Listeners:
         self._held.clear()
 
     async def _bind_after_reset(self, forward: Forward, endpoint: Endpoint) -> bool:
-        """Reset the stale connection, which may hold the address, and ask for the address again."""
+        """Reset the stale connection, which may hold the address, and request the address again."""
         stale, self.stale = self.stale, None
         if stale is None:
             return False
@@ -116,7 +116,7 @@ class Listeners:
     async def _is_conflict(self, endpoint: Endpoint) -> bool:
         """Return whether another process on the agent listens on a refused address; without IPv6, none can.
 
-        A process that accepts no connection holds the port too, and is no reason to end the tunnel.
+        A process that accepts no connection holds the port too; that is not a reason to end the tunnel.
         """
         try:
             async with self._settings.probe_deadline():

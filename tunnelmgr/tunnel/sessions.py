@@ -58,7 +58,7 @@ class Sessions:
         task.add_done_callback(self._by_task.pop)
 
     def channel_closed(self) -> None:
-        """Count one channel less."""
+        """Remove one channel from the count."""
         self._channels -= 1
         self._channel_closed.set()
 
@@ -89,7 +89,7 @@ class Sessions:
             await self._channel_closed.wait()
 
     def log_declined(self) -> None:
-        """Log declined channels, with at most one line per probe interval: their number is up to the agent."""
+        """Log declined channels, with at most one line per probe interval: the agent controls their number."""
         if self.declined > self._declined_logged:
             facts = {"agent": self._spec.agent, "limit": self._settings.max_channels}
             log.warning("channels declined", declined=self.declined - self._declined_logged, **facts)
@@ -127,5 +127,5 @@ class ListenerSessions:
         self.sessions.serve(channel, self.forward, self.endpoint)
 
     def channel_closed(self) -> None:
-        """Count one channel less."""
+        """Remove one channel from the count."""
         self.sessions.channel_closed()

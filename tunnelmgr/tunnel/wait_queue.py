@@ -11,7 +11,7 @@ from typing import Final
 from tunnelmgr.core.precedence import Precedence
 
 OLDEST_EVERY: Final = 4
-"""Every fourth admission goes to the dial that has waited longest, so that none waits for ever."""
+"""Every fourth admission goes to the dial that has waited longest, so that none waits forever."""
 MAX_STALE_ENTRIES: Final = 32
 """Entries of dials that have left which the heap may hold before it is rebuilt, besides one per waiting dial."""
 

@@ -1,4 +1,4 @@
-"""One life of one tunnel: dial, bind, then probe until something ends it. A worker never tries twice."""
+"""One life of one tunnel: dial, bind, then probe until something ends it. A worker never retries."""
 
 import asyncio
 from contextlib import suppress
@@ -40,7 +40,7 @@ class Worker:
         return self._drain_requested
 
     async def run(self) -> None:
-        """Live; returns when drained, raises TunnelError if the tunnel failed or was lost."""
+        """Run the tunnel; returns when drained, raises TunnelError if the tunnel failed or was lost."""
         with self._permit:
             connection = await dial(self.spec, self._settings.login, self._permit)
             try:
@@ -59,7 +59,7 @@ class Worker:
         self._wake_up.set()
 
     async def _hold(self, connection: SshConnection) -> None:
-        """Keep the tunnel until it is lost or drained; on the way out, end all sessions."""
+        """Keep the tunnel until it is lost or drained; at the end, end all sessions."""
         outcome: TunnelError | None = None
         async with asyncio.TaskGroup() as tasks:
             sessions = self._sessions = Sessions(self.spec, self._settings, tasks)

@@ -1,4 +1,4 @@
-"""How each event changes the world. Nothing here acts; `reconcile` reads off what is to be done.
+"""How each event changes the world. Nothing here acts; `reconcile` derives the actions.
 
 Theory of operation
 ===================
@@ -14,7 +14,7 @@ their records: who holds which host key, and in which phase an agent rests. No t
                                                  operator.py   retry, release, forgetting
                                                  shared.py     what other members have written
 
-The record of an agent says who it is and what is believed of it:
+An agent's record says which machine it is and which evidence it has:
 
     (unknown) ── seen ─▶ present ── left ─▶ remembered ── RetentionExpired ─▶ (forgotten)
                             ▲                   │
@@ -52,12 +52,12 @@ Invariants, most of which `tests/core/test_walks.py` checks on random walks over
   ends.
 - Each key has one holder. No two agents that are present and not quarantined claim the same key.
 - No event about one agent closes or blocks the tunnel of another that was dialled with its own key.
-- A report from an earlier life of a tunnel, or about an earlier incarnation of an agent, changes nothing but that the
-  search that it answers ends.
-- Evidence belongs to one incarnation. What proved it stays the measure: weaker evidence does not count, and evidence
-  of another key quarantines.
+- A report from an earlier life of a tunnel, or about an earlier incarnation of an agent, changes nothing, except that
+  it ends the search that it answers.
+- Evidence belongs to one incarnation. The evidence that proved it remains the minimum: weaker evidence is ignored, and
+  evidence of another key quarantines the agent.
 - Only a release or a decided dispute ends a quarantine; leaving and coming back does not.
-- A source that fails removes no agent; one that answers in part removes only agents that it reports as ended.
+- A source that fails removes no agent; a source with a partial answer removes only agents that it reports as ended.
 """
 
 from dataclasses import replace

@@ -4,7 +4,7 @@ Rules:
 - An agent leaves when its source reports its end, or when two complete listings in a row lack it; if they lack many of
   the source's agents, only after a time (`core/missing_agents.py`).
 - The source that listed an agent first keeps it; answers of a source that is not configured are ignored.
-- An agent whose end an event reported does not return in the same incarnation, whatever a listing says.
+- An agent whose end an event reported does not return in the same incarnation, even if a listing has it.
 - When the rules change, an agent's group changes at once (`Rules.group_of`), not with its source's next answer.
 """
 
@@ -87,7 +87,7 @@ def _listed(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId, 
             continue  # the listing lags behind the event that ended it
         if known is not None and known.present:
             if known.agent.source != event.source:
-                continue  # the source that had it first keeps it
+                continue  # the source that listed it first keeps it
             if known.agent == agent and not known.missed:
                 continue
         changed[agent.id] = _seen(known, agent, world.rules, now)
@@ -107,7 +107,7 @@ def _unlisted(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId
         if id_ in snapshot.gone:
             changed[id_] = _left(record, "its source reports that it has ended", now)
         elif snapshot.failures:
-            continue  # an answer in part: absence means nothing
+            continue  # a partial answer: absence means nothing
         elif snapshot.absence_is_proof or _missed_enough(record, 0.0 if id_ in snapshot.outside else wait, now):
             changed[id_] = _left(record, "its source no longer lists it", now)
         elif record.missed < MISSES_TO_LEAVE:

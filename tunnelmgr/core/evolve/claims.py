@@ -1,12 +1,12 @@
-"""Which agent each host key belongs to, although evidence may name the keys of others.
+"""Decides which agent each host key belongs to; evidence may also name keys of other agents.
 
 A console block, a label or a file can name any public key, so evidence is only a *claim*. A machine that has the
 private key shows the key in a handshake; from then on its agent *possesses* the key.
 
     claimed by one agent  ─▶ dialled with it ─▶ possessed
-    claimed by two agents ─▶ decided by rank ─▶ the weaker claimant is quarantined, the other goes on
+    claimed by two agents ─▶ decided by rank ─▶ the weaker claimant is quarantined, the other continues
                           └▶ of equal rank   ─▶ both are quarantined and examined: each is asked for the key
-                                                 one shows it     ─▶ that one goes on
+                                                 one shows it     ─▶ that one continues
                                                  several show it  ─▶ all stay quarantined until a release
                                                  none shows it    ─▶ all are asked again
 

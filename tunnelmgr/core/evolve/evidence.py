@@ -1,9 +1,9 @@
-"""What is believed of an agent's key.
+"""The evidence for an agent's host key: found, missing or contradicted.
 
 Rules:
 - Evidence belongs to one incarnation. If another agent's evidence names the same key, `claims.py` decides.
-- The evidence that proved an incarnation stays the measure: evidence of another key quarantines the agent, and weaker
-  evidence does not count.
+- The evidence that proved an incarnation remains the minimum: evidence of another key quarantines the agent, and
+  weaker evidence is ignored.
 - A seed proves the first agent that names it, and no other.
 """
 
@@ -23,12 +23,12 @@ from tunnelmgr.errors import HostKeyMismatchError, HostKeyUnknownError, Pace, re
 
 
 def found(world: World, event: EvidenceFound, now: float) -> Transition:
-    """Accept evidence, if the rules and what proved the agent before allow it."""
+    """Accept evidence, if the rules and the agent's earlier evidence allow it."""
     record = world.records.get(event.agent)
     if record is None:
         return Transition(world)
     if record.agent.incarnation == event.incarnation:
-        useless = _why_useless(world, record, event.trust)
+        useless = _why_ignored(world, record, event.trust)
         if useless is not None:
             # Treated as missing evidence, so that the next search, which would find the same, waits.
             return absent(world, EvidenceAbsent(event.agent, event.incarnation, useless), now)
@@ -48,8 +48,8 @@ def _believed(world: World, record: Record, trust: HostTrust, now: float) -> Wor
     return _claimed(world.with_record(record.with_step(now, "evidence", f"{_summary(trust)}{detail}")), record, trust)
 
 
-def _why_useless(world: World, record: Record, trust: HostTrust) -> str | None:
-    """Return why evidence does not count, None if it does."""
+def _why_ignored(world: World, record: Record, trust: HostTrust) -> str | None:
+    """Return why evidence is ignored, None if it counts."""
     if not world.rules.accepts(record.agent, trust.method):
         return f"{trust.method}: the configuration no longer accepts this method"
     if record.proved is not None and not trust.method.reaches(record.proved.method):

@@ -79,7 +79,7 @@ def _assigned(world: World, now: float) -> tuple[World, list[tuple[AgentId, Agen
 
 
 class _Rank(NamedTuple):
-    """How good a claim to a key is; greater is better."""
+    """The strength of a claim to a key; the greater rank wins."""
 
     possessed: bool
     strength: int

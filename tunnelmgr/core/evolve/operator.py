@@ -1,4 +1,4 @@
-"""What operators request, and what is forgotten with time."""
+"""Operators' requests, and forgetting what has expired."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def retry(world: World, event: RetryRequested, now: float) -> World:
 
 
 def release(world: World, event: ReleaseRequested, now: float) -> Transition:
-    """End a quarantine, or the wait for evidence as strong as that before."""
+    """End a quarantine, or the wait for evidence as strong as before."""
     record = world.records.get(event.agent)
     if record is None or not record.held_back:
         return Transition(world)

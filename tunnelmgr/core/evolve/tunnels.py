@@ -16,7 +16,7 @@ from tunnelmgr.core.world import Record, World, resting_status
 from tunnelmgr.errors import Pace
 
 SETTLED = 10.0
-"""Seconds for which a tunnel must have been up for its count of failures to start again when it ends."""
+"""A tunnel that was up for this many seconds resets its count of failures when it ends."""
 
 
 def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, now: float) -> Transition:
@@ -58,7 +58,7 @@ def _without_spent_evidence(world: World, agent: AgentId) -> World:
 
 
 def _current(world: World, event: TunnelDialled | TunnelBound | TunnelProbed | TunnelEnded) -> Working | None:
-    """Return the status of the worker that reports; None if it is not the agent's present one."""
+    """Return the status of the worker that reports; None if it is not the agent's current one."""
     status = world.tunnels.get(event.agent)
     if status is None or isinstance(status, Resting | Seeking) or status.life != event.life:
         return None
