@@ -1,4 +1,4 @@
-"""The state in PostgreSQL: one writer, whatever happens to connections and servers."""
+"""The state in PostgreSQL, whatever happens to connections and servers."""
 
 from contextlib import closing
 from pathlib import Path
@@ -8,22 +8,26 @@ import pytest
 
 from lab.postgres import Postgres
 from tests.store.records import AGENT, RECORD
+from tunnelmgr.core.ownership import Member
 from tunnelmgr.core.persistence import Changes
 from tunnelmgr.errors import SchemaError, StoreError
+from tunnelmgr.store.cluster_database import ClusterDatabase
 from tunnelmgr.store.connect import check_database
 from tunnelmgr.store.postgres import PostgresStore, described, read_postgres
 
 pytestmark = pytest.mark.acceptance
 
 
-def test_a_second_controller_is_refused_and_the_first_goes_on(url: str) -> None:
-    """The error names the controller that uses the state."""
-    with closing(PostgresStore(url, "registry-1")) as first:
-        with pytest.raises(StoreError, match="controller 'registry-1' uses this state since 20"):
-            PostgresStore(url, "registry-2")
+def test_a_whole_state_is_not_written_while_a_member_is_alive(url: str) -> None:
+    """An import names the controllers that use the state, and changes nothing."""
+    with closing(PostgresStore(url, "import")) as store, closing(ClusterDatabase(url, Member("registry-1"))) as member:
+        member.join()
+        with pytest.raises(StoreError, match="in use by registry-1; stop these controllers first"):
+            store.write(Changes((RECORD,)))
+        member.leave()
 
-        first.write(Changes((RECORD,)))
-        assert first.load().records == {AGENT.id: RECORD}
+        store.write(Changes((RECORD,)))
+        assert store.load().records == {AGENT.id: RECORD}
 
 
 def test_the_next_controller_finds_what_the_last_one_wrote(url: str) -> None:
@@ -36,7 +40,7 @@ def test_the_next_controller_finds_what_the_last_one_wrote(url: str) -> None:
 
 
 def test_a_lost_connection_costs_one_write(url: str, server: Postgres) -> None:
-    """The write fails as a whole, and the next one connects again under the same term."""
+    """The write fails as a whole, and the next one connects again."""
     with closing(PostgresStore(url, "registry-1")) as store, psycopg.connect(server.url, autocommit=True) as admin:
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'state'")
 
@@ -45,20 +49,6 @@ def test_a_lost_connection_costs_one_write(url: str, server: Postgres) -> None:
         store.write(Changes((RECORD,)))
 
         assert store.load().records == {AGENT.id: RECORD}
-
-
-def test_a_controller_that_was_cut_off_writes_nothing_after_another_took_over(url: str, server: Postgres) -> None:
-    """The term fences it, although it connects again and believes that the state is its own."""
-    with closing(PostgresStore(url, "registry-1")) as cut_off, psycopg.connect(server.url, autocommit=True) as admin:
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'state'")
-        with closing(PostgresStore(url, "registry-2")) as second:
-            for _ in range(2):
-                with pytest.raises(StoreError, match=r"terminat|'registry-2' has taken over"):
-                    cut_off.write(Changes((RECORD,)))
-            assert second.load().records == {}
-
-        with pytest.raises(StoreError, match="'registry-2' has taken over this state; stop this controller"):
-            cut_off.write(Changes((RECORD,)))
 
 
 def test_a_server_that_restarts_costs_no_state(url: str, server: Postgres) -> None:
@@ -110,13 +100,15 @@ def test_a_description_holds_neither_user_nor_parameters() -> None:
     assert described("postgresql://admin@db.example:5433/state?passfile=/etc/x") == "postgresql://db.example:5433/state"
 
 
-def test_a_check_says_whether_the_database_answers_and_who_used_it_last(url: str) -> None:
-    """`check` reports the server's version and the last controller, and changes nothing."""
+def test_a_check_says_whether_the_database_answers_and_who_uses_it(url: str) -> None:
+    """`check` reports the server's version and the living members, and changes nothing."""
     empty = check_database(url)
-    PostgresStore(url, "registry-1").close()
+    with closing(ClusterDatabase(url, Member("registry-1"))) as member:
+        member.join()
+        used = check_database(url)
 
     assert "/state answers, PostgreSQL " in empty
-    assert check_database(url).endswith("last used by controller registry-1")
+    assert used.endswith("; members: registry-1")
 
 
 def test_a_check_names_a_user_who_may_not_create_tables(url: str) -> None:

@@ -1,12 +1,12 @@
 """The difference between a new world and the one written last, which the store has to write."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.evolve.settle import settle
+from tunnelmgr.core.evolve.shared import as_restored
 from tunnelmgr.core.seed import Seed
-from tunnelmgr.core.trust import REMEMBERED, HostTrust
 from tunnelmgr.core.world import LIFE, HistoryEntry, Record, World
 
 
@@ -14,14 +14,15 @@ from tunnelmgr.core.world import LIFE, HistoryEntry, Record, World
 class Changes:
     """Records and seeds to write, and agents and seeds to forget.
 
-    In a cluster, `terms` has the term of this member's lease for each of these agents.
+    In a cluster, `terms` has the term of this member's lease for each of these agents; a write under an earlier term is
+    dropped. It is None for a controller that shares its state with no other.
     """
 
     records: tuple[Record, ...] = ()
     forgotten: tuple[AgentId, ...] = ()
     seeds: tuple[Seed, ...] = ()
     spent: tuple[str, ...] = ()
-    terms: Mapping[AgentId, int] = field(default_factory=dict)
+    terms: Mapping[AgentId, int] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.records or self.forgotten or self.seeds or self.spent)
@@ -49,14 +50,18 @@ def changes(written: World, world: World) -> Changes:
         if _is_due(written.records.get(id_), record) and world.holds(id_)
     )
     forgotten = tuple(id_ for id_ in written.records if id_ not in world.records and world.holds(id_))
-    leases = world.cluster.agents if world.cluster is not None else {}
     return Changes(
         records,
         forgotten,
         tuple(seed for id_, seed in world.seeds.items() if written.seeds.get(id_) != seed),
         tuple(id_ for id_ in written.seeds if id_ not in world.seeds),
-        {id_: leases[id_].term for id_ in (*(record.agent.id for record in records), *forgotten) if id_ in leases},
+        _terms(world, (*(record.agent.id for record in records), *forgotten)),
     )
+
+
+def _terms(world: World, agents: Iterable[AgentId]) -> Mapping[AgentId, int] | None:
+    cluster = world.cluster
+    return None if cluster is None else {id_: cluster.agents[id_].term for id_ in agents}
 
 
 def is_pinned(written: World, record: Record) -> bool:
@@ -126,12 +131,3 @@ def restored(stored: StoredState, now: float) -> World:
     """
     kept = {id_: as_restored(record) for id_, record in stored.records.items()}
     return settle(World(), World(records=kept, seeds=stored.seeds), kept, now)
-
-
-def as_restored(record: Record) -> Record:
-    """Return a stored record as it is in force: evidence that can be obtained again is requested again."""
-    return replace(record, trust=record.proved if _remembered(record.proved) else None)
-
-
-def _remembered(trust: HostTrust | None) -> bool:
-    return trust is not None and trust.method in REMEMBERED

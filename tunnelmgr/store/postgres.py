@@ -1,12 +1,10 @@
-"""The state in a PostgreSQL database, for a controller whose machine may be lost.
+"""The state in a PostgreSQL database, which several controllers share.
 
-One controller writes at a time. An advisory lock of the database session keeps a second one from starting; what
-protects the data is the term in table `owner`: a controller takes the next term when it starts, and every write checks
-in its transaction that this term is still the last one. So a controller that a partition has cut off cannot write after
-another has taken over, whatever it believes.
+What protects the data is the term of each agent's lease (`store/cluster_database.py`): a write names the terms that its
+member holds, and what is written under an earlier one is dropped. So a member that a partition has cut off cannot write
+about an agent after another member has taken it over, whatever it believes.
 
-A lost connection costs one write, which the caller tries again; the next call connects again under the same term.
-https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
+A lost connection costs one write, which the caller tries again; the next call connects again.
 """
 
 import stat
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import psycopg
+import structlog
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
@@ -33,13 +32,19 @@ from tunnelmgr.store.rows import (
     stored_state,
 )
 
+log = structlog.get_logger(__name__)
+
 Answer = TypeVar("Answer")
 Connection = psycopg.Connection[dict[str, Any]]
 
 APPLICATION: Final = 0x746E6C6D
 """`tnlm`: our class of advisory locks in a database."""
-MIGRATING, OWNING = 1, 2
-"""Our advisory locks."""
+MIGRATING: Final = 0
+"""The lock of whoever migrates the schema. All others belong to members, by the numbers of their sessions."""
+CHANNEL: Final = "tunnelmgr"
+"""Where members are notified of changes (NOTIFY)."""
+LEASE_SECONDS: Final = 10.0
+"""Seconds without a heartbeat after which a member is dead."""
 OPTIONS: Final = {
     "application_name": "tunnelmgr",
     "connect_timeout": "5",
@@ -58,7 +63,7 @@ INSERT INTO agent VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET
     incarnation = excluded.incarnation, source = excluded.source, "group" = excluded."group", name = excluded.name,
     addresses = excluded.addresses, port = excluded.port, labels = excluded.labels, changed = excluded.changed,
-    present = excluded.present, history = excluded.history
+    present = excluded.present, history = excluded.history, written = pg_current_xact_id()
 """
 _PIN = """
 INSERT INTO pin VALUES (%s, %s, %s, %s, %s, %s)
@@ -77,7 +82,11 @@ INSERT INTO seed VALUES (%s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET
     "key" = excluded."key", expires = excluded.expires, holder = excluded.holder, incarnation = excluded.incarnation
 """
-_TAKE_OVER = "UPDATE owner SET term = term + 1, name = %s, since = now() RETURNING term"
+_HELD = """
+SELECT lease.id FROM lease JOIN unnest(%s::text[], %s::bigint[]) AS known (id, term) USING (id, term)
+WHERE kind = 'agent' AND holder = %s FOR SHARE OF lease
+"""
+_LIVING = "SELECT name FROM member WHERE heartbeat > now() - make_interval(secs => %s) ORDER BY name"
 
 
 class PostgresStore:
@@ -92,8 +101,7 @@ class PostgresStore:
         self._password_file = password_file
         self._use = threading.Lock()
         self._connection: Connection | None = None
-        self._term: int | None = None
-        self._guarded(lambda _connection: None)
+        self._guarded(migrate)
 
     def load(self) -> StoredState:
         """Return everything that was written; raises StoreError."""
@@ -104,7 +112,7 @@ class PostgresStore:
         self._guarded(lambda connection: self._write(connection, changes))
 
     def close(self) -> None:
-        """Close the connection, and so give the lock back, unless a call that hangs still uses it."""
+        """Close the connection, unless a call that hangs still uses it."""
         if self._use.acquire(timeout=CLOSE_PATIENCE):
             self._disconnect()
             self._use.release()
@@ -115,7 +123,7 @@ class PostgresStore:
                 return act(self._connected())
             except (psycopg.Error, OSError, UnicodeError) as failed:
                 self._disconnect()
-                raise StoreError(f"{described(self._url)}: {_message(failed)}") from failed
+                raise StoreError(f"{described(self._url)}: {error_text(failed)}") from failed
             except StoreError:
                 self._disconnect()
                 raise
@@ -123,8 +131,6 @@ class PostgresStore:
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = connect(self._url, self._password_file)
-            self._connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'")
-            self._take_ownership(self._connection)
         return self._connection
 
     def _disconnect(self) -> None:
@@ -132,40 +138,32 @@ class PostgresStore:
         if connection is not None:
             connection.close()
 
-    def _take_ownership(self, connection: Connection) -> None:
-        """Become the one that writes, or after a lost connection stay it; raises StoreError if another one is."""
-        locked = _value(connection, "SELECT pg_try_advisory_lock(%s, %s)", (APPLICATION, OWNING))
-        if self._term is not None:
-            # The server may still hold the lock for our lost connection; the term decides.
-            self._check_term(connection)
-            return
-        if not locked:
-            owner = connection.execute("SELECT name, since FROM owner").fetchone() or {}
-            raise StoreError(
-                f"{described(self._url)}: controller {owner.get('name')!r} uses this state since "
-                f"{owner.get('since'):%Y-%m-%d %H:%M:%S %Z}; stop it first, or give this one a state of its own"
-            )
-        with connection.transaction():
-            _migrate(connection)
-            self._term = int(_value(connection, _TAKE_OVER, (self._name,)))
-
-    def _check_term(self, connection: Connection) -> None:
-        """Raise StoreError unless ours is the last term; in a transaction it stays so until its end."""
-        owner = connection.execute("SELECT term, name FROM owner FOR SHARE").fetchone()
-        if owner is None or owner["term"] != self._term:
-            name = owner["name"] if owner else "another"
-            raise StoreError(
-                f"{described(self._url)}: controller {name!r} has taken over this state; stop this controller"
-            )
-
     def _write(self, connection: Connection, changes: Changes) -> None:
-        with connection.transaction():
-            self._check_term(connection)
-            with connection.cursor() as cursor:
-                _write_records(cursor, changes.records)
-                cursor.execute("DELETE FROM agent WHERE id = ANY(%s)", (list(changes.forgotten),))
-                cursor.executemany(_SEED, [seed_values(seed) for seed in changes.seeds])
-                cursor.execute("DELETE FROM seed WHERE id = ANY(%s)", (list(changes.spent),))
+        with connection.transaction(), connection.cursor() as cursor:
+            held = self._held(cursor, changes)
+            _write_records(cursor, [record for record in changes.records if held is None or record.agent.id in held])
+            forgotten = [id_ for id_ in changes.forgotten if held is None or id_ in held]
+            cursor.execute("DELETE FROM agent WHERE id = ANY(%s)", (forgotten,))
+            cursor.execute("DELETE FROM lease WHERE kind = 'agent' AND id = ANY(%s)", (forgotten,))
+            cursor.executemany(_SEED, [seed_values(seed) for seed in changes.seeds])
+            cursor.execute("DELETE FROM seed WHERE id = ANY(%s)", (list(changes.spent),))
+            cursor.execute("SELECT pg_notify(%s, %s)", (CHANNEL, self._name))
+
+    def _held(self, cursor: psycopg.Cursor[dict[str, Any]], changes: Changes) -> frozenset[str] | None:
+        """Return the agents whose leases this member still holds, and keep them so until the transaction ends.
+
+        None means that no lease is needed: no member is alive, and this is a command that writes a whole state.
+        """
+        if changes.terms is None:
+            living = [row["name"] for row in cursor.execute(_LIVING, (LEASE_SECONDS,)).fetchall()]
+            if living:
+                raise StoreError(f"{described(self._url)}: in use by {', '.join(living)}; stop these controllers first")
+            return None
+        ids, terms = list(changes.terms), list(changes.terms.values())
+        held = frozenset(row["id"] for row in cursor.execute(_HELD, (ids, terms, self._name)).fetchall())
+        if lost := changes.terms.keys() - held:
+            log.warning("write dropped", reason="another member holds these agents", agents=sorted(lost)[:10])
+        return held
 
 
 def read_postgres(url: str, password_file: Path | None = None) -> StoredState:
@@ -177,23 +175,23 @@ def read_postgres(url: str, password_file: Path | None = None) -> StoredState:
     except psycopg.errors.UndefinedTable as empty:
         raise StoreError(f"{described(url)}: the database holds no state; check controller.state") from empty
     except (psycopg.Error, OSError) as failed:
-        raise StoreError(f"{described(url)}: {_message(failed)}") from failed
+        raise StoreError(f"{described(url)}: {error_text(failed)}") from failed
 
 
 def database_facts(url: str, password_file: Path | None = None) -> str:
-    """Return the server's version, and since when which controller uses the state in it; raises StoreError."""
+    """Return the server's version, and which controllers use the state in it; raises StoreError."""
     try:
         with connect(url, password_file) as connection:
-            may = _value(connection, "SELECT has_schema_privilege(current_schema(), 'CREATE')")
-            known = _value(connection, "SELECT to_regclass('owner') IS NOT NULL")
-            owner = connection.execute("SELECT name, since FROM owner").fetchone() if known else None
+            may = value(connection, "SELECT has_schema_privilege(current_schema(), 'CREATE')")
+            known = value(connection, "SELECT to_regclass('member') IS NOT NULL")
+            living = connection.execute(_LIVING, (LEASE_SECONDS,)).fetchall() if known else []
             version = connection.info.server_version // 10000
     except (psycopg.Error, OSError) as failed:
-        raise StoreError(f"{described(url)}: {_message(failed)}") from failed
-    if not may and owner is None:
+        raise StoreError(f"{described(url)}: {error_text(failed)}") from failed
+    if not may and not known:
         raise StoreError(f"{described(url)}: this user may not create tables; GRANT CREATE on the schema to it")
-    last = f"; last used by controller {owner['name']}" if owner and owner["name"] else ""
-    return f"{described(url)} answers, PostgreSQL {version}{last}"
+    names = ", ".join(row["name"] for row in living)
+    return f"{described(url)} answers, PostgreSQL {version}{f'; members: {names}' if names else ''}"
 
 
 def connect(url: str, password_file: Path | None = None) -> Connection:
@@ -201,7 +199,9 @@ def connect(url: str, password_file: Path | None = None) -> Connection:
     options: dict[str, str] = dict(OPTIONS)
     if password_file is not None:
         options["password"] = _password_in(password_file)
-    return psycopg.connect(url, autocommit=True, row_factory=dict_row, **options)  # type: ignore[arg-type]
+    connection = psycopg.connect(url, autocommit=True, row_factory=dict_row, **options)  # type: ignore[arg-type]
+    connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
+    return connection
 
 
 def _password_in(file: Path) -> str:
@@ -237,11 +237,16 @@ def _memory(connection: Connection) -> StoredState:
     return stored_state(connection.execute(SELECT_AGENTS).fetchall(), connection.execute(SELECT_SEEDS).fetchall())
 
 
+def migrate(connection: Connection) -> None:
+    """Bring the schema up to date."""
+    with connection.transaction():
+        _migrate(connection)
+
+
 def _migrate(connection: Connection) -> None:
-    """Bring the schema up to date, in the transaction that is open."""
     connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (APPLICATION, MIGRATING))
     connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version integer NOT NULL)")
-    version = int(_value(connection, "SELECT coalesce(max(version), 0) FROM schema_version"))
+    version = int(value(connection, "SELECT coalesce(max(version), 0) FROM schema_version"))
     folder = files("tunnelmgr.store.migrations") / "postgresql"
     scripts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda one: one.name)
     if version > len(scripts):
@@ -251,12 +256,14 @@ def _migrate(connection: Connection) -> None:
         connection.execute("INSERT INTO schema_version VALUES (%s)", (number,))
 
 
-def _value(connection: Connection, query: str, values: Sequence[object] = ()) -> Any:  # noqa: ANN401 - any SQL value
+def value(connection: Connection, query: str, values: Sequence[object] = ()) -> Any:  # noqa: ANN401 - any SQL value
+    """Return the first column of the first row."""
     row = connection.execute(query.encode(), values).fetchone()
     if row is None:
         raise StoreError(f"no answer to: {query}")
     return next(iter(row.values()))
 
 
-def _message(failed: Exception) -> str:
+def error_text(failed: Exception) -> str:
+    """Return an error of libpq or of the system in one line."""
     return " ".join(str(failed).split()) or type(failed).__name__

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tunnelmgr.core.events import StateShared
 from tunnelmgr.core.evolve.transition import Transition
-from tunnelmgr.core.persistence import as_restored
+from tunnelmgr.core.trust import REMEMBERED, HostTrust
 from tunnelmgr.core.world import Record, World
 
 
@@ -43,3 +43,12 @@ def _adopted(known: Record, record: Record) -> Record:
         quarantine=record.quarantine,
         history=record.history,
     )
+
+
+def as_restored(record: Record) -> Record:
+    """Return a stored record as it is in force: evidence that can be obtained again is requested again."""
+    return replace(record, trust=record.proved if _remembered(record.proved) else None)
+
+
+def _remembered(trust: HostTrust | None) -> bool:
+    return trust is not None and trust.method in REMEMBERED

@@ -1,14 +1,4 @@
--- The controller that may write. `term` rises with each one that takes over, and every write names the term it belongs
--- to, so that a controller that was cut off cannot write any more once another has taken over.
-CREATE TABLE owner (
-    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    term     bigint NOT NULL,
-    name     text NOT NULL,
-    since    timestamptz NOT NULL  -- by the database's clock
-);
-INSERT INTO owner (term, name, since) VALUES (0, '', now());
-
--- The other tables are those of SQLite's schema; lists are JSON texts, as there.
+-- These tables are those of SQLite's schema; lists are JSON texts, as there.
 CREATE TABLE agent (
     id          text PRIMARY KEY,
     incarnation text NOT NULL,

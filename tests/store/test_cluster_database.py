@@ -1,0 +1,225 @@
+"""Members of a cluster in a real database: who is alive, who holds what, and what each learns of the others."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tests.store.records import AGENT, RECORD
+from tunnelmgr.core.cluster import RemoteStatus
+from tunnelmgr.core.events import AgentsDiscovered, ReleaseRequested
+from tunnelmgr.core.ownership import Lease, LeaseChange, Member, Step
+from tunnelmgr.core.persistence import Changes
+from tunnelmgr.core.snapshot import Snapshot
+from tunnelmgr.errors import StoreError
+from tunnelmgr.store.cluster_database import (
+    QUIET_SECONDS,
+    ClusterDatabase,
+    Discovered,
+    Outgoing,
+    listening,
+    wait_for_news,
+)
+from tunnelmgr.store.event_codec import decode, encode
+from tunnelmgr.store.postgres import LEASE_SECONDS, PostgresStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lab.postgres import Postgres
+
+pytestmark = pytest.mark.acceptance
+
+Join = "Callable[[str], ClusterDatabase]"
+
+
+@pytest.fixture
+def join(url: str) -> Iterator[Callable[[str], ClusterDatabase]]:
+    """Let a member join; all of them are closed at the end."""
+    with ExitStack() as stack:
+
+        def join(name: str) -> ClusterDatabase:
+            member = stack.enter_context(closing(ClusterDatabase(url, Member(name, zone="eu-1", version="1"))))
+            member.join()
+            return member
+
+        yield join
+
+
+def claim(member: str, term: int = 0, step: Step = Step.CLAIM, successor: str = "") -> Outgoing:
+    """Return the request for a change of the agent's lease."""
+    return Outgoing(changes=(LeaseChange("agent", AGENT.id, step, member, term, successor),))
+
+
+def age(url: str, name: str, seconds: float) -> None:
+    """Let a member's last heartbeat be older."""
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute(
+            "UPDATE member SET heartbeat = heartbeat - make_interval(secs => %s) WHERE name = %s", (seconds, name)
+        )
+
+
+def test_each_member_sees_the_others(join: Callable[[str], ClusterDatabase]) -> None:
+    """A member's name, zone and version reach the others with its first heartbeat."""
+    one, two = join("one"), join("two")
+    one.tick(Outgoing())
+
+    members = two.tick(Outgoing(draining=True, rules="abc")).members
+
+    assert {name: member.alive for name, member in members.items()} == {"one": True, "two": True}
+    assert (members["one"].zone, members["two"].draining, members["two"].rules) == ("eu-1", True, "abc")
+
+
+def test_a_second_process_of_one_name_is_refused_while_the_first_lives(
+    join: Callable[[str], ClusterDatabase], url: str
+) -> None:
+    """It may take the name once the first has ended; the terms of the first are then invalid."""
+    first = join("one")
+    first.tick(claim("one"))
+    with pytest.raises(StoreError, match="a controller with the name 'one' is running"):
+        join("one")
+    first.close()
+    age(url, "one", QUIET_SECONDS)
+
+    second = join("one")
+
+    assert second.tick(Outgoing()).agents == {AGENT.id: Lease("one", 2)}
+    with pytest.raises(StoreError, match="another controller has taken the name 'one'"):
+        first.tick(Outgoing())
+
+
+def test_a_killed_member_is_dead_soon_and_a_silent_one_after_its_lease(
+    join: Callable[[str], ClusterDatabase], url: str
+) -> None:
+    """Without its session a member is dead after a short silence; with it, after `LEASE_SECONDS`."""
+    silent, killed, other = join("silent"), join("killed"), join("other")
+    killed.close()
+    age(url, "killed", QUIET_SECONDS)
+    age(url, "silent", QUIET_SECONDS)
+
+    living = {name for name, member in other.tick(Outgoing()).members.items() if member.alive}
+    age(url, "silent", LEASE_SECONDS)
+    later = {name for name, member in other.tick(Outgoing()).members.items() if member.alive}
+
+    assert (living, later) == ({"silent", "other"}, {"other"})
+    assert silent.tick(Outgoing()).members["silent"].alive
+
+
+def test_a_lease_has_one_holder_and_passes_on_by_offer(join: Callable[[str], ClusterDatabase]) -> None:
+    """The second claim is refused; a handover takes an offer, readiness and the taking, and a new term."""
+    one, two = join("one"), join("two")
+
+    assert one.tick(claim("one")).accepted == 1
+    assert two.tick(claim("two")).accepted == 0
+    one.tick(claim("one", 1, Step.OFFER, "two"))
+    two.tick(claim("two", 1, Step.READY))
+    assert one.tick(Outgoing()).agents[AGENT.id] == Lease("one", 1, "two", ready=True)
+    two.tick(claim("two", 1, Step.TAKE))
+
+    assert one.tick(Outgoing()).agents[AGENT.id] == Lease("two", 2, previous="one")
+
+
+def test_a_write_under_an_earlier_term_is_dropped(join: Callable[[str], ClusterDatabase], url: str) -> None:
+    """What a member writes about an agent that another has taken over does not reach the database."""
+    one = join("one")
+    one.tick(claim("one"))
+    with closing(PostgresStore(url, "one")) as store:
+        store.write(Changes((RECORD,), terms={AGENT.id: 1}))
+        assert store.load().records == {AGENT.id: RECORD}
+        two = join("two")
+        one.tick(claim("one", 1, Step.OFFER, "two"))
+        two.tick(claim("two", 1, Step.TAKE))
+
+        store.write(Changes(forgotten=(AGENT.id,), terms={AGENT.id: 1}))
+        store.write(Changes(forgotten=(AGENT.id,), terms={AGENT.id: 2}))
+
+        assert store.load().records == {AGENT.id: RECORD}
+
+
+def test_records_statuses_and_seeds_reach_the_other_member(join: Callable[[str], ClusterDatabase], url: str) -> None:
+    """What a holder writes is in the next news of every member, once."""
+    one, two = join("one"), join("two")
+    one.tick(claim("one"))
+    two.tick(Outgoing())
+    with closing(PostgresStore(url, "one")) as store:
+        store.write(Changes((RECORD,), terms={AGENT.id: 1}))
+    one.tick(Outgoing(statuses={AGENT.id: RemoteStatus("up")}))
+
+    news, later = two.tick(Outgoing()), two.tick(Outgoing())
+
+    assert news.records == (RECORD,)
+    assert news.statuses == {AGENT.id: RemoteStatus("up")}
+    assert (later.records, later.statuses) == ((), {})
+
+
+def test_what_a_source_said_reaches_every_other_member_in_order(join: Callable[[str], ClusterDatabase]) -> None:
+    """Each event comes once, also for a member that joins later: from the last whole listing on."""
+    one, two = join("one"), join("two")
+    events = [AgentsDiscovered("cloud", Snapshot(frozenset({AGENT}), failures=(str(number),))) for number in range(3)]
+    for event in events:
+        one.tick(Outgoing(discovered=(Discovered("cloud", encode(event), whole=True),)))
+
+    received = two.tick(Outgoing()).discovered
+
+    assert [decode(text) for text in received] == events
+    assert two.tick(Outgoing()).discovered == ()
+    assert one.tick(Outgoing()).discovered == ()
+    assert [decode(text) for text in join("late").tick(Outgoing()).discovered] == [events[-1]]
+
+
+def test_a_request_reaches_the_holder_until_it_has_acted(join: Callable[[str], ClusterDatabase]) -> None:
+    """A release at one member is in the holder's news, again and again, until the holder says that it is done."""
+    one, two = join("one"), join("two")
+    one.tick(claim("one"))
+    event = ReleaseRequested(AGENT.id, "rebuilt", 0)
+    two.tick(Outgoing(requests=((AGENT.id, encode(event)),)))
+
+    ((number, agent, text),) = one.tick(Outgoing()).requests
+
+    assert (agent, decode(text)) == (AGENT.id, event)
+    assert two.tick(Outgoing()).requests == ()
+    assert len(one.tick(Outgoing()).requests) == 1
+    assert one.tick(Outgoing(done=(number,))).requests == ()
+
+
+def test_a_change_notifies_the_other_members(join: Callable[[str], ClusterDatabase], url: str) -> None:
+    """A member that listens wakes up for what others change, and not for its own changes."""
+    one = join("one")
+    with closing(listening(url, None)) as own, closing(listening(url, None)) as other:
+        one.tick(claim("one"))
+
+        assert wait_for_news(other, "two", 10)
+        assert not wait_for_news(own, "one", 0)
+
+
+def test_a_member_that_has_left_is_gone_at_once(join: Callable[[str], ClusterDatabase]) -> None:
+    """Its leases can be claimed without waiting for its heartbeat to grow old."""
+    one, two = join("one"), join("two")
+    one.tick(claim("one"))
+    one.leave()
+
+    assert two.tick(claim("two", 1)).accepted == 1
+
+
+def test_a_server_that_restarts_costs_a_tick(join: Callable[[str], ClusterDatabase], server: Postgres) -> None:
+    """The member goes on with a new session, and is still alive for the others."""
+    one, two = join("one"), join("two")
+    server.stop()
+    with pytest.raises(StoreError):
+        one.tick(Outgoing())
+    server.start()
+    with pytest.raises(StoreError):
+        two.tick(Outgoing())
+
+    one.tick(Outgoing())
+
+    assert two.tick(Outgoing()).members["one"].alive
+
+
+def test_an_event_of_a_newer_version_is_left_out() -> None:
+    """A cluster that is being upgraded goes on."""
+    assert decode('{"kind": "Unknown", "event": {}}') is None
+    assert decode("[]") is None
