@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from tests.until import until
 from tunnelmgr.controller import Controller, Performers
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import (
@@ -84,9 +85,7 @@ class ControllerHarness:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something, but not for long."""
-        async with asyncio.timeout(5):
-            while not condition():  # noqa: ASYNC110 - any condition of the fakes, with a deadline
-                await asyncio.sleep(0.001)
+        await until(condition, deadline=5)
 
     def steps(self, kind: str) -> list[str]:
         """Return what was done of one kind."""

@@ -46,9 +46,30 @@ class Attacker:
         self._took = conn.process_packet
         self._conn.process_packet = self._count
         self._conn._channels = _Channels(self._conn._channels)
+        self._progress = asyncio.Event()
+        if self._conn._transport is not None:
+            self._conn._transport.set_write_buffer_limits(AHEAD)
+        for name in ("resume_writing", "connection_lost"):
+            self._call_also_on_progress(name)
+
+    def _call_also_on_progress(self, name: str) -> None:
+        """Have a call of the transport wake the attack that waits."""
+        call = getattr(self._conn, name)
+
+        def called(*arguments: object) -> None:
+            call(*arguments)
+            self._progress.set()
+
+        setattr(self._conn, name, called)
+
+    async def _wait_for_progress(self) -> None:
+        """Wait for a response, for room to send, or for the end of the connection."""
+        self._progress.clear()
+        await self._progress.wait()
 
     def _count(self, kind: int, number: int, packet: Any) -> Any:  # noqa: ANN401 - asyncssh's form
         """Count the responses to the attacks; asyncssh did not send the requests, and would end the connection."""
+        self._progress.set()
         if kind in {SUCCESS, FAILURE}:
             self._answered += 1
             return True
@@ -65,8 +86,8 @@ class Attacker:
 
     async def _wait_for_room(self) -> bool:
         """Wait until the controller has taken what was sent; returns False once the connection has ended."""
-        while (transport := self._conn._transport) is not None and transport.get_write_buffer_size() > AHEAD:  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+        while (transport := self._conn._transport) is not None and transport.get_write_buffer_size() > AHEAD:
+            await self._wait_for_progress()
         return self._conn._transport is not None
 
     async def _flood(self, count: int, send: Callable[[int], None], unanswered: int | None = None) -> int:
@@ -83,8 +104,8 @@ class Attacker:
 
     async def _wait_for_answers(self, wanted: int) -> int:
         """Wait for `wanted` responses, or the end of the connection; returns how many arrived."""
-        while self._conn._transport is not None and self._answered < wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        while self._conn._transport is not None and self._answered < wanted:
+            await self._wait_for_progress()
         return self._answered
 
     async def requests(self, order: Order) -> Order:
@@ -150,7 +171,7 @@ class Attacker:
             self._conn._transport.pause_reading()
         while order["drip"] and self._conn._transport is not None:
             self._conn.send_packet(IGNORE, String(b"still here"))
-            await asyncio.sleep(order["drip"])
+            await asyncio.sleep(order["drip"])  # the drip is the attack
         return {}
 
     async def leave(self, order: Order) -> Order:

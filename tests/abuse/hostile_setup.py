@@ -16,7 +16,8 @@ from typing import Any
 
 import asyncssh
 
-from tests.ssh.ssh_server import free_port, generate, public, running_tcp_server, until
+from tests.ssh.ssh_server import free_port, generate, public, running_tcp_server
+from tests.until import until
 
 ROOT = Path(__file__).parents[2]
 OPENS = int(os.environ.get("OPENS", "20000"))

@@ -17,7 +17,7 @@ from tests.abuse.hostile_setup import (
     hostile_setup,
     print_figure,
 )
-from tests.ssh.ssh_server import until
+from tests.until import until
 from tunnelmgr.dataplane.fair_queue import NO_OP_SHARE
 
 GROWTH = 32 * MIB

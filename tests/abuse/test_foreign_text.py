@@ -9,7 +9,8 @@ import asyncssh
 import pytest
 import structlog
 
-from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, running_tcp_server
+from tests.until import until
 from tunnelmgr.cli.log_format import LogFormat, LogLevel, configure
 from tunnelmgr.core.sanitize import LIMIT, error_text, sanitize
 from tunnelmgr.core.tunnel import Endpoint

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.ssh.ssh_server import Sshd, generate, running_sshd, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, generate, running_sshd, running_tcp_server
+from tests.until import until
 from tunnelmgr.dataplane import paced_reader
 from tunnelmgr.dataplane.fair_queue import NO_OP_BURST
 from tunnelmgr.dataplane.fast_path import OPAQUE_PIECE_BYTES
@@ -187,7 +188,7 @@ async def test_a_byte_at_a_time_does_not_extend_the_connect_timeout(start: bytes
                 if writer.is_closing():
                     return
                 writer.write(bytes([byte]))
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # the drip is what is tested
             await asyncio.sleep(0.02)
 
     key, sshd = generate(), Sshd(generate(), generate())

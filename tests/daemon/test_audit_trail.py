@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.ssh.ssh_server import until
+from tests.until import until
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import HistoryEntry, Record, World

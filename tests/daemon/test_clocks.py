@@ -9,7 +9,8 @@ import asyncssh
 import pytest
 
 from tests.daemon.conftest import Site
-from tests.ssh.ssh_server import Sshd, generate, running_sshd, until
+from tests.ssh.ssh_server import Sshd, generate, running_sshd
+from tests.until import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import DrainRequested, SeedAdded
 from tunnelmgr.core.seed import Seed

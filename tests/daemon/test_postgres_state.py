@@ -4,7 +4,7 @@ import pytest
 
 from lab.postgres import Postgres
 from tests.daemon.conftest import Site
-from tests.daemon.test_daemon import daemon
+from tests.daemon.running_daemon import daemon
 from tests.ssh.ssh_server import Sshd, generate, running_sshd
 from tests.store.conftest import server, url
 
@@ -28,7 +28,7 @@ async def test_a_first_seen_key_outlives_a_kill_in_the_database(site: Site, url:
             agent = await process.phase("quarantined")
             assert agent["error"] == "host-key-mismatch"
 
-    assert stranger.logins_begun == 0
+    assert stranger.logins_started == 0
 
 
 async def test_a_database_that_goes_away_costs_no_tunnel(site: Site, url: str, server: Postgres) -> None:

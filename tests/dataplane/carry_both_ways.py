@@ -8,7 +8,7 @@ import json
 
 import tests.ssh.conftest  # noqa: F401 - it reads TRY_NEWEST_ASYNCSSH
 from tests.dataplane.channel_pair import CONTENT, KIB, MIB, ChannelPair, open_channel_pair
-from tests.ssh.ssh_server import until
+from tests.until import until
 from tunnelmgr.dataplane.fast_path import fast_path_status
 
 WINDOW = 64 * KIB

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd, until
+from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd
+from tests.until import until
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane import pump
 from tunnelmgr.dataplane.asyncssh_internals import account

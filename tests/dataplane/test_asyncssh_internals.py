@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.dataplane.channel_pair import CONTENT, KIB, ChannelPair, open_channel_pair
-from tests.ssh.ssh_server import until
+from tests.until import until
 from tunnelmgr.dataplane.asyncssh_attributes import ATTRIBUTES, Channel, Cipher, Connection, Encryption
 from tunnelmgr.dataplane.asyncssh_internals import (
     account,

@@ -9,7 +9,8 @@ import asyncssh
 import pytest
 
 from tests.dataplane.channel_pair import Accepting
-from tests.ssh.ssh_server import Sshd, free_port, running_sshd, until
+from tests.ssh.ssh_server import Sshd, free_port, running_sshd
+from tests.until import until
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane.asyncssh_internals import open_window
 from tunnelmgr.dataplane.channel import READ_AHEAD_BYTES, ForwardedChannel

@@ -9,8 +9,9 @@ from dataclasses import replace
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, forward, generate, public, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, forward, generate, public, running_tcp_server
 from tests.ssh.worker_harness import WorkerHarness
+from tests.until import until
 from tunnelmgr.core.events import TunnelEnded
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.dataplane.channel_pair import ALL, CONTENT, KIB, MIB, ChannelPair, FedStream, open_channel_pair
-from tests.ssh.ssh_server import until
+from tests.until import until
 from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.dataplane.pump import Pump
 from tunnelmgr.dataplane.ssh_packets import BATCH_PACKETS, PACKET_DATA_BYTES

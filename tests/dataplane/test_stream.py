@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.ssh.ssh_server import free_port, until
+from tests.ssh.ssh_server import free_port
+from tests.until import until
 from tunnelmgr.dataplane.stream import Stream, connect, first_bytes
 
 MIB = 1024 * 1024

@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from tests.ssh.ssh_server import free_port, running_tcp_server, until
+from tests.ssh.ssh_server import free_port, running_tcp_server
+from tests.until import until
 from tunnelmgr.dataplane.batches import BATCHES_PER_READ, take_batch
 from tunnelmgr.dataplane.fair_queue import HARD_LIMIT, SLICE, Share, fair_queue
 from tunnelmgr.dataplane.fast_path import OPAQUE_PIECE_BYTES

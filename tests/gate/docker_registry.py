@@ -6,12 +6,12 @@ import json
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.processes import until
 from tunnelmgr.core.tunnel import Endpoint
 
 DEADLINE = 10.0
@@ -121,20 +121,18 @@ def running_registry(
         ) as process,
     ):
         try:
-            _wait_for(endpoint, process)
+            until(lambda: _accepts(endpoint, process), f"the registry listens on {endpoint}")
             yield Registry(endpoint, folder)
         finally:
             process.terminate()
 
 
-def _wait_for(endpoint: Endpoint, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        try:
-            socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
+def _accepts(endpoint: Endpoint, process: "subprocess.Popen[bytes]") -> bool:
+    """Return whether a process accepts connections; raises OSError if it does not and has ended."""
+    try:
+        socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
+    except OSError:
+        if process.poll() is not None:
+            raise
+        return False
+    return True

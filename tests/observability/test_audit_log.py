@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.ssh.ssh_server import until
+from tests.until import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.observability import audit_log
 from tunnelmgr.observability.audit_log import PER_AGENT, RECENTLY, AuditLog
@@ -298,6 +298,7 @@ async def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path, file: Path
 FULL_DISK = """
 import asyncio, resource, signal, sys
 from pathlib import Path
+from tests.until import until
 from tunnelmgr.observability import audit_log
 
 async def main():
@@ -306,8 +307,7 @@ async def main():
     await log.start()
     for _ in range(20):
         log.note("entry", detail="x" * 100)
-    while log.healthy:
-        await asyncio.sleep(0.01)
+    await until(lambda: not log.healthy)
     log.close()
     print(log.error)
 

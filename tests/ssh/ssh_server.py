@@ -18,7 +18,6 @@ from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 
 OVERRIDDEN = 'Forwarding listen address "127.0.0.1" overridden by server GatewayPorts'
 """What OpenSSH's sshd says before it listens on every address (channels.c)."""
-DEADLINE = 10.0
 
 
 @dataclass
@@ -232,10 +231,3 @@ def forward(*hosts: str, protocol: str = "registry") -> Forward:
     port = free_port()
     listen = tuple(Endpoint(host, port) for host in hosts or ("127.0.0.1",))
     return Forward("registry", listen, Endpoint("127.0.0.1", 5000), "tcp" if protocol == "tcp" else "registry")
-
-
-async def until(condition: Callable[[], object], deadline: float = DEADLINE) -> None:
-    """Wait until a condition holds; fails at the deadline."""
-    async with asyncio.timeout(deadline):
-        while not condition():  # noqa: ASYNC110 - many things are waited for that have no event
-            await asyncio.sleep(0.005)

@@ -9,7 +9,8 @@ import asyncssh
 import pytest
 
 from tests.ssh.dialled_connection import dialled, sockets
-from tests.ssh.ssh_server import Sshd, free_port, generate, public, running_sshd, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, free_port, generate, public, running_sshd, running_tcp_server
+from tests.until import until
 from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.trust import HostTrust, Method

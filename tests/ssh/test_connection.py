@@ -6,7 +6,8 @@ import asyncssh
 import pytest
 
 from tests.ssh.dialled_connection import AdmitAll, Decline, dialled
-from tests.ssh.ssh_server import Sshd, free_port, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, free_port, running_tcp_server
+from tests.until import until
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import (
     ConnectionLostError,

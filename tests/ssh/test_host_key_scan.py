@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.ssh.ssh_server import Sshd, free_port, generate, public, running_sshd, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, free_port, generate, public, running_sshd, running_tcp_server
+from tests.until import until
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.host_key import is_certificate
 from tunnelmgr.errors import UnreachableError

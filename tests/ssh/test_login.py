@@ -12,7 +12,8 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, generate, public, running_sshd, until
+from tests.ssh.ssh_server import Sshd, generate, public, running_sshd
+from tests.until import until
 from tunnelmgr.config import SshConfig, load
 from tunnelmgr.errors import AuthenticationError, ConfigError, LoginKeyError
 from tunnelmgr.ssh.client import dial

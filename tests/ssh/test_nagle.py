@@ -5,7 +5,8 @@ import asyncio
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, running_sshd, until
+from tests.ssh.ssh_server import Sshd, running_sshd
+from tests.until import until
 from tunnelmgr.ssh import client
 from tunnelmgr.ssh.client import NO_OP_COMMAND, dial
 from tunnelmgr.ssh.login import Login

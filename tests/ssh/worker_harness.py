@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from tests.ssh.ssh_server import until
+from tests.until import until
 from tunnelmgr.core.events import Event, TunnelBound, TunnelProbed
 from tunnelmgr.core.oci import WELL_KNOWN_PATH
 from tunnelmgr.core.ports import AgentChannel

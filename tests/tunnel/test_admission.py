@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.ssh.ssh_server import until
+from tests.until import until
 from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
 from tunnelmgr.ssh.permit import ReceiveProgress
 from tunnelmgr.tunnel import admission as rules
@@ -318,7 +318,7 @@ async def test_a_blocked_loop_counts_as_busy(crowd: Crowd) -> None:
     async with asyncio.TaskGroup() as tasks:
         coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MIN_SLOTS + 1)]
         await until(lambda: len(crowd.admission._handshakes) == 1)
-        time.sleep(rules.SLOT_CHECK_INTERVAL + 4 * rules.BUSY_LAG)  # noqa: ASYNC251 - what is tested
+        time.sleep(rules.SLOT_CHECK_INTERVAL + 4 * rules.BUSY_LAG)  # noqa: ASYNC251 - the blocked loop is what is tested
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert crowd.admission._busy

@@ -6,9 +6,10 @@ import socket
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, forward, free_port, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, forward, free_port, running_tcp_server
 from tests.ssh.worker_harness import WorkerHarness
 from tests.tunnel.running_worker import TWO, listens, ping, running_worker
+from tests.until import until
 from tunnelmgr.core.events import TunnelBound, TunnelProbed
 from tunnelmgr.dataplane.half_open import Ends
 from tunnelmgr.errors import (

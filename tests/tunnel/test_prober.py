@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.ssh.ssh_server import Sshd, forward, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, forward, running_tcp_server
 from tests.ssh.worker_harness import WorkerHarness
 from tests.tunnel.running_worker import running_worker
+from tests.until import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelProbed
 from tunnelmgr.core.tunnel import Endpoint
@@ -110,7 +111,7 @@ async def send_debug_messages(connection: asyncssh.SSHServerConnection) -> None:
     """Send debug messages, many within the time of a probe."""
     while True:
         connection.send_debug("still here")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # the drip is what is tested
 
 
 async def test_a_gate_that_does_not_answer_ends_the_tunnel_too(sshd: Sshd, harness: WorkerHarness) -> None:

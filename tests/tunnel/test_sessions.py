@@ -6,9 +6,10 @@ from dataclasses import fields
 import asyncssh
 import pytest
 
-from tests.ssh.ssh_server import Sshd, forward, until
+from tests.ssh.ssh_server import Sshd, forward
 from tests.ssh.worker_harness import WorkerHarness
 from tests.tunnel.running_worker import ping, running_worker
+from tests.until import until
 from tunnelmgr.core.events import TunnelProbed
 from tunnelmgr.dataplane import fair_queue
 from tunnelmgr.tunnel.settings import TunnelSettings

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, running_sshd, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, running_sshd, running_tcp_server
 from tests.ssh.worker_harness import WorkerHarness
+from tests.until import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelDialled, TunnelEnded
 from tunnelmgr.core.failure import Failure

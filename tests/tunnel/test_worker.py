@@ -5,10 +5,11 @@ from contextlib import suppress
 
 import pytest
 
-from tests.ssh.ssh_server import Sshd, forward, generate, public, running_tcp_server, until
+from tests.ssh.ssh_server import Sshd, forward, generate, public, running_tcp_server
 from tests.ssh.worker_harness import WorkerHarness
 from tests.tunnel.running_worker import TWO, RunningWorker, listens, ping, public_fingerprint, running_worker
 from tests.tunnel.test_admission import Sending
+from tests.until import until
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import OpenTunnel

@@ -8,7 +8,7 @@ from typing import Any
 from tunnelmgr.discovery.aws_clients import _PERMISSIONS
 from tunnelmgr.discovery.ec2_events import DETAIL_TYPE, OVER
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "eventbridge.md").read_text(encoding="utf-8")
 TERRAFORM = (DOCS / "terraform" / "main.tf").read_text(encoding="utf-8")
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from lab.ec2 import Ec2Service
 from tests.discovery.recorded_events import RecordedEvents
+from tests.until import until, until_elsewhere
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, FeedReported
 from tunnelmgr.discovery import ec2_events
@@ -21,21 +22,11 @@ from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 from tunnelmgr.discovery.ec2_events import EventFeed, EventQueue, SqsQueue, read
 
 DEADLINE = 20.0
-PORT = 5563
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ec2Service]:
-    """Serve SQS on loopback."""
-    with Ec2Service(None, PORT, tmp_path_factory.mktemp("cloud")) as cloud:
-        yield cloud
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, cloud: Ec2Service) -> None:
-    """Poll and retry without delay, with credentials that are valid nowhere."""
-    for name, value in cloud.environment.items():
-        monkeypatch.setenv(name, value)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poll and retry without delay."""
     monkeypatch.setattr(ec2_events, "WAIT", 1)
     monkeypatch.setattr(ec2_events, "RETRY", (0.05, 0.1))
     monkeypatch.setattr(ec2_events, "REPOLL_DELAYS", (0.05, 0.1))
@@ -74,11 +65,9 @@ async def running_feed(queue: EventQueue) -> AsyncIterator[RunningFeed]:
         reading.cancel()
 
 
-async def until(condition: Any) -> None:  # noqa: ANN401
-    """Wait for a condition without an event of its own, with a deadline."""
-    async with asyncio.timeout(DEADLINE):
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - the queue is in another process
-            await asyncio.sleep(0.02)
+async def until_empty(cloud: Ec2Service, name: str) -> None:
+    """Wait until every message of a queue is deleted."""
+    await until_elsewhere(lambda: cloud.left(name) == 0, f"{name} is empty", DEADLINE)
 
 
 def queue_of(cloud: Ec2Service, name: str) -> SqsQueue:
@@ -104,7 +93,7 @@ async def test_a_terminated_event_revokes_and_is_deleted(cloud: Ec2Service) -> N
     cloud.event("ended", "i-2", "terminated")
 
     async with running_feed(queue) as feed:
-        await until(lambda: cloud.left("ended") == 0)
+        await until_empty(cloud, "ended")
 
     assert sorted(feed.ended) == ["ec2:i-1", "ec2:i-2"]
     assert feed.health == [None]
@@ -129,7 +118,7 @@ async def test_late_duplicate_and_reordered_events_are_harmless(cloud: Ec2Servic
         cloud.event("doubled", "i-1", state)
 
     async with running_feed(queue) as feed:
-        await until(lambda: cloud.left("doubled") == 0)
+        await until_empty(cloud, "doubled")
 
     assert feed.ended == ["ec2:i-1"] * 3
 
@@ -177,7 +166,7 @@ async def test_an_invalid_message_is_deleted_too(cloud: Ec2Service) -> None:
         cloud.send("garbage", body)
 
     async with running_feed(queue) as feed:
-        await until(lambda: cloud.left("garbage") == 0)
+        await until_empty(cloud, "garbage")
 
     assert feed.ended == []
     assert feed.wakes == 0
@@ -191,7 +180,7 @@ async def test_more_messages_than_one_answer_holds_are_read(cloud: Ec2Service) -
         cloud.event("many", f"i-{number}", "terminated")
 
     async with running_feed(queue) as feed:
-        await until(lambda: cloud.left("many") == 0)
+        await until_empty(cloud, "many")
 
     assert len(set(feed.ended)) == 25
 
@@ -204,10 +193,10 @@ async def test_a_queue_that_fails_is_reported_once_and_recovers(cloud: Ec2Servic
     async with running_feed(queue) as feed:
         await until(lambda: feed.health)
         calls = cloud.calls("ReceiveMessage")
-        await until(lambda: cloud.calls("ReceiveMessage") > calls + 2)
+        await until_elsewhere(lambda: cloud.calls("ReceiveMessage") > calls + 2, "the queue is asked again", DEADLINE)
         cloud.event("failing", "i-1", "terminated")
         cloud.clear_faults()
-        await until(lambda: cloud.left("failing") == 0)
+        await until_empty(cloud, "failing")
 
     assert feed.health == ["AccessDenied: the permission sqs:ReceiveMessage is missing", None]
     assert feed.ended == ["ec2:i-1"]
@@ -267,10 +256,13 @@ async def test_a_failing_queue_affects_nothing_else(failure: Exception) -> None:
 async def test_repeated_failures_are_retried_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pause grows with each failure in a row, and a success resets it."""
     waits: list[float] = []
-    real = asyncio.sleep
+    real, enough = asyncio.sleep, asyncio.Event()
 
     async def sleep(seconds: float) -> None:
-        waits.append(seconds)
+        if seconds > 100:
+            waits.append(seconds)
+        if len(waits) == 6:
+            enough.set()
         await real(0)
 
     monkeypatch.setattr(ec2_events, "RETRY", (101.0, 102.0, 105.0))
@@ -278,11 +270,9 @@ async def test_repeated_failures_are_retried_more_slowly(monkeypatch: pytest.Mon
     fails = [EndpointConnectionError(endpoint_url="https://sqs.invalid") for _ in range(6)]
 
     async with running_feed(FakeQueue(*fails[:4], [], *fails[4:])):
-        async with asyncio.timeout(DEADLINE):
-            while len([wait for wait in waits if wait > 100]) < 6:
-                await real(0.01)
+        await asyncio.wait_for(enough.wait(), DEADLINE)
 
-    assert [wait for wait in waits if wait > 100] == [101.0, 102.0, 105.0, 105.0, 101.0, 102.0]
+    assert waits == [101.0, 102.0, 105.0, 105.0, 101.0, 102.0]
 
 
 async def test_a_message_without_a_body_or_a_receipt_is_harmless() -> None:
