@@ -219,10 +219,10 @@ def test_the_status_of_an_agent_without_a_tunnel_comes_from_its_record() -> None
 
 def test_a_history_is_shown_oldest_first() -> None:
     """A history is sorted by time, oldest first, and its times sort as text."""
-    told = history_view(record("builder-1"))
+    history = history_view(record("builder-1"))
 
-    assert [moment["step"] for moment in told] == ["seen", "evidence"]
-    assert told[0]["time"] < told[1]["time"]
+    assert [moment["step"] for moment in history] == ["seen", "evidence"]
+    assert history[0]["time"] < history[1]["time"]
 
 
 @pytest.mark.parametrize(("at", "text"), [(None, None), (0.0, "1970-01-01T00:00:00.000Z")])
