@@ -165,8 +165,8 @@ async def test_tunnels_continue_while_writes_fail() -> None:
             assert harness.written == set()
             harness.store_fails = None
 
-    told = [entry["event"] for entry in logs if "state" in str(entry["event"])]
-    assert told == ["state write failed", "state write recovered"]
+    events = [entry["event"] for entry in logs if "state" in str(entry["event"])]
+    assert events == ["state write failed", "state write recovered"]
 
 
 async def test_a_store_that_recovers_gets_everything_that_it_missed() -> None:
@@ -242,8 +242,8 @@ async def test_each_change_of_phase_is_one_log_line() -> None:
             harness.report(AgentsDiscovered("cloud", Snapshot(frozenset(), gone=frozenset({A.id}))))
             await harness.until(lambda: A.id not in harness.controller.world.tunnels)
 
-    told = [(entry["log_level"], entry.get("phase", entry["event"])) for entry in logs if entry.get("agent") == A.id]
-    assert told == [
+    events = [(entry["log_level"], entry.get("phase", entry["event"])) for entry in logs if entry.get("agent") == A.id]
+    assert events == [
         ("info", "awaiting-identity"),
         ("info", "down"),
         ("info", "connecting"),
@@ -320,8 +320,8 @@ async def test_an_incomplete_listing_is_logged_once_and_its_end_too() -> None:
             listed(harness, A)
             await harness.until(lambda: view().missing == 0)
 
-    told = [(entry["event"], entry.get("missing")) for entry in logs if entry["event"].startswith("listing")]
-    assert told == [("listing incomplete", 1), ("listing complete", None)]
+    events = [(entry["event"], entry.get("missing")) for entry in logs if entry["event"].startswith("listing")]
+    assert events == [("listing incomplete", 1), ("listing complete", None)]
 
 
 async def test_a_repeated_failure_is_logged_and_written_less_and_less_often() -> None:

@@ -139,13 +139,13 @@ async def test_rejected_opens_leave_no_channel_behind() -> None:
         bad = await setup.agent("bad", probe_interval=3600.0)
         controller = await setup.controller(bad, max_channels=1, no_op_budget=False)
         await bad.do("opens", type="forwarded-tcpip", count=2000, unanswered=512)
-        before, begun = controller.resident, await controller.holds()
+        before, started = controller.resident, await controller.holds()
 
         did = await bad.do("opens", deadline=1800, type="forwarded-tcpip", count=OPENS, unanswered=512)
 
         grown, held = controller.resident - before, await controller.holds()
         print_figure(
-            f"{did['sent']} rejected opens in {held['cpu'] - begun['cpu']:.1f} s of CPU: "
+            f"{did['sent']} rejected opens in {held['cpu'] - started['cpu']:.1f} s of CPU: "
             f"{held['channels']} channels left, RSS {grown / MIB:+.1f} MiB"
         )
         assert did["sent"] == OPENS

@@ -23,12 +23,12 @@ async def test_a_pull_that_is_not_read_fills_no_memory_and_ends_the_tunnel(proto
         controller = await setup.controller(bad)
         controller.forget_peak()
         before, clock = controller.resident, asyncio.get_running_loop().time
-        begun = clock()
+        started = clock()
 
         bad.child.send(do="pull_unread", port=bad.listen, drip=drip)
         ended = await controller.ended(bad, 60)
 
-        took, grown = clock() - begun, controller.peak - before
+        took, grown = clock() - started, controller.peak - before
         print_figure(
             f"pull unread through {protocol}, drip {drip} s: RSS {grown / MIB:+.1f} MiB at most; "
             f"{ended['code']} after {took:.1f} s at an interval of {PROBE_INTERVAL:g} s"

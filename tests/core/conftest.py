@@ -162,7 +162,7 @@ class History:
 
 @pytest.fixture
 def history() -> History:
-    """Begin a history in which the configuration has been read."""
-    begun = History()
-    begun.receive(Reconfigured(RULES))
-    return begun
+    """Return a history in which the configuration has been read."""
+    new = History()
+    new.receive(Reconfigured(RULES))
+    return new

@@ -177,7 +177,7 @@ def test_a_history_with_only_new_entries_is_returned_whole(history: History) -> 
     for number in range(HISTORY_LENGTH + 1):
         record = record.with_step(history.now, "step", str(number))
 
-    told = new_entries(before, history.world.with_record(record))
+    entries = new_entries(before, history.world.with_record(record))
 
-    assert len(told) == HISTORY_LENGTH
+    assert len(entries) == HISTORY_LENGTH
     assert new_entries(before.with_record(replace(history.record(agent), history=())), before)[0][1].step == "seen"

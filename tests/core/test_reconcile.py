@@ -49,7 +49,7 @@ def test_an_agent_with_evidence_is_dialled(history: History) -> None:
     assert history.status(agent).phase is Phase.CONNECTING
 
 
-def test_what_is_under_way_is_not_begun_again(history: History) -> None:
+def test_what_is_under_way_is_not_started_again(history: History) -> None:
     """`plan` begins neither a search nor a dial that is already under way."""
     new, believed = history.agent("new"), history.agent("believed")
     history.believed(believed)
@@ -196,7 +196,7 @@ def test_the_next_try_waits_for_its_time(history: History) -> None:
 
 
 def test_what_may_begin_is_chosen_before_it_is_built(history: History) -> None:
-    """`admit` gets all that is due, a dial or a search each, and what it chooses is begun in its order."""
+    """`admit` gets all that is due, a dial or a search each, and what it chooses is started in its order."""
     agents = [history.agent(str(number)) for number in range(5)]
     history.believed(agents[3])
     history.listed(*agents)

@@ -114,8 +114,8 @@ def test_a_repeated_entry_is_returned_again_with_its_count(history: History) -> 
 
     fail(history, agent, dialled=True)
 
-    told = new_entries(before, history.world)
-    assert [(moment.step, moment.count) for _, moment in told] == [("dialled", 3), ("failed", 3)]
+    entries = new_entries(before, history.world)
+    assert [(moment.step, moment.count) for _, moment in entries] == [("dialled", 3), ("failed", 3)]
 
 
 def test_repetitions_are_written_once_a_minute_and_everything_else_at_once(history: History) -> None:

@@ -59,11 +59,11 @@ def test_a_sanitized_text_is_one_short_line(text: str, limit: int) -> None:
 @given(text=texts)
 def test_every_error_has_a_printable_text(text: str) -> None:
     """The text of an error is its sanitized message, or the name of its type."""
-    told = error_text(ValueError(text))
+    shown = error_text(ValueError(text))
 
-    assert told
-    assert told.isprintable()
-    assert len(told) <= LIMIT
+    assert shown
+    assert shown.isprintable()
+    assert len(shown) <= LIMIT
 
 
 @fuzzed

@@ -133,8 +133,8 @@ class Subject:
 
     async def begin(self, agent: AgentId = CALLER.agent) -> str:
         """Start an upload through the gate; returns its location."""
-        begun = await self.send(b"POST /v2/open/own/app/blobs/uploads/ HTTP/1.1\r\n" + HOST + b"\r\n", agent)
-        return begun.partition(b"Location: http://localhost:5000")[2].partition(b"\r\n")[0].decode()
+        started = await self.send(b"POST /v2/open/own/app/blobs/uploads/ HTTP/1.1\r\n" + HOST + b"\r\n", agent)
+        return started.partition(b"Location: http://localhost:5000")[2].partition(b"\r\n")[0].decode()
 
     def leaks(self, got: bytes) -> bool:
         """Return whether an output contains what the agent must not know."""
@@ -181,7 +181,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
         ]
         unseen = push_marked(registry, "open/secret/app", marks[0]) + push_marked(registry, "hidden/app", marks[1])
         registry.push_blob(f"hidden/{marks[2].decode()}", b"unguessable")
-        begun = registry.ask("POST", "/v2/open/own/app/blobs/uploads/")[1]["location"].partition(
+        started = registry.ask("POST", "/v2/open/own/app/blobs/uploads/")[1]["location"].partition(
             str(registry.endpoint)
         )[2]
         release = registry.ask("HEAD", "/v2/open/own/app/manifests/v1")[1]["docker-content-digest"]
@@ -194,16 +194,16 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
         other = asyncio.run(subject.begin(other_agent))
         place = gate.context.uploads.find(other_agent, Upload(registry.endpoint, "open/own/app", upload_id(other)))
         assert place is not None
-        direct = f"/v2/open/own/app/blobs/uploads/{upload_id(begun)}"
+        direct = f"/v2/open/own/app/blobs/uploads/{upload_id(started)}"
         contents.foreign_uploads = (
             other,
-            begun,
+            started,
             direct,
             f"{direct}?state=open",
             f"{place.path}?{place.query}",
             place.path,
         )
-        subject.forbidden = Forbidden(frozenset({upload_id(begun), upload_id(place.path)}), release)
+        subject.forbidden = Forbidden(frozenset({upload_id(started), upload_id(place.path)}), release)
         yield subject
 
 

@@ -122,13 +122,13 @@ def test_an_unreachable_api_is_named_with_the_reason(cloud: HetznerCloud, make: 
 def test_a_stall_ends_the_poll_after_one_timeout(cloud: HetznerCloud, make: Make) -> None:
     """A stall is not retried; hcloud alone would retry five times, so this fails if its setting moves."""
     cloud.fault("list", stall=30, forever=True)
-    begun = time.monotonic()
+    started = time.monotonic()
 
     with pytest.raises(DiscoveryError, match=r"no answer from .*: no answer within 0\.2 s"):
         make(timeout=(0.2, 0.2)).discover()
 
     assert len(cloud.requests) == 1
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started < 5
 
 
 # --- the token -----------------------------------------------------------------------------------------------------

@@ -177,12 +177,12 @@ class PollTimes:
 
 async def polls(source: PacedSource, wake_ups: list[float]) -> list[float]:
     """Return the times of the polls, the first of which is at 0."""
-    clock, begun = Time(0.0), list[float]()
-    poller = Poller(source, PollTimes(clock, begun), WakeUps(clock, wake_ups), clock=clock)
+    clock, started = Time(0.0), list[float]()
+    poller = Poller(source, PollTimes(clock, started), WakeUps(clock, wake_ups), clock=clock)
 
     with pytest.raises(NoMoreWakeUps):
         await poller.run()
-    return begun
+    return started
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -35,7 +35,7 @@ class Tags:
     head_response: bytes = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n"
     requests: list[str] = field(default_factory=list)
     held: asyncio.Event | None = None
-    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve each request on one connection."""
@@ -43,7 +43,7 @@ class Tags:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             method, target, _ = head.split(" ", 2)
             self.requests.append(f"{method} {target}")
-            self.begun.set()
+            self.started.set()
             if self.held is not None:
                 await self.held.wait()
             if length := head.lower().partition("content-length: ")[2].partition("\r\n")[0]:

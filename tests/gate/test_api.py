@@ -110,10 +110,10 @@ async def test_header_fields_that_could_change_the_meaning_change_nothing(
 ) -> None:
     """With a header field that could change a request's meaning, the registry responds as it does without it."""
     async with talk(gate_for(push=("work/**",)), registry.endpoint) as agent:
-        begun = await agent.ask("POST", "/v2/work/app/blobs/uploads/", line)
+        started = await agent.ask("POST", "/v2/work/app/blobs/uploads/", line)
         listed = await agent.ask("GET", "/v2/team/app/tags/list", line)
 
-    assert begun.headers["location"].startswith("http://localhost:5000/v2/work/app/blobs/uploads/")
+    assert started.headers["location"].startswith("http://localhost:5000/v2/work/app/blobs/uploads/")
     assert json.loads(listed.body) == {"name": "team/app", "tags": ["v1"]}
 
 

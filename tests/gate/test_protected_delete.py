@@ -195,11 +195,11 @@ async def test_an_agent_has_one_search_for_protected_tags_at_a_time(
         asyncio.TaskGroup() as tasks,
     ):
         tasks.create_task(delete(first, "work/first", DIGEST), name="first delete")
-        await tags.begun.wait()
-        tags.begun.clear()
+        await tags.started.wait()
+        tags.started.clear()
         tasks.create_task(delete(second, "work/second", DIGEST), name="second delete")
         tasks.create_task(delete(other, "work/other", DIGEST), name="delete of another agent")
-        await tags.begun.wait()
+        await tags.started.wait()
         asked = list(tags.requests)
         held.set()
 

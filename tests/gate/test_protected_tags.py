@@ -268,15 +268,15 @@ def send_overlapping(talk: "Talk", gate: Gate, scripted: "Scripted") -> SendOver
             talk(gate, registry.endpoint, agent_id=OTHER) as other,
             asyncio.TaskGroup() as tasks,
         ):
-            begun = tasks.create_task(one.ask(*first[:2], KIND, body=first[2]), name="first request")
-            await tags.begun.wait()
-            tags.begun.clear()
+            earlier = tasks.create_task(one.ask(*first[:2], KIND, body=first[2]), name="first request")
+            await tags.started.wait()
+            tags.started.clear()
             second = tasks.create_task(other.ask(*then[:2], KIND, body=then[2]), name="second request")
-            resolving = tasks.create_task(tags.begun.wait(), name="second query")
+            resolving = tasks.create_task(tags.started.wait(), name="second query")
             await asyncio.wait((second, resolving), return_when=asyncio.FIRST_COMPLETED)
             resolving.cancel()
             held.set()
-            return await begun, await second
+            return await earlier, await second
 
     return send_both
 

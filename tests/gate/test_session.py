@@ -33,12 +33,12 @@ def path_of(reply: "Reply") -> str:
 
 async def push_blob(agent: "Conversation", repository: str, content: bytes) -> "Reply":
     """Push as docker does: begin, one chunked PATCH, then close by digest."""
-    begun = await agent.ask("POST", f"/v2/{repository}/blobs/uploads/")
-    assert begun.status == 202
+    started = await agent.ask("POST", f"/v2/{repository}/blobs/uploads/")
+    assert started.status == 202
     middle = len(content) // 2
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (content[:middle], content[middle:]))
     agent.channel.send(
-        f"PATCH {path_of(begun)} HTTP/1.1\r\n".encode() + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
+        f"PATCH {path_of(started)} HTTP/1.1\r\n".encode() + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
     )
     agent.channel.send(b"0\r\n\r\n")
     patched = await agent.answer("PATCH")
@@ -92,8 +92,8 @@ async def test_a_large_counted_upload_and_its_download_are_whole(
     content = bytes(range(256)) * 65536
 
     async with talk(gate_for(push=("**",)), registry.endpoint) as agent:
-        begun = await agent.ask("POST", "/v2/work/big/blobs/uploads/")
-        target = f"{path_of(begun)}&digest={digest_of(content)}"
+        started = await agent.ask("POST", "/v2/work/big/blobs/uploads/")
+        target = f"{path_of(started)}&digest={digest_of(content)}"
         agent.channel.send(f"PUT {target} HTTP/1.1\r\nContent-Length: {len(content)}\r\n".encode() + HOST + b"\r\n")
         for start in range(0, len(content), 262144):
             agent.channel.send(content[start : start + 262144])
@@ -247,19 +247,19 @@ async def test_a_request_after_a_body_in_the_same_bytes_is_judged(
 async def test_forwarded_fields_do_not_change_a_location(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
     """X-Forwarded-Host and similar fields do not change the Location of an upload."""
     async with talk(gate_for(push=("**",)), registry.endpoint) as agent:
-        begun = await agent.ask(
+        started = await agent.ask(
             "POST", "/v2/work/app/blobs/uploads/", "X-Forwarded-Host: evil", "X-Forwarded-Proto: https"
         )
 
-    assert begun.headers["location"].startswith("http://localhost:5000/v2/work/app/blobs/uploads/")
-    assert "_state" not in begun.headers["location"]
+    assert started.headers["location"].startswith("http://localhost:5000/v2/work/app/blobs/uploads/")
+    assert "_state" not in started.headers["location"]
 
 
 async def test_reading_an_uploads_state_needs_push(talk: "Talk", gate_for: Grants, registry: "Registry") -> None:
     """Reading the state of an upload is refused to a group that may only pull."""
     async with talk(gate_for(push=("work/**",)), registry.endpoint) as agent:
-        begun = await agent.ask("POST", "/v2/work/app/blobs/uploads/")
-        target = path_of(begun)
+        started = await agent.ask("POST", "/v2/work/app/blobs/uploads/")
+        target = path_of(started)
         state = await agent.ask("GET", target)
         cancelled = await agent.ask("DELETE", path_of(state))
     async with talk(gate_for(), registry.endpoint) as agent:

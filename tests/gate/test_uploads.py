@@ -63,13 +63,13 @@ def test_an_upload_is_found_only_by_the_agent_that_began_it() -> None:
     """An upload is found only by its agent, its repository and its registry."""
     uploads = Uploads()
 
-    begun = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
+    upload = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
 
-    assert uploads.find(ONE, begun) == registry_location()
-    assert uploads.find(OTHER, begun) is None
-    assert uploads.find(ONE, replace(begun, id="0" * 32)) is None
-    assert uploads.find(ONE, replace(begun, repository="work/other")) is None
-    assert uploads.find(ONE, replace(begun, registry=Endpoint("127.0.0.1", 5002))) is None
+    assert uploads.find(ONE, upload) == registry_location()
+    assert uploads.find(OTHER, upload) is None
+    assert uploads.find(ONE, replace(upload, id="0" * 32)) is None
+    assert uploads.find(ONE, replace(upload, repository="work/other")) is None
+    assert uploads.find(ONE, replace(upload, registry=Endpoint("127.0.0.1", 5002))) is None
 
 
 def test_ids_of_uploads_are_random() -> None:
@@ -85,11 +85,11 @@ def test_ids_of_uploads_are_random() -> None:
 def test_an_upload_continues_at_the_registrys_last_location() -> None:
     """The registry may move an upload with each response; the agent's location stays."""
     uploads = Uploads()
-    begun = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
+    upload = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
 
-    uploads.move(ONE, begun, registry_location("u2"))
+    uploads.move(ONE, upload, registry_location("u2"))
 
-    assert uploads.find(ONE, begun) == registry_location("u2")
+    assert uploads.find(ONE, upload) == registry_location("u2")
     assert len(uploads) == 1
 
 
@@ -126,16 +126,16 @@ def test_an_upload_is_kept_for_a_day_after_its_last_use() -> None:
     """An upload is stored for a day after its last use."""
     clock = Clock()
     uploads = Uploads(clock)
-    begun = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
+    upload = uploads.begin(ONE, REGISTRY, "work/app", registry_location())
     clock.now = RETENTION
-    uploads.move(ONE, begun, registry_location())
+    uploads.move(ONE, upload, registry_location())
 
     clock.now = 2 * RETENTION
-    used = uploads.find(ONE, begun)
+    used = uploads.find(ONE, upload)
     clock.now += 1
 
     assert used is not None
-    assert uploads.find(ONE, begun) is None
+    assert uploads.find(ONE, upload) is None
 
 
 def test_agents_that_left_do_not_stay_in_memory() -> None:
@@ -158,8 +158,8 @@ async def test_an_upload_continues_on_another_channel_of_its_agent(
 ) -> None:
     """After a reconnect, an agent resumes an upload that was cut off (OCI distribution spec, end-13)."""
     async with talk(gate, registry.endpoint) as agent:
-        begun = await agent.ask("POST", BEGIN)
-        sent = await agent.ask("PATCH", path_of(begun), "Content-Range: 0-2", body=b"abc")
+        started = await agent.ask("POST", BEGIN)
+        sent = await agent.ask("PATCH", path_of(started), "Content-Range: 0-2", body=b"abc")
     async with talk(gate, registry.endpoint) as agent:
         state = await agent.ask("GET", path_of(sent))
         rest = await agent.ask("PATCH", path_of(state), "Content-Range: 3-5", body=b"def")
@@ -259,10 +259,10 @@ async def test_a_location_outside_of_the_repositorys_uploads_is_an_error(
 async def test_a_response_without_a_location_is_forwarded(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
     """A response to an upload without a Location is forwarded unchanged."""
     async with scripted(answering("202 Accepted", "")) as registry, talk(gate, registry.endpoint) as agent:
-        begun = await agent.ask("POST", BEGIN)
+        started = await agent.ask("POST", BEGIN)
 
-    assert begun.status == 202
-    assert "location" not in begun.headers
+    assert started.status == 202
+    assert "location" not in started.headers
 
 
 async def test_an_upload_may_be_redirected_within_the_registry(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
@@ -293,12 +293,12 @@ async def test_the_agent_sees_nothing_of_the_registrys_own_location(
 ) -> None:
     """Every response has the gate's own location, which works with and without its query."""
     async with talk(gate, registry.endpoint) as agent:
-        begun = await agent.ask("POST", BEGIN)
-        sent = await agent.ask("PATCH", path_of(begun), body=b"abc")
-        state = await agent.ask("GET", path_of(begun).partition("?")[0])
-        ended = await agent.ask("PUT", f"{path_of(begun)}&digest={digest_of(b'abc')}")
+        started = await agent.ask("POST", BEGIN)
+        sent = await agent.ask("PATCH", path_of(started), body=b"abc")
+        state = await agent.ask("GET", path_of(started).partition("?")[0])
+        ended = await agent.ask("PUT", f"{path_of(started)}&digest={digest_of(b'abc')}")
 
-    locations = {reply.headers["location"] for reply in (begun, sent, state)}
+    locations = {reply.headers["location"] for reply in (started, sent, state)}
     assert len(locations) == 1
     assert re.fullmatch(r"http://localhost:5000/v2/work/app/blobs/uploads/[0-9a-f]{32}\?state=open", locations.pop())
     assert (state.status, ended.status) == (204, 201)

@@ -200,7 +200,7 @@ def hook(tmp_path: Path, localhost: Localhost) -> Hook:
 
 
 @pytest.fixture
-def told_input() -> Iterator[tuple[int, Callable[[], str]]]:
+def filled_stdin() -> Iterator[tuple[int, Callable[[], str]]]:
     """Return a stdin with a line in it, and a function that returns what is left of it."""
     reading, writing = os.pipe()
     os.write(writing, b"for another program\n")

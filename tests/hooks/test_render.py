@@ -275,11 +275,11 @@ def test_the_ec2_script_keeps_an_instance_without_a_tunnel(hook: Hook, shell: li
 
 
 def test_the_ssh_script_leaves_the_channel_alone(
-    hook: Hook, localhost: Localhost, told_input: tuple[int, Callable[[], str]]
+    hook: Hook, localhost: Localhost, filled_stdin: tuple[int, Callable[[], str]]
 ) -> None:
     """The script for the SSH launcher uses neither stdin nor stdout, which belong to Jenkins."""
     hook.text = render("ssh")
-    stdin, what_is_left = told_input
+    stdin, what_is_left = filled_stdin
     localhost.v4.open(lambda _path: [b'HTTP/1.1 403 Forbidden\r\n\r\n{"errors": [{"message": "tunnelmgr: no"}]}'])
 
     outcome = hook.run("--soft", stdin=stdin)

@@ -324,13 +324,13 @@ def test_help_goes_to_stderr(hook: Hook) -> None:
 def test_stdin_is_left_alone(
     hook: Hook,
     localhost: Localhost,
-    told_input: tuple[int, Callable[[], str]],
+    filled_stdin: tuple[int, Callable[[], str]],
     shell: list[str],
     client: str,
 ) -> None:
     """A program that runs after the script can still read the whole stdin."""
     hook.shell, hook.client = shell, client
-    stdin, what_is_left = told_input
+    stdin, what_is_left = filled_stdin
     localhost.v4.open(gate)
 
     outcome = hook.run(stdin=stdin)

@@ -37,7 +37,7 @@ class Sshd:
     on_listen: Callable[[], object] = field(default=lambda: None)
     answers: asyncio.Event = field(default_factory=asyncio.Event)
     connections: list[asyncssh.SSHServerConnection] = field(default_factory=list)
-    logins_begun: int = 0
+    logins_started: int = 0
     opens_requested: int = 0
     users: list[str] = field(default_factory=list)
     offered: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ class _Server(asyncssh.SSHServer):
         self._sshd.connections.append(conn)
 
     def begin_auth(self, username: str) -> bool:
-        self._sshd.logins_begun += 1
+        self._sshd.logins_started += 1
         self._sshd.users.append(username)
         return not self._sshd.accepts_everyone
 

@@ -14,11 +14,7 @@ from tests.until import until
 from tunnelmgr.config import CIPHERS
 from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.errors import (
-    AuthenticationError,
-    HostKeyMismatchError,
-    UnreachableError,
-)
+from tunnelmgr.errors import AuthenticationError, HostKeyMismatchError, UnreachableError
 from tunnelmgr.ssh.client import dial, host_key_algorithms
 from tunnelmgr.ssh.host_key_scan import scan_host_key
 from tunnelmgr.ssh.login import Login
@@ -79,7 +75,7 @@ async def test_without_evidence_no_host_key_is_accepted(sshd: Sshd, login: Login
     with pytest.raises(HostKeyMismatchError):
         await dial(sshd.spec(keys=()), login)
 
-    assert sshd.logins_begun == 0
+    assert sshd.logins_started == 0
 
 
 async def test_a_mismatch_is_found_before_the_login(sshd: Sshd, login: Login) -> None:
@@ -87,7 +83,7 @@ async def test_a_mismatch_is_found_before_the_login(sshd: Sshd, login: Login) ->
     with pytest.raises(HostKeyMismatchError):
         await dial(sshd.spec(keys=[public(generate())]), login)
 
-    assert sshd.logins_begun == 0
+    assert sshd.logins_started == 0
     assert sshd.offered == []
 
 
@@ -116,7 +112,7 @@ async def test_a_host_key_of_another_type_is_a_mismatch(key: asyncssh.SSHKey, lo
         with pytest.raises(HostKeyMismatchError):
             await dial(sshd.spec(keys=[public(generate())]), login)
 
-    assert sshd.logins_begun == 0
+    assert sshd.logins_started == 0
 
 
 @pytest.mark.parametrize("kind", ["ecdsa-sha2-nistp256", "ecdsa-sha2-nistp521", "ssh-rsa"])
@@ -180,7 +176,7 @@ async def test_compression_and_weak_ciphers_are_not_negotiated(
         with pytest.raises(UnreachableError):
             await scan_host_key(sshd.agent(), 5)
 
-    assert sshd.logins_begun == 0
+    assert sshd.logins_started == 0
 
 
 async def test_a_configured_cipher_is_offered(key: asyncssh.SSHKey, host_key: asyncssh.SSHKey, login: Login) -> None:
@@ -301,7 +297,7 @@ async def test_a_scan_returns_the_key_and_offers_nothing(sshd: Sshd, tmp_path: P
 
     assert await scan_host_key(sshd.agent(), 5) == sshd.host_key
 
-    assert sshd.logins_begun == 0
+    assert sshd.logins_started == 0
 
 
 async def test_a_scan_without_an_answer_is_unreachable(sshd: Sshd) -> None:

@@ -9,11 +9,7 @@ from tests.ssh.dialled_connection import AdmitAll, Decline, dialled
 from tests.ssh.ssh_server import Sshd, free_port, running_tcp_server
 from tests.until import until
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.errors import (
-    ConnectionLostError,
-    ListenRefusal,
-    ListenRefusedError,
-)
+from tunnelmgr.errors import ConnectionLostError, ListenRefusal, ListenRefusedError
 from tunnelmgr.ssh.login import Login
 
 # --- listeners and exchanges ---

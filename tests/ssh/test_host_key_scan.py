@@ -49,7 +49,7 @@ async def test_a_plain_key_of_every_type_is_shown(key: asyncssh.SSHKey, kind: st
         shown = await scan_host_key(sshd.agent(), 5)
 
     assert shown == sshd.host_key
-    assert (sshd.logins_begun, sshd.users, sshd.offered) == (0, [], [])
+    assert (sshd.logins_started, sshd.users, sshd.offered) == (0, [], [])
 
 
 async def test_a_key_of_a_certain_type_is_asked_for(key: asyncssh.SSHKey) -> None:
@@ -73,7 +73,7 @@ async def test_a_certificate_of_every_type_is_shown_whole(key: asyncssh.SSHKey, 
     facts = parse(blob)
     assert (facts.key, facts.authority) == (public(host), public(authority))
     assert facts.principals == ("static:builder-1",)
-    assert (sshd.logins_begun, sshd.offered) == (0, [])
+    assert (sshd.logins_started, sshd.offered) == (0, [])
 
 
 async def test_an_agent_with_a_certificate_shows_its_plain_key_too(key: asyncssh.SSHKey) -> None:

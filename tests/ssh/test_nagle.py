@@ -49,7 +49,7 @@ async def test_an_unanswered_session_is_closed_after_the_timeout(
 ) -> None:
     """A session whose request is not answered is closed from our side after the timeout."""
     monkeypatch.setattr(client, "NO_OP_SESSION_TIMEOUT", 0.05)
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     class Silent(asyncssh.SSHServerSession[str]):
         async def exec_requested(self, command: str) -> bool:  # type: ignore[override] # to never answer
@@ -58,10 +58,10 @@ async def test_an_unanswered_session_is_closed_after_the_timeout(
     async with running_sshd(Sshd(host_key, key), session_factory=Silent) as sshd:
         connection = await dial(sshd.spec(), login)
         server = sshd.connection
-        monkeypatch.setattr(asyncssh.SSHServerChannel, "_process_exec_request", lambda *_: begun.set())
+        monkeypatch.setattr(asyncssh.SSHServerChannel, "_process_exec_request", lambda *_: started.set())
         await connection.disable_nagle()
 
-        assert begun.is_set()
+        assert started.is_set()
         await until(lambda: not server._channels)
         assert not connection.lost.is_set()
         connection.abort()

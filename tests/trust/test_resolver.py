@@ -121,7 +121,7 @@ async def test_no_method_is_asked_that_is_weaker_than_the_proof_of_before() -> N
     assert words[Method.TOFU].asked == []
 
 
-async def test_what_every_method_lacks_is_told() -> None:
+async def test_what_every_method_lacks_is_reported() -> None:
     """The report has the reason of every method, which `list` shows."""
     words = {
         Method.PINNED: lacking("the file has no host_key for it"),

@@ -12,10 +12,7 @@ from tests.tunnel.running_worker import TWO, listens, ping, running_worker
 from tests.until import until
 from tunnelmgr.core.events import TunnelBound, TunnelProbed
 from tunnelmgr.dataplane.half_open import Ends
-from tunnelmgr.errors import (
-    ExposedListenerError,
-    ListenRefusedError,
-)
+from tunnelmgr.errors import ExposedListenerError, ListenRefusedError
 
 
 async def test_a_first_listener_that_is_refused_ends_the_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:

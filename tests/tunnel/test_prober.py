@@ -15,11 +15,7 @@ from tests.until import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelProbed
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.errors import (
-    ConnectionLostError,
-    ImpostorListenerError,
-    ProbeTimeoutError,
-)
+from tunnelmgr.errors import ConnectionLostError, ImpostorListenerError, ProbeTimeoutError
 from tunnelmgr.tunnel import prober
 from tunnelmgr.tunnel.prober import next_probe_time
 

@@ -13,10 +13,7 @@ from tests.until import until
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import OpenTunnel
-from tunnelmgr.errors import (
-    ConnectionLostError,
-    HostKeyMismatchError,
-)
+from tunnelmgr.errors import ConnectionLostError, HostKeyMismatchError
 from tunnelmgr.tunnel.admission import MIN_SLOTS, Admission
 from tunnelmgr.tunnel.worker import Worker
 
@@ -66,7 +63,7 @@ async def test_handshakes_wait_for_a_slot(sshd: Sshd, harness: WorkerHarness) ->
     async with running_worker(sshd.spec(forward()), harness.settings(admission=admission)) as life:
         await until(lambda: admission._handshakes)
         assert life.worker._permit.placed
-        assert sshd.logins_begun == 0
+        assert sshd.logins_started == 0
         others.pop().end()
         await harness.up()
         assert (admission._slots, admission._places) == (MIN_SLOTS - 1, MIN_SLOTS - 1)

@@ -273,9 +273,9 @@ def test_a_history_keeps_its_latest_entries(history: History) -> None:
     for number in range(HISTORY_LENGTH + 5):
         history.receive(EvidenceAbsent(agent.id, "1", f"reason {number}"))
 
-    told = history.record(agent).history
-    assert len(told) == HISTORY_LENGTH
-    assert told[-1].detail == f"reason {HISTORY_LENGTH + 4}"
+    entries = history.record(agent).history
+    assert len(entries) == HISTORY_LENGTH
+    assert entries[-1].detail == f"reason {HISTORY_LENGTH + 4}"
 
 
 def test_evidence_that_may_expire_is_sought_before_each_dial(history: History) -> None:
