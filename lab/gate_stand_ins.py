@@ -8,7 +8,9 @@ from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.request_record import NoRequestLog, RequestLog
 from tunnelmgr.gate.timeouts import Timeouts
-from tunnelmgr.gate.uploads import Uploads
+from tunnelmgr.gate.uploads import UploadProofs
+
+SECRET = b"the secret of every gate in a test"
 
 
 @dataclass(slots=True)
@@ -35,7 +37,6 @@ def gate_with(
     *,
     requests: RequestLog | None = None,
     timeouts: Timeouts | None = None,
-    uploads: Uploads | None = None,
 ) -> Gate:
     """Return a gate that applies one policy to every agent."""
     context = GateContext(
@@ -43,6 +44,6 @@ def gate_with(
         proofs=ListenerProofs(),
         requests=requests or NoRequestLog(),
         timeouts=timeouts or Timeouts(),
-        uploads=Uploads() if uploads is None else uploads,
+        uploads=UploadProofs(SECRET),
     )
     return Gate(context)

@@ -33,6 +33,7 @@ from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.relay import relay
 from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.gate.uploads import UploadProofs
 from tunnelmgr.ssh.login import Login
 from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.proof import Prover
@@ -48,7 +49,7 @@ class ControllerSide:
     def __init__(self, order: Order, tasks: asyncio.TaskGroup) -> None:
         self.prover = Prover()
         policy = GroupPolicy.build("ci")
-        self.gate = Gate(GateContext(policies=OnePolicy(policy), proofs=self.prover))
+        self.gate = Gate(GateContext(policies=OnePolicy(policy), proofs=self.prover, uploads=UploadProofs(b"secret")))
         key = asyncssh.import_private_key(order["key"])
         self.settings = TunnelSettings(
             login=Login("tunnel", key, order["connect_timeout"]),
@@ -75,7 +76,7 @@ class ControllerSide:
         if forward.protocol == "tcp":
             await relay(channel, forward.target, Traffic())
             return
-        caller = Caller(spec.agent, spec.name, spec.group, "test", str(endpoint))
+        caller = Caller(spec.agent, spec.incarnation, spec.name, spec.group, "test", str(endpoint))
         await self.gate.serve(channel, caller, forward.target, Traffic())
 
 

@@ -78,7 +78,7 @@ async def harness() -> Harness:
 def request(**changes: object) -> RequestRecord:
     """Return a pull that was allowed."""
     facts = {
-        "caller": Caller(AGENT.id, "ci-1", "ci", "registry-1", "127.0.0.1:5000", 7),
+        "caller": Caller(AGENT.id, "1", "ci-1", "ci", "registry-1", "127.0.0.1:5000", 7),
         "method": "GET",
         "action": "pull",
         "repository": "team/app",
@@ -163,7 +163,7 @@ async def test_requests_that_continue_become_one_entry_per_window(harness: Harne
         {"verdict": "refused"},
         {"status": 404},
         {"error": "registry-unavailable"},
-        {"caller": Caller(AgentId("ec2:i-2"), "ci-2", "ci", "registry-1", "127.0.0.1:5000", 8)},
+        {"caller": Caller(AgentId("ec2:i-2"), "1", "ci-2", "ci", "registry-1", "127.0.0.1:5000", 8)},
     ],
 )
 async def test_requests_that_differ_have_entries_of_their_own(harness: Harness, change: dict[str, object]) -> None:

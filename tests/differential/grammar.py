@@ -182,6 +182,8 @@ def _continue_upload(request: _RequestBuilder) -> str:
     request.method = request.pick("GET", "HEAD", "PATCH", "PATCH", "PUT", "DELETE")
     own = bool(request.contents.own_uploads) and request.chance(0.5)
     location = request.pick(*(request.contents.own_uploads if own else request.contents.foreign_uploads))
+    if request.contents.own_uploads and request.chance(0.1):
+        location = location.partition("?")[0] + "?" + request.contents.own_uploads[0].partition("?")[2]
     if request.method in {"PATCH", "PUT"} and request.chance(0.7):
         request.body = request.rng.randbytes(request.rng.choice((1, 10, 3000)))
     if request.method == "PUT":

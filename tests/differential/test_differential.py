@@ -192,7 +192,8 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
         subject = Subject(registry, folder / "access.log", gate, contents, Forbidden(frozenset(), release), marks)
         other_agent = AgentId("static:other")
         other = asyncio.run(subject.begin(other_agent))
-        place = gate.context.uploads.find(other_agent, Upload(registry.endpoint, "open/own/app", upload_id(other)))
+        upload = Upload(other_agent, CALLER.incarnation, registry.endpoint, "open/own/app", upload_id(other))
+        place = gate.context.uploads.location(upload, other.partition("?state=")[2])
         assert place is not None
         direct = f"/v2/open/own/app/blobs/uploads/{upload_id(started)}"
         contents.foreign_uploads = (
@@ -297,7 +298,7 @@ async def test_known_attacks_do_not_reach_the_registry(subject: Subject, raw: by
 async def test_the_oracle_detects_a_gate_that_allows_everything(subject: Subject) -> None:
     """With a gate that allows everything, the same cases are full of violations and leaks."""
     policy = GroupPolicy.build("ci", push=("**",), delete=())
-    permissive = replace(subject, gate=gate_with(policy, uploads=subject.gate.context.uploads))
+    permissive = replace(subject, gate=gate_with(policy))
     offset = subject.access_log.stat().st_size
     results = Results([], Counter())
 

@@ -21,7 +21,7 @@ from tunnelmgr.gate.request_record import RequestRecord
 from tunnelmgr.gate.traffic import Traffic
 
 DEADLINE = 10.0
-CALLER = Caller(AgentId("static:builder-1"), "builder-1", "ci", "registry-1", "127.0.0.1:5000")
+CALLER = Caller(AgentId("static:builder-1"), "1", "builder-1", "ci", "registry-1", "127.0.0.1:5000")
 
 
 class Records:
@@ -123,13 +123,12 @@ def talk() -> Talk:
 
     @asynccontextmanager
     async def open_channel(
-        gate: Gate, target: Endpoint, agent_id: AgentId = CALLER.agent
+        gate: Gate, target: Endpoint, agent_id: AgentId = CALLER.agent, incarnation: str = CALLER.incarnation
     ) -> AsyncIterator[Conversation]:
         channel, traffic = MemoryChannel(), Traffic()
+        caller = replace(CALLER, agent=agent_id, incarnation=incarnation)
         async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(
-                gate.serve(channel, replace(CALLER, agent=agent_id), target, traffic), name="gate session"
-            )
+            serving = tasks.create_task(gate.serve(channel, caller, target, traffic), name="gate session")
             conversation = Conversation(channel, traffic, serving)
             yield conversation
             channel.end()

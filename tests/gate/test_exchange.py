@@ -19,6 +19,7 @@ from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.timeouts import Timeouts
 from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.gate.uploads import UploadProofs
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Conversation, Scripted, Talk
@@ -289,7 +290,7 @@ async def test_an_unexpected_exception_ends_only_the_session(talk: "Talk") -> No
         def policy_of(self, _: AgentId) -> GroupPolicy:
             raise LookupError
 
-    gate = Gate(GateContext(policies=FailingPolicies(), proofs=ListenerProofs()))
+    gate = Gate(GateContext(policies=FailingPolicies(), proofs=ListenerProofs(), uploads=UploadProofs(b"secret")))
 
     with capture_logs() as lines:
         async with talk(gate, UNREACHABLE) as agent:

@@ -10,6 +10,7 @@ from tests.gate.conftest import Records
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
+from tunnelmgr.gate.uploads import UploadProofs
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Talk
@@ -21,7 +22,7 @@ Grants = Callable[..., Gate]
 async def test_a_new_policy_applies_to_the_next_request(talk: "Talk", registry: "Registry") -> None:
     """A new policy applies to the next request on an open channel."""
     policies = OnePolicy(GroupPolicy.build("ci"))
-    gate = Gate(GateContext(policies=policies, proofs=ListenerProofs()))
+    gate = Gate(GateContext(policies=policies, proofs=ListenerProofs(), uploads=UploadProofs(b"secret")))
 
     async with talk(gate, registry.endpoint) as agent:
         before = await agent.ask("GET", "/v2/team/app/tags/list")
@@ -34,7 +35,9 @@ async def test_a_new_policy_applies_to_the_next_request(talk: "Talk", registry: 
 async def test_the_policy_is_that_of_the_agents_current_group(talk: "Talk", registry: "Registry") -> None:
     """An agent that is moved to another group gets its policy on open channels, and is recorded under it."""
     policies, records = OnePolicy(GroupPolicy.build("builders")), Records()
-    gate = Gate(GateContext(policies=policies, proofs=ListenerProofs(), requests=records))
+    gate = Gate(
+        GateContext(policies=policies, proofs=ListenerProofs(), uploads=UploadProofs(b"secret"), requests=records)
+    )
 
     async with talk(gate, registry.endpoint) as agent:
         before = await agent.ask("GET", "/v2/team/app/tags/list")

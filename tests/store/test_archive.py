@@ -32,22 +32,25 @@ OTHER = replace(
 MEMORY = StoredState(
     {AGENT.id: RECORD, OTHER.agent.id: OTHER},
     {"one": Seed("one", KEY, 9.5), "two": Seed("two", KEY, 9.5, AGENT.id, "1")},
+    b"\0 secret",
 )
 
 
 def test_everything_that_is_stored_comes_back_from_an_archive() -> None:
-    """An archive holds every agent and seed with all that the store keeps of them."""
+    """An archive holds the secret, and every agent and seed with all that the store keeps of them."""
     assert read_archive(write_archive(MEMORY, NOW)) == MEMORY
 
 
 def test_an_empty_state_has_an_archive() -> None:
-    """The archive of an empty state is valid and empty."""
+    """The archive of an empty state without a secret is valid and empty."""
     assert read_archive(write_archive(StoredState(), NOW)) == StoredState()
 
 
 def test_an_archive_is_the_same_whatever_order_the_state_has() -> None:
     """Two exports of one state at one time are equal, so that a difference shows a change."""
-    reordered = StoredState(dict(reversed(MEMORY.records.items())), dict(reversed(MEMORY.seeds.items())))
+    reordered = replace(
+        MEMORY, records=dict(reversed(MEMORY.records.items())), seeds=dict(reversed(MEMORY.seeds.items()))
+    )
 
     assert list(write_archive(reordered, NOW)) == list(write_archive(MEMORY, NOW))
 
@@ -59,7 +62,7 @@ def test_an_archive_is_the_same_whatever_order_the_state_has() -> None:
         (lambda lines: lines[:0], "its last line is missing"),
         (lambda lines: lines[:1] + lines[2:], "agents is 1, but the archive was written with 2"),
         (lambda lines: [line.replace("jenkins", "jenkinz") for line in lines], "sha256 is "),
-        (lambda lines: [*lines, lines[1]], "line 7 of the archive is invalid.*after the last one"),
+        (lambda lines: [*lines, lines[1]], "line 8 of the archive is invalid.*after the last one"),
         (lambda lines: ["nonsense\n", *lines], "line 1 of the archive is invalid"),
         (lambda lines: lines[1:], "line 1 of the archive is invalid.*expected a line with format"),
         (lambda lines: [lines[0].replace('"version":1', '"version":2'), *lines[1:]], "version 2 is not supported"),
@@ -88,6 +91,17 @@ def test_a_state_file_is_read_while_a_daemon_writes_it(tmp_path: Path) -> None:
         store.write(Changes((RECORD,)))
 
         assert read_sqlite(file).records == {AGENT.id: RECORD}
+
+
+def test_a_state_of_the_first_schema_is_read_without_a_secret(tmp_path: Path) -> None:
+    """A state that no daemon has opened since the upgrade can be exported; it has no secret yet."""
+    file = tmp_path / "state.db"
+    with closing(SqliteStore(file)) as store:
+        store.write(Changes((RECORD,)))
+    with closing(sqlite3.connect(file)) as older:
+        older.executescript("DROP TABLE secret; PRAGMA user_version = 1")
+
+    assert read_sqlite(file) == StoredState({AGENT.id: RECORD})
 
 
 def test_a_missing_state_file_is_an_error_and_is_not_created(tmp_path: Path) -> None:

@@ -47,8 +47,36 @@ def kept(store: Store, reopen: Open) -> Callable[[], StoredState]:
 
 
 def test_a_new_state_is_empty(store: Store) -> None:
-    """A new state holds neither agents nor seeds."""
-    assert store.load() == StoredState()
+    """A new state holds neither agents nor seeds, only its secret."""
+    found = store.load()
+
+    assert found == StoredState(secret=found.secret)
+
+
+def test_the_secret_is_made_at_the_first_start_and_stays(store: Store, kept: Callable[[], StoredState]) -> None:
+    """A new state makes a secret of 32 bytes, which every later start finds."""
+    secret = store.load().secret
+
+    store.write(Changes((RECORD,)))
+
+    assert len(secret) == 32
+    assert kept().secret == secret
+
+
+def test_a_secret_can_be_replaced(store: Store, kept: Callable[[], StoredState]) -> None:
+    """An imported secret replaces the one that the state has made."""
+    store.write(Changes(secret=b"imported"))
+
+    assert kept().secret == b"imported"
+
+
+def test_the_secret_is_not_printed(store: Store) -> None:
+    """Neither what is read nor what is written shows the secret, as a log or a traceback may print it."""
+    state = store.load()
+    changes = Changes(secret=state.secret)
+
+    assert "secret" not in repr(state) + repr(changes)
+    assert repr(state.secret) not in repr(state) + repr(changes) + repr(vars(store))
 
 
 def test_a_record_comes_back_as_it_was(store: Store, kept: Callable[[], StoredState]) -> None:

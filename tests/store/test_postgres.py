@@ -1,5 +1,6 @@
 """The state in PostgreSQL, whatever happens to connections and servers."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -37,6 +38,20 @@ def test_the_next_controller_finds_what_the_last_one_wrote(url: str) -> None:
 
     with closing(PostgresStore(url, "registry-2")) as second:
         assert second.load().records == {AGENT.id: RECORD}
+
+
+def test_controllers_that_start_at_once_agree_on_the_secret(url: str) -> None:
+    """Of several controllers that open a new state at the same time, one makes the secret, and all have it."""
+
+    def start(name: str) -> bytes:
+        with closing(PostgresStore(url, name)) as store:
+            return store.load().secret
+
+    with ThreadPoolExecutor(max_workers=4) as starting:
+        secrets = set(starting.map(start, ("registry-1", "registry-2", "registry-3", "registry-4")))
+
+    assert len(secrets) == 1
+    assert len(secrets.pop()) == 32
 
 
 def test_a_lost_connection_costs_one_write(url: str, server: Postgres) -> None:

@@ -21,7 +21,7 @@ from tunnelmgr.store.archive import read_archive, write_archive
 from tunnelmgr.store.connect import Store, open_store, read_state
 
 PRIVATE = 0o600
-"""An archive says who may pull from where, as the state itself does."""
+"""An archive says who may pull from where and holds a secret, as the state itself does."""
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +44,7 @@ def export_state(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where to write [default: stdout]")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write the state as JSON Lines with a checksum, also while the daemon runs. Contains no private keys."""
+    """Write the state as JSON Lines with a checksum, also while the daemon runs. Confidential."""
     settings = load(chosen_file(context, config)).controller
     memory = read_state(settings.state, settings.state_password)
     lines = write_archive(memory, time.time())
@@ -94,6 +94,7 @@ def _write(store: Store, memory: StoredState, *, replace: bool) -> None:
             forgotten=tuple(id_ for id_ in before.records if id_ not in memory.records),
             seeds=tuple(memory.seeds.values()),
             spent=tuple(id_ for id_ in before.seeds if id_ not in memory.seeds),
+            secret=memory.secret,
         )
     )
 

@@ -19,7 +19,7 @@ _REFERENCE: Final = re.compile(
     rf"(/(?:{_CHARACTER}+(?:/{_CHARACTER}+)*/?)?)?(?:\?((?:{_CHARACTER}|[/?])*))?",
     re.IGNORECASE,
 )
-_UPLOAD_ID: Final = re.compile(r"[A-Za-z0-9._~=:+-]+")
+_UPLOAD_ID: Final = re.compile(r"[A-Za-z0-9._~=:+-]{1,256}")
 _MAX_QUERY: Final = 4096
 """Characters in the query of an upload's location; docker-registry uses about 300."""
 _API_PARAMETERS: Final = frozenset({"digest", "digest-algorithm", "mount", "from", "tag"})

@@ -15,7 +15,7 @@ no policy allows.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from urllib.parse import quote, unquote_plus
@@ -24,11 +24,6 @@ from tunnelmgr.errors import InvalidDigestError, InvalidNameError, MalformedRequ
 
 WELL_KNOWN_PATH = "/.well-known/tunnelmgr"
 MAX_NAME = 255
-UPLOAD_STATE = "open"
-"""The value of `state` in the location of an upload; it has no meaning.
-
-It gives each location a query, since many scripts append `&digest=…` to the location that docker-registry gives them.
-"""
 RESERVED = frozenset({"manifests", "blobs", "tags", "referrers", "uploads"})
 
 _PATH = re.compile(r"/[A-Za-z0-9._:+=%/-]*")
@@ -83,7 +78,8 @@ class RegistryRequest:
     """One request in terms of the API; `reference` is a tag, a digest or an upload's id.
 
     `mount_from` is the source repository of a cross-repository mount, empty without one. `registry_query` is the query
-    in the location that the registry gave to an upload; the target has it first, unchanged.
+    in the location that the registry gave to an upload; the target has it first, unchanged. `upload_state` is what the
+    gate put into the location that it gave to the agent.
     """
 
     method: str
@@ -95,6 +91,7 @@ class RegistryRequest:
     mount_from: str = ""
     query: tuple[tuple[str, str], ...] = ()
     registry_query: str = ""
+    upload_state: str = field(default="", repr=False)
     body: BodyKind = BodyKind.NONE
 
     def target(self) -> str:
@@ -180,14 +177,15 @@ def _matches(pattern: str) -> Callable[[str], bool]:
 _is_count = _matches(r"[0-9]{1,9}")
 _is_media_type = _matches(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _is_algorithm = _matches(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*")
-_is_upload_state = _matches(UPLOAD_STATE)
+_is_upload_state = _matches(r"[A-Za-z0-9._-]{1,8192}")
 _is_host = _matches(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 _NOT_FORWARDED = frozenset({"ns", "state"})
 """Parameters that the gate accepts and does not forward.
 
 `ns` is the registry that a client expects behind a mirror, sent by containerd and BuildKit (OCI distribution spec,
-"Registry Proxying"). `state` is in the upload locations that the gate makes.
+"Registry Proxying"). `state` is in the upload locations that the gate makes. It is in the query, since many scripts
+append `&digest=…` to the location that docker-registry gives them.
 """
 _REPEATED = frozenset({"tag"})
 MAX_PARAMETERS = 32
@@ -245,6 +243,7 @@ def classify(method: str, target: str) -> RegistryRequest:
         reference=matched.reference,
         mount_from=named.get("from", "") if "mount" in named else "",
         query=tuple(pair for pair in given if pair[0] not in _NOT_FORWARDED),
+        upload_state=named.get("state", ""),
         body=body,
     )
 

@@ -12,7 +12,7 @@ from tunnelmgr.core.world import LIFE, HistoryEntry, Record, World
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Records and seeds to write, and agents and seeds to forget.
+    """Records and seeds to write, agents and seeds to forget, and another secret if there is one to write.
 
     In a cluster, `terms` has the term of this member's lease for each of these agents; a write under an earlier term is
     dropped. It is None for a controller that shares its state with no other.
@@ -23,17 +23,22 @@ class Changes:
     seeds: tuple[Seed, ...] = ()
     spent: tuple[str, ...] = ()
     terms: Mapping[AgentId, int] | None = None
+    secret: bytes = field(default=b"", repr=False)
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.forgotten or self.seeds or self.spent)
+        return bool(self.records or self.forgotten or self.seeds or self.spent or self.secret)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """What the store holds, as read at the start."""
+    """What the store holds, as read at the start.
+
+    `secret` is that of the proofs which agents bring back; an opened store always has one, an archive may lack it.
+    """
 
     records: Mapping[AgentId, Record] = field(default_factory=dict)
     seeds: Mapping[str, Seed] = field(default_factory=dict)
+    secret: bytes = field(default=b"", repr=False)
 
 
 History = tuple[HistoryEntry, ...]

@@ -35,6 +35,7 @@ class ChannelServer:
             return
         caller = Caller(
             agent=spec.agent,
+            incarnation=spec.incarnation,
             name=spec.name,
             group=self.configuration.group_of(spec.agent),
             controller=self.controller,

@@ -34,6 +34,7 @@ from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.errors import ControlError, TunnelmgrError
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
+from tunnelmgr.gate.uploads import UploadProofs
 from tunnelmgr.observability.audit_log import AuditLog
 from tunnelmgr.observability.metrics import MetricsServer
 from tunnelmgr.observability.systemd import notify
@@ -61,7 +62,8 @@ class Daemon:
         self._tasks = tasks
         self._prepared = prepared
 
-        self.controller = Controller(restored(store.load(), clock()), store, clock)
+        stored = store.load()
+        self.controller = Controller(restored(stored, clock()), store, clock)
         configuration = ActiveConfiguration(prepared, self.controller)
         sources = SourceWatches(tasks, scheduler, self.controller, MissingAgents(self.controller).of)
         admission = Admission(places_for(file_descriptor_limit()))
@@ -74,7 +76,10 @@ class Daemon:
         self.metrics = MetricsServer()
         requests = AuditedRequests(configuration, self.audit, self.trail, self.metrics)
         prover = Prover()
-        gate = Gate(GateContext(policies=configuration, proofs=prover, requests=requests))
+        context = GateContext(
+            policies=configuration, proofs=prover, uploads=UploadProofs(stored.secret), requests=requests
+        )
+        gate = Gate(context)
         channels = ChannelServer(configuration, gate, settings.name)
         self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, self.controller))
 

@@ -133,5 +133,6 @@ Uploads
 -------
 
 The location of an upload is chosen by the registry, which puts its own state there. The agent gets another one with an
-id that cannot be guessed; `Uploads` maps it to the registry's location, only for the agent that began the upload.
+id that cannot be guessed, the registry's location, and a proof that binds both to the agent, so that the gate need not
+remember uploads and a restart of the controller does not end them: `UploadProofs`.
 """

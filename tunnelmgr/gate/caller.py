@@ -14,6 +14,7 @@ class Caller:
     """
 
     agent: AgentId
+    incarnation: str
     name: str
     group: str
     controller: str

@@ -11,7 +11,7 @@ from tunnelmgr.gate.registry_connection import MAX_PENDING_REQUESTS
 from tunnelmgr.gate.request_record import NoRequestLog, RequestLog
 from tunnelmgr.gate.tag_locks import TagLocks
 from tunnelmgr.gate.timeouts import Timeouts
-from tunnelmgr.gate.uploads import Uploads
+from tunnelmgr.gate.uploads import UploadProofs
 
 
 class PolicySource(Protocol):
@@ -36,9 +36,9 @@ class GateContext:
 
     policies: PolicySource
     proofs: ProofSource
+    uploads: UploadProofs
     requests: RequestLog = field(default_factory=NoRequestLog)
     timeouts: Timeouts = field(default_factory=Timeouts)
-    uploads: Uploads = field(default_factory=Uploads)
     tag_locks: TagLocks = field(default_factory=TagLocks)
     pending_requests: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(MAX_PENDING_REQUESTS))
     buffered_manifests: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(MAX_BUFFERED_MANIFESTS))

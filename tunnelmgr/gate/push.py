@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.locations import parse_reference, upload_location
-from tunnelmgr.core.oci import UPLOAD_STATE, RegistryRequest, Route, at_location, without_mount
+from tunnelmgr.core.oci import RegistryRequest, Route, at_location, without_mount
 from tunnelmgr.core.policy import Verdict, may_mount, protected_tags
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.authorized_request import AuthorizedRequest
+from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.head_parser import RequestHead, ResponseHead
 from tunnelmgr.gate.local_reply import LocalReply
 from tunnelmgr.gate.location_rewrite import UnusableLocationError, location_of
 from tunnelmgr.gate.manifest import ManifestTooLargeError, PushedManifest
 from tunnelmgr.gate.registry_queries import RegistryQueries
 from tunnelmgr.gate.tag_locks import TAGGING, LockKey, TagLocks
-from tunnelmgr.gate.uploads import Upload, Uploads
+from tunnelmgr.gate.uploads import Upload, UploadProofs, new_id
 
 _UPLOAD_ENDED: Final = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
 _UPLOAD_CONTINUES: Final = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
@@ -39,18 +39,18 @@ _UNKNOWN_UPLOAD: Final = Verdict(
 class PushHandler:
     """Carries out one agent's pushes to one registry; `buffered` limits the manifests that it has in memory."""
 
-    uploads: Uploads
+    uploads: UploadProofs
     tag_locks: TagLocks
     buffered: asyncio.Semaphore
     queries: RegistryQueries
-    agent: AgentId
+    caller: Caller
     target: Endpoint
 
     async def handle(self, push: AuthorizedRequest) -> LocalReply | None:
         """Forward a push and its response, or return the refusal."""
         request = push.request
         if request.route is Route.UPLOAD:
-            location = self.uploads.find(self.agent, self._upload(request))
+            location = self.uploads.location(self._upload(request, request.reference), request.upload_state)
             if location is None:
                 return push.refuse(_UNKNOWN_UPLOAD, HTTPStatus.NOT_FOUND, "BLOB_UPLOAD_UNKNOWN")
             request = at_location(request, location.path, location.query)
@@ -59,7 +59,7 @@ class PushHandler:
         elif not may_mount(request, push.policy):
             request = without_mount(request)
         response = await push.exchange.forward_request(push.head, request)
-        own_location = self._track_upload(push.head, push.request, response)
+        own_location = self._upload_location(push.head, push.request, response)
         await push.exchange.forward_response(push.head, push.request, response, location=own_location)
         return None
 
@@ -103,17 +103,14 @@ class PushHandler:
                 return Verdict(allowed=False, rule=rule, reason=reason)
         return None
 
-    def _track_upload(self, head: RequestHead, request: RegistryRequest, response: ResponseHead) -> str | None:
-        """Store where the registry continues an upload; returns the location for the agent, None if there is none.
+    def _upload_location(self, head: RequestHead, request: RegistryRequest, response: ResponseHead) -> str | None:
+        """Return the location with which the agent continues an upload, None if the response has none.
 
-        It is stored before the agent gets the response, since the agent may then use it on another channel at once.
         Raises UnusableLocationError if the registry continues the upload outside of the repository's uploads.
         """
         if request.route not in {Route.UPLOADS, Route.UPLOAD}:
             return None
-        upload = self._upload(request)
         if request.method in {"PUT", "DELETE"} and response.status in _UPLOAD_ENDED:
-            self.uploads.forget(self.agent, upload)
             return None
         value = location_of(response)
         if value is None or HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
@@ -124,14 +121,12 @@ class PushHandler:
             if response.status in _UPLOAD_CONTINUES:
                 raise UnusableLocationError(response.status, value, request.repository)
             return None
-        if request.route is Route.UPLOAD:
-            self.uploads.move(self.agent, upload, location)
-        else:
-            upload = self.uploads.begin(self.agent, self.target, request.repository, location)
-        return f"http://{head.host}/v2/{upload.repository}/blobs/uploads/{upload.id}?state={UPLOAD_STATE}"
+        upload = self._upload(request, request.reference if request.route is Route.UPLOAD else new_id())
+        state = self.uploads.state(upload, location)
+        return f"http://{head.host}/v2/{upload.repository}/blobs/uploads/{upload.id}?state={state}"
 
-    def _upload(self, request: RegistryRequest) -> Upload:
-        return Upload(self.target, request.repository, request.reference)
+    def _upload(self, request: RegistryRequest, id_: str) -> Upload:
+        return Upload(self.caller.agent, self.caller.incarnation, self.target, request.repository, id_)
 
 
 def _conflict(request: RegistryRequest, rules: Mapping[str, str]) -> Verdict:

@@ -121,9 +121,9 @@ class RequestHandler:
         )
 
     def _push_handler(self) -> PushHandler:
-        context, agent = self._context, self.caller.agent
-        buffered = context.buffered_manifests.semaphore_of(agent)
-        return PushHandler(context.uploads, context.tag_locks, buffered, self._queries, agent, self._target)
+        context, caller = self._context, self.caller
+        buffered = context.buffered_manifests.semaphore_of(caller.agent)
+        return PushHandler(context.uploads, context.tag_locks, buffered, self._queries, caller, self._target)
 
     def _delete_handler(self) -> DeleteHandler:
         context = self._context

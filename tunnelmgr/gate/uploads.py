@@ -1,20 +1,23 @@
-"""The open uploads: which agent began each one, and where the registry continues it.
+"""The locations of uploads that agents get: each one proves who began the upload, and where the registry continues it.
 
 A registry chooses the location of an upload, and only the registry understands it (OCI distribution spec, "Pushing
-blobs"). The agent gets another location, chosen by the gate, `/v2/<repository>/blobs/uploads/<id>`; the registry's is
-stored here. So only the agent whose POST was answered with a location can use it, and nothing that an agent wrote
-becomes part of the registry's location.
+blobs"). The agent gets another location, `/v2/<repository>/blobs/uploads/<id>?state=<proof>.<place>`. `place` is the
+registry's own location, encoded and not interpreted; `proof` is an HMAC-SHA-256 (RFC 2104) over it and over everything
+in `Upload`, under the secret in the controller's state. So the gate stores nothing:
 
-- An upload belongs to the agent, not to its channel or tunnel: after a reconnect the agent can resume it.
-- An upload that is not stored here does not exist for the agent. After a restart of the controller this is true of
-  every upload; clients get BLOB_UPLOAD_UNKNOWN (OCI distribution spec, "Error Codes") and start again.
-- The number is bounded: an agent's newest upload replaces its least recently used one, and an upload that was not used
-  for a day is dropped.
+- An upload belongs to the agent, not to its channel, its tunnel or this process: after a reconnect or a restart of the
+  controller the agent can resume it.
+- A location that was altered, or that another agent, another incarnation of the agent, another repository or another
+  registry was given, is that of no upload; clients get BLOB_UPLOAD_UNKNOWN (OCI distribution spec, "Error Codes") and
+  start again. Nothing that an agent wrote becomes part of the registry's location.
+- The number of open uploads is the registry's business, which knows them and drops those that are not continued.
 """
 
+import hashlib
+import hmac
+import json
 import secrets
-import time
-from collections.abc import Callable
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,72 +25,47 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.locations import UploadLocation
 from tunnelmgr.core.tunnel import Endpoint
 
-MAX_UPLOADS: Final = 256
-"""Uploads that one agent may have open; docker sends five layers at a time, and agents run a few pushes at a time."""
-RETENTION: Final = 86400.0
-"""Seconds for which an unused upload is stored; the registry itself drops it after a week."""
+_PURPOSE: Final = "upload 1"
+"""Distinguishes these proofs from any other use of the same secret, and this form of them from later ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One upload to a registry, by the id in the location that the agent has."""
+    """One upload: who began it, to which registry and repository, and the id in the location that the agent has."""
 
+    agent: AgentId
+    incarnation: str
     registry: Endpoint
     repository: str
     id: str
 
 
-@dataclass(slots=True)
-class _Stored:
-    location: UploadLocation
-    used: float
+def new_id() -> str:
+    """Return an upload id that cannot be guessed."""
+    return secrets.token_hex(16)
 
 
-class Uploads:
-    """The open uploads of every agent."""
+class UploadProofs:
+    """Makes and checks the `state` in the locations of uploads, under one secret."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        # Each agent's uploads, the least recently used first.
-        self._by_agent: dict[AgentId, dict[Upload, _Stored]] = {}
-        self._last_sweep = clock()
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
 
-    def begin(self, agent: AgentId, registry: Endpoint, repository: str, location: UploadLocation) -> Upload:
-        """Store an upload that the agent began; returns it with an id that cannot be guessed."""
-        upload = Upload(registry, repository, secrets.token_hex(16))
-        self.move(agent, upload, location)
-        return upload
+    def state(self, upload: Upload, location: UploadLocation) -> str:
+        """Return the `state` with which the agent continues an upload that the registry continues at `location`."""
+        name = location.path.rpartition("/")[2]
+        place = urlsafe_b64encode(f"{name}?{location.query}".encode()).decode().rstrip("=")
+        return f"{self._proof(upload, place)}.{place}"
 
-    def move(self, agent: AgentId, upload: Upload, location: UploadLocation) -> None:
-        """Store where the registry continues an upload."""
-        now = self._clock()
-        self._sweep(now)
-        uploads = self._by_agent.setdefault(agent, {})
-        uploads.pop(upload, None)
-        uploads[upload] = _Stored(location, now)
-        if len(uploads) > MAX_UPLOADS:
-            del uploads[next(iter(uploads))]
+    def location(self, upload: Upload, state: str) -> UploadLocation | None:
+        """Return where the registry continues an upload, None unless `state` was made for this upload."""
+        proof, _, place = state.partition(".")
+        if not hmac.compare_digest(proof.encode(), self._proof(upload, place).encode()):
+            return None
+        name, _, query = urlsafe_b64decode(place + "=" * (-len(place) % 4)).decode().partition("?")
+        return UploadLocation(f"/v2/{upload.repository}/blobs/uploads/{name}", query)
 
-    def find(self, agent: AgentId, upload: Upload) -> UploadLocation | None:
-        """Return where the registry continues an upload, None if this agent did not begin it or it was dropped."""
-        stored = self._by_agent.get(agent, {}).get(upload)
-        return None if stored is None or self._clock() - stored.used > RETENTION else stored.location
-
-    def forget(self, agent: AgentId, upload: Upload) -> None:
-        """Drop an upload that has ended."""
-        uploads = self._by_agent.get(agent, {})
-        uploads.pop(upload, None)
-        if not uploads:
-            self._by_agent.pop(agent, None)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._by_agent.values()))
-
-    def _sweep(self, now: float) -> None:
-        """Drop expired uploads, at most once an hour: agents that have left never use theirs again."""
-        if now - self._last_sweep < RETENTION / 24:
-            return
-        self._last_sweep = now
-        for agent, uploads in list(self._by_agent.items()):
-            for upload in [upload for upload, stored in uploads.items() if now - stored.used > RETENTION]:
-                self.forget(agent, upload)
+    def _proof(self, upload: Upload, place: str) -> str:
+        # JSON, so that no two lists of parts have the same text.
+        bound = (_PURPOSE, upload.agent, upload.incarnation, str(upload.registry), upload.repository, upload.id, place)
+        return hmac.new(self._secret, json.dumps(bound).encode(), hashlib.sha256).hexdigest()

@@ -3,9 +3,11 @@
     {"format": "tunnelmgr-state", "version": 1, "time": "2026-01-01T00:00:00.000Z"}
     {"agent": {…}}        one line for each agent that is remembered
     {"seed": {…}}         one line for each seed
+    {"secret": "…"}       in hexadecimal digits; archives of states that had none yet lack it
     {"agents": 2, "seeds": 1, "sha256": "…"}    of all lines before this one
 
-It holds what the store holds: agents, their histories, quarantines, proofs and seeds. It holds no private key.
+It holds what the store holds: agents, their histories, quarantines, proofs, seeds, and the secret of the proofs that
+agents bring back. So it is confidential. It holds no private key.
 """
 
 import hashlib
@@ -35,7 +37,8 @@ def write_archive(memory: StoredState, now: float) -> Iterator[str]:
     head: JsonObject = {"format": FORMAT, "version": VERSION, "time": stamp}
     agents = ({"agent": _agent_object(memory.records[id_])} for id_ in sorted(memory.records))
     seeds = ({"seed": asdict(memory.seeds[id_])} for id_ in sorted(memory.seeds))
-    for value in (head, *agents, *seeds):
+    secret = ({"secret": memory.secret.hex()},) if memory.secret else ()
+    for value in (head, *agents, *seeds, *secret):
         line = _line(value)
         digest.update(line.encode())
         yield line
@@ -60,6 +63,7 @@ class _Reader:
         self._digest = hashlib.sha256()
         self._records: dict[AgentId, Record] = {}
         self._seeds: dict[str, Seed] = {}
+        self._secret = b""
         self._begun = False
         self._ended = False
 
@@ -75,6 +79,8 @@ class _Reader:
             self._records[record.agent.id] = record
         elif "seed" in value:
             self._seeds[value["seed"]["id"]] = Seed(**value["seed"])
+        elif "secret" in value:
+            self._secret = bytes.fromhex(value["secret"])
         else:
             self._read_end(value)
         self._digest.update(line.encode())
@@ -83,7 +89,7 @@ class _Reader:
         """Return everything that was read; raises StoreError if the end is missing."""
         if not self._ended:
             raise StoreError("the archive is incomplete: its last line is missing; export the state again")
-        return StoredState(self._records, self._seeds)
+        return StoredState(self._records, self._seeds, self._secret)
 
     def _read_head(self, head: JsonObject) -> None:
         if head.get("format") != FORMAT:

@@ -23,9 +23,12 @@ from tunnelmgr.core.persistence import Changes, StoredState
 from tunnelmgr.core.world import Record
 from tunnelmgr.errors import SchemaError, StoreError
 from tunnelmgr.store.rows import (
+    SECRET_SCHEMA,
     SELECT_AGENTS,
+    SELECT_SECRET,
     SELECT_SEEDS,
     agent_values,
+    new_secret,
     pin_values,
     quarantine_values,
     seed_values,
@@ -87,6 +90,8 @@ SELECT lease.id FROM lease JOIN unnest(%s::text[], %s::bigint[]) AS known (id, t
 WHERE kind = 'agent' AND holder = %s FOR SHARE OF lease
 """
 _LIVING = "SELECT name FROM member WHERE heartbeat > now() - make_interval(secs => %s) ORDER BY name"
+_SECRET = "INSERT INTO secret (value) VALUES (%s) ON CONFLICT DO NOTHING"  # noqa: S105 (a statement)
+_VERSION = "SELECT coalesce(max(version), 0) FROM schema_version"
 
 
 class PostgresStore:
@@ -147,6 +152,8 @@ class PostgresStore:
             cursor.execute("DELETE FROM lease WHERE kind = 'agent' AND id = ANY(%s)", (forgotten,))
             cursor.executemany(_SEED, [seed_values(seed) for seed in changes.seeds])
             cursor.execute("DELETE FROM seed WHERE id = ANY(%s)", (list(changes.spent),))
+            if changes.secret:
+                cursor.execute("UPDATE secret SET value = %s", (changes.secret,))
             cursor.execute("SELECT pg_notify(%s, %s)", (CHANNEL, self._name))
 
     def _held(self, cursor: psycopg.Cursor[dict[str, Any]], changes: Changes) -> frozenset[str] | None:
@@ -234,19 +241,22 @@ def _write_records(cursor: psycopg.Cursor[dict[str, Any]], records: Sequence[Rec
 
 
 def _memory(connection: Connection) -> StoredState:
-    return stored_state(connection.execute(SELECT_AGENTS).fetchall(), connection.execute(SELECT_SEEDS).fetchall())
+    version = int(value(connection, _VERSION))
+    secret = connection.execute(SELECT_SECRET) if version >= SECRET_SCHEMA else ()
+    return stored_state(connection.execute(SELECT_AGENTS), connection.execute(SELECT_SEEDS), secret)
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the schema up to date."""
+    """Bring the schema up to date, and make the secret if there is none; controllers that start together agree."""
     with connection.transaction():
         _migrate(connection)
+        connection.execute(_SECRET, (new_secret(),))
 
 
 def _migrate(connection: Connection) -> None:
     connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (APPLICATION, MIGRATING))
     connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version integer NOT NULL)")
-    version = int(value(connection, "SELECT coalesce(max(version), 0) FROM schema_version"))
+    version = int(value(connection, _VERSION))
     folder = files("tunnelmgr.store.migrations") / "postgresql"
     scripts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda one: one.name)
     if version > len(scripts):

@@ -1,6 +1,7 @@
 """Records as rows: what both kinds of store keep in the same columns, with lists as JSON texts."""
 
 import json
+import secrets
 from collections.abc import Iterable
 from dataclasses import astuple
 from typing import Any, Final, Protocol
@@ -28,6 +29,10 @@ FROM agent LEFT JOIN pin ON pin.agent = agent.id LEFT JOIN quarantine ON quarant
 """Each agent with its pin and its quarantine, for `stored_state`."""
 SELECT_SEEDS: Final = "SELECT * FROM seed"
 """Each seed, for `stored_state`."""
+SELECT_SECRET: Final = "SELECT value FROM secret"  # noqa: S105 (a statement)
+"""The secret, for `stored_state`."""
+SECRET_SCHEMA: Final = 2
+"""The first version of the schema with a secret; a state that no daemon has migrated yet can be exported too."""
 
 
 def agent_values(record: Record) -> Values:
@@ -72,10 +77,18 @@ def seed_values(seed: Seed) -> Values:
     return seed.id, seed.key, seed.expires, seed.holder, seed.incarnation
 
 
-def stored_state(agents: Iterable[Row], seeds: Iterable[Row]) -> StoredState:
-    """Return the state that the rows of `SELECT_AGENTS` and `SELECT_SEEDS` hold."""
-    records = map(_record, agents)
-    return StoredState({record.agent.id: record for record in records}, {row["id"]: _seed(row) for row in seeds})
+def new_secret() -> bytes:
+    """Return a secret for a state that has none."""
+    return secrets.token_bytes(32)
+
+
+def stored_state(agents: Iterable[Row], seeds: Iterable[Row], secret: Iterable[Row] = ()) -> StoredState:
+    """Return the state that the rows of `SELECT_AGENTS` and `SELECT_SEEDS` hold, and of `SELECT_SECRET` if wanted."""
+    return StoredState(
+        {record.agent.id: record for record in map(_record, agents)},
+        {row["id"]: _seed(row) for row in seeds},
+        next((bytes(row["value"]) for row in secret), b""),
+    )
 
 
 def _record(row: Row) -> Record:

@@ -20,9 +20,12 @@ from tunnelmgr.core.persistence import Changes, StoredState
 from tunnelmgr.core.world import Record
 from tunnelmgr.errors import SchemaError, StoreError
 from tunnelmgr.store.rows import (
+    SECRET_SCHEMA,
     SELECT_AGENTS,
+    SELECT_SECRET,
     SELECT_SEEDS,
     agent_values,
+    new_secret,
     pin_values,
     quarantine_values,
     seed_values,
@@ -57,6 +60,7 @@ ON CONFLICT (id) DO UPDATE SET
 """
 _PIN = "INSERT OR REPLACE INTO pin (agent, incarnation, method, keys, detail, possessed) VALUES (?, ?, ?, ?, ?, ?)"
 _SEED = 'INSERT OR REPLACE INTO seed (id, "key", expires, holder, incarnation) VALUES (?, ?, ?, ?, ?)'
+_SECRET = "INSERT OR IGNORE INTO secret VALUES (1, ?)"  # noqa: S105 (a statement)
 _QUARANTINE = """
 INSERT OR REPLACE INTO quarantine (agent, since, code, message, disputed, examined) VALUES (?, ?, ?, ?, ?, ?)
 """
@@ -97,6 +101,8 @@ class SqliteStore:
             self._db.executemany("DELETE FROM agent WHERE id = ?", [(id_,) for id_ in changes.forgotten])
             self._db.executemany(_SEED, [seed_values(seed) for seed in changes.seeds])
             self._db.executemany("DELETE FROM seed WHERE id = ?", [(id_,) for id_ in changes.spent])
+            if changes.secret:
+                self._db.execute("UPDATE secret SET value = ?", (changes.secret,))
 
     def _write_record(self, record: Record) -> None:
         self._db.execute(_AGENT, agent_values(record))
@@ -133,7 +139,8 @@ def read_sqlite(file: Path) -> StoredState:
 
 
 def _memory(db: sqlite3.Connection) -> StoredState:
-    return stored_state(db.execute(SELECT_AGENTS).fetchall(), db.execute(SELECT_SEEDS).fetchall())
+    secret = db.execute(SELECT_SECRET) if _pragma(db, "user_version") >= SECRET_SCHEMA else ()
+    return stored_state(db.execute(SELECT_AGENTS), db.execute(SELECT_SEEDS), secret)
 
 
 @contextmanager
@@ -166,7 +173,7 @@ def _locked(file: Path) -> IO[bytes]:
 
 
 def _opened(file: Path) -> sqlite3.Connection:
-    # Only we may read the file: it says which machine may pull what.
+    # Only we may read the file: it says which machine may pull what, and holds a secret.
     os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
     db = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=5)
     try:
@@ -202,6 +209,7 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {APPLICATION}")
             db.execute(f"PRAGMA user_version = {number}")
+    db.execute(_SECRET, (new_secret(),))
 
 
 def _statements(script: str) -> "Iterator[str]":
