@@ -1,6 +1,6 @@
 /* A link between two network namespaces that delays every packet and loses some, for kernels without netem.
  *
- *     delay_line NETNS_A NAME_A NETNS_B NAME_B DELAY_US LOSS_PPM OFFLOAD
+ *     delay_link NETNS_A NAME_A NETNS_B NAME_B DELAY_US LOSS_PPM OFFLOAD
  *
  * Makes a TUN device in each namespace and moves each packet from one to the other, DELAY_US later, until it is
  * killed. LOSS_PPM packets per million are lost. With OFFLOAD=1 the devices accept packets of up to 64 KiB, like a
@@ -66,7 +66,7 @@ static int device_in(const char *netns, const char *name, int offload) {
     return device;
 }
 
-/* Carry one direction for ever: packets wait in order in a list, since all are delayed alike. */
+/* Carry one direction forever: packets wait in order in a list, since all are delayed alike. */
 static void *carry(void *argument) {
     struct direction *way = argument;
     struct packet *first = NULL, **last = &first;

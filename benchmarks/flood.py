@@ -3,7 +3,7 @@
 One agent runs a program that sends requests without waiting for responses, on 4, 64 and 128 channels at once: requests
 that are refused, `/v2/`, manifests that do not exist, the well-known path, bodies in chunks of one byte, the catalog.
 Then 12, 32 and 100 agents flood their SSH connections with IGNORE messages. Another agent requests a small manifest
-thirty times per second; rounds with and without a flood alternate. Real agents have machines of their own, so that
+thirty times per second; rounds with and without a flood alternate. Real agents have machines of their own, so
 here the flooding agents' processes run at the lowest priority, and those of the agent that measures at a high one: the
 controller and the registry share what is left. Needs root.
 
@@ -187,7 +187,7 @@ class Site:
 
 
 def host_keys(folder: Path, count: int) -> list[str]:
-    """Make so many host keys in a folder; return their public halves."""
+    """Make `count` host keys in a folder; return their public halves."""
     folder.mkdir()
     keys = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(count)]
     for number, key in enumerate(keys):

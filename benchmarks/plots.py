@@ -40,7 +40,7 @@ def scale(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
     shown = [row for row in rows if row["tunnels"]]
     labels = [f"{NAMES.get(row['who'], row['who'])}\n{row['tunnels']:,}" for row in shown]
     heights = [row["resident"] / row["tunnels"] / 1e3 for row in shown]
-    bars(axes, labels, heights, [row["who"] for row in shown], "resident KB a tunnel (log)")
+    bars(axes, labels, heights, [row["who"] for row in shown], "resident KB per tunnel (log)")
     axes.set_yscale("log")
 
 
@@ -73,19 +73,19 @@ def gate(rows: Any, axes: Any) -> None:  # noqa: ANN401 - as above
 
 
 def manifests(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
-    """Draw requests a second as a multiple of `ssh -R`'s."""
+    """Draw requests per second as a multiple of `ssh -R`'s."""
     groups = multiples(rows, "per_second", lambda row: f"{row['connections']} conn.")
-    grouped(axes, groups, "requests a second, as a multiple of ssh -R")
+    grouped(axes, groups, "requests per second, as a multiple of ssh -R")
     axes.axhline(1, color="#444444", linewidth=0.6)
 
 
 def fairness(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
-    """Draw the p99 of the waits, without and with the bulk pull."""
+    """Draw the p99 latency, without and with the bulk pull."""
     groups: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         place = f"{row['what']}\n{'beside a bulk pull' if row['bulk'] else 'alone'}"
         groups.setdefault(place, {}).setdefault(row["who"], []).append(percentile(row["milliseconds"], 0.99))
-    grouped(axes, groups, "p99 of the waits, ms")
+    grouped(axes, groups, "p99 latency, ms")
 
 
 PLOTS: dict[str, Callable[[Any, Any], None]] = {

@@ -31,7 +31,7 @@ INTERVAL = 5
 """Seconds between two probes, and between two keepalives of ssh."""
 PATIENCE = 60.0
 STABLE = 11.0
-"""Seconds for which the tunnels are up before a fault; one that is lost sooner is retried with growing pauses."""
+"""Seconds for which the tunnels are up before a fault; one that is lost sooner is retried with increasing delays."""
 PORT = 5000
 
 

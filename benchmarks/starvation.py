@@ -37,7 +37,7 @@ NEW = 10
 """Good agents that appear."""
 CRASHES = 3
 STABLE = 11.0
-"""Seconds for which a tunnel is up before it is cut; one that is lost sooner is retried with growing pauses."""
+"""Seconds for which a tunnel is up before it is cut; one that is lost sooner is retried with increasing delays."""
 
 
 @dataclass(frozen=True)

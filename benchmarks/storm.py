@@ -2,7 +2,7 @@
 
 Compared are as many `ssh -R`, and asyncssh's own forwarder with all tunnels in one process, with the same agents, each
 of which has OpenSSH's own sshd on the same cores. The cost of the handshakes is the machine's CPU time while they run:
-this CPU time divided by the cores is the least time in which all can be up. Ours counts from the moment at which the
+this CPU time divided by the cores is the least time in which all can be up. Ours is measured from the moment when the
 controller knows the agents, and a tunnel is up once a probe has come through it; the others are up when they report the
 forward. Needs root.
 

@@ -53,7 +53,7 @@ MODES = (
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds until ready, of one mode and so many agents at once."""
+    """Seconds until ready, for one mode and one number of agents at once."""
 
     mode: str
     at_once: int

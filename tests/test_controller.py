@@ -254,7 +254,7 @@ async def test_each_change_of_phase_is_one_log_line() -> None:
 
 
 def test_the_clock_returns_the_time_and_never_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock follows the monotonic clock, whatever happens to the wall clock in the meantime."""
+    """The clock follows the monotonic clock, regardless of changes to the wall clock."""
     clock = Clock()
     first = clock()
 

@@ -1,4 +1,4 @@
-"""The loop beside a disk that does not answer: what goes on, what waits, and what the next start finds."""
+"""The loop beside a disk that does not answer: what continues, what waits, and what the next start finds."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Blocking calls in threads that nobody has to wait for."""
+"""Blocking calls in threads that the end of the process does not wait for."""
 
 import asyncio
 import subprocess
@@ -24,7 +24,7 @@ async def test_the_loop_continues_until_the_answer_comes_back() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("odd"), KeyboardInterrupt()])
 async def test_what_is_raised_is_raised_where_it_is_awaited(error: BaseException) -> None:
-    """An exception of the call is raised in the task that awaits it, whatever its type."""
+    """An exception of the call is raised in the task that awaits it, with its own type."""
 
     def fail() -> None:
         raise error

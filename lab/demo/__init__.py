@@ -1,6 +1,6 @@
 """The demo: the product's main job, step by step, with real parts on this machine.
 
-Root gets the whole picture (`fleet`); an ordinary user gets one agent on loopback (`single_agent`).
+Root sees all of it (`fleet`); an ordinary user sees one agent on loopback (`single_agent`).
 """
 
 import os

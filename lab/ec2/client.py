@@ -84,8 +84,8 @@ class Ec2Service(CloudService):
         """Make the next calls of an action such as DescribeInstances fail, each with one `(code, HTTP status)`.
 
         `forever` keeps the fault until `clear_faults`. `later_pages` exempts the first page of a listing, which makes a
-        truncated answer (see `page_size`). `stall` delays the answer by so many seconds, at most until `clear_faults`.
-        With an empty code the call only stalls, then succeeds.
+        truncated answer (see `page_size`). `stall` delays the answer by that many seconds, at most until
+        `clear_faults`. With an empty code the call only stalls, then succeeds.
         """
         common = {"forever": forever, "later_pages": later_pages, "stall": stall}
         self.command("fault", action, [{"code": code, "status": status, **common} for code, status in faults])

@@ -80,7 +80,7 @@ class _Commands(Protocol):
         """Make the next calls fail; `call` is `list` or `get`, and `fault` has the fields of a `HetznerFault`.
 
         `status=503` answers with that status; `cut=0.5` breaks the connection in the middle of the answer, `cut=0`
-        before it; `empty=True` makes a listing return no server; `stall=5` delays the answer by so many seconds, at
+        before it; `empty=True` makes a listing return no server; `stall=5` delays the answer by this many seconds, at
         most until `clear_faults`; `forever` and `later_pages` are as for EC2.
         """
         self.command("fault", call, [fault] * times)

@@ -161,7 +161,7 @@ class Attacker:
     async def pull_unread(self, order: Order) -> Order:
         """Request a blob with the largest window and read no more than its first byte.
 
-        With `drip`, an IGNORE message is sent every `drip` seconds all the while.
+        With `drip`, an IGNORE message is sent every `drip` seconds meanwhile.
         """
         reader, writer = await self._conn.open_connection("127.0.0.1", order["port"], window=WHOLE)
         writer.write(REQUEST)

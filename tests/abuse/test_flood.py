@@ -113,7 +113,7 @@ async def test_five_thousand_opens_get_no_more_than_max_channels() -> None:
         held = await controller.holds()
         print_figure(f"5,000 opens: {did}; {held['channels']} channels held; {_end(controller.events('ended', bad))}")
         assert 1 <= did["accepted"] <= 18
-        # And the two ends of each tunnel's own probe, where one is on its way.
+        # Plus both ends of a probe, for each tunnel that has one in progress.
         assert held["channels"] <= 18 + 4
         assert not controller.events("ended", good)
         assert {event["code"] for event in controller.events("ended", bad)} <= {"abusive"}

@@ -46,7 +46,7 @@ class SlowProtocol(asyncio.Protocol):
         """Do nothing."""
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """Keep that the connection ended."""
+        """Record the end of the connection."""
         self.lost = True
 
 

@@ -354,7 +354,7 @@ def test_a_large_blob_leaves_the_controllers_memory_flat(
         down = f"curl -fsS {BASE}/v2/team/app/blobs/{digests[file]} | sha256sum"
         return builder.run(["sh", "-c", down], timeout=BIG + 60).stdout.split()[0]
 
-    up_and_down(small)  # what is loaded once is no growth
+    up_and_down(small)  # what is loaded once does not count as growth
     before = resident(pid)
     with peak_of(pid) as peak:
         pulled = up_and_down(big)

@@ -1,4 +1,4 @@
-"""The tables and sheets for people, at several widths."""
+"""The tables and summaries for people, at several widths."""
 
 import re
 from dataclasses import replace

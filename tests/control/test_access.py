@@ -44,7 +44,7 @@ def connected_as_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> OnSocke
 
 
 async def test_the_socket_belongs_to_its_owner_and_its_group(server: ControlServer, place: Path) -> None:
-    """The socket's mode is 0660 whatever the umask is, and the server removes it at its end."""
+    """The socket's mode is 0660 regardless of the umask, and the server removes it at its end."""
     assert mode_of(place) == 0o660
 
     await server.close()

@@ -108,7 +108,7 @@ async def test_a_release_is_reported_with_its_reason(daemon: FakeDaemon, place: 
 async def test_a_machine_named_like_another_agents_id_is_not_mistaken_for_it(
     daemon: FakeDaemon, place: Path, ask: Ask
 ) -> None:
-    """An id finds its agent whatever other machines are named; an ambiguous text changes nothing."""
+    """An id finds its agent regardless of the names of other machines; an ambiguous text changes nothing."""
     held = record("builder-3", quarantine=Quarantine(1.0, "host-key-mismatch", "another key"))
     evil = [
         replace(held, agent=replace(held.agent, id=AgentId(f"ec2:i-{number}"), name=name))

@@ -140,7 +140,7 @@ class History:
         self.receive(TunnelEnded(agent.id, self.status(agent).life, failure))
 
     def failure(self, pace: Pace = Pace.NEVER) -> Failure:
-        """Return a failure of this pace; the usual one only a person can judge."""
+        """Return a failure of this pace; by default an operator has to decide."""
         return Failure(f"code-{pace}", pace, f"it failed, {pace}")
 
     def record(self, agent: Agent) -> Record:

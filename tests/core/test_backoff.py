@@ -11,7 +11,7 @@ from tunnelmgr.errors import Pace
 @settings(derandomize=True, database=None)
 @given(pace=st.sampled_from([Pace.SOON, Pace.SLOW]), failures=st.integers(0, 10_000), seed=st.text(max_size=20))
 def test_a_wait_is_between_zero_and_the_cap(pace: Pace, failures: int, seed: str) -> None:
-    """Whatever the number of failures, the next try is neither in the past nor later than the cap."""
+    """For any number of failures, the next try is neither in the past nor later than the cap."""
     at = retry_at(pace, failures, 100.0, seed)
 
     assert at is not None

@@ -66,7 +66,7 @@ def test_fingerprints_are_those_of_ssh_keygen(tmp_path: Path, kind: str) -> None
     ],
 )
 def test_an_incomplete_key_is_refused_with_the_reason(line: str, why: str) -> None:
-    """A damaged key is an error where it is read, not a mismatch with every agent later."""
+    """A damaged key is an error when it is read, not a mismatch with every agent later."""
     with pytest.raises(ValueError, match=why):
         parse_key(line)
 
@@ -116,7 +116,7 @@ def test_the_algorithms_of_keys_come_best_first() -> None:
 
 @given(st.text(max_size=80) | st.binary(max_size=60).map(lambda blob: "ssh-ed25519 " + base64.b64encode(blob).decode()))
 def test_any_text_is_a_key_or_a_value_error(line: str) -> None:
-    """Whatever a console, a file or a client contains, no other exception comes out."""
+    """No text of a console, a file or a client raises any other exception."""
     try:
         key = parse_key(line)
     except ValueError:

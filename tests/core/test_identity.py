@@ -1,4 +1,4 @@
-"""Whose word is believed over time: through changes, restarts, rebuilds and reloads."""
+"""Which evidence counts over time: through changes, restarts, rebuilds and reloads."""
 
 from __future__ import annotations
 

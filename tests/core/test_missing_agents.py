@@ -1,4 +1,4 @@
-"""A listing that succeeds and lacks agents: who is asked for, and how long the others stay."""
+"""A listing that succeeds and lacks agents: which are requested by id, and how long the others stay."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def fleet(history: History, count: int) -> list[Agent]:
-    """Let the cloud list so many agents."""
+    """Let the cloud list this many agents."""
     agents = [history.agent(f"agent-{number}") for number in range(count)]
     history.listed(*agents)
     return agents
 
 
 def present(history: History) -> int:
-    """Return how many agents are there."""
+    """Return how many agents are present."""
     return sum(record.present for record in history.world.records.values())
 
 
@@ -89,7 +89,7 @@ def test_the_wait_is_never_longer_than_the_longest(present: int) -> None:
 
 
 def test_agents_that_the_listing_explains_are_not_requested(history: History) -> None:
-    """Ended agents are not requested by id, nor any agent of an answer in part or of an authoritative list."""
+    """Ended agents are not requested by id, nor any agent of a partial answer or of an authoritative list."""
     here, ended, outside, lacking = agents = fleet(history, 4)
     listing = Snapshot(frozenset({here}), gone=frozenset({ended.id}), outside=frozenset({outside.id}))
 
@@ -101,7 +101,7 @@ def test_agents_that_the_listing_explains_are_not_requested(history: History) ->
 
 
 def test_the_answer_to_requests_by_id_completes_the_listing(history: History) -> None:
-    """Found, ended and outside agents are merged separately, and a failure makes the listing an answer in part."""
+    """Found, ended and outside agents are merged separately, and a failure makes the listing a partial answer."""
     listed, found, ended, outside = (history.agent(name) for name in ("listed", "found", "ended", "outside"))
     answer = Snapshot(
         frozenset({found}), frozenset({ended.id}), failures=("b: throttled",), outside=frozenset({outside.id})
@@ -132,7 +132,7 @@ def test_agents_that_were_found_by_their_ids_stay_and_the_source_is_shown_as_fai
 
 
 def test_agents_that_no_longer_match_the_source_leave_with_the_second_listing(history: History) -> None:
-    """Agents that exist with other labels leave with the second listing, however many they are."""
+    """Agents that exist with other labels leave with the second listing, no matter how many they are."""
     agents = fleet(history, 4)
     outside = frozenset(agent.id for agent in agents)
 

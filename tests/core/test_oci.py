@@ -356,7 +356,7 @@ _TARGETS = st.one_of(
 )
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(_METHODS, _TARGETS)
 def test_an_accepted_target_is_classified_the_same_after_encoding(method: str, target: str) -> None:
     """An accepted target is classified the same after encoding; any other raises MalformedRequestError."""

@@ -1,4 +1,4 @@
-"""Leases: who claims what, how they pass to another member, and what several members make of them together."""
+"""Leases: who claims what, how they pass to another member, and how several members use them together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has to be written down, and what a start goes on from."""
+"""What must be written, and the world that a start continues from."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_forgotten_agent_is_removed(history: History) -> None:
 def test_only_evidence_that_can_be_obtained_once_is_believed_at_a_start(
     history: History, method: Method, kept: bool
 ) -> None:
-    """At a start, evidence by repeatable methods is sought again, and what it proved stays the measure."""
+    """At a start, evidence by repeatable methods is sought again, and what it proved remains the minimum."""
     agent = history.agent()
     history.listed(agent)
     record = replace(history.record(agent), proved=history.trust(method=method))

@@ -36,7 +36,7 @@ def test_a_refusal_shows_the_group_the_action_and_the_rule() -> None:
 
 
 def test_deny_wins_over_every_grant() -> None:
-    """A denied repository cannot be pulled, pushed or deleted, whatever is granted."""
+    """A denied repository cannot be pulled, pushed or deleted, even if a rule grants it."""
     policy = GroupPolicy.build("ci", pull=("**",), push=("**",), delete=("**",), deny=("team/secret-*",))
 
     verdicts = [
@@ -186,7 +186,7 @@ def test_a_decision_costs_little_with_a_thousand_grants() -> None:
 
 
 def policy_of_size(size: int) -> GroupPolicy:
-    """Return a policy with so many grants and denies."""
+    """Return a policy with this many grants and denies."""
     return GroupPolicy.build(
         "ci",
         pull=[f"team-{number}/app-*" for number in range(size)],
@@ -211,7 +211,7 @@ def _matches(pattern: list[str], name: list[str]) -> bool:
     return bool(re.fullmatch(regex, name[0])) and _matches(rest, name[1:])
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.lists(_PATTERNS, max_size=6), st.lists(st.sampled_from(["a", "b", "ab", "aab", "x"]), min_size=1, max_size=5))
 def test_the_index_finds_exactly_the_patterns_that_match(patterns: list[list[str]], name: list[str]) -> None:
     """The index of prefixes and suffixes finds a pattern if and only if one matches."""

@@ -1,4 +1,4 @@
-"""Who is served first: those that were up, then new ones, then failing ones."""
+"""Which agent is served first: those that were up, then new ones, then failing ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rank(history: History, agent: Agent) -> int:
 
 
 def fails(history: History, agent: Agent, times: int = 1) -> None:
-    """Let an agent that is due be dialled in vain."""
+    """Let a dial of an agent that is due fail."""
     for _ in range(times):
         history.now += 100
         history.act()

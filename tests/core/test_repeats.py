@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def fail(history: History, agent: Agent, why: str = "nobody answers", *, dialled: bool = False) -> None:
-    """Let the next try of an agent fail, as soon as it is due for sure."""
+    """Let the next try of an agent fail, as soon as it is certainly due."""
     status = history.world.tunnels.get(agent.id)
     history.now += 5 if status is None or status.failures < MANY else SCHEDULES[Pace.SOON].longest + 1
     history.act()

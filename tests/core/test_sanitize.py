@@ -1,4 +1,4 @@
-"""Foreign texts, whatever they hold: what is made of them can be shown."""
+"""Any text from outside can be shown once it is sanitized."""
 
 import json
 import unicodedata
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tunnelmgr.core.sanitize import LIMIT, error_text, escaped, printable, sanitize
 
 STEERING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Controls, marks of direction, halves of surrogates, what has no glyph, and separators of lines."""
+"""Control characters, direction marks, lone surrogates, characters without a glyph, and line separators."""
 texts = st.text(st.characters(), max_size=300)
 json_values = st.recursive(
     st.none() | st.integers() | texts,

@@ -160,7 +160,7 @@ async def test_a_registry_that_asks_for_a_password_fails_and_its_exposure_is_sti
 
 
 async def test_a_registry_on_another_machine_is_not_on_loopback(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target that is not loopback fails, whatever listens on this machine."""
+    """A target that is not loopback fails, regardless of what listens on this machine."""
 
     async def well(_target: object) -> None:
         return None

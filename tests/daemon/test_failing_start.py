@@ -78,7 +78,7 @@ async def test_an_invalid_configuration_is_refused_before_anything_is_created(si
 
 
 async def test_the_commands_exit_status_tells_why_it_did_not_start(site: Site) -> None:
-    """The exit status is 2 for the configuration and 1 for anything else in the way, with one line and no traceback."""
+    """The exit status is 2 for the configuration and 1 for any other cause, with one line and no traceback."""
     with sockets.create_server(("127.0.0.1", 0)) as taken:
         site.controller = [f'metrics = "127.0.0.1:{taken.getsockname()[1]}"']
         async with daemon(site) as process:

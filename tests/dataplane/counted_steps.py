@@ -35,7 +35,7 @@ class Steps:
         self.iteration = 0
 
     def of(self, name: str, seconds: float = SLICE) -> Callable[[], None]:
-        """Return a step that uses so much."""
+        """Return a step that uses this much CPU time."""
 
         def step() -> None:
             self._cpu.now += seconds
@@ -45,7 +45,7 @@ class Steps:
         return step
 
     async def until_run(self, count: int) -> None:
-        """Count iterations of the loop until so many steps have run."""
+        """Count iterations of the loop until this many steps have run."""
         for _ in range(10 * count + 100):
             if len(self.ran) >= count:
                 return

@@ -103,7 +103,7 @@ async def test_our_end_is_the_agents_end_and_its_side_stays_open(sshd: Sshd, log
         assert await pair.ours.read() == b"more"
 
 
-async def test_an_orderly_close_after_the_end_is_no_reset(sshd: Sshd, login: Login) -> None:
+async def test_an_orderly_close_after_the_end_is_not_a_reset(sshd: Sshd, login: Login) -> None:
     """If the agent sends, ends and closes, all bytes are read, and then the end."""
     async with connected_pair(sshd, login) as pair:
         pair.writer.write(b"last words")
@@ -255,7 +255,7 @@ async def test_a_writer_waits_for_the_agents_window(sshd: Sshd, login: Login) ->
 
 
 async def write_pieces(channel: ForwardedChannel, count: int) -> None:
-    """Write so many pieces."""
+    """Write this many pieces."""
     for _ in range(count):
         await channel.write(PIECE)
 
@@ -286,7 +286,7 @@ async def write_for_ever(pair: Pair, written: list[int]) -> None:
 
 
 async def stalls(progress: Callable[[], int], polls: int = 20) -> None:
-    """Wait until a value has not changed for so many polls, which come after what the writers wait for."""
+    """Wait until a value has not changed for this many polls, which come after what the writers wait for."""
     last, unchanged = progress(), 0
 
     def has_stalled() -> bool:

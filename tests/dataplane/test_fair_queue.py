@@ -48,7 +48,7 @@ async def test_a_sparse_share_goes_before_those_with_a_backlog(cpu: CpuTime) -> 
 
 
 async def test_among_shares_with_a_backlog_the_least_cpu_time_goes_first(cpu: CpuTime) -> None:
-    """An agent that has just begun to flood goes before one that has flooded for long."""
+    """An agent that has just started to flood goes before one that has flooded for long."""
     queue, steps = FairQueue(), Steps(cpu)
     old, young = backlogged(queue), backlogged(queue)
     old.charge(1.0)
@@ -85,7 +85,7 @@ async def test_what_was_used_out_of_credit_does_not_count_later(cpu: CpuTime) ->
 
 
 async def test_sparse_shares_take_turns_in_order_of_arrival(cpu: CpuTime) -> None:
-    """Among agents with occasional requests nobody goes first because of what was used before."""
+    """Among agents with occasional requests, none goes first because of what it used before."""
     queue, steps = FairQueue(), Steps(cpu)
     first, second = Share(queue), Share(queue)
     first.charge(QUANTUM / 2)
@@ -119,7 +119,7 @@ async def test_credit_comes_back_slowly_and_only_while_nothing_waits(cpu: CpuTim
 
 
 async def test_an_iteration_of_the_loop_runs_waiting_steps_for_one_slice(cpu: CpuTime) -> None:
-    """Sockets and timers are polled between two slices, whatever waits in the queue."""
+    """Sockets and timers are polled between two slices, even if the queue is never empty."""
     queue, steps = FairQueue(), Steps(cpu)
     for number in range(8):
         Share(queue).enqueue(steps.of(str(number), SLICE / 2))

@@ -25,7 +25,7 @@ async def test_if_nothing_is_left_to_reset_the_new_connection_is_reset() -> None
         assert isinstance(await asyncio.wait_for(seen, 5), ConnectionResetError)
 
 
-async def test_a_refused_connection_is_no_error() -> None:
+async def test_a_refused_connection_is_not_an_error() -> None:
     """If the agent refuses the connection, nothing is raised."""
     await reset_half_open(Ends(("127.0.0.1", free_port()), ("127.0.0.1", free_port())))
     await reset_half_open(Ends(("::1", free_port()), ("::1", free_port())))

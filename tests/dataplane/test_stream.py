@@ -33,7 +33,7 @@ class Ends:
         return total
 
     async def take(self, count: int) -> bytes:
-        """Read so many bytes at the other end, or up to its end."""
+        """Read this many bytes at the other end, or up to its end."""
         got = bytearray()
         async with asyncio.timeout(10):
             while len(got) < count and (more := await self._recv(count - len(got))):

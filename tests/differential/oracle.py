@@ -1,7 +1,7 @@
 """What a registry's access log may contain if every request passed a gate with the policy below.
 
 It is written from the log's side and does not know how the gate parses a request. It is stricter than necessary: a
-request outside of the policy must not even reach the registry, whatever the registry would have answered.
+request outside of the policy must not even reach the registry, regardless of how the registry would respond.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Differential test: whatever is sent through the gate, the real registry does nothing outside of the policy.
+"""Differential test: no request through the gate makes the real registry do anything outside of the policy.
 
     CASES=100000 SEED=7 python -m pytest tests/differential -s
 

@@ -48,7 +48,7 @@ def test_the_private_address_is_used_if_configured(cloud: HetznerCloud, make: Ma
 
 
 def test_a_server_without_such_an_address_is_left_out_and_logged_once(cloud: HetznerCloud, make: Make) -> None:
-    """A server that cannot be reached is no agent, and the log names it once."""
+    """A server that cannot be reached is not an agent, and the log names it once."""
     id_ = cloud.launch("outside", "192.0.2.7")
     source = make(address="private")
 

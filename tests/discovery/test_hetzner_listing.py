@@ -216,7 +216,7 @@ def test_fifty_missing_servers_are_requested_in_a_poll_and_each_in_turn(cloud: H
     assert [len(source.poll().gone) for _ in range(4)] == [50, 50, 20, 0]
 
 
-def test_a_failed_request_by_id_is_no_proof_and_is_repeated(cloud: HetznerCloud, make: Make) -> None:
+def test_a_failed_request_by_id_is_not_proof_and_is_repeated(cloud: HetznerCloud, make: Make) -> None:
     """While the state of a missing server is unknown, the snapshot is incomplete."""
     (id_,) = launch_many(cloud, 1)
     source = Polled(make())
@@ -230,7 +230,7 @@ def test_a_failed_request_by_id_is_no_proof_and_is_repeated(cloud: HetznerCloud,
     assert (gone(first), gone(second)) == ([], [id_])
 
 
-def test_a_404_that_is_not_the_apis_own_is_no_proof(cloud: HetznerCloud, make: Make) -> None:
+def test_a_404_that_is_not_the_apis_own_is_not_proof(cloud: HetznerCloud, make: Make) -> None:
     """A proxy can answer 404; only the API's error `not_found` means that a server is gone."""
     (id_,) = launch_many(cloud, 1)
     source = Polled(make())

@@ -28,7 +28,7 @@ def read_body(shape: BodyFraming, wire: bytes, cuts: list[int]) -> tuple[bytes, 
     return body, rest, reader.done
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.binary(min_size=1, max_size=60), st.binary(max_size=20), st.lists(st.integers(0, 80), max_size=6))
 def test_a_counted_body_ends_at_its_length_however_it_is_cut(body: bytes, after: bytes, cuts: list[int]) -> None:
     """A counted body ends at its length, and the bytes after it are left for the next request."""
@@ -38,7 +38,7 @@ def test_a_counted_body_ends_at_its_length_however_it_is_cut(body: bytes, after:
     assert read_body(BodyFraming(Coding.COUNTED, len(body)), wire, cuts) == (body, after, True)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(
     st.lists(st.binary(min_size=1, max_size=20), max_size=4),
     st.sampled_from([b"", b";ext=1"]),

@@ -235,10 +235,10 @@ _TOKENS = [*("GET ", "PUT ", "/v2/ ", "HTTP/1.1", "\r\n", "Host", "Content-Lengt
 _TOKENS += [*(":", " ", "\t", "a", "3", "Connection", "close", "Expect: 100-continue", "\xff", "@", ",", "Host: a\r\n")]
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.lists(st.sampled_from(_TOKENS), max_size=14).map("".join), st.sampled_from(["GET", "PUT"]))
 def test_h11_reads_an_accepted_head_the_same(text: str, method: str) -> None:
-    """Whatever the parser accepts, h11 accepts too, with the same fields."""
+    """h11 accepts every head that the parser accepts, with the same fields."""
     raw = f"{method} /v2/ HTTP/1.1\r\n{text}\r\nHost: a\r\n\r\n".encode("latin-1")
     try:
         head = parse(raw)
@@ -280,7 +280,7 @@ def heads_in(pieces: list[bytes]) -> tuple[list[RequestHead], bool]:
     return heads, False
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.lists(st.one_of(st.just(head_of()), _STREAMS), max_size=3).map(b"".join), st.data())
 def test_heads_read_the_same_however_the_bytes_are_cut(stream: bytes, data: st.DataObject) -> None:
     """However a stream is split, it has the same heads, an error at the same place, and no other exceptions."""

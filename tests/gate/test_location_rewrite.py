@@ -41,7 +41,7 @@ def test_a_relative_location_is_unchanged() -> None:
 
 @pytest.mark.parametrize("path", [f"blobs/{DIGEST}", f"manifests/{DIGEST}", "manifests/v1"])
 def test_content_of_the_same_repository_leads_through_the_gate_for_any_host(path: str) -> None:
-    """A Location of content in the same repository leads through the gate, whatever host the registry writes."""
+    """A Location of content in the same repository leads through the gate, with any host that the registry writes."""
     location = rewritten(201, f"https://registry.example/v2/team/app/{path}")
 
     assert location == f"http://localhost:5000/v2/team/app/{path}"

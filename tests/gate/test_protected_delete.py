@@ -98,7 +98,7 @@ async def test_every_page_of_tags_is_read_before_a_delete(talk: "Talk", gate: Ga
 
 
 async def test_a_listed_tag_without_a_manifest_protects_nothing(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
-    """A tag that is listed and has no manifest any more does not prevent a delete."""
+    """A tag that is listed but no longer has a manifest does not prevent a delete."""
     tags = Tags()
 
     async with scripted(tags) as registry, talk(gate, registry.endpoint) as agent:

@@ -161,5 +161,5 @@ def test_a_port_without_a_visible_listener_is_unknown() -> None:
 
 
 def test_a_target_that_is_not_on_loopback_is_not_loopback_only() -> None:
-    """A target that is not a loopback address is not loopback-only, whatever listens on this machine."""
+    """A target that is not a loopback address is not loopback-only, regardless of what listens on this machine."""
     assert is_loopback_only(Endpoint("192.0.2.7", 5000)) is False

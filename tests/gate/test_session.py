@@ -196,7 +196,7 @@ ATTACKS = {
 async def test_an_ambiguous_request_gets_400_and_ends_the_channel(
     talk: "Talk", gate_for: Grants, registry: "Registry", raw: bytes
 ) -> None:
-    """A request that the registry would have accepted in another reading gets one 400, and the channel ends."""
+    """A request that the registry could accept in another interpretation gets one 400, and the channel ends."""
     records = Records()
     gate = Gate(replace(gate_for(push=("team/**",), deny=("secret", "secret/**")).context, requests=records))
 

@@ -20,7 +20,7 @@ def test_each_file_in_the_theory_of_operation_exists() -> None:
 
 
 def test_each_file_of_the_gate_is_in_its_theory_of_operation_or_only_holds_types() -> None:
-    """Each file with a step of a request's way is in the theory of operation."""
+    """Each file with a step of a request's path is in the theory of operation."""
     types = {"authorized_request", "caller", "concurrency_limit", "context", "manifest", "request_record"}
     types |= {"request_state", "tag_locks", "timeouts", "traffic", "__init__"}
 

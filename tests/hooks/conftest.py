@@ -46,7 +46,7 @@ class LoopbackPort:
         self._threads.append(thread)
 
     def close(self) -> None:
-        """Stop, and end whatever still hangs."""
+        """Stop, and close the connections that still hang."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -136,9 +136,9 @@ class Hook:
     environment: dict[str, str] = field(default_factory=dict)
 
     def hurry(self) -> None:
-        """Make its patience with others short; nothing else changes."""
+        """Shorten its tolerance for other processes; nothing else changes."""
         for was, now in (
-            ("stranger_patience=300", "stranger_patience=30"),
+            ("foreign_patience=300", "foreign_patience=30"),
             ("silent_patience=2000", "silent_patience=60"),
         ):
             assert self.text.count(was) == 1

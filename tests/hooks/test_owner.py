@@ -98,7 +98,7 @@ def test_a_listener_of_another_user_is_refused(
     assert outcome.code == STRANGER, outcome.err
     assert outcome.out == ""
     assert f"uid {OTHER_USER} listens on " in outcome.err
-    assert f"not {TUNNEL} (uid {TUNNEL}), as whom the controller logs in" in outcome.err
+    assert f"not {TUNNEL} (uid {TUNNEL}), the user that the controller logs in as" in outcome.err
     assert "Do not pull from it" in outcome.err
 
 

@@ -52,7 +52,7 @@ def test_an_endless_answer_is_bounded(
 def test_an_answer_that_never_comes_is_bounded(hook: Hook, localhost: Localhost, shell: list[str]) -> None:
     """A client that hangs is killed before the limit, without a message of the shell."""
     hook.shell, hook.wait = shell, "1"
-    localhost.v4._socket.listen(16)  # connections are taken by the kernel, and nobody reads them
+    localhost.v4._socket.listen(16)  # connections are accepted by the kernel, and no program reads them
 
     outcome = hook.run()
 

@@ -346,7 +346,7 @@ async def test_without_a_file_entries_go_to_the_log() -> None:
 
 
 async def test_the_file_is_for_its_owner_and_group(file: Path) -> None:
-    """The file's mode is 0640, whatever the daemon's umask is."""
+    """The file's mode is 0640, regardless of the daemon's umask."""
     before = os.umask(0o077)
     try:
         log = AuditLog(file, "registry-1", lambda: NOW)

@@ -237,7 +237,7 @@ async def test_a_server_that_stops_within_the_handshake_is_unreachable_in_time(s
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100_000])
 async def test_another_service_is_unreachable(sshd: Sshd, login: Login, said: bytes) -> None:
-    """Whatever another service sends, the error is UnreachableError."""
+    """Any answer of another service raises UnreachableError."""
 
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)

@@ -132,7 +132,7 @@ async def test_a_silent_agent_is_unreachable_after_the_deadline(sshd: Sshd) -> N
 
 @pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-1.5-old\r\n", b"\xff" * 4096])
 async def test_another_service_on_the_port_is_unreachable(sshd: Sshd, said: bytes) -> None:
-    """A scan of a port with another service fails with UnreachableError, whatever the service sends."""
+    """A scan of a port with another service fails with UnreachableError, regardless of what the service sends."""
 
     async def other_service(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)

@@ -95,5 +95,5 @@ class WorkerHarness:
         return latest
 
     async def up(self, probes: int = 1) -> None:
-        """Wait until so many probes have come back."""
+        """Wait until this many probes have come back."""
         await until(lambda: len(self.of(TunnelProbed)) >= probes, deadline=20)

@@ -205,7 +205,7 @@ def test_a_member_that_has_left_is_gone_at_once(join: Callable[[str], ClusterDat
 
 
 def test_a_server_that_restarts_costs_a_tick(join: Callable[[str], ClusterDatabase], server: Postgres) -> None:
-    """The member goes on with a new session, and is still alive for the others."""
+    """The member continues with a new session, and is still alive for the others."""
     one, two = join("one"), join("two")
     server.stop()
     with pytest.raises(StoreError):
@@ -220,6 +220,6 @@ def test_a_server_that_restarts_costs_a_tick(join: Callable[[str], ClusterDataba
 
 
 def test_an_event_of_a_newer_version_is_left_out() -> None:
-    """A cluster that is being upgraded goes on."""
+    """A cluster that is being upgraded continues to work."""
     assert decode('{"kind": "Unknown", "event": {}}') is None
     assert decode("[]") is None

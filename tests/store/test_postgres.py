@@ -1,4 +1,4 @@
-"""The state in PostgreSQL, whatever happens to connections and servers."""
+"""The state in PostgreSQL survives lost connections and restarts of the server."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -67,7 +67,7 @@ def test_a_lost_connection_costs_one_write(url: str, server: Postgres) -> None:
 
 
 def test_a_server_that_restarts_costs_no_state(url: str, server: Postgres) -> None:
-    """What was written before a crash of the server is there after it, and writing goes on."""
+    """What was written before a crash of the server is there after it, and writing continues."""
     with closing(PostgresStore(url, "registry-1")) as store:
         store.write(Changes((RECORD,)))
         server.stop()

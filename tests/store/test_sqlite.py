@@ -1,4 +1,4 @@
-"""The state in one SQLite file: whole after every kind of end, and nobody else's."""
+"""The state in one SQLite file: consistent after any end of the process, and open to one writer only."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def read_again(store: SqliteStore) -> Record:
 
 
 def test_ten_thousand_small_writes_leave_a_short_wal(store: SqliteStore, file: Path) -> None:
-    """Neither many writes nor one large write make the WAL file grow for good."""
+    """Neither many writes nor one large write make the WAL file grow permanently."""
     store._db.execute("PRAGMA synchronous = OFF")  # the size is what counts here, not 10,000 waits for the disk
     history = tuple(HistoryEntry(1.5, "failed", "x" * 150) for _ in range(HISTORY_LENGTH))
     fleet = [
@@ -136,7 +136,7 @@ def test_the_database_of_a_program_with_an_id_is_refused(file: Path) -> None:
 def test_a_file_that_is_not_a_database_is_refused(file: Path) -> None:
     """A file that is not a database is refused, and the error names it."""
     file.parent.mkdir()
-    file.write_text("this is no database, but long enough to be looked at" * 50)
+    file.write_text("this is not a database, but long enough to be looked at" * 50)
 
     with pytest.raises(StoreError, match=f"{file}: file is not a database"):
         SqliteStore(file)

@@ -62,9 +62,7 @@ async def test_any_named_authority_may_have_signed(keygen: Keygen) -> None:
         (("-n", "ec2:i-1"), "more than 24 h from now"),
     ],
 )
-async def test_a_certificate_that_is_not_good_is_no_evidence(
-    keygen: Keygen, options: tuple[str, ...], why: str
-) -> None:
+async def test_an_invalid_certificate_is_not_evidence(keygen: Keygen, options: tuple[str, ...], why: str) -> None:
     """An invalid certificate is refused with its reason, so that the next method is asked."""
     blob = keygen.sign("host", *options)
 
@@ -79,7 +77,7 @@ async def test_a_longer_validity_can_be_configured(keygen: Keygen) -> None:
     assert await judged(blob, keygen.authority(ahead=26 * 3600.0))
 
 
-async def test_a_user_certificate_is_no_evidence(keygen: Keygen) -> None:
+async def test_a_user_certificate_is_not_evidence(keygen: Keygen) -> None:
     """A user certificate is refused, even if the same authority signed it for the same name."""
     blob = keygen.sign("host", *OURS, user=True)
 
@@ -144,16 +142,16 @@ async def test_a_principal_must_equal_the_agents_id(keygen: Keygen, principal: s
         await judged(blob, keygen.authority())
 
 
-async def test_a_plain_key_is_no_evidence(keygen: Keygen) -> None:
-    """An agent whose sshd has no HostCertificate presents its plain key, which is no evidence for `authority`."""
+async def test_a_plain_key_is_not_evidence(keygen: Keygen) -> None:
+    """An agent whose sshd has no HostCertificate presents its plain key, which is not evidence for `authority`."""
     blob = base64.b64decode(keygen.key("plain").split()[1])
 
     with pytest.raises(HostKeyUnknownError, match="presents no host certificate"):
         await judged(blob, keygen.authority())
 
 
-async def test_a_malformed_certificate_is_no_evidence(keygen: Keygen) -> None:
-    """A certificate of an unknown type or a truncated one is no evidence, and the reason says which."""
+async def test_a_malformed_certificate_is_not_evidence(keygen: Keygen) -> None:
+    """A certificate of an unknown type or a truncated one is not evidence, and the reason says which."""
     for odd in (b"", b"\x00\x00\x00\x04\xff\xff\xff\xff", keygen.sign("host", *OURS)[:100]):
         with pytest.raises(HostKeyUnknownError, match=r"truncated|not UTF-8"):
             await judged(odd, keygen.authority())

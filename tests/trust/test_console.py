@@ -36,8 +36,8 @@ async def test_the_console_method_reads_the_block() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "still booting"])
-async def test_a_console_without_a_block_is_no_evidence_yet(text: str) -> None:
-    """A console without a complete block is no evidence yet, with the reason."""
+async def test_a_console_without_a_block_is_not_evidence_yet(text: str) -> None:
+    """A console without a complete block is not evidence yet, with the reason."""
     with pytest.raises(HostKeyUnknownError, match="no host key block yet"):
         await ConsoleKeys(FakeConsoles(lambda _: text)).trust_for(AGENT)
 

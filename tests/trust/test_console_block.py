@@ -87,7 +87,7 @@ def test_keys_outside_the_block_are_ignored() -> None:
         (block(ED25519).replace(END, f"\x85{END}"), "a control character in the host key block"),
     ],
 )
-def test_anything_else_is_no_evidence_and_says_why(text: str, why: str) -> None:
+def test_anything_else_is_not_evidence_and_says_why(text: str, why: str) -> None:
     """Anything but one complete block raises the reason instead of returning doubtful keys."""
     with pytest.raises(ValueError, match=why):
         host_keys(text)
@@ -127,7 +127,7 @@ fuzzed = settings(derandomize=True, database=None, max_examples=300)
 
 
 @pytest.mark.parametrize("separator", SEPARATORS)
-def test_one_line_is_no_block_whatever_separates_its_parts(separator: str) -> None:
+def test_one_line_is_not_a_block_with_any_separator(separator: str) -> None:
     """A log message with text of a user may contain everything of a block except its line ends."""
     line = separator.join((BEGIN, OTHER, END))
 
@@ -138,7 +138,7 @@ def test_one_line_is_no_block_whatever_separates_its_parts(separator: str) -> No
 @fuzzed
 @given(line=one_line | text_line, at=st.integers(0, 12))
 def test_one_line_without_the_true_block_is_never_evidence(line: str, at: int) -> None:
-    """A forged line without the true block is no evidence, at any place in the console."""
+    """A forged line without the true block is not evidence, at any place in the console."""
     boot = [f"[    {number}.0] boot" for number in range(12)]
     boot.insert(at, line)
 

@@ -46,16 +46,16 @@ async def test_its_holder_has_the_same_evidence_again() -> None:
 
 
 @pytest.mark.parametrize(("holder", "incarnation"), [("cloud:b", "1"), ("cloud:a", "0")])
-async def test_a_used_seed_is_no_evidence_for_another_machine(holder: str, incarnation: str) -> None:
-    """A used seed is no evidence for another machine, nor for the same server after a rebuild."""
+async def test_a_used_seed_is_not_evidence_for_another_machine(holder: str, incarnation: str) -> None:
+    """A used seed is not evidence for another machine, nor for the same server after a rebuild."""
     taken = Seed("abc", KEY, 200.0, AgentId(holder), incarnation)
 
     with pytest.raises(HostKeyUnknownError, match=f"seed abc was used by {holder} already"):
         await known(taken).trust_for(launched((SEED_LABELS[0], "abc")))
 
 
-async def test_a_seed_that_is_not_known_is_no_evidence() -> None:
-    """A seed that another controller made, or that has expired, is no evidence."""
+async def test_a_seed_that_is_not_known_is_not_evidence() -> None:
+    """A seed that another controller made, or that has expired, is not evidence."""
     with pytest.raises(HostKeyUnknownError, match="seed abc is unknown here or has expired"):
         await known().trust_for(launched((SEED_LABELS[0], "abc")))
 

@@ -1,4 +1,4 @@
-"""Admission: who may dial, who may compute, in what order and how many, and that dead agents starve nobody."""
+"""Admission: which dials may connect, which handshakes may compute, in what order, and beside dead agents."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ class Sending:
         self._count = 0
 
     def receive_count(self) -> int:
-        """Count on."""
+        """Return the next number."""
         self._count += 1
         return self._count
 
@@ -73,7 +73,7 @@ class Crowd:
 
 @pytest.fixture
 def crowd() -> Iterator[Crowd]:
-    """Make a crowd, and see at the end that all that was held is given back."""
+    """Make a crowd, and check at the end that everything is released."""
     crowd = Crowd()
     yield crowd
     for permit in crowd.permits.values():
@@ -83,7 +83,7 @@ def crowd() -> Iterator[Crowd]:
 
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no time go by for the admission: nothing gets stale, and nothing more is given by and by."""
+    """Stop the admission's clock: no dial becomes stale, and no slot is added."""
     monkeypatch.setattr(rules, "MIN_PATIENCE", 1000.0)
     monkeypatch.setattr(rules, "MAX_PATIENCE", 1000.0)
     monkeypatch.setattr(rules, "SLOT_CHECK_INTERVAL", 1000.0)
@@ -212,7 +212,7 @@ async def test_a_cancelled_dial_holds_nothing(crowd: Crowd) -> None:
         waiting.cancel()
         await until(lambda: len(crowd.admission._dials) == 3)
         cancelled.cancel()
-        held.pop().end()  # lets in 3.0, for 4.0 will not come
+        held.pop().end()  # admits 3.0, because 4.0 was cancelled
         let_in.cancel()
         await last
 
@@ -302,7 +302,7 @@ async def test_a_busy_loop_grants_only_the_minimum_of_slots(crowd: Crowd, monkey
         coming = [tasks.create_task(crowd.shake_hands(float(number)), name="comes") for number in range(MIN_SLOTS + 3)]
         await until(lambda: crowd.admission._busy)
         assert len(crowd.permits) == MIN_SLOTS
-        crowd.admission._slots += 1  # as if one more had been let in before
+        crowd.admission._slots += 1  # as if one more had been admitted before
         crowd.permits[0.0].end()
         await asyncio.sleep(0)
         assert len(crowd.permits) == MIN_SLOTS

@@ -26,7 +26,7 @@ class Answering:
     coming: list[bytes] = field(default_factory=list)
 
     async def write(self, data: bytes) -> None:
-        """Take the request, and have the answer come in so many pieces."""
+        """Take the request, and return the answer in this many pieces."""
         self.requests.append(data)
         answer = self.answer
         if self.gate is not None:

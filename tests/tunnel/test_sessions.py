@@ -1,4 +1,4 @@
-"""The channels of a tunnel: their number is limited, and comes down again."""
+"""The channels of a tunnel: their number is limited, and decreases again."""
 
 import asyncio
 from dataclasses import fields

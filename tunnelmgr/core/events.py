@@ -47,7 +47,7 @@ class AgentEnded:
 
 @dataclass(frozen=True, slots=True)
 class FeedReported:
-    """A source's event feed answers (`error` is None) or fails; polling goes on either way."""
+    """A source's event feed answers (`error` is None) or fails; polling continues in both cases."""
 
     source: str
     error: str | None

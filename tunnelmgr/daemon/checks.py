@@ -161,7 +161,7 @@ def _reach(target: Endpoint) -> Finding:
 
 def _exposure(target: Endpoint) -> str:
     if not is_loopback(target.host):
-        return f"{target} is not loopback: the traffic is readable on its way, and others can reach the registry too"
+        return f"{target} is not loopback: others can read the traffic, and reach the registry too"
     where = ", ".join(listen_addresses(target.port))
     return f"it listens on {where}: anyone who can reach this machine can pull; set http.addr to {target}"
 

@@ -63,7 +63,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._waiting: list[tuple[bool, float, int, Share]] = []  # a heap: has a backlog, virtual time, arrival
         self._count = 0  # orders shares with equal claims by arrival
-        self._floor = 0.0  # virtual time of the last share with a backlog that ran: idle shares go on from there
+        self._floor = 0.0  # virtual time of the last share with a backlog that ran: idle shares continue from there
         self._used = 0.0  # CPU seconds that steps have used since a slice began
         self._running: Share | None = None
         self._began = 0.0  # thread time at which its step began

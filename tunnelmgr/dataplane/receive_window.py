@@ -2,7 +2,7 @@
 
 asyncssh reopens a window when it has passed data on, whether or not that data has been read: an agent that sends faster
 than the registry takes would fill the memory. This window reopens as data is read. It starts small, so that channels
-that nobody reads cost little, and grows while it is used, so that a long path reaches its full throughput.
+that are not read cost little, and grows while it is used, so that a long path reaches its full throughput.
 """
 
 from typing import Final

@@ -4,13 +4,13 @@
 # usage: tunnelmgr-wait [--soft]
 #
 # It requests http://localhost:5000/.well-known/tunnelmgr to identify the listener, then /v2/ to check the registry.
-# The listener must belong to the user as whom the controller logs in, or to root, if /proc/net shows its owner.
+# If /proc/net shows the owner of the listener, it must be root or the user that the controller logs in as.
 # Needs curl or wget (GNU's, wget2 or busybox's). Writes to stderr only, and never reads stdin.
 #
 # Environment:
 #   TUNNELMGR_WAIT      limit in seconds for the whole run, 1 to 86400 (120)
 #   TUNNELMGR_REGISTRY  HOST:PORT to wait for (localhost:5000)
-#   TUNNELMGR_USER      the user as whom the controller logs in, or its uid (tunnel)
+#   TUNNELMGR_USER      the user that the controller logs in as, or its uid (tunnel)
 # Exit status:
 #   0   ready
 #   69  another process answers on the port, or holds it
@@ -21,12 +21,12 @@
 set -u
 LC_ALL=C
 export LC_ALL
-# The registry is on this machine, where no proxy leads.
+# The registry is on this machine, so no proxy must be used.
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 
 # Hundredths of a second.
 patience=500           # for one answer
-stranger_patience=300  # for which a wrong answer is tolerated: its process may be about to end
+foreign_patience=300  # for which a wrong answer is tolerated: its process may be about to end
 silent_patience=2000   # the same for a port that accepts connections and is silent: a lost tunnel's sshd does so for
                        # up to ClientAliveInterval x ClientAliveCountMax (10 s as prepared by tunnelmgr)
 
@@ -103,7 +103,7 @@ ask_bounded() {
     printf '\nended %s\n' "$outcome"
 }
 
-# Requests http://$1. Sets $reply (at most 4 KB, printable) and $status: an HTTP status, or `nobody` (no listener),
+# Requests http://$1. Sets $reply (at most 4 KB, printable) and $status: an HTTP status, or `closed` (no listener),
 # `silent` (accepted the connection, sent no answer), `garbage` (not HTTP). Sets $late if no time was left.
 ask() {
     tick
@@ -140,7 +140,7 @@ judge_curl() {
         *)
             case $ended in
                 # 3 and 6: it was built without IPv6.
-                3 | 6 | 7) status=nobody ;;
+                3 | 6 | 7) status=closed ;;
                 1 | 8) status=garbage ;;
             esac
             ;;
@@ -168,7 +168,7 @@ judge_busybox() {
 judge_complaint() {
     case $reply in
         *onnection\ refused* | *"can't connect"* | *'annot assign'* | *unreachable* | *'not supported'* | \
-            *'bad address'* | *'nable to resolve'* | *'nvalid host'*) status=nobody ;;
+            *'bad address'* | *'nable to resolve'* | *'nvalid host'*) status=closed ;;
     esac
 }
 
@@ -229,24 +229,24 @@ read_listeners() {
     done <"$1"
 }
 
-# Sets $verdict on the listener at http://$1: `nobody`, `silent`, `stranger`, `refused`, `starting` or `ours`.
+# Sets $verdict on the listener at http://$1: `closed`, `silent`, `foreign`, `refused`, `starting` or `ours`.
 identify() {
     find_holder "$1"
-    verdict=stranger
+    verdict=foreign
     [ -z "$holder" ] || return 0
     ask "$1/.well-known/tunnelmgr"
     take_message
     case $status in
-        nobody | silent) verdict=$status ;;
+        closed | silent) verdict=$status ;;
         200)
-            verdict=stranger
+            verdict=foreign
             [ "$ended" = 0 ] || return 0
             case $reply in *'"agent"'*) ;; *) return 0 ;; esac
             case $reply in *'"group"'*) ;; *) return 0 ;; esac
             case $reply in *'"controller"'*) verdict=ours identity=$reply ;; esac
             ;;
-        403) if [ -n "$message" ]; then verdict=refused; else verdict=stranger; fi ;;
-        *) if [ -n "$message" ]; then verdict=starting; else verdict=stranger; fi ;;
+        403) if [ -n "$message" ]; then verdict=refused; else verdict=foreign; fi ;;
+        *) if [ -n "$message" ]; then verdict=starting; else verdict=foreign; fi ;;
     esac
 }
 
@@ -258,11 +258,11 @@ check_registry() {
         identify "$address"
         case $verdict in
             ours) ;;
-            nobody) [ "$address" != "$first" ] || absent=yes ;;
+            closed) [ "$address" != "$first" ] || absent=yes ;;
             *) return 0 ;;
         esac
     done
-    verdict=nobody
+    verdict=closed
     [ -z "$absent" ] || return 0
     ask "$first/v2/"
     take_message
@@ -277,9 +277,9 @@ check_registry() {
 describe() {
     there=$address
     case $verdict in
-        nobody) seen="nothing listens there yet" ;;
+        closed) seen="nothing listens there yet" ;;
         silent) seen="the port accepts connections but does not answer" ;;
-        stranger)
+        foreign)
             seen="another process answers on $address"
             [ -z "$holder" ] || seen="uid $holder listens on $address"
             ;;
@@ -294,9 +294,9 @@ describe() {
 
 give_up_on_others() {
     case $verdict in
-        stranger)
+        foreign)
             if [ -n "$holder" ]; then
-                say "uid $holder listens on $there, not $user (uid $owner), as whom the controller logs in." \
+                say "uid $holder listens on $there, not $user (uid $owner), the user that the controller logs in as." \
                     "Do not pull from it."
             else
                 say "something that is not tunnelmgr answers on $there. Do not pull from it."
@@ -310,7 +310,7 @@ give_up_on_others() {
 # Gives up if another process has held the port for longer than is tolerated.
 track_others() {
     case $verdict in
-        stranger | silent) ;;
+        foreign | silent) ;;
         *)
             others_since=
             others_seen=0
@@ -319,16 +319,16 @@ track_others() {
     esac
     [ -n "$others_since" ] || others_since=$elapsed
     held=$((elapsed - others_since))
-    if [ "$verdict" = stranger ]; then
+    if [ "$verdict" = foreign ]; then
         others_seen=$((others_seen + 1))
-        [ "$others_seen" -lt 3 ] || [ "$held" -lt "$stranger_patience" ] || give_up_on_others
+        [ "$others_seen" -lt 3 ] || [ "$held" -lt "$foreign_patience" ] || give_up_on_others
     else
         [ "$held" -lt "$silent_patience" ] || give_up_on_others
     fi
 }
 
 give_up_on_time() {
-    [ "$verdict" != stranger ] || give_up_on_others
+    [ "$verdict" != foreign ] || give_up_on_others
     say "$registry is not ready after $limit s: $seen."
     say "On the controller's machine, \`tunnelmgr list\` shows this agent's phase, and \`tunnelmgr show AGENT\` why."
     [ "$soft" = yes ] || exit 75
@@ -446,7 +446,7 @@ main() {
     others_seen=0
     next_report=0
     late=no
-    verdict=nobody
+    verdict=closed
     holder=
     while :; do
         before=$verdict

@@ -164,7 +164,7 @@ class ClusterDatabase:
             other = self._members(connection).get(me.name)
             if other is not None and other.alive:
                 raise StoreError(
-                    f"{described(self._url)}: a controller with the name {me.name!r} is running, last heard of "
+                    f"{described(self._url)}: a controller with the name {me.name!r} is running, last seen "
                     f"{other.seen:.0f}s ago; stop it, or set another controller.name"
                 )
             values = (me.name, self._instance, me.zone, me.capacity, me.version, me.rules)

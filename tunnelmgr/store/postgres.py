@@ -2,7 +2,7 @@
 
 What protects the data is the term of each agent's lease (`store/cluster_database.py`): a write names the terms that its
 member holds, and what is written under an earlier one is dropped. So a member that a partition has cut off cannot write
-about an agent after another member has taken it over, whatever it believes.
+about an agent after another member has taken it over, even if it believes otherwise.
 
 A lost connection costs one write, which the caller tries again; the next call connects again.
 """
@@ -43,7 +43,7 @@ Connection = psycopg.Connection[dict[str, Any]]
 APPLICATION: Final = 0x746E6C6D
 """`tnlm`: our class of advisory locks in a database."""
 MIGRATING: Final = 0
-"""The lock of whoever migrates the schema. All others belong to members, by the numbers of their sessions."""
+"""The lock of the member that migrates the schema. All others belong to members, by the numbers of their sessions."""
 CHANNEL: Final = "tunnelmgr"
 """Where members are notified of changes (NOTIFY)."""
 LEASE_SECONDS: Final = 10.0

@@ -145,7 +145,7 @@ def _memory(db: sqlite3.Connection) -> StoredState:
 
 @contextmanager
 def _snapshot(db: sqlite3.Connection) -> "Iterator[None]":
-    """Read one state of the file, whatever is written meanwhile (https://www.sqlite.org/isolation.html)."""
+    """Read one state of the file, unaffected by concurrent writes (https://www.sqlite.org/isolation.html)."""
     db.execute("BEGIN")
     try:
         yield

@@ -8,7 +8,7 @@ There are two resources, because a dial has two different costs:
 
 - A **place** is a descriptor and a little memory, from before TCP connects until the tunnel is up or the dial has
   failed. An agent that does not answer holds one until its deadline, so there are many. The last of them are reserved
-  for agents that were up or are new: dead agents cannot use up what good ones need.
+  for agents that were up or are new: dead agents cannot use up what working ones need.
 - A **slot** is CPU. A handshake takes tens of milliseconds of CPU time, here and on the agent. If a whole fleet began
   at once, all handshakes would end together, at the end. There are always `MIN_SLOTS`, and one more is added per
   `SLOT_CHECK_INTERVAL` while the loop is on time. A slot is granted only once the server has sent its first bytes. It

@@ -1,4 +1,4 @@
-"""Which agent a key belongs to, where the evidence of several names it."""
+"""Which agent a key belongs to, if the evidence of several agents names it."""
 
 from __future__ import annotations
 

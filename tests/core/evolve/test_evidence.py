@@ -1,4 +1,4 @@
-"""What is believed of an agent's host key."""
+"""The evidence for an agent's host key: found, missing or contradicted."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_missing_evidence_is_shown_with_its_reason_and_sought_again(history: His
 
 
 def test_the_same_missing_evidence_is_one_step_in_the_history(history: History) -> None:
-    """Searches that fail for the same reason add one step to the history, however many they are."""
+    """Searches that fail for the same reason add one step to the history, no matter how many they are."""
     agent = history.agent()
     history.listed(agent)
 
@@ -172,7 +172,7 @@ def test_reports_about_an_unknown_agent_change_nothing(history: History) -> None
 
 
 def test_evidence_weaker_than_the_proof_before_does_not_count(history: History) -> None:
-    """Evidence that is weaker than what proved the agent before does not count, even if the rules accept it."""
+    """Evidence that is weaker than what proved the agent before is ignored, even if the rules accept it."""
     agent = history.agent()
     history.believed(agent)
     history.receive(Reconfigured(replace(history.rules, trust={"cloud": (Method.TOFU,)})))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def seeded(history: History, expires: float = 200.0) -> Seed:
-    """Believe seeds, and add one."""
+    """Accept evidence by seeds, and add a seed."""
     history.accept(Method.SEEDED)
     seed = Seed("one", history.key(), expires)
     history.receive(SeedAdded(seed))

@@ -1,4 +1,4 @@
-"""What workers report, and what it makes of a tunnel's status."""
+"""What workers report, and how it changes a tunnel's status."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def drain(performer: Performer) -> None:
 
 
 def forget_all(performer: Performer) -> None:
-    """Let all machines vanish, what is under way end, and the memory expire."""
+    """End all machines and everything under way, and let the retention expire."""
     performer.batching = False
     performer.fleet.agents.clear()
     for source in SOURCES * 2:

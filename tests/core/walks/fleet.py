@@ -63,7 +63,7 @@ class Fleet:
         self.agents.pop(self.dice.choice(AGENTS), None)
 
     def snapshot(self, source: str) -> Snapshot:
-        """Return a source's whole answer."""
+        """Return a source's complete answer."""
         listed = frozenset(agent for agent in self.agents.values() if agent.source == source)
         gone = frozenset(id_ for id_ in self.ended if id_.startswith(source))
         return Snapshot(listed, gone, absence_is_proof=source == "file")

@@ -124,7 +124,7 @@ class Performer:
         assert work.asked is not action.manner, "asked to drain only once"
         record = self.world.records[action.agent]
         is_ours = record.present and not record.quarantine and record.agent.incarnation == work.spec.incarnation
-        assert is_ours or action.manner is Manner.REVOKE, "nothing is left to one that is not the agent any more"
+        assert is_ours or action.manner is Manner.REVOKE, "a machine that is no longer the agent keeps nothing"
         work.asked = action.manner
 
     def examined(self, id_: AgentId, *, reachable: bool) -> KeyExamined:
@@ -169,11 +169,11 @@ class Performer:
         self.receive(AgentsDiscovered(source, self.fleet.snapshot(source)))
 
     def present(self) -> set[AgentId]:
-        """Return who is there, as far as the world knows."""
+        """Return the agents that are present, as far as the world knows."""
         return {id_ for id_, record in self.world.records.items() if record.present}
 
     def under_way(self) -> set[AgentId]:
-        """Return the agents that have a worker, or are asked for something."""
+        """Return the agents that have a worker or a search."""
         return self.workers.keys() | self.seekers.keys() | self.examinations.keys()
 
 

@@ -65,7 +65,7 @@ class Walk:
         self.fleet.vanish()
 
     def list_whole(self) -> None:
-        """Answer wholly; only what has ended or was missed before may leave."""
+        """Give a complete answer; only agents that have ended or were missed before may leave."""
         source = self.dice.choice(SOURCES)
         before = self.performer.present()
         missed = {id_ for id_ in before if self.performer.world.records[id_].missed}
@@ -77,7 +77,7 @@ class Walk:
         assert all(id_ not in self.fleet.agents for id_ in left)
 
     def list_partly(self) -> None:
-        """Answer in part; nobody leaves by being absent from that."""
+        """Give a partial answer; absence from it removes no agent."""
         source = self.dice.choice(SOURCES)
         before, whole = self.performer.present(), self.fleet.snapshot(source)
         partial = frozenset(agent for agent in sorted_by_id(whole.agents) if self.dice.random() < 0.5)
@@ -87,7 +87,7 @@ class Walk:
         assert before - self.performer.present() <= whole.gone
 
     def fail_to_list(self) -> None:
-        """Answer not at all, which changes nobody's presence and nothing desired."""
+        """Fail to answer, which changes neither the presence of agents nor the desired tunnels."""
         before, wanted = self.performer.present(), desired(self.performer.world)
 
         self.performer.receive(DiscoveryFailed(self.dice.choice(SOURCES), "throttled"))
@@ -158,11 +158,11 @@ class Walk:
         self.performer.receive(Reconfigured(self.dice.choice((ALL_RULES[0], *ALL_RULES))))
 
     def retry(self) -> None:
-        """Ask for the next try now."""
+        """Request the next try now."""
         self.performer.receive(RetryRequested(self.dice.choice(AGENTS)))
 
     def release(self) -> None:
-        """Release an agent; what was believed of its key is forgotten."""
+        """Release an agent; its evidence is forgotten."""
         id_ = self.dice.choice(AGENTS)
         was = self.performer.world.records.get(id_)
 
@@ -176,7 +176,7 @@ class Walk:
         self.performer.receive()
 
     def forget(self) -> None:
-        """Forget who left long ago."""
+        """Forget agents that left long ago."""
         present = self.performer.present()
 
         self.performer.receive(RetentionExpired(self.performer.now - self.dice.choice((0.0, 60.0))))
@@ -184,12 +184,12 @@ class Walk:
         assert self.performer.present() == present
 
     def batch(self) -> None:
-        """Collect events before acting, as a loop does that was held up; or act at each again."""
+        """Collect events before acting, as a delayed loop does, or act after each one again."""
         self.performer.batching = not self.performer.batching
         self.performer.receive()
 
     def let_all_succeed(self) -> None:
-        """List all, and let whatever is under way succeed, so that walks get far."""
+        """List all, and let everything under way succeed, so that walks reach late states."""
         for source in SOURCES:
             self.performer.list_source(source)
         self.performer.succeed()

@@ -112,7 +112,7 @@ async def test_a_running_event_only_causes_polls(cloud: Ec2Service) -> None:
 
 
 async def test_late_duplicate_and_reordered_events_are_harmless(cloud: Ec2Service) -> None:
-    """The end of an agent is final, whatever comes after it, and each message is deleted."""
+    """The end of an agent is final, regardless of later events, and each message is deleted."""
     queue = queue_of(cloud, "doubled")
     for state in ("terminated", "running", "terminated", "pending", "shutting-down", "stopping", "stopped"):
         cloud.event("doubled", "i-1", state)
@@ -160,7 +160,7 @@ GARBAGE = [
 
 
 async def test_an_invalid_message_is_deleted_too(cloud: Ec2Service) -> None:
-    """A message that stays in the queue is delivered again without end."""
+    """A message that stays in the queue is delivered again and again."""
     queue = queue_of(cloud, "garbage")
     for body in filter(None, GARBAGE):
         cloud.send("garbage", body)

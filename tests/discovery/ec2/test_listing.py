@@ -86,7 +86,7 @@ def test_a_pending_instance_is_neither_an_agent_nor_gone(
 
 
 def test_the_public_address_is_used_if_configured(launch: Callable[..., str], source: Callable[..., Ec2Source]) -> None:
-    """With `address = "public"`, an instance without a public address is no agent."""
+    """With `address = "public"`, an instance without a public address is not an agent."""
     public = launch(public=True)
     launch()
 
