@@ -64,9 +64,9 @@ def measure(what: str, act: Callable[[], object]) -> float:
     act()
     took = []
     for _ in range(RUNS):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         act()
-        took.append((time.perf_counter() - begun) * 1000)
+        took.append((time.perf_counter() - started) * 1000)
     median = statistics.median(took)
     print(f"{what:58} {median:8.2f} {min(took):8.2f} {max(took):8.2f}")
     return median

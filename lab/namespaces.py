@@ -127,7 +127,7 @@ class Switch:
         return namespace
 
     def detach(self, namespace: Namespace) -> None:
-        """Detach the namespace from the bridge: no packet leaves it any more, not even a FIN."""
+        """Detach the namespace from the bridge: no further packet leaves it, not even a FIN."""
         if interface := self._interfaces.get(namespace.name):
             processes.run(["ip", "-n", self._name, "link", "del", interface])
 

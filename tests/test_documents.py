@@ -72,7 +72,7 @@ def test_the_folder_picture_is_complete() -> None:
 
 
 def test_each_log_event_is_documented() -> None:
-    """docs/operations.md lists exactly the events that the package logs above the level debug."""
+    """The table in docs/operations.md lists exactly the events that the package logs above the level debug."""
     logged = set()
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

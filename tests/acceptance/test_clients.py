@@ -185,7 +185,7 @@ def test_dockerd_pulls_and_pushes_twenty_layers_at_once(field: "Field", builder:
 
 
 def test_python_dxf_pushes_and_pulls(field: "Field", builder: LabAgent) -> None:
-    """python-dxf pushes and pulls; of a refusal it prints the status line, which contains our message."""
+    """`python-dxf` pushes and pulls; of a refusal it prints the status line, which contains our message."""
     dxf, environment = str(Path(sys.executable).with_name("dxf")), {"DXF_HOST": "localhost:5000", "DXF_INSECURE": "1"}
     content = os.urandom(200_000)
     file = field.folder / "blob"

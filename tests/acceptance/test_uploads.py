@@ -1,4 +1,4 @@
-"""An upload that began before a restart of the controller goes on after it, for the agent that began it."""
+"""An upload that began before a restart of the controller continues after it, for the agent that began it."""
 
 import hashlib
 import os

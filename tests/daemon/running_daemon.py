@@ -58,7 +58,7 @@ class Process:
         await until_elsewhere(lambda: self.client.status()["state"]["ok"] is ok, f"the state's `ok` is {ok}", 30)
 
     async def until_received(self, count: int) -> None:
-        """Wait until its first agent has sent so many bytes."""
+        """Wait until its first agent has sent this many bytes."""
         await until_elsewhere(lambda: self.client.agents()[0]["bytes_from_agent"] >= count, f"{count} bytes arrive")
 
     async def end(self, within: float = 10) -> int:

@@ -238,7 +238,7 @@ _TOKENS += [*(":", " ", "\t", "a", "3", "Connection", "close", "Expect: 100-cont
 @settings(deadline=None)  # a busy machine is not a failure
 @given(st.lists(st.sampled_from(_TOKENS), max_size=14).map("".join), st.sampled_from(["GET", "PUT"]))
 def test_h11_reads_an_accepted_head_the_same(text: str, method: str) -> None:
-    """h11 accepts every head that the parser accepts, with the same fields."""
+    """`h11` accepts every head that the parser accepts, with the same fields."""
     raw = f"{method} /v2/ HTTP/1.1\r\n{text}\r\nHost: a\r\n\r\n".encode("latin-1")
     try:
         head = parse(raw)

@@ -199,7 +199,7 @@ async def test_a_push_by_digest_writes_all_its_tags_or_none(talk: "Talk", gate: 
 
 
 async def test_tags_of_a_push_by_digest_are_forwarded_unchanged(talk: "Talk", gate: Gate, registry: "Registry") -> None:
-    """docker-registry 2.8 stores the manifest and ignores the tags of a push by digest, as without the gate."""
+    """With the gate as without it, docker-registry 2.8 ignores the tags of a push by digest."""
     manifest = registry.manifest("work/app", b"by digest")
 
     async with talk(gate, registry.endpoint) as agent:

@@ -129,7 +129,7 @@ def test_no_byte_of_a_state_can_be_changed(location: UploadLocation, data: st.Da
 
 @given(st.text(STATE_CHARACTERS))
 def test_a_state_that_was_not_made_here_is_refused(state: str) -> None:
-    """A text that the agent made up is refused, whatever its form."""
+    """A text that the agent made up is refused in any form."""
     assert PROOFS.location(UPLOAD, state) is None
 
 

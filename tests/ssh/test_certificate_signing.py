@@ -13,7 +13,7 @@ FIELDS = HostCertificateFields("ec2:i-1", 7, "images/ec2:i-1", 24.0)
 
 
 def test_a_host_certificate_has_the_requested_fields(tmp_path: Path) -> None:
-    """ssh-keygen shows the requested principal, serial and key id, and no critical options."""
+    """`ssh-keygen` shows the requested principal, serial and key id, and no critical options."""
     make_key(tmp_path / "ca", "authority")
     _, host = fresh_host_key("host")
 

@@ -137,7 +137,7 @@ def test_a_check_names_a_user_who_may_not_create_tables(url: str) -> None:
 
 
 def test_a_password_file_that_others_can_read_is_refused(url: str, tmp_path: Path) -> None:
-    """The error says how to mend the file's mode, and does not show the password."""
+    """The error says how to correct the file's mode, and does not show the password."""
     file = tmp_path / "password"
     file.write_text("secret\n")
     file.chmod(0o644)

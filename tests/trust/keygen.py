@@ -30,6 +30,6 @@ class Keygen:
         return base64.b64decode((self.folder / f"{host}-cert.pub").read_text().split()[1])
 
     def authority(self, name: str = "ca", **facts: object) -> Authority:
-        """Return an authority that was made before as one to believe."""
+        """Return an authority that was made before as one to trust."""
         key = " ".join((self.folder / f"{name}.pub").read_text().split()[:2])
         return Authority(name, key, **facts)  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ class DiscoveryFailed:
 
 @dataclass(frozen=True, slots=True)
 class AgentEnded:
-    """A source's event feed says that an agent has ended for good; `why` goes into its history."""
+    """A source's event feed reports that an agent has ended permanently; `why` goes into its history."""
 
     source: str
     agent: AgentId
@@ -157,7 +157,7 @@ class RetryRequested:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequested:
-    """An operator, the user `uid` of this machine, ends a quarantine; what was believed of the key is forgotten."""
+    """An operator, the user `uid` of this machine, ends a quarantine; the evidence is forgotten."""
 
     agent: AgentId
     reason: str

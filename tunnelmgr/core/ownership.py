@@ -67,7 +67,7 @@ class Step(StrEnum):
     OFFER = "offer"  # name a successor
     READY = "ready"  # the successor has logged in
     TAKE = "take"  # the successor listens
-    CANCEL = "cancel"  # by the holder or the successor: there is no successor any more
+    CANCEL = "cancel"  # by the holder or the successor: there is no longer a successor
 
 
 class LeaseChange(NamedTuple):

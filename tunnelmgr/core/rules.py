@@ -53,6 +53,6 @@ class Rules:
         minimum = self.minimum.get(agent.group, Method.TOFU)
         return method in self.trust.get(agent.source, ()) and method.reaches(minimum)
 
-    def believes_less(self, source: str, before: "Rules") -> bool:
+    def trusts_less(self, source: str, before: "Rules") -> bool:
         """Return whether a certificate of a source's agent that was valid under `before` may now be invalid."""
         return not before.authorities.get(source, frozenset()) <= self.authorities.get(source, frozenset())

@@ -82,7 +82,7 @@ class Record:
 
     `missed` counts the complete listings in a row that lacked it, up to two, the first of them at `missing_since`;
     `ended` says that its source has reported its end.
-    `trust` is the evidence in force, `proved` the last that was believed of this incarnation, in force or not.
+    `trust` is the evidence in force, `proved` the last that was accepted for this incarnation, in force or not.
     `possessed` are the keys that this incarnation has shown in a handshake since it last appeared.
     """
 

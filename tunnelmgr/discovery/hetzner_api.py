@@ -213,7 +213,7 @@ class HetznerApi:
             case HTTPStatus.TOO_MANY_REQUESTS:
                 return (
                     "429, the project's requests of this hour are used up, so polling is paused; "
-                    "check which other program sends so many"
+                    "check which other program uses them up"
                 )
             case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 return f"{status}, a fault at Hetzner; see https://status.hetzner.com"

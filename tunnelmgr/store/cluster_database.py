@@ -5,7 +5,7 @@ what has changed. All times are the database's; no member's clock is trusted.
 
 A member is alive while its heartbeat is younger than `LEASE_SECONDS`. If its database session has ended too, which an
 advisory lock shows, `QUIET_SECONDS` are enough: a killed process loses its session at once. The lock alone decides
-nothing, because a connection may break while its member goes on.
+nothing, because a connection may break while its member continues.
 https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 """
 
@@ -169,7 +169,7 @@ class ClusterDatabase:
                 )
             values = (me.name, self._instance, me.zone, me.capacity, me.version, me.rules)
             session = value(connection, _JOIN, values)
-            # What this name held is held by another process now, so its terms must not be valid any more.
+            # What this name held is held by another process now, so its terms must no longer be valid.
             connection.execute(
                 "UPDATE lease SET term = term + 1, successor = NULL, ready = false, written = pg_current_xact_id() "
                 "WHERE holder = %s",

@@ -152,7 +152,7 @@ class Performer:
         del self.seekers[id_]
         method = next(iter(self.believable(agent)), None)
         if method is None:
-            self.receive(EvidenceAbsent(id_, agent.incarnation, "no method may be believed"))
+            self.receive(EvidenceAbsent(id_, agent.incarnation, "no method is accepted"))
         else:
             found = EvidenceFound(id_, agent.incarnation, HostTrust(method, self.fleet.named_for(agent)))
             self.old_evidence.append(found)

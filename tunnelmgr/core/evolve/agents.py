@@ -74,7 +74,7 @@ def discovery_failed(world: World, event: DiscoveryFailed) -> World:
 def _stands(trust: HostTrust, agent: Agent, rules: Rules, before: Rules) -> bool:
     """Return whether evidence that was accepted under the rules `before` is accepted under the new ones."""
     certified = trust.method is Method.AUTHORITY
-    return rules.accepts(agent, trust.method) and not (certified and rules.believes_less(agent.source, before))
+    return rules.accepts(agent, trust.method) and not (certified and rules.trusts_less(agent.source, before))
 
 
 def _listed(world: World, event: AgentsDiscovered, now: float) -> dict[AgentId, Record]:
