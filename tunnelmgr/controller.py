@@ -76,7 +76,7 @@ class Tunnels(Protocol):
         ...
 
 
-class EvidenceSearches(Protocol):
+class Searches(Protocol):
     """Searches for host key evidence; `daemon/evidence_searches.py` does."""
 
     def search(self, action: Search) -> None:
@@ -104,7 +104,7 @@ class Performers:
     """What performs the controller's actions, and reports back to it by events."""
 
     tunnels: Tunnels
-    searches: EvidenceSearches
+    searches: Searches
 
     def perform(self, action: Action) -> None:
         """Begin one action; returns at once."""

@@ -147,9 +147,12 @@ class SourceWithIds(FakeSource):
         return self.found
 
 
-def lacks_one(_source: str, listing: Snapshot) -> list[Agent]:
-    """Return the agent unless it is listed."""
-    return [] if AGENT in listing.agents else [AGENT]
+class OneKnownAgent:
+    """Knows one agent, which every source should list."""
+
+    def missing_from(self, source: str, listing: Snapshot) -> list[Agent]:  # noqa: ARG002 - as `MissingLookup`
+        """Return the agent unless it is listed."""
+        return [] if AGENT in listing.agents else [AGENT]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,7 @@ async def test_missing_agents_are_requested_by_id(found: Snapshot | None, report
     """The answer by id completes the listing; if there is none, the listing is incomplete."""
     source = SourceWithIds([complete, lambda: Snapshot(frozenset())], found=found)
     events = RecordedEvents()
-    poller = Poller(source, events, missing=lacks_one)
+    poller = Poller(source, events, missing=OneKnownAgent())
 
     await poller.poll()
     assert source.wanted == []
@@ -178,7 +181,7 @@ async def test_a_source_without_requests_by_id_is_reported_as_listed() -> None:
     """Requests by id are optional for a source."""
     events = RecordedEvents()
 
-    await Poller(FakeSource([lambda: Snapshot(frozenset())]), events, missing=lacks_one).poll()
+    await Poller(FakeSource([lambda: Snapshot(frozenset())]), events, missing=OneKnownAgent()).poll()
 
     assert events == [AgentsDiscovered("fake", Snapshot(frozenset()))]
 

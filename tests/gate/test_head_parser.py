@@ -12,7 +12,7 @@ from tunnelmgr.gate.head_parser import (
     MAX_HEAD,
     BodyFraming,
     Coding,
-    ReceiveBuffer,
+    ParseBuffer,
     RequestHead,
     has_form_body,
     parse_request_head,
@@ -27,7 +27,7 @@ def head_of(*lines: str, method: str = "GET", target: str = "/v2/") -> bytes:
 
 def parse(raw: bytes) -> RequestHead:
     """Parse one complete head."""
-    inbox = ReceiveBuffer(MalformedRequestError)
+    inbox = ParseBuffer(MalformedRequestError)
     inbox.feed(raw)
     taken = inbox.take_head()
     assert taken is not None
@@ -147,7 +147,7 @@ def test_a_head_at_its_limits_is_accepted() -> None:
 
 def test_an_incomplete_head_is_not_an_error() -> None:
     """An incomplete head, also one that ends in a CR, is not an error."""
-    inbox = ReceiveBuffer(MalformedRequestError)
+    inbox = ParseBuffer(MalformedRequestError)
     whole = head_of()
 
     for byte in whole[:-1]:
@@ -268,7 +268,7 @@ _STREAMS = st.one_of(
 
 def heads_in(pieces: list[bytes]) -> tuple[list[RequestHead], bool]:
     """Return every head in the stream, and whether it ended in an error."""
-    inbox = ReceiveBuffer(MalformedRequestError)
+    inbox = ParseBuffer(MalformedRequestError)
     heads: list[RequestHead] = []
     try:
         for piece in pieces:

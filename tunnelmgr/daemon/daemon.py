@@ -65,7 +65,7 @@ class Daemon:
         stored = store.load()
         self.controller = Controller(restored(stored, clock()), store, clock)
         configuration = ActiveConfiguration(prepared, self.controller)
-        sources = SourceWatches(tasks, scheduler, self.controller, MissingAgents(self.controller).of)
+        sources = SourceWatches(tasks, scheduler, self.controller, MissingAgents(self.controller))
         admission = Admission(places_for(file_descriptor_limit()))
         scanner, seeds = AdmittedScanner(configuration, self.controller, admission), StoredSeeds(self.controller, wall)
         self.searches = EvidenceSearches(tasks, self.controller, configuration, TrustInputs(scanner, seeds, wall))

@@ -14,7 +14,7 @@ from tunnelmgr.core.ports import EventSink, WorldView
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.daemon.prepared import PreparedSource
 from tunnelmgr.discovery.ec2_events import EventFeed
-from tunnelmgr.discovery.polling import Missing, Poller, nothing_missing
+from tunnelmgr.discovery.polling import MissingLookup, NothingMissing, Poller
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class SourceWatch:
 
 @dataclass(frozen=True, slots=True)
 class MissingAgents:
-    """Says which agents a listing lacks, by the world as it is now."""
+    """Finds the agents that a listing lacks, by the world as it is now."""
 
     view: WorldView
 
-    def of(self, source: str, listing: Snapshot) -> tuple[Agent, ...]:
+    def missing_from(self, source: str, listing: Snapshot) -> tuple[Agent, ...]:
         """Return the agents of a source that its listing lacks; called in the source's thread."""
         return missing_agents(self.view.world, source, listing)
 
@@ -44,7 +44,7 @@ class SourceWatches:
     tasks: asyncio.TaskGroup
     scheduler: AsyncIOScheduler
     events: EventSink
-    missing: Missing = nothing_missing
+    missing: MissingLookup = field(default_factory=NothingMissing)
     _watches: dict[str, SourceWatch] = field(default_factory=dict)
 
     def follow(self, sources: Sequence[PreparedSource]) -> None:

@@ -49,25 +49,32 @@ class FindsById(Protocol):
         ...
 
 
-Missing = Callable[[str, Snapshot], Sequence[Agent]]
-"""Returns the agents of a source that a listing of it lacks."""
+class MissingLookup(Protocol):
+    """Knows the agents that a source has listed before; `daemon/source_watches.py` does."""
+
+    def missing_from(self, source: str, listing: Snapshot) -> Sequence[Agent]:
+        """Return the agents of a source that its listing lacks; called in the source's thread."""
+        ...
 
 
-def nothing_missing(_source: str, _listing: Snapshot) -> tuple[Agent, ...]:
-    """Return no agent."""
-    return ()
+class NothingMissing:
+    """Knows no agents, so a listing lacks none."""
+
+    def missing_from(self, source: str, listing: Snapshot) -> Sequence[Agent]:  # noqa: ARG002 - as `MissingLookup`
+        """Return no agent."""
+        return ()
 
 
 @dataclass(slots=True)
 class Poller:
-    """Polls one source at each wake-up and reports its answer; `missing` returns the agents to request by id."""
+    """Polls one source at each wake-up and reports its answer; `missing` names the agents to request by id."""
 
     source: AgentSource
     events: EventSink
     wakeups: asyncio.Event = field(default_factory=asyncio.Event)
     timeout: float = POLL_TIMEOUT
     clock: Callable[[], float] = time.monotonic
-    missing: Missing = nothing_missing
+    missing: MissingLookup = field(default_factory=NothingMissing)
     _paused_until: float = 0.0
     _failing: str | None = None
     _polling: bool = False
@@ -136,10 +143,10 @@ class Poller:
             log.info("source recovered", source=self.source.config.name)
 
 
-def listed(source: AgentSource, missing: Missing) -> Snapshot:
+def listed(source: AgentSource, missing: MissingLookup) -> Snapshot:
     """Return a source's listing, completed with the state of the agents that the listing lacks; blocks."""
     listing = source.discover()
-    lacking = missing(source.config.name, listing)
+    lacking = missing.missing_from(source.config.name, listing)
     if not lacking or not isinstance(source, FindsById):
         return listing
     try:

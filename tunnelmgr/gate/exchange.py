@@ -16,7 +16,7 @@ from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
 from tunnelmgr.gate.head_encoder import encode_request_head, encode_response_head
-from tunnelmgr.gate.head_parser import BodyFraming, Coding, ReceiveBuffer, RequestHead, ResponseHead
+from tunnelmgr.gate.head_parser import BodyFraming, Coding, ParseBuffer, RequestHead, ResponseHead
 from tunnelmgr.gate.local_reply import CONTINUE
 from tunnelmgr.gate.location_rewrite import rewrite_location
 from tunnelmgr.gate.manifest import MAX_MANIFEST, ManifestTooLargeError, PushedManifest, media_type
@@ -50,7 +50,7 @@ class Exchange:
         self,
         *,
         agent: Channel,
-        inbox: ReceiveBuffer,
+        inbox: ParseBuffer,
         connection: RegistryConnection,
         target: Endpoint,
         timeouts: Timeouts,

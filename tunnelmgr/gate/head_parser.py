@@ -88,7 +88,7 @@ class ResponseHead:
     keep_alive: bool
 
 
-class ReceiveBuffer:
+class ParseBuffer:
     """Received bytes that are not parsed yet; a complete head can be taken from the front."""
 
     __slots__ = ("_bytes", "_error", "_scanned")
@@ -143,7 +143,7 @@ def _is_clean(part: bytearray) -> bool:
 
 
 def parse_request_head(raw: bytes) -> RequestHead:
-    """Parse one head from a `ReceiveBuffer`; raises MalformedRequestError by the rules above."""
+    """Parse one head from a `ParseBuffer`; raises MalformedRequestError by the rules above."""
     request_line, *lines = raw[:-4].split(b"\r\n")
     method, target = _read_request_line(request_line)
     fields = _read_fields(lines, MalformedRequestError)

@@ -17,7 +17,7 @@ from tunnelmgr.core.ports import Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.bodies import Piece, body_reader
-from tunnelmgr.gate.head_parser import ReceiveBuffer, ResponseHead, parse_response_head
+from tunnelmgr.gate.head_parser import ParseBuffer, ResponseHead, parse_response_head
 from tunnelmgr.gate.target_socket import TargetSocket
 
 MAX_PENDING_REQUESTS: Final = 3
@@ -38,7 +38,7 @@ class RegistryConnection:
         self._head_timeout = head_timeout
         self._idle_timeout = idle_timeout
         self._socket: TargetSocket | None = None
-        self._inbox = ReceiveBuffer(RegistryUnavailableError)
+        self._inbox = ParseBuffer(RegistryUnavailableError)
         self._response_begun = False
         self._close_after_response = False
 

@@ -18,7 +18,7 @@ from tunnelmgr.gate.catalog import CatalogSearch
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.delete import DeleteHandler
 from tunnelmgr.gate.exchange import Exchange
-from tunnelmgr.gate.head_parser import Coding, ReceiveBuffer, RequestHead, has_form_body
+from tunnelmgr.gate.head_parser import Coding, ParseBuffer, RequestHead, has_form_body
 from tunnelmgr.gate.identity import IdentityEndpoint
 from tunnelmgr.gate.local_reply import LocalReply, refusal
 from tunnelmgr.gate.push import PushHandler
@@ -38,7 +38,7 @@ class RequestHandler:
     """
 
     def __init__(
-        self, context: GateContext, agent: MeteredChannel, inbox: ReceiveBuffer, caller: Caller, target: Endpoint
+        self, context: GateContext, agent: MeteredChannel, inbox: ParseBuffer, caller: Caller, target: Endpoint
     ) -> None:
         timeouts, slots = context.timeouts, context.pending_requests.semaphore_of(caller.agent)
         self.caller = caller

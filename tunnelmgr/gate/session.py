@@ -15,7 +15,7 @@ from tunnelmgr.errors import GateError, MalformedRequestError
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.exchange import AgentStalledError, ReadOnlyError
-from tunnelmgr.gate.head_parser import ReceiveBuffer, RequestHead, parse_request_head
+from tunnelmgr.gate.head_parser import ParseBuffer, RequestHead, parse_request_head
 from tunnelmgr.gate.local_reply import LocalReply, refusal
 from tunnelmgr.gate.location_rewrite import RedirectedElsewhereError, UnusableLocationError
 from tunnelmgr.gate.request_handler import RequestHandler
@@ -36,7 +36,7 @@ class Session:
     def __init__(self, context: GateContext, agent: MeteredChannel, caller: Caller, target: Endpoint) -> None:
         self._context = context
         self._agent = agent
-        self._inbox = ReceiveBuffer(MalformedRequestError)
+        self._inbox = ParseBuffer(MalformedRequestError)
         self._handler = RequestHandler(context, agent, self._inbox, caller, target)
         self._recorded = (0, 0)  # bytes to and from the agent that earlier records contain
 
