@@ -109,10 +109,8 @@ def _transition(world: World, event: Event, now: float) -> Transition:  # noqa: 
             return Transition(agents.discovery_failed(world, event))
         case AgentEnded():
             return agents.agent_ended(world, event, now)
-        case FeedReported():
-            return Transition(agents.feed_reported(world, event.source, ok=event.error is None, error=event.error))
-        case FeedClosed(source):
-            return Transition(agents.feed_reported(world, source, ok=None, error=None))
+        case FeedReported() | FeedClosed():
+            return Transition(agents.feed_reported(world, event))
         case EvidenceFound():
             return evidence.found(world, event, now)
         case EvidenceAbsent():

@@ -11,7 +11,7 @@ Rules:
 from dataclasses import replace
 
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed
+from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DiscoveryFailed, FeedClosed, FeedReported
 from tunnelmgr.core.evolve.transition import Transition
 from tunnelmgr.core.missing_agents import FAILURE_SHARE, grace_period, missing_agents, present_records
 from tunnelmgr.core.rules import Rules
@@ -175,12 +175,16 @@ def agent_ended(world: World, event: AgentEnded, now: float) -> Transition:
     return Transition(world.with_record(over), {event.agent})
 
 
-def feed_reported(world: World, source: str, *, ok: bool | None, error: str | None) -> World:
-    """Record the health of a source's event feed; `ok` is None if there is none any more."""
-    known = world.sources.get(source)
+def feed_reported(world: World, event: FeedReported | FeedClosed) -> World:
+    """Record the health of a source's event feed; a feed that was closed has none."""
+    known = world.sources.get(event.source)
     if known is None:
         return world
-    return replace(world, sources={**world.sources, source: replace(known, feed_ok=ok, feed_error=error)})
+    if isinstance(event, FeedClosed):
+        view = replace(known, feed_ok=None, feed_error=None)
+    else:
+        view = replace(known, feed_ok=event.error is None, feed_error=event.error)
+    return replace(world, sources={**world.sources, event.source: view})
 
 
 def _left(record: Record, why: str, now: float) -> Record:
