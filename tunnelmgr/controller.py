@@ -17,10 +17,12 @@ import structlog
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import (
+    ClusterChanged,
     Event,
     EvidenceAbsent,
     EvidenceFound,
     KeyExamined,
+    StateShared,
     TunnelBound,
     TunnelDialled,
     TunnelEnded,
@@ -200,6 +202,11 @@ class Controller:
         """Why the state is not being written, None if it is."""
         return self._writer.error
 
+    @property
+    def has_written(self) -> bool:
+        """Whether the store holds everything that is to be written."""
+        return self._writer.has_written(self.world)
+
     def report(self, event: Event) -> None:
         """Queue an event for the loop, which takes events in order."""
         self._inbox.put(event, routine=self._is_routine(event), urgent=not self._can_wait(event))
@@ -248,7 +255,9 @@ class Controller:
             self._inbox.wake()
 
     def _is_routine(self, event: Event) -> bool:
-        """Return whether an event is another probe of a tunnel that is up, which changes only its figures."""
+        """Return whether an event changes only figures: another probe of a tunnel that is up, or the same leases."""
+        if isinstance(event, ClusterChanged):
+            return self.world.cluster is not None and event.cluster.agents is self.world.cluster.agents
         if not isinstance(event, TunnelProbed):
             return False
         return isinstance(self.world.tunnels.get(event.agent), Up)
@@ -268,7 +277,12 @@ class Controller:
     def _apply(self, events: list[Event]) -> None:
         before = self.world
         for event in events:
+            if isinstance(event, StateShared):
+                self._notice(before)
+                self._writer.note_stored(event.records, event.seeds)
             self.world = evolve(self.world, event, self.clock())
+            if isinstance(event, StateShared):
+                before = self.world  # what other members have written is not news: they have reported it
         self._notice(before)
 
     def _notice(self, before: World) -> None:
@@ -277,7 +291,7 @@ class Controller:
         _log_missing(before, self.world)
         if before.records is not self.world.records:
             for record, entry in new_entries(before, self.world):
-                if entry.is_news:
+                if entry.is_news and not _is_anothers(self.world, record):
                     self._history.history_grew(record, entry)
 
     def _reconcile(self, performers: Performers, tasks: asyncio.TaskGroup) -> None:
@@ -297,6 +311,12 @@ class Controller:
         count = max(MIN_OPENINGS, int(len(may_begin) * OPENINGS_SHARE))
         self._behind = count < len(may_begin)
         return first_in_order(count, may_begin)
+
+
+def _is_anothers(world: World, record: Record) -> bool:
+    """Return whether another member of the cluster holds the agent, and reports about it."""
+    cluster = world.cluster
+    return cluster is not None and record.agent.id in cluster.agents and not cluster.holds(record.agent.id)
 
 
 def _has_workers(world: World) -> bool:

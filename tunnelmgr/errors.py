@@ -127,6 +127,18 @@ class ListenRefusedError(TunnelError):
         super().__init__(f"the agent refused to listen on {address}: {reasons[refusal]}")
 
 
+class HeldElsewhereError(TunnelError):
+    """Another controller of the cluster still listens on the agent."""
+
+    code = "held-elsewhere"
+
+    def __init__(self, address: str, member: str) -> None:
+        super().__init__(
+            f"{address} on the agent is probably still held by controller {member}; its sshd ends that session once "
+            "ClientAliveInterval and ClientAliveCountMax have passed. If it stays, look with `ss -ltnp` on the agent"
+        )
+
+
 class ImpostorListenerError(TunnelError):
     """Another process answers on the address where our listener should."""
 

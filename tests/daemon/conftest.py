@@ -26,6 +26,7 @@ class Site:
     agents: tuple[str, ...] = ("builder-1",)
     more: str = ""
     state: str = ""
+    name: str = "registry-1"
 
     @property
     def file(self) -> Path:
@@ -51,7 +52,7 @@ class Site:
         own = "\n".join(self.controller)
         self.file.write_text(f"""\
 [controller]
-name = "registry-1"
+name = "{self.name}"
 state = "{self.state or self.default_state}"
 socket = "{self.socket}"
 drain = "5s"

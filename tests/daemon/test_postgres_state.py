@@ -1,10 +1,14 @@
 """The daemon with its state in PostgreSQL, between a real server and an agent."""
 
+import asyncio
+import signal
+from dataclasses import replace
+
 import pytest
 
 from lab.postgres import Postgres
 from tests.daemon.conftest import Site
-from tests.daemon.running_daemon import daemon
+from tests.daemon.running_daemon import Process, daemon, fetch
 from tests.ssh.ssh_server import Sshd, generate, running_sshd
 from tests.store.conftest import server, url
 
@@ -46,16 +50,66 @@ async def test_a_database_that_goes_away_costs_no_tunnel(site: Site, url: str, s
         await process.until_state(ok=True)
 
 
-async def test_a_second_daemon_on_one_database_refuses(site: Site, url: str) -> None:
-    """The second daemon ends with an error that names the first one."""
+async def test_a_second_daemon_of_the_same_name_refuses(site: Site, url: str) -> None:
+    """The second daemon ends with an error that says what to do, and the first one goes on."""
     site.state = url
     async with daemon(site) as first:
         await first.phase("up")
-        second_site = Site(site.folder / "second", site.sshd, site.registry, trust="tofu", state=url)
-        second_site.folder.mkdir()
-        (second_site.folder / "id_ed25519").write_bytes((site.folder / "id_ed25519").read_bytes())
-        (second_site.folder / "id_ed25519").chmod(0o600)
-        async with daemon(second_site) as second:
+        async with daemon(another(site, "registry-1")) as second:
             assert await second.end() == 1
-            assert b"controller 'registry-1' uses this state since" in second.output
-        assert (await first.phase("up"))["phase"] == "up"
+            assert b"a controller with the name 'registry-1' is running" in second.output
+        assert (await first.phase("up"))["error"] is None
+
+
+def another(site: Site, name: str) -> Site:
+    """Return the site of another controller with the same state, key and agents."""
+    folder = site.folder / f"another-{name}"
+    folder.mkdir()
+    (folder / "id_ed25519").write_bytes((site.folder / "id_ed25519").read_bytes())
+    (folder / "id_ed25519").chmod(0o600)
+    return replace(site, folder=folder, name=name)
+
+
+async def holder(*members: Process) -> Process:
+    """Return the member that has the tunnel, once exactly one has."""
+    async with asyncio.timeout(20):
+        while True:
+            found = [member for member in members if await has_tunnel(member)]
+            if len(found) == 1:
+                return found[0]
+            await asyncio.sleep(0.02)
+
+
+async def has_tunnel(member: Process) -> bool:
+    """Return whether a member says that it holds the tunnel."""
+    agents = await member.agents()
+    return any(agent["phase"] == "up" and agent["probe_ms"] is not None for agent in agents.values())
+
+
+async def test_one_of_two_members_has_the_tunnel_and_hands_it_over_at_its_end(site: Site, url: str) -> None:
+    """A stop hands the agent over: the other member listens before the first one ends, and clients are served."""
+    site.state = url
+    async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
+        first = await holder(one, two)
+        second = two if first is one else one
+
+        first.child.send_signal(signal.SIGTERM)
+        assert await first.end() == 0
+
+        assert await has_tunnel(second)
+        assert await fetch(site) == b"HTTP/1.1 200 OK"
+        assert b"Traceback" not in first.output + second.output
+
+
+async def test_a_killed_members_agent_is_taken_over(site: Site, url: str) -> None:
+    """After kill -9 of the holder, the other member notices that its session has ended, and dials."""
+    site.state = url
+    async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
+        first = await holder(one, two)
+        second = two if first is one else one
+
+        first.child.kill()
+
+        await second.phase("up")
+        assert await holder(second) is second
+        assert await fetch(site) == b"HTTP/1.1 200 OK"

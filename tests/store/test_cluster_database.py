@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import queue
+import time
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 import pytest
 
 from tests.store.records import AGENT, RECORD
 from tunnelmgr.core.cluster import RemoteStatus
+from tunnelmgr.core.cluster_messages import Discovered, Outgoing
 from tunnelmgr.core.events import AgentsDiscovered, ReleaseRequested
-from tunnelmgr.core.ownership import Lease, LeaseChange, Member, Step
+from tunnelmgr.core.ownership import LEASE_SECONDS, Lease, LeaseChange, Member, Step
 from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.errors import StoreError
-from tunnelmgr.store.cluster_database import (
-    QUIET_SECONDS,
-    ClusterDatabase,
-    Discovered,
-    Outgoing,
-    listening,
-    wait_for_news,
-)
-from tunnelmgr.store.event_codec import decode, encode
-from tunnelmgr.store.postgres import LEASE_SECONDS, PostgresStore
+from tunnelmgr.store.cluster_database import QUIET_SECONDS, ClusterDatabase
+from tunnelmgr.store.event_codec import decode
+from tunnelmgr.store.notifications import Notifications
+from tunnelmgr.store.postgres import PostgresStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,7 +79,7 @@ def test_a_second_process_of_one_name_is_refused_while_the_first_lives(
     with pytest.raises(StoreError, match="a controller with the name 'one' is running"):
         join("one")
     first.close()
-    age(url, "one", QUIET_SECONDS)
+    wait_for_sessions(url, 0)
 
     second = join("one")
 
@@ -97,6 +94,7 @@ def test_a_killed_member_is_dead_soon_and_a_silent_one_after_its_lease(
     """Without its session a member is dead after a short silence; with it, after `LEASE_SECONDS`."""
     silent, killed, other = join("silent"), join("killed"), join("other")
     killed.close()
+    wait_for_sessions(url, 2)
     age(url, "killed", QUIET_SECONDS)
     age(url, "silent", QUIET_SECONDS)
 
@@ -160,14 +158,14 @@ def test_what_a_source_said_reaches_every_other_member_in_order(join: Callable[[
     one, two = join("one"), join("two")
     events = [AgentsDiscovered("cloud", Snapshot(frozenset({AGENT}), failures=(str(number),))) for number in range(3)]
     for event in events:
-        one.tick(Outgoing(discovered=(Discovered("cloud", encode(event), whole=True),)))
+        one.tick(Outgoing(discovered=(Discovered("cloud", event, whole=True),)))
 
     received = two.tick(Outgoing()).discovered
 
-    assert [decode(text) for text in received] == events
+    assert list(received) == events
     assert two.tick(Outgoing()).discovered == ()
     assert one.tick(Outgoing()).discovered == ()
-    assert [decode(text) for text in join("late").tick(Outgoing()).discovered] == [events[-1]]
+    assert join("late").tick(Outgoing()).discovered == (events[-1],)
 
 
 def test_a_request_reaches_the_holder_until_it_has_acted(join: Callable[[str], ClusterDatabase]) -> None:
@@ -175,24 +173,49 @@ def test_a_request_reaches_the_holder_until_it_has_acted(join: Callable[[str], C
     one, two = join("one"), join("two")
     one.tick(claim("one"))
     event = ReleaseRequested(AGENT.id, "rebuilt", 0)
-    two.tick(Outgoing(requests=((AGENT.id, encode(event)),)))
+    two.tick(Outgoing(requests=((AGENT.id, event),)))
 
-    ((number, agent, text),) = one.tick(Outgoing()).requests
+    ((number, received),) = one.tick(Outgoing()).requests
 
-    assert (agent, decode(text)) == (AGENT.id, event)
+    assert received == event
     assert two.tick(Outgoing()).requests == ()
     assert len(one.tick(Outgoing()).requests) == 1
     assert one.tick(Outgoing(done=(number,))).requests == ()
 
 
 def test_a_change_notifies_the_other_members(join: Callable[[str], ClusterDatabase], url: str) -> None:
-    """A member that listens wakes up for what others change, and not for its own changes."""
-    one = join("one")
-    with closing(listening(url, None)) as own, closing(listening(url, None)) as other:
+    """A member is woken by what others change, and not by its own changes."""
+    one, own, other = join("one"), Notifications(url, "one"), Notifications(url, "two")
+    woken: queue.SimpleQueue[str] = queue.SimpleQueue()
+    own.start(lambda: woken.put("own"))
+    other.start(lambda: woken.put("other"))
+    try:
+        wait_for_listeners(url, 2)
         one.tick(claim("one"))
+        assert woken.get(timeout=10) == "other"
+        assert woken.empty()
+    finally:
+        own.stop()
+        other.stop()
 
-        assert wait_for_news(other, "two", 10)
-        assert not wait_for_news(own, "one", 0)
+
+def wait_for_sessions(url: str, count: int) -> None:
+    """Wait until so many members have a session."""
+    wait_for(url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", count)
+
+
+def wait_for_listeners(url: str, count: int) -> None:
+    """Wait until so many connections listen."""
+    wait_for(url, "SELECT count(*) FROM pg_stat_activity WHERE datname = 'state' AND query LIKE 'LISTEN%'", count)
+
+
+def wait_for(url: str, query: LiteralString, count: int) -> None:
+    """Wait until a query returns a number."""
+    deadline = time.monotonic() + 10
+    with psycopg.connect(url, autocommit=True) as db:
+        while db.execute(query).fetchone() != (count,):
+            assert time.monotonic() < deadline, query
+            time.sleep(0.02)
 
 
 def test_a_member_that_has_left_is_gone_at_once(join: Callable[[str], ClusterDatabase]) -> None:

@@ -23,8 +23,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Literal, NamedTuple, assert_never
+from typing import Final, Literal, NamedTuple, assert_never
 
+LEASE_SECONDS: Final = 10.0
+"""Seconds without a heartbeat after which a member is dead, and its leases may be claimed."""
 Kind = Literal["agent", "source"]
 """What a lease is about."""
 

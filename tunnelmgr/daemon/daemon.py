@@ -21,6 +21,7 @@ from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.garbage import disable_full_collections
 from tunnelmgr.daemon.housekeeping import Housekeeping, make_scheduler
+from tunnelmgr.daemon.membership import MemberHistory, make_membership
 from tunnelmgr.daemon.operations import DaemonOperations
 from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.registry_health import RegistryWatch
@@ -65,7 +66,8 @@ class Daemon:
         stored = store.load()
         self.controller = Controller(restored(stored, clock()), store, clock)
         configuration = ActiveConfiguration(prepared, self.controller)
-        sources = SourceWatches(tasks, scheduler, self.controller, MissingAgents(self.controller))
+        self.membership = make_membership(settings, self.controller)
+        sources = SourceWatches(tasks, scheduler, self.membership or self.controller, MissingAgents(self.controller).of)
         admission = Admission(places_for(file_descriptor_limit()))
         scanner, seeds = AdmittedScanner(configuration, self.controller, admission), StoredSeeds(self.controller, wall)
         self.searches = EvidenceSearches(tasks, self.controller, configuration, TrustInputs(scanner, seeds, wall))
@@ -83,7 +85,9 @@ class Daemon:
         channels = ChannelServer(configuration, gate, settings.name)
         self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, self.controller))
 
-        self.reload = Reload(file, settings, configuration, self.controller, self.searches, self.supervisor, sources)
+        self.reload = Reload(
+            file, settings, configuration, self.controller, self.searches, self.supervisor, sources, self.membership
+        )
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload)
         self.metrics.watch(operations)
         self.control = ControlServer(operations, settings.socket)
@@ -99,13 +103,18 @@ class Daemon:
         background: list[asyncio.Task[None]] = []
         try:
             await self._start_metrics()
+            if self.membership is not None:
+                await self.membership.join(self.reload.sources)
             self.reload.follow(self._prepared)
             disable_full_collections()
             background = self.housekeeping.start(self._tasks)
+            if self.membership is not None:
+                background.append(self._tasks.create_task(self.membership.run(self.reload.sources), name="cluster"))
             self.signals.install()
             notify("READY=1", f"STATUS={self.housekeeping.summary()}")
             self._log_start()
-            await self.controller.run(Performers(self.supervisor, self.searches), self.trail)
+            history = MemberHistory(self.membership, self.trail) if self.membership is not None else self.trail
+            await self.controller.run(Performers(self.supervisor, self.searches), history)
         finally:
             notify("STOPPING=1")
             await self._stop(background)
@@ -134,6 +143,8 @@ class Daemon:
             self.housekeeping.scheduler.shutdown(wait=False)
         self.searches.stop()
         self.signals.stop()
+        if self.membership is not None:
+            await self.membership.leave()
         for task in background:
             task.cancel()
         await self.metrics.close()

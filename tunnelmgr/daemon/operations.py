@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tunnelmgr import __version__
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import Event
+from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested
 from tunnelmgr.core.health import AuditHealth, DaemonHealth, FastPathHealth, TrafficCounters
 from tunnelmgr.core.policy import Verdict
 from tunnelmgr.core.world import World
@@ -53,8 +53,13 @@ class DaemonOperations:
         )
 
     def report(self, event: Event) -> None:
-        """Pass an operator's request to the controller."""
-        self.controller.report(event)
+        """Pass an operator's request to the controller, or to the member of the cluster that holds the agent."""
+        membership = self.reloads.membership
+        match event:
+            case ReleaseRequested() | RetryRequested() if membership is not None and not self.world.holds(event.agent):
+                membership.request(event.agent, event)
+            case _:
+                self.controller.report(event)
 
     def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
         """Return what the agent's policy says; raises ValueError for an unknown action or an invalid repository."""

@@ -1,17 +1,20 @@
 """Following a configuration: at the start, and again whenever the file is read again."""
 
 import asyncio
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from tunnelmgr.config import ControllerConfig
+from tunnelmgr.config import Config, ControllerConfig
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.events import Reconfigured
 from tunnelmgr.core.ports import EventSink
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
+from tunnelmgr.daemon.membership import Membership
 from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.source_watches import SourceWatches
 from tunnelmgr.threads import in_thread
@@ -22,7 +25,7 @@ from tunnelmgr.tunnel.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
-FIXED = ("name", "state", "state_password", "socket", "metrics", "metrics_public", "audit")
+FIXED = ("name", "zone", "capacity", "state", "state_password", "socket", "metrics", "metrics_public", "audit")
 """Keys of `[controller]` that take effect at the next start only."""
 
 
@@ -37,6 +40,7 @@ class Reload:
     searches: EvidenceSearches
     supervisor: Supervisor
     sources: SourceWatches
+    membership: Membership | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> list[str]:
@@ -64,6 +68,9 @@ class Reload:
         self.searches.follow()
         self.sources.follow(prepared.sources)
         self.controller.report(Reconfigured(prepared.rules))
+        if self.membership is not None:
+            config = prepared.config
+            self.membership.follow(shared_rules(config), config.controller.isolation_limit)
 
 
 def tunnel_settings(
@@ -81,3 +88,9 @@ def tunnel_settings(
         channel_handler=channels,
         events=events,
     )
+
+
+def shared_rules(config: Config) -> str:
+    """Return a digest of what all members of a cluster must agree on: sources, groups, forwards and authorities."""
+    parts = config.model_dump(mode="json", include={"source", "group", "forward", "authority"})
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

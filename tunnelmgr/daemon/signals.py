@@ -2,12 +2,14 @@
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 
 import structlog
 
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.events import DrainRequested
+from tunnelmgr.daemon.membership import Membership
 from tunnelmgr.daemon.reload import Reload
 from tunnelmgr.errors import ConfigError
 
@@ -16,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class SignalHandler:
-    """Turns signals into a drain or a reload."""
+    """Turns signals into a drain or a reload; in a cluster, other members first take the agents over."""
 
     tasks: asyncio.TaskGroup
     controller: Controller
@@ -37,18 +39,30 @@ class SignalHandler:
 
     def terminate(self) -> None:
         """Drain at the first signal; end at once at the second."""
-        if self.controller.world.draining:
+        membership = self.reload.membership
+        if self.controller.world.draining or (membership is not None and membership.is_draining):
             log.warning("stopping at once")
             for task in asyncio.all_tasks():
                 task.cancel()
             return
         drain = self.reload.configuration.prepared.config.controller.drain
         log.info("draining; a second signal stops at once", seconds=drain)
+        if membership is None:
+            self.controller.report(DrainRequested())
+        else:
+            self._start(self._hand_over(membership, drain))
+
+    async def _hand_over(self, membership: Membership, seconds: float) -> None:
+        """Let the other members take the agents over, then drain what is left."""
+        await membership.hand_over(seconds)
         self.controller.report(DrainRequested())
 
     def hang_up(self) -> None:
         """Read the configuration again."""
-        task = self.tasks.create_task(self._reload(), name="reload")
+        self._start(self._reload())
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self.tasks.create_task(work, name="signal")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 

@@ -39,17 +39,38 @@ class MissingAgents:
 
 @dataclass(slots=True)
 class SourceWatches:
-    """Starts and stops polling sources as the configuration says."""
+    """Starts and stops polling sources as the configuration says, and in a cluster only those that it leases."""
 
     tasks: asyncio.TaskGroup
     scheduler: AsyncIOScheduler
     events: EventSink
-    missing: MissingLookup = field(default_factory=NothingMissing)
+    missing: Missing = nothing_missing
+    _sources: Sequence[PreparedSource] = ()
+    _leased: frozenset[str] | None = None
     _watches: dict[str, SourceWatch] = field(default_factory=dict)
 
     def follow(self, sources: Sequence[PreparedSource]) -> None:
         """Poll exactly these sources; one whose configuration is unchanged is not disturbed."""
-        wanted = {prepared.config.name: prepared for prepared in sources}
+        self._sources = sources
+        self._update()
+
+    def select(self, leased: frozenset[str] | None) -> None:
+        """Poll only these of the sources, as long as another member polls the others; None means all."""
+        if leased != self._leased:
+            self._leased = leased
+            self._update()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all sources, polled or not."""
+        return frozenset(prepared.config.name for prepared in self._sources)
+
+    def _update(self) -> None:
+        wanted = {
+            prepared.config.name: prepared
+            for prepared in self._sources
+            if self._leased is None or prepared.config.name in self._leased
+        }
         for name, watch in list(self._watches.items()):
             if name not in wanted or wanted[name].config != watch.prepared.config:
                 self._end(name)
@@ -58,8 +79,9 @@ class SourceWatches:
                 self._watches[name] = self._start(prepared)
 
     def running(self) -> dict[str, PreparedSource]:
-        """Return the sources that are polled, by name."""
-        return {name: watch.prepared for name, watch in self._watches.items()}
+        """Return the sources by name, as those that are polled were made."""
+        made = {prepared.config.name: prepared for prepared in self._sources}
+        return made | {name: watch.prepared for name, watch in self._watches.items()}
 
     def stop(self) -> None:
         """Stop polling."""

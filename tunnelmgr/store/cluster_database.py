@@ -10,8 +10,7 @@ https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 """
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,11 +20,11 @@ from psycopg.rows import DictRow
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import RemoteStatus
-from tunnelmgr.core.ownership import Lease, LeaseChange, Member, changed
-from tunnelmgr.core.seed import Seed
-from tunnelmgr.core.world import Record
+from tunnelmgr.core.cluster_messages import Incoming, Outgoing
+from tunnelmgr.core.ownership import LEASE_SECONDS, Lease, LeaseChange, Member, changed
 from tunnelmgr.errors import StoreError
-from tunnelmgr.store.postgres import APPLICATION, CHANNEL, LEASE_SECONDS, connect, described, error_text, migrate, value
+from tunnelmgr.store.event_codec import decode, encode
+from tunnelmgr.store.postgres import APPLICATION, CHANNEL, connect, described, error_text, migrate, value
 from tunnelmgr.store.rows import SELECT_AGENTS, SELECT_SEEDS, stored_state
 
 log = structlog.get_logger(__name__)
@@ -67,45 +66,6 @@ AND EXISTS (SELECT FROM discovery newer WHERE newer.source = old.source AND newe
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Discovered:
-    """What a source said, encoded; `whole` means that what it said before no longer matters."""
-
-    source: str
-    event: str
-    whole: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """What a member tells the others."""
-
-    draining: bool = False
-    rules: str = ""
-    changes: Sequence[LeaseChange] = ()
-    statuses: Mapping[AgentId, RemoteStatus] = field(default_factory=dict)
-    discovered: Sequence[Discovered] = ()
-    requests: Sequence[tuple[AgentId, str]] = ()
-    done: Sequence[int] = ()
-    """Requests of others that this member has acted on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """What a member learns: all members, and the leases, records and events that are new since its last `tick`."""
-
-    members: Mapping[str, Member]
-    agents: Mapping[AgentId, Lease]
-    sources: Mapping[str, Lease]
-    statuses: Mapping[AgentId, RemoteStatus]
-    records: tuple[Record, ...]
-    seeds: tuple[Seed, ...]
-    discovered: tuple[str, ...]
-    requests: tuple[tuple[int, AgentId, str], ...]
-    accepted: int
-    """How many of the requested lease changes were accepted."""
-
-
 class ClusterDatabase:
     """One member's view of the database; every method blocks and raises StoreError."""
 
@@ -120,7 +80,10 @@ class ClusterDatabase:
         self._recent_discovery: frozenset[int] = frozenset()  # those that the last read has returned
 
     def join(self) -> None:
-        """Become a member; raises StoreError if a living member has this name."""
+        """Become a member; raises StoreError if a process with this name has a session and a recent heartbeat.
+
+        A killed process has no session any more, so that it can be started again at once.
+        """
         self._guarded(self._join)
 
     def tick(self, outgoing: Outgoing) -> Incoming:
@@ -134,6 +97,7 @@ class ClusterDatabase:
     def close(self) -> None:
         """Close the connection."""
         connection, self._connection = self._connection, None
+        self._seen_written = 0
         if connection is not None:
             connection.close()
 
@@ -161,11 +125,11 @@ class ClusterDatabase:
         me = self._member
         with connection.transaction():
             connection.execute("LOCK TABLE member IN SHARE ROW EXCLUSIVE MODE")
-            other = self._members(connection).get(me.name)
-            if other is not None and other.alive:
+            other = {row["name"]: row for row in self._rows(connection)}.get(me.name)
+            if other is not None and other["connected"] and other["seen"] < LEASE_SECONDS:
                 raise StoreError(
-                    f"{described(self._url)}: a controller with the name {me.name!r} is running, last seen "
-                    f"{other.seen:.0f}s ago; stop it, or set another controller.name"
+                    f"{described(self._url)}: a controller with the name {me.name!r} is running, last heard of "
+                    f"{other['seen']:.0f}s ago; stop it, or set another controller.name"
                 )
             values = (me.name, self._instance, me.zone, me.capacity, me.version, me.rules)
             session = value(connection, _JOIN, values)
@@ -202,8 +166,10 @@ class ClusterDatabase:
             return self._news(connection, members, accepted)
 
     def _members(self, connection: Connection) -> dict[str, Member]:
-        rows = connection.execute(_MEMBERS, (APPLICATION,)).fetchall()
-        return {row["name"]: _member(row) for row in rows}
+        return {row["name"]: _member(row) for row in self._rows(connection)}
+
+    def _rows(self, connection: Connection) -> list[DictRow]:
+        return connection.execute(_MEMBERS, (APPLICATION,)).fetchall()
 
     def _apply(self, connection: Connection, wanted: Iterable[LeaseChange], living: set[str]) -> int:
         """Apply what `core/ownership.py` accepts to the locked rows; the order of the locks avoids deadlocks."""
@@ -238,11 +204,14 @@ class ClusterDatabase:
             )
             cursor.executemany(
                 "INSERT INTO discovery (source, member, event, whole) VALUES (%s, %s, %s, %s)",
-                [(one.source, me, one.event, one.whole) for one in outgoing.discovered],
+                [(one.source, me, encode(one.event), one.whole) for one in outgoing.discovered],
             )
             for source in {one.source for one in outgoing.discovered if one.whole}:
                 cursor.execute(_FORGET_DISCOVERY, (source, KEPT_SECONDS))
-            cursor.executemany("INSERT INTO request (agent, event) VALUES (%s, %s)", outgoing.requests)
+            cursor.executemany(
+                "INSERT INTO request (agent, event) VALUES (%s, %s)",
+                [(id_, encode(event)) for id_, event in outgoing.requests],
+            )
             cursor.execute("DELETE FROM request WHERE id = ANY(%s)", (list(outgoing.done),))
 
     def _news(self, connection: Connection, members: Mapping[str, Member], accepted: int) -> Incoming:
@@ -274,8 +243,13 @@ class ClusterDatabase:
             },
             records=tuple(state.records.values()),
             seeds=tuple(state.seeds.values()),
-            discovered=tuple(row["event"] for row in new if row["member"] != self._member.name),
-            requests=tuple((row["id"], AgentId(row["agent"]), row["event"]) for row in requests),
+            discovered=tuple(
+                event
+                for row in new
+                if row["member"] != self._member.name and (event := decode(row["event"])) is not None
+            ),
+            requests=tuple((row["id"], event) for row in requests if (event := decode(row["event"])) is not None),
+            complete=since == "0",
             accepted=accepted,
         )
 
@@ -286,18 +260,6 @@ SELECT coalesce(min(first), (SELECT coalesce(max(id), 0) FROM discovery)) FROM (
 ) AS whole
 """
 """The event before the oldest whole listing that is in force: a member that joins begins after it."""
-
-
-def wait_for_news(connection: Connection, me: str, seconds: float) -> bool:
-    """Wait for another member's notification on a connection that listens; blocks; raises psycopg.Error."""
-    return any(notify.payload != me for notify in connection.notifies(timeout=seconds, stop_after=1))
-
-
-def listening(url: str, password_file: Path | None) -> Connection:
-    """Return a connection that receives the members' notifications; raises psycopg.Error or OSError."""
-    connection = connect(url, password_file)
-    connection.execute(f"LISTEN {CHANNEL}".encode())
-    return connection
 
 
 def _member(row: DictRow) -> Member:

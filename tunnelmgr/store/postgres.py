@@ -19,6 +19,7 @@ import structlog
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
+from tunnelmgr.core.ownership import LEASE_SECONDS
 from tunnelmgr.core.persistence import Changes, StoredState
 from tunnelmgr.core.world import Record
 from tunnelmgr.errors import SchemaError, StoreError
@@ -46,8 +47,6 @@ MIGRATING: Final = 0
 """The lock of the member that migrates the schema. All others belong to members, by the numbers of their sessions."""
 CHANNEL: Final = "tunnelmgr"
 """Where members are notified of changes (NOTIFY)."""
-LEASE_SECONDS: Final = 10.0
-"""Seconds without a heartbeat after which a member is dead."""
 OPTIONS: Final = {
     "application_name": "tunnelmgr",
     "connect_timeout": "5",
@@ -84,6 +83,7 @@ _SEED = """
 INSERT INTO seed VALUES (%s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET
     "key" = excluded."key", expires = excluded.expires, holder = excluded.holder, incarnation = excluded.incarnation
+WHERE seed.holder IS NULL OR seed.holder = excluded.holder
 """
 _HELD = """
 SELECT lease.id FROM lease JOIN unnest(%s::text[], %s::bigint[]) AS known (id, term) USING (id, term)

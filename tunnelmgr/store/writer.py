@@ -9,13 +9,15 @@ crash at any time, the store holds the world as it was when some write began, an
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import structlog
 
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.persistence import Changes, changes, is_pinned
+from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.world import Record, World
 from tunnelmgr.errors import StoreError
 from tunnelmgr.threads import CallingThread
@@ -81,6 +83,18 @@ class StateWriter:
         """Return whether what proves an agent has been written, or a write of it has failed."""
         return is_pinned(self._tried, record)
 
+    def note_stored(self, records: Sequence[Record], seeds: Sequence[Seed]) -> None:
+        """Take note of what others have written: the store holds it already."""
+        if not records and not seeds:
+            return
+        new, sown = {record.agent.id: record for record in records}, {seed.id: seed for seed in seeds}
+        self._written = _with_stored(self._written, new, sown)
+        self._tried = _with_stored(self._tried, new, sown)
+
+    def has_written(self, world: World) -> bool:
+        """Return whether the store holds everything of `world` that is to be written."""
+        return not self.busy and not changes(self._written, world)
+
     def is_behind(self, world: World) -> bool:
         """Return whether the last write lacks something of `world`."""
         return self._tried.records is not world.records or self._tried.seeds is not world.seeds
@@ -132,3 +146,7 @@ class StateWriter:
         self._tried = world
         self._task = None
         self.ended()
+
+
+def _with_stored(world: World, records: Mapping[AgentId, Record], seeds: Mapping[str, Seed]) -> World:
+    return replace(world, records={**world.records, **records}, seeds={**world.seeds, **seeds})

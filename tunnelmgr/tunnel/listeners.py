@@ -7,13 +7,23 @@ from tunnelmgr.core.events import TunnelBound
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.dataplane.half_open import Ends, reset_half_open
-from tunnelmgr.errors import ExposedListenerError, ListenRefusedError, ProbeTimeoutError
+from tunnelmgr.errors import (
+    ExposedListenerError,
+    HeldElsewhereError,
+    ListenRefusal,
+    ListenRefusedError,
+    ProbeTimeoutError,
+)
 from tunnelmgr.ssh.client import Listener, SshConnection
 from tunnelmgr.tunnel.sessions import ListenerSessions, Sessions
 from tunnelmgr.tunnel.settings import TunnelSettings
 
 REBIND_DELAYS: Final = (0.02, 0.05, 0.1, 0.2)
 """Seconds before each new attempt to bind while the agent's sshd ends the session whose connection was reset."""
+RIVAL_PATIENCE: Final = 20.0
+"""Seconds for which the listener of another member is waited for: it goes once this member has logged in."""
+RIVAL_DELAYS: Final = (0.005, 0.2)
+"""Seconds between two attempts meanwhile: for the first second, and later."""
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for an orderly close of the connection."""
 
@@ -58,8 +68,11 @@ class Listeners:
                 bound = await self._bind_one(forward, endpoint)
                 if bound or endpoint != forward.listen[0]:
                     continue
-                if not await self._bind_after_reset(forward, endpoint):
-                    raise ListenRefusedError(str(endpoint), self._connection.listen_refusal)
+                if await self._bind_after_reset(forward, endpoint) or await self._bind_after_rival(forward, endpoint):
+                    continue
+                if self._opening.rival and self._connection.listen_refusal is ListenRefusal.UNKNOWN:
+                    raise HeldElsewhereError(str(endpoint), self._opening.rival)
+                raise ListenRefusedError(str(endpoint), self._connection.listen_refusal)
 
     async def bind_missing(self) -> None:
         """Request the refused addresses again: a stale session may have released them."""
@@ -95,6 +108,18 @@ class Listeners:
         await reset_half_open(stale)
         for delay in REBIND_DELAYS:
             await asyncio.sleep(delay)
+            if await self._bind_one(forward, endpoint):
+                return True
+        return False
+
+    async def _bind_after_rival(self, forward: Forward, endpoint: Endpoint) -> bool:
+        """Ask for the address until the member that listens there lets it go, or patience ends."""
+        if not self._opening.rival or self._connection.listen_refusal is not ListenRefusal.UNKNOWN:
+            return False
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while (waited := loop.time() - began) < RIVAL_PATIENCE and not self._connection.lost.is_set():
+            await asyncio.sleep(RIVAL_DELAYS[waited > 1])
             if await self._bind_one(forward, endpoint):
                 return True
         return False

@@ -133,8 +133,6 @@ def _transition(world: World, event: Event, now: float) -> Transition:  # noqa: 
             return Transition(replace(world, draining=True))
         case RetentionExpired(before, wall):
             return Transition(operator.forget(world, before, now if wall is None else wall))
-        case ClusterChanged(cluster):
-            return Transition(replace(world, cluster=cluster))
-        case StateShared():
-            return shared.taken_in(world, event)
+        case ClusterChanged() | StateShared():
+            return shared.from_members(world, event)
     assert_never(event)

@@ -1,28 +1,65 @@
 """What other members of a cluster have written about agents that this one does not hold, and their seeds."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from tunnelmgr.core.events import StateShared
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.events import ClusterChanged, StateShared
 from tunnelmgr.core.evolve.transition import Transition
-from tunnelmgr.core.trust import REMEMBERED, HostTrust
+from tunnelmgr.core.seed import Seed
+from tunnelmgr.core.trust import REMEMBERED, HostTrust, Method
 from tunnelmgr.core.world import Record, World
 
 
-def taken_in(world: World, event: StateShared) -> Transition:
-    """Adopt the records of agents that this member does not hold, and all seeds that it does not know better."""
-    others = [record for record in event.records if not world.holds(record.agent.id)]
+def from_members(world: World, event: ClusterChanged | StateShared) -> Transition:
+    """Follow what the database says of the members and the leases, or adopt what other members have written."""
+    if isinstance(event, ClusterChanged):
+        return Transition(replace(world, cluster=event.cluster))
+    return _adopt(world, event)
+
+
+def _adopt(world: World, event: StateShared) -> Transition:
+    """Adopt the records of agents that this member does not hold, and the seeds that it does not know better."""
     records = dict(world.records)
     touched = set()
-    for record in others:
+    for record in event.records:
+        if world.holds(record.agent.id):
+            continue
         known = records.get(record.agent.id)
         adopted = as_restored(record) if known is None else _adopted(known, record)
         if adopted != known:
             records[record.agent.id] = adopted
             touched.add(record.agent.id)
-    seeds = {seed.id: seed for seed in event.seeds if world.seeds.get(seed.id) != seed}
+    seeds = new_seeds(world, event.seeds)
+    for seed in seeds:
+        loser = _without_seed(world, records, seed)
+        if loser is not None:
+            records[loser.agent.id] = loser
+            touched.add(loser.agent.id)
     if seeds:
-        world = replace(world, seeds={**world.seeds, **seeds})
+        world = replace(world, seeds={**world.seeds, **{seed.id: seed for seed in seeds}})
     return Transition(replace(world, records=records) if touched else world, touched)
+
+
+def new_seeds(world: World, seeds: Iterable[Seed]) -> tuple[Seed, ...]:
+    """Return those of the stored seeds that this member does not know, or does not know the holder of.
+
+    A seed that this member has just assigned may be stored without a holder; the first to be stored wins.
+    """
+    return tuple(
+        seed
+        for seed in seeds
+        if (known := world.seeds.get(seed.id)) is None or (seed.holder is not None and seed.holder != known.holder)
+    )
+
+
+def _without_seed(world: World, records: Mapping[AgentId, Record], seed: Seed) -> Record | None:
+    """Return the record, without its evidence, of the agent that held a seed which another member gave away first."""
+    known = world.seeds.get(seed.id)
+    record = records.get(known.holder) if known is not None and known.holder is not None else None
+    if record is None or record.proved is None or record.proved.method is not Method.SEEDED:
+        return None
+    return replace(record, trust=None, proved=None, possessed=())
 
 
 def _adopted(known: Record, record: Record) -> Record:
