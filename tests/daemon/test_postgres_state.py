@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.daemon.conftest import Site
 from tests.daemon.running_daemon import Process, daemon, fetch
 from tests.ssh.ssh_server import Sshd, generate, running_sshd
 from tests.store.conftest import server, url
+from tests.until import until_elsewhere
 
 __all__ = ["server", "url"]
 
@@ -72,17 +74,17 @@ def another(site: Site, name: str) -> Site:
 
 async def holder(*members: Process) -> Process:
     """Return the member that has the tunnel, once exactly one has."""
-    async with asyncio.timeout(20):
-        while True:
-            found = [member for member in members if await has_tunnel(member)]
-            if len(found) == 1:
-                return found[0]
-            await asyncio.sleep(0.02)
+
+    def only_holder() -> Process | None:
+        found = [member for member in members if has_tunnel(member)]
+        return found[0] if len(found) == 1 else None
+
+    return cast("Process", await until_elsewhere(only_holder, "one member holds the tunnel", 20))
 
 
-async def has_tunnel(member: Process) -> bool:
+def has_tunnel(member: Process) -> bool:
     """Return whether a member says that it holds the tunnel."""
-    agents = await member.agents()
+    agents = member.agents()
     return any(agent["phase"] == "up" and agent["probe_ms"] is not None for agent in agents.values())
 
 
@@ -96,7 +98,7 @@ async def test_one_of_two_members_has_the_tunnel_and_hands_it_over_at_its_end(si
         first.child.send_signal(signal.SIGTERM)
         assert await first.end() == 0
 
-        assert await has_tunnel(second)
+        assert await asyncio.to_thread(has_tunnel, second)
         assert await fetch(site) == b"HTTP/1.1 200 OK"
         assert b"Traceback" not in first.output + second.output
 

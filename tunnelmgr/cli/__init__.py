@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tunnelmgr import __version__
-from tunnelmgr.cli import audit, authority, explain, hook, operate, provision, run, setup, state, status
+from tunnelmgr.cli import audit, authority, cluster, explain, hook, operate, provision, run, setup, state, status
 from tunnelmgr.cli.command import Group
 from tunnelmgr.config import DEFAULT_FILE
 
@@ -44,5 +44,5 @@ def _shared_options(
     context.obj = config
 
 
-for family in (setup, run, status, explain, audit, operate, hook, provision, authority, state):
+for family in (setup, run, status, explain, audit, operate, cluster, hook, provision, authority, state):
     family.register(app)

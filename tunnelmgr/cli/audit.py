@@ -16,7 +16,7 @@ from rich.text import Text
 from tunnelmgr.cli.command import Command, command
 from tunnelmgr.cli.options import ConfigOption, JsonOption, chosen_file
 from tunnelmgr.cli.output import stdout
-from tunnelmgr.cli.render import cell
+from tunnelmgr.cli.render_text import cell
 from tunnelmgr.config import load
 from tunnelmgr.errors import ConfigError, ControlError
 

@@ -9,7 +9,7 @@ from rich.text import Text
 from tunnelmgr.cli.command import Command, Exit, command, one_of
 from tunnelmgr.cli.options import AgentArgument, ConfigOption, JsonOption, SocketOption, client
 from tunnelmgr.cli.output import print_json, stdout
-from tunnelmgr.cli.render import cell
+from tunnelmgr.cli.render_text import cell
 
 NO_RULE = "default"
 """The rule of a verdict that no grant and no deny decides: refused."""

@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunnelmgr.core.sanitize import printable
+from tunnelmgr.cli.render_cluster import cluster_problems, cluster_summary
+from tunnelmgr.cli.render_text import cell, count, marked
 from tunnelmgr.core.world import RETRIED
 
 Json = dict[str, Any]
@@ -29,11 +30,6 @@ _MARKS = {"up": "●", "connecting": "◐", "draining": "◑", "awaiting-identit
 _EVENT_QUEUE = {None: "", True: ", events received", False: ", event queue FAILED"}
 
 
-def cell(text: object, style: str = "") -> Text:
-    """Return a text for a table, without markup; characters that would control the terminal are replaced."""
-    return Text(printable(str(text)), style=style)
-
-
 def problems(facts: Json, agents: list[Json]) -> list[str]:
     """Return every problem as a sentence; empty if there is none."""
     found = []
@@ -48,6 +44,7 @@ def problems(facts: Json, agents: list[Json]) -> list[str]:
         found.append(f"the audit log cannot be written: {facts['audit']['error']}")
     elif not facts["audit"]["ok"]:
         found.append(f"the audit log lost entries in the last minutes, {facts['audit']['lost']} since the start")
+    found += cluster_problems(facts.get("cluster"))
     found += [
         f"source {source['name']}: {source['error'] or 'no answer yet'}"
         for source in facts["sources"]
@@ -82,9 +79,11 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
         events = source["events"]["ok"] if source["events"] else None
         when = f", answered {age(source['last_success'])} ago" if source["last_success"] else ""
         line = cell(f"{source['name']}, {count(source['agents'], 'agent')}{when}{_EVENT_QUEUE[events]}")
-        sheet.add_row("source", _marked(line, ok=source["ok"] and events is not False))
+        sheet.add_row("source", marked(line, ok=source["ok"] and events is not False))
+    if facts.get("cluster"):
+        sheet.add_row("cluster", cluster_summary(facts["cluster"]))
     sheet.add_row("registry", _registry(facts["registry"]))
-    sheet.add_row("state", _marked(Text("written" if facts["state"]["ok"] else "NOT written"), ok=facts["state"]["ok"]))
+    sheet.add_row("state", marked(Text("written" if facts["state"]["ok"] else "NOT written"), ok=facts["state"]["ok"]))
     if not facts["fast_path"]["active"]:
         sheet.add_row("fast path", Text.assemble(("● ", "yellow"), cell(f"off: {facts['fast_path']['reason']}")))
     wrong = Table.grid(padding=(0, 1))
@@ -98,7 +97,7 @@ def _registry(registry: Json) -> Text:
     text = f"answers, listens {listens[registry['loopback_only']]}" if registry["reachable"] else "does not answer"
     # An older daemon does not report the time.
     checked = f", checked {age(registry['checked_at'])} ago" if registry.get("checked_at") else ""
-    return _marked(Text(text + checked), ok=registry["reachable"] and registry["loopback_only"] is not False)
+    return marked(Text(text + checked), ok=registry["reachable"] and registry["loopback_only"] is not False)
 
 
 def agents(listed: list[Json], width: int) -> RenderableType:
@@ -117,7 +116,7 @@ def agents(listed: list[Json], width: int) -> RenderableType:
 
 _NUMBERS = ("CHAN", "PULLED", "PUSHED", "PROBE")
 _LAST = "WHY"
-_LEAST_FIRST = ("PUSHED", "PROBE", "CHAN", "PULLED", "ADDRESS", "TRUST", "NAME", "GROUP", "FOR")
+_LEAST_FIRST = ("PUSHED", "PROBE", "CHAN", "PULLED", "ADDRESS", "TRUST", "NAME", "GROUP", "FOR", "HOLDER")
 _WHY_ROOM = 32
 """Terminal columns in which a reason is readable; it wraps within them."""
 _GAP = 3
@@ -133,6 +132,7 @@ def _row(agent: Json) -> dict[str, Text]:
         "AGENT": cell(agent["agent"]),
         "NAME": cell(agent["name"]),
         "GROUP": cell(agent["group"]),
+        "HOLDER": cell(agent.get("holder") or "-"),
         "PHASE": cell(f"{_MARKS.get(phase, '·')} {phase}", PHASE_STYLES.get(phase, "dim")),
         "FOR": Text(age(agent["since"])),
         "TRUST": cell(agent["trust"] or "-"),
@@ -150,6 +150,8 @@ def _fitting(rows: list[dict[str, Text]], width: int) -> list[str]:
     needed = {name: max(len(name), *(row[name].cell_len for row in rows)) for name in rows[0]}
     if all(row["AGENT"].plain.endswith(f":{row['NAME'].plain}") for row in rows):
         del needed["NAME"]
+    if all(row["HOLDER"].plain == "-" for row in rows):
+        del needed["HOLDER"]
     if not any(row[_LAST].plain for row in rows):
         del needed[_LAST]
     else:
@@ -278,14 +280,5 @@ def size(octets: int) -> str:
     return f"{value:.1f} TiB"
 
 
-def count(number: int, thing: str) -> str:
-    """Return a number with its noun, in the singular or the plural."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
 def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
-
-
-def _marked(line: Text, *, ok: bool) -> Text:
-    return Text.assemble(("● ", "green") if ok else ("● ", "red"), line)

@@ -52,6 +52,14 @@ class ControlClient:
         """Add a seed: the public half of a host key, which expires after `seconds`; returns the seed's id."""
         return dict(self._ask("POST", "/v1/seeds", {"key": key, "seconds": seconds}))
 
+    def drain(self, member: str, *, on: bool = True) -> dict[str, Any]:
+        """Have a member of the cluster hand its agents over, or end that."""
+        return dict(self._ask("POST", f"/v1/members/{quote(member, safe='')}/drain", {"on": on}))
+
+    def rebalance(self) -> dict[str, Any]:
+        """Move agents to the members that should hold them; returns how many are offered."""
+        return dict(self._ask("POST", "/v1/rebalance"))
+
     def reload(self) -> dict[str, Any]:
         """Make the daemon read its configuration again; raises ConfigError if the new one is invalid."""
         return dict(self._ask("POST", "/v1/reload"))

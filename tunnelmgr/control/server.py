@@ -21,7 +21,7 @@ from aiohttp import web
 
 from tunnelmgr.control.views import (
     Json,
-    agent_view,
+    agent_in,
     agents_view,
     find,
     history_view,
@@ -61,6 +61,14 @@ class Operations(Telemetry, Protocol):
         """Pass an event to the controller."""
         ...
 
+    def drain_member(self, member: str, *, on: bool) -> None:
+        """Have a member of the cluster hand its agents over, or end that; raises ValueError if there is none."""
+        ...
+
+    def rebalance(self) -> int:
+        """Offer agents to the members that should hold them; returns how many, raises ValueError without a cluster."""
+        ...
+
     def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
         """Return what the agent's policy says; raises ValueError for an unknown action or an invalid repository."""
         ...
@@ -87,6 +95,8 @@ class ControlServer:
                 web.post("/v1/agents/{agent}/release", self._release),
                 web.post("/v1/seeds", self._seed),
                 web.post("/v1/reload", self._reload),
+                web.post("/v1/members/{member}/drain", self._drain),
+                web.post("/v1/rebalance", self._rebalance),
             ]
         )
         self._group = -1
@@ -134,7 +144,7 @@ class ControlServer:
     def _details(self, id_: AgentId) -> Json:
         world = self._operations.world
         record = world.records[id_]
-        view = agent_view(record, status_of(world, record), world.rules.forwards, self._operations.traffic.get(id_))
+        view = agent_in(world, record, self._operations.traffic.get(id_))
         return {**view, "history": history_view(record)}
 
     def _find(self, request: web.Request, *, strictly: bool = False) -> AgentId:
@@ -204,6 +214,22 @@ class ControlServer:
         seed = Seed(secrets.token_hex(8), key, time.time() + seconds)
         self._operations.report(SeedAdded(seed))
         return web.json_response({"seed": seed.id, "expires": timestamp(seed.expires)})
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        member, body = request.match_info["member"], await _body(request) if request.can_read_body else {}
+        on = bool(body.get("on", True))
+        try:
+            self._operations.drain_member(member, on=on)
+        except ValueError as unknown:
+            raise web.HTTPConflict(text=str(unknown)) from unknown
+        return web.json_response({"member": member, "draining": on})
+
+    async def _rebalance(self, _request: web.Request) -> web.Response:
+        try:
+            offered = self._operations.rebalance()
+        except ValueError as alone:
+            raise web.HTTPConflict(text=str(alone)) from alone
+        return web.json_response({"offered": offered})
 
     async def _reload(self, _request: web.Request) -> web.Response:
         try:

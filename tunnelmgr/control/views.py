@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.cluster import Cluster, RemoteStatus
 from tunnelmgr.core.health import DaemonHealth, TrafficCounters
 from tunnelmgr.core.tunnel import (
     Connecting,
@@ -38,6 +39,7 @@ def agent_view(
         "port": agent.port,
         "present": record.present,
         "phase": status.phase.value,
+        "holder": None,
         "since": timestamp(status.since),
         "first_seen": timestamp(record.first_seen),
         "trust": trust.method.value if trust else None,
@@ -80,25 +82,34 @@ def agents_view(world: World, traffic: Mapping[AgentId, TrafficCounters], *, dep
     """Return every present agent, with `departed` also those that left and are remembered, newest first."""
     chosen = [record for id_, record in world.records.items() if departed or record.present or id_ in world.tunnels]
     chosen.sort(key=lambda record: (-record.first_seen, record.agent.id))
-    return [
-        agent_view(record, status_of(world, record), world.rules.forwards, traffic.get(record.agent.id))
-        for record in chosen
-    ]
+    return [agent_in(world, record, traffic.get(record.agent.id)) for record in chosen]
+
+
+def agent_in(world: World, record: Record, traffic: TrafficCounters | None) -> Json:
+    """Return one agent of a world; in a cluster with its holder, and with what that reports of the tunnel."""
+    view = agent_view(record, status_of(world, record), world.rules.forwards, traffic)
+    cluster, id_ = world.cluster, record.agent.id
+    if cluster is None or id_ not in cluster.agents:
+        return view
+    view["holder"] = cluster.agents[id_].holder
+    if (remote := _remote(world, id_)) is not None:
+        view |= {"phase": remote.phase, "error": remote.error, "message": remote.message or None}
+    return view
 
 
 def status_view(world: World, health: DaemonHealth) -> Json:
     """Return the controller's state, as `status --json`."""
     present = [record for record in world.records.values() if record.present]
-    phases = [status_of(world, record).phase for record in present]
+    phases = [_phase(world, record) for record in present]
     return {
         "controller": health.controller,
         "version": health.version,
         "uptime_s": round(health.uptime_s, 1),
         "draining": world.draining,
         "agents": len(present),
-        "up": phases.count(Phase.UP),
-        "quarantined": phases.count(Phase.QUARANTINED),
-        "phases": {phase.value: phases.count(phase) for phase in Phase},
+        "up": phases.count(Phase.UP.value),
+        "quarantined": phases.count(Phase.QUARANTINED.value),
+        "phases": {phase.value: phases.count(phase.value) for phase in Phase},
         "trust": dict(Tally(record.trust.method.value for record in present if record.trust)),
         "sources": [
             {
@@ -112,8 +123,48 @@ def status_view(world: World, health: DaemonHealth) -> Json:
             }
             for view in world.sources.values()
         ],
+        "cluster": None if world.cluster is None else cluster_view(world.cluster),
         **_health_view(health),
     }
+
+
+def cluster_view(cluster: Cluster) -> Json:
+    """Return the members of a cluster, as `members --json`."""
+    agents = Tally(lease.holder for lease in cluster.agents.values())
+    sources = {name: lease.holder for name, lease in cluster.sources.items()}
+    me = cluster.members.get(cluster.me)
+    return {
+        "member": cluster.me,
+        "database": {"ok": cluster.error is None, "error": cluster.error},
+        "members": [
+            {
+                "name": member.name,
+                "zone": member.zone or None,
+                "capacity": member.capacity,
+                "version": member.version,
+                "alive": member.alive,
+                "draining": member.draining,
+                "heartbeat_s": round(member.seen, 1),
+                "agents": agents[member.name],
+                "sources": sorted(name for name, holder in sources.items() if holder == member.name),
+                "same_rules": me is None or member.rules == me.rules,
+            }
+            for member in cluster.members.values()
+        ],
+    }
+
+
+def _remote(world: World, agent: AgentId) -> RemoteStatus | None:
+    """Return what another member reports of an agent that it holds."""
+    if world.cluster is None or world.cluster.holds(agent):
+        return None
+    remote = world.cluster.remote.get(agent)
+    return remote if remote is not None and remote.phase else None
+
+
+def _phase(world: World, record: Record) -> str:
+    remote = _remote(world, record.agent.id)
+    return remote.phase if remote is not None else status_of(world, record).phase.value
 
 
 def _health_view(health: DaemonHealth) -> Json:

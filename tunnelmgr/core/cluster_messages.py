@@ -30,6 +30,8 @@ class Outgoing:
     statuses: Mapping[AgentId, RemoteStatus] = field(default_factory=dict)
     discovered: Sequence[Discovered] = ()
     requests: Sequence[tuple[AgentId, Event]] = ()
+    drains: Mapping[str, bool] = field(default_factory=dict)
+    """Members that an operator wants to drain, or no longer to."""
     done: Sequence[int] = ()
     """Requests of others that this member has acted on."""
 

@@ -35,7 +35,8 @@ Kind = Literal["agent", "source"]
 class Member:
     """One controller of a cluster; `seen` is the age of its last heartbeat in seconds, by the database's clock.
 
-    `rules` is a digest of the configuration that all members must agree on.
+    `rules` is a digest of the configuration that all members must agree on. `to_drain` says that an operator wants it
+    to hand its agents over.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Member:
     version: str = ""
     rules: str = ""
     draining: bool = False
+    to_drain: bool = False
     alive: bool = True
     seen: float = 0.0
 

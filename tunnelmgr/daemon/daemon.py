@@ -76,8 +76,7 @@ class Daemon:
         self.trail = AuditTrail(self.audit, self.controller, clock)
         self.registry = RegistryWatch(configuration)
         self.metrics = MetricsServer()
-        requests = AuditedRequests(configuration, self.audit, self.trail, self.metrics)
-        prover = Prover()
+        requests, prover = AuditedRequests(configuration, self.audit, self.trail, self.metrics), Prover()
         context = GateContext(
             policies=configuration, proofs=prover, uploads=UploadProofs(stored.secret), requests=requests
         )

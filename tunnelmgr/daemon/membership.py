@@ -86,19 +86,21 @@ class Outbox:
     discovered: list[Discovered] = field(default_factory=list)
     requests: list[tuple[AgentId, Event]] = field(default_factory=list)
     changes: list[LeaseChange] = field(default_factory=list)
+    drains: dict[str, bool] = field(default_factory=dict)
     acting: set[int] = field(default_factory=set)
     """Requests of other members that the controller has received."""
 
     def take(self) -> "Outbox":
         """Return what waits, and begin again."""
-        taken = Outbox(self.discovered, self.requests, self.changes, set(self.acting))
-        self.discovered, self.requests, self.changes = [], [], []
+        taken = Outbox(self.discovered, self.requests, self.changes, self.drains, set(self.acting))
+        self.discovered, self.requests, self.changes, self.drains = [], [], [], {}
         return taken
 
     def put_back(self, taken: "Outbox") -> None:
         """Keep what could not be sent for the next turn, in order; lease changes are decided again."""
         self.discovered[:0] = taken.discovered
         self.requests[:0] = taken.requests
+        self.drains = taken.drains | self.drains
 
 
 class Membership:
@@ -108,6 +110,7 @@ class Membership:
         self, me: Member, controller: Controller, database: MemberDatabase, notifications: MemberNotifications
     ) -> None:
         self._me = me
+        self._leaving = False
         self._controller = controller
         self._database = database
         self._notifications = notifications
@@ -122,9 +125,9 @@ class Membership:
         """Seconds without the database after which this member ends its tunnels; None means never."""
 
     @property
-    def is_draining(self) -> bool:
-        """Whether this member hands its agents over to the others."""
-        return self._me.draining
+    def is_leaving(self) -> bool:
+        """Whether this member hands its agents over because it is about to stop."""
+        return self._leaving
 
     def follow(self, rules: str, isolation_limit: float | None) -> None:
         """Switch to a configuration; `rules` is a digest of what all members must agree on."""
@@ -163,6 +166,7 @@ class Membership:
 
     async def hand_over(self, seconds: float) -> None:
         """Offer all agents to the other members, and wait until they have taken them, for `seconds` at most."""
+        self._leaving = True
         self._me = replace(self._me, draining=True)
         self._wake.set()
         with suppress(TimeoutError):
@@ -181,6 +185,13 @@ class Membership:
         self._outbox.changes += offers
         self._wake.set()
         return len(offers)
+
+    def drain(self, member: str, *, on: bool) -> None:
+        """Have a member hand its agents over and take no others, or end that; raises ValueError for an unknown one."""
+        if member not in self.cluster.members:
+            raise ValueError(f"{member!r} is not a member; members: {', '.join(self.cluster.members)}")
+        self._outbox.drains[member] = on
+        self._wake.set()
 
     def request(self, agent: AgentId, event: Event) -> None:
         """Send an operator's request to the member that holds the agent."""
@@ -220,7 +231,7 @@ class Membership:
             self._on_silence(str(failed), sources)
             return
         if self.cluster.error is not None:
-            log.info("database answers again")
+            log.info("database recovered")
         self._told |= outgoing.statuses
         self._outbox.acting -= set(outgoing.done)
         self._receive(incoming, began, sources)
@@ -234,6 +245,7 @@ class Membership:
             statuses={id_: one for id_, one in statuses(world).items() if self._told.get(id_) != one},
             discovered=taken.discovered,
             requests=taken.requests,
+            drains=taken.drains,
             # A request that was acted on is removed once its effect is stored.
             done=tuple(taken.acting) if taken.acting and self._controller.has_written else (),
         )
@@ -241,7 +253,7 @@ class Membership:
     def _on_silence(self, error: str, sources: SourceWatches) -> None:
         """Go on without the database: nothing new begins once the leases may have ended."""
         if self.cluster.error is None:
-            log.error("database does not answer; tunnels stand", error=error)
+            log.error("database lost", error=error)
         self._told.clear()
         cluster, silent = replace(self.cluster, error=error), self._controller.clock() - self.cluster.expires
         if silent > 0:
@@ -259,6 +271,7 @@ class Membership:
         if incoming.records or seeds:
             self._controller.report(StateShared(incoming.records, seeds))
         cluster = merged(self.cluster, incoming, began + LEASE_SECONDS - SAFETY)
+        self._me = replace(self._me, draining=self._leaving or cluster.members[self._me.name].to_drain)
         self._change(cluster)
         for number, event in incoming.requests:
             if number not in self._outbox.acting:

@@ -12,6 +12,7 @@ from tunnelmgr.core.health import AuditHealth, DaemonHealth, FastPathHealth, Tra
 from tunnelmgr.core.policy import Verdict
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.channel_server import ChannelServer
+from tunnelmgr.daemon.membership import Membership
 from tunnelmgr.daemon.registry_health import RegistryWatch
 from tunnelmgr.daemon.reload import Reload
 from tunnelmgr.dataplane.fast_path import fast_path_status
@@ -60,6 +61,19 @@ class DaemonOperations:
                 membership.request(event.agent, event)
             case _:
                 self.controller.report(event)
+
+    def drain_member(self, member: str, *, on: bool) -> None:
+        """Have a member of the cluster hand its agents over, or end that; raises ValueError if there is none."""
+        self._cluster().drain(member, on=on)
+
+    def rebalance(self) -> int:
+        """Offer agents to the members that should hold them; returns how many, raises ValueError without a cluster."""
+        return self._cluster().rebalance()
+
+    def _cluster(self) -> Membership:
+        if self.reloads.membership is None:
+            raise ValueError("this controller has no cluster: its state is in a file (controller.state)")
+        return self.reloads.membership
 
     def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
         """Return what the agent's policy says; raises ValueError for an unknown action or an invalid repository."""

@@ -40,7 +40,7 @@ class SignalHandler:
     def terminate(self) -> None:
         """Drain at the first signal; end at once at the second."""
         membership = self.reload.membership
-        if self.controller.world.draining or (membership is not None and membership.is_draining):
+        if self.controller.world.draining or (membership is not None and membership.is_leaving):
             log.warning("stopping at once")
             for task in asyncio.all_tasks():
                 task.cancel()

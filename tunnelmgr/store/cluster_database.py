@@ -47,7 +47,8 @@ INSERT INTO member (name, instance, zone, capacity, version, rules, started, hea
 VALUES (%s, %s, %s, %s, %s, %s, now(), now())
 ON CONFLICT (name) DO UPDATE SET
     instance = excluded.instance, session = DEFAULT, zone = excluded.zone, capacity = excluded.capacity,
-    version = excluded.version, rules = excluded.rules, draining = false, started = now(), heartbeat = now()
+    version = excluded.version, rules = excluded.rules, draining = false, to_drain = false,
+    started = now(), heartbeat = now()
 RETURNING session
 """
 _PUT_LEASE: Final = """
@@ -128,7 +129,7 @@ class ClusterDatabase:
             other = {row["name"]: row for row in self._rows(connection)}.get(me.name)
             if other is not None and other["connected"] and other["seen"] < LEASE_SECONDS:
                 raise StoreError(
-                    f"{described(self._url)}: a controller with the name {me.name!r} is running, last heard of "
+                    f"{described(self._url)}: a controller with the name {me.name!r} is running, last seen "
                     f"{other['seen']:.0f}s ago; stop it, or set another controller.name"
                 )
             values = (me.name, self._instance, me.zone, me.capacity, me.version, me.rules)
@@ -161,7 +162,7 @@ class ClusterDatabase:
             members = self._members(connection)
             accepted = self._apply(connection, outgoing.changes, {one.name for one in members.values() if one.alive})
             self._publish(connection, outgoing)
-            if accepted or outgoing.discovered or outgoing.requests:
+            if accepted or outgoing.discovered or outgoing.requests or outgoing.drains:
                 connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, self._member.name))
             return self._news(connection, members, accepted)
 
@@ -211,6 +212,9 @@ class ClusterDatabase:
             cursor.executemany(
                 "INSERT INTO request (agent, event) VALUES (%s, %s)",
                 [(id_, encode(event)) for id_, event in outgoing.requests],
+            )
+            cursor.executemany(
+                "UPDATE member SET to_drain = %s WHERE name = %s", [(on, name) for name, on in outgoing.drains.items()]
             )
             cursor.execute("DELETE FROM request WHERE id = ANY(%s)", (list(outgoing.done),))
 
@@ -271,6 +275,7 @@ def _member(row: DictRow) -> Member:
         version=row["version"],
         rules=row["rules"],
         draining=row["draining"],
+        to_drain=row["to_drain"],
         alive=seen < LEASE_SECONDS and (bool(row["connected"]) or seen < QUIET_SECONDS),
         seen=seen,
     )

@@ -44,7 +44,7 @@ Connection = psycopg.Connection[dict[str, Any]]
 APPLICATION: Final = 0x746E6C6D
 """`tnlm`: our class of advisory locks in a database."""
 MIGRATING: Final = 0
-"""The lock of the member that migrates the schema. All others belong to members, by the numbers of their sessions."""
+"""The lock for migrating the schema. All others belong to members, by the numbers of their sessions."""
 CHANNEL: Final = "tunnelmgr"
 """Where members are notified of changes (NOTIFY)."""
 OPTIONS: Final = {

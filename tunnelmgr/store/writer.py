@@ -84,7 +84,7 @@ class StateWriter:
         return is_pinned(self._tried, record)
 
     def note_stored(self, records: Sequence[Record], seeds: Sequence[Seed]) -> None:
-        """Take note of what others have written: the store holds it already."""
+        """Record that the store holds this already, because other members have written it."""
         if not records and not seeds:
             return
         new, sown = {record.agent.id: record for record in records}, {seed.id: seed for seed in seeds}

@@ -8,6 +8,7 @@ CREATE TABLE member (
     version   text NOT NULL,
     rules     text NOT NULL,      -- a digest of the configuration that all members must agree on
     draining  boolean NOT NULL DEFAULT false,
+    to_drain  boolean NOT NULL DEFAULT false,  -- an operator's wish
     started   timestamptz NOT NULL,
     heartbeat timestamptz NOT NULL  -- by the database's clock
 );
