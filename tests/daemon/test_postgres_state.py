@@ -53,7 +53,7 @@ async def test_a_database_that_goes_away_costs_no_tunnel(site: Site, url: str, s
 
 
 async def test_a_second_daemon_of_the_same_name_refuses(site: Site, url: str) -> None:
-    """The second daemon ends with an error that says what to do, and the first one goes on."""
+    """The second daemon ends with an error that says what to do, and the first one continues."""
     site.state = url
     async with daemon(site) as first:
         await first.phase("up")

@@ -200,12 +200,12 @@ def test_a_change_notifies_the_other_members(join: Callable[[str], ClusterDataba
 
 
 def wait_for_sessions(url: str, count: int) -> None:
-    """Wait until so many members have a session."""
+    """Wait until this many members have a session."""
     wait_for(url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", count)
 
 
 def wait_for_listeners(url: str, count: int) -> None:
-    """Wait until so many connections listen."""
+    """Wait until this many connections listen."""
     wait_for(url, "SELECT count(*) FROM pg_stat_activity WHERE datname = 'state' AND query LIKE 'LISTEN%'", count)
 
 

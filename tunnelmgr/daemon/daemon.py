@@ -60,8 +60,7 @@ class Daemon:
         wall: Callable[[], float] = time.time,
     ) -> None:
         settings, clock, scheduler = prepared.config.controller, Clock(), make_scheduler()
-        self._tasks = tasks
-        self._prepared = prepared
+        self._tasks, self._prepared = tasks, prepared
 
         stored = store.load()
         self.controller = Controller(restored(stored, clock()), store, clock)
@@ -77,10 +76,8 @@ class Daemon:
         self.registry = RegistryWatch(configuration)
         self.metrics = MetricsServer()
         requests, prover = AuditedRequests(configuration, self.audit, self.trail, self.metrics), Prover()
-        context = GateContext(
-            policies=configuration, proofs=prover, uploads=UploadProofs(stored.secret), requests=requests
-        )
-        gate = Gate(context)
+        uploads = UploadProofs(stored.secret)
+        gate = Gate(GateContext(policies=configuration, proofs=prover, uploads=uploads, requests=requests))
         channels = ChannelServer(configuration, gate, settings.name)
         self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, self.controller))
 

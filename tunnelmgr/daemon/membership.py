@@ -251,7 +251,7 @@ class Membership:
         )
 
     def _on_silence(self, error: str, sources: SourceWatches) -> None:
-        """Go on without the database: nothing new begins once the leases may have ended."""
+        """Continue without the database: nothing new begins once the leases may have ended."""
         if self.cluster.error is None:
             log.error("database lost", error=error)
         self._told.clear()

@@ -83,7 +83,7 @@ class ClusterDatabase:
     def join(self) -> None:
         """Become a member; raises StoreError if a process with this name has a session and a recent heartbeat.
 
-        A killed process has no session any more, so that it can be started again at once.
+        A killed process has no longer a session, so that it can be started again at once.
         """
         self._guarded(self._join)
 
