@@ -66,7 +66,7 @@ class Daemon:
         self.controller = Controller(restored(stored, clock()), store, clock)
         configuration = ActiveConfiguration(prepared, self.controller)
         self.membership = make_membership(settings, self.controller)
-        sources = SourceWatches(tasks, scheduler, self.membership or self.controller, MissingAgents(self.controller).of)
+        sources = SourceWatches(tasks, scheduler, self.membership or self.controller, MissingAgents(self.controller))
         admission = Admission(places_for(file_descriptor_limit()))
         scanner, seeds = AdmittedScanner(configuration, self.controller, admission), StoredSeeds(self.controller, wall)
         self.searches = EvidenceSearches(tasks, self.controller, configuration, TrustInputs(scanner, seeds, wall))

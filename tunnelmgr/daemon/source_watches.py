@@ -44,7 +44,7 @@ class SourceWatches:
     tasks: asyncio.TaskGroup
     scheduler: AsyncIOScheduler
     events: EventSink
-    missing: Missing = nothing_missing
+    missing: MissingLookup = field(default_factory=NothingMissing)
     _sources: Sequence[PreparedSource] = ()
     _leased: frozenset[str] | None = None
     _watches: dict[str, SourceWatch] = field(default_factory=dict)
