@@ -81,9 +81,9 @@ def _moment(since: str | None) -> str:
         else:
             at = datetime.fromisoformat(since)
         at = at.astimezone(UTC)
-    except (ValueError, OverflowError) as odd:
+    except (ValueError, OverflowError) as invalid:
         message = f"invalid time {since!r}; write a duration such as 2h, or a time such as 2026-01-31T12:00Z"
-        raise typer.BadParameter(message, param_hint="--since") from odd
+        raise typer.BadParameter(message, param_hint="--since") from invalid
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

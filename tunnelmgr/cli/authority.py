@@ -131,5 +131,5 @@ def _revoked(file: Path) -> Path:
 def _fingerprint_in(file: Path) -> str:
     try:
         return fingerprint(parse_key(file.read_text(encoding="utf-8"), AUTHORITY_KEY_TYPES))
-    except ValueError as odd:
-        raise ConfigError([f"{file} does not contain a public key: {odd}"]) from odd
+    except ValueError as invalid:
+        raise ConfigError([f"{file} does not contain a public key: {invalid}"]) from invalid

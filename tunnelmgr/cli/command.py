@@ -83,9 +83,9 @@ def reported_errors() -> Iterator[None]:
         for problem in bad.problems:
             print_error(f"{bad.file}: {problem}" if bad.file else problem)
         raise typer.Exit(Exit.USAGE) from bad
-    except DaemonNotRunningError as away:
-        print_error(str(away))
-        raise typer.Exit(Exit.NOT_RUNNING) from away
+    except DaemonNotRunningError as not_running:
+        print_error(str(not_running))
+        raise typer.Exit(Exit.NOT_RUNNING) from not_running
     except TunnelmgrError as failed:
         print_error(str(failed))
         raise typer.Exit(Exit.FAILURE) from failed

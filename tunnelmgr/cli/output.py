@@ -25,7 +25,7 @@ def stderr() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-def print_sheet(sheet: RenderableType) -> None:
+def print_rendered(sheet: RenderableType) -> None:
     """Print what was rendered; if stdout is not a terminal, without trailing blanks."""
     console = stdout()
     if console.is_terminal:

@@ -14,7 +14,7 @@ from tunnelmgr.cli.agent_setup import AgentSetup, AgentText
 from tunnelmgr.cli.command import Command, Exit, command, one_of
 from tunnelmgr.cli.config_template import configuration
 from tunnelmgr.cli.options import ConfigOption, JsonOption, chosen_file
-from tunnelmgr.cli.output import print_json, print_line, print_sheet, stderr
+from tunnelmgr.cli.output import print_json, print_line, print_rendered, stderr
 from tunnelmgr.config import load
 from tunnelmgr.errors import ControlError
 from tunnelmgr.ssh.key_files import make_key
@@ -122,6 +122,6 @@ def check(
     if as_json:
         print_json({"ok": passed, "checks": rows})
     else:
-        print_sheet(render.checks(rows))
+        print_rendered(render.checks(rows))
     if not passed:
         raise typer.Exit(Exit.FAILURE)

@@ -11,7 +11,7 @@ from rich.live import Live
 from tunnelmgr.cli import render
 from tunnelmgr.cli.command import Command, Exit, command, one_of
 from tunnelmgr.cli.options import AgentArgument, ConfigOption, JsonOption, SocketOption, client
-from tunnelmgr.cli.output import print_json, print_sheet, stdout
+from tunnelmgr.cli.output import print_json, print_rendered, stdout
 from tunnelmgr.core.tunnel import Phase
 
 _PHASES = ", ".join(Phase)
@@ -41,7 +41,7 @@ def status(
     if as_json:
         print_json(facts)
     else:
-        print_sheet(render.status(facts, agents))
+        print_rendered(render.status(facts, agents))
     if render.problems(facts, agents):
         raise typer.Exit(Exit.FAILURE)
 
@@ -77,7 +77,7 @@ def list_(
     elif as_json:
         print_json(chosen())
     else:
-        print_sheet(render.agents(chosen(), stdout().width))
+        print_rendered(render.agents(chosen(), stdout().width))
 
 
 def _watch(chosen: Any, *, as_json: bool) -> None:  # noqa: ANN401
@@ -93,7 +93,7 @@ def _watch(chosen: Any, *, as_json: bool) -> None:  # noqa: ANN401
         while True:
             now = chosen()
             if now != before:
-                typer.echo(json.dumps(now)) if as_json else print_sheet(render.agents(now, console.width))
+                typer.echo(json.dumps(now)) if as_json else print_rendered(render.agents(now, console.width))
                 sys.stdout.flush()
             before = now
             time.sleep(1)
@@ -114,4 +114,4 @@ def show(
     if as_json:
         print_json(facts)
     else:
-        print_sheet(render.agent(facts))
+        print_rendered(render.agent(facts))

@@ -19,8 +19,8 @@ class PublicKeyFile:
         text = _text(path)
         try:
             return cls(path, parse_key(text, AUTHORITY_KEY_TYPES))
-        except ValueError as odd:
-            raise ValueError(f"{path} does not contain a public key: {odd}") from odd
+        except ValueError as invalid:
+            raise ValueError(f"{path} does not contain a public key: {invalid}") from invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,5 +42,5 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as denied:
         raise ValueError(f"cannot read {path}: {denied.strerror}") from denied
-    except UnicodeDecodeError as odd:
-        raise ValueError(f"{path} is not UTF-8 text") from odd
+    except UnicodeDecodeError as invalid:
+        raise ValueError(f"{path} is not UTF-8 text") from invalid

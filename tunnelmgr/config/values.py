@@ -37,8 +37,8 @@ def _endpoint(value: object) -> Endpoint:
         raise ValueError('write a literal address and a port, such as "127.0.0.1:5000" or "[::1]:5000"')
     try:
         host = str(ip_address(match[1] or match[2]))
-    except ValueError as odd:
-        raise ValueError(f"{match[1] or match[2]} is not an IP address") from odd
+    except ValueError as invalid:
+        raise ValueError(f"{match[1] or match[2]} is not an IP address") from invalid
     port = int(match[3])
     if not 1 <= port <= 65535:  # noqa: PLR2004 - the range of TCP ports
         # Port 0 would request any free port, and such a listener matches every channel.

@@ -64,8 +64,8 @@ def parse_key(line: str, types: Mapping[str, KeyType] = HOST_KEY_TYPES) -> str:
         raise ValueError(f"unknown key type {kind!r}; known are {', '.join(types)}")
     try:
         blob = base64.b64decode(rest.strip().partition(" ")[0], validate=True)
-    except (binascii.Error, ValueError) as odd:
-        raise ValueError("the key is truncated or not base64") from odd
+    except (binascii.Error, ValueError) as invalid:
+        raise ValueError("the key is truncated or not base64") from invalid
     if not blob:
         raise ValueError("the key is missing after its type")
     reader = BlobReader(blob)
@@ -141,8 +141,8 @@ class BlobReader:
         """Return a string in UTF-8."""
         try:
             return self.string().decode("utf-8")
-        except UnicodeDecodeError as odd:
-            raise ValueError("a name in the key or certificate is not UTF-8") from odd
+        except UnicodeDecodeError as invalid:
+            raise ValueError("a name in the key or certificate is not UTF-8") from invalid
 
     def texts(self) -> tuple[str, ...]:
         """Return every string to the end."""

@@ -5,7 +5,7 @@
                             │ └───────────────┴───── CANCEL ──────┘
                             └── the holder is dead: CLAIM ─▶ held by another member, next term
 
-A lease says who should hold an agent. A planned handover leaves no hole: the successor logs in to the agent first
+A lease says who should hold an agent. A planned handover leaves no gap: the successor logs in to the agent first
 (READY); then the holder stops listening and lets its transfers finish; then the successor, which keeps asking for the
 port, listens (TAKE). Every change names the term that its member has seen, and a change for an earlier term is refused.
 
@@ -14,7 +14,7 @@ port, listens (TAKE). Every change names the term that its member has seen, and 
 Unassigned agents are spread by weighted rendezvous hashing (D. Thaler and C. Ravishankar, 1998; the weights as in
 "Weighted distributed hash tables", C. Schindelhauer and G. Schomaker, 2005): if a member comes or goes, only its own
 share moves. A lease that stands is not moved for the sake of balance: agents live for minutes, and a handover has a
-price. Members in the agent's zone come first.
+cost. Members in the agent's zone come first.
 """
 
 import math
@@ -67,7 +67,7 @@ class Lease:
 class Step(StrEnum):
     """How a lease changes."""
 
-    CLAIM = "claim"  # a lease that nobody holds, or whose holder is dead
+    CLAIM = "claim"  # a lease without a holder, or whose holder is dead
     OFFER = "offer"  # name a successor
     READY = "ready"  # the successor has logged in
     TAKE = "take"  # the successor listens
@@ -126,9 +126,9 @@ def _is_allowed(lease: Lease, change: LeaseChange, living: AbstractSet[str]) -> 
 
 
 def best_member(id_: str, zone: str, members: Iterable[Member]) -> str | None:
-    """Return the member that should hold what nobody holds; None if there is no member.
+    """Return the member that should hold a lease without a holder; None if there is no member.
 
-    Members in `zone` come first; an empty zone is nowhere.
+    Members in `zone` come first; an empty zone matches none.
     """
     able = sorted(members, key=lambda one: one.name)
     near = [member for member in able if zone and member.zone == zone]
@@ -204,7 +204,7 @@ class Holdings:
         return None if successor is None else self._change(id_, Step.OFFER, lease.term, successor)
 
     def rebalanced(self) -> Iterator[LeaseChange]:
-        """Yield offers that move every lease to the member that would get it if nobody held it."""
+        """Yield offers that move every lease to the member that would get it if it had no holder."""
         able = [member for member in self.members.values() if member.alive and not member.draining]
         for id_, lease in self.leases.items():
             best = best_member(id_, self.wanted.get(id_, ""), able)

@@ -199,9 +199,9 @@ class HetznerApi:
         except RequestException as failed:
             host = urlsplit(self.endpoint).netloc
             raise DiscoveryError(self.source, f"no answer from {host}: {_cause(failed, self.timeout)}") from failed
-        except (ValueError, TypeError, KeyError) as odd:
+        except (ValueError, TypeError, KeyError) as invalid:
             reason = f"invalid answer from {self.endpoint}; check that endpoint_url is Hetzner's API"
-            raise DiscoveryError(self.source, reason) from odd
+            raise DiscoveryError(self.source, reason) from invalid
 
     def _refusal(self, refused: APIException) -> str:
         """Return the refusal of the API as a sentence, with what to do."""

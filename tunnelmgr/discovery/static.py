@@ -29,9 +29,9 @@ class StaticAgent(Section):
             return None
         try:
             return parse_key(value)
-        except ValueError as odd:
+        except ValueError as invalid:
             hint = 'write the public host key as "ssh-ed25519 AAAA…" (/etc/ssh/ssh_host_ed25519_key.pub)'
-            raise ValueError(f"{odd}; {hint}") from odd
+            raise ValueError(f"{invalid}; {hint}") from invalid
 
 
 class StaticConfig(SourceConfig):

@@ -7,10 +7,10 @@ in `Upload`, under the secret in the controller's state. So the gate stores noth
 
 - An upload belongs to the agent, not to its channel, its tunnel or this process: after a reconnect or a restart of the
   controller the agent can resume it.
-- A location that was altered, or that another agent, another incarnation of the agent, another repository or another
-  registry was given, is that of no upload; clients get BLOB_UPLOAD_UNKNOWN (OCI distribution spec, "Error Codes") and
-  start again. Nothing that an agent wrote becomes part of the registry's location.
-- The number of open uploads is the registry's business, which knows them and drops those that are not continued.
+- A location that was altered, or that was given to another agent or incarnation, or for another repository or registry,
+  is refused; clients get BLOB_UPLOAD_UNKNOWN (OCI distribution spec, "Error Codes") and start again. Nothing that an
+  agent wrote becomes part of the registry's location.
+- The registry bounds the number of open uploads: it knows them, and drops those that are not continued.
 """
 
 import hashlib

@@ -92,7 +92,7 @@ class ClusterDatabase:
         return self._guarded(lambda connection: self._tick(connection, outgoing))
 
     def leave(self) -> None:
-        """Remove this member, so that nobody waits for its heartbeat to grow old."""
+        """Remove this member, so that no member waits for its heartbeat to grow old."""
         self._guarded(self._leave)
 
     def close(self) -> None:

@@ -34,12 +34,12 @@ class AuthorityKeys:
             raise HostKeyUnknownError("the configuration has no [[authority]] for this source")
         try:
             blob = await self.scanner.certificate(agent)
-        except UnreachableError as away:
-            raise HostKeyUnknownError(str(away)) from away
+        except UnreachableError as unreachable:
+            raise HostKeyUnknownError(str(unreachable)) from unreachable
         try:
             certificate = parse(blob) if is_certificate(blob) else None
-        except ValueError as odd:
-            raise HostKeyUnknownError(str(odd)) from odd
+        except ValueError as invalid:
+            raise HostKeyUnknownError(str(invalid)) from invalid
         if certificate is None:
             raise HostKeyUnknownError("it presents no host certificate")
         return self._judge(agent, certificate)

@@ -27,5 +27,5 @@ class ConsoleKeys:
             text = await in_thread(self.source.console_output, agent)
         try:
             return HostTrust(Method.CONSOLE, host_keys(text))
-        except ValueError as lacking:
-            raise HostKeyUnknownError(str(lacking)) from lacking
+        except ValueError as incomplete:
+            raise HostKeyUnknownError(str(incomplete)) from incomplete

@@ -72,5 +72,5 @@ def _key(line: str) -> str:
         raise ValueError("a line in the host key block is not a key")
     try:
         return parse_key(f"{found[1]} {found[2]}")
-    except ValueError as odd:
-        raise ValueError(f"in the host key block, {odd}") from odd
+    except ValueError as invalid:
+        raise ValueError(f"in the host key block, {invalid}") from invalid

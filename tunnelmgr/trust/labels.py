@@ -26,8 +26,8 @@ class LabelKeys:
             raise HostKeyUnknownError(f"it has no label {' or '.join(HOST_KEY_LABELS)}")
         try:
             key = await self.scanner.host_key(agent)
-        except UnreachableError as away:
-            raise HostKeyUnknownError(str(away)) from away
+        except UnreachableError as unreachable:
+            raise HostKeyUnknownError(str(unreachable)) from unreachable
         if as_label(fingerprint(key)) != as_label(wanted):
             raise HostKeyMismatchError(
                 f"host key mismatch: {agent.address} presented {fingerprint(key)}, its label expects "

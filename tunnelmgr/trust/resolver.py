@@ -44,12 +44,12 @@ class Resolver:
                 continue
             try:
                 trust = await self._ask(method, agent)
-            except HostKeyMismatchError as other:
-                log.error("evidence contradicted", agent=agent.id, method=method, error=str(other))  # noqa: TRY400 - not a fault of ours
-                events.report(EvidenceContradicted(agent.id, agent.incarnation, str(other)))
+            except HostKeyMismatchError as mismatch:
+                log.error("evidence contradicted", agent=agent.id, method=method, error=str(mismatch))  # noqa: TRY400 - not a fault of ours
+                events.report(EvidenceContradicted(agent.id, agent.incarnation, str(mismatch)))
                 return
-            except TunnelError as why:
-                lacking.append(f"{method}: {why}")
+            except TunnelError as failed:
+                lacking.append(f"{method}: {failed}")
                 continue
             log.info("evidence found", agent=agent.id, method=method, keys=trust.fingerprints)
             events.report(EvidenceFound(agent.id, agent.incarnation, trust))

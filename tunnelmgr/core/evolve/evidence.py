@@ -28,10 +28,10 @@ def found(world: World, event: EvidenceFound, now: float) -> Transition:
     if record is None:
         return Transition(world)
     if record.agent.incarnation == event.incarnation:
-        useless = _why_ignored(world, record, event.trust)
-        if useless is not None:
+        ignored = _why_ignored(world, record, event.trust)
+        if ignored is not None:
             # Treated as missing evidence, so that the next search, which would find the same, waits.
-            return absent(world, EvidenceAbsent(event.agent, event.incarnation, useless), now)
+            return absent(world, EvidenceAbsent(event.agent, event.incarnation, ignored), now)
     world = _search_ended(world, event.agent)
     if not record.present or record.agent.incarnation != event.incarnation or record.trust is not None:
         return Transition(world, {event.agent})

@@ -19,7 +19,7 @@ def from_members(world: World, event: ClusterChanged | StateShared) -> Transitio
 
 
 def _adopt(world: World, event: StateShared) -> Transition:
-    """Adopt the records of agents that this member does not hold, and the seeds that it does not know better."""
+    """Adopt the records of agents that this member does not hold, and the seeds that differ from its own."""
     records = dict(world.records)
     touched = set()
     for record in event.records:
@@ -65,7 +65,7 @@ def _without_seed(world: World, records: Mapping[AgentId, Record], seed: Seed) -
 def _adopted(known: Record, record: Record) -> Record:
     """Return what is known here of an agent, with what its holder has written: evidence, quarantine and history.
 
-    Whether it is present, where and in which incarnation is what its source says, which every member receives.
+    Its presence, address and incarnation are those that its source reports, which every member receives.
     """
     if record.agent.incarnation != known.agent.incarnation:
         return known
