@@ -1,4 +1,4 @@
-"""Carries data both ways over one channel whose other end reads late; tests run it as a program.
+"""Carries data both ways over one channel whose other end reads late.
 
 Prints as JSON whether the fast path was active, why not, and the maximum of bytes that waited in each direction.
 """
@@ -6,8 +6,8 @@ Prints as JSON whether the fast path was active, why not, and the maximum of byt
 import asyncio
 import json
 
-import tests.ssh.conftest  # noqa: F401 - it reads TRY_NEWEST_ASYNCSSH
 from tests.dataplane.channel_pair import CONTENT, KIB, MIB, ChannelPair, open_channel_pair
+from tests.ssh import newest_asyncssh  # noqa: F401 - its effect is wanted
 from tests.until import until
 from tunnelmgr.dataplane.fast_path import fast_path_status
 
@@ -47,7 +47,8 @@ async def main() -> None:
     async with asyncio.timeout(60), open_channel_pair(WINDOW, rekey_bytes=MIB) as pair:
         waited = {"to_agent": await to_the_agent(pair), "from_agent": await from_the_agent(pair)}
     path = fast_path_status()
-    print(json.dumps({"active": path.active, "reason": path.reason, "bulk": sum(pair.bulk), **waited}))  # noqa: T201
+    facts = {"active": path.active, "reason": path.reason, "bulk": sum(pair.bulk), **waited}
+    print(json.dumps(facts), flush=True)  # noqa: T201 - read by the test
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from unittest import mock
 
 import asyncssh
-import pytest
 
 from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd
 from tests.until import until
@@ -162,6 +162,5 @@ def counted(pair: ChannelPair) -> Iterator[None]:
         pair.bulk.append(count)
         account(chan, count)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pump, "account", counting)
+    with mock.patch.object(pump, "account", counting):
         yield

@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +26,31 @@ UNEXPORTED = ("GCMCipher", "GCMEncryption")
 """Classes that asyncssh does not export and the fast path needs."""
 
 
-def carried(asyncssh_in: Path | None = None) -> Mapping[str, Any]:
-    """Carry data both ways in a separate process, with the asyncssh in `folder`; returns what it prints."""
-    path = os.pathsep.join(str(folder) for folder in (asyncssh_in, ROOT) if folder is not None)
-    command = [sys.executable, "-W", "error", "-m", "tests.dataplane.carry_both_ways"]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
+Carry = Callable[[Path], Mapping[str, Any]]
 
 
-def test_with_a_verified_release_the_fast_path_is_active() -> None:
+@pytest.fixture(scope="module")
+def carry() -> Iterator[Carry]:
+    """Carry data both ways in a separate process, with the asyncssh in a folder; return what it prints."""
+    command = [sys.executable, "-W", "error", "-m", "tests.dataplane.carry_in_forks"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def carried(folder: Path) -> Mapping[str, Any]:
+            print(folder, file=stdin, flush=True)
+            facts: dict[str, Any] | None = json.loads(stdout.readline())
+            assert facts is not None, "see standard error"
+            return facts
+
+        yield carried
+        process.kill()
+
+
+def test_with_a_verified_release_the_fast_path_is_active(carry: Carry) -> None:
     """Data goes past asyncssh, and unread bytes are bounded in both directions."""
-    facts = carried()
+    facts = carry(Path(asyncssh.__file__).parents[1])
 
     assert (facts["active"], facts["reason"]) == (True, None)
     assert facts["bulk"] > 0
@@ -55,9 +58,11 @@ def test_with_a_verified_release_the_fast_path_is_active() -> None:
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES, ids=str)
-def test_without_any_attribute_data_goes_through_the_public_api(attribute: Attribute, tmp_path: Path) -> None:
+def test_without_any_attribute_data_goes_through_the_public_api(
+    attribute: Attribute, tmp_path: Path, carry: Carry
+) -> None:
     """A release that has renamed an attribute disables the fast path; data flows both ways within the bounds."""
-    facts = carried(renamed(attribute.name, tmp_path))
+    facts = carry(renamed(attribute.name, tmp_path))
 
     assert not facts["active"]
     assert f"{attribute} is missing" in facts["reason"]
@@ -67,9 +72,9 @@ def test_without_any_attribute_data_goes_through_the_public_api(attribute: Attri
 
 
 @pytest.mark.parametrize("name", UNEXPORTED)
-def test_without_a_class_that_asyncssh_does_not_export_nothing_breaks(name: str, tmp_path: Path) -> None:
+def test_without_a_class_that_asyncssh_does_not_export_nothing_breaks(name: str, tmp_path: Path, carry: Carry) -> None:
     """A missing class disables the fast path at the start of the process."""
-    facts = carried(renamed(name, tmp_path))
+    facts = carry(renamed(name, tmp_path))
 
     assert not facts["active"]
     assert facts["bulk"] == 0

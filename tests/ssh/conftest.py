@@ -1,7 +1,6 @@
 """Fixtures for tests with SSH connections: keys, and an agent's sshd on loopback."""
 
 import gc
-import os
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,13 +8,11 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from tests.ssh import newest_asyncssh  # noqa: F401 - its effect is wanted
 from tests.ssh.ssh_server import Sshd, generate, running_sshd
 from tests.ssh.worker_harness import WorkerHarness
 from tunnelmgr.dataplane import fast_path
 from tunnelmgr.ssh.login import Login
-
-if "TRY_NEWEST_ASYNCSSH" in os.environ:  # `make newest`: with a release that is not verified yet
-    fast_path.VERIFIED_RELEASES |= {asyncssh.__version__}
 
 
 @pytest.fixture(autouse=True)
