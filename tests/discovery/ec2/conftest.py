@@ -3,15 +3,25 @@
 import itertools
 import socket
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 from botocore.config import Config as BotoConfig
+from botocore.loaders import create_loader
 
 from lab.ec2 import Ec2Service
 from tunnelmgr.discovery import aws_clients
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
 
 HOSTS = itertools.count(10)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _models_read_once() -> Iterator[None]:
+    """Read AWS's models of its APIs once, and not for the source of each test, which would take most of its time."""
+    loader = create_loader()
+    with mock.patch("botocore.session.create_loader", return_value=loader):
+        yield
 
 
 @pytest.fixture(scope="session")
