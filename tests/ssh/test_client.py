@@ -244,7 +244,7 @@ async def test_another_service_is_unreachable(sshd: Sshd, login: Login, said: by
 
     async with running_tcp_server(talk) as endpoint:
         with pytest.raises(UnreachableError):
-            await dial(sshd.spec(port=endpoint.port), replace(login, connect_timeout=1))
+            await dial(sshd.spec(port=endpoint.port), replace(login, connect_timeout=0.3))
 
 
 async def test_addresses_are_tried_in_order(sshd: Sshd, login: Login) -> None:
@@ -267,7 +267,7 @@ async def test_an_address_that_drops_packets_leaves_time_for_the_next(sshd: Sshd
                 filler.connect_ex(("127.0.0.9", sshd.port))
             spec = sshd.spec()._replace(addresses=("127.0.0.9", "127.0.0.1"))
 
-            async with dialled(spec, replace(login, connect_timeout=2.0)) as connection:
+            async with dialled(spec, replace(login, connect_timeout=1.0)) as connection:
                 assert connection.address == "127.0.0.1"
 
 
@@ -276,7 +276,7 @@ async def test_an_address_whose_server_stays_silent_leaves_time_for_the_next(ssh
     with socket.create_server(("127.0.0.9", sshd.port)):
         spec = sshd.spec()._replace(addresses=("127.0.0.9", "127.0.0.1"))
 
-        async with dialled(spec, replace(login, connect_timeout=2.0)) as connection:
+        async with dialled(spec, replace(login, connect_timeout=1.0)) as connection:
             assert connection.address == "127.0.0.1"
 
 

@@ -141,7 +141,7 @@ async def test_another_service_on_the_port_is_unreachable(sshd: Sshd, said: byte
     async with running_tcp_server(other_service) as at:
         agent: Agent = replace(sshd.agent(), port=at.port)
         with pytest.raises(UnreachableError):
-            await scan_host_key(agent, 2)
+            await scan_host_key(agent, 0.3)
 
 
 async def test_a_scan_waits_for_admission_like_any_dial(sshd: Sshd) -> None:

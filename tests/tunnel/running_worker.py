@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import asyncssh
 
@@ -57,6 +57,15 @@ async def running_worker(
             yield life
         finally:
             life.task.cancel()
+
+
+def with_probe_timeout(seconds: float, settings: TunnelSettings) -> TunnelSettings:
+    """Return the settings with a probe timeout that does not follow from the interval."""
+
+    class Changed(TunnelSettings):
+        probe_timeout = seconds  # type: ignore[assignment]
+
+    return Changed(**{each.name: getattr(settings, each.name) for each in fields(settings)})
 
 
 def listens(endpoint: Endpoint) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.ssh.ssh_server import Sshd, forward, free_port, running_tcp_server
 from tests.ssh.worker_harness import WorkerHarness
-from tests.tunnel.running_worker import TWO, listens, ping, running_worker
+from tests.tunnel.running_worker import TWO, listens, ping, running_worker, with_probe_timeout
 from tests.until import until
 from tunnelmgr.core.events import TunnelBound, TunnelProbed
 from tunnelmgr.dataplane.half_open import Ends
@@ -95,7 +95,7 @@ async def test_another_process_that_accepts_no_connection_is_reported(sshd: Sshd
     both = forward(*TWO)
     sshd.refuses.add(both.listen[1])
     sshd.swallows.add(both.listen[1])
-    async with running_worker(sshd.spec(both), harness.settings()):
+    async with running_worker(sshd.spec(both), with_probe_timeout(0.5, harness.settings())):
         await harness.up(probes=2)
 
     assert harness.bound.conflicts == (str(both.listen[1]),)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.ssh.ssh_server import Sshd, forward, running_tcp_server
 from tests.ssh.worker_harness import WorkerHarness
-from tests.tunnel.running_worker import running_worker
+from tests.tunnel.running_worker import running_worker, with_probe_timeout
 from tests.until import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelProbed
@@ -18,6 +18,7 @@ from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ConnectionLostError, ImpostorListenerError, ProbeTimeoutError
 from tunnelmgr.tunnel import prober
 from tunnelmgr.tunnel.prober import next_probe_time
+from tunnelmgr.tunnel.settings import TunnelSettings
 
 
 async def test_probes_share_a_stream_and_regularly_open_a_new_one(
@@ -89,11 +90,18 @@ async def test_another_process_on_our_address_is_an_impostor(sshd: Sshd, harness
     assert harness.of(TunnelProbed) == []
 
 
+@pytest.fixture
+def impatient(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> TunnelSettings:
+    """Open a new stream for every probe, and return settings with which half a second without an answer ends it."""
+    monkeypatch.setattr(prober, "PROBES_PER_STREAM", 1)
+    return with_probe_timeout(0.5, harness.settings())
+
+
 async def test_a_probe_that_is_not_answered_ends_the_tunnel_whatever_else_arrives(
-    sshd: Sshd, harness: WorkerHarness
+    sshd: Sshd, harness: WorkerHarness, impatient: TunnelSettings
 ) -> None:
     """Other messages from the agent do not keep a tunnel up whose probe is not answered."""
-    async with running_worker(sshd.spec(forward()), harness.settings()) as life, asyncio.TaskGroup() as tasks:
+    async with running_worker(sshd.spec(forward()), impatient) as life, asyncio.TaskGroup() as tasks:
         await harness.up()
         sshd.answers.clear()
         drip = tasks.create_task(send_debug_messages(sshd.connection), name="drip")
@@ -110,10 +118,12 @@ async def send_debug_messages(connection: asyncssh.SSHServerConnection) -> None:
         await asyncio.sleep(0.05)  # the drip is what is tested
 
 
-async def test_a_gate_that_does_not_answer_ends_the_tunnel_too(sshd: Sshd, harness: WorkerHarness) -> None:
+async def test_a_gate_that_does_not_answer_ends_the_tunnel_too(
+    sshd: Sshd, harness: WorkerHarness, impatient: TunnelSettings
+) -> None:
     """A probe that the gate does not answer ends the tunnel."""
     harness.silent = True
-    async with running_worker(sshd.spec(forward()), harness.settings()) as life:
+    async with running_worker(sshd.spec(forward()), impatient) as life:
         with pytest.raises(ProbeTimeoutError):
             await life.end(within=3)
 
@@ -134,10 +144,10 @@ async def test_a_raw_forward_is_up_when_the_agent_connects_to_it(sshd: Sshd, har
         await harness.up(probes=2)
 
 
-async def test_every_forward_is_probed(sshd: Sshd, harness: WorkerHarness) -> None:
+async def test_every_forward_is_probed(sshd: Sshd, harness: WorkerHarness, impatient: TunnelSettings) -> None:
     """A tunnel ends if any of its forwards does not answer its probe."""
     one, two = forward(), forward()
-    async with running_worker(sshd.spec(one, two), harness.settings()) as life:
+    async with running_worker(sshd.spec(one, two), impatient) as life:
         await harness.up()
         assert harness.bound.held == one.listen + two.listen
 

@@ -1,27 +1,16 @@
 """The channels of a tunnel: their number is limited, and decreases again."""
 
 import asyncio
-from dataclasses import fields
 
 import asyncssh
 import pytest
 
 from tests.ssh.ssh_server import Sshd, forward
 from tests.ssh.worker_harness import WorkerHarness
-from tests.tunnel.running_worker import ping, running_worker
+from tests.tunnel.running_worker import ping, running_worker, with_probe_timeout
 from tests.until import until
 from tunnelmgr.core.events import TunnelProbed
 from tunnelmgr.dataplane import fair_queue
-from tunnelmgr.tunnel.settings import TunnelSettings
-
-
-def with_long_probe_timeout(settings: TunnelSettings) -> TunnelSettings:
-    """Return the settings with a probe timeout of 10 s, for tests that keep both ends of the tunnel busy."""
-
-    class Patient(TunnelSettings):
-        probe_timeout = 10.0  # type: ignore[assignment]
-
-    return Patient(**{each.name: getattr(settings, each.name) for each in fields(settings)})
 
 
 async def test_no_more_channels_are_open_than_allowed(
@@ -32,7 +21,7 @@ async def test_no_more_channels_are_open_than_allowed(
     monkeypatch.setattr(fair_queue, "NO_OP_BURST", 60.0)
     one = forward()
     async with (
-        running_worker(sshd.spec(one), with_long_probe_timeout(harness.settings(max_channels=16))) as life,
+        running_worker(sshd.spec(one), with_probe_timeout(10.0, harness.settings(max_channels=16))) as life,
         asyncio.timeout(60),
     ):
         await harness.up()

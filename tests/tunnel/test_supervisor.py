@@ -9,7 +9,7 @@ from tests.ssh.ssh_server import Sshd, forward, free_port, generate, public, run
 from tests.ssh.worker_harness import WorkerHarness
 from tests.until import until
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import TunnelDialled, TunnelEnded
+from tunnelmgr.core.events import TunnelDialled, TunnelEnded, TunnelProbed
 from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
@@ -168,7 +168,7 @@ async def test_an_internal_error_ends_that_tunnel_only(sshd: Sshd, harness: Work
             assert end.agent == first_spec.agent
             assert end.failure is not None
             assert (end.failure.code, end.failure.retry) == ("internal", Pace.SOON)
-            await harness.up(probes=len(harness.events) + 2)
+            await harness.up(probes=len(harness.of(TunnelProbed)) + 2)
             supervisor.close(closing(second_spec, Manner.REVOKE))
 
 
