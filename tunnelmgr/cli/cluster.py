@@ -7,7 +7,7 @@ import typer
 from tunnelmgr.cli import render_cluster
 from tunnelmgr.cli.command import Command, Exit, command
 from tunnelmgr.cli.options import ConfigOption, JsonOption, SocketOption, client
-from tunnelmgr.cli.output import print_json, print_line, print_sheet
+from tunnelmgr.cli.output import print_json, print_line, print_rendered
 from tunnelmgr.cli.render_text import count
 from tunnelmgr.errors import ControlError
 
@@ -32,7 +32,7 @@ def members(
     cluster = client(context, config, socket).status()["cluster"]
     if cluster is None:
         raise ControlError(ALONE)
-    print_json(cluster) if as_json else print_sheet(render_cluster.members(cluster))
+    print_json(cluster) if as_json else print_rendered(render_cluster.members(cluster))
     problems = render_cluster.cluster_problems(cluster)
     if not as_json:
         for problem in problems:
