@@ -55,7 +55,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Operations(Telemetry, Protocol):
-    """What the server needs from the daemon."""
+    """What the server needs from the daemon; `daemon/operations.py` implements it."""
 
     def report(self, event: Event) -> None:
         """Pass an event to the controller."""

@@ -60,7 +60,7 @@ class DaemonHealth:
 
 
 class Telemetry(WorldView, Protocol):
-    """What status and metrics read from the daemon."""
+    """What status and metrics read from the daemon; `daemon/operations.py` implements it."""
 
     @property
     def traffic(self) -> Mapping[AgentId, TrafficCounters]:

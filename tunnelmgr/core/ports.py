@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class EventSink(Protocol):
-    """Takes events from every other part of the process; the controller is one."""
+    """Takes events from every other part of the process; `controller.py` implements it."""
 
     def report(self, event: Event) -> None:
         """Queue an event for the controller's loop, which processes events in order; returns at once."""
@@ -20,7 +20,7 @@ class EventSink(Protocol):
 
 
 class ByteSource(Protocol):
-    """A socket that is read directly into the caller's buffers."""
+    """A socket that is read directly into the caller's buffers; `gate/target_socket.py` implements it."""
 
     def notify_readable(self, reader: Callable[[], None] | None) -> None:
         """Call `reader` in each iteration of the event loop in which data can be read, until it is replaced."""
@@ -35,7 +35,7 @@ class ByteSource(Protocol):
 
 
 class Channel(Protocol):
-    """One TCP stream that the agent's sshd accepted for us: bytes both ways, bounded in memory."""
+    """One TCP stream that the agent's sshd accepted for us, bounded in memory; `dataplane/channel.py` implements it."""
 
     async def read(self) -> bytes:
         """Return what has arrived, at least one byte, or `b""` once the agent's side has ended.
@@ -89,7 +89,7 @@ class AgentChannel(Channel, Protocol):
 
 
 class WorldView(Protocol):
-    """Reads the world; the controller is one."""
+    """Reads the world; `controller.py` implements it."""
 
     @property
     def world(self) -> World:
@@ -98,7 +98,7 @@ class WorldView(Protocol):
 
 
 class HostKeySource(Protocol):
-    """One way to learn which host keys an agent has."""
+    """One way to learn which host keys an agent has; each trust method in `trust/` implements it."""
 
     async def trust_for(self, agent: Agent) -> HostTrust:
         """Return the evidence; raises HostKeyUnknownError, with what is missing, if there is none yet."""

@@ -22,7 +22,7 @@ READ_AHEAD_BYTES = 256 * 1024
 
 
 class ChannelOwner(Protocol):
-    """Is notified when a channel begins and ends. Neither method may raise."""
+    """Is notified when a channel begins and ends; `tunnel/sessions.py` implements it. Neither method may raise."""
 
     def channel_opened(self, channel: "ForwardedChannel") -> None:
         """Take over the channel, and serve it."""

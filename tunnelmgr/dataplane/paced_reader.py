@@ -23,7 +23,7 @@ ANSWER_POLL_SECONDS: Final = 0.05
 
 
 class ConnectionOwner(Protocol):
-    """Owns the connection that is read."""
+    """Owns the connection that is read; `transport.py` implements it."""
 
     def end(self, lost: OSError | None) -> None:
         """End the connection: the agent closed it, or it is `lost`."""

@@ -37,7 +37,7 @@ REPOLL_DELAYS = (1.0, 3.0)
 
 
 class EventQueue(Protocol):
-    """A queue of messages; its methods block."""
+    """A queue of messages, such as `SqsQueue`; its methods block."""
 
     def receive(self) -> list[dict[str, Any]]:
         """Wait for messages and return them."""
@@ -49,7 +49,7 @@ class EventQueue(Protocol):
 
 
 class Wakeable(Protocol):
-    """A poller that can be woken."""
+    """A poller that can be woken; `polling.py` implements it."""
 
     def wake(self) -> None:
         """Poll the source again soon."""

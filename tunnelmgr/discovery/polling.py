@@ -50,7 +50,7 @@ class FindsById(Protocol):
 
 
 class MissingLookup(Protocol):
-    """Knows the agents that a source has listed before; `daemon/source_watches.py` does."""
+    """Knows the agents that a source has listed before; `daemon/source_watches.py` implements it."""
 
     def missing_from(self, source: str, listing: Snapshot) -> Sequence[Agent]:
         """Return the agents of a source that its listing lacks; called in the source's thread."""

@@ -15,7 +15,7 @@ from tunnelmgr.gate.uploads import UploadProofs
 
 
 class PolicySource(Protocol):
-    """Knows which group each agent is in; the daemon implements it."""
+    """Knows which group each agent is in; `daemon/active_configuration.py` implements it."""
 
     def policy_of(self, agent: AgentId) -> GroupPolicy:
         """Return the policy of the group that the agent is in now; called for every request."""
@@ -23,7 +23,7 @@ class PolicySource(Protocol):
 
 
 class ProofSource(Protocol):
-    """Makes the proofs that answer probes; `tunnel.proof.Prover` implements it."""
+    """Makes the proofs that answer probes; `tunnel/proof.py` implements it."""
 
     def proof(self, nonce: str, agent: AgentId, listener: str) -> str:
         """Return a proof, which only this controller can make, that `nonce` came in through `listener` on `agent`."""

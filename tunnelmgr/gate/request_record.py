@@ -32,7 +32,7 @@ class RequestRecord:
 
 
 class RequestLog(Protocol):
-    """Takes the record of every request; the daemon implements it."""
+    """Takes the record of every request; `daemon/request_log.py` implements it."""
 
     def record(self, request: RequestRecord) -> None:
         """Take one record; returns at once."""

@@ -81,7 +81,7 @@ REFUSAL_MESSAGES: Final[Mapping[str, ListenRefusal]] = MappingProxyType(
 
 
 class ListenerOwner(ChannelOwner, Protocol):
-    """Decides on the channels of a listener, and serves them."""
+    """Decides on the channels of a listener, and serves them; `tunnel/sessions.py` implements it."""
 
     def admit_channel(self) -> None:
         """Admit one more channel; raises ChannelRefused to decline it."""
@@ -89,7 +89,7 @@ class ListenerOwner(ChannelOwner, Protocol):
 
 
 class LossObserver(Protocol):
-    """Is notified when a connection is lost."""
+    """Is notified when a connection is lost; `tunnel/worker.py` implements it."""
 
     def connection_lost(self) -> None:
         """Note the loss; its reason is `SshConnection.loss`."""

@@ -5,7 +5,7 @@ from typing import Final, Protocol, Self
 
 
 class ReceiveProgress(Protocol):
-    """Shows whether a server still sends."""
+    """Shows whether a server still sends; `dialer.py` implements it."""
 
     def receive_count(self) -> int:
         """Return a number that changes whenever bytes have arrived from the server."""

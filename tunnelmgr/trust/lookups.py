@@ -1,8 +1,4 @@
-"""The questions that trust methods ask; the daemon and the sources answer them.
-
-Each trust method gets only the lookup that it needs. `daemon/trust_lookups.py` implements the first two protocols, a
-discovery source may implement the third.
-"""
+"""The lookups that trust methods make; the daemon and the sources implement them."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -12,7 +8,10 @@ from tunnelmgr.core.seed import Seed
 
 
 class HostKeyScanner(Protocol):
-    """Connects to an agent, and learns from the key exchange which key it has; no credential is offered."""
+    """Reads an agent's host key from a key exchange, without offering a credential.
+
+    `daemon/trust_lookups.py` implements it.
+    """
 
     async def host_key(self, agent: Agent, wanted: Sequence[str] = ()) -> str:
         """Return the host key that the agent presents, as `type base64`; raises UnreachableError.
@@ -30,7 +29,7 @@ class HostKeyScanner(Protocol):
 
 
 class SeedLookup(Protocol):
-    """Finds the seeds that the controller has stored."""
+    """Finds the seeds that the controller has stored; `daemon/trust_lookups.py` implements it."""
 
     def seed(self, id_: str) -> Seed | None:
         """Return a seed that may still prove its agent, None if it is unknown or has expired unclaimed."""
@@ -39,7 +38,7 @@ class SeedLookup(Protocol):
 
 @runtime_checkable
 class ConsoleReader(Protocol):
-    """A source that can read an instance's console."""
+    """A source that can read an instance's console; `discovery/ec2.py` implements it."""
 
     def console_output(self, agent: Agent) -> str:
         """Return the console's text; blocks. Raises HostKeyUnknownError if it cannot be read."""

@@ -24,7 +24,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})(?:\r\n|$)", re.IGNOREC
 
 
 class ByteStream(Protocol):
-    """A stream through a listener of the agent."""
+    """A stream through a listener of the agent; `dataplane/channel.py` implements it."""
 
     async def write(self, data: bytes) -> None:
         """Send; raises ConnectionError."""

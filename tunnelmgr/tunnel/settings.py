@@ -15,7 +15,7 @@ from tunnelmgr.tunnel.proof import Prover
 
 
 class ChannelHandler(Protocol):
-    """Serves the channels that agents open through their listeners."""
+    """Serves the channels that agents open through their listeners; `daemon/channel_server.py` implements it."""
 
     async def serve_channel(
         self, channel: AgentChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint
