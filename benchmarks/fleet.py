@@ -9,6 +9,7 @@ takes a few milliseconds per agent, and no process until the agent is dialled.
 
 import ctypes
 import fcntl
+import json
 import os
 import resource
 import selectors
@@ -16,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ COUNT_PORT = FIRST_PORT - 1
 """The port that answers with the number of agents that have a listener on port 5000."""
 LISTENS = "0100007F:1388 00000000:0000 0A"
 """The form of /proc/net/tcp for 127.0.0.1:5000 in state LISTEN (`proc_net_tcp(5)`)."""
+WATCH_INTERVAL = 0.02
+"""Seconds between two looks at every agent's listener."""
 SSHD = "/usr/sbin/sshd"
 SETTINGS = """\
 UsePAM no
@@ -118,6 +122,37 @@ def count_listeners(libc: ctypes.CDLL, insides: Sequence[int]) -> int:
     return found
 
 
+def prctl_with_parent(libc: ctypes.CDLL) -> None:
+    """End this process together with its parent (PR_SET_PDEATHSIG, `prctl(2)`)."""
+    libc.prctl(1, signal.SIGKILL)
+
+
+def watch(libc: ctypes.CDLL, insides: Sequence[int], file: Path) -> None:
+    """Look every `WATCH_INTERVAL` seconds which agents have a listener; write a line for each gap between two.
+
+    Reading the socket tables costs the controllers and the agents' sshd nothing, unlike requests. This process runs before
+    others, and a gap is one only if a look found no listener: a late look is none.
+    """
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    seen: dict[int, float] = {}
+    absent: set[int] = set()
+    with file.open("w", buffering=1) as log:
+        while True:
+            began = time.time()
+            for number, inside in enumerate(insides):
+                libc.setns(inside, CLONE_NEWNET)
+                if LISTENS not in Path("/proc/thread-self/net/tcp").read_text():
+                    absent.add(number)
+                    continue
+                now = time.time()
+                if number in absent and number in seen:
+                    gap = {"agent": number, "since": seen[number], "seconds": now - seen[number]}
+                    log.write(json.dumps(gap) + "\n")
+                absent.discard(number)
+                seen[number] = now
+            time.sleep(max(0.0, WATCH_INTERVAL - (time.time() - began)))
+
+
 def serve(count: int, folder: Path) -> None:
     """Accept connections for all agents, and start an sshd for each connection."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (4 * count + 100, 4 * count + 100))
@@ -133,6 +168,9 @@ def serve(count: int, folder: Path) -> None:
         listener = socket.create_server(("", FIRST_PORT + number), backlog=16)
         waiting.register(listener, selectors.EVENT_READ, (inside, folder / str(number)))
     waiting.register(socket.create_server(("127.0.0.1", COUNT_PORT)), selectors.EVENT_READ, None)
+    if not os.fork():
+        prctl_with_parent(libc)
+        watch(libc, insides, folder / "gaps.jsonl")
     print("ready", flush=True)
     while True:
         for key, _ in waiting.select():

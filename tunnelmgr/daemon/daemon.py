@@ -21,7 +21,7 @@ from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.garbage import disable_full_collections
 from tunnelmgr.daemon.housekeeping import Housekeeping, make_scheduler
-from tunnelmgr.daemon.membership import MemberHistory, make_membership
+from tunnelmgr.daemon.membership import make_membership
 from tunnelmgr.daemon.operations import DaemonOperations
 from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.registry_health import RegistryWatch
@@ -66,7 +66,8 @@ class Daemon:
         self.controller = Controller(restored(stored, clock()), store, clock)
         configuration = ActiveConfiguration(prepared, self.controller)
         self.membership = make_membership(settings, self.controller)
-        sources = SourceWatches(tasks, scheduler, self.membership or self.controller, MissingAgents(self.controller))
+        events = self.membership or self.controller
+        sources = SourceWatches(tasks, scheduler, events, MissingAgents(self.controller))
         admission = Admission(places_for(file_descriptor_limit()))
         scanner, seeds = AdmittedScanner(configuration, self.controller, admission), StoredSeeds(self.controller, wall)
         self.searches = EvidenceSearches(tasks, self.controller, configuration, TrustInputs(scanner, seeds, wall))
@@ -79,7 +80,7 @@ class Daemon:
         uploads = UploadProofs(stored.secret)
         gate = Gate(GateContext(policies=configuration, proofs=prover, uploads=uploads, requests=requests))
         channels = ChannelServer(configuration, gate, settings.name)
-        self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, self.controller))
+        self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, events))
 
         self.reload = Reload(
             file, settings, configuration, self.controller, self.searches, self.supervisor, sources, self.membership
@@ -109,8 +110,7 @@ class Daemon:
             self.signals.install()
             notify("READY=1", f"STATUS={self.housekeeping.summary()}")
             self._log_start()
-            history = MemberHistory(self.membership, self.trail) if self.membership is not None else self.trail
-            await self.controller.run(Performers(self.supervisor, self.searches), history)
+            await self.controller.run(Performers(self.supervisor, self.searches), self.trail)
         finally:
             notify("STOPPING=1")
             await self._stop(background)

@@ -17,7 +17,7 @@ import structlog
 
 from tunnelmgr import __version__
 from tunnelmgr.config import ControllerConfig
-from tunnelmgr.controller import Controller, HistoryListener
+from tunnelmgr.controller import Controller
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
 from tunnelmgr.core.cluster_messages import Discovered, Incoming, Outgoing
@@ -30,11 +30,14 @@ from tunnelmgr.core.events import (
     FeedClosed,
     FeedReported,
     StateShared,
+    TunnelBound,
+    TunnelDialled,
+    TunnelEnded,
 )
 from tunnelmgr.core.evolve.shared import new_seeds
 from tunnelmgr.core.lease_requests import agent_holdings, requested, statuses
 from tunnelmgr.core.ownership import LEASE_SECONDS, LeaseChange, Member
-from tunnelmgr.core.world import HistoryEntry, Record, World
+from tunnelmgr.core.world import World
 from tunnelmgr.daemon.source_watches import SourceWatches
 from tunnelmgr.errors import StoreError
 from tunnelmgr.store.connect import sqlite_file
@@ -104,7 +107,7 @@ class Outbox:
 
 
 class Membership:
-    """One member's part in the cluster: the sink of the sources' events, and a listener of the histories."""
+    """One member's part in the cluster, and the sink of its sources' and workers' events."""
 
     def __init__(
         self, me: Member, controller: Controller, database: MemberDatabase, notifications: MemberNotifications
@@ -138,7 +141,6 @@ class Membership:
     async def join(self, sources: SourceWatches) -> None:
         """Become a member; raises StoreError, also if a living member has this name."""
         self._thread.start()
-        self._change(self.cluster)  # without leases nothing begins
         sources.select(frozenset())
         await self._thread.call(self._database.join)
 
@@ -175,10 +177,6 @@ class Membership:
                     self._turned.clear()
                     await self._turned.wait()
 
-    def wake(self) -> None:
-        """Take the next turn soon."""
-        self._wake.set()
-
     def rebalance(self) -> int:
         """Offer every agent to the member that would get it if nobody held it; return how many are offered."""
         offers = list(agent_holdings(self._world(), self.cluster, self._me).rebalanced())
@@ -199,8 +197,10 @@ class Membership:
         self._wake.set()
 
     def report(self, event: Event) -> None:
-        """Pass on what a source said, to the controller here and to the other members."""
+        """Pass an event on to the controller, and to the other members what a source said."""
         self._controller.report(event)
+        if isinstance(event, TunnelDialled | TunnelBound | TunnelEnded):
+            self._wake.set()  # it may advance a handover
         if isinstance(event, SourceEvent) and self._polls_for_all(event.source):
             whole = isinstance(event, AgentsDiscovered) and not event.snapshot.failures
             self._outbox.discovered.append(Discovered(event.source, event, whole))
@@ -295,6 +295,7 @@ def make_membership(settings: ControllerConfig, controller: Controller) -> Membe
     from tunnelmgr.store.notifications import Notifications  # noqa: PLC0415 - as above
 
     me = Member(settings.name, settings.zone, settings.capacity, __version__)
+    controller.world = replace(controller.world, cluster=Cluster(me.name))  # without leases nothing begins
     return Membership(
         me,
         controller,
@@ -315,16 +316,3 @@ def merged(before: Cluster, incoming: Incoming, expires: float) -> Cluster:
         remote={**before.remote, **incoming.statuses} if incoming.statuses else before.remote,
         expires=expires,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class MemberHistory:
-    """Passes new entries on, and wakes the membership, since a step may advance a handover."""
-
-    membership: Membership
-    listener: HistoryListener
-
-    def history_grew(self, record: Record, entry: HistoryEntry) -> None:
-        """Pass an entry on."""
-        self.membership.wake()
-        self.listener.history_grew(record, entry)
