@@ -130,8 +130,8 @@ def prctl_with_parent(libc: ctypes.CDLL) -> None:
 def watch(libc: ctypes.CDLL, insides: Sequence[int], file: Path) -> None:
     """Look every `WATCH_INTERVAL` seconds which agents have a listener; write a line for each gap between two.
 
-    Reading the socket tables costs the controllers and the agents' sshd nothing, unlike requests. This process runs before
-    others, and a gap is one only if a look found no listener: a late look is none.
+    Reading the socket tables costs the controllers and the agents' sshd nothing, unlike requests. This process runs
+    before others, and a gap counts only if a look found no listener: a late look does not.
     """
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     seen: dict[int, float] = {}

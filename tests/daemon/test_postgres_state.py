@@ -88,12 +88,18 @@ def has_tunnel(member: Process) -> bool:
     return any(agent["phase"] == "up" and agent["probe_ms"] is not None for agent in agents.values())
 
 
+def living_members(member: Process) -> int:
+    """Return how many members are alive, as one of them sees it."""
+    return sum(one["alive"] for one in member.client.status()["cluster"]["members"])
+
+
 async def test_one_of_two_members_has_the_tunnel_and_hands_it_over_at_its_end(site: Site, url: str) -> None:
     """A stop hands the agent over: the other member listens before the first one ends, and clients are served."""
     site.state = url
     async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
         first = await holder(one, two)
         second = two if first is one else one
+        await until_elsewhere(lambda: living_members(first) == 2, "both are members", 20)
 
         first.child.send_signal(signal.SIGTERM)
         assert await first.end() == 0

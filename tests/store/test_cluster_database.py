@@ -39,7 +39,9 @@ def join(url: str) -> Iterator[Callable[[str], ClusterDatabase]]:
     with ExitStack() as stack:
 
         def join(name: str) -> ClusterDatabase:
-            member = stack.enter_context(closing(ClusterDatabase(url, Member(name, zone="eu-1", version="1"))))
+            member = stack.enter_context(
+                closing(ClusterDatabase(url, Member(name, zone="eu-1", version="1"), grace=0.0))
+            )
             member.join()
             return member
 
@@ -104,6 +106,18 @@ def test_a_killed_member_is_dead_soon_and_a_silent_one_after_its_lease(
 
     assert (living, later) == ({"silent", "other"}, {"other"})
     assert silent.tick(Outgoing()).members["silent"].alive
+
+
+def test_a_member_with_a_new_session_takes_nobody_for_dead(join: Callable[[str], ClusterDatabase], url: str) -> None:
+    """After a restart of the database every member has to come back, and the first one back must not claim all."""
+    join("silent")
+    age(url, "silent", 10 * LEASE_SECONDS)
+
+    with closing(ClusterDatabase(url, Member("back"))) as back:
+        back.join()
+        members = back.tick(Outgoing()).members
+
+    assert members["silent"].alive
 
 
 def test_a_lease_has_one_holder_and_passes_on_by_offer(join: Callable[[str], ClusterDatabase]) -> None:

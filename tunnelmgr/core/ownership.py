@@ -27,6 +27,8 @@ from typing import Final, Literal, NamedTuple, assert_never
 
 LEASE_SECONDS: Final = 10.0
 """Seconds without a heartbeat after which a member is dead, and its leases may be claimed."""
+MAX_OFFERS: Final = 8
+"""Offers of one holder that are under way at a time: their successors ask for the agents' ports in short intervals."""
 Kind = Literal["agent", "source"]
 """What a lease is about."""
 
@@ -163,9 +165,12 @@ class Holdings:
         for id_, zone in self.wanted.items():
             if id_ not in self.leases and best_member(id_, zone, able) == self.me:
                 yield self._change(id_, Step.CLAIM, 0)
+        offers = self._room_for_offers(self.me)
         for id_, lease in self.leases.items():
             change = self._next(id_, lease, able)
-            if change is not None:
+            if change is not None and change.step is Step.OFFER:
+                offers -= 1
+            if change is not None and (change.step is not Step.OFFER or offers >= 0):
                 yield change
 
     def _next(self, id_: str, lease: Lease, able: list[Member]) -> LeaseChange | None:
@@ -204,12 +209,31 @@ class Holdings:
         return None if successor is None else self._change(id_, Step.OFFER, lease.term, successor)
 
     def rebalanced(self) -> Iterator[LeaseChange]:
-        """Yield offers that move every lease to the member that would get it if it had no holder."""
+        """Yield offers that move leases to the members that would get them if nobody held them.
+
+        They are as many as may be under way at a time; none means that all are where they should be.
+        """
         able = [member for member in self.members.values() if member.alive and not member.draining]
+        room = {name: self._room_for_offers(name) for name in self.members}
         for id_, lease in self.leases.items():
             best = best_member(id_, self.wanted.get(id_, ""), able)
-            if best is not None and best != lease.holder and lease.successor is None and self._is_alive(lease.holder):
+            if best is None or best == lease.holder or lease.successor is not None or not self._is_alive(lease.holder):
+                continue
+            room[lease.holder] -= 1
+            if room[lease.holder] >= 0:
                 yield self._change(id_, Step.OFFER, lease.term, best)
+
+    def misplaced(self) -> int:
+        """Return how many leases a rebalance would move."""
+        able = [member for member in self.members.values() if member.alive and not member.draining]
+        return sum(
+            best_member(id_, self.wanted.get(id_, ""), able) != (lease.successor or lease.holder)
+            for id_, lease in self.leases.items()
+        )
+
+    def _room_for_offers(self, holder: str) -> int:
+        under_way = sum(lease.holder == holder and lease.successor is not None for lease in self.leases.values())
+        return MAX_OFFERS - under_way
 
     def _is_alive(self, name: str) -> bool:
         member = self.members.get(name)

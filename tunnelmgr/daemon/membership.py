@@ -36,7 +36,7 @@ from tunnelmgr.core.events import (
 )
 from tunnelmgr.core.evolve.shared import new_seeds
 from tunnelmgr.core.lease_requests import agent_holdings, requested, statuses
-from tunnelmgr.core.ownership import LEASE_SECONDS, LeaseChange, Member
+from tunnelmgr.core.ownership import LEASE_SECONDS, Member
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.source_watches import SourceWatches
 from tunnelmgr.errors import StoreError
@@ -88,19 +88,18 @@ class Outbox:
 
     discovered: list[Discovered] = field(default_factory=list)
     requests: list[tuple[AgentId, Event]] = field(default_factory=list)
-    changes: list[LeaseChange] = field(default_factory=list)
     drains: dict[str, bool] = field(default_factory=dict)
     acting: set[int] = field(default_factory=set)
     """Requests of other members that the controller has received."""
 
     def take(self) -> "Outbox":
         """Return what waits, and begin again."""
-        taken = Outbox(self.discovered, self.requests, self.changes, self.drains, set(self.acting))
-        self.discovered, self.requests, self.changes, self.drains = [], [], [], {}
+        taken = Outbox(self.discovered, self.requests, self.drains, set(self.acting))
+        self.discovered, self.requests, self.drains = [], [], {}
         return taken
 
     def put_back(self, taken: "Outbox") -> None:
-        """Keep what could not be sent for the next turn, in order; lease changes are decided again."""
+        """Keep what could not be sent for the next turn, in order."""
         self.discovered[:0] = taken.discovered
         self.requests[:0] = taken.requests
         self.drains = taken.drains | self.drains
@@ -114,6 +113,7 @@ class Membership:
     ) -> None:
         self._me = me
         self._leaving = False
+        self._rebalancing = False
         self._controller = controller
         self._database = database
         self._notifications = notifications
@@ -178,11 +178,10 @@ class Membership:
                     await self._turned.wait()
 
     def rebalance(self) -> int:
-        """Offer every agent to the member that would get it if nobody held it; return how many are offered."""
-        offers = list(agent_holdings(self._world(), self.cluster, self._me).rebalanced())
-        self._outbox.changes += offers
+        """Move every agent to the member that would get it if nobody held it, a few at a time; return how many."""
+        self._rebalancing = True
         self._wake.set()
-        return len(offers)
+        return agent_holdings(self._world(), self.cluster, self._me).misplaced()
 
     def drain(self, member: str, *, on: bool) -> None:
         """Have a member hand its agents over and take no others, or end that; raises ValueError for an unknown one."""
@@ -238,10 +237,15 @@ class Membership:
 
     def _outgoing(self, taken: Outbox, sources: frozenset[str]) -> Outgoing:
         world = self._world()
+        changes = requested(world, sources, self._me)
+        if self._rebalancing:
+            holdings = agent_holdings(world, self.cluster, self._me)
+            self._rebalancing = holdings.misplaced() > 0
+            changes += holdings.rebalanced()
         return Outgoing(
             draining=self._me.draining,
             rules=self._me.rules,
-            changes=(*requested(world, sources, self._me), *taken.changes),
+            changes=changes,
             statuses={id_: one for id_, one in statuses(world).items() if self._told.get(id_) != one},
             discovered=taken.discovered,
             requests=taken.requests,

@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 Answer = TypeVar("Answer")
 Connection = psycopg.Connection[DictRow]
 
+GRACE_SECONDS: Final = 3.0
+"""Seconds of a new session in which nobody is dead: after a restart of the database, all members come back to it."""
 QUIET_SECONDS: Final = 1.5
 """Seconds without a heartbeat after which a member whose session has ended is dead."""
 KEPT_SECONDS: Final = 60.0
@@ -40,7 +42,9 @@ _MEMBERS: Final = """
 SELECT member.*, extract(epoch FROM now() - heartbeat)::float AS seen, session IN (
     SELECT objid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
     WHERE locktype = 'advisory' AND datname = current_database() AND classid = %s AND objsubid = 2 AND granted
-) AS connected FROM member ORDER BY name
+) AS connected, now() - (
+    SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+) < make_interval(secs => %s) AS in_grace FROM member ORDER BY name
 """
 _JOIN: Final = """
 INSERT INTO member (name, instance, zone, capacity, version, rules, started, heartbeat)
@@ -70,7 +74,10 @@ AND EXISTS (SELECT FROM discovery newer WHERE newer.source = old.source AND newe
 class ClusterDatabase:
     """One member's view of the database; every method blocks and raises StoreError."""
 
-    def __init__(self, url: str, member: Member, password_file: Path | None = None) -> None:
+    def __init__(
+        self, url: str, member: Member, password_file: Path | None = None, grace: float = GRACE_SECONDS
+    ) -> None:
+        self._grace = grace
         self._url = url
         self._password_file = password_file
         self._member = member
@@ -170,7 +177,7 @@ class ClusterDatabase:
         return {row["name"]: _member(row) for row in self._rows(connection)}
 
     def _rows(self, connection: Connection) -> list[DictRow]:
-        return connection.execute(_MEMBERS, (APPLICATION,)).fetchall()
+        return connection.execute(_MEMBERS, (APPLICATION, self._grace)).fetchall()
 
     def _apply(self, connection: Connection, wanted: Iterable[LeaseChange], living: set[str]) -> int:
         """Apply what `core/ownership.py` accepts to the locked rows; the order of the locks avoids deadlocks."""
@@ -276,7 +283,7 @@ def _member(row: DictRow) -> Member:
         rules=row["rules"],
         draining=row["draining"],
         to_drain=row["to_drain"],
-        alive=seen < LEASE_SECONDS and (bool(row["connected"]) or seen < QUIET_SECONDS),
+        alive=bool(row["in_grace"]) or (seen < LEASE_SECONDS and (bool(row["connected"]) or seen < QUIET_SECONDS)),
         seen=seen,
     )
 
