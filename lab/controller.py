@@ -54,6 +54,7 @@ class LabController:
         self.file = folder / "tunnelmgr.toml"
         self._environment = dict(environment or {})
         self._process: Process | None = None
+        self._terminated = False
         folder.mkdir(parents=True, exist_ok=True)
         make_key(folder / "id_ed25519", "tunnelmgr@demo")
 
@@ -87,16 +88,23 @@ class LabController:
     def start(self) -> None:
         """Start the daemon and return when it answers."""
         argv = [sys.executable, "-m", "tunnelmgr", "run", "-c", str(self.file), "--log-format", "json"]
+        self._terminated = False
         self._process = process = self.machine.popen(argv, log=self.log_file, env=self._environment)
         until(lambda: process.poll() is not None or self.answers(), "the controller answers", timeout=20)
         if process.poll() is not None:
             raise LabError(f"the controller does not start: {self.log()[-2000:]}")
 
+    def terminate(self) -> None:
+        """Ask the daemon to stop, once; a second signal would end it at once."""
+        if not self._terminated:
+            os.kill(self.pid, signal.SIGTERM)
+            self._terminated = True
+
     def stop(self, patience: float = 20.0) -> int:
-        """Ask the daemon to drain, wait, and return its exit status."""
+        """Ask the daemon to stop unless `terminate` has, wait, and return its exit status."""
         if self._process is None:
             return 0
-        os.kill(self.pid, signal.SIGTERM)
+        self.terminate()
         process, self._process = self._process, None
         until(lambda: process.poll() is not None, "the controller ends", timeout=patience)
         return int(process.returncode)

@@ -1,6 +1,7 @@
 """The controller stops or is killed during a pull, or its disk is full; the next start continues."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,10 @@ pytestmark = pytest.mark.acceptance
 BLOB_KIB = 8192
 IN_FLIGHT = 8 * BLOB_KIB
 """More bytes than sockets and windows hold, so that the controller still has the end."""
+IN_SOCKETS = 16 * 1024 * 1024
+"""Bytes that the agent's sshd may have passed on and a slow client has not read."""
+DRAIN = 10.0
+"""Seconds of `controller.drain` in the lab."""
 
 
 def push_big_layer(field: "Field", agent: "LabAgent", kib: int = BLOB_KIB) -> str:
@@ -39,8 +44,32 @@ def pull_slowly(field: "Field", agent: "LabAgent", digest: str, rate: str = "2M"
     return pull
 
 
+def test_a_stop_takes_the_registry_from_nobody_while_one_agent_pulls(field: "Field") -> None:
+    """After SIGTERM, every other request of another agent is answered until the pull in progress has ended."""
+    puller, other = field.boot("puller"), field.boot("other")
+    field.up(puller, other)
+    digest = push_big_layer(field, puller, IN_FLIGHT)
+    pull = pull_slowly(field, puller, digest, "10M")
+
+    began = time.monotonic()
+    field.controller.terminate()
+    answered = 0
+    while field.reaches(other):
+        answered += 1
+    arrived = (field.folder / "slow").stat().st_size
+    refused_after = time.monotonic() - began
+    status = field.controller.stop(patience=DRAIN - refused_after + 2)
+    until(lambda: pull.poll() is not None, "curl ends")
+
+    assert (status, pull.returncode) == (0, 0)
+    assert (field.folder / "slow").stat().st_size > IN_FLIGHT * 1024
+    assert arrived > IN_FLIGHT * 1024 - IN_SOCKETS, "the listeners closed before the pull had ended"
+    assert answered > 20
+    assert not other.listeners(5000)
+
+
 def test_a_graceful_stop_lets_a_pull_finish(field: "Field") -> None:
-    """SIGTERM closes the listeners at once, and the transfer in progress still arrives whole."""
+    """After SIGTERM, the transfer in progress still arrives whole, and nobody listens at the end."""
     agent = field.boot("builder")
     field.up(agent)
     digest = push_big_layer(field, agent)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tunnelmgr.core.events import DrainRequested, EvidenceAbsent, EvidenceContradicted, Reconfigured, RetryRequested
+from tunnelmgr.core.events import (
+    DrainRequested,
+    EvidenceAbsent,
+    EvidenceContradicted,
+    Reconfigured,
+    RetryRequested,
+    StopRequested,
+)
 from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
 from tunnelmgr.core.reconcile import (
     CloseTunnel,
@@ -22,6 +29,7 @@ from tunnelmgr.core.reconcile import (
 )
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Phase, Seeking, TunnelSpec, Up
+from tunnelmgr.core.world import Stage
 from tunnelmgr.errors import Pace
 
 if TYPE_CHECKING:
@@ -181,6 +189,26 @@ def test_a_drain_of_the_controller_drains_tunnels_and_starts_nothing(history: Hi
     assert history.act() == (CloseTunnel(standing.id, 1, Manner.DRAIN),)
     assert desired(history.world) == {}
     assert next_due(history.world) is None
+
+
+def test_a_requested_stop_changes_nothing_until_the_drain(history: History) -> None:
+    """While transfers end, tunnels stand and are opened as before, since other agents need their registry."""
+    standing, new = history.agent("standing"), history.agent("new")
+    history.up(standing)
+    history.receive(StopRequested())
+
+    history.listed(standing, new)
+    history.believed(new, 2)
+
+    assert desired(history.world).keys() == {standing.id, new.id}
+    assert [type(action) for action in history.act()] == [OpenTunnel]
+
+
+def test_a_stop_never_goes_back(history: History) -> None:
+    """A stop that is requested during the drain does not end the drain."""
+    history.receive(StopRequested(), DrainRequested(), StopRequested())
+
+    assert history.world.stage is Stage.DRAINING
 
 
 def test_the_next_try_waits_for_its_time(history: History) -> None:

@@ -61,6 +61,10 @@ class Process:
         """Wait until its first agent has sent this many bytes."""
         await until_elsewhere(lambda: self.client.agents()[0]["bytes_from_agent"] >= count, f"{count} bytes arrive")
 
+    async def until_draining(self) -> None:
+        """Wait until `status` shows that a stop was requested."""
+        await until_elsewhere(lambda: self.client.status()["draining"], "the daemon drains")
+
     async def end(self, within: float = 10) -> int:
         """Wait until it ends and return its exit status."""
         async with asyncio.timeout(within):

@@ -3,13 +3,13 @@
 import asyncio
 import signal
 import socket as sockets
+from contextlib import suppress
 from pathlib import Path
 
 from tests.daemon.conftest import Site
 from tests.daemon.running_daemon import daemon, fetch
 from tests.dataplane.renamed_asyncssh import renamed
 from tests.ssh.ssh_server import Sshd, free_port, generate, running_sshd
-from tests.until import until
 
 
 async def test_it_comes_up_serves_the_agent_and_drains_on_sigterm(site: Site) -> None:
@@ -33,8 +33,8 @@ async def test_it_comes_up_serves_the_agent_and_drains_on_sigterm(site: Site) ->
     assert b"Traceback" not in process.output
 
 
-async def test_a_drain_lets_an_open_channel_end(site: Site) -> None:
-    """A drain finishes open channels and accepts no new ones."""
+async def test_a_stop_lets_a_request_in_progress_end_while_others_are_served(site: Site) -> None:
+    """After SIGTERM, new clients are served until the request that was in progress has ended; then nobody listens."""
     async with daemon(site) as process:
         before = (await process.phase("up"))["bytes_from_agent"]
         reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
@@ -43,11 +43,38 @@ async def test_a_drain_lets_an_open_channel_end(site: Site) -> None:
         await process.until_received(before + len(start))
 
         process.child.send_signal(signal.SIGTERM)
-        await until(lambda: site.sshd.cancelled)
-        writer.write(b"Connection: close\r\n\r\n")
+        await process.until_draining()
+        meanwhile = [await fetch(site) for _ in range(3)]
+        assert site.sshd.cancelled == []
+        writer.write(b"\r\n")
         assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
         writer.close()
         assert await process.end() == 0
+
+    assert meanwhile == [b"HTTP/1.1 200 OK"] * 3
+    assert site.sshd.cancelled == [site.listen]
+
+
+async def test_a_stop_ends_at_the_drains_deadline(site: Site) -> None:
+    """A request that does not end keeps the listeners open until `controller.drain`, and is cut then."""
+    async with daemon(site) as process:
+        before = (await process.phase("up"))["bytes_from_agent"]
+        reader, writer = await asyncio.open_connection(site.listen.host, site.listen.port)
+        start = b"GET /v2/" + 4000 * b"x"
+        writer.write(start)
+        await process.until_received(before + len(start))
+
+        loop = asyncio.get_running_loop()
+        process.child.send_signal(signal.SIGTERM)
+        began = loop.time()
+        await process.until_draining()
+        assert await fetch(site) == b"HTTP/1.1 200 OK"
+        assert await process.end(within=20) == 0
+
+        assert loop.time() - began > 4.5
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
 
 
 async def test_a_second_signal_stops_at_once(site: Site) -> None:
@@ -59,7 +86,7 @@ async def test_a_second_signal_stops_at_once(site: Site) -> None:
         writer.write(start)
         await process.until_received(before + len(start))
         process.child.send_signal(signal.SIGTERM)
-        await until(lambda: site.sshd.cancelled)
+        await process.until_draining()
         assert process.child.returncode is None
 
         process.child.send_signal(signal.SIGTERM)

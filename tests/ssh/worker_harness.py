@@ -17,7 +17,11 @@ from tunnelmgr.tunnel.settings import TunnelSettings
 
 @dataclass
 class WorkerHarness:
-    """Settings for a worker, and the events that it reports. Its channel handler answers probes and echoes data."""
+    """Settings for a worker, and the events that it reports. Its channel handler answers probes and echoes data.
+
+    With `waits_for_requests`, the handler is idle between requests, as the gate is, and each request that begins with
+    `hold` is in progress until more data comes; `holding` counts them.
+    """
 
     login: Login
     events: list[Event] = field(default_factory=list)
@@ -27,6 +31,8 @@ class WorkerHarness:
     silent: bool = False
     breaks: bool = False
     hangs_up: bool = False
+    waits_for_requests: bool = False
+    holding: int = 0
     opened: int = 0
     proofs: int = 0
 
@@ -68,7 +74,7 @@ class WorkerHarness:
 
     async def _serve(self, channel: AgentChannel, spec: TunnelSpec, endpoint: Endpoint) -> None:
         with suppress(ConnectionError):
-            while data := await channel.read():
+            while (not self.waits_for_requests or await channel.wanted()) and (data := await channel.read()):
                 if data.startswith(f"GET {WELL_KNOWN_PATH} ".encode()):
                     if self.silent:
                         await asyncio.Event().wait()
@@ -79,6 +85,9 @@ class WorkerHarness:
                     if self.hangs_up:
                         return
                     continue
+                if self.waits_for_requests and data.startswith(b"hold"):
+                    self.holding += 1
+                    data += await channel.read()
                 if self.breaks:
                     raise RuntimeError("a fault of ours")
                 await channel.write(data)

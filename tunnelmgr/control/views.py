@@ -20,7 +20,7 @@ from tunnelmgr.core.tunnel import (
     TunnelStatus,
     Up,
 )
-from tunnelmgr.core.world import Record, World, status_of
+from tunnelmgr.core.world import Record, Stage, World, status_of
 
 Json = dict[str, Any]
 
@@ -105,7 +105,7 @@ def status_view(world: World, health: DaemonHealth) -> Json:
         "controller": health.controller,
         "version": health.version,
         "uptime_s": round(health.uptime_s, 1),
-        "draining": world.draining,
+        "draining": world.stage is not Stage.RUNNING,
         "agents": len(present),
         "up": phases.count(Phase.UP.value),
         "quarantined": phases.count(Phase.QUARANTINED.value),

@@ -165,8 +165,13 @@ class ReleaseRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The controller is to stop: everything continues until the transfers in progress have ended; then it drains."""
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRequested:
-    """The controller will stop: let transfers finish, then close everything."""
+    """The controller stops: close every listener, let transfers finish, then close everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +218,7 @@ Event = (
     | TunnelEnded
     | RetryRequested
     | ReleaseRequested
+    | StopRequested
     | DrainRequested
     | RetentionExpired
     | ClusterChanged

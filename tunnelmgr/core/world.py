@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.cluster import Cluster
@@ -129,6 +130,14 @@ def _repeated(history: tuple[HistoryEntry, ...], step: str, detail: str) -> Hist
     return None
 
 
+class Stage(IntEnum):
+    """How far the process is on its way from start to stop; it never goes back."""
+
+    RUNNING = 0
+    STOPPING = 1  # a stop was requested: everything continues until the transfers in progress then have ended
+    DRAINING = 2  # no tunnel is desired; the process ends with the last one
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """The state of everything; `key_holders` says to which present agent each claimed key is assigned.
@@ -142,8 +151,13 @@ class World:
     tunnels: Mapping[AgentId, TunnelStatus] = field(default_factory=dict)
     key_holders: Mapping[str, AgentId] = field(default_factory=dict)
     seeds: Mapping[str, Seed] = field(default_factory=dict)
-    draining: bool = False
+    stage: Stage = Stage.RUNNING
     cluster: Cluster | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether tunnels are no longer desired."""
+        return self.stage is Stage.DRAINING
 
     def holds(self, agent: AgentId) -> bool:
         """Return whether this controller may write about an agent."""

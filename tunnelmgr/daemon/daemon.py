@@ -88,7 +88,7 @@ class Daemon:
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload)
         self.metrics.watch(operations)
         self.control = ControlServer(operations, settings.socket)
-        self.signals = SignalHandler(tasks, self.controller, self.reload)
+        self.signals = SignalHandler(tasks, self.controller, self.reload, self.supervisor)
         self.housekeeping = Housekeeping(scheduler, self.controller, channels, self.registry, self.metrics, clock, wall)
 
     async def run(self) -> None:

@@ -127,11 +127,6 @@ class Membership:
         self.isolation_limit: float | None = None
         """Seconds without the database after which this member ends its tunnels; None means never."""
 
-    @property
-    def is_leaving(self) -> bool:
-        """Whether this member hands its agents over because it is about to stop."""
-        return self._leaving
-
     def follow(self, rules: str, isolation_limit: float | None) -> None:
         """Switch to a configuration; `rules` is a digest of what all members must agree on."""
         self._me = replace(self._me, rules=rules)

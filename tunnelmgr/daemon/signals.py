@@ -1,28 +1,31 @@
-"""Signals: SIGTERM and SIGINT drain, a second one ends at once, SIGHUP reads the configuration again."""
+"""Signals: SIGTERM and SIGINT stop, a second one ends at once, SIGHUP reads the configuration again."""
 
 import asyncio
 import signal
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
 from tunnelmgr.controller import Controller
-from tunnelmgr.core.events import DrainRequested
-from tunnelmgr.daemon.membership import Membership
+from tunnelmgr.core.events import DrainRequested, StopRequested
 from tunnelmgr.daemon.reload import Reload
 from tunnelmgr.errors import ConfigError
+from tunnelmgr.tunnel.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class SignalHandler:
-    """Turns signals into a drain or a reload; in a cluster, other members first take the agents over."""
+    """Turns signals into a stop or a reload; in a cluster, other members first take the agents over."""
 
     tasks: asyncio.TaskGroup
     controller: Controller
     reload: Reload
+    supervisor: Supervisor
+    _stopping: bool = False
     _running: set[asyncio.Task[None]] = field(default_factory=set)
 
     def install(self) -> None:
@@ -33,38 +36,41 @@ class SignalHandler:
         loop.add_signal_handler(signal.SIGHUP, self.hang_up)
 
     def stop(self) -> None:
-        """Cancel reloads that are running."""
+        """Cancel what is running."""
         for task in self._running:
             task.cancel()
 
     def terminate(self) -> None:
-        """Drain at the first signal; end at once at the second."""
-        membership = self.reload.membership
-        if self.controller.world.draining or (membership is not None and membership.is_leaving):
+        """Stop at the first signal; end at once at the second."""
+        if self._stopping:
             log.warning("stopping at once")
             for task in asyncio.all_tasks():
                 task.cancel()
             return
         drain = self.reload.configuration.prepared.config.controller.drain
         log.info("draining; a second signal stops at once", seconds=drain)
-        if membership is None:
-            self.controller.report(DrainRequested())
-        else:
-            self._start(self._hand_over(membership, drain))
-
-    async def _hand_over(self, membership: Membership, seconds: float) -> None:
-        """Let the other members take the agents over, then drain what is left."""
-        await membership.hand_over(seconds)
-        self.controller.report(DrainRequested())
+        self._stopping = True
+        self._start(self._drain(drain), "drain")
 
     def hang_up(self) -> None:
         """Read the configuration again."""
-        self._start(self._reload())
+        self._start(self._reload(), "reload")
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = self.tasks.create_task(work, name="signal")
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self.tasks.create_task(work, name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def _drain(self, seconds: float) -> None:
+        """Close the tunnels once the transfers in progress have ended, so that one of them costs no other agent.
+
+        Before that, the other members of a cluster take over what they can.
+        """
+        self.controller.report(StopRequested())
+        if self.reload.membership is not None:
+            await self.reload.membership.hand_over(seconds)
+        await self.supervisor.finish_transfers(seconds)
+        self.controller.report(DrainRequested())
 
     async def _reload(self) -> None:
         try:

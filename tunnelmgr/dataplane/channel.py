@@ -184,6 +184,17 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         # Waits as long as the agent sends nothing: the gate sets the deadline.
         return await self._received.readable()
 
+    @property
+    def idle(self) -> bool:
+        """Whether the gate waits for a next request; a raw stream is never idle."""
+        return self._received.idle
+
+    async def closed(self) -> None:
+        """Wait until the agent's sshd has passed on everything and closed the channel, or the connection is lost."""
+        # Waits as long as the transfer takes; the caller sets the deadline.
+        while not self._lost:
+            await self._received.changed()
+
     def drain(self) -> None:
         """End the wait for a next request; a request in progress continues."""
         self._received.drain()

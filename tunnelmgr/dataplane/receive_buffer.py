@@ -15,6 +15,8 @@ class ReceiveBuffer:
         self._draining = False
         self.size = 0
         """Bytes that wait to be read."""
+        self.idle = False
+        """Whether the gate waits for the agent's next request."""
 
     def append(self, data: bytes) -> None:
         """Add bytes that arrived."""
@@ -59,6 +61,10 @@ class ReceiveBuffer:
 
     async def readable(self) -> bool:
         """Wait for bytes; returns False at the end of the agent's side, or when the channel closes or drains."""
-        while not (self._pieces or self._ended or self._closed or self._draining):
-            await self.changed()
+        self.idle = True
+        try:
+            while not (self._pieces or self._ended or self._closed or self._draining):
+                await self.changed()
+        finally:
+            self.idle = False
         return bool(self._pieces)

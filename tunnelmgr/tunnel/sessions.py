@@ -79,6 +79,13 @@ class Sessions:
         for channel in self._by_task.values():
             channel.drain()
 
+    def finish_transfers(self) -> list[ForwardedChannel]:
+        """End the channels on which a request is in progress once it has ended; returns them. Others continue."""
+        busy = [channel for channel in self._by_task.values() if not channel.idle]
+        for channel in busy:
+            channel.drain()
+        return busy
+
     async def all_closed(self, lost: asyncio.Event) -> None:
         """Wait until every channel is closed, or the connection is lost; the caller sets the deadline.
 

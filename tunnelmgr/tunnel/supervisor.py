@@ -1,6 +1,8 @@
 """Runs the workers: at most one per agent, each in its own task, whose failure ends only its tunnel."""
 
 import asyncio
+import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,6 +32,7 @@ class Supervisor:
     tasks: asyncio.TaskGroup
     settings: TunnelSettings
     _stale: dict[AgentId, Ends] = field(default_factory=dict)  # the oldest first
+    _deadline: float = math.inf  # by the loop's clock
     _lives: dict[AgentId, tuple[Worker, asyncio.Task[Failure | None]]] = field(default_factory=dict)
 
     def open(self, action: OpenTunnel) -> None:
@@ -50,8 +53,22 @@ class Supervisor:
         worker, task = self._lives.get(action.agent, (None, None))
         if worker is None or task is None or worker.life != action.life:
             return
-        if action.manner is Manner.REVOKE or not worker.drain():
+        left = self._deadline - asyncio.get_running_loop().time()
+        if action.manner is Manner.REVOKE or not worker.drain(max(0.0, left)):
             task.cancel()
+
+    async def finish_transfers(self, seconds: float) -> None:
+        """Wait until the transfers that are in progress now have ended, at most `seconds`; drains end by then, too.
+
+        Transfers that begin meanwhile do not count. A transfer has ended when the agent's sshd has passed it on, which
+        it says by closing the channel; so its channel is ended, although its client may have wanted to keep it.
+        """
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        channels = [channel for worker, _ in self._lives.values() for channel in worker.finish_transfers()]
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline):
+                for channel in channels:
+                    await channel.closed()
 
     def _report_end(self, worker: Worker, task: asyncio.Task[Failure | None]) -> None:
         del self._lives[worker.spec.agent]

@@ -1,10 +1,12 @@
 """One life of one tunnel: dial, bind, then probe until something ends it. A worker never retries."""
 
 import asyncio
+import math
 from contextlib import suppress
 
 from tunnelmgr.core.events import TunnelDialled
 from tunnelmgr.core.reconcile import OpenTunnel
+from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.dataplane.half_open import Ends
 from tunnelmgr.errors import AbusiveAgentError, ConnectionLostError, ProbeTimeoutError, TunnelError
 from tunnelmgr.ssh.client import SshConnection, dial
@@ -27,15 +29,20 @@ class Worker:
         self._permit = settings.admission.permit(opening.precedence)
         self._sessions: Sessions | None = None
         self._drain_requested = False
+        self._drain_limit = math.inf
         self._wake_up = asyncio.Event()
 
-    def drain(self) -> bool:
-        """Stop listening, let the channels end until the deadline, then close.
+    def finish_transfers(self) -> list[ForwardedChannel]:
+        """End each channel on which a request is in progress once it has ended; returns these channels."""
+        return [] if self._sessions is None else self._sessions.finish_transfers()
+
+    def drain(self, limit: float = math.inf) -> bool:
+        """Stop listening, let the channels end within the settings' time and `limit` seconds, then close.
 
         Returns False, and does nothing, if the tunnel is not up yet and so has nothing to finish.
         """
         if self._sessions is not None and self._sessions.open:
-            self._drain_requested = True
+            self._drain_requested, self._drain_limit = True, limit
             self._wake_up.set()
         return self._drain_requested
 
@@ -114,7 +121,7 @@ class Worker:
         if self._sessions is not None:
             self._sessions.drain()
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.drain):
+                async with asyncio.timeout(min(self._settings.drain, self._drain_limit)):
                     await self._sessions.all_closed(connection.lost)
         await connection.close(CLOSE_TIMEOUT)
 

@@ -4,7 +4,7 @@ import math
 
 from tests.core.walks.fleet import SOURCES
 from tests.core.walks.performer import Performer
-from tunnelmgr.core.events import DrainRequested, RetentionExpired, TunnelEnded
+from tunnelmgr.core.events import DrainRequested, RetentionExpired, StopRequested, TunnelEnded
 from tunnelmgr.core.missing_agents import LONGEST_GRACE
 from tunnelmgr.core.reconcile import desired, next_due, plan
 from tunnelmgr.core.tunnel import Phase, Resting
@@ -38,9 +38,12 @@ def check_converged(performer: Performer) -> None:
 
 
 def drain(performer: Performer) -> None:
-    """Stop: every worker is asked to end, and when all have ended, nothing stands and nothing is due."""
+    """Drain: every worker is asked to end, and when all have ended, nothing stands and nothing is due.
+
+    A stop that is requested once more changes nothing.
+    """
     performer.batching = False
-    performer.receive(DrainRequested())
+    performer.receive(DrainRequested(), StopRequested())
     assert all(work.asked for work in performer.workers.values())
     for id_, work in list(performer.workers.items()):
         del performer.workers[id_]

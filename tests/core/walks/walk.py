@@ -16,6 +16,7 @@ from tunnelmgr.core.events import (
     ReleaseRequested,
     RetentionExpired,
     RetryRequested,
+    StopRequested,
     TunnelEnded,
 )
 from tunnelmgr.core.failure import Failure
@@ -170,6 +171,14 @@ class Walk:
 
         assert was is None or was.quarantine is None or self.performer.world.records[id_].trust is None
 
+    def stop(self) -> None:
+        """Request a stop; until the drain, that changes nothing that is desired."""
+        wanted = desired(self.performer.world)
+
+        self.performer.receive(StopRequested())
+
+        assert desired(self.performer.world) == wanted
+
     def wait(self) -> None:
         """Let time pass."""
         self.performer.now += self.dice.choice((0.1, 2.0, 15.0, 3600.0))
@@ -198,6 +207,7 @@ class Walk:
 
 STEPS: tuple[tuple[Callable[[Walk], None], int], ...] = (
     (Walk.launch, 6),
+    (Walk.stop, 1),
     (Walk.terminate, 2),
     (Walk.vanish, 1),
     (Walk.list_whole, 8),

@@ -11,7 +11,7 @@ their records: who holds which host key, and in which phase an agent rests. No t
              (world, touched)                    evidence.py   host key evidence found, missing or contradicted
                                                  claims.py     handshakes that show a key
                                                  tunnels.py    reports of workers
-                                                 operator.py   retry, release, forgetting
+                                                 operator.py   retry, release, the end of the process, forgetting
                                                  shared.py     what other members have written
 
 An agent's record says which machine it is and which evidence it has:
@@ -45,6 +45,15 @@ when the controller performs a plan; events take all others:
 
     A worker that must end at once stays in its state, marked `revoked`, until TunnelEnded.
 
+The process ends in two steps (`world.Stage`):
+
+    running ── StopRequested ─▶ stopping ── DrainRequested ─▶ draining ── the last TunnelEnded ─▶ the loop returns
+
+    stopping:  nothing changes for the agents, and tunnels are opened as before. The supervisor knows the transfers that
+               were in progress when the stop was requested, on any tunnel. Once they have ended, or after
+               `controller.drain`, the drain is requested.
+    draining:  no tunnel is desired, so all of them drain, within what is left of `controller.drain`.
+
 Invariants, most of which `tests/core/test_walks.py` checks on random walks over all events:
 
 - At most one worker or search is under way for an agent. While one is, its status is not `Resting`.
@@ -56,6 +65,7 @@ Invariants, most of which `tests/core/test_walks.py` checks on random walks over
   it ends the search that it answers.
 - Evidence belongs to one incarnation. The evidence that proved it remains the minimum: weaker evidence is ignored, and
   evidence of another key quarantines the agent.
+- A requested stop changes neither what is desired nor what is done, until the drain. No step leads back.
 - Only a release or a decided dispute ends a quarantine; leaving and coming back does not.
 - A source that fails removes no agent; a source with a partial answer removes only agents that it reports as ended.
 """
@@ -82,6 +92,7 @@ from tunnelmgr.core.events import (
     RetryRequested,
     SeedAdded,
     StateShared,
+    StopRequested,
     TunnelBound,
     TunnelDialled,
     TunnelEnded,
@@ -129,8 +140,8 @@ def _transition(world: World, event: Event, now: float) -> Transition:  # noqa: 
             return operator.release(world, event, now)
         case SeedAdded(seed):
             return Transition(replace(world, seeds={**world.seeds, seed.id: seed}))
-        case DrainRequested():
-            return Transition(replace(world, draining=True))
+        case StopRequested() | DrainRequested():
+            return Transition(operator.stop(world, event))
         case RetentionExpired(before, wall):
             return Transition(operator.forget(world, before, now if wall is None else wall))
         case ClusterChanged() | StateShared():

@@ -1,11 +1,11 @@
-"""Operators' requests, and forgetting what has expired."""
+"""Operators' requests, the end of the process, and forgetting what has expired."""
 
 from dataclasses import replace
 
-from tunnelmgr.core.events import ReleaseRequested, RetryRequested
+from tunnelmgr.core.events import DrainRequested, ReleaseRequested, RetryRequested, StopRequested
 from tunnelmgr.core.evolve.transition import Transition
 from tunnelmgr.core.tunnel import Resting
-from tunnelmgr.core.world import World
+from tunnelmgr.core.world import Stage, World
 
 
 def retry(world: World, event: RetryRequested, now: float) -> World:
@@ -25,6 +25,12 @@ def release(world: World, event: ReleaseRequested, now: float) -> Transition:
     # The old evidence led into the quarantine; evidence is sought again.
     free = replace(record, quarantine=None, trust=None, proved=None, possessed=())
     return Transition(world.with_record(free.with_step(now, "released", event.reason, event.uid)), {event.agent})
+
+
+def stop(world: World, event: StopRequested | DrainRequested) -> World:
+    """Take the next step to the end of the process."""
+    step = Stage.STOPPING if isinstance(event, StopRequested) else Stage.DRAINING
+    return replace(world, stage=max(world.stage, step))
 
 
 def forget(world: World, before: float, wall: float) -> World:
