@@ -15,10 +15,11 @@ class Keygen:
     folder: Path
 
     def key(self, name: str, kind: str = "ed25519", *options: str) -> str:
-        """Make a key pair and return the public half as `type base64`."""
+        """Make a key pair, unless there is one of that name, and return the public half as `type base64`."""
         file = self.folder / name
         argv = ["ssh-keygen", "-q", "-t", kind, *options, "-N", "", "-C", "", "-f", file]
-        subprocess.run(argv, check=True, timeout=30)
+        if not file.exists():
+            subprocess.run(argv, check=True, timeout=30)
         return " ".join(file.with_suffix(".pub").read_text().split()[:2])
 
     def sign(self, host: str, *options: str, authority: str = "ca", user: bool = False) -> bytes:
