@@ -186,7 +186,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
 
     @property
     def idle(self) -> bool:
-        """Whether the gate waits for a next request; a raw stream is never idle."""
+        """Whether no request is in progress; a raw stream is never idle once it is read."""
         return self._received.idle
 
     async def closed(self) -> None:

@@ -15,8 +15,8 @@ class ReceiveBuffer:
         self._draining = False
         self.size = 0
         """Bytes that wait to be read."""
-        self.idle = False
-        """Whether the gate waits for the agent's next request."""
+        self.idle = True
+        """Whether nothing is in progress: the gate has read nothing yet, or it waits for the agent's next request."""
 
     def append(self, data: bytes) -> None:
         """Add bytes that arrived."""
@@ -44,6 +44,7 @@ class ReceiveBuffer:
 
         Raises ConnectionResetError if the channel was closed before that end.
         """
+        self.idle = False
         if self._pieces:
             data = self._pieces.popleft()
             self.size -= len(data)
@@ -62,9 +63,6 @@ class ReceiveBuffer:
     async def readable(self) -> bool:
         """Wait for bytes; returns False at the end of the agent's side, or when the channel closes or drains."""
         self.idle = True
-        try:
-            while not (self._pieces or self._ended or self._closed or self._draining):
-                await self.changed()
-        finally:
-            self.idle = False
+        while not (self._pieces or self._ended or self._closed or self._draining):
+            await self.changed()
         return bool(self._pieces)
