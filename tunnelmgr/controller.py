@@ -291,7 +291,7 @@ class Controller:
         _log_missing(before, self.world)
         if before.records is not self.world.records:
             for record, entry in new_entries(before, self.world):
-                if entry.is_news and not _is_anothers(self.world, record):
+                if entry.is_news and not self.world.is_held_elsewhere(record.agent.id):
                     self._history.history_grew(record, entry)
 
     def _reconcile(self, performers: Performers, tasks: asyncio.TaskGroup) -> None:
@@ -311,12 +311,6 @@ class Controller:
         count = max(MIN_OPENINGS, int(len(may_begin) * OPENINGS_SHARE))
         self._behind = count < len(may_begin)
         return first_in_order(count, may_begin)
-
-
-def _is_anothers(world: World, record: Record) -> bool:
-    """Return whether another member of the cluster holds the agent, and reports about it."""
-    cluster = world.cluster
-    return cluster is not None and record.agent.id in cluster.agents and not cluster.holds(record.agent.id)
 
 
 def _has_workers(world: World) -> bool:

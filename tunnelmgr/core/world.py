@@ -163,6 +163,10 @@ class World:
         """Return whether this controller may write about an agent."""
         return self.cluster is None or self.cluster.holds(agent)
 
+    def is_held_elsewhere(self, agent: AgentId) -> bool:
+        """Return whether another member of the cluster holds an agent, and reports about it."""
+        return self.cluster is not None and agent in self.cluster.agents and not self.cluster.holds(agent)
+
     def status(self, agent: AgentId) -> TunnelStatus:
         """Return the tunnel's status; an agent for which nothing was started is `down` since it was first seen."""
         known = self.tunnels.get(agent)

@@ -30,12 +30,17 @@ class WorldCollector(Collector):
         yield self._agents()
         yield from self._sources()
         yield from self._traffic()
+        yield from self._cluster()
         yield from self._health()
 
     def _agents(self) -> Metric:
         world = self._telemetry.world
-        family = GaugeMetricFamily("tunnelmgr_agents", "Agents by group and phase", labels=["group", "phase"])
-        present = [record for record in world.records.values() if record.present]
+        family = GaugeMetricFamily(
+            "tunnelmgr_agents", "Agents of this controller by group and phase", labels=["group", "phase"]
+        )
+        present = [
+            record for id_, record in world.records.items() if record.present and not world.is_held_elsewhere(id_)
+        ]
         tally = Tally((record.agent.group, status_of(world, record).phase) for record in present)
         for group in {record.agent.group for record in present}:
             for phase in Phase:
@@ -79,6 +84,24 @@ class WorldCollector(Collector):
             carried.add_metric([group, "from_agent"], from_agent)
         yield channels
         yield carried
+
+    def _cluster(self) -> Iterator[Metric]:
+        cluster = self._telemetry.world.cluster
+        if cluster is None:
+            return
+        states = GaugeMetricFamily("tunnelmgr_members", "Members of the cluster by state", labels=["state"])
+        alive = sum(member.alive for member in cluster.members.values())
+        states.add_metric(["alive"], alive)
+        states.add_metric(["dead"], len(cluster.members) - alive)
+        yield states
+        own = cluster.members.get(cluster.me)
+        differing = sum(own is not None and member.rules != own.rules for member in cluster.members.values())
+        yield GaugeMetricFamily(
+            "tunnelmgr_members_with_other_rules", "Members whose configuration differs from this one's", differing
+        )
+        yield GaugeMetricFamily(
+            "tunnelmgr_database_reachable", "1 if the cluster's database answers", int(cluster.error is None)
+        )
 
     def _health(self) -> Iterator[Metric]:
         facts = self._telemetry.health()

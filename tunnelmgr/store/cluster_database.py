@@ -36,6 +36,8 @@ GRACE_SECONDS: Final = 3.0
 """Seconds of a new session in which nobody is dead: after a restart of the database, all members come back to it."""
 QUIET_SECONDS: Final = 1.5
 """Seconds without a heartbeat after which a member whose session has ended is dead."""
+FORGOTTEN_SECONDS: Final = 86400.0
+"""Seconds without a heartbeat after which a member is forgotten."""
 KEPT_SECONDS: Final = 60.0
 """Seconds for which what a source said is kept after a whole listing has replaced it."""
 _MEMBERS: Final = """
@@ -140,6 +142,9 @@ class ClusterDatabase:
                     f"{other['seen']:.0f}s ago; stop it, or set another controller.name"
                 )
             values = (me.name, self._instance, me.zone, me.capacity, me.version, me.rules)
+            connection.execute(
+                "DELETE FROM member WHERE heartbeat < now() - make_interval(secs => %s)", (FORGOTTEN_SECONDS,)
+            )
             session = value(connection, _JOIN, values)
             # What this name held is held by another process now, so its terms must no longer be valid.
             connection.execute(

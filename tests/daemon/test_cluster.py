@@ -1,0 +1,196 @@
+"""Several daemons on one database, between a real PostgreSQL server and an agent."""
+
+import asyncio
+import signal
+from dataclasses import replace
+from typing import cast
+
+import pytest
+
+from lab.postgres import Postgres
+from tests.daemon.conftest import Site
+from tests.daemon.running_daemon import Process, daemon, fetch
+from tests.ssh.ssh_server import Sshd, generate, running_sshd
+from tests.store.conftest import server, url
+from tests.until import until_elsewhere
+
+__all__ = ["server", "url"]
+
+pytestmark = pytest.mark.acceptance
+
+
+def another(site: Site, name: str) -> Site:
+    """Return the site of another controller with the same state, key and agents."""
+    folder = site.folder / f"another-{name}"
+    folder.mkdir()
+    (folder / "id_ed25519").write_bytes((site.folder / "id_ed25519").read_bytes())
+    (folder / "id_ed25519").chmod(0o600)
+    return replace(site, folder=folder, name=name)
+
+
+async def holder(*members: Process) -> Process:
+    """Return the member that has the tunnel, once exactly one has."""
+
+    def only_holder() -> Process | None:
+        found = [member for member in members if has_tunnel(member)]
+        return found[0] if len(found) == 1 else None
+
+    return cast("Process", await until_elsewhere(only_holder, "one member holds the tunnel", 20))
+
+
+def has_tunnel(member: Process) -> bool:
+    """Return whether a member says that it holds the tunnel."""
+    agents = member.agents()
+    return any(agent["phase"] == "up" and agent["probe_ms"] is not None for agent in agents.values())
+
+
+def living_members(member: Process) -> int:
+    """Return how many members are alive, as one of them sees it."""
+    return sum(one["alive"] for one in member.client.status()["cluster"]["members"])
+
+
+async def both(one: Process, two: Process) -> tuple[Process, Process]:
+    """Return the holder and the other one, once both are members."""
+    first = await holder(one, two)
+    await until_elsewhere(lambda: living_members(first) == 2, "both are members", 20)
+    return first, two if first is one else one
+
+
+async def test_a_second_daemon_of_the_same_name_refuses(site: Site, url: str) -> None:
+    """The second daemon ends with an error that says what to do, and the first one continues."""
+    site.state = url
+    async with daemon(site) as first:
+        await first.phase("up")
+        async with daemon(another(site, "registry-1")) as second:
+            assert await second.end() == 1
+            assert b"a controller with the name 'registry-1' is running" in second.output
+        assert (await first.phase("up"))["error"] is None
+
+
+async def test_one_of_two_members_has_the_tunnel_and_hands_it_over_at_its_end(site: Site, url: str) -> None:
+    """A stop hands the agent over: the other member listens before the first one ends, and clients are served."""
+    site.state = url
+    async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
+        first, second = await both(one, two)
+
+        first.child.send_signal(signal.SIGTERM)
+        assert await first.end() == 0
+
+        assert await asyncio.to_thread(has_tunnel, second)
+        assert await fetch(site) == b"HTTP/1.1 200 OK"
+        assert b"Traceback" not in first.output + second.output
+
+
+async def test_a_killed_members_agent_is_taken_over(site: Site, url: str) -> None:
+    """After kill -9 of the holder, the other member notices that its session has ended, and dials."""
+    site.state = url
+    async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
+        first, second = await both(one, two)
+
+        first.child.kill()
+
+        await second.phase("up")
+        assert await holder(second) is second
+        assert await fetch(site) == b"HTTP/1.1 200 OK"
+
+
+async def test_every_member_shows_the_agent_with_its_holder(site: Site, url: str) -> None:
+    """`list` on the other member has the phase and the holder; `status` has the members."""
+    site.state = url
+    async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
+        first, second = await both(one, two)
+        name = first.client.status()["controller"]
+
+        seen = await second.phase("up")
+
+        assert (seen["holder"], seen["probe_ms"]) == (name, None)
+        cluster = second.client.status()["cluster"]
+        assert {member["name"]: member["agents"] for member in cluster["members"]}[name] == 1
+        assert sorted(source for member in cluster["members"] for source in member["sources"]) == ["office"]
+        assert all(member["same_rules"] for member in cluster["members"])
+
+
+async def test_an_agent_moves_by_drain_and_stays_reachable(site: Site, url: str) -> None:
+    """`drain` at any member moves the agent; the drained member takes it again only after `--undo` and a drain back."""
+    site.state = url
+    async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
+        first, second = await both(one, two)
+        name = first.client.status()["controller"]
+
+        second.client.drain(name)
+        await until_elsewhere(lambda: has_tunnel(second) and not has_tunnel(first), "the other one has it", 20)
+        assert await fetch(site) == b"HTTP/1.1 200 OK"
+
+        second.client.drain(name, on=False)
+        await until_elsewhere(lambda: not is_draining(second, name), "the drain is undone", 20)
+        second.client.drain(second.client.status()["controller"])
+        await until_elsewhere(lambda: has_tunnel(first) and not has_tunnel(second), "it has moved back", 20)
+        assert await fetch(site) == b"HTTP/1.1 200 OK"
+
+
+def is_draining(member: Process, name: str) -> bool:
+    """Return whether a member sees another one draining."""
+    return any(one["draining"] for one in member.client.status()["cluster"]["members"] if one["name"] == name)
+
+
+async def test_a_release_at_another_member_reaches_the_holder(site: Site, url: str) -> None:
+    """A quarantine made by the holder is seen and ended at the other member."""
+    site.state = url
+    async with daemon(site) as one:
+        await one.phase("up")
+        one.child.kill()
+        await one.end()
+    stranger = Sshd(generate(), site.sshd.accepts)
+    async with running_sshd(stranger):
+        site.sshd = stranger
+        async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
+            agents = [await one.phase("quarantined"), await two.phase("quarantined")]
+            assert agents[0]["holder"] == agents[1]["holder"]
+            other = two if agents[0]["holder"] == "registry-1" else one
+
+            other.client.release("builder-1", "reinstalled")
+
+            await other.phase("up")
+            assert "reinstalled" in str(other.client.agent("builder-1")["history"])
+
+
+async def test_a_restart_of_the_database_moves_nothing(site: Site, url: str, server: Postgres) -> None:
+    """All members come back to it, the holder keeps its agent, and nobody dials again."""
+    site.state = url
+    async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
+        first, second = await both(one, two)
+        logins = site.sshd.logins_started
+        server.stop()
+        try:
+            await until_elsewhere(lambda: not database_ok(second), "the database is missed", 20)
+            assert await fetch(site) == b"HTTP/1.1 200 OK"
+        finally:
+            server.start()
+        await until_elsewhere(lambda: database_ok(first) and database_ok(second), "it answers again", 20)
+
+        await asyncio.to_thread(second.client.drain, second.client.status()["controller"])
+        await until_elsewhere(lambda: is_draining(first, second.client.status()["controller"]), "it works again", 20)
+        assert await holder(one, two) is first
+        assert site.sshd.logins_started == logins
+
+
+def database_ok(member: Process) -> bool:
+    """Return whether a member says that the database answers."""
+    return bool(member.client.status()["cluster"]["database"]["ok"])
+
+
+async def test_a_frozen_member_that_wakes_up_lets_go(site: Site, url: str) -> None:
+    """The agent's sshd keeps the frozen member's listener: the heir has the port once the member wakes up."""
+    site.state = url
+    async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
+        first, second = await both(one, two)
+        heir = second.client.status()["controller"]
+        first.child.send_signal(signal.SIGSTOP)
+        try:
+            await until_elsewhere(lambda: second.agents()["builder-1"]["holder"] == heir, "it is claimed", 30)
+            assert not await asyncio.to_thread(has_tunnel, second)
+        finally:
+            first.child.send_signal(signal.SIGCONT)
+
+        await until_elsewhere(lambda: has_tunnel(second) and not has_tunnel(first), "the heir has it", 60)
+        assert await fetch(site) == b"HTTP/1.1 200 OK"
