@@ -66,6 +66,20 @@ def test_a_state_leads_to_the_registrys_location() -> None:
     assert PROOFS.location(UPLOAD, PROOFS.state(UPLOAD, place)) == place
 
 
+async def test_the_longest_location_fits_into_a_request_line(talk: "Talk", gate: Gate, scripted: "Scripted") -> None:
+    """The agent can continue an upload whose registry uses as long a location as the gate accepts."""
+    place = f"/v2/work/app/blobs/uploads/{'u' * 256}?{'q' * 4096}"
+    async with (
+        scripted(answering("202 Accepted", place)) as registry,
+        talk(gate, registry.endpoint) as agent,
+    ):
+        location = path_of(await agent.ask("POST", BEGIN))
+        state = await agent.ask("GET", location)
+
+    assert len(location) < 7000
+    assert state.status == 202
+
+
 def test_a_state_lasts_as_long_as_the_secret() -> None:
     """Another process with the same secret accepts a state; one with another secret does not."""
     state = PROOFS.state(UPLOAD, registry_location())
