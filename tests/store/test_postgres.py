@@ -118,12 +118,13 @@ def test_a_description_holds_neither_user_nor_parameters() -> None:
 def test_a_check_says_whether_the_database_answers_and_who_uses_it(url: str) -> None:
     """`check` reports the server's version and the living members, and changes nothing."""
     empty = check_database(url)
-    with closing(ClusterDatabase(url, Member("registry-1"))) as member:
+    with closing(ClusterDatabase(url, Member("registry-1", rules="abc"))) as member:
         member.join()
         used = check_database(url)
 
-    assert "/state answers, PostgreSQL " in empty
-    assert used.endswith("; members: registry-1")
+    assert "/state answers, PostgreSQL " in empty.summary
+    assert (used.summary.endswith("; members: registry-1"), used.rules) == (True, {"registry-1": "abc"})
+    assert abs(used.clock_ahead) < 60
 
 
 def test_a_check_names_a_user_who_may_not_create_tables(url: str) -> None:

@@ -17,6 +17,19 @@ class RemoteStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DatabaseFacts:
+    """What a check learns of a database: its version, the rules of the living members, and its clock.
+
+    `rules` are the members' digests as in `Member`; `clock_ahead` is by how many seconds the database's clock is ahead
+    of this machine's.
+    """
+
+    summary: str
+    rules: Mapping[str, str]
+    clock_ahead: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """The members and the leases as the database had them last.
 

@@ -15,6 +15,7 @@ from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.daemon.cluster_checks import disagreements
 from tunnelmgr.daemon.prepared import PinsKeys, build
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.socket_options import missing_kernel_settings
@@ -50,7 +51,7 @@ class PermissionChecker(Protocol):
 
 async def check(config: Config) -> list[Finding]:
     """Check everything that a start depends on."""
-    findings = [*_keys(config), await asyncio.to_thread(_state, config), _place("socket", config.controller.socket)]
+    findings = [*_keys(config), *await asyncio.to_thread(_state, config), _place("socket", config.controller.socket)]
     for forward in config.forwards():
         if forward.protocol == "registry":
             findings += await _registry(forward.target)
@@ -110,15 +111,17 @@ def _rotation(config: Config) -> list[Finding]:
     return [Finding("key rotation", "note", message + (f"; not yet: {', '.join(lacking)}" if lacking else ""))]
 
 
-def _state(config: Config) -> Finding:
-    """Check that the state can be written: a file in its folder, a database that answers."""
+def _state(config: Config) -> list[Finding]:
+    """Check that the state can be written: a file in its folder, a database that answers and whose members agree."""
     settings = config.controller
     if (file := sqlite_file(settings.state)) is not None:
-        return _place("state", file)
+        return [_place("state", file)]
     try:
-        return Finding("state", "ok", check_database(settings.state, settings.state_password))
+        facts = check_database(settings.state, settings.state_password)
     except StoreError as wrong:
-        return Finding("state", "failed", str(wrong))
+        return [Finding("state", "failed", str(wrong))]
+    wrong_in_cluster = [Finding("cluster", "failed", problem) for problem in disagreements(config, facts)]
+    return [Finding("state", "ok", facts.summary), *wrong_in_cluster]
 
 
 def _place(name: str, file: Path) -> Finding:

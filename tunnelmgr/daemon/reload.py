@@ -1,18 +1,17 @@
 """Following a configuration: at the start, and again whenever the file is read again."""
 
 import asyncio
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from tunnelmgr.config import Config, ControllerConfig
+from tunnelmgr.config import ControllerConfig
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.events import Reconfigured
 from tunnelmgr.core.ports import EventSink
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
+from tunnelmgr.daemon.cluster_checks import shared_rules
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.membership import Membership
 from tunnelmgr.daemon.prepared import Prepared, prepare
@@ -88,9 +87,3 @@ def tunnel_settings(
         channel_handler=channels,
         events=events,
     )
-
-
-def shared_rules(config: Config) -> str:
-    """Return a digest of what all members of a cluster must agree on: sources, groups, forwards and authorities."""
-    parts = config.model_dump(mode="json", include={"source", "group", "forward", "authority"})
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
+from tunnelmgr.core.cluster import DatabaseFacts
 from tunnelmgr.core.persistence import StoredState
 from tunnelmgr.store.sqlite import SqliteStore, read_sqlite
 from tunnelmgr.store.writer import WritableStore
@@ -41,7 +42,7 @@ def read_state(url: str, password_file: Path | None = None) -> StoredState:
     return read_postgres(url, password_file)
 
 
-def check_database(url: str, password_file: Path | None = None) -> str:
+def check_database(url: str, password_file: Path | None = None) -> DatabaseFacts:
     """Return what a PostgreSQL database says of itself and of who uses the state in it; raises StoreError."""
     from tunnelmgr.store.postgres import database_facts  # noqa: PLC0415 - as above
 

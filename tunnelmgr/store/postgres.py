@@ -9,6 +9,7 @@ A lost connection costs one write, which the caller tries again; the next call c
 
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ import structlog
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
+from tunnelmgr.core.cluster import DatabaseFacts
 from tunnelmgr.core.ownership import LEASE_SECONDS
 from tunnelmgr.core.persistence import Changes, StoredState
 from tunnelmgr.core.world import Record
@@ -89,7 +91,7 @@ _HELD = """
 SELECT lease.id FROM lease JOIN unnest(%s::text[], %s::bigint[]) AS known (id, term) USING (id, term)
 WHERE kind = 'agent' AND holder = %s FOR SHARE OF lease
 """
-_LIVING = "SELECT name FROM member WHERE heartbeat > now() - make_interval(secs => %s) ORDER BY name"
+_LIVING = "SELECT name, rules FROM member WHERE heartbeat > now() - make_interval(secs => %s) ORDER BY name"
 _SECRET = "INSERT INTO secret (value) VALUES (%s) ON CONFLICT DO NOTHING"  # noqa: S105 (a statement)
 _VERSION = "SELECT coalesce(max(version), 0) FROM schema_version"
 
@@ -185,20 +187,22 @@ def read_postgres(url: str, password_file: Path | None = None) -> StoredState:
         raise StoreError(f"{described(url)}: {error_text(failed)}") from failed
 
 
-def database_facts(url: str, password_file: Path | None = None) -> str:
-    """Return the server's version, and which controllers use the state in it; raises StoreError."""
+def database_facts(url: str, password_file: Path | None = None) -> DatabaseFacts:
+    """Return the server's version and clock, and which controllers use the state in it; raises StoreError."""
     try:
         with connect(url, password_file) as connection:
             may = value(connection, "SELECT has_schema_privilege(current_schema(), 'CREATE')")
             known = value(connection, "SELECT to_regclass('member') IS NOT NULL")
             living = connection.execute(_LIVING, (LEASE_SECONDS,)).fetchall() if known else []
+            now = float(value(connection, "SELECT extract(epoch FROM clock_timestamp())"))
             version = connection.info.server_version // 10000
     except (psycopg.Error, OSError) as failed:
         raise StoreError(f"{described(url)}: {error_text(failed)}") from failed
     if not may and not known:
         raise StoreError(f"{described(url)}: this user may not create tables; GRANT CREATE on the schema to it")
     names = ", ".join(row["name"] for row in living)
-    return f"{described(url)} answers, PostgreSQL {version}{f'; members: {names}' if names else ''}"
+    summary = f"{described(url)} answers, PostgreSQL {version}{f'; members: {names}' if names else ''}"
+    return DatabaseFacts(summary, {row["name"]: row["rules"] for row in living}, now - time.time())
 
 
 def connect(url: str, password_file: Path | None = None) -> Connection:
