@@ -10,7 +10,7 @@ PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 
 NONE_SELECTED := || test $$? = 5
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential abuse-full soak newest install wheel lock bench clean
+.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ abuse-full: install ## Run the tests with hostile agents at full size: a million
 soak: install ## Stop, kill and cut each part repeatedly while clients pull, and count what they see; as root
 	$(RUN)/python benchmarks/kills.py --times $(or $(TIMES),20)
 
+cluster: install ## Restart and kill the members of a cluster, and its database, while agents watch; as root; ROUNDS=1
+	$(RUN)/python benchmarks/failover.py --rounds $(or $(ROUNDS),1) --json build/bench/failover.json
+
 newest: ## Test the tunnel with asyncssh's newest release, which pyproject.toml does not allow until it is verified
 	$(MAKE) VENV=.venv-newest install
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
@@ -54,7 +57,7 @@ newest: ## Test the tunnel with asyncssh's newest release, which pyproject.toml 
 bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
 	$(PIP) --require-hashes --only-binary=:all: -r requirements-bench.lock
 	$(RUN)/python benchmarks/plan.py
-	for name in gate manifests throughput scale storm starvation churn reconnect fairness flood; do \
+	for name in gate manifests throughput scale storm starvation churn reconnect fairness flood failover; do \
 		$(RUN)/python benchmarks/$$name.py --json build/bench/$$name.json || exit 1; done
 	$(RUN)/python benchmarks/plots.py build/bench docs/performance
 
