@@ -1,6 +1,6 @@
 """Helpers of the Hetzner tests: a clock, many servers, and short forms of snapshots."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,9 +61,13 @@ class Polled:
 
     def poll(self) -> Snapshot:
         """Return the next answer, once the world has received it."""
-        answer = listed(self.source, lambda name, listing: missing_agents(self.world, name, listing))
+        answer = listed(self.source, self)
         self.world = evolve(self.world, AgentsDiscovered(self.source.config.name, answer), self.now)
         return answer
+
+    def missing_from(self, source: str, listing: Snapshot) -> Sequence[Agent]:
+        """Return the agents to ask for by their ids, as the daemon's watches do."""
+        return missing_agents(self.world, source, listing)
 
     def present(self) -> int:
         """Return how many agents are there, as far as the world knows."""
