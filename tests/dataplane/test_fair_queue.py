@@ -84,18 +84,18 @@ async def test_what_was_used_out_of_credit_does_not_count_later(cpu: CpuTime) ->
     assert steps.ran[before : before + 16].count("old") == 4
 
 
-async def test_sparse_shares_take_turns_in_order_of_arrival(cpu: CpuTime) -> None:
-    """Among agents with occasional requests, none goes first because of what it used before."""
+async def test_among_sparse_shares_the_most_credit_goes_first(cpu: CpuTime) -> None:
+    """Of agents with occasional requests, the one that has used least in the last moments goes first."""
     queue, steps = FairQueue(), Steps(cpu)
-    first, second = Share(queue), Share(queue)
-    first.charge(QUANTUM / 2)
+    busy, quiet = Share(queue), Share(queue)
+    busy.charge(QUANTUM / 2)
     for _ in range(2):
-        first.enqueue(steps.of("first", QUANTUM / 100))
-        second.enqueue(steps.of("second", QUANTUM / 100))
+        busy.enqueue(steps.of("busy", QUANTUM / 100))
+        quiet.enqueue(steps.of("quiet", QUANTUM / 100))
 
     await steps.until_run(4)
 
-    assert steps.ran == ["first", "second", "first", "second"]
+    assert steps.ran == ["quiet", "quiet", "busy", "busy"]
 
 
 async def test_credit_comes_back_slowly_and_only_while_nothing_waits(cpu: CpuTime) -> None:

@@ -234,9 +234,7 @@ class Membership:
         world = self._world()
         changes = requested(world, sources, self._me)
         if self._rebalancing:
-            holdings = agent_holdings(world, self.cluster, self._me)
-            self._rebalancing = holdings.misplaced() > 0
-            changes += holdings.rebalanced()
+            changes += agent_holdings(world, self.cluster, self._me).rebalanced()
         return Outgoing(
             draining=self._me.draining,
             rules=self._me.rules,
@@ -272,6 +270,8 @@ class Membership:
         cluster = merged(self.cluster, incoming, began + LEASE_SECONDS - SAFETY)
         self._me = replace(self._me, draining=self._leaving or cluster.members[self._me.name].to_drain)
         self._change(cluster)
+        if self._rebalancing:  # by the members as they are now: one may have joined just before the request
+            self._rebalancing = agent_holdings(self._world(), cluster, self._me).misplaced() > 0
         for number, event in incoming.requests:
             if number not in self._outbox.acting:
                 self._outbox.acting.add(number)

@@ -12,7 +12,8 @@ iteration of the loop has time left and no share with a better claim waits; othe
 - Sparse shares go first, as in FQ-CoDel (RFC 8290, section 4.2): an agent with occasional requests is served before
   those that always have something waiting. A share is sparse while it has credit; steps use it up, and it grows again,
   slowly and up to `QUANTUM`, only while no step of the share waits. A sparse share's step runs at once even if the
-  slice is used up, unless steps have used `HARD_LIMIT`. Among sparse shares the first to arrive goes first.
+  slice is used up, unless steps have used `HARD_LIMIT`. Among sparse shares the one
+  with the most credit goes first: it has used least in the last moments.
 - Among the others the claim is virtual time, as in Linux's Completely Fair Scheduler
   (Documentation/scheduler/sched-design-CFS.rst): a share's virtual time grows by the CPU time that its steps use beyond
   its credit, and the share with the least goes first. Idle time is not saved up, and what was used out of credit does
