@@ -104,9 +104,8 @@ class Site:
 
     def rebalance(self) -> None:
         """Spread the agents over the members, and wait until all offers have been taken."""
-        self.members[0].client.rebalance()
-        best = len(self.fleet) / len(self.members) / 2
-        until(lambda: min(self.shares()) > best, "the agents are spread", timeout=PATIENCE, pause=0.2)
+        time.sleep(1)  # until every member knows every other
+        until(lambda: not self.members[0].client.rebalance()["offered"], "all are spread", timeout=PATIENCE, pause=0.5)
 
     def crash(self, member: LabController) -> None:
         """Kill a member; it stays away until its agents are back."""

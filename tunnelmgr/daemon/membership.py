@@ -47,8 +47,8 @@ log = structlog.get_logger(__name__)
 
 TICK: Final = 0.5
 """Seconds between two heartbeats."""
-SHORTEST: Final = 0.02
-"""Seconds between two turns at least, however often others notify."""
+SHORTEST: Final = 0.1
+"""Seconds between two turns at least, however often others notify: turns must not take the time of the handshakes."""
 SAFETY: Final = 2.0
 """Seconds before the end of its lease at which a member no longer relies on it: a frozen process wakes up late."""
 SourceEvent = AgentsDiscovered | DiscoveryFailed | AgentEnded | FeedReported | FeedClosed
@@ -162,15 +162,21 @@ class Membership:
             await self._thread.call(self._database.leave)
 
     async def hand_over(self, seconds: float) -> None:
-        """Offer all agents to the other members, and wait until they have taken them, for `seconds` at most."""
+        """Offer all agents to the other members, and wait until they have taken them.
+
+        Gives up once none has been taken for `seconds`.
+        """
         self._leaving = True
         self._me = replace(self._me, draining=True)
         self._wake.set()
+        held = self._held()
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._holds_any() and self._has_successors():
-                    self._turned.clear()
-                    await self._turned.wait()
+            while held and self._has_successors():
+                async with asyncio.timeout(seconds):
+                    while self._held() >= held and self._has_successors():
+                        self._turned.clear()
+                        await self._turned.wait()
+                held = self._held()
 
     def rebalance(self) -> int:
         """Move every agent to the member that would get it if nobody held it, a few at a time; return how many."""
@@ -207,8 +213,8 @@ class Membership:
         lease = self.cluster.sources.get(source)
         return lease is not None and lease.holder == self._me.name
 
-    def _holds_any(self) -> bool:
-        return any(lease.holder == self._me.name for lease in self.cluster.agents.values())
+    def _held(self) -> int:
+        return sum(lease.holder == self._me.name for lease in self.cluster.agents.values())
 
     def _has_successors(self) -> bool:
         others = (member for name, member in self.cluster.members.items() if name != self._me.name)
