@@ -106,6 +106,7 @@ class Site:
         """Spread the agents over the members, and wait until all offers have been taken."""
         time.sleep(1)  # until every member knows every other
         until(lambda: not self.members[0].client.rebalance()["offered"], "all are spread", timeout=PATIENCE, pause=0.5)
+        time.sleep(2)  # the last of them are under way
 
     def crash(self, member: LabController) -> None:
         """Kill a member; it stays away until its agents are back."""

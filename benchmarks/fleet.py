@@ -31,8 +31,6 @@ from tunnelmgr.hooks import sshd_settings
 FIRST_PORT = 20_000
 COUNT_PORT = FIRST_PORT - 1
 """The port that answers with the number of agents that have a listener on port 5000."""
-LISTENS = "0100007F:1388 00000000:0000 0A"
-"""The form of /proc/net/tcp for 127.0.0.1:5000 in state LISTEN (`proc_net_tcp(5)`)."""
 WATCH_INTERVAL = 0.02
 """Seconds between two looks at every agent's listener."""
 SSHD = "/usr/sbin/sshd"
@@ -115,15 +113,6 @@ def loopback(libc: ctypes.CDLL) -> int:
     return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def count_listeners(libc: ctypes.CDLL, insides: Sequence[int]) -> int:
-    """Count the namespaces with a listener; stay in the last one."""
-    found = 0
-    for inside in insides:
-        libc.setns(inside, CLONE_NEWNET)
-        found += LISTENS in Path("/proc/thread-self/net/tcp").read_text()
-    return found
-
-
 def prctl_with_parent(libc: ctypes.CDLL) -> None:
     """End this process together with its parent (PR_SET_PDEATHSIG, `prctl(2)`)."""
     libc.prctl(1, signal.SIGKILL)
@@ -157,7 +146,7 @@ class ListenerTable:
                 data = data[(length + 3) & ~3 :]
 
 
-def watch(libc: ctypes.CDLL, insides: Sequence[int], file: Path) -> None:
+def watch(tables: Sequence[ListenerTable], file: Path) -> None:
     """Look every `WATCH_INTERVAL` seconds which agents have a listener; write a line for each gap between two.
 
     This costs the controllers and the agents' sshd nothing, unlike requests. The process runs before others, and a gap
@@ -165,7 +154,6 @@ def watch(libc: ctypes.CDLL, insides: Sequence[int], file: Path) -> None:
     the first one after it.
     """
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    tables = [ListenerTable(libc, inside) for inside in insides]
     seen: dict[int, float] = {}
     absent: set[int] = set()
     with file.open("w", buffering=1) as log:
@@ -201,15 +189,16 @@ def serve(count: int, folder: Path) -> None:
     waiting.register(socket.create_server(("127.0.0.1", COUNT_PORT)), selectors.EVENT_READ, None)
     if not os.fork():
         prctl_with_parent(libc)
-        watch(libc, insides, folder / "gaps.jsonl")
+        watch([ListenerTable(libc, inside) for inside in insides], folder / "gaps.jsonl")
+    tables = [ListenerTable(libc, inside) for inside in insides]
+    libc.setns(outside, CLONE_NEWNET)
     print("ready", flush=True)
     while True:
         for key, _ in waiting.select():
             accepted, _ = key.fileobj.accept()  # type: ignore[union-attr]
             if key.data is None:
-                accepted.sendall(b"%d" % count_listeners(libc, insides[: int(accepted.recv(64))]))
+                accepted.sendall(b"%d" % sum(table.listens() for table in tables[: int(accepted.recv(64))]))
                 accepted.close()
-                libc.setns(outside, CLONE_NEWNET)
                 continue
             inside, host_key = key.data
             if not os.fork():

@@ -34,7 +34,7 @@ Connection = psycopg.Connection[DictRow]
 
 GRACE_SECONDS: Final = 3.0
 """Seconds of a new session in which nobody is dead: after a restart of the database, all members come back to it."""
-QUIET_SECONDS: Final = 1.5
+QUIET_SECONDS: Final = 1.2
 """Seconds without a heartbeat after which a member whose session has ended is dead."""
 FORGOTTEN_SECONDS: Final = 86400.0
 """Seconds without a heartbeat after which a member is forgotten."""
