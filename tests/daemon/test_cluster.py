@@ -174,6 +174,23 @@ async def test_a_restart_of_the_database_moves_nothing(site: Site, url: str, ser
         assert site.sshd.logins_started == logins
 
 
+async def test_a_member_without_the_database_ends_its_tunnels_if_told_to(
+    site: Site, url: str, server: Postgres
+) -> None:
+    """After `isolation_limit` seconds without the database it stops listening; it dials again once that answers."""
+    site.state = url
+    site.controller.append('isolation_limit = "2s"')
+    async with daemon(site) as member:
+        await member.phase("up")
+        server.stop()
+        try:
+            await until_elsewhere(lambda: not has_tunnel(member), "the tunnel ends", 20)
+            assert site.sshd.cancelled == [site.listen]
+        finally:
+            server.start()
+        await until_elsewhere(lambda: has_tunnel(member), "the tunnel is back", 20)
+
+
 def database_ok(member: Process) -> bool:
     """Return whether a member says that the database answers."""
     return bool(member.client.status()["cluster"]["database"]["ok"])
