@@ -117,6 +117,7 @@ def test_every_byte_arrives_through_a_real_sshd(tmp_path: Path, theirs: str, our
     assert digests == [expected] * 3
     assert "Starting session: forced-command" in log  # what has sshd set TCP_NODELAY
     assert exchanges == 1 if (theirs, ours) == ("default", 1 << 30) else exchanges > 5
-    # We seal all of it except what asyncssh sends to start a key exchange; the window adjusts are read by us too.
+    # We seal all of it except what asyncssh sends to start a key exchange; the window adjusts are read by us too. How
+    # many there are depends on how much sshd has read at a time.
     assert 3 * SIZE - exchanges * 3 * 32768 <= sent <= 3 * SIZE
-    assert received > 100 * ADJUST
+    assert received > 20 * ADJUST
