@@ -156,7 +156,7 @@ def cluster_view(cluster: Cluster) -> Json:
 
 def _remote(world: World, agent: AgentId) -> RemoteStatus | None:
     """Return what another member reports of an agent that it holds."""
-    if world.cluster is None or world.cluster.holds(agent):
+    if world.cluster is None or not world.is_held_elsewhere(agent):
         return None
     remote = world.cluster.remote.get(agent)
     return remote if remote is not None and remote.phase else None

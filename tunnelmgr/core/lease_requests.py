@@ -51,14 +51,14 @@ def progress(world: World, cluster: Cluster, agent: AgentId) -> Progress:
     if record is None or not record.present or remote is None or remote.phase not in CONNECTED:
         return Progress.LISTENING  # there is no listener to wait for
     match status_of(world, record):
-        case Up() | Connecting(bindings=_) as status if isinstance(status, Up) or status.bindings.held:
+        case Up():
             return Progress.LISTENING
-        case Connecting(login_key=str()):
-            return Progress.LOGGED_IN
-        case status if status.failures and not isinstance(status, Connecting):
-            return Progress.FAILED
-        case _:
-            return Progress.NONE
+        case Connecting(bindings=bindings, login_key=login_key):
+            if bindings.held:
+                return Progress.LISTENING
+            return Progress.NONE if login_key is None else Progress.LOGGED_IN
+        case status:
+            return Progress.FAILED if status.failures else Progress.NONE
 
 
 def statuses(world: World) -> Mapping[AgentId, RemoteStatus]:

@@ -161,7 +161,7 @@ class Holdings:
 
     def changes(self) -> Iterator[LeaseChange]:
         """Yield the changes that this member should request now."""
-        able = [member for member in self.members.values() if member.alive and not member.draining]
+        able = self._able()
         for id_, zone in self.wanted.items():
             if id_ not in self.leases and best_member(id_, zone, able) == self.me:
                 yield self._change(id_, Step.CLAIM, 0)
@@ -213,7 +213,7 @@ class Holdings:
 
         They are as many as may be under way at a time; none means that all are where they should be.
         """
-        able = [member for member in self.members.values() if member.alive and not member.draining]
+        able = self._able()
         room = {name: self._room_for_offers(name) for name in self.members}
         for id_, lease in self.leases.items():
             best = best_member(id_, self.wanted.get(id_, ""), able)
@@ -225,11 +225,15 @@ class Holdings:
 
     def misplaced(self) -> int:
         """Return how many leases a rebalance would move."""
-        able = [member for member in self.members.values() if member.alive and not member.draining]
+        able = self._able()
         return sum(
             best_member(id_, self.wanted.get(id_, ""), able) != (lease.successor or lease.holder)
             for id_, lease in self.leases.items()
         )
+
+    def _able(self) -> list[Member]:
+        """Return the members that may take leases."""
+        return [member for member in self.members.values() if member.alive and not member.draining]
 
     def _room_for_offers(self, holder: str) -> int:
         under_way = sum(lease.holder == holder and lease.successor is not None for lease in self.leases.values())

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import psycopg
-import structlog
 from psycopg.rows import DictRow
 
 from tunnelmgr.core.agent import AgentId
@@ -26,8 +25,6 @@ from tunnelmgr.errors import StoreError
 from tunnelmgr.store.event_codec import decode, encode
 from tunnelmgr.store.postgres import APPLICATION, CHANNEL, connect, described, error_text, migrate, value
 from tunnelmgr.store.rows import SELECT_AGENTS, SELECT_SEEDS, stored_state
-
-log = structlog.get_logger(__name__)
 
 Answer = TypeVar("Answer")
 Connection = psycopg.Connection[DictRow]
