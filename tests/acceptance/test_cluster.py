@@ -30,12 +30,14 @@ class ClusterField(Field):
         self.cluster = cluster
         self.controller = cluster.members[0]
 
-    def up(self, *agents: LabAgent, groups: str = GROUPS) -> None:
+    def up(self, *agents: LabAgent, groups: str = GROUPS, drain: str = "20s") -> None:
         """Start both members, and wait until the agents are up."""
         text = f'{groups}\n[[source]]\nname = "office"\ntype = "static"\ngroup = "builders"\ntrust = ["pinned"]\n'
         for agent in agents:
             text += f'[[source.agent]]\nname = "{agent.name}"\naddress = "{agent.ip}"\nhost_key = "{agent.host_key}"\n'
         self.cluster.configure(text, probe_interval="1s")
+        for member in self.cluster.members:
+            member.file.write_text(member.file.read_text().replace('drain = "20s"', f'drain = "{drain}"'))
         self.cluster.start()
         self.controller = self.cluster.holder(agents[0].name)
 
