@@ -47,10 +47,10 @@ class RunningWorker:
 
 @asynccontextmanager
 async def running_worker(
-    spec: TunnelSpec, settings: TunnelSettings, stale: Ends | None = None
+    spec: TunnelSpec, settings: TunnelSettings, stale: Ends | None = None, rival: str = ""
 ) -> AsyncIterator[RunningWorker]:
-    """Run a worker, at most until the end of the block."""
-    life = RunningWorker(Worker(OpenTunnel(spec.agent, 1, spec, FIRST), settings, stale))
+    """Run a worker, at most until the end of the block; `rival` is another member that may still listen."""
+    life = RunningWorker(Worker(OpenTunnel(spec.agent, 1, spec, FIRST, rival), settings, stale))
     async with asyncio.TaskGroup() as tasks:
         life.task = tasks.create_task(life.run(), name="worker")
         try:

@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import asyncssh
 import pytest
@@ -11,8 +13,9 @@ from tests.ssh.worker_harness import WorkerHarness
 from tests.tunnel.running_worker import TWO, listens, ping, running_worker, with_probe_timeout
 from tests.until import until
 from tunnelmgr.core.events import TunnelBound, TunnelProbed
+from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane.half_open import Ends
-from tunnelmgr.errors import ExposedListenerError, ListenRefusedError
+from tunnelmgr.errors import ExposedListenerError, HeldElsewhereError, ListenRefusedError
 
 
 async def test_a_first_listener_that_is_refused_ends_the_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:
@@ -99,6 +102,81 @@ async def test_another_process_that_accepts_no_connection_is_reported(sshd: Sshd
         await harness.up(probes=2)
 
     assert harness.bound.conflicts == (str(both.listen[1]),)
+
+
+@asynccontextmanager
+async def answering(endpoint: Endpoint, body: str) -> AsyncIterator[asyncio.Server]:
+    """Answer every request on an address with a JSON body, as another controller's gate would."""
+    answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, endpoint.host, endpoint.port)
+    async with server:
+        yield server
+
+
+RIVAL = '{"controller": "registry-2", "agent": "cloud:a"}'
+
+
+async def test_all_addresses_are_held_or_none_while_another_member_answers(sshd: Sshd, harness: WorkerHarness) -> None:
+    """If another member keeps the second address, the first one is given up: nobody is served by two members."""
+    both = forward(*TWO)
+    async with (
+        answering(both.listen[1], RIVAL),
+        running_worker(sshd.spec(both), harness.settings(), rival="registry-2") as life,
+    ):
+        with pytest.raises(HeldElsewhereError, match="registry-2"):
+            await life.end()
+        await until(lambda: not listens(both.listen[0]))
+
+    assert harness.of(TunnelBound) == []
+
+
+async def test_an_address_that_the_other_member_lets_go_is_bound_before_the_tunnel_is_up(
+    sshd: Sshd, harness: WorkerHarness
+) -> None:
+    """A handover in which the first address comes free a moment earlier ends with both."""
+    both = forward(*TWO)
+    async with (
+        answering(both.listen[1], RIVAL) as other,
+        running_worker(sshd.spec(both), harness.settings(), rival="registry-2"),
+    ):
+        await until(lambda: sshd.asked.count(both.listen[1]) >= 2)
+        other.close()
+        await harness.up()
+
+        assert (harness.of(TunnelBound)[0].held, harness.bound.refused) == (both.listen, ())
+
+
+@pytest.mark.parametrize("body", ['{"controller": "registry-1"}', "{}", "[", ""])
+async def test_another_process_on_a_second_address_is_tolerated_in_a_cluster_too(
+    sshd: Sshd, harness: WorkerHarness, body: str
+) -> None:
+    """Only an answer of the other member makes the tunnel give way; a foreign process is reported."""
+    both = forward(*TWO)
+    async with (
+        answering(both.listen[1], body),
+        running_worker(sshd.spec(both), harness.settings(), rival="registry-2"),
+    ):
+        await harness.up()
+
+        assert harness.bound.conflicts == (str(both.listen[1]),)
+
+
+async def test_a_second_address_on_which_nobody_listens_is_missing_only(sshd: Sshd, harness: WorkerHarness) -> None:
+    """An agent without IPv6 has no other member's listener there."""
+    both = forward(*TWO)
+    sshd.refuses.add(both.listen[1])
+    async with running_worker(sshd.spec(both), harness.settings(), rival="registry-2"):
+        await harness.up()
+
+    assert (harness.bound.refused, harness.bound.conflicts) == (both.listen[1:], ())
 
 
 async def test_an_exposed_listener_is_cancelled_at_once_and_ends_the_tunnel(sshd: Sshd, harness: WorkerHarness) -> None:

@@ -15,6 +15,7 @@ from tunnelmgr.errors import (
     ProbeTimeoutError,
 )
 from tunnelmgr.ssh.client import Listener, SshConnection
+from tunnelmgr.tunnel.proof import controller_at
 from tunnelmgr.tunnel.sessions import ListenerSessions, Sessions
 from tunnelmgr.tunnel.settings import TunnelSettings
 
@@ -61,12 +62,15 @@ class Listeners:
     async def bind(self) -> None:
         """Request every listener, in order; raises ListenRefusedError if the first address of a forward is refused.
 
-        If it is refused and there is a stale connection, that is reset and the address requested again.
+        If it is refused and there is a stale connection, that is reset and the address requested again. In a cluster,
+        raises HeldElsewhereError if another member holds any address: an agent must not be served by two.
         """
         for forward in self._forwards:
             for endpoint in forward.listen:
-                bound = await self._bind_one(forward, endpoint)
-                if bound or endpoint != forward.listen[0]:
+                if await self._bind_one(forward, endpoint):
+                    continue
+                if endpoint != forward.listen[0]:
+                    await self._bind_further(forward, endpoint)
                     continue
                 if await self._bind_after_reset(forward, endpoint) or await self._bind_after_rival(forward, endpoint):
                     continue
@@ -123,6 +127,29 @@ class Listeners:
             if await self._bind_one(forward, endpoint):
                 return True
         return False
+
+    async def _bind_further(self, forward: Forward, endpoint: Endpoint) -> None:
+        """Request a refused address again as long as the other member answers there; it is about to let it go."""
+        if not self._opening.rival or forward.protocol != "registry":
+            return
+        for delay in REBIND_DELAYS:
+            there = await self._is_rivals(endpoint)
+            if await self._bind_one(forward, endpoint) or not there:
+                return
+            await asyncio.sleep(delay)
+        raise HeldElsewhereError(str(endpoint), self._opening.rival)
+
+    async def _is_rivals(self, endpoint: Endpoint) -> bool:
+        """Return whether a refused address answers as the other member."""
+        try:
+            async with self._settings.probe_deadline():
+                stream = await self._connection.connect(endpoint)
+                try:
+                    return await controller_at(stream, endpoint) == self._opening.rival
+                finally:
+                    stream.abort()
+        except (ConnectionError, ProbeTimeoutError):
+            return False
 
     async def _bind_one(self, forward: Forward, endpoint: Endpoint) -> bool:
         async with self._settings.probe_deadline():

@@ -53,9 +53,18 @@ class Prover:
         """
         nonce = secrets.token_hex(16)
         await stream.write(probe_request(str(listener), nonce))
-        proof = _proof_in(await _answer(stream))
+        proof = _text_in(await _answer(stream), "proof")
         if not hmac.compare_digest(proof, self.proof(nonce, agent, str(listener))):
             raise ImpostorListenerError(str(listener))
+
+
+async def controller_at(stream: ByteStream, listener: Endpoint) -> str:
+    """Return the name of the controller that answers through a listener, "" if something else does.
+
+    The agent could forge it, to its own harm only. Raises ConnectionError; the caller sets the deadline.
+    """
+    await stream.write(probe_request(str(listener), secrets.token_hex(16)))
+    return _text_in(await _answer(stream), "controller")
 
 
 async def _answer(stream: ByteStream) -> bytes:
@@ -74,9 +83,10 @@ async def _answer(stream: ByteStream) -> bytes:
     return answer.partition(b"\r\n\r\n")[2]
 
 
-def _proof_in(body: bytes) -> str:
+def _text_in(body: bytes, key: str) -> str:
+    """Return a text in a JSON object, "" if there is none."""
     try:
-        proof = json.loads(body).get("proof", "")
+        found = json.loads(body).get(key, "")
     except (ValueError, AttributeError, RecursionError):
         return ""
-    return proof if isinstance(proof, str) and proof.isascii() else ""
+    return found if isinstance(found, str) and found.isascii() else ""
