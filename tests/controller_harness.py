@@ -47,20 +47,22 @@ class ControllerHarness:
     store_fails: str | None = None
     now: float = 100.0
     written: set[AgentId] = field(default_factory=set)
+    drops: set[AgentId] = field(default_factory=set)
     history: list[tuple[str, int]] = field(default_factory=list)
     controller: Controller = field(init=False)
 
     def __post_init__(self) -> None:
         self.controller = Controller(World(), self, lambda: self.now)
 
-    def write(self, changes: Changes) -> None:
-        """Record a write, or fail."""
+    def write(self, changes: Changes) -> frozenset[AgentId]:
+        """Record a write, which leaves out the agents in `drops`, or fail."""
         if self.store_fails:
             self.done.append("write failed")
             raise StoreError(self.store_fails)
         self.done.append("write")
-        self.written |= {record.agent.id for record in changes.records}
-        self.written -= set(changes.forgotten)
+        self.written |= {record.agent.id for record in changes.records} - self.drops
+        self.written -= set(changes.forgotten) - self.drops
+        return frozenset(self.drops)
 
     def open(self, action: OpenTunnel) -> None:
         """Record an opening."""

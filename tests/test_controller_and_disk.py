@@ -9,16 +9,27 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.controller_harness import KEY, OTHER_KEY, A, B, ControllerHarness, running
+from tests.controller_harness import KEY, OTHER_KEY, RULES, A, B, ControllerHarness, running
 from tunnelmgr.controller import Controller, Performers
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import AgentEnded, AgentsDiscovered, DrainRequested, Event, EvidenceFound, TunnelEnded
+from tunnelmgr.core.cluster import Cluster
+from tunnelmgr.core.events import (
+    AgentEnded,
+    AgentsDiscovered,
+    DrainRequested,
+    Event,
+    EvidenceFound,
+    Reconfigured,
+    RetryRequested,
+    TunnelEnded,
+)
 from tunnelmgr.core.failure import Failure
+from tunnelmgr.core.ownership import Lease
 from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.core.world import Record
+from tunnelmgr.core.world import Record, World
 from tunnelmgr.errors import Pace
 from tunnelmgr.store import writer
 from tunnelmgr.store.sqlite import SqliteStore
@@ -41,14 +52,14 @@ class SlowDisk(ControllerHarness):
         self.flowing.set()
         super().__post_init__()
 
-    def write(self, changes: Changes) -> None:
+    def write(self, changes: Changes) -> frozenset[AgentId]:
         """Write once the disk answers."""
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         self.flowing.wait(10)
         self.real.write(changes)
         self.under_way -= 1
-        super().write(changes)
+        return super().write(changes)
 
     async def stall(self, *events: Event) -> None:
         """Let the disk hang in the write that these events cause."""
@@ -172,3 +183,46 @@ async def test_a_stop_does_not_wait_for_a_disk_that_hangs(slow: SlowDisk, monkey
     proved = slow.on_disk()[A.id].proved
     assert proved is not None
     assert proved.keys == (KEY,)
+
+
+async def test_what_a_shared_store_left_out_is_written_again_and_not_dialled_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The agent may be another member's by now, or its seed another agent's: it is dialled once the store has it."""
+    monkeypatch.setattr(writer, "DROPPED", 0.05)
+    harness = ControllerHarness(drops={A.id})
+    leases = {A.id: Lease("me", 1), B.id: Lease("me", 1)}
+    harness.controller.world = World(cluster=Cluster("me", agents=leases, expires=1e12))
+    async with running(harness):
+        harness.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A, B}))))
+        await harness.until_done("seek b")
+        for one, key in ((A, KEY), (B, OTHER_KEY)):
+            harness.report(EvidenceFound(one.id, "1", HostTrust(Method.CONSOLE, (key,))))
+        await harness.until_done("open b 1")
+        await harness.until(lambda: len(harness.steps("write")) > 3)
+
+        assert harness.steps("open") == ["open b 1"]
+        assert not harness.controller.has_written
+        harness.drops.clear()
+        await harness.until_done("open a 1")
+        await harness.until(lambda: harness.controller.has_written)
+        assert harness.controller.written.records.keys() == {A.id, B.id}
+
+
+async def test_a_shared_store_that_fails_lets_nobody_be_dialled_by_new_evidence(slow: SlowDisk) -> None:
+    """A controller with a file dials an agent although its evidence could not be written; a member waits."""
+    leases = {A.id: Lease("me", 1)}
+    slow.controller.world = World(cluster=Cluster("me", agents=leases, expires=1e12))
+    slow.store_fails = "the database does not answer"
+    async with running(slow):
+        slow.report(Reconfigured(RULES), AgentsDiscovered("cloud", Snapshot(frozenset({A}))))
+        await slow.until_done("seek a")
+        slow.report(EvidenceFound(A.id, "1", HostTrust(Method.CONSOLE, (KEY,))))
+        await slow.until(lambda: slow.steps("write failed") != [])
+        slow.report(RetryRequested(A.id))
+        await slow.until(lambda: len(slow.steps("write failed")) > 1)
+        assert slow.steps("open") == []
+
+        slow.store_fails = None
+        slow.report(RetryRequested(A.id))
+        await slow.until_done("open a 1")

@@ -141,6 +141,11 @@ class Inbox:
     _notable: asyncio.Event = field(default_factory=asyncio.Event)
     _urgent: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no event waits."""
+        return not self._events
+
     def put(self, event: Event, *, routine: bool, urgent: bool) -> None:
         """Add an event; a routine one starts no turn for `PROBE_BATCHING` seconds, an urgent one ends all waiting."""
         self._events.append(event)
@@ -203,9 +208,14 @@ class Controller:
         return self._writer.error
 
     @property
+    def written(self) -> World:
+        """The world as the store has it."""
+        return self._writer.written
+
+    @property
     def has_written(self) -> bool:
-        """Whether the store holds everything that is to be written."""
-        return self._writer.has_written(self.world)
+        """Whether no event waits, and the store holds everything that is to be written."""
+        return self._inbox.empty and self._writer.has_written(self.world)
 
     def report(self, event: Event) -> None:
         """Queue an event for the loop, which takes events in order."""
@@ -306,7 +316,8 @@ class Controller:
 
     def _admit(self, due: list[Due]) -> Sequence[Due]:
         """Return the dials and searches to begin now; only a first dial by new evidence waits for the store."""
-        may_begin = [one for one in due if not one.is_dial or self._writer.may_dial(one.record)]
+        shared = self.world.cluster is not None
+        may_begin = [one for one in due if not one.is_dial or self._writer.may_dial(one.record, shared=shared)]
         self._held = len(may_begin) < len(due)
         count = max(MIN_OPENINGS, int(len(may_begin) * OPENINGS_SHARE))
         self._behind = count < len(may_begin)

@@ -9,9 +9,28 @@ import pytest
 
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
-from tunnelmgr.core.events import ClusterChanged, SeedAdded, StateShared, TunnelBound, TunnelDialled, TunnelProbed
+from tunnelmgr.core.events import (
+    AgentQuarantined,
+    ClusterChanged,
+    SeedAdded,
+    StateShared,
+    TunnelBound,
+    TunnelDialled,
+    TunnelProbed,
+)
 from tunnelmgr.core.evolve.shared import new_seeds
-from tunnelmgr.core.lease_requests import ZONE_LABEL, progress, requested, statuses, zone_of
+from tunnelmgr.core.lease_requests import (
+    ZONE_LABEL,
+    Situation,
+    Zones,
+    agent_holdings,
+    forgotten,
+    new_statuses,
+    progress,
+    requested,
+    unstored_quarantines,
+    zone_of,
+)
 from tunnelmgr.core.ownership import Lease, LeaseChange, Member, Progress, Step
 from tunnelmgr.core.persistence import changes
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, desired
@@ -159,18 +178,19 @@ def test_a_member_claims_offers_and_reports(history: History) -> None:
     """A new agent is claimed by one member; a draining one offers what it holds and reports its tunnels."""
     agent = history.agent(labels=((ZONE_LABEL, "eu-1"),))
     history.listed(agent)
-    assert requested(history.world, ["cloud"], ME) == []
+    assert requested(history.world, ["cloud"], Situation(ME)) == []
     join(history, agent, None)
     near = replace(ME, zone="eu-1")
 
-    claims = requested(history.world, ["cloud"], near)
+    claims = requested(history.world, ["cloud"], Situation(near))
     join(history, agent, MINE)
-    offers = requested(history.world, [], replace(near, draining=True))
+    offers = requested(history.world, [], Situation(replace(near, draining=True)))
 
     assert LeaseChange("agent", agent.id, Step.CLAIM, "me", 0) in claims
     assert offers == [LeaseChange("agent", agent.id, Step.OFFER, "me", 1, "other")]
-    assert statuses(history.world) == {agent.id: RemoteStatus("awaiting-identity")}
-    assert statuses(World()) == {}
+    assert new_statuses(history.world, World()) == {agent.id: RemoteStatus("awaiting-identity")}
+    assert new_statuses(history.world, history.world) == {}
+    assert new_statuses(World(), World()) == {}
     assert (zone_of(history.record(agent)), zone_of(replace(history.record(agent), agent=history.agent()))) == (
         "eu-1",
         "",
@@ -217,3 +237,119 @@ def test_an_unknown_agent_has_no_member() -> None:
     empty = Cluster("me")
 
     assert (empty.serves(agent.id), empty.other(agent.id), World().holds(agent.id)) == (False, None, True)
+
+
+def test_a_state_is_told_once_and_again_after_it_has_changed(history: History) -> None:
+    """What the others know is not repeated; an agent that this member has just taken over is always told."""
+    agent = history.agent()
+    history.believed(agent)
+    join(history, agent, THEIRS)
+    theirs = history.world
+    join(history, agent, MINE)
+    taken = history.world
+    history.act()
+
+    assert new_statuses(taken, theirs) == {agent.id: RemoteStatus("down")}
+    assert new_statuses(history.world, taken) == {agent.id: RemoteStatus("connecting")}
+    join(history, agent, replace(MINE, previous="other"))
+    history.receive(TunnelDialled(agent.id, 1, agent.address, host_key=history.key()))
+    assert new_statuses(history.world, history.world.with_record(history.record(agent))) == {}
+    assert new_statuses(taken, World(cluster=history.world.cluster)) == {agent.id: RemoteStatus("down")}
+
+
+def test_an_agent_that_its_holder_cannot_reach_is_taken_over_only_after_a_login(history: History) -> None:
+    """The successor has to try by itself; if the holder is to stop, it takes the agent at once."""
+    agent = history.agent()
+    history.believed(agent)
+    join(history, agent, OFFERED, phase="down")
+    assert history.world.cluster is not None
+    stopping = replace(history.world.cluster, members={**MEMBERS, "other": replace(OTHER, draining=True)})
+    gone = replace(history.world.cluster, members={"me": ME})
+
+    seen = [progress(history.world, one, agent.id) for one in (history.world.cluster, stopping, gone)]
+
+    assert seen == [Progress.NONE, Progress.LISTENING, Progress.LISTENING]
+
+
+def test_an_agent_that_this_member_is_to_serve_is_tried_at_once(history: History) -> None:
+    """A try that failed long ago delays nothing once the lease comes to this member; one that it keeps, waits."""
+    agent, kept = history.agent("a"), history.agent("b")
+    history.believed(agent, 1)
+    history.believed(kept, 2)
+    history.act()
+    for one in (agent, kept):
+        history.ended(one)
+    before = history.world
+
+    def failures(lease: Lease, moved: Agent) -> int:
+        history.world = before
+        leases = {agent.id: lease, kept.id: MINE}
+        changed = Cluster("me", MEMBERS, leases, expires=10_000.0)
+        history.receive(ClusterChanged(changed, frozenset({moved.id})))
+        return history.world.status(agent.id).failures
+
+    assert [failures(OFFERED, agent), failures(THEIRS, agent), failures(OFFERED, kept)] == [0, 1, 1]
+    history.receive(ClusterChanged(Cluster("me", MEMBERS, {}), frozenset({agent.id})))
+    history.receive(ClusterChanged(Cluster("me", MEMBERS, {kept.id: MINE}), frozenset({kept.id})))
+    assert history.world.status(kept.id).failures == 0
+
+
+def test_an_isolated_member_serves_nobody(history: History) -> None:
+    """After `isolation_limit`, its tunnels drain, but it still knows what it held."""
+    agent = history.agent()
+    history.up(agent)
+    join(history, agent, MINE)
+    assert history.world.cluster is not None
+    history.receive(ClusterChanged(replace(history.world.cluster, isolated=True)))
+
+    assert history.act() == (CloseTunnel(agent.id, 1, Manner.DRAIN),)
+    assert history.world.holds(agent.id)
+
+
+def test_a_quarantine_that_could_not_be_stored_goes_to_the_new_holder(history: History) -> None:
+    """What the database has already is not sent; the new holder keeps its own reason if it has one."""
+    agent, other = history.agent("a"), history.agent("b")
+    for one in (agent, other):
+        history.listed(one)
+    stored = history.world
+    found = AgentQuarantined(agent.id, agent.incarnation, "host-key-mismatch", "another machine")
+    history.receive(found)
+    history.receive(replace(found, message="later"))
+    history.receive(replace(found, agent=other.id, incarnation="earlier"))
+    unknown = history.agent("unknown").id
+    history.receive(replace(found, agent=unknown))
+
+    assert history.record(agent).quarantine is not None
+    assert history.record(other).quarantine is None
+    assert unstored_quarantines(history.world, stored, [agent.id, other.id, unknown]) == [found]
+    assert unstored_quarantines(history.world, World(), [agent.id]) == [found]
+    assert unstored_quarantines(history.world, history.world, [agent.id]) == []
+
+
+def test_a_member_releases_what_it_has_forgotten(history: History) -> None:
+    """An agent and a source that are no longer known are released by their holder."""
+    agent = history.agent()
+    join(history, agent, MINE)
+    assert history.world.cluster is not None
+    cluster = replace(history.world.cluster, sources={"cloud": Lease("me", 3), "kept": Lease("me", 1)})
+    history.receive(ClusterChanged(cluster))
+
+    assert forgotten(history.world, cluster) == {agent.id}
+    assert requested(history.world, ["kept"], Situation(ME, forgotten(history.world, cluster))) == [
+        LeaseChange("agent", agent.id, Step.RELEASE, "me", 1),
+        LeaseChange("source", "cloud", Step.RELEASE, "me", 3),
+    ]
+
+
+def test_zones_are_those_of_the_agents_that_are_present(history: History) -> None:
+    """An agent that left, or that nobody knows, has no zone."""
+    agent, gone = history.agent("a", labels=((ZONE_LABEL, "eu-1"),)), history.agent("b")
+    for one in (agent, gone):
+        history.listed(one)
+    history.world = history.world.with_record(replace(history.record(gone), present=False))
+    zones = Zones(history.world.records)
+
+    assert (dict(zones), len(zones), zones.get(gone.id), zones.get("x")) == ({agent.id: "eu-1"}, 1, None, None)
+    join(history, agent, MINE, phase="connecting")
+    assert history.world.cluster is not None
+    assert agent_holdings(history.world, history.world.cluster, Situation(ME)).unsettled == {agent.id}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tunnelmgr.core.ownership import (
     MAX_OFFERS,
+    NOBODY,
     Holdings,
     Lease,
     LeaseChange,
@@ -61,6 +62,12 @@ HELD, OFFERED = Lease("a", 1), Lease("a", 1, successor="b")
         (OFFERED, change(Step.CANCEL, "b"), HELD),
         (OFFERED, change(Step.CANCEL, "c"), None),
         (HELD, change(Step.CANCEL, "a"), None),
+        (HELD, change(Step.RELEASE, "a"), Lease(NOBODY, 1)),
+        (OFFERED, change(Step.RELEASE, "a"), Lease(NOBODY, 1)),
+        (HELD, change(Step.RELEASE, "b"), None),
+        (Lease(NOBODY, 1), change(Step.CLAIM, term=0), Lease("b", 2)),
+        (Lease(NOBODY, 1), change(Step.CLAIM, term=1), None),
+        (Lease(NOBODY, 1), change(Step.RELEASE, NOBODY), None),
     ],
 )
 def test_a_change_is_accepted_only_in_its_place(lease: Lease | None, wanted: LeaseChange, after: Lease | None) -> None:
@@ -113,9 +120,14 @@ class ModelDatabase:
         if after is None:
             return False
         assert before is None or after.term >= before.term, "a term never falls"
-        assert before is None or (after.holder == before.holder) == (after.term == before.term), "a term, a holder"
+        kept = before is None or after.holder in {before.holder, NOBODY}
+        assert before is None or kept == (after.term == before.term), "a term, a holder"
         self.leases[wanted.id] = after
         return True
+
+    def held(self) -> dict[str, Lease]:
+        """Return the leases that somebody holds, as members see them."""
+        return {agent: lease for agent, lease in self.leases.items() if lease.holder != NOBODY}
 
     def may_write(self, member: str, agent: str, term: int) -> bool:
         """Return whether a write about an agent is accepted."""
@@ -132,21 +144,26 @@ class ModelMember:
     dice: random.Random
     leases: dict[str, Lease] = field(default_factory=dict)
     members: dict[str, Member] = field(default_factory=dict)
+    forgotten: frozenset[str] = frozenset()
 
     def look(self) -> None:
         """Read the database."""
-        self.leases, self.members = dict(self.database.leases), dict(self.database.members)
+        self.leases, self.members = self.database.held(), dict(self.database.members)
 
     def act(self) -> int:
         """Request what follows from the view; return how many changes were accepted."""
         if self.name not in self.members:
             return 0
         progress = {agent: self.dice.choice(list(Progress)) for agent in AGENTS}
-        return self.request(progress)
+        self.forgotten = frozenset(self.dice.sample(AGENTS, self.dice.randrange(3)))
+        unreachable = {agent: self.dice.randrange(4) for agent in self.dice.sample(AGENTS, 2)}
+        return self.request(progress, unreachable)
 
-    def request(self, progress: dict[str, Progress]) -> int:
+    def request(self, progress: dict[str, Progress], unreachable: dict[str, int] | None = None) -> int:
         """Request what follows from the view and the progress with the agents."""
-        holdings = Holdings("agent", self.name, self.members, self.leases, dict.fromkeys(AGENTS, ""), progress)
+        wanted = {agent: "" for agent in AGENTS if agent not in self.forgotten}
+        view, leases = self.members, self.leases
+        holdings = Holdings("agent", self.name, view, leases, wanted, progress, self.forgotten, unreachable or {})
         return sum(self.database.apply(wanted) for wanted in holdings.changes())
 
 
@@ -173,8 +190,14 @@ def test_members_with_old_views_end_with_one_holder_for_each_agent(seed: int) ->
         for agent, lease in one.leases.items():
             if database.may_write(one.name, agent, lease.term):
                 assert written.setdefault((agent, lease.term), one.name) == one.name, "two wrote under one term"
+    check_that_all_ends_well(database, crew)
 
+
+def check_that_all_ends_well(database: ModelDatabase, crew: list[ModelMember]) -> None:
+    """Check that every lease has a holder and stays where it is, once all members live and have read the database."""
     database.members = {name: Member(name) for name in NAMES}
+    for one in crew:
+        one.forgotten = frozenset()
     for _ in range(6):
         for one in crew:
             one.look()
@@ -227,3 +250,32 @@ def test_a_rebalance_offers_what_another_member_should_hold() -> None:
     assert {(offer.id, offer.successor) for offer in offers} < better
     assert (len(offers), holdings.misplaced()) == (MAX_OFFERS, len(better))
     assert list(holdings.changes()) == []
+
+
+def test_a_holder_offers_what_it_cannot_reach_to_each_other_member_in_turn() -> None:
+    """Zone and capacity are not asked; without another member, or while it is offered already, nothing is offered."""
+    view = {name: Member(name, zone="eu-1" if name == "b" else "") for name in NAMES}
+    leases = {agent: Lease("a", 1) for agent in AGENTS} | {"agent-1": OFFERED, "agent-2": Lease("c", 1)}
+
+    def offers(unreachable: dict[str, int], members: dict[str, Member]) -> list[LeaseChange]:
+        zones = dict.fromkeys(AGENTS, "eu-1")
+        return list(Holdings("agent", "a", members, leases, zones, {}, unreachable=unreachable).changes())
+
+    successors = {offers({"agent-0": attempt}, view)[0].successor for attempt in range(10)}
+
+    assert successors == {"b", "c"}
+    assert offers({"agent-1": 0, "agent-2": 0}, view) == []
+    assert (
+        offers({"agent-0": 0}, {"a": Member("a"), "b": Member("b", draining=True), "c": Member("c", draining=True)})
+        == []
+    )
+    assert len(offers(dict.fromkeys(AGENTS, 0), view)) == MAX_OFFERS - 1, "one is offered already"
+
+
+def test_a_rebalance_leaves_agents_alone_that_their_holder_cannot_reach() -> None:
+    """They would be offered again and again."""
+    leases = {agent: Lease("a", 1) for agent in AGENTS}
+    view = {name: Member(name) for name in NAMES}
+    holdings = Holdings("agent", "a", view, leases, dict.fromkeys(AGENTS, ""), {}, unsettled=frozenset(AGENTS))
+
+    assert (list(holdings.rebalanced()), holdings.misplaced()) == ([], 0)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import queue
 import time
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 import pytest
 
 from tests.store.records import AGENT, RECORD
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import RemoteStatus
 from tunnelmgr.core.cluster_messages import Discovered, Outgoing
 from tunnelmgr.core.events import AgentsDiscovered, ReleaseRequested
-from tunnelmgr.core.ownership import LEASE_SECONDS, Lease, LeaseChange, Member, Step
+from tunnelmgr.core.ownership import LEASE_SECONDS, NOBODY, Lease, LeaseChange, Member, Step
 from tunnelmgr.core.persistence import Changes
+from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.errors import StoreError
-from tunnelmgr.store.cluster_database import QUIET_SECONDS, ClusterDatabase
+from tunnelmgr.store import cluster_database
+from tunnelmgr.store.cluster_database import QUIET_SECONDS, RELEASED_SECONDS, ClusterDatabase
+from tunnelmgr.store.discovery_log import KEPT_SECONDS
 from tunnelmgr.store.event_codec import decode
 from tunnelmgr.store.notifications import Notifications
 from tunnelmgr.store.postgres import PostgresStore
@@ -145,10 +150,61 @@ def test_a_write_under_an_earlier_term_is_dropped(join: Callable[[str], ClusterD
         one.tick(claim("one", 1, Step.OFFER, "two"))
         two.tick(claim("two", 1, Step.TAKE))
 
-        store.write(Changes(forgotten=(AGENT.id,), terms={AGENT.id: 1}))
-        store.write(Changes(forgotten=(AGENT.id,), terms={AGENT.id: 2}))
+        late = store.write(Changes(forgotten=(AGENT.id,), terms={AGENT.id: 1}))
+        foreign = store.write(Changes((RECORD,), terms={AGENT.id: 2}))
 
+        assert (late, foreign) == ({AGENT.id}, {AGENT.id})
         assert store.load().records == {AGENT.id: RECORD}
+
+
+def test_a_seed_serves_the_agent_that_was_stored_first(join: Callable[[str], ClusterDatabase], url: str) -> None:
+    """What a member writes about an agent whose seed has another holder is dropped: the seed is not used twice."""
+    one, two = join("one"), join("two")
+    other = replace(RECORD, agent=replace(AGENT, id=AgentId("ec2:i-0b")))
+    one.tick(claim("one"))
+    two.tick(Outgoing(changes=(LeaseChange("agent", other.agent.id, Step.CLAIM, "two", 0),)))
+    seed = Seed("seed-1", "ssh-ed25519 AAAA", 9e9)
+    with closing(PostgresStore(url, "one")) as first, closing(PostgresStore(url, "two")) as second:
+        taken = replace(seed, holder=AGENT.id, incarnation="1")
+        assert not first.write(Changes((RECORD,), seeds=(taken,), terms={AGENT.id: 1}))
+
+        dropped = second.write(
+            Changes((other,), seeds=(replace(seed, holder=other.agent.id),), terms={other.agent.id: 1})
+        )
+
+        assert dropped == {other.agent.id}
+        assert (second.load().records, second.load().seeds) == ({AGENT.id: RECORD}, {"seed-1": taken})
+
+
+def test_a_released_lease_is_nobodys_for_all_members(join: Callable[[str], ClusterDatabase], url: str) -> None:
+    """The others learn of it; it may be claimed under the next term, and is removed from the database after a while."""
+    one, two = join("one"), join("two")
+    one.tick(claim("one"))
+    two.tick(Outgoing())
+    one.tick(claim("one", 1, Step.RELEASE))
+
+    assert two.tick(Outgoing()).agents == {AGENT.id: Lease(NOBODY, 1)}
+    assert two.tick(claim("two")).agents == {AGENT.id: Lease("two", 2)}
+    two.tick(claim("two", 2, Step.RELEASE))
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("UPDATE lease SET changed = now() - make_interval(secs => %s)", (RELEASED_SECONDS + 1,))
+        two.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "two", 0),)))
+        two.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.RELEASE, "two", 1),)))
+        assert db.execute("SELECT kind FROM lease").fetchall() == [("source",)]
+
+
+def test_a_member_that_was_frozen_for_long_reads_everything_again(
+    join: Callable[[str], ClusterDatabase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was released and removed meanwhile is not in its news, so that it must forget its view."""
+    one = join("one")
+    one.tick(claim("one"))
+    assert (one.tick(Outgoing()).complete, one.tick(Outgoing()).agents) == (False, {})
+
+    monkeypatch.setattr(cluster_database, "UP_TO_DATE_SECONDS", 0.0)
+    news = one.tick(Outgoing())
+
+    assert (news.complete, news.agents) == (True, {AGENT.id: Lease("one", 1)})
 
 
 def test_records_statuses_and_seeds_reach_the_other_member(join: Callable[[str], ClusterDatabase], url: str) -> None:
@@ -170,6 +226,7 @@ def test_records_statuses_and_seeds_reach_the_other_member(join: Callable[[str],
 def test_what_a_source_said_reaches_every_other_member_in_order(join: Callable[[str], ClusterDatabase]) -> None:
     """Each event comes once, also for a member that joins later: from the last whole listing on."""
     one, two = join("one"), join("two")
+    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
     events = [AgentsDiscovered("cloud", Snapshot(frozenset({AGENT}), failures=(str(number),))) for number in range(3)]
     for event in events:
         one.tick(Outgoing(discovered=(Discovered("cloud", event, whole=True),)))
@@ -180,6 +237,72 @@ def test_what_a_source_said_reaches_every_other_member_in_order(join: Callable[[
     assert two.tick(Outgoing()).discovered == ()
     assert one.tick(Outgoing()).discovered == ()
     assert join("late").tick(Outgoing()).discovered == (events[-1],)
+
+
+def test_a_listing_that_says_the_same_again_is_stored_once(join: Callable[[str], ClusterDatabase], url: str) -> None:
+    """Each repetition reaches the other members as the listing itself; only the last rows are kept."""
+    one, two = join("one"), join("two")
+    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
+    listing = AgentsDiscovered("cloud", Snapshot(frozenset({AGENT})))
+    said = Outgoing(discovered=(Discovered("cloud", listing, whole=True),))
+    for _ in range(3):
+        one.tick(said)
+
+    assert two.tick(Outgoing()).discovered == (listing,) * 3
+    one.tick(said)
+    assert two.tick(Outgoing()).discovered == (listing,)
+    late = join("late")
+    assert late.tick(Outgoing()).discovered == (listing,) * 4
+    with psycopg.connect(url, autocommit=True) as db:
+        assert db.execute("SELECT count(*) FROM discovery WHERE event <> ''").fetchone() == (1,)
+        db.execute("UPDATE discovery SET at = now() - make_interval(secs => %s)", (KEPT_SECONDS + 1,))
+        one.tick(said)
+        assert db.execute("SELECT count(*) FROM discovery").fetchone() == (2,)
+    assert late.tick(Outgoing()).discovered == (listing,)
+
+
+def test_a_repetition_is_read_also_by_a_member_that_has_not_kept_the_listing(
+    join: Callable[[str], ClusterDatabase], url: str
+) -> None:
+    """The listing is looked up by its number; one that has been removed meanwhile is left out."""
+    one, two = join("one"), join("two")
+    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
+    listing = AgentsDiscovered("cloud", Snapshot(frozenset({AGENT})))
+    said = Outgoing(discovered=(Discovered("cloud", listing, whole=True),))
+    one.tick(said)
+    two.tick(Outgoing())
+    with psycopg.connect(url, autocommit=True) as db:
+        two.close()
+        db.execute("UPDATE discovery SET whole = false")  # as one that is older than what the member reads
+        one.tick(said)
+        assert two.tick(Outgoing()).discovered == (listing,) * 2
+        two.close()
+        db.execute("DELETE FROM discovery WHERE repeats IS NULL")
+        one.tick(said)
+        assert two.tick(Outgoing()).discovered == ()
+
+
+def test_a_restarted_member_reads_what_it_has_said_before(join: Callable[[str], ClusterDatabase], url: str) -> None:
+    """Its new process knows no listing yet, and must not wait for the next poll."""
+    one = join("one")
+    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
+    listing = AgentsDiscovered("cloud", Snapshot(frozenset({AGENT})))
+    one.tick(Outgoing(discovered=(Discovered("cloud", listing, whole=True),)))
+    one.close()
+    wait_for_sessions(url, 0)
+
+    assert join("one").tick(Outgoing()).discovered == (listing,)
+
+
+def test_what_a_member_says_of_a_source_that_it_has_lost_is_dropped(join: Callable[[str], ClusterDatabase]) -> None:
+    """A member that comes back after a partition must not overrule the member that has polled since."""
+    one, two = join("one"), join("two")
+    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
+    said = Discovered("cloud", AgentsDiscovered("cloud", Snapshot(frozenset({AGENT}))), whole=True)
+
+    two.tick(Outgoing(discovered=(said,)))
+
+    assert one.tick(Outgoing()).discovered == ()
 
 
 def test_a_request_reaches_the_holder_until_it_has_acted(join: Callable[[str], ClusterDatabase]) -> None:

@@ -14,7 +14,8 @@ from tunnelmgr.core.persistence import Changes
 from tunnelmgr.errors import SchemaError, StoreError
 from tunnelmgr.store.cluster_database import ClusterDatabase
 from tunnelmgr.store.connect import check_database
-from tunnelmgr.store.postgres import PostgresStore, described, read_postgres
+from tunnelmgr.store.database import described
+from tunnelmgr.store.postgres import PostgresStore, read_postgres
 
 pytestmark = pytest.mark.acceptance
 

@@ -34,7 +34,8 @@ class Cluster:
     """The members and the leases as the database had them last.
 
     From `expires` on, in seconds since the epoch, this member may have been taken for dead: it keeps the tunnels that
-    stand and begins nothing. `error` says why the database does not answer.
+    stand and begins nothing. `error` says why the database does not answer. `isolated` says that it has not answered
+    for so long that this member serves no agent.
     """
 
     me: str
@@ -44,6 +45,7 @@ class Cluster:
     remote: Mapping[AgentId, RemoteStatus] = field(default_factory=dict)
     expires: float = 0.0
     error: str | None = None
+    isolated: bool = False
 
     def holds(self, agent: AgentId) -> bool:
         """Return whether this member's lease allows it to write about the agent."""
@@ -53,7 +55,7 @@ class Cluster:
     def serves(self, agent: AgentId) -> bool:
         """Return whether this member should have a tunnel to the agent, or be about to take one over."""
         lease = self.agents.get(agent)
-        if lease is None:
+        if lease is None or self.isolated:
             return False
         return lease.successor == self.me or (lease.holder == self.me and not lease.ready)
 

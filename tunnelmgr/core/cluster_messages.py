@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.cluster import RemoteStatus
+from tunnelmgr.core.cluster import Cluster, RemoteStatus
 from tunnelmgr.core.events import Event
-from tunnelmgr.core.ownership import Lease, LeaseChange, Member
+from tunnelmgr.core.ownership import NOBODY, Lease, LeaseChange, Member
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.world import Record
 
@@ -54,3 +54,20 @@ class Incoming:
     complete: bool
     accepted: int
     """How many of the requested lease changes were accepted."""
+
+
+def merged(before: Cluster, incoming: Incoming, expires: float) -> Cluster:
+    """Return the cluster with what is new in it, and without the leases that nobody holds any longer.
+
+    `expires` is as in `Cluster`.
+    """
+    if incoming.complete:
+        before = Cluster(before.me)
+    agents, sources, remote = before.agents, before.sources, before.remote
+    if incoming.agents:
+        agents = {id_: lease for id_, lease in {**agents, **incoming.agents}.items() if lease.holder != NOBODY}
+    if incoming.sources:
+        sources = {name: lease for name, lease in {**sources, **incoming.sources}.items() if lease.holder != NOBODY}
+    if incoming.statuses:
+        remote = {id_: status for id_, status in {**remote, **incoming.statuses}.items() if id_ in agents}
+    return Cluster(before.me, incoming.members, agents, sources, remote, expires)

@@ -87,6 +87,16 @@ class EvidenceContradicted:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentQuarantined:
+    """Another member has quarantined an agent, and lost its lease before it could store that."""
+
+    agent: AgentId
+    incarnation: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceFound:
     """A trust method found evidence for one incarnation of an agent."""
 
@@ -187,9 +197,10 @@ class RetentionExpired:
 
 @dataclass(frozen=True, slots=True)
 class ClusterChanged:
-    """The database has told the members and the leases, or does not answer."""
+    """The database has told the members and the leases, or does not answer; `moved` are the agents of new leases."""
 
     cluster: Cluster
+    moved: frozenset[AgentId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,4 +234,5 @@ Event = (
     | RetentionExpired
     | ClusterChanged
     | StateShared
+    | AgentQuarantined
 )

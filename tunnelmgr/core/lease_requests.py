@@ -1,10 +1,13 @@
 """What a member requests of the others and tells them, by its world; pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
+from tunnelmgr.core.events import AgentQuarantined
 from tunnelmgr.core.ownership import Holdings, Lease, LeaseChange, Member, Progress
 from tunnelmgr.core.tunnel import Connecting, Phase, TunnelStatus, Up
 from tunnelmgr.core.world import Record, World, status_of
@@ -12,32 +15,72 @@ from tunnelmgr.core.world import Record, World, status_of
 ZONE_LABEL: Final = "tunnelmgr:zone"
 CONNECTED: Final = frozenset({Phase.CONNECTING.value, Phase.UP.value, Phase.DRAINING.value})
 """The phases of an agent whose holder has a connection, which a handover must not interrupt."""
+UNSETTLED: Final = frozenset({Phase.CONNECTING.value, Phase.DOWN.value})
+"""The phases of an agent whose holder is still connecting to it."""
 
 
-def agent_holdings(world: World, cluster: Cluster, me: Member) -> Holdings:
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a member knows beside its world: itself as it will be after the next turn; the rest is as in `Holdings`."""
+
+    me: Member
+    forgotten: AbstractSet[AgentId] = frozenset()
+    unreachable: Mapping[AgentId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Zones(Mapping[str, str]):
+    """The zone of each agent that is present, looked up when it is asked for: most turns need none."""
+
+    records: Mapping[AgentId, Record]
+
+    def __getitem__(self, id_: str) -> str:
+        record = self.records.get(AgentId(id_))
+        if record is None or not record.present:
+            raise KeyError(id_)
+        return zone_of(record)
+
+    def __iter__(self) -> Iterator[str]:
+        return (id_ for id_, record in self.records.items() if record.present)
+
+    def __len__(self) -> int:
+        return sum(record.present for record in self.records.values())
+
+
+def agent_holdings(world: World, cluster: Cluster, situation: Situation) -> Holdings:
     """Return what this member decides about the agents by."""
     return Holdings(
         "agent",
         cluster.me,
-        {**cluster.members, me.name: me},
+        {**cluster.members, situation.me.name: situation.me},
         cast("Mapping[str, Lease]", cluster.agents),  # an AgentId is a str, but mappings are invariant in their keys
-        {id_: zone_of(record) for id_, record in world.records.items() if record.present},
+        Zones(world.records),
         {id_: progress(world, cluster, id_) for id_, lease in cluster.agents.items() if lease.successor == cluster.me},
+        situation.forgotten,
+        cast("Mapping[str, int]", situation.unreachable),
+        frozenset(id_ for id_, remote in cluster.remote.items() if remote.phase in UNSETTLED),
     )
+
+
+def forgotten(world: World, cluster: Cluster) -> AbstractSet[AgentId]:
+    """Return the agents of which this member knows nothing but the lease."""
+    return cluster.agents.keys() - world.records.keys()
 
 
 def source_holdings(cluster: Cluster, sources: Iterable[str], me: Member) -> Holdings:
     """Return what this member decides about the sources by; their leases pass on at once."""
     members = {**cluster.members, me.name: me}
-    return Holdings("source", cluster.me, members, cluster.sources, dict.fromkeys(sources, me.zone), {})
+    wanted = dict.fromkeys(sources, me.zone)
+    return Holdings("source", cluster.me, members, cluster.sources, wanted, {}, cluster.sources.keys() - wanted.keys())
 
 
-def requested(world: World, sources: Iterable[str], me: Member) -> list[LeaseChange]:
+def requested(world: World, sources: Iterable[str], situation: Situation) -> list[LeaseChange]:
     """Return the lease changes to request now; nothing before the members are known."""
     cluster = world.cluster
     if cluster is None or cluster.me not in cluster.members:
         return []
-    return [*agent_holdings(world, cluster, me).changes(), *source_holdings(cluster, sources, me).changes()]
+    agents = agent_holdings(world, cluster, situation)
+    return [*agents.changes(), *source_holdings(cluster, sources, situation.me).changes()]
 
 
 def zone_of(record: Record) -> str:
@@ -47,8 +90,8 @@ def zone_of(record: Record) -> str:
 
 def progress(world: World, cluster: Cluster, agent: AgentId) -> Progress:
     """Return how far this member is with an agent that it is to take over."""
-    remote, record = cluster.remote.get(agent), world.records.get(agent)
-    if record is None or not record.present or remote is None or remote.phase not in CONNECTED:
+    record = world.records.get(agent)
+    if record is None or not record.present or not _must_log_in(cluster, agent):
         return Progress.LISTENING  # there is no listener to wait for
     match status_of(world, record):
         case Up():
@@ -61,13 +104,47 @@ def progress(world: World, cluster: Cluster, agent: AgentId) -> Progress:
             return Progress.FAILED if status.failures else Progress.NONE
 
 
-def statuses(world: World) -> Mapping[AgentId, RemoteStatus]:
-    """Return the state of each agent that this member holds, for the others."""
-    cluster = world.cluster
-    if cluster is None:
-        return {}
-    return {id_: _remote(status_of(world, record)) for id_, record in world.records.items() if cluster.holds(id_)}
+def _must_log_in(cluster: Cluster, agent: AgentId) -> bool:
+    """Return whether an offered agent is taken over only once this member has logged in to it.
+
+    So it is if the holder has a connection, or offers the agent because it cannot reach it.
+    """
+    remote, holder = cluster.remote.get(agent), cluster.members.get(cluster.agents[agent].holder)
+    if remote is None or holder is None:
+        return False
+    return remote.phase in CONNECTED or (remote.phase == Phase.DOWN.value and not holder.draining)
+
+
+def new_statuses(world: World, told: World) -> dict[AgentId, RemoteStatus]:
+    """Return the state of each agent that this member holds, unless it has told the same before.
+
+    `told` is the world as the others know it; what is the same object in both is not compared.
+    """
+    cluster, before = world.cluster, told.cluster
+    found: dict[AgentId, RemoteStatus] = {}
+    for id_, lease in cluster.agents.items() if cluster is not None else ():
+        record = world.records.get(id_)
+        if cluster is None or lease.holder != cluster.me or record is None:
+            continue
+        known = told.records.get(id_) if before is not None and before.holds(id_) else None
+        if known is record and told.tunnels.get(id_) is world.tunnels.get(id_):
+            continue
+        status = _remote(status_of(world, record))
+        if known is None or status != _remote(status_of(told, known)):
+            found[id_] = status
+    return found
 
 
 def _remote(status: TunnelStatus) -> RemoteStatus:
     return RemoteStatus(status.phase.value, status.error, status.message)
+
+
+def unstored_quarantines(world: World, stored: World, lost: Iterable[AgentId]) -> list[AgentQuarantined]:
+    """Return what the new holders must be told of agents that this member has lost: quarantines it could not store."""
+    found = []
+    for id_ in lost:
+        record, written = world.records.get(id_), stored.records.get(id_)
+        mark = record.quarantine if record is not None else None
+        if record is not None and mark is not None and (written is None or written.quarantine != mark):
+            found.append(AgentQuarantined(id_, record.agent.incarnation, mark.code, mark.message))
+    return found

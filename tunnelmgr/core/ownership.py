@@ -1,13 +1,16 @@
 """Several controllers: which member holds which agent and which source, and how a lease passes to another member.
 
     (no lease) ── CLAIM ─▶ held ── OFFER ─▶ offered ── READY ─▶ ready ── TAKE ─▶ held by the successor, next term
-                            │ ▲               │                   │
-                            │ └───────────────┴───── CANCEL ──────┘
+        ▲                   │ ▲               │                   │
+        └──── RELEASE ──────┤ └───────────────┴───── CANCEL ──────┘
                             └── the holder is dead: CLAIM ─▶ held by another member, next term
 
 A lease says who should hold an agent. A planned handover leaves no gap: the successor logs in to the agent first
 (READY); then the holder stops listening and lets its transfers finish; then the successor, which keeps asking for the
 port, listens (TAKE). Every change names the term that its member has seen, and a change for an earlier term is refused.
+
+A holder that cannot reach an agent offers it to another member, whose network may be intact. If the successor cannot
+log in either, it cancels, and the lease stays where it is.
 
 `changed` is the whole rule. The database applies it to locked rows, and the tests apply it to a model of the database.
 
@@ -20,11 +23,13 @@ cost. Members in the agent's zone come first.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Final, Literal, NamedTuple, assert_never
 
+NOBODY: Final = ""
+"""The holder of a released lease. It is kept for a while, so that its term keeps rising and all members learn of it."""
 LEASE_SECONDS: Final = 10.0
 """Seconds without a heartbeat after which a member is dead, and its leases may be claimed."""
 MAX_OFFERS: Final = 8
@@ -70,6 +75,7 @@ class Step(StrEnum):
     """How a lease changes."""
 
     CLAIM = "claim"  # a lease without a holder, or whose holder is dead
+    RELEASE = "release"  # by the holder: what it is about has been forgotten
     OFFER = "offer"  # name a successor
     READY = "ready"  # the successor has logged in
     TAKE = "take"  # the successor listens
@@ -98,11 +104,18 @@ class Progress(StrEnum):
 
 def changed(lease: Lease | None, change: LeaseChange, living: AbstractSet[str]) -> Lease | None:
     """Return the lease after a change, None if the change is refused; `living` are the members that are alive."""
-    if lease is None:
-        return Lease(change.member, 1) if (change.step, change.term) == (Step.CLAIM, 0) else None
+    if lease is None or lease.holder == NOBODY:
+        term = 1 if lease is None else lease.term + 1
+        return Lease(change.member, term) if (change.step, change.term) == (Step.CLAIM, 0) else None
     if lease.term != change.term or not _is_allowed(lease, change, living):
         return None
+    return _after(lease, change)
+
+
+def _after(lease: Lease, change: LeaseChange) -> Lease:
     match change.step:
+        case Step.RELEASE:
+            return Lease(NOBODY, lease.term)
         case Step.OFFER:
             return replace(lease, successor=change.successor)
         case Step.READY:
@@ -118,6 +131,8 @@ def _is_allowed(lease: Lease, change: LeaseChange, living: AbstractSet[str]) -> 
     match change.step:
         case Step.CLAIM:
             return lease.holder not in living
+        case Step.RELEASE:
+            return lease.holder == change.member
         case Step.OFFER:
             return lease.successor is None and change.successor in living and change.successor != lease.holder
         case Step.READY | Step.TAKE:
@@ -158,20 +173,34 @@ class Holdings:
     wanted: Mapping[str, str]
     progress: Mapping[str, Progress]
     """Of those that are offered to this member; one that is missing has nothing to wait for."""
+    forgotten: AbstractSet[str] = frozenset()
+    """What this member still has leases of, but no longer knows."""
+    unreachable: Mapping[str, int] = field(default_factory=dict)
+    """The agents that this member cannot reach and another may, each with the number of offers before."""
+    unsettled: AbstractSet[str] = frozenset()
+    """The agents whose holders are still connecting to them, which a rebalance leaves alone."""
 
     def changes(self) -> Iterator[LeaseChange]:
         """Yield the changes that this member should request now."""
         able = self._able()
-        for id_, zone in self.wanted.items():
-            if id_ not in self.leases and best_member(id_, zone, able) == self.me:
+        for id_ in self.wanted:
+            if id_ not in self.leases and best_member(id_, self.wanted[id_], able) == self.me:
                 yield self._change(id_, Step.CLAIM, 0)
         offers = self._room_for_offers(self.me)
-        for id_, lease in self.leases.items():
+        for id_, lease in self._not_at_rest():
             change = self._next(id_, lease, able)
             if change is not None and change.step is Step.OFFER:
                 offers -= 1
             if change is not None and (change.step is not Step.OFFER or offers >= 0):
                 yield change
+
+    def _not_at_rest(self) -> Iterator[tuple[str, Lease]]:
+        """Yield the leases about which this member may have to do something: few of thousands in most turns."""
+        living = {name for name, member in self.members.items() if member.alive}
+        mine = self.members[self.me].draining or bool(self.forgotten) or bool(self.unreachable)
+        for id_, lease in self.leases.items():
+            if lease.successor is not None or lease.holder not in living or (mine and lease.holder == self.me):
+                yield id_, lease
 
     def _next(self, id_: str, lease: Lease, able: list[Member]) -> LeaseChange | None:
         if not self._is_alive(lease.holder):
@@ -201,11 +230,16 @@ class Holdings:
                 return None
 
     def _as_holder(self, id_: str, lease: Lease, able: list[Member]) -> LeaseChange | None:
+        if id_ in self.forgotten:
+            return self._change(id_, Step.RELEASE, lease.term)
         if lease.successor is not None:
             return None if self._is_alive(lease.successor) else self._change(id_, Step.CANCEL, lease.term)
-        if not self.members[self.me].draining:
-            return None
-        successor = best_member(id_, self.wanted.get(id_, ""), able)
+        successor = None
+        if self.members[self.me].draining:
+            successor = best_member(id_, self.wanted.get(id_, ""), able)
+        elif id_ in self.unreachable:  # by all others in turn, also those in other zones
+            others = [member for member in able if member.name != self.me]
+            successor = best_member(f"{id_}/{self.unreachable[id_]}", "", others)
         return None if successor is None else self._change(id_, Step.OFFER, lease.term, successor)
 
     def rebalanced(self) -> Iterator[LeaseChange]:
@@ -215,7 +249,7 @@ class Holdings:
         """
         able = self._able()
         room = {name: self._room_for_offers(name) for name in self.members}
-        for id_, lease in self.leases.items():
+        for id_, lease in self._movable():
             best = best_member(id_, self.wanted.get(id_, ""), able)
             if best is None or best == lease.holder or lease.successor is not None or not self._is_alive(lease.holder):
                 continue
@@ -228,8 +262,11 @@ class Holdings:
         able = self._able()
         return sum(
             best_member(id_, self.wanted.get(id_, ""), able) != (lease.successor or lease.holder)
-            for id_, lease in self.leases.items()
+            for id_, lease in self._movable()
         )
+
+    def _movable(self) -> Iterator[tuple[str, Lease]]:
+        return ((id_, lease) for id_, lease in self.leases.items() if id_ not in self.unsettled)
 
     def _able(self) -> list[Member]:
         """Return the members that may take leases."""

@@ -8,9 +8,10 @@ begins, and it polls all sources itself, so that agents that have ended are stil
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, Protocol
 
 import structlog
@@ -19,8 +20,8 @@ from tunnelmgr import __version__
 from tunnelmgr.config import ControllerConfig
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.cluster import Cluster, RemoteStatus
-from tunnelmgr.core.cluster_messages import Discovered, Incoming, Outgoing
+from tunnelmgr.core.cluster import Cluster
+from tunnelmgr.core.cluster_messages import Discovered, Incoming, Outgoing, merged
 from tunnelmgr.core.events import (
     AgentEnded,
     AgentsDiscovered,
@@ -35,11 +36,15 @@ from tunnelmgr.core.events import (
     TunnelEnded,
 )
 from tunnelmgr.core.evolve.shared import new_seeds
-from tunnelmgr.core.lease_requests import agent_holdings, requested, statuses
-from tunnelmgr.core.ownership import LEASE_SECONDS, Member
-from tunnelmgr.core.world import World
+from tunnelmgr.core.lease_requests import Situation, agent_holdings, forgotten, requested, unstored_quarantines
+from tunnelmgr.core.ownership import LEASE_SECONDS, LeaseChange, Member, Step
+from tunnelmgr.core.seed import Seed
+from tunnelmgr.core.world import Record, World
+from tunnelmgr.daemon.outbox import Outbox
 from tunnelmgr.daemon.source_watches import SourceWatches
+from tunnelmgr.daemon.unreachable import Unreachable
 from tunnelmgr.errors import StoreError
+from tunnelmgr.observability.systemd import extend_timeout
 from tunnelmgr.store.connect import sqlite_file
 from tunnelmgr.threads import CallingThread
 
@@ -51,6 +56,10 @@ SHORTEST: Final = 0.1
 """Seconds between two turns at least, however often others notify: turns must not take the time of the handshakes."""
 SAFETY: Final = 2.0
 """Seconds before the end of its lease at which a member no longer relies on it: a frozen process wakes up late."""
+REBALANCE_SECONDS: Final = 600.0
+"""Seconds after which a rebalance ends, also if a member cannot reach an agent that it should have."""
+STOPPING: Final = 10.0
+"""Seconds that a stop may take beside its handover and its drain."""
 SourceEvent = AgentsDiscovered | DiscoveryFailed | AgentEnded | FeedReported | FeedClosed
 
 
@@ -82,29 +91,6 @@ class MemberNotifications(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Outbox:
-    """What waits for the next turn."""
-
-    discovered: list[Discovered] = field(default_factory=list)
-    requests: list[tuple[AgentId, Event]] = field(default_factory=list)
-    drains: dict[str, bool] = field(default_factory=dict)
-    acting: set[int] = field(default_factory=set)
-    """Requests of other members that the controller has received."""
-
-    def take(self) -> "Outbox":
-        """Return what waits, and begin again."""
-        taken = Outbox(self.discovered, self.requests, self.drains, set(self.acting))
-        self.discovered, self.requests, self.drains = [], [], {}
-        return taken
-
-    def put_back(self, taken: "Outbox") -> None:
-        """Keep what could not be sent for the next turn, in order."""
-        self.discovered[:0] = taken.discovered
-        self.requests[:0] = taken.requests
-        self.drains = taken.drains | self.drains
-
-
 class Membership:
     """One member's part in the cluster, and the sink of its sources' and workers' events."""
 
@@ -112,16 +98,16 @@ class Membership:
         self, me: Member, controller: Controller, database: MemberDatabase, notifications: MemberNotifications
     ) -> None:
         self._me = me
-        self._leaving = False
-        self._rebalancing = False
         self._controller = controller
         self._database = database
         self._notifications = notifications
         self._thread = CallingThread("cluster")
         self._wake = asyncio.Event()
-        self._outbox = Outbox()
-        self._told: dict[AgentId, RemoteStatus] = {}
         self._turned = asyncio.Event()
+        self._outbox = Outbox()
+        self._unreachable = Unreachable()
+        self._leaving = False
+        self._rebalance_until = 0.0
         self.cluster = Cluster(me.name)
         """The cluster as the database had it last; the controller's world follows."""
         self.isolation_limit: float | None = None
@@ -164,7 +150,7 @@ class Membership:
     async def hand_over(self, seconds: float) -> None:
         """Offer all agents to the other members, and wait until they have taken them.
 
-        Gives up once none has been taken for `seconds`.
+        Gives up once none has been taken for `seconds`. The service manager's patience is extended meanwhile.
         """
         self._leaving = True
         self._me = replace(self._me, draining=True)
@@ -172,6 +158,7 @@ class Membership:
         held = self._held()
         with suppress(TimeoutError):
             while held and self._has_successors():
+                extend_timeout(2 * seconds + STOPPING)
                 async with asyncio.timeout(seconds):
                     while self._held() >= held and self._has_successors():
                         self._turned.clear()
@@ -180,30 +167,31 @@ class Membership:
 
     def rebalance(self) -> int:
         """Move every agent to the member that would get it if nobody held it, a few at a time; return how many."""
-        self._rebalancing = True
+        self._rebalance_until = self._controller.clock() + REBALANCE_SECONDS
         self._wake.set()
-        return agent_holdings(self._world(), self.cluster, self._me).misplaced()
+        return self._misplaced()
 
     def drain(self, member: str, *, on: bool) -> None:
         """Have a member hand its agents over and take no others, or end that; raises ValueError for an unknown one."""
         if member not in self.cluster.members:
             raise ValueError(f"{member!r} is not a member; members: {', '.join(self.cluster.members)}")
-        self._outbox.drains[member] = on
+        self._outbox.drain(member, on=on)
         self._wake.set()
 
     def request(self, agent: AgentId, event: Event) -> None:
         """Send an operator's request to the member that holds the agent."""
-        self._outbox.requests.append((agent, event))
+        self._outbox.request(agent, event)
         self._wake.set()
 
     def report(self, event: Event) -> None:
         """Pass an event on to the controller, and to the other members what a source said."""
         self._controller.report(event)
         if isinstance(event, TunnelDialled | TunnelBound | TunnelEnded):
+            self._unreachable.note(event, self._controller.clock())
             self._wake.set()  # it may advance a handover
         if isinstance(event, SourceEvent) and self._polls_for_all(event.source):
             whole = isinstance(event, AgentsDiscovered) and not event.snapshot.failures
-            self._outbox.discovered.append(Discovered(event.source, event, whole))
+            self._outbox.discover(Discovered(event.source, event, whole))
             self._wake.set()
 
     def _world(self) -> World:
@@ -221,75 +209,75 @@ class Membership:
         return any(member.alive and not member.draining for member in others)
 
     async def _turn(self, sources: SourceWatches) -> None:
-        began = self._controller.clock()
-        taken = self._outbox.take()
-        outgoing = self._outgoing(taken, sources.names)
+        began, world = self._controller.clock(), self._world()
+        unknown = forgotten(world, self.cluster)
+        stored = bool(unknown or self._outbox.acting) and self._controller.has_written
+        changes = self._changes(world, sources, unknown if stored else frozenset())
+        outgoing = self._outbox.take(self._me, world, changes, stored=stored)
         try:
             incoming = await self._thread.call(self._database.tick, outgoing)
         except StoreError as failed:
-            self._outbox.put_back(taken)
+            self._outbox.put_back(outgoing)
             self._on_silence(str(failed), sources)
             return
         if self.cluster.error is not None:
             log.info("database recovered")
-        self._told |= outgoing.statuses
-        self._outbox.acting -= set(outgoing.done)
+        self._outbox.sent(outgoing, world)
+        self._unreachable.offered({AgentId(one.id) for one in changes if one.step is Step.OFFER}, began)
         self._receive(incoming, began, sources)
 
-    def _outgoing(self, taken: Outbox, sources: frozenset[str]) -> Outgoing:
-        world = self._world()
-        changes = requested(world, sources, self._me)
-        if self._rebalancing:
-            changes += agent_holdings(world, self.cluster, self._me).rebalanced()
-        return Outgoing(
-            draining=self._me.draining,
-            rules=self._me.rules,
-            changes=changes,
-            statuses={id_: one for id_, one in statuses(world).items() if self._told.get(id_) != one},
-            discovered=taken.discovered,
-            requests=taken.requests,
-            drains=taken.drains,
-            # A request that was acted on is removed once its effect is stored.
-            done=tuple(taken.acting) if taken.acting and self._controller.has_written else (),
-        )
+    def _changes(self, world: World, sources: SourceWatches, unknown: AbstractSet[AgentId]) -> list[LeaseChange]:
+        """Return the lease changes to request now; `unknown` are agents whose leases are to be released."""
+        situation = Situation(self._me, unknown, self._unreachable.due(world, self._controller.clock()))
+        changes = requested(world, sources.names, situation)
+        if self._rebalance_until:
+            changes += agent_holdings(world, self.cluster, situation).rebalanced()
+        return changes
 
     def _on_silence(self, error: str, sources: SourceWatches) -> None:
         """Continue without the database: nothing new begins once the leases may have ended."""
         if self.cluster.error is None:
             log.error("database lost", error=error)
-        self._told.clear()
-        cluster, silent = replace(self.cluster, error=error), self._controller.clock() - self.cluster.expires
+        silent = self._controller.clock() - self.cluster.expires
         if silent > 0:
             sources.select(None)
-        if self.isolation_limit is not None and silent > self.isolation_limit - LEASE_SECONDS + SAFETY:
-            cluster = replace(cluster, agents={})
-        self._change(cluster)
+        isolated = self.isolation_limit is not None and silent > self.isolation_limit - LEASE_SECONDS + SAFETY
+        self._change(replace(self.cluster, error=error, isolated=isolated))
 
     def _receive(self, incoming: Incoming, began: float, sources: SourceWatches) -> None:
-        """Report what is new: first what others have written, so that an agent taken over is known as it is."""
+        """Report what is new: an agent that was taken over is known as its holder left it before it is held."""
+        before, cluster = self.cluster, merged(self.cluster, incoming, began + LEASE_SECONDS - SAFETY)
+        lost = {id_ for id_ in incoming.agents if before.holds(id_) and not cluster.holds(id_)}
+        for quarantined in unstored_quarantines(self._controller.world, self._controller.written, lost):
+            self._outbox.request(quarantined.agent, quarantined)
         for event in incoming.discovered:
             self._controller.report(event)
-        world = self._controller.world
-        seeds = new_seeds(world, incoming.seeds)
-        if incoming.records or seeds:
-            self._controller.report(StateShared(incoming.records, seeds))
-        cluster = merged(self.cluster, incoming, began + LEASE_SECONDS - SAFETY)
+        self._adopt([one for one in incoming.records if one.agent.id not in lost], incoming.seeds)
         self._me = replace(self._me, draining=self._leaving or cluster.members[self._me.name].to_drain)
-        self._change(cluster)
-        if self._rebalancing:  # by the members as they are now: one may have joined just before the request
-            self._rebalancing = agent_holdings(self._world(), cluster, self._me).misplaced() > 0
+        self._change(cluster, frozenset(id_ for id_ in incoming.agents if not before.serves(id_)))
+        self._adopt([one for one in incoming.records if one.agent.id in lost])
+        # By the members as they are now: one may have joined just before the request.
+        if self._rebalance_until and (began > self._rebalance_until or not self._misplaced()):
+            self._rebalance_until = 0.0
         for number, event in incoming.requests:
             if number not in self._outbox.acting:
                 self._outbox.acting.add(number)
                 self._controller.report(event)
-        held = frozenset(name for name, lease in cluster.sources.items() if lease.holder == self._me.name)
-        sources.select(held)
+        sources.select(frozenset(name for name, lease in cluster.sources.items() if lease.holder == self._me.name))
         if incoming.accepted or self._outbox.acting:
             self._wake.set()
 
-    def _change(self, cluster: Cluster) -> None:
+    def _adopt(self, records: Sequence[Record], seeds: Sequence[Seed] = ()) -> None:
+        new = new_seeds(self._controller.world, seeds)
+        if records or new:
+            self._controller.report(StateShared(tuple(records), new))
+
+    def _misplaced(self) -> int:
+        return agent_holdings(self._world(), self.cluster, Situation(self._me)).misplaced()
+
+    def _change(self, cluster: Cluster, moved: frozenset[AgentId] = frozenset()) -> None:
         self.cluster = cluster
-        self._controller.report(ClusterChanged(cluster))
+        self._controller.report(ClusterChanged(cluster, moved))
 
 
 def make_membership(settings: ControllerConfig, controller: Controller) -> Membership | None:
@@ -306,18 +294,4 @@ def make_membership(settings: ControllerConfig, controller: Controller) -> Membe
         controller,
         ClusterDatabase(settings.state, me, settings.state_password),
         Notifications(settings.state, settings.name, settings.state_password),
-    )
-
-
-def merged(before: Cluster, incoming: Incoming, expires: float) -> Cluster:
-    """Return the cluster with what is new in it."""
-    if incoming.complete:
-        before = Cluster(before.me)
-    return Cluster(
-        me=before.me,
-        members=incoming.members,
-        agents={**before.agents, **incoming.agents} if incoming.agents else before.agents,
-        sources={**before.sources, **incoming.sources} if incoming.sources else before.sources,
-        remote={**before.remote, **incoming.statuses} if incoming.statuses else before.remote,
-        expires=expires,
     )

@@ -17,6 +17,11 @@ def notify(*lines: str) -> None:
             return
 
 
+def extend_timeout(seconds: float) -> None:
+    """Have systemd wait for this start or stop for `seconds` from now, also beyond its own limit (sd_notify(3))."""
+    notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+
+
 def watchdog_interval() -> float | None:
     """Return the seconds between two watchdog messages, half of WATCHDOG_USEC; None if systemd sets no watchdog."""
     allowed = os.environ.get("WATCHDOG_USEC", "")

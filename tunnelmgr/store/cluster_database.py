@@ -9,25 +9,23 @@ nothing, because a connection may break while its member continues.
 https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 """
 
+import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import psycopg
 from psycopg.rows import DictRow
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import RemoteStatus
 from tunnelmgr.core.cluster_messages import Incoming, Outgoing
-from tunnelmgr.core.ownership import LEASE_SECONDS, Lease, LeaseChange, Member, changed
+from tunnelmgr.core.ownership import LEASE_SECONDS, Lease, LeaseChange, Member, Step, changed
 from tunnelmgr.errors import StoreError
+from tunnelmgr.store.database import APPLICATION, CHANNEL, Connection, Database, described, migrate, value
+from tunnelmgr.store.discovery_log import DiscoveryLog
 from tunnelmgr.store.event_codec import decode, encode
-from tunnelmgr.store.postgres import APPLICATION, CHANNEL, connect, described, error_text, migrate, value
 from tunnelmgr.store.rows import SELECT_AGENTS, SELECT_SEEDS, stored_state
-
-Answer = TypeVar("Answer")
-Connection = psycopg.Connection[DictRow]
 
 GRACE_SECONDS: Final = 3.0
 """Seconds of a new session in which nobody is dead: after a restart of the database, all members come back to it."""
@@ -35,8 +33,10 @@ QUIET_SECONDS: Final = 1.2
 """Seconds without a heartbeat after which a member whose session has ended is dead."""
 FORGOTTEN_SECONDS: Final = 86400.0
 """Seconds without a heartbeat after which a member is forgotten."""
-KEPT_SECONDS: Final = 60.0
-"""Seconds for which what a source said is kept after a whole listing has replaced it."""
+RELEASED_SECONDS: Final = 3600.0
+"""Seconds for which a released lease is kept, so that all members learn that it is released."""
+UP_TO_DATE_SECONDS: Final = 600.0
+"""Seconds after which a member that has read nothing, as a frozen one, reads everything again; less than the above."""
 _MEMBERS: Final = """
 SELECT member.*, extract(epoch FROM now() - heartbeat)::float AS seen, session IN (
     SELECT objid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
@@ -58,15 +58,12 @@ _PUT_LEASE: Final = """
 INSERT INTO lease (kind, id, holder, term, successor, ready, previous) VALUES (%s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (kind, id) DO UPDATE SET
     holder = excluded.holder, term = excluded.term, successor = excluded.successor, ready = excluded.ready,
-    previous = excluded.previous, written = pg_current_xact_id()
+    previous = excluded.previous, changed = now(), written = pg_current_xact_id()
 """
+_FORGET_LEASES: Final = "DELETE FROM lease WHERE holder = '' AND changed < now() - make_interval(secs => %s)"
 _PUT_STATUS: Final = """
 UPDATE lease SET phase = %s, error = %s, message = %s, written = pg_current_xact_id()
 WHERE kind = 'agent' AND id = %s AND holder = %s
-"""
-_FORGET_DISCOVERY: Final = """
-DELETE FROM discovery old WHERE source = %s AND at < now() - make_interval(secs => %s)
-AND EXISTS (SELECT FROM discovery newer WHERE newer.source = old.source AND newer.whole AND newer.id > old.id)
 """
 
 
@@ -77,49 +74,36 @@ class ClusterDatabase:
         self, url: str, member: Member, password_file: Path | None = None, grace: float = GRACE_SECONDS
     ) -> None:
         self._grace = grace
-        self._url = url
-        self._password_file = password_file
         self._member = member
         self._instance = uuid.uuid4().hex
-        self._connection: Connection | None = None
+        self._database = Database(url, password_file, self._connected)
         self._seen_written = 0  # rows of this and later transactions are read again
-        self._first_discovery = 0
-        self._recent_discovery: frozenset[int] = frozenset()  # those that the last read has returned
+        self._read_at = 0.0
+        self._discovery = DiscoveryLog(member.name, self._instance)
 
     def join(self) -> None:
         """Become a member; raises StoreError if a process with this name has a session and a recent heartbeat.
 
         A killed process has no longer a session, so that it can be started again at once.
         """
-        self._guarded(self._join)
+        self._database.call(self._join)
 
     def tick(self, outgoing: Outgoing) -> Incoming:
         """Renew the heartbeat, apply what is requested, and return what is new."""
-        return self._guarded(lambda connection: self._tick(connection, outgoing))
+        return self._database.call(lambda connection: self._tick(connection, outgoing))
 
     def leave(self) -> None:
         """Remove this member, so that no member waits for its heartbeat to grow old."""
-        self._guarded(self._leave)
+        self._database.call(self._leave)
 
     def close(self) -> None:
         """Close the connection."""
-        connection, self._connection = self._connection, None
+        self._database.close()
+
+    def _connected(self, connection: Connection) -> None:
+        """Show that this process has a session, if it is a member already, and read everything again."""
         self._seen_written = 0
-        if connection is not None:
-            connection.close()
-
-    def _guarded(self, act: Callable[[Connection], Answer]) -> Answer:
-        try:
-            if self._connection is None:
-                self._connection = connect(self._url, self._password_file)
-                self._lock_session(self._connection)
-            return act(self._connection)
-        except (psycopg.Error, OSError, UnicodeError) as failed:
-            self.close()
-            raise StoreError(f"{described(self._url)}: {error_text(failed)}") from failed
-
-    def _lock_session(self, connection: Connection) -> None:
-        """Show that this process has a session, if it is a member already."""
+        self._discovery.connected()
         known = connection.execute("SELECT to_regclass('member') AS known").fetchone()
         if known is None or known["known"] is None:
             return
@@ -135,7 +119,7 @@ class ClusterDatabase:
             other = {row["name"]: row for row in self._rows(connection)}.get(me.name)
             if other is not None and other["connected"] and other["seen"] < LEASE_SECONDS:
                 raise StoreError(
-                    f"{described(self._url)}: a controller with the name {me.name!r} is running, last seen "
+                    f"{described(self._database.url)}: a controller with the name {me.name!r} is running, last seen "
                     f"{other['seen']:.0f}s ago; stop it, or set another controller.name"
                 )
             values = (me.name, self._instance, me.zone, me.capacity, me.version, me.rules)
@@ -149,7 +133,7 @@ class ClusterDatabase:
                 "WHERE holder = %s",
                 (me.name,),
             )
-            self._first_discovery = int(value(connection, _FIRST_DISCOVERY))
+            self._discovery.begin(connection)
         connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (APPLICATION, session))
 
     def _leave(self, connection: Connection) -> None:
@@ -165,8 +149,8 @@ class ClusterDatabase:
             )
             if not renewed.rowcount:
                 raise StoreError(
-                    f"{described(self._url)}: another controller has taken the name {self._member.name!r}, or removed "
-                    "this member; stop this controller, or set another controller.name"
+                    f"{described(self._database.url)}: another controller has taken the name {self._member.name!r}, or "
+                    "removed this member; stop this controller, or set another controller.name"
                 )
             members = self._members(connection)
             accepted = self._apply(connection, outgoing.changes, {one.name for one in members.values() if one.alive})
@@ -203,6 +187,8 @@ class ClusterDatabase:
                 accepted += 1
         with connection.cursor() as cursor:
             cursor.executemany(_PUT_LEASE, put)
+        if any(change.step is Step.RELEASE for change in ordered):
+            connection.execute(_FORGET_LEASES, (RELEASED_SECONDS,))
         return accepted
 
     def _publish(self, connection: Connection, outgoing: Outgoing) -> None:
@@ -213,12 +199,6 @@ class ClusterDatabase:
                 [(one.phase, one.error, one.message, id_, me) for id_, one in sorted(outgoing.statuses.items())],
             )
             cursor.executemany(
-                "INSERT INTO discovery (source, member, event, whole) VALUES (%s, %s, %s, %s)",
-                [(one.source, me, encode(one.event), one.whole) for one in outgoing.discovered],
-            )
-            for source in {one.source for one in outgoing.discovered if one.whole}:
-                cursor.execute(_FORGET_DISCOVERY, (source, KEPT_SECONDS))
-            cursor.executemany(
                 "INSERT INTO request (agent, event) VALUES (%s, %s)",
                 [(id_, encode(event)) for id_, event in outgoing.requests],
             )
@@ -226,25 +206,24 @@ class ClusterDatabase:
                 "UPDATE member SET to_drain = %s WHERE name = %s", [(on, name) for name, on in outgoing.drains.items()]
             )
             cursor.execute("DELETE FROM request WHERE id = ANY(%s)", (list(outgoing.done),))
+        self._discovery.write(connection, outgoing.discovered)
 
     def _news(self, connection: Connection, members: Mapping[str, Member], accepted: int) -> Incoming:
+        if time.monotonic() - self._read_at > UP_TO_DATE_SECONDS:
+            self._seen_written = 0
+        self._read_at = time.monotonic()
         since = str(self._seen_written)
         # Before the reads: what commits between them must be read again.
         self._seen_written = int(value(connection, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"))
         leases = connection.execute("SELECT * FROM lease WHERE written >= %s::text::xid8", (since,)).fetchall()
         agents = connection.execute(f"{SELECT_AGENTS} WHERE agent.written >= %s::text::xid8".encode(), (since,))
         state = stored_state(agents.fetchall(), connection.execute(SELECT_SEEDS).fetchall())
-        discovered = connection.execute(
-            "SELECT id, event, member FROM discovery WHERE written >= %s::text::xid8 AND id > %s ORDER BY id",
-            (since, self._first_discovery),
-        ).fetchall()
+        discovered = self._discovery.read(connection, since)
         requests = connection.execute(
             "SELECT request.* FROM request JOIN lease ON lease.kind = 'agent' AND lease.id = request.agent "
             "WHERE holder = %s ORDER BY request.id",
             (self._member.name,),
         ).fetchall()
-        new = [row for row in discovered if row["id"] not in self._recent_discovery]
-        self._recent_discovery = frozenset(row["id"] for row in discovered)
         return Incoming(
             members=members,
             agents={AgentId(row["id"]): _lease(row) for row in leases if row["kind"] == "agent"},
@@ -256,23 +235,11 @@ class ClusterDatabase:
             },
             records=tuple(state.records.values()),
             seeds=tuple(state.seeds.values()),
-            discovered=tuple(
-                event
-                for row in new
-                if row["member"] != self._member.name and (event := decode(row["event"])) is not None
-            ),
+            discovered=discovered,
             requests=tuple((row["id"], event) for row in requests if (event := decode(row["event"])) is not None),
             complete=since == "0",
             accepted=accepted,
         )
-
-
-_FIRST_DISCOVERY: Final = """
-SELECT coalesce(min(first), (SELECT coalesce(max(id), 0) FROM discovery)) FROM (
-    SELECT max(id) - 1 AS first FROM discovery WHERE whole GROUP BY source
-) AS whole
-"""
-"""The event before the oldest whole listing that is in force: a member that joins begins after it."""
 
 
 def _member(row: DictRow) -> Member:

@@ -7,10 +7,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from tunnelmgr.core.events import (
     AgentEnded,
+    AgentQuarantined,
     AgentsDiscovered,
     DiscoveryFailed,
     Event,
-    EvidenceContradicted,
     FeedClosed,
     FeedReported,
     ReleaseRequested,
@@ -19,9 +19,9 @@ from tunnelmgr.core.events import (
 
 SHARED: Final = (
     AgentEnded,
+    AgentQuarantined,
     AgentsDiscovered,
     DiscoveryFailed,
-    EvidenceContradicted,
     FeedClosed,
     FeedReported,
     ReleaseRequested,

@@ -12,7 +12,7 @@ from typing import Final
 
 import psycopg
 
-from tunnelmgr.store.postgres import CHANNEL, Connection, connect
+from tunnelmgr.store.database import CHANNEL, Connection, connect
 
 PATIENCE: Final = 1.0
 """Seconds of one wait, after which the thread looks whether it should end; also the pause after a lost connection."""

@@ -3,35 +3,40 @@
 What protects the data is the term of each agent's lease (`store/cluster_database.py`): a write names the terms that its
 member holds, and what is written under an earlier one is dropped. So a member that a partition has cut off cannot write
 about an agent after another member has taken it over, even if it believes otherwise.
-
-A lost connection costs one write, which the caller tries again; the next call connects again.
 """
 
-import stat
-import threading
 import time
-from collections.abc import Callable, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import dict_row
 
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import DatabaseFacts
 from tunnelmgr.core.ownership import LEASE_SECONDS
 from tunnelmgr.core.persistence import Changes, StoredState
+from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.world import Record
-from tunnelmgr.errors import SchemaError, StoreError
+from tunnelmgr.errors import StoreError
+from tunnelmgr.store.database import (
+    CHANNEL,
+    VERSION,
+    Connection,
+    Database,
+    connect,
+    described,
+    error_text,
+    migrate,
+    value,
+)
 from tunnelmgr.store.rows import (
     SECRET_SCHEMA,
     SELECT_AGENTS,
     SELECT_SECRET,
     SELECT_SEEDS,
     agent_values,
-    new_secret,
     pin_values,
     quarantine_values,
     seed_values,
@@ -39,28 +44,6 @@ from tunnelmgr.store.rows import (
 )
 
 log = structlog.get_logger(__name__)
-
-Answer = TypeVar("Answer")
-Connection = psycopg.Connection[dict[str, Any]]
-
-APPLICATION: Final = 0x746E6C6D
-"""`tnlm`: our class of advisory locks in a database."""
-MIGRATING: Final = 0
-"""The lock for migrating the schema. All others belong to members, by the numbers of their sessions."""
-CHANNEL: Final = "tunnelmgr"
-"""Where members are notified of changes (NOTIFY)."""
-OPTIONS: Final = {
-    "application_name": "tunnelmgr",
-    "connect_timeout": "5",
-    "tcp_user_timeout": "5000",
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-}
-"""So that a server that has gone without a word is noticed within seconds (libpq-connect, parameter key words)."""
-STATEMENT_TIMEOUT: Final = "10s"
-CLOSE_PATIENCE: Final = 1.0
-"""Seconds that `close` waits for a call in another thread."""
 
 _AGENT = """
 INSERT INTO agent VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
@@ -92,8 +75,6 @@ SELECT lease.id FROM lease JOIN unnest(%s::text[], %s::bigint[]) AS known (id, t
 WHERE kind = 'agent' AND holder = %s FOR SHARE OF lease
 """
 _LIVING = "SELECT name, rules FROM member WHERE heartbeat > now() - make_interval(secs => %s) ORDER BY name"
-_SECRET = "INSERT INTO secret (value) VALUES (%s) ON CONFLICT DO NOTHING"  # noqa: S105 (a statement)
-_VERSION = "SELECT coalesce(max(version), 0) FROM schema_version"
 
 
 class PostgresStore:
@@ -103,76 +84,65 @@ class PostgresStore:
     """
 
     def __init__(self, url: str, name: str, password_file: Path | None = None) -> None:
-        self._url = url
         self._name = name
-        self._password_file = password_file
-        self._use = threading.Lock()
-        self._connection: Connection | None = None
-        self._guarded(migrate)
+        self._database = Database(url, password_file)
+        self._database.call(migrate)
 
     def load(self) -> StoredState:
         """Return everything that was written; raises StoreError."""
-        return self._guarded(_memory)
+        return self._database.call(_memory)
 
-    def write(self, changes: Changes) -> None:
-        """Write all of `changes` or nothing; raises StoreError, after which the same call may be tried again."""
-        self._guarded(lambda connection: self._write(connection, changes))
+    def write(self, changes: Changes) -> frozenset[AgentId]:
+        """Write all of `changes` or nothing; raises StoreError, after which the same call may be tried again.
+
+        Returns the agents about which nothing was written: another member holds them, or has given their seed to
+        another agent.
+        """
+        return self._database.call(lambda connection: self._write(connection, changes))
 
     def close(self) -> None:
         """Close the connection, unless a call that hangs still uses it."""
-        if self._use.acquire(timeout=CLOSE_PATIENCE):
-            self._disconnect()
-            self._use.release()
+        self._database.close()
 
-    def _guarded(self, act: Callable[[Connection], Answer]) -> Answer:
-        with self._use:
-            try:
-                return act(self._connected())
-            except (psycopg.Error, OSError, UnicodeError) as failed:
-                self._disconnect()
-                raise StoreError(f"{described(self._url)}: {error_text(failed)}") from failed
-            except StoreError:
-                self._disconnect()
-                raise
-
-    def _connected(self) -> Connection:
-        if self._connection is None:
-            self._connection = connect(self._url, self._password_file)
-        return self._connection
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def _write(self, connection: Connection, changes: Changes) -> None:
+    def _write(self, connection: Connection, changes: Changes) -> frozenset[AgentId]:
         with connection.transaction(), connection.cursor() as cursor:
-            held = self._held(cursor, changes)
-            _write_records(cursor, [record for record in changes.records if held is None or record.agent.id in held])
-            forgotten = [id_ for id_ in changes.forgotten if held is None or id_ in held]
+            dropped = self._not_held(cursor, changes) | _with_seeds_of_others(cursor, changes.seeds)
+            _write_records(cursor, [record for record in changes.records if record.agent.id not in dropped])
+            forgotten = [id_ for id_ in changes.forgotten if id_ not in dropped]
             cursor.execute("DELETE FROM agent WHERE id = ANY(%s)", (forgotten,))
-            cursor.execute("DELETE FROM lease WHERE kind = 'agent' AND id = ANY(%s)", (forgotten,))
-            cursor.executemany(_SEED, [seed_values(seed) for seed in changes.seeds])
             cursor.execute("DELETE FROM seed WHERE id = ANY(%s)", (list(changes.spent),))
             if changes.secret:
                 cursor.execute("UPDATE secret SET value = %s", (changes.secret,))
             cursor.execute("SELECT pg_notify(%s, %s)", (CHANNEL, self._name))
+        if dropped:
+            log.warning("write dropped", agents=sorted(dropped)[:10])
+        return dropped
 
-    def _held(self, cursor: psycopg.Cursor[dict[str, Any]], changes: Changes) -> frozenset[str] | None:
-        """Return the agents whose leases this member still holds, and keep them so until the transaction ends.
+    def _not_held(self, cursor: psycopg.Cursor[dict[str, Any]], changes: Changes) -> frozenset[AgentId]:
+        """Return the agents whose leases this member has lost; the others' stay until the transaction ends.
 
-        None means that no lease is needed: no member is alive, and this is a command that writes a whole state.
+        Without terms no lease is needed: no member is alive, and this is a command that writes a whole state.
         """
         if changes.terms is None:
             living = [row["name"] for row in cursor.execute(_LIVING, (LEASE_SECONDS,)).fetchall()]
             if living:
-                raise StoreError(f"{described(self._url)}: in use by {', '.join(living)}; stop these controllers first")
-            return None
+                raise StoreError(
+                    f"{described(self._database.url)}: in use by {', '.join(living)}; stop these controllers first"
+                )
+            return frozenset()
         ids, terms = list(changes.terms), list(changes.terms.values())
-        held = frozenset(row["id"] for row in cursor.execute(_HELD, (ids, terms, self._name)).fetchall())
-        if lost := changes.terms.keys() - held:
-            log.warning("write dropped", reason="another member holds these agents", agents=sorted(lost)[:10])
-        return held
+        held = {row["id"] for row in cursor.execute(_HELD, (ids, terms, self._name)).fetchall()}
+        return frozenset(changes.terms.keys() - held)
+
+
+def _with_seeds_of_others(cursor: psycopg.Cursor[dict[str, Any]], seeds: Sequence[Seed]) -> frozenset[AgentId]:
+    """Write the seeds; return the agents whose seed has another holder in the database, where the first one counts."""
+    losers = set()
+    for seed in seeds:
+        cursor.execute(_SEED, seed_values(seed))
+        if not cursor.rowcount and seed.holder is not None:
+            losers.add(seed.holder)
+    return frozenset(losers)
 
 
 def read_postgres(url: str, password_file: Path | None = None) -> StoredState:
@@ -205,29 +175,6 @@ def database_facts(url: str, password_file: Path | None = None) -> DatabaseFacts
     return DatabaseFacts(summary, {row["name"]: row["rules"] for row in living}, now - time.time())
 
 
-def connect(url: str, password_file: Path | None = None) -> Connection:
-    """Connect; raises psycopg.Error or OSError. The password comes from its file or, by libpq, from `PGPASSFILE`."""
-    options: dict[str, str] = dict(OPTIONS)
-    if password_file is not None:
-        options["password"] = _password_in(password_file)
-    connection = psycopg.connect(url, autocommit=True, row_factory=dict_row, **options)  # type: ignore[arg-type]
-    connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
-    return connection
-
-
-def _password_in(file: Path) -> str:
-    if file.stat().st_mode & stat.S_IRWXO:
-        raise StoreError(f"{file}: other users can read the password; run: chmod 600 {file}")
-    return file.read_text(encoding="utf-8").strip()
-
-
-def described(url: str) -> str:
-    """Return a database's URL for messages, without its parameters."""
-    known = conninfo_to_dict(url)
-    place = ":".join(str(known[key]) for key in ("host", "port") if key in known)
-    return f"postgresql://{place}/{known.get('dbname', '')}"
-
-
 def _write_records(cursor: psycopg.Cursor[dict[str, Any]], records: Sequence[Record]) -> None:
     if not records:
         return
@@ -245,39 +192,6 @@ def _write_records(cursor: psycopg.Cursor[dict[str, Any]], records: Sequence[Rec
 
 
 def _memory(connection: Connection) -> StoredState:
-    version = int(value(connection, _VERSION))
+    version = int(value(connection, VERSION))
     secret = connection.execute(SELECT_SECRET) if version >= SECRET_SCHEMA else ()
     return stored_state(connection.execute(SELECT_AGENTS), connection.execute(SELECT_SEEDS), secret)
-
-
-def migrate(connection: Connection) -> None:
-    """Bring the schema up to date, and make the secret if there is none; controllers that start together agree."""
-    with connection.transaction():
-        _migrate(connection)
-        connection.execute(_SECRET, (new_secret(),))
-
-
-def _migrate(connection: Connection) -> None:
-    connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (APPLICATION, MIGRATING))
-    connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version integer NOT NULL)")
-    version = int(value(connection, _VERSION))
-    folder = files("tunnelmgr.store.migrations") / "postgresql"
-    scripts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda one: one.name)
-    if version > len(scripts):
-        raise SchemaError(f"the database was written by a newer tunnelmgr (schema {version}, known {len(scripts)})")
-    for number, script in enumerate(scripts[version:], start=version + 1):
-        connection.execute(script.read_text(encoding="utf-8").encode())
-        connection.execute("INSERT INTO schema_version VALUES (%s)", (number,))
-
-
-def value(connection: Connection, query: str, values: Sequence[object] = ()) -> Any:  # noqa: ANN401 - any SQL value
-    """Return the first column of the first row."""
-    row = connection.execute(query.encode(), values).fetchone()
-    if row is None:
-        raise StoreError(f"no answer to: {query}")
-    return next(iter(row.values()))
-
-
-def error_text(failed: Exception) -> str:
-    """Return an error of libpq or of the system in one line."""
-    return " ".join(str(failed).split()) or type(failed).__name__

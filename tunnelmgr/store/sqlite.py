@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.persistence import Changes, StoredState
 from tunnelmgr.core.world import Record
 from tunnelmgr.errors import SchemaError, StoreError
@@ -83,9 +84,13 @@ class SqliteStore:
         """Return everything that was written; raises StoreError."""
         return self._guarded(lambda: _memory(self._db))
 
-    def write(self, changes: Changes) -> None:
-        """Write all of `changes` or nothing; raises StoreError, after which the same call may be tried again."""
+    def write(self, changes: Changes) -> frozenset[AgentId]:
+        """Write all of `changes` or nothing; raises StoreError, after which the same call may be tried again.
+
+        Returns the agents about which nothing was written, as other stores do: here there are none.
+        """
         self._guarded(lambda: self._write(changes))
+        return frozenset()
 
     def close(self) -> None:
         """Close the file; if a call that hangs still uses it, the end of the process closes it."""

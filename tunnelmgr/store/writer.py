@@ -10,6 +10,7 @@ crash at any time, the store holds the world as it was when some write began, an
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -26,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 RETRY: Final = 5.0
 """Seconds between tries while writes fail and nothing else has changed."""
+DROPPED: Final = 1.0
+"""Seconds until what a write has left out is tried again; by then this member knows that another one holds it."""
 STALLED: Final = 5.0
 """Seconds after which a write that has not ended is reported as an error."""
 LAST_WRITE: Final = 5.0
@@ -35,8 +38,8 @@ LAST_WRITE: Final = 5.0
 class WritableStore(Protocol):
     """Writes state; blocks."""
 
-    def write(self, changes: Changes) -> None:
-        """Write all or nothing; raises StoreError."""
+    def write(self, changes: Changes) -> AbstractSet[AgentId]:
+        """Write all or nothing, except about the returned agents, which are another member's; raises StoreError."""
         ...
 
 
@@ -49,7 +52,7 @@ class StateWriter:
     _written: World = field(default_factory=World)
     _tried: World = field(default_factory=World)
     _failure: str | None = None
-    _failed_at: float = 0.0
+    _again_at: float | None = None
     _task: asyncio.Task[None] | None = None
     _began: float = 0.0
     _thread: CallingThread = field(default_factory=lambda: CallingThread("state write"))
@@ -73,15 +76,23 @@ class StateWriter:
 
     @property
     def retry_in(self) -> float | None:
-        """Seconds until a write that failed is tried again; None if none has failed."""
-        if self._failure is None or self.busy:
+        """Seconds until what was not written is tried again; None if there is nothing."""
+        if self._again_at is None or self.busy:
             return None
         # Never zero: if there is nothing left to write, zero would make the loop turn without a pause.
-        return max(RETRY / 10, self._failed_at + RETRY - time.monotonic())
+        return max(RETRY / 10, self._again_at - time.monotonic())
 
-    def may_dial(self, record: Record) -> bool:
-        """Return whether what proves an agent has been written, or a write of it has failed."""
-        return is_pinned(self._tried, record)
+    @property
+    def written(self) -> World:
+        """The world as the store has it."""
+        return self._written
+
+    def may_dial(self, record: Record, *, shared: bool) -> bool:
+        """Return whether what proves an agent has been written, or a write of it has failed.
+
+        In a `shared` store it must have been written: another member may have given the agent's seed to another agent.
+        """
+        return is_pinned(self._written if shared else self._tried, record)
 
     def note_stored(self, records: Sequence[Record], seeds: Sequence[Seed]) -> None:
         """Record that the store holds this already, because other members have written it."""
@@ -126,26 +137,35 @@ class StateWriter:
         self._thread.close()
 
     def _is_worthwhile(self, world: World) -> bool:
-        if self._failure is None or time.monotonic() >= self._failed_at + RETRY:
+        if self._again_at is None or time.monotonic() >= self._again_at:
             return True
         return bool(changes(self._tried, world))
 
     async def _write(self, due: Changes, world: World) -> None:
         """Write in the thread; a failed write is reported and tried again. Waits as long as the disk takes."""
         try:
-            await self._thread.call(self.store.write, due)
+            dropped = await self._thread.call(self.store.write, due)
         except StoreError as failed:
             if self._failure is None:
                 log.error("state write failed", error=str(failed))  # noqa: TRY400 - no trace needed
-            self._failure, self._failed_at = str(failed), time.monotonic()
+            self._failure, self._again_at = str(failed), time.monotonic() + RETRY
         else:
             if self._failure is not None:
                 log.info("state write recovered")
-            self._failure = None
-            self._written = world
+            self._failure, self._again_at = None, time.monotonic() + DROPPED if dropped else None
+            self._written = _without(world, dropped, self._written)
         self._tried = world
         self._task = None
         self.ended()
+
+
+def _without(world: World, dropped: AbstractSet[AgentId], before: World) -> World:
+    """Return what the store holds after a write that left out what concerns some agents."""
+    if not dropped:
+        return world
+    kept = {id_: before.records[id_] for id_ in dropped if id_ in before.records}
+    records = {id_: record for id_, record in world.records.items() if id_ not in dropped}
+    return replace(world, records=records | kept)
 
 
 def _with_stored(world: World, records: Mapping[AgentId, Record], seeds: Mapping[str, Seed]) -> World:

@@ -75,6 +75,7 @@ from typing import assert_never
 
 from tunnelmgr.core.events import (
     AgentEnded,
+    AgentQuarantined,
     AgentsDiscovered,
     ClusterChanged,
     DiscoveryFailed,
@@ -144,6 +145,6 @@ def _transition(world: World, event: Event, now: float) -> Transition:  # noqa: 
             return Transition(operator.stop(world, event))
         case RetentionExpired(before, wall):
             return Transition(operator.forget(world, before, now if wall is None else wall))
-        case ClusterChanged() | StateShared():
-            return shared.from_members(world, event)
+        case ClusterChanged() | StateShared() | AgentQuarantined():
+            return shared.from_members(world, event, now)
     assert_never(event)

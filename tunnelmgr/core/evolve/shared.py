@@ -2,20 +2,44 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import assert_never
 
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.events import ClusterChanged, StateShared
+from tunnelmgr.core.events import AgentQuarantined, ClusterChanged, StateShared
+from tunnelmgr.core.evolve.quarantine import quarantined
 from tunnelmgr.core.evolve.transition import Transition
+from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.trust import REMEMBERED, HostTrust, Method
+from tunnelmgr.core.tunnel import Resting
 from tunnelmgr.core.world import Record, World
+from tunnelmgr.errors import Pace
 
 
-def from_members(world: World, event: ClusterChanged | StateShared) -> Transition:
+def from_members(world: World, event: ClusterChanged | StateShared | AgentQuarantined, now: float) -> Transition:
     """Follow what the database says of the members and the leases, or adopt what other members have written."""
-    if isinstance(event, ClusterChanged):
-        return Transition(replace(world, cluster=event.cluster))
-    return _adopt(world, event)
+    match event:
+        case ClusterChanged(cluster, moved):
+            return Transition(_with_fresh_tries(replace(world, cluster=cluster), moved))
+        case StateShared():
+            return _adopt(world, event)
+        case AgentQuarantined(agent, incarnation, code, message):
+            record = world.records.get(agent)
+            if record is None or not record.present or record.agent.incarnation != incarnation:
+                return Transition(world)
+            return Transition(quarantined(world, agent, Failure(code, Pace.NEVER, message), now), {agent})
+    assert_never(event)
+
+
+def _with_fresh_tries(world: World, moved: Iterable[AgentId]) -> World:
+    """Let the agents that this member is to serve from now on be tried at once, however often it failed before."""
+    serves = world.cluster.serves if world.cluster is not None else world.holds
+    fresh = {
+        id_: replace(status, failures=0, retry_at=None)
+        for id_ in moved
+        if serves(id_) and isinstance(status := world.tunnels.get(id_), Resting) and status.failures
+    }
+    return replace(world, tunnels={**world.tunnels, **fresh}) if fresh else world
 
 
 def _adopt(world: World, event: StateShared) -> Transition:

@@ -13,7 +13,8 @@ CREATE TABLE member (
     heartbeat timestamptz NOT NULL  -- by the database's clock
 );
 
--- `term` rises with each holder, and every write about an agent names it. See core/ownership.py.
+-- `term` rises with each holder, and every write about an agent names it. See core/ownership.py. A released lease has
+-- no holder ('').
 CREATE TABLE lease (
     kind      text NOT NULL CHECK (kind IN ('agent', 'source')),
     id        text NOT NULL,
@@ -22,6 +23,7 @@ CREATE TABLE lease (
     successor text,
     ready     boolean NOT NULL DEFAULT false,
     previous  text,
+    changed   timestamptz NOT NULL DEFAULT now(),  -- of the columns above
     phase     text NOT NULL DEFAULT '',
     error     text,
     message   text NOT NULL DEFAULT '',
@@ -31,13 +33,14 @@ CREATE TABLE lease (
 
 -- What the holder of a source has learnt from it, in order; every member applies it.
 CREATE TABLE discovery (
-    id      bigserial PRIMARY KEY,
-    source  text NOT NULL,
-    member  text NOT NULL,
-    event   text NOT NULL,
-    whole   boolean NOT NULL,     -- whether what came before it no longer matters
-    at      timestamptz NOT NULL DEFAULT now(),
-    written xid8 NOT NULL DEFAULT pg_current_xact_id()
+    id       bigserial PRIMARY KEY,
+    source   text NOT NULL,
+    instance text NOT NULL,       -- of the process that has learnt it
+    event    text NOT NULL,
+    whole    boolean NOT NULL,    -- whether what came before it no longer matters
+    repeats  bigint,              -- the number of an earlier listing that says the same; `event` is then empty
+    at       timestamptz NOT NULL DEFAULT now(),
+    written  xid8 NOT NULL DEFAULT pg_current_xact_id()
 );
 
 -- What operators have requested of an agent's holder at another member; the holder removes it once it has acted.
