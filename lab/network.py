@@ -92,11 +92,10 @@ class Lab:
         folder = self._folder / f"agent-{next(self._count)}-{name}"
         folder.mkdir(parents=True)
         agent = LabAgent(name, self._switch.attach(name, ip, ipv6=ipv6), self._switch, folder)
-        try:
+        with ExitStack() as undoing:
+            undoing.callback(agent.kill)
             agent.boot(AgentOptions(user, authorized_keys, host_key, tuple(sshd_options)))
-        except BaseException:
-            agent.kill()
-            raise
+            undoing.pop_all()
         return agent
 
     def add_unresponsive_networks(self, ip: str = "10.77.0.250") -> None:

@@ -34,7 +34,7 @@ async def test_sighup_with_an_invalid_file_changes_nothing_and_logs_the_problems
         site.write()
 
         process.child.send_signal(signal.SIGHUP)
-        await until(lambda: b"the old one stays" in process.output)
+        await until(lambda: b"configuration invalid" in process.output)
         assert b"source[0].agent[0].nonsense" in process.output
         assert b"group[0].pull" in process.output
         assert (await process.phase("up"))["since"] == before["since"]
@@ -132,7 +132,7 @@ async def test_a_file_that_cannot_be_read_at_a_reload_ends_nothing(site: Site) -
         problem = f"authority[0].revoked: cannot read {revoked}: Is a directory"
 
         process.child.send_signal(signal.SIGHUP)
-        await until(lambda: b"the old one stays" in process.output)
+        await until(lambda: b"configuration invalid" in process.output)
         with pytest.raises(ConfigError) as bad:
             await process.ask(process.client.reload)
 

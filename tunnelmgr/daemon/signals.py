@@ -48,7 +48,7 @@ class SignalHandler:
                 task.cancel()
             return
         drain = self.reload.configuration.prepared.config.controller.drain
-        log.info("draining; a second signal stops at once", seconds=drain)
+        log.info("draining", seconds=drain)
         self._stopping = True
         self._start(self._drain(drain), "drain")
 
@@ -76,6 +76,6 @@ class SignalHandler:
         try:
             await self.reload.run()
         except ConfigError as invalid:
-            log.error("configuration invalid; the old one stays", problems=invalid.problems)  # noqa: TRY400
+            log.error("configuration invalid", problems=invalid.problems)  # noqa: TRY400
         except Exception:  # a bulkhead: a failing reload must not end the tunnels
-            log.exception("reload failed; the old configuration stays")
+            log.exception("reload failed")

@@ -112,7 +112,7 @@ class EventFeed:
             return
         self._error = error
         if error:
-            log.warning("event queue failed, polling continues", source=self.source, error=error)
+            log.warning("event queue failed", source=self.source, error=error)
         else:
             log.info("event queue recovered", source=self.source)
         self.events.report(FeedReported(self.source, error))

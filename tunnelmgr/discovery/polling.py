@@ -138,7 +138,7 @@ class Poller:
             return
         self._failing = failing
         if failing:
-            log.warning("source failed, last snapshot kept", source=self.source.config.name, error=failing)
+            log.warning("source failed", source=self.source.config.name, error=failing)
         else:
             log.info("source recovered", source=self.source.config.name)
 
