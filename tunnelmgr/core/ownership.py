@@ -21,10 +21,11 @@ cost. Members in the agent's zone come first.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, Literal, NamedTuple, assert_never
 
@@ -34,6 +35,8 @@ LEASE_SECONDS: Final = 10.0
 """Seconds without a heartbeat after which a member is dead, and its leases may be claimed."""
 MAX_OFFERS: Final = 8
 """Offers of one holder that are under way at a time: their successors ask for the agents' ports in short intervals."""
+DRAWS_KEPT: Final = 32768
+"""Draws that are kept: a rebalance of thousands of agents needs each of them in every turn."""
 Kind = Literal["agent", "source"]
 """What a lease is about."""
 
@@ -142,21 +145,24 @@ def _is_allowed(lease: Lease, change: LeaseChange, living: AbstractSet[str]) -> 
     assert_never(change.step)
 
 
-def best_member(id_: str, zone: str, members: Iterable[Member]) -> str | None:
+def best_member(id_: str, zone: str, members: Sequence[Member]) -> str | None:
     """Return the member that should hold a lease without a holder; None if there is no member.
 
     Members in `zone` come first; an empty zone matches none.
     """
-    able = sorted(members, key=lambda one: one.name)
-    near = [member for member in able if zone and member.zone == zone]
-    return max(near or able, key=lambda member: _score(id_, member), default=_NOBODY).name or None
+    near = [member for member in members if member.zone == zone] if zone else []
+    return max(near or members, key=lambda member: (_score(id_, member), member.name), default=_NOBODY).name or None
 
 
 def _score(id_: str, member: Member) -> float:
     """Return a member's score: it wins in proportion to its capacity."""
-    digest = blake2b(f"{member.name}\0{id_}".encode(), digest_size=8).digest()
-    uniform = (int.from_bytes(digest) + 0.5) / 2**64
-    return -member.capacity / math.log(uniform)
+    return -member.capacity / _log_of_draw(member.name, id_)
+
+
+@lru_cache(DRAWS_KEPT)
+def _log_of_draw(name: str, id_: str) -> float:
+    digest = blake2b(f"{name}\0{id_}".encode(), digest_size=8).digest()
+    return math.log((int.from_bytes(digest) + 0.5) / 2**64)
 
 
 _NOBODY = Member("")
