@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunnelmgr.observability.systemd import notify, watchdog_interval
+from tunnelmgr.observability.systemd import extend_timeout, notify, watchdog_interval
 
 
 def received(listener: socket.socket) -> list[bytes]:
@@ -29,6 +29,17 @@ def test_assignments_arrive_in_one_datagram(tmp_path: Path, monkeypatch: pytest.
         notify("READY=1", "STATUS=2 of 3 agents up")
 
         assert received(manager) == [b"READY=1\nSTATUS=2 of 3 agents up"]
+
+
+def test_a_stop_that_takes_long_asks_for_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is in microseconds from now."""
+    place = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", place)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(place)
+        extend_timeout(1.5)
+
+        assert received(manager) == [b"EXTEND_TIMEOUT_USEC=1500000"]
 
 
 def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:

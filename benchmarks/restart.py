@@ -1,0 +1,117 @@
+"""One controller alone that is restarted while an agent pulls: how long every other agent is without a listener.
+
+A stop lets the transfers in progress end before it closes anything, so that the length of the pull should cost nobody
+else anything; what remains is the time in which no process runs. Agents with OpenSSH's own sshd look at their own socket
+tables every 20 ms. Needs root.
+
+    python benchmarks/restart.py [--agents 20] [--rounds 5] [--json FILE]
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from content import push
+from figures import Bar, Spread, publish, table
+from fleet import WATCH_INTERVAL, FleetAgent, count_listening, start_fleet, static_source
+from tunnels import machine
+
+from lab.agents import LabAgent
+from lab.controller import LabController
+from lab.network import Lab
+from lab.processes import Process, until
+
+LIMIT = 1.0
+"""The bar, in seconds."""
+BLOB, RATE = 80 * 1024 * 1024, "4M"
+"""Bytes of the pull, and curl's limit: together 20 s."""
+PATIENCE = 60.0
+
+
+class Site:
+    """A controller with a fleet of agents, and one more agent that pulls."""
+
+    def __init__(self, lab: Lab, folder: Path, agents: int) -> None:
+        self._folder = folder
+        self._count = agents
+        self._controller = LabController(lab.controller, folder / "controller")
+        registry = lab.registry(lab.controller, folder / "registry")
+        self._blob = push(lab, registry.url, BLOB)
+        keys = self._controller.authorized_keys
+        self._puller: LabAgent = lab.agent("puller", "10.77.0.11", keys)
+        self._machine: LabAgent = lab.agent("fleet", "10.77.0.12", keys)
+        fleet = start_fleet(self._machine, agents, folder / "fleet")
+        sources = static_source([FleetAgent.of(self._puller), *fleet])
+        self._controller.configure(sources, probe_interval="15s", head=HEAD)
+        self._controller.start()
+        self._controller.wait_phase("puller", "up")
+        self._all_listen()
+
+    def restart(self) -> tuple[float, float]:
+        """Restart while a pull is in progress; return the longest gap of another agent, and the pull's seconds."""
+        pull, began = self._pull(), time.time()
+        self._controller.stop(PATIENCE)
+        self._controller.start()
+        self._all_listen()
+        code = pull.wait(PATIENCE)
+        if code:
+            raise SystemExit(f"the pull was broken: curl ended with {code}")
+        took = time.time() - began
+        time.sleep(5 * WATCH_INTERVAL)
+        self._controller.wait_phase("puller", "up")
+        gaps = map(json.loads, (self._folder / "fleet" / "gaps.jsonl").read_text().splitlines())
+        return max(gap["seconds"] for gap in gaps if gap["since"] >= began), took
+
+    def _pull(self) -> Process:
+        target = self._folder / "pulled"
+        target.unlink(missing_ok=True)
+        url = f"http://localhost:5000{self._blob}"
+        pull = self._puller.popen(["curl", "-fsS", "--limit-rate", RATE, "-o", str(target), url])
+        until(lambda: target.exists() and target.stat().st_size > BLOB / 50, "bytes arrive")
+        return pull
+
+    def _all_listen(self) -> None:
+        count = self._count
+        until(lambda: count_listening(self._machine, count) == count, "all listen", timeout=PATIENCE, pause=0.05)
+
+
+HEAD = """\
+[controller]
+name = "registry-1"
+state = "sqlite:///{folder}/state.db"
+socket = "{folder}/tunnelmgr.sock"
+drain = "60s"
+
+[ssh]
+key = "{folder}/id_ed25519"
+probe_interval = "{probe_interval}"
+"""
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agents", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
+        site = Site(lab, Path(place), options.agents)
+        rounds = []
+        for number in range(options.rounds):
+            rounds.append(site.restart())
+            print(f"  round {number}: {rounds[-1][0]:.3f} s without, a pull of {rounds[-1][1]:.1f} s", file=sys.stderr)
+    gaps = Spread.of(gap for gap, _ in rounds)
+    pulls = Spread.of(took for _, took in rounds)
+    heads = ["agents", "restarts", "pull in progress, s", "without a listener at most, s"]
+    text = table(heads, [[str(options.agents), str(options.rounds), pulls.text(".1f"), gaps.text()]])
+    bars = [Bar("without a listener in a restart, median of the longest, s", gaps.median, LIMIT, least=False)]
+    publish("restart", machine(), text, bars, [{"gap": gap, "pull": took} for gap, took in rounds], options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
