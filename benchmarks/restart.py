@@ -1,8 +1,8 @@
 """One controller alone that is restarted while an agent pulls: how long every other agent is without a listener.
 
 A stop lets the transfers in progress end before it closes anything, so that the length of the pull should cost nobody
-else anything; what remains is the time in which no process runs. Agents with OpenSSH's own sshd look at their own socket
-tables every 20 ms. Needs root.
+else anything; what remains is the time in which no process runs. Agents with OpenSSH's own sshd look at their own
+socket tables every 20 ms. Needs root.
 
     python benchmarks/restart.py [--agents 20] [--rounds 5] [--json FILE]
 """

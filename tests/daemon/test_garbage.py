@@ -14,6 +14,7 @@ def _thresholds() -> Iterator[None]:
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
+    gc.unfreeze()
 
 
 class Knot:
@@ -45,3 +46,13 @@ def test_young_cycles_are_collected_as_usual() -> None:
     knots = [weakref.ref(Knot()) for _ in range(100_000)]
 
     assert sum(knot() is not None for knot in knots) < 60_000
+
+
+def test_what_exists_at_the_start_is_left_out_of_all_collections() -> None:
+    """The objects of the start, which stay for good, are not visited again and again."""
+    gc.disable()
+
+    disable_full_collections()
+
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 10_000

@@ -21,9 +21,10 @@ NEVER: Final = 1_000_000_000
 
 
 def disable_full_collections() -> None:
-    """Collect old objects only when `collect` is called from now on."""
-    gc.collect()
+    """Collect old objects only when `collect` is called from now on, and those that exist already never."""
+    gc.freeze()
     gc.set_threshold(YOUNG_THRESHOLD, MIDDLE_THRESHOLD, NEVER)
+    gc.enable()
 
 
 def collect() -> None:
