@@ -49,7 +49,7 @@ def test_young_cycles_are_collected_as_usual() -> None:
 
 
 def test_what_exists_at_the_start_is_left_out_of_all_collections() -> None:
-    """The objects of the start, which stay for good, are not visited again and again."""
+    """The objects of the start, which stay permanently, are not visited again and again."""
     gc.disable()
 
     disable_full_collections()
