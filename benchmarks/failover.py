@@ -57,7 +57,7 @@ class Site:
         lab.registry(lab.controller, folder / "registry")
         self.database = database
         self._agent: LabAgent = lab.agent("fleet", "10.77.0.11", self.cluster.authorized_keys)
-        self.fleet: list[FleetAgent] = start_fleet(self._agent, agents, folder / "fleet")
+        self.fleet: list[FleetAgent] = start_fleet(self._agent, agents, folder / "fleet", watched=True)
         self._gaps = folder / "fleet" / "gaps.jsonl"
         self.cluster.configure(static_source(self.fleet), probe_interval="15s")
 
