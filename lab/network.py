@@ -98,6 +98,10 @@ class Lab:
             undoing.pop_all()
         return agent
 
+    def machine(self, name: str, ip: str) -> Namespace:
+        """Return another machine on the network, on which programs can be run."""
+        return self._switch.attach(name, ip)
+
     def add_unresponsive_networks(self, ip: str = "10.77.0.250") -> None:
         """Route the networks of `lab/faults/unresponsive.py` from the controller's machine."""
         router = self._switch.attach("unresponsive", ip)

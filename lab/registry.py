@@ -19,10 +19,10 @@ class Registry(Service):
     """docker-registry; what it stored is still there after a restart.
 
     `public_url` is the setting `http.host`: the registry uses it in every Location header, instead of the host that the
-    client named.
+    client named. `secret` is `http.secret`, `storage` the folder of the images: registries with equal ones are one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - these are the settings of a registry
         self,
         machine: Machine | None,
         folder: Path,
@@ -30,8 +30,12 @@ class Registry(Service):
         port: int = 5000,
         read_only: bool = False,
         public_url: str = "",
+        secret: str = "lab",  # noqa: S107 - of the lab only
+        storage: Path | None = None,
     ) -> None:
         super().__init__("registry", machine, port, folder)
+        self._secret = secret
+        self._storage = storage or folder / "images"
         self._read_only = read_only
         self._public_url = public_url
 
@@ -51,11 +55,11 @@ class Registry(Service):
             "version": 0.1,
             "log": {"level": "info", "accesslog": {"disabled": False}},
             "storage": {
-                "filesystem": {"rootdirectory": str(self._folder / "images")},
+                "filesystem": {"rootdirectory": str(self._storage)},
                 "delete": {"enabled": True},
                 "maintenance": {"uploadpurging": {"enabled": False}, "readonly": {"enabled": self._read_only}},
             },
-            "http": {"addr": f"127.0.0.1:{self.port}", "secret": "lab"}
+            "http": {"addr": f"127.0.0.1:{self.port}", "secret": self._secret}
             | ({"host": self._public_url} if self._public_url else {}),
         }
 

@@ -1,6 +1,6 @@
 """A daemon as the control server sees it: a world made for the test, and the requests that arrived."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import Agent, AgentId
@@ -8,6 +8,7 @@ from tunnelmgr.core.events import Event
 from tunnelmgr.core.health import DaemonHealth, FastPathHealth, RegistryHealth
 from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
+from tunnelmgr.core.registry_sharing import SharingReport
 from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Bindings, Endpoint, Forward, Phase, Probe, Resting, TunnelSpec, TunnelStatus, Up
@@ -82,6 +83,7 @@ class FakeDaemon:
     registry: RegistryHealth = field(default_factory=lambda: RegistryHealth(reachable=True, loopback_only=True))
     store_error: str | None = None
     fast_path: FastPathHealth = field(default_factory=FastPathHealth)
+    sharing: Sequence[SharingReport] = ()
     bad: ConfigError | None = None
     remarks: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -89,7 +91,15 @@ class FakeDaemon:
 
     def health(self) -> DaemonHealth:
         """Return the health that the test set."""
-        return DaemonHealth("registry-1", "1.2.3", 12.34, self.registry, self.store_error, fast_path=self.fast_path)
+        return DaemonHealth(
+            "registry-1",
+            "1.2.3",
+            12.34,
+            self.registry,
+            self.store_error,
+            fast_path=self.fast_path,
+            sharing=self.sharing,
+        )
 
     def report(self, event: Event) -> None:
         """Keep an event."""

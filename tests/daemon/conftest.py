@@ -77,13 +77,14 @@ trust = ["{self.trust}"]
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer the version check as a registry."""
+    """Answer the version check as a registry, and refuse uploads as one that is read-only."""
     while True:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError:
             return
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        status = b"405 Method Not Allowed" if head.startswith(b"POST") else b"200 OK"
+        writer.write(b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}" % status)
         if b"connection: close" in head.lower():
             return
 

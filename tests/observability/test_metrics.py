@@ -12,7 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.control.fake_daemon import NOW, FakeDaemon
 from tests.ssh.ssh_server import free_port
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.cluster import Cluster
 from tunnelmgr.core.health import FastPathHealth, RegistryHealth
+from tunnelmgr.core.ownership import Member
+from tunnelmgr.core.registry_sharing import Sharing, SharingReport
 from tunnelmgr.core.tunnel import Endpoint, Phase
 from tunnelmgr.core.world import SourceView
 from tunnelmgr.gate.traffic import Traffic
@@ -126,6 +129,20 @@ async def test_the_fast_path_has_a_sample(active: bool) -> None:
     samples = await scrape(metrics_of(FakeDaemon(fast_path=FastPathHealth(active, None))))
 
     assert samples["tunnelmgr_fast_path_active", labels()] == int(active)
+
+
+async def test_members_whose_registries_differ_are_counted() -> None:
+    """The metric counts pairs of members that are alive; without a cluster there is none."""
+    report = SharingReport("one", "two", "127.0.0.1:5000", "1", Sharing.OTHER_STORAGE)
+    members = {name: Member(name) for name in ("one", "two")}
+    alone, daemon = FakeDaemon(sharing=[report]), FakeDaemon(sharing=[report])
+    daemon.world = replace(daemon.world, cluster=Cluster("one", members))
+    metric = ("tunnelmgr_registries_not_shared", labels())
+
+    assert (await scrape(metrics_of(daemon)))[metric] == 1
+    daemon.world = replace(daemon.world, cluster=Cluster("one", {**members, "two": Member("two", alive=False)}))
+    assert (await scrape(metrics_of(daemon)))[metric] == 0
+    assert metric not in await scrape(metrics_of(alone))
 
 
 async def test_requests_are_counted_by_their_result() -> None:

@@ -1,5 +1,6 @@
 """What `status` and `members` print of a cluster, made from the JSON of the daemon's API."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
@@ -15,7 +16,7 @@ Json = dict[str, Any]
 def members(cluster: Json) -> RenderableType:
     """Return what `members` prints."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in ("MEMBER", "ZONE", "STATE", "AGENTS", "SOURCES", "HEARTBEAT", "VERSION"):
+    for name in ("MEMBER", "ZONE", "STATE", "AGENTS", "SOURCES", "REGISTRY", "HEARTBEAT", "VERSION"):
         table.add_column(name, justify="right" if name in {"AGENTS", "HEARTBEAT"} else "left", overflow="fold")
     for member in cluster["members"]:
         own = " (this one)" if member["name"] == cluster["member"] else ""
@@ -25,6 +26,7 @@ def members(cluster: Json) -> RenderableType:
             _state(member),
             Text(str(member["agents"])),
             cell(", ".join(member["sources"]) or "-"),
+            _registry(member),
             Text(f"{member['heartbeat_s']:.1f}s ago"),
             cell(member["version"]),
         )
@@ -35,6 +37,23 @@ def _state(member: Json) -> Text:
     if not member["alive"]:
         return Text("✖ dead", style="bold red")
     return Text("◑ draining", style="cyan") if member["draining"] else Text("● alive", style="green")
+
+
+def _registry(member: Json) -> Text:
+    """Return what a member's registry says of the uploads of the others; an older daemon does not report it."""
+    registry = member.get("registry") or {"upload": None, "sees_uploads_of": {}}
+    if registry["upload"] == "no-answer":
+        return Text("✖ no uploads", style="bold red")
+    wrong = sorted({said for said in registry["sees_uploads_of"].values() if said != "yes"})
+    if wrong:
+        return Text(f"✖ {', '.join(_SAID[said] for said in wrong)}", style="bold red")
+    read_only = registry["upload"] == "read-only"
+    if registry["sees_uploads_of"]:
+        return Text("● shared, read-only" if read_only else "● shared", style="green")
+    return Text("read-only" if read_only else "-")
+
+
+_SAID = {"other-storage": "other storage", "other-secret": "other secret", "no-answer": "no answer"}
 
 
 def cluster_summary(cluster: Json) -> Text:
@@ -62,4 +81,36 @@ def cluster_problems(cluster: Json | None) -> list[str]:
                 f"member {name} has other sources, groups, forwards or authorities than this one; "
                 "install the same configuration on both, and run: tunnelmgr reload"
             )
-    return found
+    return found + list(_registry_problems(cluster))
+
+
+def _registry_problems(cluster: Json) -> Iterator[str]:
+    """Yield what the members have found out about their registries, each pair of members once."""
+    named = set()
+    for member in cluster["members"]:
+        registry, name = member.get("registry"), member["name"]
+        if not registry:
+            continue
+        if registry["upload"] == "no-answer":
+            yield f"the registry of member {name} begins no upload: {registry['error']}"
+            continue
+        for writer, said in registry["sees_uploads_of"].items():
+            pair = (said, *sorted((name, writer)))
+            if said == "yes" or pair in named:
+                continue
+            if said != "no-answer":
+                named.add(pair)
+            yield f"the registry of member {name} {_PROBLEMS[said].format(writer=writer, **registry)}"
+
+
+_PROBLEMS = {
+    "other-storage": (
+        "does not have the uploads of member {writer}: another storage; pulls and pushes depend on the member that "
+        "holds the agent. Configure the same storage on both"
+    ),
+    "other-secret": (
+        "rejects the uploads of member {writer}: another http.secret; pushes break when an agent changes its member. "
+        "Set the same http.secret on both"
+    ),
+    "no-answer": "did not answer when asked for an upload of member {writer}: {error}",
+}

@@ -1,13 +1,14 @@
 """The world as JSON: the shapes that `status`, `list`, `show` and the socket's API share."""
 
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
 from tunnelmgr.core.health import DaemonHealth, TrafficCounters
+from tunnelmgr.core.registry_sharing import SharingReport, seen_by
 from tunnelmgr.core.tunnel import (
     Connecting,
     Draining,
@@ -123,12 +124,12 @@ def status_view(world: World, health: DaemonHealth) -> Json:
             }
             for view in world.sources.values()
         ],
-        "cluster": None if world.cluster is None else cluster_view(world.cluster),
+        "cluster": None if world.cluster is None else cluster_view(world.cluster, health.sharing),
         **_health_view(health),
     }
 
 
-def cluster_view(cluster: Cluster) -> Json:
+def cluster_view(cluster: Cluster, sharing: Sequence[SharingReport] = ()) -> Json:
     """Return the members of a cluster, as `members --json`."""
     agents = Tally(lease.holder for lease in cluster.agents.values())
     sources = {name: lease.holder for name, lease in cluster.sources.items()}
@@ -148,9 +149,21 @@ def cluster_view(cluster: Cluster) -> Json:
                 "agents": agents[member.name],
                 "sources": sorted(name for name, holder in sources.items() if holder == member.name),
                 "same_rules": me is None or member.rules == me.rules,
+                "registry": _sharing_view(cluster, member.name, sharing),
             }
             for member in cluster.members.values()
         ],
+    }
+
+
+def _sharing_view(cluster: Cluster, member: str, sharing: Sequence[SharingReport]) -> Json:
+    """Return what a member's registry says of its own upload and of those of the others that are alive."""
+    living = {name for name, one in cluster.members.items() if one.alive}
+    reports = seen_by(sharing, member, living) if member in living else {}
+    return {
+        "upload": reports[member].sharing.value if member in reports else None,
+        "sees_uploads_of": {writer: one.sharing.value for writer, one in sorted(reports.items()) if writer != member},
+        "error": next((one.error for one in reports.values() if one.error), None),
     }
 
 

@@ -1,11 +1,12 @@
 """The health of the daemon and its parts, and traffic counters: what status and metrics show beside the world."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.ports import WorldView
+from tunnelmgr.core.registry_sharing import SharingReport
 
 
 class TrafficCounters(Protocol):
@@ -48,7 +49,7 @@ class FastPathHealth:
 
 @dataclass(frozen=True, slots=True)
 class DaemonHealth:
-    """The state of the daemon itself; `uptime_s` is in seconds."""
+    """The state of the daemon itself; `uptime_s` is in seconds, `sharing` has the reports of all members."""
 
     controller: str
     version: str
@@ -57,6 +58,7 @@ class DaemonHealth:
     store_error: str | None
     audit: AuditHealth = AuditHealth()
     fast_path: FastPathHealth = FastPathHealth()
+    sharing: Sequence[SharingReport] = ()
 
 
 class Telemetry(WorldView, Protocol):

@@ -17,6 +17,7 @@ from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.cluster_checks import disagreements
 from tunnelmgr.daemon.prepared import PinsKeys, build
+from tunnelmgr.daemon.sharing_checks import SharingCheck, check_sharing
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.socket_options import missing_kernel_settings
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError, StoreError
@@ -55,6 +56,8 @@ async def check(config: Config) -> list[Finding]:
     for forward in config.forwards():
         if forward.protocol == "registry":
             findings += await _registry(forward.target)
+    if sqlite_file(config.controller.state) is None:
+        findings += _sharing(await asyncio.to_thread(check_sharing, config))
     findings += [Finding("groups", "ok", _groups(config))]
     findings += [Finding("path to agents", "note", lack) for lack in missing_kernel_settings()]
     findings.append(_fast_path())
@@ -122,6 +125,15 @@ def _state(config: Config) -> list[Finding]:
         return [Finding("state", "failed", str(wrong))]
     wrong_in_cluster = [Finding("cluster", "failed", problem) for problem in disagreements(config, facts)]
     return [Finding("state", "ok", facts.summary), *wrong_in_cluster]
+
+
+def _sharing(found: SharingCheck) -> list[Finding]:
+    name = "shared registry"
+    return [
+        *(Finding(name, "failed", problem) for problem in found.problems),
+        *(Finding(name, "note", note) for note in found.notes),
+        *([Finding(name, "ok", f"one with that of {', '.join(found.shared)}")] if found.shared else []),
+    ]
 
 
 def _place(name: str, file: Path) -> Finding:

@@ -27,6 +27,7 @@ from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.registry_health import RegistryWatch
 from tunnelmgr.daemon.reload import Reload, tunnel_settings
 from tunnelmgr.daemon.request_log import AuditedRequests
+from tunnelmgr.daemon.shared_registry import make_shared_registry
 from tunnelmgr.daemon.signals import SignalHandler
 from tunnelmgr.daemon.source_watches import MissingAgents, SourceWatches
 from tunnelmgr.daemon.trust_lookups import AdmittedScanner, StoredSeeds
@@ -74,8 +75,7 @@ class Daemon:
 
         self.audit = AuditLog(settings.audit, settings.name, clock, configuration.requires_audit)
         self.trail = AuditTrail(self.audit, self.controller, clock)
-        self.registry = RegistryWatch(configuration)
-        self.metrics = MetricsServer()
+        self.registry, self.metrics = RegistryWatch(configuration), MetricsServer()
         requests, prover = AuditedRequests(configuration, self.audit, self.trail, self.metrics), Prover()
         uploads = UploadProofs(stored.secret)
         gate = Gate(GateContext(policies=configuration, proofs=prover, uploads=uploads, requests=requests))
@@ -85,6 +85,7 @@ class Daemon:
         self.reload = Reload(
             file, settings, configuration, self.controller, self.searches, self.supervisor, sources, self.membership
         )
+        self.reload.shared_registry = make_shared_registry(settings, self.controller, configuration, clock)
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload)
         self.metrics.watch(operations)
         self.control = ControlServer(operations, settings.socket)
@@ -107,6 +108,8 @@ class Daemon:
             background = self.housekeeping.start(self._tasks)
             if self.membership is not None:
                 background.append(self._tasks.create_task(self.membership.run(self.reload.sources), name="cluster"))
+            if (shared := self.reload.shared_registry) is not None:
+                background.append(self._tasks.create_task(shared.run(), name="shared registry"))
             self.signals.install()
             notify("READY=1", f"STATUS={self.housekeeping.summary()}")
             self._log_start()

@@ -42,7 +42,7 @@ class DaemonOperations:
 
     def health(self) -> DaemonHealth:
         """Return the daemon's own health."""
-        path = fast_path_status()
+        path, shared = fast_path_status(), self.reloads.shared_registry
         return DaemonHealth(
             controller=self.reloads.started_with.name,
             version=__version__,
@@ -51,6 +51,7 @@ class DaemonOperations:
             store_error=self.controller.store_error,
             audit=AuditHealth(self.audit.error, self.audit.lost, self.audit.lost_recently),
             fast_path=FastPathHealth(path.active, path.reason),
+            sharing=() if shared is None else shared.reports,
         )
 
     def report(self, event: Event) -> None:

@@ -15,6 +15,7 @@ from tunnelmgr.daemon.cluster_checks import shared_rules
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.membership import Membership
 from tunnelmgr.daemon.prepared import Prepared, prepare
+from tunnelmgr.daemon.shared_registry import SharedRegistry
 from tunnelmgr.daemon.source_watches import SourceWatches
 from tunnelmgr.threads import in_thread
 from tunnelmgr.tunnel.admission import Admission
@@ -40,6 +41,7 @@ class Reload:
     supervisor: Supervisor
     sources: SourceWatches
     membership: Membership | None = None
+    shared_registry: SharedRegistry | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> list[str]:
@@ -70,6 +72,8 @@ class Reload:
         if self.membership is not None:
             config = prepared.config
             self.membership.follow(shared_rules(config), config.controller.isolation_limit)
+        if self.shared_registry is not None:
+            self.shared_registry.check_soon()
 
 
 def tunnel_settings(

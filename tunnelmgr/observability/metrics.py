@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from tunnelmgr.core.health import Telemetry
+from tunnelmgr.core.registry_sharing import unshared_pairs
 from tunnelmgr.core.tunnel import Endpoint, Phase
 from tunnelmgr.core.world import status_of
 
@@ -98,6 +99,12 @@ class WorldCollector(Collector):
         differing = sum(own is not None and member.rules != own.rules for member in cluster.members.values())
         yield GaugeMetricFamily(
             "tunnelmgr_members_with_other_rules", "Members whose configuration differs from this one's", differing
+        )
+        living = {name for name, member in cluster.members.items() if member.alive}
+        yield GaugeMetricFamily(
+            "tunnelmgr_registries_not_shared",
+            "Pairs of members whose registries do not have each other's uploads, or do not answer",
+            unshared_pairs(self._telemetry.health().sharing, living),
         )
         yield GaugeMetricFamily(
             "tunnelmgr_database_reachable", "1 if the cluster's database answers", int(cluster.error is None)

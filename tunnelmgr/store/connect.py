@@ -1,12 +1,15 @@
 """Opens the store that `controller.state` names."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tunnelmgr.core.cluster import DatabaseFacts
 from tunnelmgr.core.persistence import StoredState
 from tunnelmgr.store.sqlite import SqliteStore, read_sqlite
 from tunnelmgr.store.writer import WritableStore
+
+if TYPE_CHECKING:
+    from tunnelmgr.store.registry_proofs import RegistryProofs
 
 
 class Store(WritableStore, Protocol):
@@ -47,6 +50,13 @@ def check_database(url: str, password_file: Path | None = None) -> DatabaseFacts
     from tunnelmgr.store.postgres import database_facts  # noqa: PLC0415 - as above
 
     return database_facts(url, password_file)
+
+
+def open_registry_proofs(url: str, member: str, password_file: Path | None = None) -> "RegistryProofs":
+    """Return where the members of a cluster verify that their registries are one; connects at the first call."""
+    from tunnelmgr.store.registry_proofs import RegistryProofs  # noqa: PLC0415 - as above
+
+    return RegistryProofs(url, member, password_file)
 
 
 def sqlite_file(url: str) -> Path | None:
