@@ -9,6 +9,7 @@ import pytest
 
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
+from tunnelmgr.core.cluster_messages import Incoming, merged
 from tunnelmgr.core.events import (
     AgentQuarantined,
     ClusterChanged,
@@ -31,7 +32,7 @@ from tunnelmgr.core.lease_requests import (
     unstored_quarantines,
     zone_of,
 )
-from tunnelmgr.core.ownership import Lease, LeaseChange, Member, Progress, Step
+from tunnelmgr.core.ownership import NOBODY, Lease, LeaseChange, Member, Progress, Step
 from tunnelmgr.core.persistence import changes
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel, desired
 from tunnelmgr.core.seed import Seed
@@ -251,6 +252,9 @@ def test_a_state_is_told_once_and_again_after_it_has_changed(history: History) -
 
     assert new_statuses(taken, theirs) == {agent.id: RemoteStatus("down")}
     assert new_statuses(history.world, taken) == {agent.id: RemoteStatus("connecting")}
+    held = history.world
+    join(history, agent, replace(MINE, term=3))
+    assert new_statuses(history.world, held) == {agent.id: RemoteStatus("connecting")}
     join(history, agent, replace(MINE, previous="other"))
     history.receive(TunnelDialled(agent.id, 1, agent.address, host_key=history.key()))
     assert new_statuses(history.world, history.world.with_record(history.record(agent))) == {}
@@ -353,3 +357,23 @@ def test_zones_are_those_of_the_agents_that_are_present(history: History) -> Non
     join(history, agent, MINE, phase="connecting")
     assert history.world.cluster is not None
     assert agent_holdings(history.world, history.world.cluster, Situation(ME)).unsettled == {agent.id}
+
+
+def test_news_are_merged_into_the_view_and_what_nobody_holds_leaves_it(history: History) -> None:
+    """Without news the same mappings stay; a complete answer replaces everything."""
+    agent, other = history.agent("a").id, history.agent("b").id
+    known = Cluster("me", MEMBERS, {agent: MINE, other: THEIRS}, {"cloud": MINE}, {agent: RemoteStatus("up")})
+    nothing = Incoming(MEMBERS, {}, {}, {}, (), (), (), (), complete=False, accepted=0)
+    news = replace(
+        nothing,
+        agents={other: Lease(NOBODY, 1)},
+        sources={"cloud": Lease(NOBODY, 1), "office": THEIRS},
+        statuses={other: RemoteStatus("up"), agent: RemoteStatus("down")},
+    )
+
+    same, merged_news = merged(known, nothing, 7.0), merged(known, news, 7.0)
+
+    assert (same.agents is known.agents, same.sources is known.sources, same.expires) == (True, True, 7.0)
+    assert (merged_news.agents, merged_news.sources) == ({agent: MINE}, {"office": THEIRS})
+    assert merged_news.remote == {agent: RemoteStatus("down")}
+    assert merged(known, replace(nothing, complete=True), 7.0) == Cluster("me", MEMBERS, expires=7.0)

@@ -116,23 +116,28 @@ def _must_log_in(cluster: Cluster, agent: AgentId) -> bool:
 
 
 def new_statuses(world: World, told: World) -> dict[AgentId, RemoteStatus]:
-    """Return the state of each agent that this member holds, unless it has told the same before.
+    """Return the state of each agent that this member holds, unless it has told the same under the same term.
 
     `told` is the world as the others know it; what is the same object in both is not compared.
     """
-    cluster, before = world.cluster, told.cluster
+    cluster = world.cluster
     found: dict[AgentId, RemoteStatus] = {}
     for id_, lease in cluster.agents.items() if cluster is not None else ():
         record = world.records.get(id_)
         if cluster is None or lease.holder != cluster.me or record is None:
             continue
-        known = told.records.get(id_) if before is not None and before.holds(id_) else None
+        known = told.records.get(id_) if _was_held(told, id_, lease) else None
         if known is record and told.tunnels.get(id_) is world.tunnels.get(id_):
             continue
         status = _remote(status_of(world, record))
         if known is None or status != _remote(status_of(told, known)):
             found[id_] = status
     return found
+
+
+def _was_held(told: World, agent: AgentId, lease: Lease) -> bool:
+    before = told.cluster.agents.get(agent) if told.cluster is not None else None
+    return before is not None and (before.holder, before.term) == (lease.holder, lease.term)
 
 
 def _remote(status: TunnelStatus) -> RemoteStatus:
