@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.tunnel import TunnelStatus
-from tunnelmgr.core.world import HistoryEntry, Record, World
+from tunnelmgr.core.world import Record, World
 
 PROVEN: Final = 0
 """The rank of an agent whose tunnel was up when it was last tried."""
@@ -50,8 +50,18 @@ class Precedence(NamedTuple):
 
 
 def precedence(record: Record, status: TunnelStatus | None) -> Precedence:
-    """Return the place in the order of the agent with this record and status."""
-    failed, was_up = _last_tries(record.history)
+    """Return the place in the order of the agent with this record and status.
+
+    The history says how often it has failed since its tunnel was last up, or since the history's last start.
+    """
+    failed, was_up = 0, False
+    for entry in reversed(record.history):
+        meaning = _MEANING.get(entry.step)
+        if meaning == "failure":
+            failed += entry.count
+        elif meaning is not None:
+            was_up = meaning == "up"
+            break
     failures = failed if status is None or status.failures < failed else status.failures
     rank = max(PROVEN, failures - FORGIVEN + NEW) if was_up else NEW + failures
     return Precedence(rank, -record.first_seen)
@@ -61,20 +71,6 @@ def precedence_of(world: World, agent: AgentId) -> Precedence:
     """Return the place in the order of an agent; one that is not known goes last."""
     record = world.records.get(agent)
     return precedence(record, world.tunnels.get(agent)) if record else LAST
-
-
-def _last_tries(history: tuple[HistoryEntry, ...]) -> tuple[int, bool]:
-    """Return the failures since the tunnel was last up, or since the history's last start, and whether it was up."""
-    failed = 0
-    for entry in reversed(history):
-        meaning = _MEANING.get(entry.step)
-        if meaning is None:
-            continue
-        if meaning == "failure":
-            failed += entry.count
-        else:
-            return failed, meaning == "up"
-    return failed, False
 
 
 FIRST: Final = Precedence(PROVEN, 0.0)

@@ -149,10 +149,11 @@ def plan(world: World, now: float, admit: Admit = in_order) -> tuple[Action, ...
     """Return what closes the difference between desired and observed at `now`: closings, then what `admit` chooses."""
     closings: list[Action] = []
     due: list[Due] = []
+    may_begin = not world.draining
     for id_, record in world.records.items():
         status = world.tunnels.get(id_)
         if status is None or isinstance(status, Resting):
-            if _is_due(world, record, status, now):
+            if may_begin and _is_due(world, record, status, now):
                 due.append(Due(precedence(record, status), record, status))
         elif not isinstance(status, Seeking) and not _is_as_desired(world, record, status.spec):
             closing = _closing(record, status)
@@ -182,10 +183,10 @@ def _closing(record: Record, status: Working) -> CloseTunnel | None:
 
 
 def _is_due(world: World, record: Record, status: Resting | None, now: float) -> bool:
-    """Return whether a tunnel is to be opened, or evidence to be sought, at `now`."""
+    """Return whether a tunnel is to be opened, or evidence to be sought, at `now`; not for a world that is draining."""
     if status is not None and status.retry_at is not None and status.retry_at > now:
         return False
-    if world.draining or not record.present:
+    if not record.present:
         return False
     if world.cluster is not None and not world.cluster.may_begin(record.agent.id, now):
         return False
