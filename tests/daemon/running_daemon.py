@@ -32,6 +32,14 @@ class Process:
         """Send a request over its socket."""
         return await asyncio.to_thread(question, *arguments)
 
+    def answers(self) -> bool:
+        """Return whether it answers on its socket."""
+        try:
+            self.client.status()
+        except DaemonNotRunningError:
+            return False
+        return True
+
     def agents(self) -> dict[str, dict[str, Any]]:
         """Return its agents by name; none if it does not answer."""
         try:

@@ -81,6 +81,20 @@ async def test_one_of_two_members_has_the_tunnel_and_hands_it_over_at_its_end(si
         assert b"Traceback" not in first.output + second.output
 
 
+async def test_a_member_that_stops_hands_over_to_one_that_has_just_joined(site: Site, url: str) -> None:
+    """Two members that are restarted one right after the other leave no agent without a listener."""
+    site.state = url
+    async with daemon(site) as first:
+        await holder(first)
+        async with daemon(another(site, "registry-2")) as second:
+            await until_elsewhere(lambda: second.answers() and living_members(second) == 2, "it has joined", 20)
+
+            first.child.send_signal(signal.SIGTERM)
+            assert await first.end() == 0
+
+            assert await fetch(site) == b"HTTP/1.1 200 OK"
+
+
 async def test_a_killed_members_agent_is_taken_over(site: Site, url: str) -> None:
     """After kill -9 of the holder, the other member notices that its session has ended, and dials."""
     site.state = url

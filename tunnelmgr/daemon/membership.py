@@ -154,15 +154,17 @@ class Membership:
         """
         self._leaving = True
         self._me = replace(self._me, draining=True)
-        self._wake.set()
-        held = self._held()
         with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for _ in range(2):  # the first may have begun before; a member may have joined since
+                    self._wake.set()
+                    await self._next_turn()
+            held = self._held()
             while held and self._has_successors():
                 extend_timeout(2 * seconds + STOPPING)
                 async with asyncio.timeout(seconds):
                     while self._held() >= held and self._has_successors():
-                        self._turned.clear()
-                        await self._turned.wait()
+                        await self._next_turn()
                 held = self._held()
 
     def rebalance(self) -> int:
@@ -193,6 +195,10 @@ class Membership:
             whole = isinstance(event, AgentsDiscovered) and not event.snapshot.failures
             self._outbox.discover(Discovered(event.source, event, whole))
             self._wake.set()
+
+    async def _next_turn(self) -> None:
+        self._turned.clear()
+        await self._turned.wait()
 
     def _world(self) -> World:
         return replace(self._controller.world, cluster=self.cluster)

@@ -135,6 +135,7 @@ class ClusterDatabase:
             )
             self._discovery.begin(connection)
         connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (APPLICATION, session))
+        connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, me.name))
 
     def _leave(self, connection: Connection) -> None:
         with connection.transaction():
