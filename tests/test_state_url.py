@@ -5,6 +5,7 @@ import pytest
 from tunnelmgr.config.state_url import state_url
 
 VERIFIED = "sslrootcert=system&sslmode=verify-full"
+READ_WRITE = "target_session_attrs=read-write"
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,13 @@ def test_a_file_and_a_database_on_this_machine_are_taken_as_they_are(url: str) -
         ("postgresql://tunnelmgr@db.example/state?sslmode=verify-full", VERIFIED),
         ("postgresql://tunnelmgr@10.0.0.5:5433/state", VERIFIED),
         ("postgresql://tunnelmgr@localhost,db.example/state", VERIFIED),
+        ("postgresql://db-1:5432,db-2:5433/state?target_session_attrs=read-write", f"{VERIFIED}&{READ_WRITE}"),
+        ("postgresql://[fd00::1]:5432,[fd00::2]:5432/state", VERIFIED),
+        ("postgresql://localhost:5432,[fd00::2]:5432/state", VERIFIED),
+        (
+            "postgresql:///state?host=db-1,db-2&target_session_attrs=read-write",
+            f"host=db-1%2Cdb-2&{VERIFIED}&{READ_WRITE}",
+        ),
         ("postgresql://localhost/state?hostaddr=10.0.0.5", f"hostaddr=10.0.0.5&{VERIFIED}"),
         ("postgresql://h/state?sslrootcert=/etc/ca.pem", "sslrootcert=%2Fetc%2Fca.pem&sslmode=verify-full"),
     ],
@@ -47,7 +55,7 @@ def test_a_host_from_the_environment_is_verified_too(monkeypatch: pytest.MonkeyP
     """Libpq takes the host from PGHOST if the URL names none."""
     monkeypatch.setenv("PGHOST", "db.example")
 
-    assert state_url("postgresql:///state").endswith(VERIFIED)
+    assert state_url("postgresql:///state") == f"postgresql:///state?{VERIFIED}"
 
 
 @pytest.mark.parametrize(

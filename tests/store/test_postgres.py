@@ -1,5 +1,6 @@
 """The state in PostgreSQL survives lost connections and restarts of the server."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ from tunnelmgr.core.persistence import Changes
 from tunnelmgr.errors import SchemaError, StoreError
 from tunnelmgr.store.cluster_database import ClusterDatabase
 from tunnelmgr.store.connect import check_database
-from tunnelmgr.store.database import described
+from tunnelmgr.store.database import connect, described
 from tunnelmgr.store.postgres import PostgresStore, read_postgres
 
 pytestmark = pytest.mark.acceptance
@@ -114,6 +115,40 @@ def test_an_unreachable_server_is_an_error_that_names_it(tmp_path: Path) -> None
 def test_a_description_holds_neither_user_nor_parameters() -> None:
     """What messages show of a URL is its host, port and database."""
     assert described("postgresql://admin@db.example:5433/state?passfile=/etc/x") == "postgresql://db.example:5433/state"
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("db-1.example:5432,db-2.example:5433", "db-1.example:5432,db-2.example:5433"),
+        ("db-1.example,db-2.example", "db-1.example,db-2.example"),
+        ("db-1.example,db-2.example:5433", "db-1.example,db-2.example:5433"),
+        ("[fd00::1]:5432,[fd00::2]:5432", "[fd00::1]:5432,[fd00::2]:5432"),
+        ("", ""),
+    ],
+)
+def test_a_description_names_every_host_with_its_own_port(place: str, shown: str) -> None:
+    """A database that fails over has several hosts, each of which is shown as the URL has it."""
+    assert described(f"postgresql://{place}/state?target_session_attrs=read-write") == f"postgresql://{shown}/state"
+
+
+def test_the_time_is_the_databases(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong wall clock of this machine does not change the time by which seeds expire."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+
+    with closing(PostgresStore(url, "registry-1")) as store:
+        assert abs(store.wall() - now) < 60
+
+
+def test_a_transaction_of_a_client_that_stopped_responding_ends(url: str) -> None:
+    """A frozen client keeps its locks for seconds only, so that another one can write what it has locked."""
+    with closing(connect(url)) as frozen, closing(connect(url)) as other:
+        frozen.execute("CREATE TABLE locked AS SELECT 1")
+        frozen.execute("BEGIN")
+        frozen.execute("LOCK TABLE locked")
+
+        assert other.execute("SELECT count(*) AS rows FROM locked").fetchone() == {"rows": 1}
 
 
 def test_a_check_says_whether_the_database_answers_and_who_uses_it(url: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from tunnelmgr.core.loopback import is_loopback
 
@@ -30,7 +30,7 @@ def _postgres_url(url: str) -> str:
     if mode not in {None, "verify-full"}:
         raise ValueError(f"sslmode={mode} does not verify the server; use sslmode=verify-full, the default here")
     verified = {"sslrootcert": "system", **known, "sslmode": "verify-full"}
-    return urlunsplit(place._replace(query=urlencode(verified)))
+    return f"{url.partition('?')[0]}?{urlencode(verified)}"  # urlunsplit would drop the slashes of an empty host
 
 
 def _is_local(host: str) -> bool:

@@ -79,10 +79,11 @@ class Operations(Telemetry, Protocol):
 
 
 class ControlServer:
-    """Serves the API until closed."""
+    """Serves the API until closed. `wall` is the clock by which seeds expire."""
 
-    def __init__(self, operations: Operations, path: Path) -> None:
+    def __init__(self, operations: Operations, path: Path, wall: Callable[[], float] = time.time) -> None:
         self._operations = operations
+        self._wall = wall
         self._path = path
         app = web.Application(middlewares=[_errors_as_json, self._allowed], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
@@ -211,7 +212,7 @@ class ControlServer:
             raise web.HTTPBadRequest(
                 text=f"a seed can wait {MAX_SEED_SECONDS / 86400:g} days at most, not {seconds / 86400:g}"
             )
-        seed = Seed(secrets.token_hex(8), key, time.time() + seconds)
+        seed = Seed(secrets.token_hex(8), key, self._wall() + seconds)
         self._operations.report(SeedAdded(seed))
         return web.json_response({"seed": seed.id, "expires": timestamp(seed.expires)})
 

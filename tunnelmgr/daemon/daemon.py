@@ -49,7 +49,7 @@ log = structlog.get_logger(__name__)
 
 
 class Daemon:
-    """All parts of one process. `wall` is the wall clock, by which certificates and seeds expire."""
+    """All parts of one process. `wall` is the clock by which certificates and seeds expire."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Daemon:
         self.reload.shared_registry = make_shared_registry(settings, self.controller, configuration, clock)
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload)
         self.metrics.watch(operations)
-        self.control = ControlServer(operations, settings.socket)
+        self.control = ControlServer(operations, settings.socket, wall)
         self.signals = SignalHandler(tasks, self.controller, self.reload, self.supervisor)
         self.housekeeping = Housekeeping(scheduler, self.controller, channels, self.registry, self.metrics, clock, wall)
 
@@ -166,7 +166,7 @@ async def run(file: Path) -> None:
         failure: TunnelmgrError | None = None
         async with asyncio.TaskGroup() as tasks:
             try:
-                await Daemon(file, prepared, store, tasks).run()
+                await Daemon(file, prepared, store, tasks, wall=store.wall).run()
             except TunnelmgrError as failed:  # kept out of the group, which would wrap it
                 failure = failed
         if failure is not None:

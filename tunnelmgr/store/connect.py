@@ -19,6 +19,13 @@ class Store(WritableStore, Protocol):
         """Return everything that was written."""
         ...
 
+    def wall(self) -> float:
+        """Return the time by which seeds and certificates expire, in seconds since the epoch; never blocks or fails.
+
+        It is this machine's wall clock, and in a database that several controllers share, the database's.
+        """
+        ...
+
     def close(self) -> None:
         """Release the state."""
         ...

@@ -35,11 +35,24 @@ OPTIONS: Final = {
     "keepalives_count": "3",
 }
 """So that a server that has gone without a word is noticed within seconds (libpq-connect, parameter key words)."""
-STATEMENT_TIMEOUT: Final = "10s"
+SESSION: Final = {
+    "statement_timeout": "10s",
+    "idle_in_transaction_session_timeout": "3s",
+    "tcp_user_timeout": "5s",
+    "tcp_keepalives_idle": "5s",
+    "tcp_keepalives_interval": "2s",
+    "tcp_keepalives_count": "3",
+}
+"""The server's side of it: a client that is cut off or frozen loses its session, and with it the locks that it holds.
+
+With the server's defaults, a partition in the middle of a transaction keeps its rows locked for two hours, so that
+neither that member nor the heirs of its agents can write (runtime-config-connection, runtime-config-client).
+"""
 CLOSE_PATIENCE: Final = 1.0
 """Seconds that `close` waits for a call in another thread."""
 
 _SECRET = "INSERT INTO secret (value) VALUES (%s) ON CONFLICT DO NOTHING"  # noqa: S105 (a statement)
+CLOCK: Final = "SELECT extract(epoch FROM clock_timestamp())"
 VERSION: Final = "SELECT coalesce(max(version), 0) FROM schema_version"
 
 
@@ -91,7 +104,8 @@ def connect(url: str, password_file: Path | None = None) -> Connection:
     if password_file is not None:
         options["password"] = _password_in(password_file)
     connection = psycopg.connect(url, autocommit=True, row_factory=dict_row, **options)  # type: ignore[arg-type]
-    connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
+    settings = ", ".join(f"set_config('{name}', '{setting}', false)" for name, setting in SESSION.items())
+    connection.execute(f"SELECT {settings}".encode())
     return connection
 
 
@@ -102,10 +116,14 @@ def _password_in(file: Path) -> str:
 
 
 def described(url: str) -> str:
-    """Return a database's URL for messages, without its parameters."""
+    """Return a database's URL for messages: its hosts, each with its port if it has one, without its parameters."""
     known = conninfo_to_dict(url)
-    place = ":".join(str(known[key]) for key in ("host", "port") if key in known)
-    return f"postgresql://{place}/{known.get('dbname', '')}"
+    hosts = str(known.get("host") or known.get("hostaddr") or "").split(",")
+    ports = str(known.get("port") or "").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    hosts = [f"[{host}]" if ":" in host else host for host in hosts]
+    places = (f"{host}:{port}" if port else host for host, port in zip(hosts, ports, strict=False))
+    return f"postgresql://{','.join(places)}/{known.get('dbname', '')}"
 
 
 def migrate(connection: Connection) -> None:

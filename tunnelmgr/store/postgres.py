@@ -22,6 +22,7 @@ from tunnelmgr.core.world import Record
 from tunnelmgr.errors import StoreError
 from tunnelmgr.store.database import (
     CHANNEL,
+    CLOCK,
     VERSION,
     Connection,
     Database,
@@ -85,7 +86,8 @@ class PostgresStore:
 
     def __init__(self, url: str, name: str, password_file: Path | None = None) -> None:
         self._name = name
-        self._database = Database(url, password_file)
+        self._ahead = 0.0  # the database's clock minus our monotonic one
+        self._database = Database(url, password_file, self._read_clock)
         self._database.call(migrate)
 
     def load(self) -> StoredState:
@@ -100,9 +102,16 @@ class PostgresStore:
         """
         return self._database.call(lambda connection: self._write(connection, changes))
 
+    def wall(self) -> float:
+        """Return the time by the database's clock, as of the latest connection, so that all members have one time."""
+        return time.monotonic() + self._ahead
+
     def close(self) -> None:
         """Close the connection, unless a call that hangs still uses it."""
         self._database.close()
+
+    def _read_clock(self, connection: Connection) -> None:
+        self._ahead = float(value(connection, CLOCK)) - time.monotonic()
 
     def _write(self, connection: Connection, changes: Changes) -> frozenset[AgentId]:
         with connection.transaction(), connection.cursor() as cursor:
@@ -164,7 +173,7 @@ def database_facts(url: str, password_file: Path | None = None) -> DatabaseFacts
             may = value(connection, "SELECT has_schema_privilege(current_schema(), 'CREATE')")
             known = value(connection, "SELECT to_regclass('member') IS NOT NULL")
             living = connection.execute(_LIVING, (LEASE_SECONDS,)).fetchall() if known else []
-            now = float(value(connection, "SELECT extract(epoch FROM clock_timestamp())"))
+            now = float(value(connection, CLOCK))
             version = connection.info.server_version // 10000
     except (psycopg.Error, OSError) as failed:
         raise StoreError(f"{described(url)}: {error_text(failed)}") from failed

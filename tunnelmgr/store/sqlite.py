@@ -9,6 +9,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from importlib.resources import files
@@ -91,6 +92,10 @@ class SqliteStore:
         """
         self._guarded(lambda: self._write(changes))
         return frozenset()
+
+    def wall(self) -> float:
+        """Return the time by this machine's wall clock."""
+        return time.time()
 
     def close(self) -> None:
         """Close the file; if a call that hangs still uses it, the end of the process closes it."""
