@@ -3,12 +3,16 @@
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from tunnelmgr.store.sqlite import APPLICATION
 
 _PROBE = """
 import ctypes, resource
@@ -52,3 +56,18 @@ def _cores_allowed() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+def test_a_state_of_a_newer_version_ends_the_daemon_with_a_status_of_its_own(config: Path) -> None:
+    """The status keeps systemd from another start (RestartPreventExitStatus), and the error says what to do."""
+    argv = [sys.executable, "-m", "tunnelmgr", "run", "-c", str(config)]
+    state = config.parent / "state.db"
+    with closing(sqlite3.connect(state)) as database:
+        database.execute(f"PRAGMA application_id = {APPLICATION}")
+        database.execute("PRAGMA user_version = 99")
+
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+
+    assert ended.returncode == 4
+    assert ended.stderr.startswith(f"error: {state}: was written by a newer tunnelmgr")
+    assert "install that version again" in ended.stderr

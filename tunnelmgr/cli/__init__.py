@@ -19,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Give short-lived build agents a loopback-only Docker registry, over SSH tunnels that the controller dials.",
     epilog="Exit status: 0 success · 1 a problem, which is named · 2 usage or configuration error · "
-    "3 the daemon is not running.",
+    "3 the daemon is not running · 4 the state was written by a newer version.",
 )
 
 

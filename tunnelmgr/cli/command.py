@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from tunnelmgr.cli.output import stderr
 from tunnelmgr.core.sanitize import printable
 from tunnelmgr.core.spelling import nearest
-from tunnelmgr.errors import ConfigError, DaemonNotRunningError, TunnelmgrError
+from tunnelmgr.errors import ConfigError, DaemonNotRunningError, SchemaError, TunnelmgrError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,6 +29,7 @@ class Exit(IntEnum):
     FAILURE = 1
     USAGE = 2
     NOT_RUNNING = 3
+    INCOMPATIBLE = 4
 
 
 class Command(TyperCommand):
@@ -86,6 +87,9 @@ def reported_errors() -> Iterator[None]:
     except DaemonNotRunningError as not_running:
         print_error(str(not_running))
         raise typer.Exit(Exit.NOT_RUNNING) from not_running
+    except SchemaError as incompatible:
+        print_error(str(incompatible))
+        raise typer.Exit(Exit.INCOMPATIBLE) from incompatible
     except TunnelmgrError as failed:
         print_error(str(failed))
         raise typer.Exit(Exit.FAILURE) from failed

@@ -1,8 +1,12 @@
 """The format of the daemon's log: one line for each event on stderr, coloured on a terminal, JSON for a collector."""
 
 import logging
+import os
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final, TextIO
 
 import structlog
 
@@ -25,6 +29,32 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+PRIORITIES: Final[Mapping[str, int]] = {"critical": 2, "error": 3, "exception": 3, "warning": 4, "info": 6, "debug": 7}
+"""The journal's priorities by level (sd-daemon(3)), for `journalctl -p err`."""
+Rendering = Callable[[structlog.typing.WrappedLogger, str, structlog.typing.EventDict], str]
+
+
+@dataclass(frozen=True, slots=True)
+class WithPriority:
+    """A renderer whose lines begin with their priority, as systemd's journal reads it."""
+
+    inner: Rendering
+
+    def __call__(self, logger: structlog.typing.WrappedLogger, method: str, event: structlog.typing.EventDict) -> str:
+        """Return the event as text."""
+        priority = PRIORITIES.get(event.get("level", method), PRIORITIES["info"])
+        return "\n".join(f"<{priority}>{line}" for line in self.inner(logger, method, event).split("\n"))
+
+
+def is_journal(stream: TextIO) -> bool:
+    """Return whether a stream is connected to systemd's journal: `JOURNAL_STREAM` names it (systemd.exec(5))."""
+    place = os.environ.get("JOURNAL_STREAM")
+    if place is None:
+        return False
+    known = os.fstat(stream.fileno())
+    return place == f"{known.st_dev}:{known.st_ino}"
+
+
 def configure(log_format: LogFormat, level: LogLevel) -> None:
     """Send our events, and the libraries' warnings, to stderr in one format."""
     shared: list[structlog.typing.Processor] = [
@@ -33,20 +63,15 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    if log_format is LogFormat.JSON:
-        rendering: list[structlog.typing.Processor] = [
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ]
-    else:
-        rendering = [
-            # Not the pretty form, which prints local variables: they may hold secrets.
-            structlog.processors.format_exc_info,
-            _without_control_characters,
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), pad_event_to=24, exception_formatter=structlog.dev.plain_traceback
-            ),
-        ]
+    # Not the pretty form of tracebacks, which prints local variables: they may hold secrets.
+    rendering: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
+    renderer: Rendering = structlog.processors.JSONRenderer()  # type: ignore[assignment]  # it returns text by default
+    if log_format is LogFormat.TEXT:
+        rendering.append(_without_control_characters)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), pad_event_to=24, exception_formatter=structlog.dev.plain_traceback
+        )
+    rendering.append(WithPriority(renderer) if is_journal(sys.stderr) else renderer)
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, *rendering],

@@ -156,7 +156,7 @@ class Membership:
         self._me = replace(self._me, draining=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                for _ in range(2):  # the first may have begun before; a member may have joined since
+                for _ in range(2):  # the first may have started before, and a member may have joined since
                     self._wake.set()
                     await self._next_turn()
             held = self._held()

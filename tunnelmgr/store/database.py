@@ -140,7 +140,10 @@ def _migrate(connection: Connection) -> None:
     folder = files("tunnelmgr.store.migrations") / "postgresql"
     scripts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda one: one.name)
     if version > len(scripts):
-        raise SchemaError(f"the database was written by a newer tunnelmgr (schema {version}, known {len(scripts)})")
+        raise SchemaError(
+            f"the database was written by a newer tunnelmgr (schema {version}, known {len(scripts)}); install that version "
+            "again, or use another database and import a backup (`tunnelmgr state import`)"
+        )
     for number, script in enumerate(scripts[version:], start=version + 1):
         connection.execute(script.read_text(encoding="utf-8").encode())
         connection.execute("INSERT INTO schema_version VALUES (%s)", (number,))

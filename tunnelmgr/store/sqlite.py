@@ -205,7 +205,8 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
         )
     if version > len(known):
         raise SchemaError(
-            f"{file}: was written by a newer tunnelmgr (schema {version}, known {len(known)}); upgrade tunnelmgr"
+            f"{file}: was written by a newer tunnelmgr (schema {version}, known {len(known)}); install that "
+            "version again, or move the file away and import a backup (`tunnelmgr state import`)"
         )
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA foreign_keys = ON")
