@@ -141,8 +141,8 @@ def _migrate(connection: Connection) -> None:
     scripts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda one: one.name)
     if version > len(scripts):
         raise SchemaError(
-            f"the database was written by a newer tunnelmgr (schema {version}, known {len(scripts)}); install that version "
-            "again, or use another database and import a backup (`tunnelmgr state import`)"
+            f"the database was written by a newer tunnelmgr (schema {version}, known {len(scripts)}); install that "
+            "version again, or use another database and import a backup (`tunnelmgr state import`)"
         )
     for number, script in enumerate(scripts[version:], start=version + 1):
         connection.execute(script.read_text(encoding="utf-8").encode())
