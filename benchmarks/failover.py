@@ -11,7 +11,6 @@ the second is refused until the agent's sshd has given up the first, which `Clie
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -20,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from figures import Bar, percentile, publish, table
-from fleet import WATCH_INTERVAL, FleetAgent, count_listening, start_fleet, static_source
+from fleet import FleetAgent, count_listening, start_fleet, static_source
+from listener_watch import WATCH_INTERVAL, WatchLog
 from tunnels import machine
 
 from lab.agents import LabAgent
@@ -52,13 +52,13 @@ class Site:
     """The agents, the database, the registry and the members."""
 
     def __init__(self, lab: Lab, database: Postgres, folder: Path, agents: int, members: int) -> None:
-        self.cluster = LabCluster(lab.controller, database, folder, members)
+        self.cluster = LabCluster([lab.controller] * members, database.url, folder)
         self.members = self.cluster.members
         lab.registry(lab.controller, folder / "registry")
         self.database = database
         self._agent: LabAgent = lab.agent("fleet", "10.77.0.11", self.cluster.authorized_keys)
         self.fleet: list[FleetAgent] = start_fleet(self._agent, agents, folder / "fleet", watched=True)
-        self._gaps = folder / "fleet" / "gaps.jsonl"
+        self._watch = WatchLog(folder / "fleet" / "listeners.jsonl")
         self.cluster.configure(static_source(self.fleet), probe_interval="15s")
 
     def start(self) -> None:
@@ -83,15 +83,13 @@ class Site:
 
     def measure(self, what: str, act: Callable[[], object]) -> Outage:
         """Do something, wait until all is well, and return the gaps since."""
-        began = time.time()
+        began = time.monotonic()
         act()
         self.all_listen()
         time.sleep(5 * WATCH_INTERVAL)
         total: dict[int, float] = {}
-        for line in self._gaps.read_text().splitlines():
-            gap = json.loads(line)
-            if gap["since"] >= began - 1:
-                total[gap["agent"]] = max(total.get(gap["agent"], 0.0), gap["seconds"])
+        for gap in self._watch.history().gaps(began - 1, time.monotonic()):
+            total[gap.agent] = max(total.get(gap.agent, 0.0), gap.seconds)
         found = Outage(what, tuple(total.values()), len(self.fleet))
         print(f"  {what}: {len(found.gaps)} gaps, the longest {max(found.gaps, default=0):.3f} s", file=sys.stderr)
         return found

@@ -17,12 +17,12 @@ import signal
 import socket
 import struct
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
+from listener_watch import CLONE_NEWNET, ListenerTable, Sessions, Watch
 
 from lab.agents import SSH_PORT, LabAgent
 from lab.processes import until
@@ -31,8 +31,6 @@ from tunnelmgr.hooks import sshd_settings
 FIRST_PORT = 20_000
 COUNT_PORT = FIRST_PORT - 1
 """The port that answers with the number of agents that have a listener on port 5000."""
-WATCH_INTERVAL = 0.02
-"""Seconds between two looks at every agent's listener."""
 SSHD = "/usr/sbin/sshd"
 SETTINGS = """\
 UsePAM no
@@ -43,9 +41,6 @@ LogLevel ERROR
 PidFile none
 LoginGraceTime 0
 """
-CLONE_NEWNET = 0x40000000
-NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, NLMSG_DONE, TCP_LISTEN = 4, 20, 0x301, 3, 10
-REGISTRY_PORT = 5000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 
@@ -72,12 +67,21 @@ class FleetAgent:
         )
 
 
-def start_fleet(agent: LabAgent, count: int, folder: Path, *, watched: bool = False) -> list[FleetAgent]:
+def start_fleet(
+    agent: LabAgent,
+    count: int,
+    folder: Path,
+    *,
+    watched: bool = False,
+    clients: Iterable[tuple[int, Sequence[str]]] = (),
+) -> list[FleetAgent]:
     """Start a fleet on an agent of the lab; return when all of its agents can be dialled.
 
-    If it is `watched`, `gaps.jsonl` in the folder has a line for each time that an agent was without its listener.
+    If it is `watched`, `listeners.jsonl` in the folder says who listened where and when (`listener_watch.py`).
+    `clients` are programs that run on agents from the beginning: the agent's number, and the arguments.
     """
     folder.mkdir(parents=True)
+    (folder / "clients.json").write_text(json.dumps(list(clients)))
     keys = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(count)]
     for number, key in enumerate(keys):
         key.write_private_key(folder / str(number))
@@ -121,66 +125,20 @@ def prctl_with_parent(libc: ctypes.CDLL) -> None:
     libc.prctl(1, signal.SIGKILL)
 
 
-class ListenerTable:
-    """Says whether a network namespace has a listener on the registry's port, by sock_diag(7).
-
-    That walks the machine's listeners, in microseconds; /proc/net/tcp walks its table of all connections, in
-    milliseconds.
-    """
-
-    def __init__(self, libc: ctypes.CDLL, inside: int) -> None:
-        libc.setns(inside, CLONE_NEWNET)
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
-
-    def listens(self) -> bool:
-        """Ask the kernel."""
-        body = struct.pack("=BBxxI48x", socket.AF_INET, socket.IPPROTO_TCP, 1 << TCP_LISTEN)
-        self._socket.send(struct.pack("=IHHII", 16 + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 1, 0) + body)
-        found = False
-        while True:
-            data = self._socket.recv(65536)
-            while data:
-                length, kind = struct.unpack_from("=IH", data)
-                if kind == NLMSG_DONE:
-                    return found
-                found = found or (
-                    kind == SOCK_DIAG_BY_FAMILY and struct.unpack_from(">H", data, 20) == (REGISTRY_PORT,)
-                )
-                data = data[(length + 3) & ~3 :]
-
-
-def watch(tables: Sequence[ListenerTable], file: Path) -> None:
-    """Look every `WATCH_INTERVAL` seconds which agents have a listener; write a line for each gap between two.
-
-    Unlike requests, this gives the controllers and the agents' sshd no work. But it needs CPU time: a look takes 6 ms
-    with 200 agents, and 23 ms with 500, because each answer of the kernel walks the listeners of the whole machine. The
-    process runs before others, and a gap counts only if a look found no listener: a late look does not. The seconds are
-    from the last look before the gap to the first one after it.
-    """
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    seen: dict[int, float] = {}
-    absent: set[int] = set()
-    with file.open("w", buffering=1) as log:
-        while True:
-            began = time.time()
-            for number, table in enumerate(tables):
-                if not table.listens():
-                    absent.add(number)
-                    continue
-                now = time.time()
-                if number in absent and number in seen:
-                    gap = {"agent": number, "since": seen[number], "seconds": now - seen[number]}
-                    log.write(json.dumps(gap) + "\n")
-                absent.discard(number)
-                seen[number] = now
-            time.sleep(max(0.0, WATCH_INTERVAL - (time.time() - began)))
+def start_clients(libc: ctypes.CDLL, insides: Sequence[int], file: Path) -> None:
+    """Start each program of the file on its agent."""
+    for number, argv in json.loads(file.read_text()):
+        if not os.fork():
+            prctl_with_parent(libc)
+            libc.setns(insides[number], CLONE_NEWNET)
+            os.execv(argv[0], argv)  # noqa: S606
 
 
 def serve(count: int, folder: Path, *, watched: bool) -> None:
     """Accept connections for all agents, and start an sshd for each connection."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (4 * count + 100, 4 * count + 100))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc, sessions = ctypes.CDLL(None, use_errno=True), Sessions()
     outside = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     insides: list[int] = []
     waiting = selectors.DefaultSelector()
@@ -189,24 +147,28 @@ def serve(count: int, folder: Path, *, watched: bool) -> None:
         insides.append(inside)
         libc.setns(outside, CLONE_NEWNET)
         listener = socket.create_server(("", FIRST_PORT + number), backlog=16)
-        waiting.register(listener, selectors.EVENT_READ, (inside, folder / str(number)))
+        waiting.register(listener, selectors.EVENT_READ, number)
     waiting.register(socket.create_server(("127.0.0.1", COUNT_PORT)), selectors.EVENT_READ, None)
     if watched and not os.fork():
         prctl_with_parent(libc)
-        watch([ListenerTable(libc, inside) for inside in insides], folder / "gaps.jsonl")
+        Watch([ListenerTable(libc, inside) for inside in insides], sessions, folder / "listeners.jsonl").run()
+    start_clients(libc, insides, folder / "clients.json")
     tables = [ListenerTable(libc, inside) for inside in insides]
     libc.setns(outside, CLONE_NEWNET)
     print("ready", flush=True)
     while True:
         for key, _ in waiting.select():
-            accepted, _ = key.fileobj.accept()  # type: ignore[union-attr]
+            accepted, peer = key.fileobj.accept()  # type: ignore[union-attr]
             if key.data is None:
-                accepted.sendall(b"%d" % sum(table.listens() for table in tables[: int(accepted.recv(64))]))
+                accepted.sendall(b"%d" % sum(map(bool, (one.listeners() for one in tables[: int(accepted.recv(64))]))))
                 accepted.close()
                 continue
-            inside, host_key = key.data
-            if not os.fork():
-                libc.setns(inside, CLONE_NEWNET)
+            host_key = folder / str(key.data)
+            if pid := os.fork():
+                if watched:
+                    sessions.started(key.data, pid, peer[0])
+            else:
+                libc.setns(insides[key.data], CLONE_NEWNET)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for stream in (0, 1):
                     os.dup2(accepted.fileno(), stream)

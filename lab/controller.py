@@ -9,6 +9,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+from lab.agents import SSH_PORT
+from lab.faults.packets import PacketFaults
 from lab.namespaces import Machine
 from lab.processes import LabError, Process, Stream, until
 from tunnelmgr.control.client import ControlClient
@@ -52,7 +54,7 @@ class LabController:
         self.machine = machine
         self.folder = folder
         self.file = folder / "tunnelmgr.toml"
-        self._environment = dict(environment or {})
+        self.environment = dict(environment or {})  # of the daemon and of the commands
         self._process: Process | None = None
         self._terminated = False
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,16 @@ class LabController:
         return self.folder / "tunnelmgr.log"
 
     @property
+    def faults(self) -> PacketFaults:
+        """The packet faults of its machine."""
+        return PacketFaults(self.machine, SSH_PORT)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the daemon was started and its process has not ended; it may be frozen."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         """The daemon's own process id."""
         if self._process is None:
@@ -89,7 +101,7 @@ class LabController:
         """Start the daemon and return when it answers."""
         argv = [sys.executable, "-m", "tunnelmgr", "run", "-c", str(self.file), "--log-format", "json"]
         self._terminated = False
-        self._process = process = self.machine.popen(argv, log=self.log_file, env=self._environment)
+        self._process = process = self.machine.popen(argv, log=self.log_file, env=self.environment)
         until(lambda: process.poll() is not None or self.answers(), "the controller answers", timeout=20)
         if process.poll() is not None:
             raise LabError(f"the controller does not start: {self.log()[-2000:]}")
@@ -110,11 +122,20 @@ class LabController:
         return int(process.returncode)
 
     def kill(self) -> None:
-        """Kill the daemon with SIGKILL."""
-        os.kill(self.pid, signal.SIGKILL)
+        """Kill the daemon with SIGKILL, unless it has ended with its machine."""
+        if self.is_running:
+            os.kill(self.pid, signal.SIGKILL)
         if self._process is not None:
             self._process.wait(timeout=5)
         self._process = None
+
+    def freeze(self) -> None:
+        """Stop the daemon in place with SIGSTOP: its connections stay open, and nothing answers on them."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen daemon continue."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def answers(self) -> bool:
         """Report whether the daemon answers on its socket."""
@@ -130,11 +151,11 @@ class LabController:
 
     def command(self, *arguments: str, timeout: float = 30.0) -> CompletedProcess[str]:
         """Run a command of the command line against this daemon."""
-        return self.machine.run(self._argv(*arguments), timeout=timeout, env=self._environment)
+        return self.machine.run(self._argv(*arguments), timeout=timeout, env=self.environment)
 
     def show(self, *arguments: str, output: Stream, timeout: float = 30.0) -> int:
         """Run a command of the command line with both its outputs to a stream; return its exit status."""
-        process = self.machine.popen(self._argv(*arguments), env=self._environment, stdout=output, stderr=output)
+        process = self.machine.popen(self._argv(*arguments), env=self.environment, stdout=output, stderr=output)
         return process.wait(timeout)
 
     def agent(self, wanted: str) -> dict[str, Any]:

@@ -99,17 +99,26 @@ class Lab:
         return agent
 
     def machine(self, name: str, ip: str) -> Namespace:
-        """Return another machine on the network, on which programs can be run."""
+        """Attach one more machine at an address of 10.77.0.0/24, such as one for a member or for a database."""
         return self._switch.attach(name, ip)
+
+    def lose(self, machine: Namespace) -> None:
+        """Remove a machine without a last packet, and kill its processes; its IP is free for another at once."""
+        self._switch.remove(machine)
 
     def add_unresponsive_networks(self, ip: str = "10.77.0.250") -> None:
         """Route the networks of `lab/faults/unresponsive.py` from the controller's machine."""
         router = self._switch.attach("unresponsive", ip)
         unresponsive.add_networks(router, self.controller, self._folder / "silent.log")
 
-    def registry(self, machine: Machine | None, folder: Path, port: int = 5000) -> Registry:
-        """Start a docker-registry on a machine of the lab (None: on the host); closing the lab stops it."""
-        return Registry(machine or Machine(self._processes), folder, port=port).start()
+    def registry(
+        self, machine: Machine | None, folder: Path, port: int = 5000, *, storage: Path | None = None
+    ) -> Registry:
+        """Start a docker-registry on a machine of the lab (None: on the host); closing the lab stops it.
+
+        `storage` is the folder of its images, if it shares them with other registries.
+        """
+        return Registry(machine or Machine(self._processes), folder, port=port, storage=storage).start()
 
 
 def _check_host() -> None:

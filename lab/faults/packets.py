@@ -20,6 +20,11 @@ class PacketFaults:
         port = port or self._port
         self._apply(f"add rule inet lab in tcp dport {port} drop", f"add rule inet lab out tcp sport {port} drop")
 
+    def cut_off(self, *addresses: str) -> None:
+        """Drop every packet to and from these addresses without notice: a partition between them and this machine."""
+        rules = ("add rule inet lab in ip saddr {} drop", "add rule inet lab out ip daddr {} drop")
+        self._apply(*(rule.format(address) for address in addresses for rule in rules))
+
     def reject(self, port: int | None = None) -> None:
         """Answer every packet to this port with a TCP reset."""
         self._apply(f"add rule inet lab in tcp dport {port or self._port} reject with tcp reset")
@@ -42,7 +47,7 @@ class PacketFaults:
         )
 
     def heal(self) -> None:
-        """End `drop`, `reject`, `cut_connections` and `forget_connections`."""
+        """End `drop`, `cut_off`, `reject`, `cut_connections` and `forget_connections`."""
         self._machine.run(["nft", "add table inet lab; delete table inet lab"], check=True)
 
     def reset_connections(self, port: int | None = None) -> None:

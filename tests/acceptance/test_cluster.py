@@ -58,7 +58,7 @@ def cluster_field(lab: Lab, tmp_path: Path) -> Iterator[ClusterField]:
     with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
         Path(folder).chmod(0o755)
         with Postgres(Path(folder) / "server") as database:
-            cluster = LabCluster(lab.controller, database, tmp_path / "members", 2)
+            cluster = LabCluster([lab.controller] * 2, database.url, tmp_path / "members")
             try:
                 yield ClusterField(lab, tmp_path, cluster)
             finally:

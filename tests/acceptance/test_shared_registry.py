@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lab.cluster import LabCluster
-from lab.network import CONTROLLER_IP, Lab
+from lab.network import Lab
 from lab.postgres import Postgres
 from lab.processes import until
 from lab.registry import Registry
@@ -28,9 +28,9 @@ class TwoRegistries:
     def __init__(self, lab: Lab, database: Postgres, folder: Path) -> None:
         self.lab = lab
         self.folder = folder
-        self.cluster = LabCluster(lab.controller, database, folder / "members", 2)
+        machines = [lab.controller, lab.machine("second", "10.77.0.2")]
+        self.cluster = LabCluster(machines, database.url, folder / "members")
         self.one, self.two = self.cluster.members
-        self.two.machine = lab.machine("second", CONTROLLER_IP.replace("0.1", "0.2"))
         self._registries = [self._registry(0, *SAME)]
         self.cluster.configure(GROUPS)
 
