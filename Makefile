@@ -46,8 +46,8 @@ abuse-full: install ## Run the tests with hostile agents at full size: a million
 soak: install ## Stop, kill and cut each part repeatedly while clients pull, and count what they see; as root
 	$(RUN)/python benchmarks/kills.py --times $(or $(TIMES),20)
 
-cluster: install ## Restart and kill the members of a cluster, and its database, while agents watch; as root; ROUNDS=1
-	$(RUN)/python benchmarks/failover.py --rounds $(or $(ROUNDS),1) --json build/bench/failover.json
+cluster: install ## Let the parts of a cluster fail by turns while agents are watched; as root; SECONDS=600 SEED=1 AGENTS=200
+	$(RUN)/python benchmarks/cluster.py --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1) --agents $(or $(AGENTS),200)
 
 newest: ## Test the tunnel with asyncssh's newest release, which pyproject.toml does not allow until it is verified
 	$(MAKE) VENV=.venv-newest install

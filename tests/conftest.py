@@ -24,6 +24,7 @@ ON_BOTH_LOOPS = (
 
 SERIAL = (
     "tests/abuse/",
+    "tests/acceptance/test_cluster_run.py",
     "tests/acceptance/test_flood.py",
     "tests/acceptance/test_kills.py",
     "tests/acceptance/test_starvation.py",
