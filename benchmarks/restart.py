@@ -43,7 +43,7 @@ class Site:
         keys = self._controller.authorized_keys
         self._puller: LabAgent = lab.agent("puller", "10.77.0.11", keys)
         self._machine: LabAgent = lab.agent("fleet", "10.77.0.12", keys)
-        fleet = start_fleet(self._machine, agents, folder / "fleet")
+        fleet = start_fleet(self._machine, agents, folder / "fleet", watched=True)
         sources = static_source([FleetAgent.of(self._puller), *fleet])
         self._controller.configure(sources, probe_interval="15s", head=HEAD)
         self._controller.start()
