@@ -37,7 +37,9 @@ class Site:
     def __init__(self, lab: Lab, folder: Path, agents: int) -> None:
         self._folder = folder
         self._count = agents
-        self._controller = LabController(lab.controller, folder / "controller")
+        # As an installed program is: with its modules compiled.
+        compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+        self._controller = LabController(lab.controller, folder / "controller", compiled)
         registry = lab.registry(lab.controller, folder / "registry")
         self._blob = push(lab, registry.url, BLOB)
         keys = self._controller.authorized_keys
