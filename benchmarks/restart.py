@@ -8,7 +8,6 @@ socket tables every 20 ms. Needs root.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -16,7 +15,8 @@ from pathlib import Path
 
 from content import push
 from figures import Bar, Spread, publish, table
-from fleet import WATCH_INTERVAL, FleetAgent, count_listening, start_fleet, static_source
+from fleet import FleetAgent, count_listening, start_fleet, static_source
+from listener_watch import WATCH_INTERVAL, WatchLog
 from tunnels import machine
 
 from lab.agents import LabAgent
@@ -46,6 +46,7 @@ class Site:
         self._puller: LabAgent = lab.agent("puller", "10.77.0.11", keys)
         self._machine: LabAgent = lab.agent("fleet", "10.77.0.12", keys)
         fleet = start_fleet(self._machine, agents, folder / "fleet", watched=True)
+        self._watch = WatchLog(folder / "fleet" / "listeners.jsonl")
         sources = static_source([FleetAgent.of(self._puller), *fleet])
         self._controller.configure(sources, probe_interval="15s", head=HEAD)
         self._controller.start()
@@ -54,18 +55,17 @@ class Site:
 
     def restart(self) -> tuple[float, float]:
         """Restart while a pull is in progress; return the longest gap of another agent, and the pull's seconds."""
-        pull, began = self._pull(), time.time()
+        pull, began = self._pull(), time.monotonic()
         self._controller.stop(PATIENCE)
         self._controller.start()
         self._all_listen()
         code = pull.wait(PATIENCE)
         if code:
             raise SystemExit(f"the pull was broken: curl ended with {code}")
-        took = time.time() - began
+        took = time.monotonic() - began
         time.sleep(5 * WATCH_INTERVAL)
         self._controller.wait_phase("puller", "up")
-        gaps = map(json.loads, (self._folder / "fleet" / "gaps.jsonl").read_text().splitlines())
-        return max(gap["seconds"] for gap in gaps if gap["since"] >= began), took
+        return max(gap.seconds for gap in self._watch.history().gaps(began, time.monotonic())), took
 
     def _pull(self) -> Process:
         target = self._folder / "pulled"
