@@ -73,10 +73,12 @@ lock: ## Pin every dependency again, with hashes (and extras, which pip would ot
 		--no-annotate -o requirements-dev.lock
 	uv pip compile pyproject.toml -q --group bench -c requirements-dev.lock --generate-hashes --no-strip-extras \
 		--no-emit-index-url --no-header --no-annotate -o requirements-bench.lock
+	uv pip compile --group pyproject.toml:sbom -q -c requirements-dev.lock --generate-hashes --no-strip-extras \
+		--no-emit-index-url --no-header --no-annotate -o requirements-sbom.lock
 	uv pip compile --group pyproject.toml:build -q -c requirements-dev.lock --generate-hashes --no-strip-extras \
 		--no-emit-index-url --no-header --no-annotate -o requirements-build.lock
 
-install: $(VENV)/.installed .packages
+install: $(VENV)/.installed .packages .version
 
 $(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -84,6 +86,11 @@ $(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 	$(PIP) --require-hashes --only-binary=:all: --no-binary=www-authenticate --no-build-isolation -r requirements-dev.lock
 	$(PIP) --no-index --no-deps --no-build-isolation -e .
 	touch $@
+
+# Without it, the version of an editable installation would be that of the commit at its installation.
+.PHONY: .version
+.version: $(VENV)/.installed
+	@$(RUN)/hatchling build -t wheel --hooks-only
 
 # Installed if a program is missing and this user may install packages; otherwise the demo names what it cannot show.
 .PHONY: .packages

@@ -105,7 +105,7 @@ def test_the_documented_commands_install_a_tunnelmgr_that_runs(export: Path, tmp
         assert package["download_info"]["url"].endswith(".whl")
         assert package["download_info"]["archive_info"]["hashes"]["sha256"]
     version = subprocess.run([tmp_path / "opt/bin/tunnelmgr", "--version"], capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"tunnelmgr \d+\.\d+\.\d+\n", version.stdout)
+    assert re.fullmatch(r"tunnelmgr \d+\.\d+\.\d+(\.dev\d+(\+\S+)?)?\n", version.stdout)
     assert not list((tmp_path / "opt").rglob("hatchling"))
 
 
