@@ -63,6 +63,11 @@ class LabCluster:
         """Wait until an agent is up, and return the member that holds it."""
         return self.member(str(self.running()[0].wait_phase(agent, "up", timeout=30)["holder"]))
 
+    def wait_for_holder(self, agent: str, member: LabController) -> None:
+        """Wait until an agent is held by this member, by its own word."""
+        name = self.name(member)
+        member.wait(agent, lambda shown: shown["holder"] == name, f"{name} holds {agent}")
+
     def member(self, name: str) -> LabController:
         """Return the member of this name."""
         return self.members[int(name.removeprefix("member-"))]

@@ -55,6 +55,13 @@ class ClusterSite:
         other.client.drain(name, on=False)
         until(lambda: not self._is_draining(holder, name), "the drain has ended", timeout=20)
 
+    def spread(self, agents: Sequence[LabAgent]) -> None:
+        """Have each member hold one of two agents, whose names hash so."""
+        self.cluster.members[0].client.rebalance()
+        for agent, member in zip(agents, self.cluster.members, strict=True):
+            self.wait_for_answer(agent, member, 30)
+            self.cluster.wait_for_holder(agent.name, member)
+
     def who_answers(self, agent: LabAgent) -> str:
         """Return the name of the member that answers on the agent, "" if none does."""
         got = agent.run(["curl", "-fsS", "-m", "3", "http://localhost:5000/.well-known/tunnelmgr"], timeout=10)

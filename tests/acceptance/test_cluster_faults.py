@@ -103,8 +103,9 @@ def test_a_failover_of_the_database_ends_no_tunnel(
         site = ClusterSite(lab, remote_url(tmp_path / "roots.crt", database, replica), tmp_path)
         agents = [site.boot("one"), site.boot("two")]
         try:
-            holder = site.up(*agents)
-            leases, served = database.query(LEASES), [site.who_answers(agent) for agent in agents]
+            site.up(*agents)
+            site.spread(agents)
+            leases, accepted = database.query(LEASES), [logins(agent) for agent in agents]
 
             lose_primary(lab, database, loss)
             until(lambda: not any(map(reaches_database, site.cluster.members)), "they miss it", timeout=30)
@@ -112,9 +113,9 @@ def test_a_failover_of_the_database_ends_no_tunnel(
             wait_for_heartbeats(replica)
 
             assert replica.query(LEASES) == leases
-            assert [site.who_answers(agent) for agent in agents] == served
-            assert [logins(agent) for agent in agents] == [1, 1]
-            site.gather(agents, site.other(holder))
+            assert [site.who_answers(agent) for agent in agents] == ["member-0", "member-1"]
+            assert [logins(agent) for agent in agents] == accepted
+            site.gather(agents, site.cluster.members[0])
         finally:
             site.cluster.kill()
 
