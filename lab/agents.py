@@ -51,6 +51,8 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin no
 Subsystem sftp internal-sftp
+AllowStreamLocalForwarding no
+ForceCommand /usr/sbin/nologin
 ClientAliveInterval 2
 ClientAliveCountMax 2
 LogLevel VERBOSE

@@ -22,6 +22,7 @@ from tunnelmgr.core.events import (
     EvidenceAbsent,
     EvidenceFound,
     KeyExamined,
+    LoginKeyTested,
     StateShared,
     TunnelBound,
     TunnelDialled,
@@ -62,7 +63,16 @@ BATCHING_FACTOR = 3.0
 repeatedly then cause turns for at most a quarter of the loop's time, regardless of the fleet's size."""
 RETRY_PHASES = frozenset({Phase.AWAITING_IDENTITY, Phase.CONNECTING, Phase.DOWN})
 """The phases that an agent passes through repeatedly while it fails."""
-PROGRESS = (EvidenceFound, EvidenceAbsent, KeyExamined, TunnelDialled, TunnelBound, TunnelProbed, TunnelEnded)
+PROGRESS = (
+    EvidenceFound,
+    EvidenceAbsent,
+    KeyExamined,
+    TunnelDialled,
+    TunnelBound,
+    TunnelProbed,
+    LoginKeyTested,
+    TunnelEnded,
+)
 """Reports of what the controller has started itself; the loop takes all other events at once."""
 
 

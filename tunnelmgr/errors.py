@@ -3,6 +3,7 @@
 Status, metrics and logs show the code. The message is for an operator: what happened, then what to do.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar
 
@@ -169,6 +170,24 @@ class LoginKeyError(TunnelError):
 
     code = "login-key"
     retry = Pace.SLOW
+
+
+class KeyTooPowerfulError(TunnelError):
+    """The login key could do more on the agent than a tunnel needs, and its group requires a restricted key."""
+
+    code = "key-too-powerful"
+    retry = Pace.SLOW
+
+    def __init__(self, excess: Sequence[str]) -> None:
+        super().__init__(excess_text(excess))
+
+
+def excess_text(excess: Sequence[str]) -> str:
+    """Return the message about a login key that could do more than it needs."""
+    return (
+        f"the controller's login key could also {', '.join(excess)} on the agent. Restrict its line in authorized_keys "
+        "(`tunnelmgr init --print authorized-keys`) and its user in sshd_config (`tunnelmgr init --print sshd`)"
+    )
 
 
 class HostKeyUnknownError(TunnelError):

@@ -53,7 +53,8 @@ def test_an_agent_with_evidence_is_dialled(history: History) -> None:
     history.believed(agent)
     spec = desired(history.world)[agent.id]
 
-    assert history.act() == (OpenTunnel(agent.id, 1, spec, Precedence(NEW, -history.record(agent).first_seen)),)
+    order = Precedence(NEW, -history.record(agent).first_seen)
+    assert history.act() == (OpenTunnel(agent.id, 1, spec, order, tests_key=True),)
     assert history.status(agent).phase is Phase.CONNECTING
 
 
@@ -160,11 +161,8 @@ def test_a_tunnel_with_new_forwards_is_drained_and_replaced(history: History) ->
     assert history.status(agent).phase is Phase.DRAINING
     assert history.act() == ()
     history.ended(agent, None)
-    assert history.act() == (
-        OpenTunnel(
-            agent.id, 2, desired(history.world)[agent.id], Precedence(PROVEN, -history.record(agent).first_seen)
-        ),
-    )
+    spec, order = desired(history.world)[agent.id], Precedence(PROVEN, -history.record(agent).first_seen)
+    assert history.act() == (OpenTunnel(agent.id, 2, spec, order, tests_key=True),)
 
 
 def test_a_drain_becomes_a_revocation_if_the_agent_ends(history: History) -> None:

@@ -98,5 +98,6 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     sshd = Sshd(generate(), load_key(tmp_path / "id_ed25519"))
     async with running_tcp_server(_answer) as registry, running_sshd(sshd):
         site = Site(tmp_path, sshd, registry)
+        sshd.permits = {site.listen}
         site.write()
         yield site

@@ -34,6 +34,8 @@ class Sshd:
     refusal_message: str = ""
     swallows: set[Endpoint] = field(default_factory=set)
     reroute: Endpoint | None = None
+    permits: set[Endpoint] | None = None
+    """The addresses to which the key is restricted, None if it is not; other requests are refused, and not recorded."""
     on_listen: Callable[[], object] = field(default=lambda: None)
     answers: asyncio.Event = field(default_factory=asyncio.Event)
     connections: list[asyncssh.SSHServerConnection] = field(default_factory=list)
@@ -108,6 +110,8 @@ class _Server(asyncssh.SSHServer):
 
     async def server_requested(self, listen_host: str, listen_port: int) -> asyncssh.SSHListener | None:
         endpoint = Endpoint(listen_host, listen_port)
+        if self._sshd.permits is not None and endpoint not in self._sshd.permits:
+            return None
         self._sshd.asked.append(endpoint)
         if self._sshd.exposes:
             self._sshd.connection.send_debug(OVERRIDDEN)
@@ -129,6 +133,8 @@ class _Server(asyncssh.SSHServer):
         return self._connected(dest_host, dest_port)
 
     async def _connected(self, host: str, port: int) -> asyncssh.SSHTCPSession[bytes]:
+        if self._sshd.permits is not None and Endpoint(host, port) not in self._sshd.permits:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "open failed")
         self._sshd.opens_requested += 1
         # Waits until the test sets `answers`.
         await self._sshd.answers.wait()

@@ -47,10 +47,15 @@ class RunningWorker:
 
 @asynccontextmanager
 async def running_worker(
-    spec: TunnelSpec, settings: TunnelSettings, stale: Ends | None = None, rival: str = ""
+    spec: TunnelSpec,
+    settings: TunnelSettings,
+    stale: Ends | None = None,
+    rival: str = "",
+    *,
+    tests_key: bool = False,
 ) -> AsyncIterator[RunningWorker]:
     """Run a worker, at most until the end of the block; `rival` is another member that may still listen."""
-    life = RunningWorker(Worker(OpenTunnel(spec.agent, 1, spec, FIRST, rival), settings, stale))
+    life = RunningWorker(Worker(OpenTunnel(spec.agent, 1, spec, FIRST, rival, tests_key), settings, stale))
     async with asyncio.TaskGroup() as tasks:
         life.task = tasks.create_task(life.run(), name="worker")
         try:

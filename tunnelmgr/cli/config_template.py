@@ -36,6 +36,7 @@ key = "{key}"
 # pull = ["**"]                       # `*` stays within a path component, `**` crosses them
 # push = ["team/*"]
 # minimum_trust = "console"
+# require_restricted_key = true
 
 # Where agents are discovered.
 # [[source]]

@@ -141,6 +141,7 @@ class GroupConfig(Section):
     deny: NameGlobs = []
     immutable_tags: TagGlobs = []
     minimum_trust: Method = Field(default=Method.TOFU, strict=False)
+    require_restricted_key: bool = False
 
     def policy(self) -> GroupPolicy:
         """Return the compiled policy; a group without any grant may pull everything."""
@@ -189,6 +190,7 @@ class Config(Section):
             forwards=self.forwards(),
             trust={source.name: tuple(source.trust) for source in self.source},
             minimum={group.name: group.minimum_trust for group in self.group},
+            restricted=frozenset(group.name for group in self.group if group.require_restricted_key),
             groups={source.name: source.grouping() for source in self.source},
             authorities={
                 source.name: frozenset(

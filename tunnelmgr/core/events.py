@@ -140,6 +140,15 @@ class TunnelBound:
 
 
 @dataclass(frozen=True, slots=True)
+class LoginKeyTested:
+    """`excess` is what the login key could do on the agent beyond what a tunnel needs; usually nothing."""
+
+    agent: AgentId
+    life: int
+    excess: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelProbed:
     """A probe came back through the agent's own listener after `took` seconds; after the first, the tunnel is up."""
 
@@ -226,6 +235,7 @@ Event = (
     | TunnelDialled
     | TunnelBound
     | TunnelProbed
+    | LoginKeyTested
     | TunnelEnded
     | RetryRequested
     | ReleaseRequested

@@ -47,7 +47,8 @@ class CloseTunnel(NamedTuple):
 class OpenTunnel(NamedTuple):
     """Start a worker, which opens one tunnel and ends with it.
 
-    `rival` is the other member of a cluster that may still listen on the agent, "" if there is none.
+    `rival` is the other member of a cluster that may still listen on the agent, "" if there is none. `tests_key` says
+    whether to try what the login key could do there.
     """
 
     agent: AgentId
@@ -55,6 +56,7 @@ class OpenTunnel(NamedTuple):
     spec: TunnelSpec
     precedence: Precedence
     rival: str = ""
+    tests_key: bool = False
 
 
 class SeekEvidence(NamedTuple):
@@ -119,7 +121,15 @@ def _desired(world: World, record: Record) -> TunnelSpec | None:
 def _spec(record: Record, trust: HostTrust, rules: Rules) -> TunnelSpec:
     agent = record.agent
     return TunnelSpec(
-        agent.id, agent.incarnation, agent.name, agent.group, agent.addresses, agent.port, rules.forwards, trust
+        agent.id,
+        agent.incarnation,
+        agent.name,
+        agent.group,
+        agent.addresses,
+        agent.port,
+        rules.forwards,
+        trust,
+        agent.group in rules.restricted,
     )
 
 
@@ -141,6 +151,7 @@ def _is_as_desired(world: World, record: Record, spec: TunnelSpec) -> bool:
             agent.port,
             world.rules.forwards,
             record.trust,
+            agent.group in world.rules.restricted,
         )
     )
 
@@ -205,7 +216,8 @@ def _opening(world: World, due: Due) -> Action:
         return SeekEvidence(record.agent, record.proved.method if record.proved else None)
     spec = _spec(record, record.trust, world.rules)
     rival = world.cluster.other(record.agent.id) if world.cluster is not None else None
-    return OpenTunnel(record.agent.id, (status.life if status else 0) + 1, spec, order, rival or "")
+    life = (status.life if status else 0) + 1
+    return OpenTunnel(record.agent.id, life, spec, order, rival or "", record.excess is None or spec.restricted)
 
 
 def begin(world: World, actions: Iterable[Action], now: float) -> World:

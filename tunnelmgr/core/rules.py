@@ -35,6 +35,7 @@ class Rules:
     `groups` says to which groups each source's agents belong, `trust` gives each source's methods in order, `minimum`
     each group's weakest acceptable one. `authorities` has the certificate authorities that each source accepts, each
     with what it has revoked: if one is removed or changed, the certificates of that source's agents are checked again.
+    `restricted` are the groups whose agents must limit the login key to what a tunnel needs.
     """
 
     forwards: tuple[Forward, ...] = ()
@@ -42,6 +43,7 @@ class Rules:
     minimum: Mapping[str, Method] = field(default_factory=dict)
     authorities: Mapping[str, frozenset[str]] = field(default_factory=dict)
     groups: Mapping[str, Grouping] = field(default_factory=dict)
+    restricted: frozenset[str] = frozenset()
 
     def group_of(self, agent: Agent) -> str:
         """Return the group that the configuration puts an agent into; its last one if its source is not configured."""

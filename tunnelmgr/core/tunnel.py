@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, NamedTuple, assert_never
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.trust import HostTrust
-from tunnelmgr.errors import ListenRefusedError
+from tunnelmgr.errors import KeyTooPowerfulError, ListenRefusedError, excess_text
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,6 +47,8 @@ class TunnelSpec(NamedTuple):
     port: int
     forwards: tuple[Forward, ...]
     trust: HostTrust
+    restricted: bool = False
+    """Whether the login key must be able to do no more than a tunnel needs."""
 
 
 class Phase(StrEnum):
@@ -168,7 +170,10 @@ class Connecting:
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """A probe has come back; `failures` are those of the tries before, which count again if the tunnel ends soon."""
+    """A probe has come back; `failures` are those of the tries before, which count again if the tunnel ends soon.
+
+    `excess` is what the login key could do on the agent beyond what a tunnel needs.
+    """
 
     phase: ClassVar[Phase] = Phase.UP
 
@@ -180,16 +185,17 @@ class Up:
     login_key: str | None = None
     bindings: Bindings = Bindings()
     revoked: bool = False
+    excess: tuple[str, ...] = ()
 
     @property
     def error(self) -> str | None:
-        """The code of what is wrong with the listeners, if anything is."""
-        return self.bindings.error
+        """The code of what is wrong although the tunnel is up, if anything is."""
+        return self.bindings.error or (KeyTooPowerfulError.code if self.excess else None)
 
     @property
     def message(self) -> str:
-        """What is wrong with the listeners, "" if nothing is."""
-        return self.bindings.message
+        """What is wrong although the tunnel is up, "" if nothing is."""
+        return self.bindings.message or (excess_text(self.excess) if self.excess else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ class Record:
     `ended` says that its source has reported its end.
     `trust` is the evidence in force, `proved` the last that was accepted for this incarnation, in force or not.
     `possessed` are the keys that this incarnation has shown in a handshake since it last appeared.
+    `excess` is what our login key could do there beyond what a tunnel needs, None if this process has not tried.
     """
 
     agent: Agent
@@ -99,6 +100,7 @@ class Record:
     possessed: tuple[str, ...] = ()
     quarantine: Quarantine | None = None
     history: tuple[HistoryEntry, ...] = ()
+    excess: tuple[str, ...] | None = None
 
     @property
     def held_back(self) -> bool:

@@ -28,13 +28,13 @@ class WorldCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the samples now."""
-        yield self._agents()
+        yield from self._agents()
         yield from self._sources()
         yield from self._traffic()
         yield from self._cluster()
         yield from self._health()
 
-    def _agents(self) -> Metric:
+    def _agents(self) -> Iterator[Metric]:
         world = self._telemetry.world
         family = GaugeMetricFamily(
             "tunnelmgr_agents", "Agents of this controller by group and phase", labels=["group", "phase"]
@@ -46,7 +46,16 @@ class WorldCollector(Collector):
         for group in {record.agent.group for record in present}:
             for phase in Phase:
                 family.add_metric([group, phase.value], tally[group, phase])
-        return family
+        yield family
+        powerful = GaugeMetricFamily(
+            "tunnelmgr_agents_with_powerful_key",
+            "Agents on which the login key could do more than a tunnel needs",
+            labels=["group"],
+        )
+        excess = Tally(record.agent.group for record in present if record.excess)
+        for group in {record.agent.group for record in present}:
+            powerful.add_metric([group], excess[group])
+        yield powerful
 
     def _sources(self) -> Iterator[Metric]:
         ok = GaugeMetricFamily("tunnelmgr_source_ok", "1 if the source's last answer was complete", labels=["source"])

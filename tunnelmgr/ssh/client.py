@@ -25,9 +25,12 @@ from tunnelmgr.errors import (
     ConnectionLostError,
     HostKeyMismatchError,
     ListenRefusal,
+    ProbeTimeoutError,
     UnreachableError,
 )
 from tunnelmgr.ssh.dialer import Dialer
+from tunnelmgr.ssh.faults import FAULTS
+from tunnelmgr.ssh.key_powers import TIMEOUT, excess
 from tunnelmgr.ssh.login import Identity, Login, identity_fingerprint
 from tunnelmgr.ssh.permit import UNLIMITED, DialPermit
 
@@ -52,17 +55,6 @@ SAFE: Final[Mapping[str, Any]] = MappingProxyType(
     }
 )
 """Options of every connection, also of a host key scan."""
-FAULTS = (
-    asyncssh.Error,
-    OSError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-"""What asyncssh raises: its own errors, and those of its parser on invalid input from a server."""
 NO_OP_COMMAND: Final = ":"
 """A command that does nothing, in any shell."""
 NO_OP_SESSION_TIMEOUT: Final = 5.0
@@ -207,6 +199,19 @@ class SshConnection:
         except FAULTS as failed:
             raise ConnectionLostError(error_text(failed)) from failed
         return stream
+
+    async def excess(self) -> tuple[str, ...]:
+        """Return what the login key could do on the agent beyond what a tunnel needs; see `key_powers.py`.
+
+        Raises ProbeTimeoutError if the agent does not answer, and ConnectionLostError.
+        """
+        try:
+            found = await excess(self._conn)
+        except TimeoutError as late:
+            raise ProbeTimeoutError(TIMEOUT) from late
+        if self.lost.is_set():  # which looks like a refusal
+            raise ConnectionLostError(f"the connection was lost: {self.loss}")
+        return found
 
     async def disable_nagle(self) -> None:
         """Have the agent's sshd set TCP_NODELAY, which it does only when a session requests a command.

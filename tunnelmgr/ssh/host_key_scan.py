@@ -21,8 +21,9 @@ from tunnelmgr.core.sanitize import error_text
 from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.fast_path import free_connection
 from tunnelmgr.errors import UnreachableError
-from tunnelmgr.ssh.client import FAULTS, SAFE
+from tunnelmgr.ssh.client import SAFE
 from tunnelmgr.ssh.dialer import Dialer
+from tunnelmgr.ssh.faults import FAULTS
 from tunnelmgr.ssh.permit import UNLIMITED, DialPermit
 
 MAX_RECORDED_BYTES: Final = 64 * 1024

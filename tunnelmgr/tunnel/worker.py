@@ -4,11 +4,17 @@ import asyncio
 import math
 from contextlib import suppress
 
-from tunnelmgr.core.events import TunnelDialled
+from tunnelmgr.core.events import LoginKeyTested, TunnelDialled
 from tunnelmgr.core.reconcile import OpenTunnel
 from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.dataplane.half_open import Ends
-from tunnelmgr.errors import AbusiveAgentError, ConnectionLostError, ProbeTimeoutError, TunnelError
+from tunnelmgr.errors import (
+    AbusiveAgentError,
+    ConnectionLostError,
+    KeyTooPowerfulError,
+    ProbeTimeoutError,
+    TunnelError,
+)
 from tunnelmgr.ssh.client import SshConnection, dial
 from tunnelmgr.tunnel.listeners import CLOSE_TIMEOUT, Listeners
 from tunnelmgr.tunnel.prober import Prober, next_probe_time
@@ -72,22 +78,40 @@ class Worker:
             sessions = self._sessions = Sessions(self.spec, self._settings, tasks)
             listeners = Listeners(self._opening, self._settings, connection, sessions, self.stale)
             prober = Prober(self._opening, self._settings, connection, sessions)
-            no_nagle = tasks.create_task(connection.disable_nagle(), name=f"disable Nagle {self.spec.agent}")
+            beside = [tasks.create_task(connection.disable_nagle(), name=f"disable Nagle {self.spec.agent}")]
             try:
+                if self.spec.restricted:
+                    await self._require_restricted_key(connection)
                 await listeners.bind()
                 sessions.open = True
                 await listeners.report()
+                if self._opening.tests_key and not self.spec.restricted:
+                    beside.append(tasks.create_task(self._test_key(connection), name=f"test key {self.spec.agent}"))
                 await self._probe_until_drained(connection, listeners, prober)
                 await self._finish(connection, listeners, prober)
             except TunnelError as ended:  # kept out of the group, which would wrap it
                 outcome = AbusiveAgentError() if _is_flooded(ended, connection) else ended
             finally:
                 sessions.cancel()
-                no_nagle.cancel()
+                for task in beside:
+                    task.cancel()
                 self.stale = connection.ends if listeners.any_held else listeners.stale
                 listeners.forget()
         if outcome is not None:
             raise outcome
+
+    async def _require_restricted_key(self, connection: SshConnection) -> None:
+        """Report what the login key could do; raises KeyTooPowerfulError if that is more than a tunnel needs."""
+        excess = await connection.excess()
+        self._settings.events.report(LoginKeyTested(self.spec.agent, self.life, excess))
+        if excess:
+            raise KeyTooPowerfulError(excess)
+
+    async def _test_key(self, connection: SshConnection) -> None:
+        """Report what the login key could do; without an answer, it is tried again in the next life."""
+        with suppress(TunnelError):
+            excess = await connection.excess()
+            self._settings.events.report(LoginKeyTested(self.spec.agent, self.life, excess))
 
     async def _probe_until_drained(self, connection: SshConnection, listeners: Listeners, prober: Prober) -> None:
         """Probe at every interval until the tunnel is lost (raises) or a drain is requested (returns)."""

@@ -87,6 +87,7 @@ from tunnelmgr.core.events import (
     FeedClosed,
     FeedReported,
     KeyExamined,
+    LoginKeyTested,
     Reconfigured,
     ReleaseRequested,
     RetentionExpired,
@@ -131,7 +132,7 @@ def _transition(world: World, event: Event, now: float) -> Transition:  # noqa: 
             return evidence.contradicted(world, event, now)
         case KeyExamined():
             return claims.examined(world, event, now)
-        case TunnelDialled() | TunnelBound() | TunnelProbed():
+        case TunnelDialled() | TunnelBound() | TunnelProbed() | LoginKeyTested():
             return tunnels.progress(world, event, now)
         case TunnelEnded():
             return tunnels.ended(world, event, now)

@@ -128,7 +128,7 @@ def _seen(known: Record | None, agent: Agent, rules: Rules, now: float) -> Recor
     record = known
     if known.agent.incarnation != agent.incarnation:
         mark = replace(known.quarantine, disputed=()) if known.quarantine else None
-        record = replace(record, trust=None, proved=None, possessed=(), quarantine=mark, ended=False)
+        record = replace(record, trust=None, proved=None, possessed=(), quarantine=mark, ended=False, excess=None)
         record = record.with_step(now, "rebuilt", f"incarnation {agent.incarnation}")
     elif not known.present:
         record = record.with_step(now, "seen", f"again, at {agent.address}")

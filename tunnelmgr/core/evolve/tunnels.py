@@ -5,7 +5,7 @@ from typing import assert_never
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.backoff import retry_at
-from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelEnded, TunnelProbed
+from tunnelmgr.core.events import LoginKeyTested, TunnelBound, TunnelDialled, TunnelEnded, TunnelProbed
 from tunnelmgr.core.evolve.claims import possession_shown
 from tunnelmgr.core.evolve.quarantine import quarantined
 from tunnelmgr.core.evolve.transition import Transition
@@ -15,11 +15,12 @@ from tunnelmgr.core.tunnel import Bindings, Connecting, Draining, Phase, Probe, 
 from tunnelmgr.core.world import Record, World, resting_status
 from tunnelmgr.errors import Pace
 
+Progress = TunnelDialled | TunnelBound | TunnelProbed | LoginKeyTested
 SETTLED = 10.0
 """A tunnel that was up for this many seconds resets its count of failures when it ends."""
 
 
-def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, now: float) -> Transition:
+def progress(world: World, event: Progress, now: float) -> Transition:
     """Record the progress of a worker."""
     status = _current(world, event)
     if status is None:
@@ -31,6 +32,8 @@ def progress(world: World, event: TunnelDialled | TunnelBound | TunnelProbed, no
             return Transition(_bound(world, event, status, now))
         case TunnelProbed():
             return Transition(_probed(world, event, status, now))
+        case LoginKeyTested():
+            return Transition(_key_tested(world, event, status, now))
     assert_never(event)
 
 
@@ -57,7 +60,7 @@ def _without_spent_evidence(world: World, agent: AgentId) -> World:
     return world.with_record(replace(record, trust=None))
 
 
-def _current(world: World, event: TunnelDialled | TunnelBound | TunnelProbed | TunnelEnded) -> Working | None:
+def _current(world: World, event: Progress | TunnelEnded) -> Working | None:
     """Return the status of the worker that reports; None if it is not the agent's current one."""
     status = world.tunnels.get(event.agent)
     if status is None or isinstance(status, Resting | Seeking) or status.life != event.life:
@@ -93,6 +96,14 @@ def _bound(world: World, event: TunnelBound, status: Working, now: float) -> Wor
     return world.with_tunnel(event.agent, replace(status, bindings=bindings))
 
 
+def _key_tested(world: World, event: LoginKeyTested, status: Working, now: float) -> World:
+    record = replace(world.records[event.agent], excess=event.excess)
+    if event.excess:
+        record = record.with_step(now, "key-too-powerful", f"it could also {', '.join(event.excess)}")
+    world = world.with_record(record)
+    return world.with_tunnel(event.agent, replace(status, excess=event.excess)) if isinstance(status, Up) else world
+
+
 def _probed(world: World, event: TunnelProbed, status: Working, now: float) -> World:
     probe = Probe(now, event.took * 1000)
     if not isinstance(status, Connecting):
@@ -108,6 +119,7 @@ def _probed(world: World, event: TunnelProbed, status: Working, now: float) -> W
         login_key=status.login_key,
         bindings=status.bindings,
         revoked=status.revoked,
+        excess=record.excess or (),
     )
     return world.with_tunnel(event.agent, up)
 
