@@ -57,7 +57,7 @@ newest: ## Test the tunnel with asyncssh's newest release, which pyproject.toml 
 bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
 	$(PIP) --require-hashes --only-binary=:all: -r requirements-bench.lock
 	$(RUN)/python benchmarks/plan.py
-	for name in gate manifests throughput scale storm starvation churn reconnect fairness flood restart failover; do \
+	for name in gate manifests throughput scale storm starvation churn reconnect fairness flood restart failover members; do \
 		$(RUN)/python benchmarks/$$name.py --json build/bench/$$name.json || exit 1; done
 	$(RUN)/python benchmarks/plots.py build/bench docs/performance
 
