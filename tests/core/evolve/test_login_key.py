@@ -1,4 +1,4 @@
-"""What the login key could do on an agent: when it is tried, where it is shown, and what a strict group makes of it."""
+"""What the login key could do on an agent: when it is tried, how it is shown, and what a strict group makes of it."""
 
 from __future__ import annotations
 
