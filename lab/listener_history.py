@@ -13,6 +13,9 @@ from typing import Final
 CLIENTS_ADDRESS: Final = "127.0.0.1"
 """The address whose absence counts as a gap: clients use ::1 in addition at most."""
 
+MOMENT: Final = 1.0
+"""Seconds for which two members may have different addresses of one agent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -53,6 +56,11 @@ class Gap:
         return self.until - self.since
 
 
+def _common(one: Stay, other: Stay) -> float:
+    """Return how long both were there; negative if they were not."""
+    return min(one.until, other.until) - max(one.since, other.since)
+
+
 class ListenerHistory:
     """The changes so far, in the order of the looks; `now` is the time of the last look."""
 
@@ -78,7 +86,11 @@ class ListenerHistory:
         ]
 
     def overlaps(self) -> list[tuple[Stay, Stay]]:
-        """Return the pairs of members that were seen listening on one agent at one time, on any of its addresses."""
+        """Return the pairs of members that were seen listening on one agent at one time, on any of its addresses.
+
+        In a handover, the successor may have one address for a moment while the holder has not let the next one go. It
+        accepts nothing until it has all of them, so that such a moment is no fault.
+        """
         by_agent: dict[int, list[Stay]] = defaultdict(list)
         for stay in self.stays():
             by_agent[stay.agent].append(stay)
@@ -86,7 +98,7 @@ class ListenerHistory:
             (one, other)
             for stays in by_agent.values()
             for one, other in combinations(stays, 2)
-            if one.member != other.member and one.since <= other.until and other.since <= one.until
+            if one.member != other.member and _common(one, other) >= (MOMENT if one.address != other.address else 0.0)
         ]
 
     def members(self, agent: int, since: float, until: float) -> frozenset[str]:

@@ -42,19 +42,21 @@ def test_a_change_of_the_listener_between_two_looks_is_not_a_gap() -> None:
 
 
 def test_two_members_on_two_addresses_of_one_agent_are_an_overlap() -> None:
-    """One member on 127.0.0.1 and another one on ::1 at the same look is found; on two agents it is allowed."""
+    """One member on 127.0.0.1 and another one on ::1 is found; on two agents, or for a moment, it is allowed."""
     changes = [
         Change(7, HERE, "one", 1.0, 0.98),
         Change(7, LOOPBACK6, "one", 1.0, 0.98),
         Change(8, HERE, "two", 1.0, 0.98),
         Change(7, HERE, "two", 2.0, 1.98),
-        Change(7, LOOPBACK6, "two", 2.02, 2.0),
+        Change(7, LOOPBACK6, "two", 3.02, 3.0),
     ]
+    handover = [*changes[:4], Change(7, LOOPBACK6, "two", 2.04, 2.02)]
 
     (pair,) = ListenerHistory(changes, now=9.0).overlaps()
 
     assert {(stay.member, stay.address) for stay in pair} == {("two", HERE), ("one", LOOPBACK6)}
     assert ListenerHistory(changes[:3], now=9.0).overlaps() == []
+    assert ListenerHistory(handover, now=9.0).overlaps() == []
 
 
 def test_an_answer_fits_every_member_that_may_have_listened_then() -> None:

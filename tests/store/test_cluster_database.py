@@ -14,16 +14,15 @@ import pytest
 from tests.store.records import AGENT, RECORD
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import RemoteStatus
-from tunnelmgr.core.cluster_messages import Discovered, Outgoing
-from tunnelmgr.core.events import AgentsDiscovered, ReleaseRequested
+from tunnelmgr.core.cluster_messages import Outgoing
+from tunnelmgr.core.events import ReleaseRequested
 from tunnelmgr.core.ownership import LEASE_SECONDS, NOBODY, Lease, LeaseChange, Member, Step
 from tunnelmgr.core.persistence import Changes
 from tunnelmgr.core.seed import Seed
-from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.errors import StoreError
 from tunnelmgr.store import cluster_database
 from tunnelmgr.store.cluster_database import QUIET_SECONDS, RELEASED_SECONDS, ClusterDatabase
-from tunnelmgr.store.discovery_log import KEPT_SECONDS
+from tunnelmgr.store.database import APPLICATION
 from tunnelmgr.store.event_codec import decode
 from tunnelmgr.store.notifications import Notifications
 from tunnelmgr.store.postgres import PostgresStore
@@ -113,16 +112,35 @@ def test_a_killed_member_is_dead_soon_and_a_silent_one_after_its_lease(
     assert silent.tick(Outgoing()).members["silent"].alive
 
 
-def test_a_member_with_a_new_session_takes_nobody_for_dead(join: Callable[[str], ClusterDatabase], url: str) -> None:
+def test_a_member_that_connects_again_takes_nobody_for_dead(join: Callable[[str], ClusterDatabase], url: str) -> None:
     """After a restart of the database every member has to come back, and the first one back must not claim all."""
     join("silent")
-    age(url, "silent", 10 * LEASE_SECONDS)
-
-    with closing(ClusterDatabase(url, Member("back"))) as back:
+    with closing(ClusterDatabase(url, Member("back"), grace=60.0)) as back:
         back.join()
+        back.close()
+        age(url, "silent", 10 * LEASE_SECONDS)
         members = back.tick(Outgoing()).members
 
     assert members["silent"].alive
+
+
+def test_a_member_whose_earlier_session_ends_late_locks_its_new_one_later(
+    join: Callable[[str], ClusterDatabase], url: str
+) -> None:
+    """While the server still has the session that was cut off, the lock is tried again in each turn."""
+    one, other = join("one"), join("other")
+    with psycopg.connect(url, autocommit=True) as db:
+        row = db.execute("SELECT session FROM member WHERE name = 'one'").fetchone()
+        assert row is not None
+        one.close()
+        wait_for_sessions(url, 1)
+        db.execute("SELECT pg_advisory_lock(%s, %s)", (APPLICATION, row[0]))  # as the earlier session would
+        one.tick(Outgoing())
+        db.execute("SELECT pg_advisory_unlock_all()")
+        one.tick(Outgoing())
+    age(url, "one", QUIET_SECONDS)
+
+    assert other.tick(Outgoing()).members["one"].alive
 
 
 def test_a_lease_has_one_holder_and_passes_on_by_offer(join: Callable[[str], ClusterDatabase]) -> None:
@@ -221,88 +239,6 @@ def test_records_statuses_and_seeds_reach_the_other_member(join: Callable[[str],
     assert news.records == (RECORD,)
     assert news.statuses == {AGENT.id: RemoteStatus("up")}
     assert (later.records, later.statuses) == ((), {})
-
-
-def test_what_a_source_said_reaches_every_other_member_in_order(join: Callable[[str], ClusterDatabase]) -> None:
-    """Each event comes once, also for a member that joins later: from the last whole listing on."""
-    one, two = join("one"), join("two")
-    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
-    events = [AgentsDiscovered("cloud", Snapshot(frozenset({AGENT}), failures=(str(number),))) for number in range(3)]
-    for event in events:
-        one.tick(Outgoing(discovered=(Discovered("cloud", event, whole=True),)))
-
-    received = two.tick(Outgoing()).discovered
-
-    assert list(received) == events
-    assert two.tick(Outgoing()).discovered == ()
-    assert one.tick(Outgoing()).discovered == ()
-    assert join("late").tick(Outgoing()).discovered == (events[-1],)
-
-
-def test_a_listing_that_says_the_same_again_is_stored_once(join: Callable[[str], ClusterDatabase], url: str) -> None:
-    """Each repetition reaches the other members as the listing itself; only the last rows are kept."""
-    one, two = join("one"), join("two")
-    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
-    listing = AgentsDiscovered("cloud", Snapshot(frozenset({AGENT})))
-    said = Outgoing(discovered=(Discovered("cloud", listing, whole=True),))
-    for _ in range(3):
-        one.tick(said)
-
-    assert two.tick(Outgoing()).discovered == (listing,) * 3
-    one.tick(said)
-    assert two.tick(Outgoing()).discovered == (listing,)
-    late = join("late")
-    assert late.tick(Outgoing()).discovered == (listing,) * 4
-    with psycopg.connect(url, autocommit=True) as db:
-        assert db.execute("SELECT count(*) FROM discovery WHERE event <> ''").fetchone() == (1,)
-        db.execute("UPDATE discovery SET at = now() - make_interval(secs => %s)", (KEPT_SECONDS + 1,))
-        one.tick(said)
-        assert db.execute("SELECT count(*) FROM discovery").fetchone() == (2,)
-    assert late.tick(Outgoing()).discovered == (listing,)
-
-
-def test_a_repetition_is_read_also_by_a_member_that_has_not_kept_the_listing(
-    join: Callable[[str], ClusterDatabase], url: str
-) -> None:
-    """The listing is looked up by its number; one that has been removed meanwhile is left out."""
-    one, two = join("one"), join("two")
-    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
-    listing = AgentsDiscovered("cloud", Snapshot(frozenset({AGENT})))
-    said = Outgoing(discovered=(Discovered("cloud", listing, whole=True),))
-    one.tick(said)
-    two.tick(Outgoing())
-    with psycopg.connect(url, autocommit=True) as db:
-        two.close()
-        db.execute("UPDATE discovery SET whole = false")  # as one that is older than what the member reads
-        one.tick(said)
-        assert two.tick(Outgoing()).discovered == (listing,) * 2
-        two.close()
-        db.execute("DELETE FROM discovery WHERE repeats IS NULL")
-        one.tick(said)
-        assert two.tick(Outgoing()).discovered == ()
-
-
-def test_a_restarted_member_reads_what_it_has_said_before(join: Callable[[str], ClusterDatabase], url: str) -> None:
-    """Its new process knows no listing yet, and must not wait for the next poll."""
-    one = join("one")
-    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
-    listing = AgentsDiscovered("cloud", Snapshot(frozenset({AGENT})))
-    one.tick(Outgoing(discovered=(Discovered("cloud", listing, whole=True),)))
-    one.close()
-    wait_for_sessions(url, 0)
-
-    assert join("one").tick(Outgoing()).discovered == (listing,)
-
-
-def test_what_a_member_says_of_a_source_that_it_has_lost_is_dropped(join: Callable[[str], ClusterDatabase]) -> None:
-    """A member that comes back after a partition must not overrule the member that has polled since."""
-    one, two = join("one"), join("two")
-    one.tick(Outgoing(changes=(LeaseChange("source", "cloud", Step.CLAIM, "one", 0),)))
-    said = Discovered("cloud", AgentsDiscovered("cloud", Snapshot(frozenset({AGENT}))), whole=True)
-
-    two.tick(Outgoing(discovered=(said,)))
-
-    assert one.tick(Outgoing()).discovered == ()
 
 
 def test_a_request_reaches_the_holder_until_it_has_acted(join: Callable[[str], ClusterDatabase]) -> None:

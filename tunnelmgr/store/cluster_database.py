@@ -27,8 +27,11 @@ from tunnelmgr.store.discovery_log import DiscoveryLog
 from tunnelmgr.store.event_codec import decode, encode
 from tunnelmgr.store.rows import SELECT_AGENTS, SELECT_SEEDS, stored_state
 
-GRACE_SECONDS: Final = 3.0
-"""Seconds of a new session in which nobody is dead: after a restart of the database, all members come back to it."""
+GRACE_SECONDS: Final = 10.0
+"""Seconds after a restart of the server, or after a member had to connect again, in which nobody is dead for it.
+
+All members come back to a database that was away, each after as long as its hosts take to refuse or time out.
+"""
 QUIET_SECONDS: Final = 1.2
 """Seconds without a heartbeat after which a member whose session has ended is dead."""
 FORGOTTEN_SECONDS: Final = 86400.0
@@ -41,8 +44,8 @@ _MEMBERS: Final = """
 SELECT member.*, extract(epoch FROM now() - heartbeat)::float AS seen, session IN (
     SELECT objid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
     WHERE locktype = 'advisory' AND datname = current_database() AND classid = %s AND objsubid = 2 AND granted
-) AS connected, now() - (
-    SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+) AS connected, now() - greatest(
+    pg_postmaster_start_time(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid() AND %s)
 ) < make_interval(secs => %s) AS in_grace FROM member ORDER BY name
 """
 _JOIN: Final = """
@@ -79,6 +82,9 @@ class ClusterDatabase:
         self._database = Database(url, password_file, self._connected)
         self._seen_written = 0  # rows of this and later transactions are read again
         self._read_at = 0.0
+        self._session: int | None = None
+        self._is_locked = False
+        self._came_back = False
         self._discovery = DiscoveryLog(member.name, self._instance)
 
     def join(self) -> None:
@@ -101,15 +107,18 @@ class ClusterDatabase:
         self._database.close()
 
     def _connected(self, connection: Connection) -> None:
-        """Show that this process has a session, if it is a member already, and read everything again."""
+        """Read everything again, and show that this process has a session if it is a member already."""
         self._seen_written = 0
         self._discovery.connected()
-        known = connection.execute("SELECT to_regclass('member') AS known").fetchone()
-        if known is None or known["known"] is None:
-            return
-        row = connection.execute("SELECT session FROM member WHERE instance = %s", (self._instance,)).fetchone()
-        if row is not None:
-            connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (APPLICATION, row["session"]))
+        self._is_locked = False
+        self._came_back = self._session is not None
+        self._lock(connection)
+
+    def _lock(self, connection: Connection) -> None:
+        """Lock this member's session; the server may still have an earlier one, so that it must be tried again."""
+        if self._session is not None and not self._is_locked:
+            known = (APPLICATION, self._session)
+            self._is_locked = bool(value(connection, "SELECT pg_try_advisory_lock(%s, %s)", known))
 
     def _join(self, connection: Connection) -> None:
         migrate(connection)
@@ -126,7 +135,7 @@ class ClusterDatabase:
             connection.execute(
                 "DELETE FROM member WHERE heartbeat < now() - make_interval(secs => %s)", (FORGOTTEN_SECONDS,)
             )
-            session = value(connection, _JOIN, values)
+            self._session = int(value(connection, _JOIN, values))
             # What this name held is held by another process now, so its terms must no longer be valid.
             connection.execute(
                 "UPDATE lease SET term = term + 1, successor = NULL, ready = false, written = pg_current_xact_id() "
@@ -134,7 +143,7 @@ class ClusterDatabase:
                 (me.name,),
             )
             self._discovery.begin(connection)
-        connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (APPLICATION, session))
+        self._lock(connection)
         connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, me.name))
 
     def _leave(self, connection: Connection) -> None:
@@ -143,6 +152,7 @@ class ClusterDatabase:
             connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, self._member.name))
 
     def _tick(self, connection: Connection, outgoing: Outgoing) -> Incoming:
+        self._lock(connection)
         with connection.transaction():
             renewed = connection.execute(
                 "UPDATE member SET heartbeat = clock_timestamp(), draining = %s, rules = %s WHERE instance = %s",
@@ -164,7 +174,7 @@ class ClusterDatabase:
         return {row["name"]: _member(row) for row in self._rows(connection)}
 
     def _rows(self, connection: Connection) -> list[DictRow]:
-        return connection.execute(_MEMBERS, (APPLICATION, self._grace)).fetchall()
+        return connection.execute(_MEMBERS, (APPLICATION, self._came_back, self._grace)).fetchall()
 
     def _apply(self, connection: Connection, wanted: Iterable[LeaseChange], living: set[str]) -> int:
         """Apply what `core/ownership.py` accepts to the locked rows; the order of the locks avoids deadlocks."""
