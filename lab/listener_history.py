@@ -89,7 +89,7 @@ class ListenerHistory:
         """Return the pairs of members that were seen listening on one agent at one time, on any of its addresses.
 
         In a handover, the successor may have one address for a moment while the holder has not let the next one go. It
-        accepts nothing until it has all of them, so that such a moment is no fault.
+        accepts nothing until it has all of them, so that such a moment is allowed.
         """
         by_agent: dict[int, list[Stay]] = defaultdict(list)
         for stay in self.stays():
