@@ -113,15 +113,21 @@ def test_a_killed_member_is_dead_soon_and_a_silent_one_after_its_lease(
 
 
 def test_a_member_that_connects_again_takes_nobody_for_dead(join: Callable[[str], ClusterDatabase], url: str) -> None:
-    """After a restart of the database every member has to come back, and the first one back must not claim all."""
-    join("silent")
+    """After a restart of the database every member has to come back, and the first one back must not claim all.
+
+    One that has come back is dead like any other if it falls silent again.
+    """
+    silent = join("silent")
     with closing(ClusterDatabase(url, Member("back"), grace=60.0)) as back:
         back.join()
         back.close()
         age(url, "silent", 10 * LEASE_SECONDS)
-        members = back.tick(Outgoing()).members
-
-    assert members["silent"].alive
+        before = back.tick(Outgoing()).members["silent"].alive
+        silent.tick(Outgoing())
+        silent.close()
+        wait_for_sessions(url, 1)
+        assert before
+        wait_until_dead(back, "silent")
 
 
 def test_a_member_whose_earlier_session_ends_late_locks_its_new_one_later(
@@ -270,6 +276,14 @@ def test_a_change_notifies_the_other_members(join: Callable[[str], ClusterDataba
     finally:
         own.stop()
         other.stop()
+
+
+def wait_until_dead(member: ClusterDatabase, name: str) -> None:
+    """Wait until a member takes another one for dead."""
+    deadline = time.monotonic() + 10
+    while member.tick(Outgoing()).members[name].alive:
+        assert time.monotonic() < deadline, f"{name} is alive"
+        time.sleep(0.05)
 
 
 def wait_for_sessions(url: str, count: int) -> None:

@@ -28,9 +28,10 @@ from tunnelmgr.store.event_codec import decode, encode
 from tunnelmgr.store.rows import SELECT_AGENTS, SELECT_SEEDS, stored_state
 
 GRACE_SECONDS: Final = 10.0
-"""Seconds after a restart of the server, or after a member had to connect again, in which nobody is dead for it.
+"""Seconds after a restart of the server, or after a member had to connect again, for which it waits for the others.
 
-All members come back to a database that was away, each after as long as its hosts take to refuse or time out.
+All members come back to a database that was away, each after as long as its hosts take to refuse or time out. One that
+has come back is dead like any other if it falls silent again.
 """
 QUIET_SECONDS: Final = 1.2
 """Seconds without a heartbeat after which a member whose session has ended is dead."""
@@ -41,12 +42,14 @@ RELEASED_SECONDS: Final = 3600.0
 UP_TO_DATE_SECONDS: Final = 600.0
 """Seconds after which a member that has read nothing, as a frozen one, reads everything again; less than the above."""
 _MEMBERS: Final = """
+WITH start AS (SELECT greatest(
+    pg_postmaster_start_time(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid() AND %s)
+) AS at)
 SELECT member.*, extract(epoch FROM now() - heartbeat)::float AS seen, session IN (
     SELECT objid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
     WHERE locktype = 'advisory' AND datname = current_database() AND classid = %s AND objsubid = 2 AND granted
-) AS connected, now() - greatest(
-    pg_postmaster_start_time(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid() AND %s)
-) < make_interval(secs => %s) AS in_grace FROM member ORDER BY name
+) AS connected, heartbeat < start.at AND now() - start.at < make_interval(secs => %s) AS in_grace
+FROM member, start ORDER BY name
 """
 _JOIN: Final = """
 INSERT INTO member (name, instance, zone, capacity, version, rules, started, heartbeat)
@@ -174,7 +177,7 @@ class ClusterDatabase:
         return {row["name"]: _member(row) for row in self._rows(connection)}
 
     def _rows(self, connection: Connection) -> list[DictRow]:
-        return connection.execute(_MEMBERS, (APPLICATION, self._came_back, self._grace)).fetchall()
+        return connection.execute(_MEMBERS, (self._came_back, APPLICATION, self._grace)).fetchall()
 
     def _apply(self, connection: Connection, wanted: Iterable[LeaseChange], living: set[str]) -> int:
         """Apply what `core/ownership.py` accepts to the locked rows; the order of the locks avoids deadlocks."""

@@ -23,8 +23,8 @@ REBIND_DELAYS: Final = (0.02, 0.05, 0.1, 0.2)
 """Seconds before each new attempt to bind while the agent's sshd ends the session whose connection was reset."""
 RIVAL_PATIENCE: Final = 20.0
 """Seconds for which the listener of another member is waited for: it goes once this member has logged in."""
-RIVAL_DELAY, LATER_RIVAL_DELAY, RIVAL_HASTE = 0.01, 0.2, 3.0
-"""Seconds between two attempts meanwhile: for the first `RIVAL_HASTE` seconds, and later."""
+RIVAL_DELAYS: Final = ((1.0, 0.01), (10.0, 0.05), (RIVAL_PATIENCE, 0.2))
+"""Seconds between two attempts meanwhile, each until so many seconds have passed: the pause that an agent sees."""
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for an orderly close of the connection."""
 
@@ -123,7 +123,7 @@ class Listeners:
         loop = asyncio.get_running_loop()
         began = loop.time()
         while (waited := loop.time() - began) < RIVAL_PATIENCE and not self._connection.lost.is_set():
-            await asyncio.sleep(RIVAL_DELAY if waited < RIVAL_HASTE else LATER_RIVAL_DELAY)
+            await asyncio.sleep(next(delay for until, delay in RIVAL_DELAYS if waited < until))
             if await self._bind_one(forward, endpoint):
                 return True
         return False
