@@ -24,7 +24,7 @@ REBIND_DELAYS: Final = (0.02, 0.05, 0.1, 0.2)
 RIVAL_PATIENCE: Final = 20.0
 """Seconds for which the listener of another member is waited for: it goes once this member has logged in."""
 RIVAL_DELAYS: Final = ((1.0, 0.01), (10.0, 0.05), (RIVAL_PATIENCE, 0.2))
-"""Seconds between two attempts meanwhile, each with the seconds until which it is used: the pause that an agent sees."""
+"""Seconds between two attempts meanwhile, each with the seconds up to which it is used; the pause an agent sees."""
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for an orderly close of the connection."""
 
