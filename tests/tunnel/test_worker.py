@@ -163,6 +163,7 @@ async def test_a_drain_lets_an_open_channel_finish(sshd: Sshd, harness: WorkerHa
         await life.end(within=3)
     assert sshd.cancelled == [one.listen[0]]
     assert harness.cancelled == 0
+    assert life.worker.stale is None, "the agent's sshd holds nothing of an orderly end"
 
 
 async def test_a_drain_has_a_deadline(sshd: Sshd, harness: WorkerHarness) -> None:

@@ -234,14 +234,19 @@ class SshConnection:
         self._transport.revoke()
         self._conn.abort()
 
-    async def close(self, patience: float) -> None:
-        """Close in an orderly way, and drop the connection if that takes longer than `patience` seconds."""
+    async def close(self, patience: float) -> bool:
+        """Close in an orderly way, and drop the connection if that takes longer than `patience` seconds.
+
+        Returns whether it was orderly, so that the agent's sshd lets go what it held for us.
+        """
         self._conn.close()
         try:
             async with asyncio.timeout(patience):
                 await self._peer.lost.wait()
         except TimeoutError:
             self._conn.abort()
+            return False
+        return True
 
 
 class ChannelRefused(Exception):  # noqa: N818 - an answer, not a fault

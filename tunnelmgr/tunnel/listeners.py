@@ -105,12 +105,15 @@ class Listeners:
         self._held.clear()
 
     async def _bind_after_reset(self, forward: Forward, endpoint: Endpoint) -> bool:
-        """Reset the stale connection, which may hold the address, and request the address again."""
+        """Reset the stale connection, which may hold the address, and request the address again.
+
+        If another member may hold it instead, that is waited for in shorter intervals.
+        """
         stale, self.stale = self.stale, None
         if stale is None:
             return False
         await reset_half_open(stale)
-        for delay in REBIND_DELAYS:
+        for delay in () if self._opening.rival else REBIND_DELAYS:
             await asyncio.sleep(delay)
             if await self._bind_one(forward, endpoint):
                 return True

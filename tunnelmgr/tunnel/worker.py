@@ -147,7 +147,9 @@ class Worker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(self._settings.drain, self._drain_limit)):
                     await self._sessions.all_closed(connection.lost)
-        await connection.close(CLOSE_TIMEOUT)
+        lost = connection.lost.is_set()
+        if await connection.close(CLOSE_TIMEOUT) and not lost:
+            listeners.forget()  # they are gone, so that nothing of this connection is stale
 
 
 def _is_flooded(ended: TunnelError, connection: SshConnection) -> bool:
