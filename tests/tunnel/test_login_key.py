@@ -10,6 +10,14 @@ from tunnelmgr.core.events import LoginKeyTested, TunnelBound
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import KeyTooPowerfulError, ProbeTimeoutError
 from tunnelmgr.ssh import client, key_powers
+from tunnelmgr.tunnel import worker
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try the key soon."""
+    monkeypatch.setattr(worker, "KEY_TEST_DELAY", 0.01)
+    monkeypatch.setattr(worker, "KEY_TEST_SPREAD", 0.01)
 
 
 async def test_an_agent_is_up_before_the_key_was_tried_and_the_answer_is_reported(

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from contextlib import suppress
+from zlib import crc32
 
 from tunnelmgr.core.events import LoginKeyTested, TunnelDialled
 from tunnelmgr.core.reconcile import OpenTunnel
@@ -20,6 +21,9 @@ from tunnelmgr.tunnel.listeners import CLOSE_TIMEOUT, Listeners
 from tunnelmgr.tunnel.prober import Prober, next_probe_time
 from tunnelmgr.tunnel.sessions import Sessions
 from tunnelmgr.tunnel.settings import TunnelSettings
+
+KEY_TEST_DELAY, KEY_TEST_SPREAD = 2.0, 8.0
+"""Seconds after which what the login key could do is tried at the earliest, and over which agents are spread."""
 
 
 class Worker:
@@ -108,7 +112,11 @@ class Worker:
             raise KeyTooPowerfulError(excess)
 
     async def _test_key(self, connection: SshConnection) -> None:
-        """Report what the login key could do; without an answer, it is tried again in the next life."""
+        """Report what the login key could do; without an answer, it is tried again in the next life.
+
+        It is not urgent: a fleet that appears at once is up first.
+        """
+        await asyncio.sleep(KEY_TEST_DELAY + crc32(self.spec.agent.encode()) % 1000 / 1000 * KEY_TEST_SPREAD)
         with suppress(TunnelError):
             excess = await connection.excess()
             self._settings.events.report(LoginKeyTested(self.spec.agent, self.life, excess))
