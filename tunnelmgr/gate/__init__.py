@@ -26,7 +26,7 @@ The path of one request, with the file of each step::
     TargetSocket         target_socket.py      TCP to the registry
 
 `relay.py` serves forwards of protocol `tcp`, which bypass all but `TargetSocket`. `registry_check.py` examines the
-registry for `status` and `check`.
+registry for `status` and `check`, `upload_check.py` whether the registries of a cluster's members are one.
 
 States of a session
 -------------------
