@@ -158,9 +158,10 @@ async def test_a_release_at_another_member_reaches_the_holder(site: Site, url: s
     async with running_sshd(stranger):
         site.sshd = stranger
         async with daemon(site) as one, daemon(another(site, "registry-2")) as two:
-            agents = [await one.phase("quarantined"), await two.phase("quarantined")]
-            assert agents[0]["holder"] == agents[1]["holder"]
-            other = two if agents[0]["holder"] == "registry-1" else one
+            for member in (one, two):
+                await member.phase("quarantined")
+            await until_elsewhere(lambda: holder_of_agent(one) == holder_of_agent(two) is not None, "both know it", 20)
+            other = two if holder_of_agent(one) == "registry-1" else one
 
             other.client.release("builder-1", "reinstalled")
 
@@ -224,7 +225,7 @@ async def test_a_frozen_member_that_wakes_up_lets_go(site: Site, url: str) -> No
         heir = second.client.status()["controller"]
         first.child.send_signal(signal.SIGSTOP)
         try:
-            await until_elsewhere(lambda: holder_of_agent(second) == heir, "it is claimed", 30)
+            await until_elsewhere(lambda: holder_of_agent(second) == heir, "it is claimed", 60)
             assert not await asyncio.to_thread(has_tunnel, second)
         finally:
             first.child.send_signal(signal.SIGCONT)

@@ -22,7 +22,16 @@ from tunnelmgr.core.cluster import RemoteStatus
 from tunnelmgr.core.cluster_messages import Incoming, Outgoing
 from tunnelmgr.core.ownership import LEASE_SECONDS, Lease, LeaseChange, Member, Step, changed
 from tunnelmgr.errors import StoreError
-from tunnelmgr.store.database import APPLICATION, CHANNEL, Connection, Database, described, migrate, value
+from tunnelmgr.store.database import (
+    APPLICATION,
+    CHANNEL,
+    Connection,
+    Database,
+    described,
+    execute_rows,
+    migrate,
+    value,
+)
 from tunnelmgr.store.discovery_log import DiscoveryLog
 from tunnelmgr.store.event_codec import decode, encode
 from tunnelmgr.store.rows import SELECT_AGENTS, SELECT_SEEDS, stored_state
@@ -61,15 +70,17 @@ ON CONFLICT (name) DO UPDATE SET
 RETURNING session
 """
 _PUT_LEASE: Final = """
-INSERT INTO lease (kind, id, holder, term, successor, ready, previous) VALUES (%s, %s, %s, %s, %s, %s, %s)
+INSERT INTO lease (kind, id, holder, term, successor, ready, previous)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::boolean[], %s::text[])
 ON CONFLICT (kind, id) DO UPDATE SET
     holder = excluded.holder, term = excluded.term, successor = excluded.successor, ready = excluded.ready,
     previous = excluded.previous, changed = now(), written = pg_current_xact_id()
 """
 _FORGET_LEASES: Final = "DELETE FROM lease WHERE holder = '' AND changed < now() - make_interval(secs => %s)"
 _PUT_STATUS: Final = """
-UPDATE lease SET phase = %s, error = %s, message = %s, written = pg_current_xact_id()
-WHERE kind = 'agent' AND id = %s AND holder = %s
+UPDATE lease SET phase = new.phase, error = new.error, message = new.message, written = pg_current_xact_id()
+FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[]) AS new (phase, error, message, id, holder)
+WHERE kind = 'agent' AND lease.id = new.id AND lease.holder = new.holder
 """
 
 
@@ -191,16 +202,16 @@ class ClusterDatabase:
                     "SELECT * FROM lease WHERE kind = %s AND id = ANY(%s) ORDER BY id FOR UPDATE", (kind, ids)
                 ).fetchall()
                 known.update({(kind, row["id"]): _lease(row) for row in rows})
-        put = []
+        put: dict[tuple[str, str], tuple[object, ...]] = {}
         for change in ordered:
             key = (change.kind, change.id)
             after = changed(known.get(key), change, living)
             if after is not None:
                 known[key] = after
-                put.append((*key, after.holder, after.term, after.successor, after.ready, after.previous))
+                put[key] = (*key, after.holder, after.term, after.successor, after.ready, after.previous)
                 accepted += 1
         with connection.cursor() as cursor:
-            cursor.executemany(_PUT_LEASE, put)
+            execute_rows(cursor, _PUT_LEASE, list(put.values()))
         if any(change.step is Step.RELEASE for change in ordered):
             connection.execute(_FORGET_LEASES, (RELEASED_SECONDS,))
         return accepted
@@ -208,17 +219,15 @@ class ClusterDatabase:
     def _publish(self, connection: Connection, outgoing: Outgoing) -> None:
         me = self._member.name
         with connection.cursor() as cursor:
-            cursor.executemany(
+            execute_rows(
+                cursor,
                 _PUT_STATUS,
                 [(one.phase, one.error, one.message, id_, me) for id_, one in sorted(outgoing.statuses.items())],
             )
-            cursor.executemany(
-                "INSERT INTO request (agent, event) VALUES (%s, %s)",
-                [(id_, encode(event)) for id_, event in outgoing.requests],
-            )
-            cursor.executemany(
-                "UPDATE member SET to_drain = %s WHERE name = %s", [(on, name) for name, on in outgoing.drains.items()]
-            )
+            for agent, event in outgoing.requests:
+                cursor.execute("INSERT INTO request (agent, event) VALUES (%s, %s)", (agent, encode(event)))
+            for name, on in outgoing.drains.items():
+                cursor.execute("UPDATE member SET to_drain = %s WHERE name = %s", (on, name))
             cursor.execute("DELETE FROM request WHERE id = ANY(%s)", (list(outgoing.done),))
         self._discovery.write(connection, outgoing.discovered)
 

@@ -157,6 +157,16 @@ def value(connection: Connection, query: str, values: Sequence[object] = ()) -> 
     return next(iter(row.values()))
 
 
+def execute_rows(cursor: psycopg.Cursor[dict[str, Any]], statement: str, rows: Sequence[Sequence[object]]) -> None:
+    """Execute a statement that takes one array for each column of `rows`; does nothing without rows.
+
+    Not `executemany`, which sends its statements as a pipeline: if a client is frozen or cut off within one, the server
+    does not count that as idle in a transaction, and its locks stay.
+    """
+    if rows:
+        cursor.execute(statement.encode(), [list(column) for column in zip(*rows, strict=True)])
+
+
 def error_text(failed: Exception) -> str:
     """Return an error of libpq or of the system in one line."""
     return " ".join(str(failed).split()) or type(failed).__name__

@@ -29,6 +29,7 @@ from tunnelmgr.store.database import (
     connect,
     described,
     error_text,
+    execute_rows,
     migrate,
     value,
 )
@@ -47,20 +48,25 @@ from tunnelmgr.store.rows import (
 log = structlog.get_logger(__name__)
 
 _AGENT = """
-INSERT INTO agent VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+INSERT INTO agent SELECT * FROM unnest(
+    %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::text[],
+    %s::float8[], %s::float8[], %s::integer[], %s::text[]
+)
 ON CONFLICT (id) DO UPDATE SET
     incarnation = excluded.incarnation, source = excluded.source, "group" = excluded."group", name = excluded.name,
     addresses = excluded.addresses, port = excluded.port, labels = excluded.labels, changed = excluded.changed,
     present = excluded.present, history = excluded.history, written = pg_current_xact_id()
 """
 _PIN = """
-INSERT INTO pin VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO pin
+SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
 ON CONFLICT (agent) DO UPDATE SET
     incarnation = excluded.incarnation, method = excluded.method, keys = excluded.keys, detail = excluded.detail,
     possessed = excluded.possessed
 """
 _QUARANTINE = """
-INSERT INTO quarantine VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO quarantine
+SELECT * FROM unnest(%s::text[], %s::float8[], %s::text[], %s::text[], %s::text[], %s::integer[])
 ON CONFLICT (agent) DO UPDATE SET
     since = excluded.since, code = excluded.code, message = excluded.message, disputed = excluded.disputed,
     examined = excluded.examined
@@ -188,7 +194,7 @@ def _write_records(cursor: psycopg.Cursor[dict[str, Any]], records: Sequence[Rec
     if not records:
         return
     ids = [record.agent.id for record in records]
-    cursor.executemany(_AGENT, [agent_values(record) for record in records])
+    execute_rows(cursor, _AGENT, [agent_values(record) for record in records])
     pins = [pin for record in records if (pin := pin_values(record)) is not None]
     marks = [mark for record in records if (mark := quarantine_values(record)) is not None]
     # One statement for each table, however many agents have lost their pin or their quarantine.
@@ -196,8 +202,8 @@ def _write_records(cursor: psycopg.Cursor[dict[str, Any]], records: Sequence[Rec
     cursor.execute(
         "DELETE FROM quarantine WHERE agent = ANY(%s) AND NOT agent = ANY(%s)", (ids, [mark[0] for mark in marks])
     )
-    cursor.executemany(_PIN, pins)
-    cursor.executemany(_QUARANTINE, marks)
+    execute_rows(cursor, _PIN, pins)
+    execute_rows(cursor, _QUARANTINE, marks)
 
 
 def _memory(connection: Connection) -> StoredState:
