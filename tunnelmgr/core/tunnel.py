@@ -1,5 +1,6 @@
 """The tunnel that an agent should have (`TunnelSpec`), and the state of the one that it has (`TunnelStatus`)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Literal, NamedTuple, assert_never
@@ -31,6 +32,11 @@ class Forward:
     listen: tuple[Endpoint, ...]
     target: Endpoint
     protocol: Literal["registry", "tcp"] = "registry"
+
+
+def registries(forwards: Iterable[Forward]) -> tuple[Endpoint, ...]:
+    """Return the registries to which forwards lead, each once, in their order."""
+    return tuple(dict.fromkeys(forward.target for forward in forwards if forward.protocol == "registry"))
 
 
 class TunnelSpec(NamedTuple):

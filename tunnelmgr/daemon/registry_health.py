@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from tunnelmgr.core.health import RegistryHealth
-from tunnelmgr.core.tunnel import Endpoint, Forward
+from tunnelmgr.core.tunnel import Endpoint, Forward, registries
 from tunnelmgr.gate.registry_check import is_loopback_only, registry_error
 
 log = structlog.get_logger(__name__)
@@ -49,8 +49,7 @@ class RegistryWatch:
     async def check(self) -> None:
         """Update `health`, and log what has changed."""
         forwards = self.configuration.forwards
-        targets = dict.fromkeys(forward.target for forward in forwards if forward.protocol == "registry")
-        found = [await _check_one(target) for target in targets]
+        found = [await _check_one(registry) for registry in registries(forwards)]
         worst = next((each for each in found if not each.reachable or each.loopback_only is False), None)
         now = worst or (found[0] if found else UNKNOWN)
         if now != self.health:

@@ -15,7 +15,7 @@ import structlog
 from tunnelmgr.config import ControllerConfig
 from tunnelmgr.core.ports import WorldView
 from tunnelmgr.core.registry_sharing import CheckUpload, Sharing, SharingReport, SharingState
-from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.tunnel import Endpoint, registries
 from tunnelmgr.daemon.registry_health import HasForwards
 from tunnelmgr.errors import StoreError
 from tunnelmgr.gate.upload_check import find_upload, keep_upload
@@ -124,8 +124,7 @@ class SharedRegistry:
         await self._thread.call(self._database.report, report)
 
     def _registries(self) -> dict[str, Endpoint]:
-        forwards = self._configuration.forwards
-        return {str(one.target): one.target for one in forwards if one.protocol == "registry"}
+        return {str(registry): registry for registry in registries(self._configuration.forwards)}
 
     def _others(self) -> frozenset[str] | None:
         """Return the other members that are alive, None before this one has joined."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnelmgr.config import Config
 from tunnelmgr.core.registry_sharing import CheckUpload, Sharing, SharingReport
-from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.tunnel import Endpoint, registries
 from tunnelmgr.errors import StoreError
 from tunnelmgr.gate.upload_check import keep_upload
 from tunnelmgr.store.connect import check_database, open_registry_proofs
@@ -42,17 +42,17 @@ class SharingCheck:
 def check_sharing(config: Config) -> SharingCheck:
     """Ask the members that run for an upload in each of this machine's registries; blocks."""
     settings, found = config.controller, SharingCheck()
-    registries = {str(one.target): one.target for one in config.forwards() if one.protocol == "registry"}
+    asked = registries(config.forwards())
     try:
         living = check_database(settings.state, settings.state_password).rules.keys() - {settings.name}
         if not living:
             return found
         with closing(open_registry_proofs(settings.state, settings.name, settings.state_password)) as proofs:
-            for registry in registries.values():
+            for registry in asked:
                 _ask(proofs, settings.name, registry, sorted(living), found)
     except StoreError as failed:
         found.notes.append(f"not checked: {failed}")
-    found.shared = [name for name in found.shared if found.shared.count(name) == len(registries)]
+    found.shared = [name for name in found.shared if found.shared.count(name) == len(asked)]
     found.shared = list(dict.fromkeys(found.shared))
     return found
 

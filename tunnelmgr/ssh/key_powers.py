@@ -24,6 +24,8 @@ UNUSED_PORT: Final = 1
 """A port on which no agent listens: an sshd that permits the connection fails to make it."""
 SOCKETS: Final = ("/run/systemd/journal/stdout", "/run/dbus/system_bus_socket")
 """Sockets that a machine with systemd has, and to which any user may connect; nothing is sent to them."""
+LIMIT: Final = 4096
+"""Bytes of an answer that are kept."""
 SFTP_INIT: Final = b"\x00\x00\x00\x05\x01\x00\x00\x00\x03"
 """SSH_FXP_INIT of version 3 (draft-ietf-secsh-filexfer-02, section 4)."""
 SFTP_VERSION: Final = 2
@@ -144,7 +146,3 @@ class Answer(asyncssh.SSHClientSession[bytes]):
         finally:
             channel.abort()
         return self._is_expected(self._data)
-
-
-LIMIT: Final = 4096
-"""Bytes of an answer that are kept."""
