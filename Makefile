@@ -2,15 +2,18 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+BACKEND := build/backend
+SBOM := build/sbom
+DIST := dist
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q --disable-pip-version-check
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
-	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime
+	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap
 # pytest exits with 5 if ARGS selects no test of a part.
 NONE_SELECTED := || test $$? = 5
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel lock bench clean
+.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages packages-check wheelhouse lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +30,7 @@ lint: install ## Check style, types and layers
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
+	$(RUN)/mypy packaging
 	$(RUN)/lint-imports
 
 fast: install ## Run the tests that need neither root nor other programs
@@ -61,11 +65,32 @@ bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build
 		$(RUN)/python benchmarks/$$name.py --json build/bench/$$name.json || exit 1; done
 	$(RUN)/python benchmarks/plots.py build/bench docs/performance
 
-wheel: ## Build dist/tunnelmgr-*.whl, with a build backend that is pinned by its hash
-	$(PYTHON) -m venv build/backend
-	build/backend/bin/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary=:all: \
+wheel: $(BACKEND)/.installed ## Build dist/tunnelmgr-*.whl, with a build backend that is pinned by its hash
+	rm -f dist/tunnelmgr-*.whl
+	$(BACKEND)/bin/python -m pip wheel -q --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist .
+
+packages: $(BACKEND)/.installed $(SBOM)/.installed .packages ## Build wheel, sdist, Debian package and SBOMs; DIST=dist
+	$(BACKEND)/bin/python packaging/build.py packages --output $(DIST) --sbom-tool $(SBOM)/bin/cyclonedx-py
+
+packages-check: install packages ## Test the packages as `make test` does, and run lintian
+	$(RUN)/python -m pytest -q tests/packaging
+	command -v lintian >/dev/null || DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends lintian
+	lintian --fail-on error,warning $(DIST)/tunnelmgr_*.deb
+
+wheelhouse: $(BACKEND)/.installed ## Collect dist/wheelhouse, from which pip installs without a network; PYTHON=python3.11
+	$(BACKEND)/bin/python packaging/build.py wheelhouse --output $(DIST) --python $(PYTHON)
+
+$(BACKEND)/.installed: requirements-build.lock
+	$(PYTHON) -m venv $(BACKEND)
+	$(BACKEND)/bin/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary=:all: \
 		-r requirements-build.lock
-	build/backend/bin/python -m pip wheel -q --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist .
+	touch $@
+
+$(SBOM)/.installed: requirements-sbom.lock
+	$(PYTHON) -m venv $(SBOM)
+	$(SBOM)/bin/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary=:all: \
+		-r requirements-sbom.lock
+	touch $@
 
 lock: ## Pin every dependency again, with hashes (and extras, which pip would otherwise take from the newest release)
 	uv pip compile pyproject.toml -q --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate -o requirements.lock
@@ -96,7 +121,7 @@ $(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 .PHONY: .packages
 .packages:
 	@missing=; for program in docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
-		podman buildah dockerd autossh psql faketime; do \
+		podman buildah dockerd autossh psql faketime pandoc mmdebstrap; do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 		if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || [ -n "$(SUDO)" ]; }; then \

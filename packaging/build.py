@@ -1,0 +1,85 @@
+"""Build the wheel, the sdist, the Debian package and their SBOMs from this checkout, reproducibly.
+
+`make packages` runs it with the Python of an environment that has the pinned build backend. It fetches nothing but the
+wheels of requirements.lock, each verified by its hash. Files that depend on a time have that of `SOURCE_DATE_EPOCH`, by
+default that of the commit, so that two builds of one commit are equal byte by byte.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from debian import DebianPackage
+from settings import ROOT, Settings, run
+
+
+def main() -> None:
+    """Build what the command line names, into its folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["wheelhouse", "packages"])
+    parser.add_argument("--output", type=Path, default=ROOT / "dist", help="the folder for the results [default: dist]")
+    parser.add_argument("--python", default="/usr/bin/python3", help="Debian's Python [default: /usr/bin/python3]")
+    parser.add_argument("--sbom-tool", type=Path, default=ROOT / "build/sbom/bin/cyclonedx-py")
+    chosen = parser.parse_args()
+    output = chosen.output.absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    for stale in output.glob("tunnelmgr[-_]*"):
+        stale.unlink()
+
+    os.environ |= {"SOURCE_DATE_EPOCH": str(source_date()), "PYTHONDONTWRITEBYTECODE": "1"}
+    os.umask(0o022)
+    version = build_python_packages(output)
+    wheels = fetch_wheels(chosen.python, output, whole=chosen.what == "wheelhouse")
+    if chosen.what == "packages":
+        settings = Settings(output, version, chosen.python, wheels, chosen.sbom_tool)
+        wheel_sbom(settings)
+        DebianPackage(settings).build()
+    for made in sorted(output.glob("tunnelmgr[-_]*")):
+        print(made)
+
+
+def source_date() -> int:
+    """Return the time of the results: the environment's, otherwise the commit's, otherwise the sdist's."""
+    if given := os.environ.get("SOURCE_DATE_EPOCH"):
+        return int(given)
+    if (ROOT / ".git").exists():
+        return int(run("git", "log", "-1", "--format=%ct"))
+    return int((ROOT / "PKG-INFO").stat().st_mtime)
+
+
+def build_python_packages(output: Path) -> str:
+    """Build the sdist and the wheel, and return their version."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-t", "wheel", "-d", str(output))
+    (wheel,) = output.glob("tunnelmgr-*.whl")
+    return wheel.name.split("-")[1]
+
+
+def fetch_wheels(python: str, output: Path, *, whole: bool) -> Path:
+    """Fetch the pinned wheels for a Python; `whole` makes the folder that an installation without network needs."""
+    folder = output / "wheelhouse" if whole else ROOT / "build/wheelhouse"
+    if whole and folder.exists():
+        shutil.rmtree(folder)
+    pip = (sys.executable, "-m", "pip", "--python", python, "download", "-q", "--disable-pip-version-check")
+    lock = ROOT / "requirements.lock"
+    run(*pip, "--require-hashes", "--only-binary=:all:", "-d", str(folder), "-r", str(lock))
+    if whole:
+        shutil.copy(lock, folder)
+        (wheel,) = output.glob("tunnelmgr-*.whl")
+        shutil.copy(wheel, folder)
+    return folder
+
+
+def wheel_sbom(settings: Settings) -> None:
+    """Write the SBOM of the wheel: the pinned requirements, with the hashes that the installation verifies."""
+    (wheel,) = settings.output.glob("tunnelmgr-*.whl")
+    settings.write_sbom("requirements", ROOT / "requirements.lock", wheel.with_name(f"{wheel.name}.cdx.json"))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as failed:
+        sys.exit(f"error: {' '.join(map(str, failed.cmd))} failed with status {failed.returncode}")
