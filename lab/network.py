@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from lab.agents import AgentOptions, LabAgent
+from lab.booted_machine import BootedMachine
 from lab.faults import unresponsive
 from lab.namespaces import Machine, Namespace, Switch
 from lab.processes import LabError, Processes
@@ -101,6 +102,14 @@ class Lab:
     def machine(self, name: str, ip: str) -> Namespace:
         """Attach one more machine at an address of 10.77.0.0/24, such as one for a member or for a database."""
         return self._switch.attach(name, ip)
+
+    def boot(self, name: str, ip: str, lower: Sequence[Path]) -> BootedMachine:
+        """Boot a machine with systemd at an address of 10.77.0.0/24; `lower` are the folders below its own changes."""
+        folder = self._folder / f"machine-{next(self._count)}-{name}"
+        machine = BootedMachine(name, self._switch.attach(name, ip), folder, lower)
+        self._closing.callback(machine.power_off)
+        machine.boot()
+        return machine
 
     def lose(self, machine: Namespace) -> None:
         """Remove a machine without a last packet, and kill its processes; its IP is free for another at once."""

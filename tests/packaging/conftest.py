@@ -1,7 +1,5 @@
 """The packages of this checkout, built once, and a machine on which the Debian package is installed."""
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from lab import processes
-from tests.packaging.machine import Machine, make_base
+from lab.booted_machine import BootedMachine
+from lab.debian_root import debian_root
+from lab.network import Lab
 
 ROOT = Path(__file__).parents[2]
+ADDRESS = "10.77.0.10"
 
 
 def build(checkout: Path) -> Path:
@@ -28,6 +29,16 @@ def clone(folder: Path) -> Path:
     if changes:
         subprocess.run(["git", "apply", "-"], cwd=folder, input=changes, check=True)
     return folder
+
+
+def install(machine: BootedMachine, package: Path) -> subprocess.CompletedProcess[str]:
+    """Install a package with apt, without a terminal."""
+    inside = machine.path("/root") / package.name
+    inside.write_bytes(package.read_bytes())
+    words = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q", f"/root/{package.name}"]
+    done = machine.run(words, check=True, timeout=300.0)
+    inside.unlink()
+    return done
 
 
 @pytest.fixture(scope="session")
@@ -49,43 +60,36 @@ def package(dist: Path) -> Path:
     return file
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Make a minimal Debian; `DEBIAN_ROOT` names one that exists already."""
-    if given := os.environ.get("DEBIAN_ROOT"):
-        yield Path(given)
-        return
-    folder = tmp_path_factory.mktemp("debian") / "base"
-    make_base(folder)
-    yield folder
-    shutil.rmtree(folder)
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """Open a lab."""
+    with Lab(tmp_path / "lab") as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session")
-def installed(base: Path, package: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Install the package on a machine without a network, and return the folders of its root."""
-    machine = Machine([base], tmp_path_factory.mktemp("machine") / "installed")
-    with machine.booted():
-        machine.install(package)
-    return [machine.folder / "upper", base]
+def installed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Install the package on a machine that reaches no other, and return the folders of its root."""
+    with Lab(tmp_path_factory.mktemp("installed")) as lab:
+        machine = lab.boot("registry", ADDRESS, [debian_root()])
+        install(machine, package)
+    return machine.layers
 
 
 @pytest.fixture
-def machine(installed: list[Path], tmp_path: Path) -> Iterator[Machine]:
+def machine(lab: Lab, installed: tuple[Path, ...]) -> BootedMachine:
     """Boot a machine on which the package is installed and not configured."""
-    with Machine(installed, tmp_path / "machine").booted() as booted:
-        yield booted
+    return lab.boot("registry", ADDRESS, installed)
 
 
 @pytest.fixture
-def bare_machine(base: Path, tmp_path: Path) -> Iterator[Machine]:
+def bare_machine(lab: Lab) -> BootedMachine:
     """Boot a machine without the package."""
-    with Machine([base], tmp_path / "machine").booted() as booted:
-        yield booted
+    return lab.boot("registry", ADDRESS, [debian_root()])
 
 
 @pytest.fixture
-def configured(machine: Machine) -> Machine:
+def configured(machine: BootedMachine) -> BootedMachine:
     """Configure the installed package as its documentation says: a key for the daemon's user."""
     machine.shell("tunnelmgr init && chown tunnelmgr: /etc/tunnelmgr/id_ed25519")
     return machine

@@ -3,17 +3,16 @@
 import json
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lab.booted_machine import BootedMachine
 from lab.processes import until
-from tests.packaging.machine import Machine
+from tests.packaging.conftest import install
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 CONFIG = "/etc/tunnelmgr/tunnelmgr.toml"
-Newer = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
@@ -29,30 +28,38 @@ def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def main_pid(machine: Machine) -> str:
+def main_pid(machine: BootedMachine) -> str:
     """Return the id of the daemon's process, or `0`."""
     return machine.shell("systemctl show --property MainPID --value tunnelmgr")
 
 
-def version(machine: Machine) -> str:
+def version(machine: BootedMachine) -> str:
     """Return the installed version of the package."""
     return machine.shell("dpkg-query --showformat '${Version}' --show tunnelmgr")
 
 
-def test_the_installation_starts_and_enables_nothing(machine: Machine, package: Path) -> None:
+def files(machine: BootedMachine) -> set[str]:
+    """Return every file of its root, except those of dpkg, apt, the journal, caches and temporary folders."""
+    omitted = "/proc /sys /dev /run /tmp /root /var/lib/dpkg /var/lib/apt /var/log/apt /var/log/dpkg.log"
+    omitted += " /var/log/journal /var/cache"
+    pruned = " -o ".join(f"-path {name}" for name in omitted.split())
+    return set(machine.shell(rf"find / \( {pruned} \) -prune -o -print").splitlines())
+
+
+def test_the_installation_starts_and_enables_nothing(machine: BootedMachine, package: Path) -> None:
     """After the installation the program runs, and its unit is known, but neither enabled nor started."""
     shown = machine.shell("tunnelmgr --version")
 
     assert package.name == f"tunnelmgr_{version(machine)}_amd64.deb"
     assert shown.split() == ["tunnelmgr", version(machine).replace("~", ".", 1)]
-    assert machine.run("systemctl", "is-enabled", "tunnelmgr", check=False).stdout == "disabled\n"
-    assert machine.run("systemctl", "is-active", "tunnelmgr", check=False).stdout == "inactive\n"
+    assert machine.run(["systemctl", "is-enabled", "tunnelmgr"]).stdout == "disabled\n"
+    assert machine.run(["systemctl", "is-active", "tunnelmgr"]).stdout == "inactive\n"
     assert machine.shell("getent passwd tunnelmgr | cut -d: -f6-") == "/var/lib/tunnelmgr:/usr/sbin/nologin"
     assert machine.shell("id -gn tunnelmgr") == "tunnelmgr"
     assert not machine.path("/var/lib/tunnelmgr").exists()
 
 
-def test_every_library_of_the_package_finds_what_it_needs(machine: Machine) -> None:
+def test_every_library_of_the_package_finds_what_it_needs(machine: BootedMachine) -> None:
     """The dependencies of the package provide each shared library that its compiled modules link to."""
     linked = machine.shell("find /opt/tunnelmgr -name '*.so*' -exec ldd {} + 2>&1")
 
@@ -60,10 +67,10 @@ def test_every_library_of_the_package_finds_what_it_needs(machine: Machine) -> N
     assert "not found" not in linked
 
 
-def test_an_unconfigured_daemon_does_not_start(machine: Machine) -> None:
+def test_an_unconfigured_daemon_does_not_start(machine: BootedMachine) -> None:
     """Without a key, `check` and the unit fail with status 2, name the key, and the unit is not started again."""
-    checked = machine.run("tunnelmgr", "check", check=False)
-    started = machine.run("systemctl", "start", "tunnelmgr", check=False)
+    checked = machine.run(["tunnelmgr", "check"])
+    started = machine.run(["systemctl", "start", "tunnelmgr"])
 
     assert checked.returncode == 2
     assert "ssh.key: no such file: /etc/tunnelmgr/id_ed25519" in checked.stderr
@@ -71,27 +78,27 @@ def test_an_unconfigured_daemon_does_not_start(machine: Machine) -> None:
     assert machine.shell("systemctl show --property ExecMainStatus,NRestarts --value tunnelmgr").split() == ["2", "0"]
 
 
-def test_a_configured_daemon_runs_in_the_sandbox_of_its_unit(configured: Machine) -> None:
+def test_a_configured_daemon_runs_in_the_sandbox_of_its_unit(configured: BootedMachine) -> None:
     """With a key the unit starts, systemd makes its folders, and `check` finds nothing but the missing registry."""
-    configured.run("systemctl", "enable", "--now", "tunnelmgr")
+    configured.run(["systemctl", "enable", "--now", "tunnelmgr"], check=True)
 
-    checked = configured.run("runuser", "-u", "tunnelmgr", "--", "tunnelmgr", "check", "--json", check=False)
+    checked = configured.run(["runuser", "-u", "tunnelmgr", "--", "tunnelmgr", "check", "--json"])
     failed = [row["check"] for row in json.loads(checked.stdout)["checks"] if row["result"] == "failed"]
     folders = configured.shell("stat -c '%U %a' /var/lib/tunnelmgr /var/log/tunnelmgr /run/tunnelmgr /etc/tunnelmgr")
-    status = json.loads(configured.run("tunnelmgr", "status", "--json", check=False).stdout)
+    status = json.loads(configured.run(["tunnelmgr", "status", "--json"]).stdout)
 
     assert failed == ["registry"]
     assert folders.splitlines() == ["tunnelmgr 700", "tunnelmgr 750", "tunnelmgr 750", "root 755"]
     assert status["version"] == configured.shell("tunnelmgr --version").split()[1]
 
 
-def test_an_upgrade_restarts_a_running_daemon_and_keeps_its_configuration(configured: Machine, newer: Path) -> None:
+def test_an_upgrade_restarts_a_running_daemon_and_keeps_its_configuration(configured: BootedMachine, newer: Path) -> None:
     """The new version replaces the running daemon; the configuration, the key and the state stay."""
     configured.shell(f"echo '# ours' >>{CONFIG}; systemctl start tunnelmgr")
     kept = "sha256sum /etc/tunnelmgr/* && stat -c %i /var/lib/tunnelmgr/state.db"
     before, files = main_pid(configured), configured.shell(kept)
 
-    configured.install(newer)
+    install(configured, newer)
 
     assert version(configured) == "99.0"
     assert main_pid(configured) not in {"0", before}
@@ -99,19 +106,19 @@ def test_an_upgrade_restarts_a_running_daemon_and_keeps_its_configuration(config
     assert configured.shell(kept) == files
 
 
-def test_an_upgrade_does_not_stop_a_daemon_whose_configuration_is_invalid(configured: Machine, newer: Path) -> None:
+def test_an_upgrade_does_not_stop_a_daemon_whose_configuration_is_invalid(configured: BootedMachine, newer: Path) -> None:
     """The old daemon continues, with its tunnels, and the upgrade names the problem and the next step."""
     configured.shell(f"systemctl start tunnelmgr; echo 'nonsense = 1' >>{CONFIG}")
     before = main_pid(configured)
 
-    done = configured.install(newer)
+    done = install(configured, newer)
 
     assert "unknown key" in done.stderr
     assert "tunnelmgr: not restarted, because the configuration is invalid" in done.stderr
     assert (version(configured), main_pid(configured)) == ("99.0", before)
 
 
-def test_an_upgrade_reads_the_file_and_the_credentials_of_the_running_daemon(configured: Machine, newer: Path) -> None:
+def test_an_upgrade_reads_the_file_and_the_credentials_of_the_running_daemon(configured: BootedMachine, newer: Path) -> None:
     """A daemon with another file, and its key as a systemd credential, is restarted though the default file is bad."""
     configured.shell("mkdir /etc/systemd/system/tunnelmgr.service.d; chown root: /etc/tunnelmgr/id_ed25519")
     drop_in = "[Service]\nLoadCredential=key:/etc/tunnelmgr/id_ed25519\nEnvironment=TUNNELMGR_CONFIG=/etc/tunnelmgr/b\n"
@@ -120,26 +127,26 @@ def test_an_upgrade_reads_the_file_and_the_credentials_of_the_running_daemon(con
     configured.shell(f"systemctl daemon-reload; systemctl start tunnelmgr; echo 'nonsense = 1' >>{CONFIG}")
     before = main_pid(configured)
 
-    configured.install(newer)
+    install(configured, newer)
 
     assert main_pid(configured) not in {"0", before}
 
 
-def test_an_upgrade_does_not_start_a_stopped_daemon(configured: Machine, newer: Path) -> None:
+def test_an_upgrade_does_not_start_a_stopped_daemon(configured: BootedMachine, newer: Path) -> None:
     """A daemon that is enabled and stopped stays stopped."""
-    configured.run("systemctl", "enable", "tunnelmgr")
+    configured.run(["systemctl", "enable", "tunnelmgr"], check=True)
 
-    configured.install(newer)
+    install(configured, newer)
 
     assert (version(configured), main_pid(configured)) == ("99.0", "0")
 
 
-def test_a_removal_stops_the_daemon_and_keeps_its_files(configured: Machine) -> None:
+def test_a_removal_stops_the_daemon_and_keeps_its_files(configured: BootedMachine) -> None:
     """`apt remove` ends the daemon and removes the program; the configuration, the key and the state stay."""
-    configured.run("systemctl", "start", "tunnelmgr")
+    configured.run(["systemctl", "start", "tunnelmgr"], check=True)
     before = main_pid(configured)
 
-    configured.run("apt-get", "remove", "-y", "tunnelmgr")
+    configured.run(["apt-get", "remove", "-y", "tunnelmgr"], check=True)
 
     assert not configured.path(f"/proc/{before}").exists()
     assert not configured.path("/opt/tunnelmgr").exists()
@@ -147,36 +154,36 @@ def test_a_removal_stops_the_daemon_and_keeps_its_files(configured: Machine) -> 
         assert configured.path(kept).exists()
 
 
-def test_a_purge_leaves_nothing(bare_machine: Machine, package: Path) -> None:
+def test_a_purge_leaves_nothing(bare_machine: BootedMachine, package: Path) -> None:
     """After an installation, a run and a purge, the machine has the files and users that it had before."""
     machine = bare_machine
-    before, users = machine.files(), machine.shell("cat /etc/passwd /etc/group")
-    machine.install(package)
-    during = machine.files()
+    before, users = files(machine), machine.shell("cat /etc/passwd /etc/group")
+    install(machine, package)
+    during = files(machine)
     machine.shell("tunnelmgr init && chown tunnelmgr: /etc/tunnelmgr/id_ed25519 && systemctl enable --now tunnelmgr")
 
-    machine.run("apt-get", "purge", "-y", "tunnelmgr")
+    machine.run(["apt-get", "purge", "-y", "tunnelmgr"], check=True)
 
     assert len(during - before) > 4000
     backups = {"/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-"}
-    assert machine.files() - before - backups == set()
+    assert files(machine) - before - backups == set()
     assert machine.shell("cat /etc/passwd /etc/group") == users
 
 
-def test_an_environment_that_pip_made_is_not_overwritten(bare_machine: Machine, package: Path) -> None:
+def test_an_environment_that_pip_made_is_not_overwritten(bare_machine: BootedMachine, package: Path) -> None:
     """The installation refuses to mix with another one in /opt/tunnelmgr, and says what to remove."""
     machine = bare_machine
     machine.shell("mkdir -p /opt/tunnelmgr && touch /opt/tunnelmgr/pyvenv.cfg")
     machine.path("/root/tunnelmgr.deb").write_bytes(package.read_bytes())
 
-    done = machine.run("dpkg", "--install", "/root/tunnelmgr.deb", check=False)
+    done = machine.run(["dpkg", "--install", "/root/tunnelmgr.deb"])
 
     assert done.returncode != 0
     assert "rm -rf /opt/tunnelmgr /etc/systemd/system/tunnelmgr.service" in done.stderr
     assert not machine.path("/opt/tunnelmgr/bin").exists()
 
 
-def test_the_manual_pages_render(machine: Machine) -> None:
+def test_the_manual_pages_render(machine: BootedMachine) -> None:
     """`man` shows the commands and the keys, with their tables, and apropos finds both pages."""
     commands = machine.shell("man --locale=C.UTF-8 1 tunnelmgr")
     keys = machine.shell("man --locale=C.UTF-8 5 tunnelmgr.toml")
@@ -189,7 +196,7 @@ def test_the_manual_pages_render(machine: Machine) -> None:
     assert machine.shell("apropos tunnelmgr | cut -d' ' -f1,2").split("\n") == ["tunnelmgr (1)", "tunnelmgr.toml (5)"]
 
 
-def test_the_shells_complete_the_commands(machine: Machine) -> None:
+def test_the_shells_complete_the_commands(machine: BootedMachine) -> None:
     """bash, zsh and fish load the completion by themselves, and it offers the commands."""
     bash = machine.shell(
         "bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader tunnelmgr;"
@@ -203,7 +210,7 @@ def test_the_shells_complete_the_commands(machine: Machine) -> None:
     assert fish.split()[0] == "explain-policy"
 
 
-def test_the_audit_log_is_rotated_and_written_on(configured: Machine) -> None:
+def test_the_audit_log_is_rotated_and_written_on(configured: BootedMachine) -> None:
     """Logrotate accepts its settings, and after a rotation the daemon writes into the new file."""
     text = (
         configured.path(CONFIG)
@@ -211,13 +218,13 @@ def test_the_audit_log_is_rotated_and_written_on(configured: Machine) -> None:
         .replace("[controller]\n", '[controller]\naudit = "/var/log/tunnelmgr/audit.jsonl"\n')
     )
     configured.path(CONFIG).write_text(text)
-    configured.run("systemctl", "start", "tunnelmgr")
+    configured.run(["systemctl", "start", "tunnelmgr"], check=True)
     log = configured.path("/var/log/tunnelmgr/audit.jsonl")
     until(lambda: log.exists() and log.stat().st_size, "the daemon writes its first entry")
 
-    checked = configured.run("logrotate", "--debug", "/etc/logrotate.conf")
-    configured.run("logrotate", "--force", "/etc/logrotate.conf")
-    configured.run("systemctl", "restart", "tunnelmgr")
+    checked = configured.run(["logrotate", "--debug", "/etc/logrotate.conf"], check=True)
+    configured.run(["logrotate", "--force", "/etc/logrotate.conf"], check=True)
+    configured.run(["systemctl", "restart", "tunnelmgr"], check=True)
 
     until(lambda: log.stat().st_size, "the daemon writes into the new file")
     listed = configured.shell("stat -c '%n %U:%G %a' /var/log/tunnelmgr/*").splitlines()

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Boot systemd as the first process of new namespaces: boot.sh LOWER FOLDER
-# Its root is an overlay of the folders in LOWER (separated by `:`), whose changes are in FOLDER. It sees no network.
+# Boot systemd as the first process of new namespaces: boot.sh NAME NETNS LOWER FOLDER
+# NETNS is the file of an existing network namespace. The root is an overlay of the folders in LOWER (separated by `:`),
+# whose changes are in FOLDER/upper.
 set -eu
-lower=$1 folder=$2
+name=$1 netns=$2 lower=$3 folder=$4
 
-if [ "${3-}" != inside ]; then
+if [ "${5-}" != inside ]; then
     # A group of its own, because systemd moves the processes of its group.
     hierarchy=/sys/fs/cgroup
     [ ! -d "$hierarchy/systemd" ] || hierarchy=$hierarchy/systemd
@@ -12,16 +13,23 @@ if [ "${3-}" != inside ]; then
     mkdir "$group"
     echo "$group" >"$folder/group"
     echo $$ >"$group/cgroup.procs"
-    exec unshare --mount --pid --fork --kill-child=KILL --net --uts --ipc --cgroup sh "$0" "$lower" "$folder" inside
+    # nsenter, because `ip netns exec` would replace /sys, in which the groups are.
+    exec nsenter --net="$netns" unshare --mount --pid --fork --kill-child=KILL --uts --ipc --cgroup \
+        sh "$0" "$name" "$netns" "$lower" "$folder" inside
 fi
 
 root=$folder/root
 mkdir "$root" "$folder/upper" "$folder/work"
 mount --make-rprivate /
 mount -t overlay -o "lowerdir=$lower,upperdir=$folder/upper,workdir=$folder/work" overlay "$root"
+echo "$name" >"$root/etc/hostname"
+printf '127.0.0.1 localhost\n::1 localhost\n127.0.1.1 %s\n' "$name" >"$root/etc/hosts"
+
+# Of the kernel's settings, only those of the network namespace are the machine's own.
 mount -t proc proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"
-mount -o remount,bind,ro "$root/proc/sys" # these settings are the host's
+mount --bind "$root/proc/sys/net" "$root/proc/sys/net"
+mount -o remount,bind,ro "$root/proc/sys"
 mount -t sysfs -o ro sysfs "$root/sys"
 if [ -d /sys/fs/cgroup/systemd ]; then
     mount -t tmpfs tmpfs "$root/sys/fs/cgroup"
@@ -30,7 +38,7 @@ if [ -d /sys/fs/cgroup/systemd ]; then
 else
     mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 fi
-mount -t tmpfs tmpfs "$root/run"
+mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
 mkdir "$root/dev/pts" "$root/dev/shm"
@@ -40,4 +48,4 @@ for device in null zero full random urandom tty; do
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
-exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" /lib/systemd/systemd
+exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" /lib/systemd/systemd

@@ -1,0 +1,59 @@
+"""A minimal Debian for machines with systemd, made by mmdebstrap once for a checkout.
+
+It is of the host's release, or of that which `DEBIAN_SUITE` names, and comes from the archive that apt uses on the host.
+`DEBIAN_ROOT` names a folder to use instead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from lab import processes
+
+_FOLDER = Path(__file__).parents[1] / "build/debian"
+_PACKAGES = (
+    *("systemd", "systemd-sysv", "dbus", "procps", "iproute2", "openssh-server", "curl", "ca-certificates"),
+    *("python3", "python3-apt", "adduser", "logrotate", "man-db", "bash-completion", "zsh", "fish"),
+)
+# Each machine makes host keys of its own. The unit's check of sshd's configuration needs them.
+_HOST_KEYS = """\
+[Service]
+ExecStartPre=
+ExecStartPre=/usr/bin/ssh-keygen -A
+ExecStartPre=/usr/sbin/sshd -t
+"""
+_CUSTOMIZE = f"""
+rm "$1"/etc/ssh/ssh_host_*
+mkdir "$1"/etc/systemd/system/ssh.service.d
+cat >"$1"/etc/systemd/system/ssh.service.d/host-keys.conf <<'END'
+{_HOST_KEYS}END
+"""
+_TIMEOUT = 900.0  # seconds; it takes about one minute
+
+
+def debian_root() -> Path:
+    """Return the folder of the Debian, and make it if it is missing or was made for other packages."""
+    if given := os.environ.get("DEBIAN_ROOT"):
+        return Path(given)
+    suite = os.environ.get("DEBIAN_SUITE") or platform.freedesktop_os_release()["VERSION_CODENAME"]
+    recipe = hashlib.sha256(repr((_PACKAGES, _CUSTOMIZE)).encode()).hexdigest()[:12]
+    root = _FOLDER / f"{suite}-{recipe}"
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    with (_FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not root.exists():
+            unfinished = _FOLDER / "unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            _make(suite, unfinished)
+            unfinished.rename(root)
+    return root
+
+
+def _make(suite: str, folder: Path) -> None:
+    words = ["mmdebstrap", "--quiet", "--variant=minbase", "--format=directory", f"--include={','.join(_PACKAGES)}"]
+    processes.run([*words, f"--customize-hook={_CUSTOMIZE}", suite, str(folder)], check=True, timeout=_TIMEOUT)
