@@ -21,7 +21,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.discovery.aws_clients import AwsClients, AwsError, aws_error_text
-from tunnelmgr.discovery.ec2_events import SqsQueue
+from tunnelmgr.discovery.sqs import SqsQueue
 from tunnelmgr.errors import DiscoveryError, HostKeyUnknownError
 from tunnelmgr.threads import each
 
@@ -131,7 +131,7 @@ class Ec2Source:
             return None
         named = re.match(r"https://sqs\.([a-z0-9-]+)\.", url)
         region = named[1] if named else self.config.regions[0]
-        return SqsQueue(lambda: self._clients.sqs(region), url)
+        return SqsQueue(self.config.name, lambda: self._clients.sqs(region), url)
 
     def console_output(self, agent: Agent) -> str:
         """Return everything that the instance has printed on its console, "" if there is no output yet.

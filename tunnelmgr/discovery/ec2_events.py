@@ -1,4 +1,4 @@
-"""EC2's state changes as they happen: an SQS queue that EventBridge feeds, read by long polling.
+"""EC2's state changes as they happen: a queue that EventBridge feeds, read by long polling.
 
 Events have no tags, and may be late, duplicated, out of order, or about machines of others. So only one kind of event
 changes the world: that an instance has ended, which is final. Any other one only causes a poll. Every message is
@@ -8,26 +8,20 @@ https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/monitoring-instance-state-ch
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import structlog
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, FeedReported
 from tunnelmgr.core.ports import EventSink
-from tunnelmgr.discovery.aws_clients import AwsError, aws_error_text
+from tunnelmgr.errors import DiscoveryError
 from tunnelmgr.threads import in_thread
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs import SQSClient
-    from mypy_boto3_sqs.type_defs import DeleteMessageBatchRequestEntryTypeDef
 
 log = structlog.get_logger(__name__)
 
-WAIT = 20
-"""Seconds of one long poll, the maximum of SQS."""
 OVER = frozenset({"shutting-down", "terminated"})
 DETAIL_TYPE = "EC2 Instance State-change Notification"
 RETRY = (1.0, 2.0, 5.0, 15.0)
@@ -37,14 +31,14 @@ REPOLL_DELAYS = (1.0, 3.0)
 
 
 class EventQueue(Protocol):
-    """A queue of messages, such as `SqsQueue`; its methods block."""
+    """A queue of messages, such as `sqs.py`; its methods block."""
 
     def receive(self) -> list[dict[str, Any]]:
-        """Wait for messages and return them."""
+        """Wait for messages and return them; raises DiscoveryError if the cloud refuses."""
         ...
 
     def delete(self, receipts: list[str]) -> None:
-        """Delete messages."""
+        """Delete messages; raises DiscoveryError if the cloud refuses."""
         ...
 
 
@@ -72,8 +66,8 @@ class EventFeed:
         while True:
             try:
                 await self._read_once()
-            except AwsError as failed:
-                self._note(aws_error_text(failed))
+            except DiscoveryError as failed:
+                self._note(failed.reason)
             except (
                 Exception
             ) as broken:  # a bulkhead: a queue is part of a plug-in, and polling must continue without it
@@ -130,24 +124,3 @@ def read(body: str) -> tuple[AgentId, str] | None:
     if not isinstance(instance, str) or not isinstance(state, str):
         return None
     return AgentId(f"ec2:{instance}"), state
-
-
-class SqsQueue:
-    """An SQS queue by its URL; `client` is called for each request, because credentials are renewed."""
-
-    def __init__(self, client: "Callable[[], SQSClient]", url: str) -> None:
-        self._client = client
-        self._url = url
-
-    def receive(self) -> list[dict[str, Any]]:
-        """Wait up to `WAIT` seconds for messages; raises botocore's errors."""
-        answer = self._client().receive_message(QueueUrl=self._url, MaxNumberOfMessages=10, WaitTimeSeconds=WAIT)
-        return [dict(message) for message in answer.get("Messages", [])]
-
-    def delete(self, receipts: list[str]) -> None:
-        """Delete messages; raises botocore's errors."""
-        entries: list[DeleteMessageBatchRequestEntryTypeDef] = [
-            {"Id": str(at), "ReceiptHandle": receipt} for at, receipt in enumerate(receipts)
-        ]
-        if entries:
-            self._client().delete_message_batch(QueueUrl=self._url, Entries=entries)

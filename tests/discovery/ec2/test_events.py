@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -17,9 +16,11 @@ from tests.discovery.recorded_events import RecordedEvents
 from tests.until import until, until_elsewhere
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import AgentEnded, FeedReported
-from tunnelmgr.discovery import ec2_events
+from tunnelmgr.discovery import ec2_events, sqs
 from tunnelmgr.discovery.ec2 import Ec2Config, Ec2Source
-from tunnelmgr.discovery.ec2_events import EventFeed, EventQueue, SqsQueue, read
+from tunnelmgr.discovery.ec2_events import EventFeed, EventQueue, read
+from tunnelmgr.discovery.sqs import SqsQueue
+from tunnelmgr.errors import DiscoveryError
 
 DEADLINE = 20.0
 
@@ -27,7 +28,7 @@ DEADLINE = 20.0
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Poll and retry without delay."""
-    monkeypatch.setattr(ec2_events, "WAIT", 1)
+    monkeypatch.setattr(sqs, "WAIT", 1)
     monkeypatch.setattr(ec2_events, "RETRY", (0.05, 0.1))
     monkeypatch.setattr(ec2_events, "REPOLL_DELAYS", (0.05, 0.1))
 
@@ -238,8 +239,7 @@ class FakeQueue:
 @pytest.mark.parametrize(
     "failure",
     [
-        EndpointConnectionError(endpoint_url="https://sqs.invalid"),
-        ClientError({"Error": {"Code": "AWS.SimpleQueueService.NonExistentQueue"}}, "ReceiveMessage"),
+        DiscoveryError("cloud", "the queue does not exist"),
         ZeroDivisionError("a plug-in's fault"),
     ],
 )
@@ -267,7 +267,7 @@ async def test_repeated_failures_are_retried_more_slowly(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ec2_events, "RETRY", (101.0, 102.0, 105.0))
     monkeypatch.setattr(ec2_events.asyncio, "sleep", sleep)
-    fails = [EndpointConnectionError(endpoint_url="https://sqs.invalid") for _ in range(6)]
+    fails = [DiscoveryError("cloud", "the queue does not exist") for _ in range(6)]
 
     async with running_feed(FakeQueue(*fails[:4], [], *fails[4:])):
         await asyncio.wait_for(enough.wait(), DEADLINE)
@@ -302,7 +302,7 @@ def test_a_queue_is_read_in_the_region_of_its_url() -> None:
     bare = Ec2Source(Ec2Config.model_validate(config))
 
     assert queue is not None
-    assert queue._client().meta.region_name == "us-east-1"
+    assert queue.client().meta.region_name == "us-east-1"
     assert bare.queue() is None
 
 
