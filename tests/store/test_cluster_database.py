@@ -333,3 +333,23 @@ def test_an_event_of_a_newer_version_is_left_out() -> None:
     """A cluster that is being upgraded continues to work."""
     assert decode('{"kind": "Unknown", "event": {}}') is None
     assert decode("[]") is None
+
+
+def test_no_statement_is_sent_in_a_pipeline(url: str, join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends a frozen client's transaction, and its locks, only if that has sent its statements one by one."""
+
+    def refuse(_pipeline: object) -> object:
+        raise AssertionError("a pipeline was begun")
+
+    monkeypatch.setattr(psycopg.Pipeline, "__enter__", refuse)
+    member = join("one")
+    wanted = [LeaseChange("agent", id_, Step.CLAIM, "one", 0) for id_ in ("ec2:i-1", "ec2:i-2", AGENT.id)]
+    up = RemoteStatus("up")
+
+    member.tick(Outgoing(changes=wanted))
+    incoming = member.tick(Outgoing(statuses={AgentId("ec2:i-1"): up, AgentId("ec2:i-2"): up}))
+    with closing(PostgresStore(url, "one")) as store:
+        other = replace(RECORD, agent=replace(AGENT, id=AgentId("ec2:i-1")))
+        store.write(Changes((RECORD, other), terms={AGENT.id: 1, other.agent.id: 1}))
+
+    assert incoming.statuses[AgentId("ec2:i-1")] == incoming.statuses[AgentId("ec2:i-2")] == up
