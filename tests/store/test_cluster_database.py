@@ -339,7 +339,7 @@ def test_no_statement_is_sent_in_a_pipeline(url: str, join: Join, monkeypatch: p
     """The server ends a frozen client's transaction, and its locks, only if that has sent its statements one by one."""
 
     def refuse(_pipeline: object) -> object:
-        raise AssertionError("a pipeline was begun")
+        raise AssertionError("a pipeline was started")
 
     monkeypatch.setattr(psycopg.Pipeline, "__enter__", refuse)
     member = join("one")
