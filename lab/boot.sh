@@ -48,4 +48,6 @@ for device in null zero full random urandom tty; do
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
+# As on a host: what a unit mounts in a namespace of its own for all to see, such as its credentials, must appear here.
+mount --make-rshared "$root"
 exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" /lib/systemd/systemd

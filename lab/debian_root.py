@@ -1,6 +1,6 @@
 """A minimal Debian for machines with systemd, made by mmdebstrap once for a checkout.
 
-It is of the host's release, or of that which `DEBIAN_SUITE` names, and comes from the archive that apt uses on the host.
+It is of the host's release, or of that which `DEBIAN_SUITE` names, and comes from the archive that apt uses there.
 `DEBIAN_ROOT` names a folder to use instead.
 """
 
@@ -18,7 +18,7 @@ from lab import processes
 _FOLDER = Path(__file__).parents[1] / "build/debian"
 _PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "procps", "iproute2", "openssh-server", "curl", "ca-certificates"),
-    *("python3", "python3-apt", "adduser", "logrotate", "man-db", "bash-completion", "zsh", "fish"),
+    *("python3", "python3-apt", "python3-venv", "adduser", "logrotate", "man-db", "bash-completion", "zsh", "fish"),
 )
 # Each machine makes host keys of its own. The unit's check of sshd's configuration needs them.
 _HOST_KEYS = """\

@@ -1,4 +1,4 @@
-"""Machines with systemd work as hosts do: units, SSH between them, settings of the network, and nothing stays behind."""
+"""Machines with systemd work as hosts do: units, SSH between them, settings of the network; and they leave nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def degraded(machine: BootedMachine) -> str:
 
 
 def test_two_machines_reach_each_other_by_ssh(tmp_path: Path) -> None:
-    """Root logs in by key from one machine to another, whose host key is its own, and finds systemd with no failed unit."""
+    """Root logs in by key from one machine to another, which has a host key of its own and no failed unit."""
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     with Lab(tmp_path / "lab") as lab:
@@ -44,7 +44,7 @@ def test_two_machines_reach_each_other_by_ssh(tmp_path: Path) -> None:
 
 
 def test_a_machine_leaves_nothing(tmp_path: Path) -> None:
-    """After the lab is closed, the processes of a machine and its control groups are gone; its changes stay as files."""
+    """After the lab is closed, a machine's processes and control groups are gone; its changes stay as files."""
     with Lab(tmp_path / "lab") as lab:
         machine = lab.boot("one", "10.77.0.11", [debian_root()])
         machine.shell("echo kept >/root/file; systemd-run --unit=sleeper sleep 600")
