@@ -37,8 +37,8 @@ WITH_DAEMON = {
 def commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:  # noqa: ANN401 - typer's own copy of click
     """Return every command that there is, as the words that name it."""
     if hasattr(group, "commands"):
-        for name, inner in group.commands.items():
-            yield from commands(inner, *names, name)
+        for name in group.list_commands(None):
+            yield from commands(group.get_command(None, name), *names, name)
     else:
         yield names
 

@@ -1,18 +1,57 @@
 """The command line: one file for each family of commands; `render` turns the daemon's answers into tables."""
 
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
 from tunnelmgr import __version__
-from tunnelmgr.cli import audit, authority, cluster, explain, hook, operate, provision, run, setup, state, status
 from tunnelmgr.cli.command import Group
-from tunnelmgr.config import DEFAULT_FILE
+
+COMMANDS: Final = {
+    "init": "setup",
+    "check": "setup",
+    "state": "state",
+    "run": "run",
+    "status": "status",
+    "list": "status",
+    "show": "status",
+    "explain-policy": "explain",
+    "audit": "audit",
+    "retry": "operate",
+    "release": "operate",
+    "reload": "operate",
+    "members": "cluster",
+    "drain": "cluster",
+    "rebalance": "cluster",
+    "hook": "hook",
+    "provision": "provision",
+    "authority": "authority",
+}
+"""Every command in the order of the help, with the file of its family."""
+
+
+class _AllCommands(Group):
+    """Imports a family once one of its commands is needed: SSH, which few need, takes longer than most commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - typer has its own copy of click's types
+        """Return the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - as above
+        """Return a command; for an unknown name all are imported, because the error suggests the nearest."""
+        names = [cmd_name] if cmd_name in COMMANDS else COMMANDS
+        for module in dict.fromkeys(COMMANDS[name] for name in names if name not in self.commands):
+            family = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False)
+            import_module(f"{__name__}.{module}").register(family)
+            self.commands.update(typer.main.get_group(family).commands)
+        return super().get_command(ctx, cmd_name)
+
 
 app = typer.Typer(
     name="tunnelmgr",
-    cls=Group,
+    cls=_AllCommands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -34,7 +73,9 @@ def _shared_options(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help=f"Configuration file [default: {DEFAULT_FILE}]"),
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="Configuration file [default: /etc/tunnelmgr/tunnelmgr.toml]"
+        ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit")
@@ -42,7 +83,3 @@ def _shared_options(
 ) -> None:
     del version
     context.obj = config
-
-
-for family in (setup, run, status, explain, audit, operate, cluster, hook, provision, authority, state):
-    family.register(app)
