@@ -83,9 +83,16 @@ class Daemon:
         self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, events))
 
         self.reload = Reload(
-            file, settings, configuration, self.controller, self.searches, self.supervisor, sources, self.membership
+            file,
+            settings,
+            configuration,
+            self.controller,
+            self.searches,
+            self.supervisor,
+            sources,
+            self.membership,
+            make_shared_registry(settings, self.controller, configuration, clock),
         )
-        self.reload.shared_registry = make_shared_registry(settings, self.controller, configuration, clock)
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload)
         self.metrics.watch(operations)
         self.control = ControlServer(operations, settings.socket, wall)

@@ -17,45 +17,49 @@ MAX_DOUBLINGS: Final = 7
 """The wait doubles with each offer, this often at most."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """Since when an agent has not been reached, or has been offered last, and how often it was offered."""
+
+    since: float
+    offers: int = 0
+
+
 @dataclass(slots=True)
 class Unreachable:
     """Follows the ends of tunnels; times are those of the controller's clock."""
 
-    _since: dict[AgentId, float] = field(default_factory=dict)
-    _offers: dict[AgentId, int] = field(default_factory=dict)
+    _silences: dict[AgentId, _Silence] = field(default_factory=dict)
 
     def note(self, event: Event, now: float) -> None:
         """Note a dial that did not reach its agent, or one that did."""
         match event:
             case TunnelEnded(agent, _, failure) if failure is not None and failure.code == UnreachableError.code:
-                self._since.setdefault(agent, now)
+                self._silences.setdefault(agent, _Silence(now))
             case TunnelDialled(agent):
-                self._forget(agent)
+                self._silences.pop(agent, None)
 
     def due(self, world: World, now: float) -> Mapping[AgentId, int]:
         """Return the agents to offer now, each with the number of offers before."""
-        for id_ in [id_ for id_ in self._since if not self._concerns(world, id_)]:
-            self._forget(id_)
+        self._silences = {id_: silence for id_, silence in self._silences.items() if _concerns(world, id_)}
         return {
-            id_: self._offers.get(id_, 0) for id_, since in self._since.items() if now - since >= self._wait(world, id_)
+            id_: silence.offers
+            for id_, silence in self._silences.items()
+            if now - silence.since >= _wait(world, id_, silence.offers)
         }
 
     def offered(self, agents: Collection[AgentId], now: float) -> None:
         """Note that these have been offered: the next offer of each has to wait twice as long."""
         for id_ in agents:
-            if id_ in self._since:
-                self._since[id_] = now
-                self._offers[id_] = self._offers.get(id_, 0) + 1
+            if (silence := self._silences.get(id_)) is not None:
+                self._silences[id_] = _Silence(now, silence.offers + 1)
 
-    def _wait(self, world: World, agent: AgentId) -> float:
-        first = KNOWN_SECONDS if world.records[agent].possessed else NEW_SECONDS
-        return first * 2.0 ** min(self._offers.get(agent, 0), MAX_DOUBLINGS)
 
-    def _forget(self, agent: AgentId) -> None:
-        self._since.pop(agent, None)
-        self._offers.pop(agent, None)
+def _wait(world: World, agent: AgentId, offers: int) -> float:
+    first = KNOWN_SECONDS if world.records[agent].possessed else NEW_SECONDS
+    return first * 2.0 ** min(offers, MAX_DOUBLINGS)
 
-    @staticmethod
-    def _concerns(world: World, agent: AgentId) -> bool:
-        record = world.records.get(agent)
-        return record is not None and record.present and world.holds(agent)
+
+def _concerns(world: World, agent: AgentId) -> bool:
+    record = world.records.get(agent)
+    return record is not None and record.present and world.holds(agent)
