@@ -66,8 +66,8 @@ class Daemon:
         stored = store.load()
         self.controller = Controller(restored(stored, clock()), store, clock)
         configuration = ActiveConfiguration(prepared, self.controller)
-        self.membership = make_membership(settings, self.controller)
-        events = self.membership or self.controller
+        self.membership = member = make_membership(settings, self.controller)
+        events = member or self.controller
         sources = SourceWatches(tasks, scheduler, events, MissingAgents(self.controller))
         admission = Admission(places_for(file_descriptor_limit()))
         scanner, seeds = AdmittedScanner(configuration, self.controller, admission), StoredSeeds(self.controller, wall)
@@ -82,16 +82,9 @@ class Daemon:
         channels = ChannelServer(configuration, gate, settings.name)
         self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, events))
 
+        shared = make_shared_registry(settings, self.controller, configuration, clock)
         self.reload = Reload(
-            file,
-            settings,
-            configuration,
-            self.controller,
-            self.searches,
-            self.supervisor,
-            sources,
-            self.membership,
-            make_shared_registry(settings, self.controller, configuration, clock),
+            file, settings, configuration, self.controller, self.searches, self.supervisor, sources, member, shared
         )
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload)
         self.metrics.watch(operations)
