@@ -74,6 +74,11 @@ class Machine:
         with ThreadPoolExecutor(1) as executor:  # setns(2) moves one thread; this one ends after the call
             return executor.submit(_connect_within, self._netns, host, port, timeout).result(timeout + 5)
 
+    def network_only(self) -> Machine:
+        """Return a machine that has this one's network, and everything else from the host."""
+        prefix = () if self._netns is None else ("nsenter", f"--net={self._netns}")
+        return Machine(self.processes, netns=self._netns, exec_prefix=prefix)
+
     def listeners(self, port: int) -> list[str]:
         """Return the local addresses that have a listener on this TCP port, sorted; `*` is every address."""
         shown = self.run(["ss", "-Hltn", f"sport = :{port}"], check=True).stdout

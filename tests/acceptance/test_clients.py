@@ -12,7 +12,6 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab.agents import LabAgent
+from lab.docker import dockerd_on
 from lab.images import digest_of, make_image, skopeo_copy
-from lab.namespaces import Machine
 from lab.processes import until
 
 if TYPE_CHECKING:
@@ -128,45 +127,11 @@ def test_buildah_builds_and_pushes(field: "Field", builder: LabAgent, storage: l
     assert MAY_NOT_PUSH in refused.stderr
 
 
-@dataclass
-class Docker:
-    """A dockerd on an agent's network."""
-
-    machine: Machine
-    socket: str
-
-    def __call__(self, *words: str) -> CompletedProcess[str]:
-        """Run the docker command."""
-        return self.machine.run(["docker", "-H", self.socket, *words], timeout=60)
-
-
-@contextmanager
-def docker_on(agent: LabAgent) -> Iterator[Docker]:
-    """Run dockerd in an agent's network, where localhost:5000 is the tunnel; nothing is configured for the registry."""
-    # Only its network: the agent's own view of /sys has no cgroups.
-    machine = Machine(agent.processes, exec_prefix=("nsenter", f"--net=/run/netns/{agent.netns}"))
-    options = ["--iptables=false", "--ip6tables=false", "--bridge=none", "--userland-proxy=false"]
-    options += ["--storage-driver=vfs", "--max-concurrent-downloads=20", "--max-concurrent-uploads=20"]
-    with tempfile.TemporaryDirectory(prefix="dockerd-") as place:  # short, for the sockets in it
-        docker = Docker(machine, f"unix://{place}/docker.sock")
-        options += [f"--data-root={place}/root", f"--exec-root={place}/exec", f"--pidfile={place}/pid"]
-        log = Path(place, "log")
-        process = machine.popen(["dockerd", *options, f"--host={docker.socket}"], log=log)
-        try:
-            until(
-                lambda: process.poll() is not None or docker("version").returncode == 0, "dockerd answers", timeout=30
-            )
-            assert process.poll() is None, log.read_text()[-2000:]
-            yield docker
-        finally:
-            process.end(patience=10)
-
-
 def test_dockerd_pulls_and_pushes_twenty_layers_at_once(field: "Field", builder: LabAgent) -> None:
     """`docker pull localhost:5000/…` and `docker push` work without any configuration."""
     pushed = push_image(field, builder, layers=20)
 
-    with docker_on(builder) as docker:
+    with dockerd_on(builder) as docker:
         pulled = docker("pull", APP)
         docker("tag", APP, "localhost:5000/team/copy:1")
         docker("tag", APP, "localhost:5000/other/app:1")

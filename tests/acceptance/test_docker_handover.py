@@ -13,9 +13,9 @@ from typing import Final
 
 import pytest
 
+from lab.docker import Docker, dockerd_on
 from lab.images import digest_of, skopeo_copy
 from lab.processes import Process, until
-from tests.acceptance.test_clients import Docker, docker_on
 from tests.acceptance.test_cluster import ClusterField, cluster_field
 
 __all__ = ["cluster_field"]
@@ -103,7 +103,7 @@ def push(cluster_field: ClusterField) -> Iterator[DockerPush]:
     agent = field.boot("agent")
     field.up(agent, drain=DRAIN)
     write_image(field.folder / "image.tar")
-    with docker_on(agent) as docker:
+    with dockerd_on(agent) as docker:
         loaded = docker("load", "-i", str(field.folder / "image.tar"))
         assert loaded.returncode == 0, loaded.stderr
         (field.folder / "image.tar").unlink()

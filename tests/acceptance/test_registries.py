@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab.agents import LabAgent
+from lab.docker import dockerd_on
 from lab.images import digest_of, make_image, skopeo_copy
-from lab.namespaces import Machine
 from lab.processes import until
 from lab.registry import Registry
-from tests.acceptance.test_clients import GROUPS, ORAS, docker_on
+from tests.acceptance.test_clients import GROUPS, ORAS
 from tests.gate import stateful_registry
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def test_clients_push_to_a_registry_that_names_its_public_host(field: "Field", b
 
     with Registry(field.lab.controller, field.folder / "named", public_url="https://registry.example"):
         pushed = skopeo_copy(builder, layout, f"docker://{APP}")
-        with docker_on(builder) as docker:
+        with dockerd_on(builder) as docker:
             pulled = docker("pull", APP)
             docker("tag", APP, "localhost:5000/team/copy:1")
             again = docker("push", "localhost:5000/team/copy:1")
@@ -88,7 +88,7 @@ def test_docker_prints_why_a_read_only_registry_refuses_a_push(field: "Field", b
     with Registry(field.lab.controller, folder):
         assert skopeo_copy(builder, layout, f"docker://{APP}").returncode == 0
 
-    with Registry(field.lab.controller, folder, read_only=True), docker_on(builder) as docker:
+    with Registry(field.lab.controller, folder, read_only=True), dockerd_on(builder) as docker:
         pulled = docker("pull", APP)
         docker("tag", APP, "localhost:5000/team/copy:1")
         pushed = docker("push", "localhost:5000/team/copy:1")
@@ -104,7 +104,7 @@ def test_containerd_uses_the_tunnel_as_a_mirror(field: "Field", builder: LabAgen
     hosts = field.folder / "hosts" / "docker.io"
     hosts.mkdir(parents=True)
     (hosts / "hosts.toml").write_text(MIRROR)
-    machine = Machine(builder.processes, exec_prefix=("nsenter", f"--net=/run/netns/{builder.netns}"))
+    machine = builder.network_only()
 
     with tempfile.TemporaryDirectory(prefix="containerd-") as place:  # short, for the socket in it
         socket, log = f"{place}/containerd.sock", Path(place, "log")
