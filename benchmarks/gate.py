@@ -34,7 +34,7 @@ from lab.gate_stand_ins import gate_with
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.ports import AgentChannel, ByteSource
-from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.daemon.event_loop import loop_factory
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue
 from tunnelmgr.dataplane.ssh_packets import BATCH_PACKETS, PACKET_DATA_BYTES
@@ -182,13 +182,14 @@ class Serve:
         self._gate = gate_with(policy) if path == "gate" else None
         self._caller = Caller(AgentId("static:benchmark"), "1", "benchmark", "ci", "benchmark", "127.0.0.1:5000")
         self._registry = registry
+        self._forward = Forward("registry", (), registry)
 
     async def __call__(self, channel: AgentChannel) -> None:
         """Serve the channel until it ends."""
         if self._gate is None:
             await relay(channel, self._registry, Traffic())
         else:
-            await self._gate.serve(channel, self._caller, self._registry, Traffic())
+            await self._gate.serve(channel, self._caller, self._forward, Traffic())
 
 
 def listen(path: str, registry: Endpoint, tasks: asyncio.TaskGroup) -> tuple[int, asyncio.Task[None]]:

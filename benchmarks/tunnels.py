@@ -26,7 +26,7 @@ from lab.processes import Process, until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
+from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.daemon.event_loop import loop_factory
 from tunnelmgr.dataplane.channel import ForwardedChannel, NoOwner
 from tunnelmgr.gate.caller import Caller
@@ -115,7 +115,7 @@ async def serve_ours(how: str, spec: TunnelSpec, login: Login, listen: Endpoint,
             if how == "ours":
                 await relay(channel, target, Traffic())
             else:
-                await gate.serve(channel, caller, target, Traffic())
+                await gate.serve(channel, caller, Forward("registry", (listen,), target), Traffic())
         finally:
             channel.close()
 

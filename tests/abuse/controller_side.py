@@ -77,7 +77,7 @@ class ControllerSide:
             await relay(channel, forward.target, Traffic())
             return
         caller = Caller(spec.agent, spec.incarnation, spec.name, spec.group, "test", str(endpoint))
-        await self.gate.serve(channel, caller, forward.target, Traffic())
+        await self.gate.serve(channel, caller, forward, Traffic())
 
 
 def spec(agent: Order, order: Order) -> TunnelSpec:

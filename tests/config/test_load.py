@@ -109,6 +109,23 @@ def test_a_minimal_file_has_the_defaults(write: Callable[[str], Path]) -> None:
     assert config.ssh.user == "tunnel"
 
 
+def test_a_forward_to_a_replica_says_where_pushes_go(write: Callable[[str], Path]) -> None:
+    """Each forward may send its pushes to another registry, or name that registry to those who try."""
+    head = '[[forward]]\nname = "{}"\nlisten = ["127.0.0.1:{}"]\ntarget = "127.0.0.1:5500"\n{}\n'
+    config = load(
+        write(
+            head.format("registry", 5000, 'push_target = "[::1]:5000"')
+            + head.format("mirror", 5001, 'writer = "registry-1"')
+            + '[ssh]\nkey = "KEYFILE"\n'
+        )
+    )
+
+    assert [(forward.push_target, forward.writer) for forward in config.forwards()] == [
+        (Endpoint("::1", 5000), ""),
+        (None, "registry-1"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("grants", "pulls", "pushes"),
     [
@@ -238,7 +255,21 @@ KEYS = [
     "listen",
     "target",
 ]
-KEYS += ["protocol", "pull", "deny", "minimum_trust", "type", "group", "trust", "poll", "regions", "filters", "agent"]
+KEYS += [
+    "push_target",
+    "writer",
+    "protocol",
+    "pull",
+    "deny",
+    "minimum_trust",
+    "type",
+    "group",
+    "trust",
+    "poll",
+    "regions",
+    "filters",
+    "agent",
+]
 
 
 def random_document(dice: random.Random, values: list[object]) -> dict[str, object]:

@@ -109,6 +109,37 @@ def test_one_address_belongs_to_one_forward(problems: Callable[[str], list[str]]
 
 
 @pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (
+            'protocol = "tcp"\npush_target = "127.0.0.1:5002"',
+            'push_target: only a forward with protocol = "registry" can tell pushes from pulls',
+        ),
+        (
+            'protocol = "tcp"\nwriter = "registry-1"',
+            'writer: only a forward with protocol = "registry" can tell pushes from pulls',
+        ),
+        (
+            'push_target = "127.0.0.1:5000"',
+            "push_target: this is the target itself; leave it out, or name the registry that takes pushes",
+        ),
+        (
+            'push_target = "127.0.0.1:5002"\nwriter = "registry-1"',
+            "writer: pushes go to push_target, so none is refused; leave one of the two out",
+        ),
+        ('writer = "zur Schreibstelle: größer"', "writer: write printable ASCII characters on one line, not 'zur"),
+        (f'writer = "{"x" * 201}"', "writer: string should have at most 200 characters"),
+        ('push_target = "writer:5000"', "push_target: write a literal address and a port"),
+    ],
+)
+def test_where_pushes_go_is_checked(problems: Callable[[str], list[str]], lines: str, problem: str) -> None:
+    """A forward to a replica has either a registry for pushes or the writer's name, and needs the gate for both."""
+    (found,) = problems(f'[[forward]]\nname = "r"\nlisten = ["127.0.0.1:5000"]\ntarget = "127.0.0.1:5000"\n{lines}')
+
+    assert found.startswith(f"forward[0].{problem}")
+
+
+@pytest.mark.parametrize(
     ("table", "entry"),
     [
         ("group", 'name = "x"'),

@@ -139,6 +139,23 @@ async def test_an_unreachable_registry_fails(site: Site) -> None:
     assert "registry on loopback only" not in {finding.check for finding in findings}
 
 
+async def test_a_registry_for_pushes_that_does_not_answer_fails(site: Site) -> None:
+    """The registry that takes a replica's pushes is checked too, under a name of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        away = f"127.0.0.1:{gone.getsockname()[1]}"
+    text = (
+        site.write()
+        .read_text()
+        .replace(f'target = "{site.registry}"', f'target = "{site.registry}"\npush_target = "{away}"')
+    )
+    site.file.write_text(text)
+
+    found = named(await check(load(site.file)), "registry for pushes")
+
+    assert found.result == "failed"
+    assert f"{away}: Connection refused" in found.message
+
+
 async def test_a_registry_that_asks_for_a_password_fails_and_its_exposure_is_still_checked(site: Site) -> None:
     """The default configuration of Debian's registry answers 401: `check` names `auth`, which has to go."""
 

@@ -35,6 +35,7 @@ from tests.gate.conftest import CALLER
 from tests.gate.docker_registry import Registry, digest_of, running_registry
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.tunnel import Forward
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.traffic import Traffic
@@ -128,7 +129,7 @@ class Subject:
         wire = RecordedChannel(raw)
         async with asyncio.timeout(DEADLINE):
             caller = replace(CALLER, agent=agent)
-            await self.gate.serve(wire, caller, self.registry.endpoint, Traffic())
+            await self.gate.serve(wire, caller, Forward("registry", (), self.registry.endpoint), Traffic())
         return bytes(wire.got)
 
     async def begin(self, agent: AgentId = CALLER.agent) -> str:

@@ -14,7 +14,7 @@ from tests.gate.docker_registry import Registry, running_registry
 from tests.gate.memory_channel import MemoryChannel
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.request_record import RequestRecord
@@ -119,16 +119,17 @@ Talk = Callable[..., AbstractAsyncContextManager[Conversation]]
 
 @pytest.fixture
 def talk() -> Talk:
-    """Open a channel through a gate to a registry; at the end the agent closes it, and the session must end."""
+    """Open a channel of a forward, or to a registry; at the end the agent closes it, and the session must end."""
 
     @asynccontextmanager
     async def open_channel(
-        gate: Gate, target: Endpoint, agent_id: AgentId = CALLER.agent, incarnation: str = CALLER.incarnation
+        gate: Gate, to: Endpoint | Forward, agent_id: AgentId = CALLER.agent, incarnation: str = CALLER.incarnation
     ) -> AsyncIterator[Conversation]:
         channel, traffic = MemoryChannel(), Traffic()
+        forward = Forward("registry", (), to) if isinstance(to, Endpoint) else to
         caller = replace(CALLER, agent=agent_id, incarnation=incarnation)
         async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(gate.serve(channel, caller, target, traffic), name="gate session")
+            serving = tasks.create_task(gate.serve(channel, caller, forward, traffic), name="gate session")
             conversation = Conversation(channel, traffic, serving)
             yield conversation
             channel.end()

@@ -14,7 +14,7 @@ from tests.gate.conftest import Records
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.oci import probe_request
 from tunnelmgr.core.policy import GroupPolicy
-from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.timeouts import Timeouts
@@ -269,7 +269,8 @@ async def test_revocation_aborts_both_sides_at_once(
     async with scripted(endless) as registry, asyncio.timeout(10):
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(
-                gate_with_timeouts().serve(channel, caller, registry.endpoint, traffic), name="gate session"
+                gate_with_timeouts().serve(channel, caller, Forward("registry", (), registry.endpoint), traffic),
+                name="gate session",
             )
             channel.send(GET)
             async with channel.changed:

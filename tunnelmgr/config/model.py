@@ -125,10 +125,25 @@ class ForwardConfig(Section):
     listen: Annotated[list[Loopback], Field(min_length=1)]
     target: Target
     protocol: Literal["registry", "tcp"] = "registry"
+    push_target: Target | None = None
+    writer: Annotated[str, Field(max_length=200)] = ""
+
+    @field_validator("push_target", "writer")
+    @classmethod
+    def _only_for_a_replica(cls, value: Endpoint | str | None, before: ValidationInfo) -> Endpoint | str | None:
+        if value and before.data.get("protocol") == "tcp":
+            raise ValueError('only a forward with protocol = "registry" can tell pushes from pulls')
+        if value and value == before.data.get("target"):
+            raise ValueError("this is the target itself; leave it out, or name the registry that takes pushes")
+        if value and before.data.get("push_target"):
+            raise ValueError("pushes go to push_target, so none is refused; leave one of the two out")
+        if isinstance(value, str) and not (value.isascii() and value.isprintable()):
+            raise ValueError("write printable ASCII characters on one line")
+        return value
 
     def forward(self) -> Forward:
         """Return the forward as the core has it."""
-        return Forward(self.name, tuple(self.listen), self.target, self.protocol)
+        return Forward(self.name, tuple(self.listen), self.target, self.protocol, self.push_target, self.writer)
 
 
 class GroupConfig(Section):

@@ -25,18 +25,26 @@ class Endpoint:
 class Forward:
     """One remote forward: where the agent's sshd listens, and where its channels lead on our side.
 
-    The tunnel is up only if the agent listens on the first of `listen`; the other addresses are optional.
+    The tunnel is up only if the agent listens on the first of `listen`; the other addresses are optional. If `target`
+    is a read-only replica, pushes and deletes go to `push_target`, or are refused with the text `writer`.
     """
 
     name: str
     listen: tuple[Endpoint, ...]
     target: Endpoint
     protocol: Literal["registry", "tcp"] = "registry"
+    push_target: Endpoint | None = None
+    writer: str = ""
 
 
 def registries(forwards: Iterable[Forward]) -> tuple[Endpoint, ...]:
     """Return the registries to which forwards lead, each once, in their order."""
     return tuple(dict.fromkeys(forward.target for forward in forwards if forward.protocol == "registry"))
+
+
+def push_registries(forwards: Iterable[Forward]) -> tuple[Endpoint, ...]:
+    """Return the other registries to which pushes go, each once, in their order."""
+    return tuple(dict.fromkeys(forward.push_target for forward in forwards if forward.push_target is not None))
 
 
 class TunnelSpec(NamedTuple):

@@ -42,4 +42,4 @@ class ChannelServer:
             listener=str(endpoint),
             channel=next(self._numbers),
         )
-        await self.gate.serve(channel, caller, forward.target, traffic)
+        await self.gate.serve(channel, caller, forward, traffic)

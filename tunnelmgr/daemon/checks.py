@@ -14,7 +14,7 @@ from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
-from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.tunnel import Endpoint, push_registries
 from tunnelmgr.daemon.cluster_checks import disagreements
 from tunnelmgr.daemon.prepared import PinsKeys, build
 from tunnelmgr.daemon.sharing_checks import SharingCheck, check_sharing
@@ -56,6 +56,8 @@ async def check(config: Config) -> list[Finding]:
     for forward in config.forwards():
         if forward.protocol == "registry":
             findings += await _registry(forward.target)
+    for registry in push_registries(config.forwards()):
+        findings += await _registry(registry, "registry for pushes")
     if sqlite_file(config.controller.state) is None:
         findings += _sharing(await asyncio.to_thread(check_sharing, config))
     findings += [Finding("groups", "ok", _groups(config))]
@@ -156,12 +158,12 @@ def _place(name: str, file: Path) -> Finding:
     return Finding(name, "ok", str(file))
 
 
-async def _registry(target: Endpoint) -> list[Finding]:
+async def _registry(target: Endpoint, name: str = "registry") -> list[Finding]:
     """Check that the registry answers and, if anything listens there, that only this machine can reach it."""
     wrong = await registry_error(target)
     if wrong is None:
-        return [Finding("registry", "ok", f"{target} answers"), _reach(target)]
-    answers = Finding("registry", "failed", wrong)
+        return [Finding(name, "ok", f"{target} answers"), _reach(target)]
+    answers = Finding(name, "failed", wrong)
     return [answers, _reach(target)] if listen_addresses(target.port) else [answers]
 
 

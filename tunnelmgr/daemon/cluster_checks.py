@@ -27,6 +27,11 @@ def disagreements(config: Config, facts: DatabaseFacts) -> Iterator[str]:
 
 
 def shared_rules(config: Config) -> str:
-    """Return a digest of what all members of a cluster must agree on: sources, groups, forwards and authorities."""
-    parts = config.model_dump(mode="json", include={"source", "group", "forward", "authority"})
+    """Return a digest of what all members of a cluster must agree on: sources, groups, forwards and authorities.
+
+    Where pushes go is left out: a member beside a read-only replica sends them to another registry than one beside the
+    writer.
+    """
+    own = {"forward": {"__all__": {"push_target", "writer"}}}
+    parts = config.model_dump(mode="json", include={"source", "group", "forward", "authority"}, exclude=own)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

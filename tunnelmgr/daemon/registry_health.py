@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from tunnelmgr.core.health import RegistryHealth
-from tunnelmgr.core.tunnel import Endpoint, Forward, registries
+from tunnelmgr.core.tunnel import Endpoint, Forward, push_registries, registries
 from tunnelmgr.gate.registry_check import is_loopback_only, registry_error
 
 log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ class HasForwards(Protocol):
 
 @dataclass(slots=True)
 class RegistryWatch:
-    """Checks every registry that a forward leads to; `health` is that of the worst one."""
+    """Checks every registry that a forward leads to or sends pushes to; `health` is that of the worst one."""
 
     configuration: HasForwards
     health: RegistryHealth = UNKNOWN
@@ -49,7 +49,8 @@ class RegistryWatch:
     async def check(self) -> None:
         """Update `health`, and log what has changed."""
         forwards = self.configuration.forwards
-        found = [await _check_one(registry) for registry in registries(forwards)]
+        every = dict.fromkeys((*registries(forwards), *push_registries(forwards)))
+        found = [await _check_one(registry) for registry in every]
         worst = next((each for each in found if not each.reachable or each.loopback_only is False), None)
         now = worst or (found[0] if found else UNKNOWN)
         if now != self.health:

@@ -21,7 +21,8 @@ The path of one request, with the file of each step::
       |                  bodies.py, head_encoder.py, location_rewrite.py
       |                  registry_queries.py   the gate's own requests: pages, and what a tag points to
       v
-    RegistryConnection   registry_connection.py  one for each channel, kept between requests
+    RegistryConnection   registry_connection.py  one for each channel and registry, kept between requests
+      |                  connected_registry.py   pushes and deletes may go to another registry than pulls
       v
     TargetSocket         target_socket.py      TCP to the registry
 

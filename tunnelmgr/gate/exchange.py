@@ -32,15 +32,14 @@ class AgentStalledError(GateError):
 
 
 class ReadOnlyError(GateError):
-    """The registry does not allow the method, in a response that clients cannot read."""
+    """The registry takes no pushes: by the forward's `writer`, or by a response that clients cannot read."""
 
     code = "replica-read-only"
 
-    def __init__(self, method: str, target: Endpoint) -> None:
-        super().__init__(
-            f"the registry at {target} does not allow {method} here: it is a read-only replica or under maintenance "
-            "(storage.maintenance.readonly), or lacks this operation"
-        )
+    def __init__(self, method: str, target: Endpoint, writer: str = "") -> None:
+        refused = f"the registry at {target} does not allow {method} here: it is a read-only replica"
+        cause = " or under maintenance (storage.maintenance.readonly), or lacks this operation"
+        super().__init__(f"{refused}; use {writer} for that" if writer else refused + cause)
 
 
 class Exchange:

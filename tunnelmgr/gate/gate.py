@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import structlog
 
 from tunnelmgr.core.ports import AgentChannel
-from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.tunnel import Forward
 from tunnelmgr.errors import GateError
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.context import GateContext
@@ -21,10 +21,10 @@ class Gate:
 
     context: GateContext
 
-    async def serve(self, channel: AgentChannel, caller: Caller, target: Endpoint, traffic: Traffic) -> None:
-        """Serve one channel until it ends; raises nothing but CancelledError."""
+    async def serve(self, channel: AgentChannel, caller: Caller, forward: Forward, traffic: Traffic) -> None:
+        """Serve one channel of a forward until it ends; raises nothing but CancelledError."""
         agent = MeteredChannel(channel, traffic)
-        session = Session(self.context, agent, caller, target)
+        session = Session(self.context, agent, caller, forward)
         try:
             await session.run()
         except ConnectionError:

@@ -2,6 +2,9 @@
 
 The policy of the agent's current group is looked up for every request, so a reload applies to open channels too,
 including one that moves the agent to another group.
+
+If the forward's target is a read-only replica, pushes and deletes go to another registry, with all that they need to
+know of it: the tags and manifests of the replica may be older.
 """
 
 from dataclasses import replace
@@ -10,47 +13,45 @@ from typing import Final
 
 from tunnelmgr.core.oci import WELL_KNOWN_PATH, RegistryAction, classify
 from tunnelmgr.core.policy import GroupPolicy, decide
-from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.errors import GateClosedError
 from tunnelmgr.gate.authorized_request import AuthorizedRequest
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.catalog import CatalogSearch
+from tunnelmgr.gate.connected_registry import ConnectedRegistry
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.delete import DeleteHandler
-from tunnelmgr.gate.exchange import Exchange
+from tunnelmgr.gate.exchange import Exchange, ReadOnlyError
 from tunnelmgr.gate.head_parser import Coding, ParseBuffer, RequestHead, has_form_body
 from tunnelmgr.gate.identity import IdentityEndpoint
 from tunnelmgr.gate.local_reply import LocalReply, refusal
 from tunnelmgr.gate.push import PushHandler
-from tunnelmgr.gate.registry_connection import RegistryConnection
-from tunnelmgr.gate.registry_queries import RegistryQueries
 from tunnelmgr.gate.request_state import RequestState
 from tunnelmgr.gate.traffic import MeteredChannel
 
 _PROBE: Final = classify("GET", WELL_KNOWN_PATH)
+_WRITES: Final = frozenset({RegistryAction.PUSH, RegistryAction.DELETE})
 
 
 class RequestHandler:
-    """Handles the requests of one channel.
-
-    `caller` is the agent with the group that the last request was decided for; `connection` is the channel's connection
-    to the registry.
-    """
+    """Handles the requests of one channel; `caller` is the agent with the group that the last one was decided for."""
 
     def __init__(
-        self, context: GateContext, agent: MeteredChannel, inbox: ParseBuffer, caller: Caller, target: Endpoint
+        self, context: GateContext, agent: MeteredChannel, inbox: ParseBuffer, caller: Caller, forward: Forward
     ) -> None:
-        timeouts, slots = context.timeouts, context.pending_requests.semaphore_of(caller.agent)
         self.caller = caller
-        self.connection = RegistryConnection(
-            target, slots, head_timeout=timeouts.response, idle_timeout=timeouts.response
-        )
         self._context = context
         self._agent = agent
         self._inbox = inbox
-        self._target = target
-        self._queries = RegistryQueries(self.connection, timeouts.response)
+        self._writer = forward.writer
+        self._for_reads = self._connect(forward.target)
+        self._for_writes = self._for_reads if forward.push_target is None else self._connect(forward.push_target)
         self._identity = IdentityEndpoint(context.proofs, agent, caller.listener)
+
+    def abort(self) -> None:
+        """Close the channel's connections to the registry at once."""
+        self._for_reads.connection.abort()
+        self._for_writes.connection.abort()
 
     def reply_to_probe(self, raw: bytes, state: RequestState) -> LocalReply | None:
         """Reply to a head that is the controller's probe, None for any other."""
@@ -79,17 +80,22 @@ class RequestHandler:
             return self._identity.reply(head, self.caller)
         if (why := self._context.requests.outage()) is not None:
             raise GateClosedError(why)
-        return await self._carry_out(AuthorizedRequest(head, request, policy, state, self._exchange(state)))
+        if self._writer and request.action in _WRITES:
+            raise ReadOnlyError(head.method, self._for_reads.endpoint, self._writer)
+        registry = self._for_writes if request.action in _WRITES else self._for_reads
+        return await self._carry_out(
+            AuthorizedRequest(head, request, policy, state, self._exchange(state, registry)), registry
+        )
 
-    async def _carry_out(self, authorized: AuthorizedRequest) -> LocalReply | None:
+    async def _carry_out(self, authorized: AuthorizedRequest, registry: ConnectedRegistry) -> LocalReply | None:
         head, request, exchange = authorized.head, authorized.request, authorized.exchange
         match request.action:
             case RegistryAction.CATALOG:
                 return await self._catalog_search(head, authorized.policy).page(request, close=head.ends_channel)
             case RegistryAction.PUSH:
-                return await self._push_handler().handle(authorized)
+                return await self._push_handler(registry).handle(authorized)
             case RegistryAction.DELETE:
-                return await self._delete_handler().handle(authorized)
+                return await self._delete_handler(registry).handle(authorized)
         response = await exchange.forward_request(head, request)
         await exchange.forward_response(head, request, response)
         return None
@@ -101,31 +107,36 @@ class RequestHandler:
             self.caller = replace(self.caller, group=policy.group)
         return policy
 
-    def _exchange(self, state: RequestState) -> Exchange:
+    def _connect(self, endpoint: Endpoint) -> ConnectedRegistry:
+        """Return a registry for this channel; its connection opens when it is first needed."""
+        slots = self._context.pending_requests.semaphore_of(self.caller.agent)
+        return ConnectedRegistry.at(endpoint, slots, self._context.timeouts.response)
+
+    def _exchange(self, state: RequestState, registry: ConnectedRegistry) -> Exchange:
         return Exchange(
             agent=self._agent,
             inbox=self._inbox,
-            connection=self.connection,
-            target=self._target,
+            connection=registry.connection,
+            target=registry.endpoint,
             timeouts=self._context.timeouts,
             state=state,
         )
 
     def _catalog_search(self, head: RequestHead, policy: GroupPolicy) -> CatalogSearch:
         return CatalogSearch(
-            pages=self._queries,
+            pages=self._for_reads.queries,
             host=head.host,
             policy=policy,
             agent=self._agent,
             turn=self._context.searches.semaphore_of(self.caller.agent),
         )
 
-    def _push_handler(self) -> PushHandler:
+    def _push_handler(self, registry: ConnectedRegistry) -> PushHandler:
         context, caller = self._context, self.caller
         buffered = context.buffered_manifests.semaphore_of(caller.agent)
-        return PushHandler(context.uploads, context.tag_locks, buffered, self._queries, caller, self._target)
+        return PushHandler(context.uploads, context.tag_locks, buffered, registry.queries, caller, registry.endpoint)
 
-    def _delete_handler(self) -> DeleteHandler:
+    def _delete_handler(self, registry: ConnectedRegistry) -> DeleteHandler:
         context = self._context
         searches = context.searches.semaphore_of(self.caller.agent)
-        return DeleteHandler(context.tag_locks, searches, self._queries, self._target, context.timeouts.search)
+        return DeleteHandler(context.tag_locks, searches, registry.queries, registry.endpoint, context.timeouts.search)

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.core.tunnel import Forward
 from tunnelmgr.errors import GateError, MalformedRequestError
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.context import GateContext
@@ -31,13 +31,13 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Session:
-    """One channel and its connection to the registry."""
+    """One channel and its connections to the registry."""
 
-    def __init__(self, context: GateContext, agent: MeteredChannel, caller: Caller, target: Endpoint) -> None:
+    def __init__(self, context: GateContext, agent: MeteredChannel, caller: Caller, forward: Forward) -> None:
         self._context = context
         self._agent = agent
         self._inbox = ParseBuffer(MalformedRequestError)
-        self._handler = RequestHandler(context, agent, self._inbox, caller, target)
+        self._handler = RequestHandler(context, agent, self._inbox, caller, forward)
         self._recorded = (0, 0)  # bytes to and from the agent that earlier records contain
 
     async def run(self) -> None:
@@ -48,8 +48,8 @@ class Session:
                 break
 
     def close(self) -> None:
-        """Close the connection to the registry at once."""
-        self._handler.connection.abort()
+        """Close the connections to the registry at once."""
+        self._handler.abort()
 
     async def _has_request(self) -> bool:
         """Wait for the first byte of a request."""
@@ -128,8 +128,8 @@ class Session:
         return raw
 
     def _reply_to_failure(self, failed: GateError, head: RequestHead | None, state: RequestState) -> LocalReply:
-        """Turn an error into a reply, and drop the connection to the registry, which may be in any state."""
-        self._handler.connection.abort()
+        """Turn an error into a reply, and drop the connections to the registry, which may be in any state."""
+        self._handler.abort()
         match failed:
             case MalformedRequestError():
                 return refusal(HTTPStatus.BAD_REQUEST, failed.oci_code, str(failed), close=True)
