@@ -1,7 +1,7 @@
 """The fixtures of acceptance tests: a lab with a registry and a controller; each test adds the agents it needs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,14 @@ class Field:
             text += f'[[source.agent]]\nname = "{agent.name}"\naddress = "{agent.ip}"\n'
             text += f'host_key = "{agent.host_key}"\n' if trust == "pinned" else ""
         self.controller.configure(text, probe_interval=probe_interval)
+
+    def static_groups(self, members: Mapping[str, LabAgent], groups: str = GROUPS) -> None:
+        """Configure a static source in which each agent is in a group of its own."""
+        text = f'{groups}\n[[source]]\nname = "office"\ntype = "static"\npoll = "1s"\n'
+        for group, agent in members.items():
+            text += f'[[source.agent]]\nname = "{agent.name}"\naddress = "{agent.ip}"\ngroup = "{group}"\n'
+            text += f'host_key = "{agent.host_key}"\n'
+        self.controller.configure(text, probe_interval="1s")
 
     def up(self, *agents: LabAgent, groups: str = GROUPS) -> None:
         """Start the controller with these agents and wait until all are up."""
