@@ -44,7 +44,11 @@ class CloudService(Service):
         return answer
 
     def _argv(self) -> Sequence[str]:
-        return [sys.executable, "-m", self._module, "--listen", f"127.0.0.1:{self.port}"]
+        return [sys.executable, "-m", self._module, "--listen", self._listen()]
+
+    def _listen(self) -> str:
+        """Return where it listens: on loopback, which `command` uses."""
+        return f"127.0.0.1:{self.port}"
 
     def _answers(self) -> bool:
         try:

@@ -1,16 +1,18 @@
-"""A real docker-registry that stores its images on disk."""
+"""A real docker-registry that stores its images on disk, or in a bucket."""
 
 from __future__ import annotations
 
 import http.client
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from lab.s3.client import S3User
 from lab.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from subprocess import CompletedProcess
 
     from lab.namespaces import Machine
 
@@ -19,7 +21,8 @@ class Registry(Service):
     """docker-registry; what it stored is still there after a restart.
 
     `public_url` is the setting `http.host`: the registry uses it in every Location header, instead of the host that the
-    client named. `secret` is `http.secret`, `storage` the folder of the images: registries with equal ones are one.
+    client named. `secret` is `http.secret`, `storage` the folder of the images, or the user of a bucket: registries
+    with an equal secret and equal storage are one.
     """
 
     def __init__(  # noqa: PLR0913 - these are the settings of a registry
@@ -31,7 +34,7 @@ class Registry(Service):
         read_only: bool = False,
         public_url: str = "",
         secret: str = "lab",  # noqa: S107 - of the lab only
-        storage: Path | None = None,
+        storage: Path | S3User | None = None,
     ) -> None:
         super().__init__("registry", machine, port, folder)
         self._secret = secret
@@ -44,10 +47,30 @@ class Registry(Service):
         """The URL that clients on its own machine use."""
         return f"http://127.0.0.1:{self.port}"
 
+    def start(self, environment: Mapping[str, str] | None = None) -> Self:
+        """Start the process, with the credential for its bucket in its environment, and wait until it answers."""
+        return super().start(self._credential() | dict(environment or {}))
+
+    def collect_garbage(self, *options: str) -> CompletedProcess[str]:
+        """Run `docker-registry garbage-collect` with this registry's settings, whether it runs or not."""
+        argv = ["docker-registry", "garbage-collect", *options, self._write_settings()]
+        return self._machine.run(argv, env=self._credential(), timeout=60)
+
     def _argv(self) -> Sequence[str]:
+        return ["docker-registry", "serve", self._write_settings()]
+
+    def _write_settings(self) -> str:
         settings = self._folder / "registry.json"  # JSON is YAML too
         settings.write_text(json.dumps(self._settings()))
-        return ["docker-registry", "serve", str(settings)]
+        return str(settings)
+
+    def _credential(self) -> dict[str, str]:
+        return self._storage.environment if isinstance(self._storage, S3User) else {}
+
+    def _driver(self) -> dict[str, object]:
+        if isinstance(self._storage, S3User):
+            return self._storage.storage()
+        return {"filesystem": {"rootdirectory": str(self._storage)}}
 
     def _settings(self) -> dict[str, object]:
         """See https://distribution.github.io/distribution/about/configuration/."""
@@ -55,7 +78,7 @@ class Registry(Service):
             "version": 0.1,
             "log": {"level": "info", "accesslog": {"disabled": False}},
             "storage": {
-                "filesystem": {"rootdirectory": str(self._storage)},
+                **self._driver(),
                 "delete": {"enabled": True},
                 "maintenance": {"uploadpurging": {"enabled": False}, "readonly": {"enabled": self._read_only}},
             },
