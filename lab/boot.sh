@@ -6,13 +6,18 @@ set -eu
 name=$1 netns=$2 lower=$3 folder=$4
 
 if [ "${5-}" != inside ]; then
-    # A group of its own, because systemd moves the processes of its group.
-    hierarchy=/sys/fs/cgroup
-    [ ! -d "$hierarchy/systemd" ] || hierarchy=$hierarchy/systemd
-    group=$hierarchy/$(basename "$folder")-$$
-    mkdir "$group"
-    echo "$group" >"$folder/group"
-    echo $$ >"$group/cgroup.procs"
+    # Groups of its own in each hierarchy that systemd uses, because it takes the first group of its namespace as its own.
+    hierarchies=/sys/fs/cgroup
+    if [ ! -e /sys/fs/cgroup/cgroup.procs ]; then
+        hierarchies="systemd unified pids memory devices cpu cpuacct blkio"
+    fi
+    for hierarchy in $hierarchies; do
+        group=$(cd /sys/fs/cgroup && cd "$hierarchy" 2>/dev/null && pwd -P)/$(basename "$folder")-$$
+        if mkdir "$group" 2>/dev/null; then # not, if two names are one hierarchy, or there is no such controller
+            echo "$group" >>"$folder/groups"
+            echo $$ >"$group/cgroup.procs"
+        fi
+    done
     # nsenter, because `ip netns exec` would replace /sys, in which the groups are.
     exec nsenter --net="$netns" unshare --mount --pid --fork --kill-child=KILL --uts --ipc --cgroup \
         sh "$0" "$name" "$netns" "$lower" "$folder" inside
@@ -48,6 +53,10 @@ for device in null zero full random urandom tty; do
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
+# Not chroot, in which the kernel allows no user namespaces, and so no unit with PrivateUsers=.
+cd "$root"
+pivot_root . mnt
+umount -l /mnt
 # As on a host: what a unit mounts in a namespace of its own for all to see, such as its credentials, must appear here.
-mount --make-rshared "$root"
-exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" /lib/systemd/systemd
+mount --make-rshared /
+exec env -i container=lab PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lab.namespaces import Namespace
 
 _BOOT = Path(__file__).with_name("boot.sh")
-_ENVIRONMENT = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root")
+_ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root")
 _BOOT_TIMEOUT = 60.0  # seconds; it takes about two
 
 
@@ -60,10 +60,15 @@ class BootedMachine(Machine):
             return
         self._process.end()
         self._process = None
-        group = Path((self._folder / "group").read_text().strip())
-        inner = sorted((entry for entry in group.rglob("*") if entry.is_dir()), reverse=True)
-        for folder in (*inner, group):
-            until(lambda folder=folder: _is_removed(folder), f"{folder} has no processes")  # type: ignore[misc]
+        for group in self.groups:
+            inner = sorted((entry for entry in group.rglob("*") if entry.is_dir()), reverse=True)
+            for folder in (*inner, group):
+                until(lambda folder=folder: _is_removed(folder), f"{folder} has no processes")  # type: ignore[misc]
+
+    @property
+    def groups(self) -> list[Path]:
+        """The control groups of its systemd, one in each hierarchy, from the host."""
+        return [Path(line) for line in (self._folder / "groups").read_text().splitlines()]
 
     def shell(self, line: str, *, timeout: float = 60.0) -> str:
         """Run a line of shell on it and return its stdout; raises LabError if the line fails."""

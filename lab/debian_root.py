@@ -28,6 +28,7 @@ ExecStartPre=/usr/bin/ssh-keygen -A
 ExecStartPre=/usr/sbin/sshd -t
 """
 _CUSTOMIZE = f"""
+echo force-unsafe-io >"$1"/etc/dpkg/dpkg.cfg.d/unsafe-io
 rm "$1"/etc/ssh/ssh_host_*
 mkdir "$1"/etc/systemd/system/ssh.service.d
 cat >"$1"/etc/systemd/system/ssh.service.d/host-keys.conf <<'END'

@@ -48,10 +48,21 @@ def test_a_machine_leaves_nothing(tmp_path: Path) -> None:
     with Lab(tmp_path / "lab") as lab:
         machine = lab.boot("one", "10.77.0.11", [debian_root()])
         machine.shell("echo kept >/root/file; systemd-run --unit=sleeper sleep 600")
-        unit = machine.shell("systemctl show --property MainPID --value sleeper")
-        group = Path((tmp_path / "lab/machine-1-one/group").read_text().strip())
-        assert unit != "0"
-        assert group.is_dir()
+        groups = machine.groups
+        sleeper = [group for group in groups if (group / "system.slice/sleeper.service").is_dir()]
 
-    assert not group.exists()
+    assert sleeper
+    assert not [group for group in groups if group.exists()]
     assert (machine.layers[0] / "root/file").read_text() == "kept\n"
+
+
+def test_a_service_of_a_machine_has_its_groups_below_the_machines(tmp_path: Path) -> None:
+    """A machine adds nothing to the host's control groups but its own, so that two machines do not share one."""
+    with Lab(tmp_path / "lab") as lab:
+        machine = lab.boot("one", "10.77.0.11", [debian_root()])
+        machine.shell("systemd-run --unit=sleeper-of-a-test --property=MemoryMax=1G sleep 600")
+        found = set(Path("/sys/fs/cgroup").rglob("sleeper-of-a-test.service"))
+        ours = {place for place in found if any(place.is_relative_to(group) for group in machine.groups)}
+
+    assert found
+    assert found == ours
