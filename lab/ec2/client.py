@@ -64,6 +64,10 @@ class Ec2Service(CloudService):
         """Show the instance in this state: pending, running, shutting-down, terminated, stopping or stopped."""
         self.command("state", instance, name)
 
+    def move(self, instance: str, ip: str) -> None:
+        """Start a stopped instance with another private address."""
+        self.command("move", instance, ip)
+
     def terminate(self, instance: str) -> None:
         """Terminate the instance; it stays listed, and its address is free for another one at once."""
         self.command("terminate", instance)

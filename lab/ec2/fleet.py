@@ -47,6 +47,12 @@ class Fleet:
         state = self._find(instance)[1]._state  # noqa: SLF001 - moto itself has no pending or shutting-down state
         state.name, state.code = name, _STATE_CODES[name]
 
+    def move(self, instance: str, ip: str) -> None:
+        """Give a stopped instance another private address, as EC2 does with public ones, and start it."""
+        _, found = self._find(instance)
+        found.nics[0].private_ip_address = ip
+        self.set_state(instance, "running")
+
     def terminate(self, instance: str) -> None:
         """Terminate an instance; unlike in moto, it loses its private address, which is free at once."""
         backend, found = self._find(instance)

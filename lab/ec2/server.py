@@ -46,6 +46,7 @@ class Ec2Api:
             "terminate": self._fleet.terminate,
             "forget": self._fleet.forget,
             "state": self._fleet.set_state,
+            "move": self._fleet.move,
             "console": self._consoles.__setitem__,
             "fault": lambda action, faults: self._faults.add(action, [Fault(**fault) for fault in faults]),
             "clear-faults": self._faults.clear,
