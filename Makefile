@@ -8,7 +8,8 @@ DIST := dist
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q --disable-pip-version-check
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
-	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap
+	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap \
+	groovy default-jre-headless python3
 # pytest exits with 5 if ARGS selects no test of a part.
 NONE_SELECTED := || test $$? = 5
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
@@ -121,7 +122,7 @@ $(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 .PHONY: .packages
 .packages:
 	@missing=; for program in docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
-		podman buildah dockerd autossh psql faketime pandoc mmdebstrap; do \
+		podman buildah dockerd autossh psql faketime pandoc mmdebstrap groovyc java /usr/bin/python3; do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 		if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || [ -n "$(SUDO)" ]; }; then \

@@ -92,7 +92,9 @@ def test_a_configured_daemon_runs_in_the_sandbox_of_its_unit(configured: BootedM
     assert status["version"] == configured.shell("tunnelmgr --version").split()[1]
 
 
-def test_an_upgrade_restarts_a_running_daemon_and_keeps_its_configuration(configured: BootedMachine, newer: Path) -> None:
+def test_an_upgrade_restarts_a_running_daemon_and_keeps_its_configuration(
+    configured: BootedMachine, newer: Path
+) -> None:
     """The new version replaces the running daemon; the configuration, the key and the state stay."""
     configured.shell(f"echo '# ours' >>{CONFIG}; systemctl start tunnelmgr")
     kept = "sha256sum /etc/tunnelmgr/* && stat -c %i /var/lib/tunnelmgr/state.db"
@@ -106,7 +108,9 @@ def test_an_upgrade_restarts_a_running_daemon_and_keeps_its_configuration(config
     assert configured.shell(kept) == files
 
 
-def test_an_upgrade_does_not_stop_a_daemon_whose_configuration_is_invalid(configured: BootedMachine, newer: Path) -> None:
+def test_an_upgrade_does_not_stop_a_daemon_whose_configuration_is_invalid(
+    configured: BootedMachine, newer: Path
+) -> None:
     """The old daemon continues, with its tunnels, and the upgrade names the problem and the next step."""
     configured.shell(f"systemctl start tunnelmgr; echo 'nonsense = 1' >>{CONFIG}")
     before = main_pid(configured)
@@ -118,7 +122,9 @@ def test_an_upgrade_does_not_stop_a_daemon_whose_configuration_is_invalid(config
     assert (version(configured), main_pid(configured)) == ("99.0", before)
 
 
-def test_an_upgrade_reads_the_file_and_the_credentials_of_the_running_daemon(configured: BootedMachine, newer: Path) -> None:
+def test_an_upgrade_reads_the_file_and_the_credentials_of_the_running_daemon(
+    configured: BootedMachine, newer: Path
+) -> None:
     """A daemon with another file, and its key as a systemd credential, is restarted though the default file is bad."""
     configured.shell("mkdir /etc/systemd/system/tunnelmgr.service.d; chown root: /etc/tunnelmgr/id_ed25519")
     drop_in = "[Service]\nLoadCredential=key:/etc/tunnelmgr/id_ed25519\nEnvironment=TUNNELMGR_CONFIG=/etc/tunnelmgr/b\n"

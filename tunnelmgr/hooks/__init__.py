@@ -142,7 +142,8 @@ runcmd:
 _HETZNER_HEAD: Final = f"""\
 # User-data for the Jenkins Hetzner plugin. The plugin waits for SSH, not for user-data, and runs no init script.
 # So an agent may start before its tunnel is up: let each pipeline that pulls begin with `{_INSTALLED}`.
-# The plugin allows one minute from creation to SSH; raise its boot deadline if your image needs longer.
+# The plugin waits one minute until the server runs, and then tries SSH ten times, 10 s apart; raise its boot deadline
+# if your image needs longer.
 """
 
 
