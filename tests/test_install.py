@@ -35,8 +35,8 @@ def pip_lines() -> Iterator[tuple[str, str]]:
             for line in text.splitlines():
                 if re.search(r"\bpip (install|wheel)\b|\$\(PIP\)", line) and TRIAL not in line:
                     yield name, line.strip()
-    roles = (ROOT / "ansible/roles/controller/tasks/main.yml").read_text(encoding="utf-8")
-    for words in re.findall(r"extra_args: (.*)", roles):
+    role = (ROOT / "ansible/roles/controller/tasks/make_environment.yml").read_text(encoding="utf-8")
+    for words in re.findall(r"extra_args: (.*)", role):
         yield "the role", words
 
 
