@@ -50,7 +50,7 @@ class Ec2Launcher:
 
     def launch(self, connection: Connection, log: Path) -> Channel:
         """Launch the agent; raises LaunchFailedError, after which newer versions terminate the instance."""
-        self._bootstrap(connection)
+        self._bootstrap(connection, log)
         folder = self.remote_fs
         connection.execute(f"mkdir -p {folder}")
         if self.init_script.strip() and connection.execute("test -e ~/.hudson-run-init").returncode:
@@ -61,10 +61,12 @@ class Ec2Launcher:
         command = f"{self.agent_command_prefix} java  -jar {folder}/{JAR} -workDir {folder}"
         return connection.open_channel(command, log, timeout=HOUR)
 
-    def _bootstrap(self, connection: Connection) -> None:
+    def _bootstrap(self, connection: Connection, log: Path) -> None:
         for _ in range(self.bootstrap_auth_tries):
             if connection.reachable():
                 return
+            with log.open("a") as text:
+                text.write("Authentication failed. Trying again...\n")
             time.sleep(self.bootstrap_auth_sleep)
         raise LaunchFailedError("bootstrapresult failed")
 

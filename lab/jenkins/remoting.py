@@ -7,7 +7,7 @@ Source: jenkinsci/remoting, `ChannelBuilder.negotiate`, `Capability`, `Channel.M
 3. Commands follow in chunks, each after two bytes with its size.
 
 Jenkins reads past anything that comes before the agent's preamble, and logs it; four zero bytes in it would start the
-binary stream too early. What the agent's program does not read from stdin is lost only if another program reads it.
+binary stream too early. What another program reads from stdin is missing to the agent's.
 
 In place of serialized Java commands, the chunks here contain JSON: a shell command, and its result. This file uses
 nothing but the standard library, since it is also the program on the agent.
@@ -98,7 +98,7 @@ def receive(reader: IO[bytes]) -> dict[str, str] | None:
 
 def _read_until_binary(reader: IO[bytes]) -> bytes:
     """Read the handshake, byte by byte as Jenkins does, and return everything else that came before its end."""
-    read = b""
+    read, capable = b"", False
     while not read.endswith(BINARY):
         byte = reader.read(1)
         if not byte:
@@ -106,6 +106,10 @@ def _read_until_binary(reader: IO[bytes]) -> bytes:
         read += byte
         if read.endswith(PREAMBLE):
             _check_capability(reader.read(CAPABILITY_LENGTH))
+            capable = True
+    if not capable:
+        # Remoting would then use its transport without chunks, which the other side does not.
+        raise HandshakeError(f"the other side's capability is missing after {read[-200:]!r}")
     return read.removesuffix(BINARY).replace(PREAMBLE, b"")
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import dedent
 from typing import Final, Self
 
 from lab.agents import LabAgent
@@ -34,6 +35,7 @@ FORWARD: Final = """
 name = "registry"
 listen = ["127.0.0.1:5000", "[::1]:5000"]
 target = "127.0.0.1:5500"
+writer = "registry-1"
 """
 
 
@@ -42,6 +44,13 @@ def documented_policies() -> dict[str, object]:
     text = (ROOT / "docs/registry.md").read_text(encoding="utf-8")
     writer, replica = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     return {"writer": json.loads(writer), "replica": json.loads(replica)}
+
+
+def documented_forward() -> str:
+    """Return the forward of docs/registry.md whose pushes go through a tunnel of the writer's controller."""
+    text = (ROOT / "docs/registry.md").read_text(encoding="utf-8")
+    (forward,) = [block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "push_target" in block]
+    return f"\n{dedent(forward)}"
 
 
 def static_agents(members: dict[LabAgent, str]) -> str:
@@ -96,10 +105,9 @@ class ReplicaSite:
         members = static_agents({self.builder: "builders", machine_a: "replicas"})
         self.writer.controller.configure(GROUPS + members, probe_interval="1s")
         near = static_agents({self.near_a: "builders"})
-        own = 'push_target = "127.0.0.1:5000"\n'
-        self.a.controller.configure(FORWARD + own + GROUPS + near, probe_interval="1s")
+        self.a.controller.configure(documented_forward() + GROUPS + near, probe_interval="1s")
         near = static_agents({self.near_b: "builders"})
-        self.b.controller.configure(FORWARD + 'writer = "registry-1"\n' + GROUPS + near, probe_interval="1s")
+        self.b.controller.configure(FORWARD + GROUPS + near, probe_interval="1s")
 
     def start(self) -> Self:
         """Start all registries and controllers, and wait until every agent is up."""

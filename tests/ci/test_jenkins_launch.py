@@ -11,6 +11,7 @@ import pytest
 
 from lab.jenkins.connection import LaunchFailedError
 from lab.jenkins.launchers import Ec2Launcher, HetznerLauncher, SshLauncher
+from lab.processes import until
 from tests.ci.conftest import WAIT
 from tunnelmgr.hooks import render
 
@@ -76,7 +77,7 @@ def close(attempts: dict[str, Attempt]) -> None:
 
 def limit(state: str) -> int:
     """Return the seconds that a hook may wait."""
-    return 60 if state == "late" else WAIT
+    return WAIT if state in {"never", "taken"} else 60
 
 
 def init_script(seconds: int) -> str:
@@ -178,7 +179,7 @@ def test_the_ec2_plugin_with_mina_runs_the_script_without_a_terminal(site: "CiSi
     """The script needs no terminal; it runs once for an instance, and not at the next launch."""
     site.connections["ready"].execute("rm -f ~/.hudson-run-init")
     launch = partial(
-        attempt, site, launcher=Ec2Launcher(init_script(WAIT), remote_fs=site.home("ready"), pty=False), state="ready"
+        attempt, site, launcher=Ec2Launcher(init_script(60), remote_fs=site.home("ready"), pty=False), state="ready"
     )
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -191,6 +192,25 @@ def test_the_ec2_plugin_with_mina_runs_the_script_without_a_terminal(site: "CiSi
         tried.channel.close()
     assert "is ready" in first.log
     assert "is ready" not in second.log
+
+
+def test_the_ec2_plugin_tries_again_until_the_instances_ssh_answers(site: "CiSite", tmp_path: Path) -> None:
+    """A booting instance has neither ssh nor a tunnel: the plugin logs in once it can, then the hook waits."""
+    machine = site.field.agents["ready"]
+    site.connections["ready"].execute("rm -f ~/.hudson-run-init")
+    machine.stop_sshd()
+    launcher = Ec2Launcher(init_script(60), remote_fs=site.home("ready"), bootstrap_auth_sleep=0.2)
+    (tmp_path / "ready.log").touch()
+
+    with ThreadPoolExecutor(1) as executor:
+        launching = executor.submit(attempt, site, tmp_path, launcher, "ready")
+        until(lambda: "Trying again" in (tmp_path / "ready.log").read_text(), "the plugin has tried")
+        machine.start_sshd()
+        tried = launching.result(90)
+
+    assert tried.channel is not None, tried.error
+    assert "is ready" in tried.log
+    tried.channel.close()
 
 
 def test_the_ssh_launchers_own_limit_includes_the_wait(site: "CiSite", tmp_path: Path) -> None:

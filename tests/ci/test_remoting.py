@@ -51,10 +51,17 @@ def test_output_before_the_preamble_is_noise_in_jenkins_log() -> None:
 
 @pytest.mark.parametrize(
     "stream",
-    [b"", b"command not found\n", capability(), PREAMBLE + b"noise " + CAPABILITY + BINARY],
-    ids=["nothing", "an error", "no mode", "output within the preamble"],
+    [
+        b"",
+        b"command not found\n",
+        capability(),
+        PREAMBLE + b"noise " + CAPABILITY + BINARY,
+        b"\0\0\0\0" + capability() + BINARY,
+        capability()[20:] + BINARY,
+    ],
+    ids=["nothing", "an error", "no mode", "output within the preamble", "zeros before it", "a part is missing"],
 )
 def test_a_stream_that_is_no_handshake_is_refused(stream: bytes) -> None:
-    """A stream that ends early, or in which another program's output is mixed with the preamble, is not a channel."""
+    """A stream that ends early, lacks a part, or has another program's output in its preamble is not a channel."""
     with pytest.raises(HandshakeError):
         negotiate(io.BytesIO(stream), io.BytesIO())
