@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,3 +84,15 @@ def test_without_systemd_there_are_no_priorities(lines: Lines, monkeypatch: pyte
     monkeypatch.delenv("JOURNAL_STREAM")
 
     assert all(line.startswith("{") for line in lines(LogFormat.JSON))
+
+
+def test_the_error_of_a_command_has_its_priority(tmp_path: Path) -> None:
+    """A command that a unit runs, such as the one of ExecReload=, reports its error with the priority of errors."""
+    with (tmp_path / "journal").open("w") as stderr:
+        known = os.fstat(stderr.fileno())
+        variables = {**os.environ, "JOURNAL_STREAM": f"{known.st_dev}:{known.st_ino}"}
+        words = [sys.executable, "-m", "tunnelmgr", "state", "export", "-c", "/nonexistent.toml"]
+        done = subprocess.run(words, stderr=stderr, env=variables, check=False, timeout=30)
+
+    assert done.returncode == 2
+    assert (tmp_path / "journal").read_text().startswith("<3>error: /nonexistent.toml")

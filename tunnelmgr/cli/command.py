@@ -16,6 +16,7 @@ from tunnelmgr.cli.output import stderr
 from tunnelmgr.core.sanitize import printable
 from tunnelmgr.core.spelling import nearest
 from tunnelmgr.errors import ConfigError, DaemonNotRunningError, SchemaError, TunnelmgrError
+from tunnelmgr.observability import journal
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,15 +113,17 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
 def print_error(message: str) -> None:
     """Print an error on stderr."""
-    _print_marked("error: ", "bold red", message)
+    _print_marked("error: ", "bold red", message, journal.ERROR)
 
 
 def print_warning(message: str) -> None:
     """Print a warning on stderr."""
-    _print_marked("warning: ", "bold yellow", message)
+    _print_marked("warning: ", "bold yellow", message, journal.WARNING)
 
 
-def _print_marked(mark: str, style: str, message: str) -> None:
+def _print_marked(mark: str, style: str, message: str, priority: int) -> None:
     console = stderr()
+    if journal.is_journal(sys.stderr):
+        console.print(f"<{priority}>", end="")
     console.print(mark, style=style, end="")
     console.print(Text(printable(message)))

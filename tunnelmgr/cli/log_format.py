@@ -1,16 +1,16 @@
 """The format of the daemon's log: one line for each event on stderr, coloured on a terminal, JSON for a collector."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, TextIO
+from typing import Final
 
 import structlog
 
 from tunnelmgr.core.sanitize import printable
+from tunnelmgr.observability.journal import is_journal
 
 
 class LogFormat(StrEnum):
@@ -44,15 +44,6 @@ class WithPriority:
         """Return the event as text."""
         priority = PRIORITIES.get(event.get("level", method), PRIORITIES["info"])
         return "\n".join(f"<{priority}>{line}" for line in self.inner(logger, method, event).split("\n"))
-
-
-def is_journal(stream: TextIO) -> bool:
-    """Return whether a stream is connected to systemd's journal: `JOURNAL_STREAM` names it (systemd.exec(5))."""
-    place = os.environ.get("JOURNAL_STREAM")
-    if place is None:
-        return False
-    known = os.fstat(stream.fileno())
-    return place == f"{known.st_dev}:{known.st_ino}"
 
 
 def configure(log_format: LogFormat, level: LogLevel) -> None:
