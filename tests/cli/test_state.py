@@ -105,6 +105,43 @@ def test_an_export_that_cannot_be_written_leaves_the_last_one(run: Run, config: 
     assert "cannot write the archive: No such file or directory" in result.stderr
 
 
+def test_an_export_to_a_folder_keeps_the_newest_archives(run: Run, config: Path, tmp_path: Path) -> None:
+    """With `--keep 2`, an export to a folder leaves its own archive, the newest of the others, and other files."""
+    fill(config)
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    for name in ("state-20260101T000000Z.jsonl", "state-20260102T000000Z.jsonl", "state-before-the-move.jsonl"):
+        (folder / name).touch()
+
+    result = run("state", "export", folder, "--keep", "2", "-c", config)
+
+    left = sorted(file.name for file in folder.iterdir())
+    new = Path(result.stdout.split(":")[0])
+    assert left == ["state-20260102T000000Z.jsonl", new.name, "state-before-the-move.jsonl"]
+    assert json.loads(new.read_text().splitlines()[-1])["agents"] == 2
+    assert new.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_export_that_fails_removes_no_archive(run: Run, config: Path, tmp_path: Path) -> None:
+    """If there is no state to export, the archives in the folder stay."""
+    old = [tmp_path / f"state-2026010{day}T000000Z.jsonl" for day in (1, 2)]
+    for file in old:
+        file.touch()
+
+    result = run("state", "export", tmp_path, "--keep", "1", "-c", config)
+
+    assert result.exit_code == 1
+    assert all(file.exists() for file in old)
+
+
+def test_keep_needs_a_folder(run: Run, config: Path, tmp_path: Path) -> None:
+    """`--keep` with a file, or without one, is wrong usage."""
+    for words in ((), (tmp_path / "backup.jsonl",)):
+        result = run("state", "export", *words, "--keep", "2", "-c", config)
+        assert result.exit_code == 2
+        assert "--keep: it needs an existing folder" in result.stderr
+
+
 def test_an_unreadable_archive_is_an_error_that_names_it(run: Run, config: Path, tmp_path: Path) -> None:
     """A missing archive, or one that is not text, is an error that names the file."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe")

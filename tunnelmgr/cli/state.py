@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -29,9 +30,9 @@ def register(app: typer.Typer) -> None:
     family = typer.Typer(
         cls=Group, no_args_is_help=True, help="Export and import the stored state: agents, quarantines, proofs, seeds."
     )
-    family.command(
-        "export", cls=Command, epilog="Example: `tunnelmgr state export /var/backups/tunnelmgr-$(date +%F).jsonl`"
-    )(export_state)
+    family.command("export", cls=Command, epilog="Example: `tunnelmgr state export --keep 14 /var/backups/tunnelmgr`")(
+        export_state
+    )
     family.command("import", cls=Command, epilog="Example: `tunnelmgr state import /var/backups/tunnelmgr.jsonl`")(
         import_state
     )
@@ -41,17 +42,30 @@ def register(app: typer.Typer) -> None:
 @command
 def export_state(
     context: typer.Context,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where to write [default: stdout]")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Where to write: a file, or an existing folder [default: stdout]"),
+    ] = None,
     config: ConfigOption = None,
+    keep: Annotated[
+        int | None, typer.Option("--keep", metavar="N", min=1, help="Of the archives in the folder, keep the newest N")
+    ] = None,
 ) -> None:
     """Write the state as JSON Lines with a checksum, also while the daemon runs. Confidential."""
+    folder = file if file and file.is_dir() else None
+    if keep and not folder:
+        raise typer.BadParameter("it needs an existing folder to write to", param_hint="--keep")
     settings = load(chosen_file(context, config)).controller
     memory = read_state(settings.state, settings.state_password)
     lines = write_archive(memory, time.time())
     if file is None:
         sys.stdout.writelines(lines)
         return
+    if folder:
+        file = folder / f"state-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
     _replace(file, lines)
+    if folder and keep:
+        _remove_older(folder, keep)
     print_line(f"{file}: {_counted(memory)} exported")
 
 
@@ -115,6 +129,15 @@ def _replace(file: Path, lines: Iterable[str]) -> None:
             raise
     except OSError as failed:
         raise StoreError(f"{file}: cannot write the archive: {failed.strerror}") from failed
+
+
+def _remove_older(folder: Path, keep: int) -> None:
+    """Remove all but the newest archives of a folder; their names sort by time."""
+    try:
+        for old in sorted(folder.glob("state-*Z.jsonl"))[:-keep]:
+            old.unlink(missing_ok=True)
+    except OSError as failed:
+        raise StoreError(f"{failed.filename}: cannot remove the archive: {failed.strerror}") from failed
 
 
 def _counted(memory: StoredState) -> str:
