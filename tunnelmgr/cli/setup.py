@@ -1,7 +1,10 @@
 """`init` and `check`: commands that prepare the controller."""
 
 import asyncio
+import os
+import pwd
 import shlex
+import shutil
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +18,11 @@ from tunnelmgr.cli.command import Command, Exit, command, one_of
 from tunnelmgr.cli.config_template import configuration
 from tunnelmgr.cli.options import ConfigOption, JsonOption, chosen_file
 from tunnelmgr.cli.output import print_json, print_line, print_rendered, stderr
-from tunnelmgr.config import load
+from tunnelmgr.config import DEFAULT_FILE, load
 from tunnelmgr.errors import ControlError
 from tunnelmgr.ssh.key_files import make_key
+
+_DAEMON_USER = "tunnelmgr"  # of systemd/tunnelmgr.service
 
 
 def register(app: typer.Typer) -> None:
@@ -74,6 +79,8 @@ def _write_missing(file: Path, key: Path) -> list[str]:
         file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not key.exists():
             make_key(key, f"tunnelmgr@{socket.gethostname()}")
+            if _is_for_the_unit(file) and os.geteuid() == 0:
+                shutil.chown(key, _DAEMON_USER, _DAEMON_USER)
             made.append(str(key))
         if not file.exists():
             file.write_text(configuration(file, key), encoding="utf-8")
@@ -83,8 +90,20 @@ def _write_missing(file: Path, key: Path) -> list[str]:
     return made
 
 
+def _is_for_the_unit(file: Path) -> bool:
+    """Return whether the unit's daemon reads this configuration: the default one, on a machine that has its user."""
+    try:
+        pwd.getpwnam(_DAEMON_USER)
+    except KeyError:
+        return False
+    return file == DEFAULT_FILE
+
+
 def _next_steps(setup: AgentSetup, file: Path, option: str) -> str:
     """Return what to do next; `option` names the configuration if it is not the default one."""
+    start = f"tunnelmgr check{option} && tunnelmgr run{option}"
+    if _is_for_the_unit(file):
+        start = f"runuser -u {_DAEMON_USER} -- tunnelmgr check && systemctl enable --now tunnelmgr"
     return f"""
 Next:
 1. Prepare each agent with the user-data that this command prints:
@@ -102,7 +121,7 @@ Next:
 2. Describe your agents as a [[source]] in {file}
 3. Check and start the controller:
 
-       tunnelmgr check{option} && tunnelmgr run{option}"""
+       {start}"""
 
 
 @command
