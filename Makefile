@@ -7,14 +7,17 @@ SBOM := build/sbom
 DIST := dist
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q --disable-pip-version-check
+PROGRAMS := docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
+	podman buildah dockerd autossh psql faketime pandoc mmdebstrap minisign groovyc java /usr/bin/python3
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
-	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap \
+	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap minisign \
 	groovy default-jre-headless python3
 # pytest exits with 5 if ARGS selects no test of a part.
 NONE_SELECTED := || test $$? = 5
+HOST_SUITE := $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages packages-check wheelhouse lock bench clean
+.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages deb image packages-check wheelhouse lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,11 +73,22 @@ wheel: $(BACKEND)/.installed ## Build dist/tunnelmgr-*.whl, with a build backend
 	rm -f dist/tunnelmgr-*.whl
 	$(BACKEND)/bin/python -m pip wheel -q --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist .
 
-packages: $(BACKEND)/.installed $(SBOM)/.installed .packages ## Build wheel, sdist, Debian package and SBOMs; DIST=dist
-	$(BACKEND)/bin/python packaging/build.py packages --output $(DIST) --sbom-tool $(SBOM)/bin/cyclonedx-py
+packages: deb ## Build wheel, sdist, Debian package, container image and their SBOMs; as root; DIST=dist DEBIAN_SUITE=trixie
+	$(MAKE) image
 
-packages-check: install packages ## Test the packages as `make test` does, and run lintian
-	$(RUN)/python -m pytest -q tests/packaging
+ifneq ($(or $(DEBIAN_SUITE),$(HOST_SUITE)),$(HOST_SUITE))
+deb: .packages
+	sh packaging/in_suite.sh $(DEBIAN_SUITE) deb DIST=$(DIST)
+else
+deb: $(BACKEND)/.installed $(SBOM)/.installed .packages ## Build the same without the image
+	$(BACKEND)/bin/python packaging/build.py debian --output $(DIST) --sbom-tool $(SBOM)/bin/cyclonedx-py
+endif
+
+image: $(BACKEND)/.installed $(SBOM)/.installed .packages ## Build dist/tunnelmgr-*.oci.tar of the Debian package in dist
+	$(BACKEND)/bin/python packaging/build.py image --output $(DIST) --sbom-tool $(SBOM)/bin/cyclonedx-py
+
+packages-check: install packages ## Test the packages, building everything twice, and run lintian; as root
+	BUILT_PACKAGES=$(abspath $(DIST)) TWO_IMAGES=1 $(RUN)/python -m pytest -q tests/packaging
 	command -v lintian >/dev/null || DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends lintian
 	lintian --fail-on error,warning $(DIST)/tunnelmgr_*.deb
 
@@ -121,8 +135,7 @@ $(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 # Installed if a program is missing and this user may install packages; otherwise the demo names what it cannot show.
 .PHONY: .packages
 .packages:
-	@missing=; for program in docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
-		podman buildah dockerd autossh psql faketime pandoc mmdebstrap groovyc java /usr/bin/python3; do \
+	@missing=; for program in $(PROGRAMS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 		if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || [ -n "$(SUDO)" ]; }; then \

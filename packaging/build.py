@@ -1,4 +1,4 @@
-"""Build the wheel, the sdist, the Debian package and their SBOMs from this checkout, reproducibly.
+"""Build the wheel, the sdist, the Debian package, the container image and their SBOMs from this checkout, reproducibly.
 
 `make packages` runs it with the Python of an environment that has the pinned build backend. It fetches nothing but the
 wheels of requirements.lock, each verified by its hash. Files that depend on a time have that of `SOURCE_DATE_EPOCH`, by
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from container import ContainerImage
 from debian import DebianPackage
 from settings import ROOT, Settings, run
 
@@ -19,26 +20,36 @@ from settings import ROOT, Settings, run
 def main() -> None:
     """Build what the command line names, into its folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["wheelhouse", "packages"])
+    parser.add_argument("what", choices=["wheelhouse", "debian", "image"], help="`image` is made of the built package")
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="the folder for the results [default: dist]")
     parser.add_argument("--python", default="/usr/bin/python3", help="Debian's Python [default: /usr/bin/python3]")
     parser.add_argument("--sbom-tool", type=Path, default=ROOT / "build/sbom/bin/cyclonedx-py")
     chosen = parser.parse_args()
     output = chosen.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
-    for stale in output.glob("tunnelmgr[-_]*"):
-        stale.unlink()
-
     os.environ |= {"SOURCE_DATE_EPOCH": str(source_date()), "PYTHONDONTWRITEBYTECODE": "1"}
     os.umask(0o022)
-    version = build_python_packages(output)
-    wheels = fetch_wheels(chosen.python, output, whole=chosen.what == "wheelhouse")
-    if chosen.what == "packages":
-        settings = Settings(output, version, chosen.python, wheels, chosen.sbom_tool)
-        wheel_sbom(settings)
-        DebianPackage(settings).build()
+    if chosen.what == "image":
+        build_image(output, chosen.sbom_tool)
+    else:
+        for stale in output.glob("tunnelmgr[-_]*"):
+            stale.unlink()
+        version = build_python_packages(output)
+        wheels = fetch_wheels(chosen.python, output, whole=chosen.what == "wheelhouse")
+        if chosen.what == "debian":
+            settings = Settings(output, version, chosen.python, wheels, chosen.sbom_tool)
+            wheel_sbom(settings)
+            DebianPackage(settings).build()
     for made in sorted(output.glob("tunnelmgr[-_]*")):
         print(made)
+
+
+def build_image(output: Path, sbom_tool: Path) -> None:
+    """Build the container image from the package in the folder of the results."""
+    wheel, package = next(output.glob("tunnelmgr-*.whl"), None), next(output.glob("tunnelmgr_*.deb"), None)
+    if wheel is None or package is None:
+        sys.exit(f"error: {output} has no Debian package; first run `make deb`")
+    ContainerImage(output, wheel.name.split("-")[1], package, sbom_tool.with_name("python")).build()
 
 
 def source_date() -> int:

@@ -7,6 +7,7 @@ work, only the maintainer scripts remain, which differ from the usual ones becau
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import sys
@@ -26,12 +27,19 @@ COMPLETIONS = {
     "zsh": "usr/share/zsh/vendor-completions/_tunnelmgr",
     "fish": "usr/share/fish/vendor_completions.d/tunnelmgr.fish",
 }
+UNITS = ("tunnelmgr.service", "tunnelmgr-backup.service", "tunnelmgr-backup.timer")
 INSTALLED = {
-    ROOT / "systemd/tunnelmgr.service": "usr/lib/systemd/system/tunnelmgr.service",
+    **{ROOT / "systemd" / unit: f"usr/lib/systemd/system/{unit}" for unit in UNITS},
     SOURCES / "logrotate": "etc/logrotate.d/tunnelmgr",
     SOURCES / "copyright": "usr/share/doc/tunnelmgr/copyright",
     SOURCES / "lintian-overrides": "usr/share/lintian/overrides/tunnelmgr",
 }
+
+
+def release_of_debian() -> str:
+    """Return this machine's release, such as `deb12`: a package belongs to one, and that of a newer one is newer."""
+    facts = platform.freedesktop_os_release()
+    return f"{'deb' if facts['ID'] == 'debian' else facts['ID']}{facts.get('VERSION_ID', '')}"
 
 
 class DebianPackage:
@@ -40,7 +48,8 @@ class DebianPackage:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         # A development version is older than its release: 0.2.0~dev45+g4b3ee64 < 0.2.0.
-        self.version = re.sub(r"\.dev|(?<=\d)(?=(?:a|b|rc)\d)", lambda cut: f"~{cut[0].strip('.')}", settings.version)
+        older = re.sub(r"\.dev|(?<=\d)(?=(?:a|b|rc)\d)", lambda cut: f"~{cut[0].strip('.')}", settings.version)
+        self.version = f"{older}+{release_of_debian()}"
         self.architecture = run("dpkg", "--print-architecture")
         self.stage = ROOT / "build/deb"
 
@@ -71,7 +80,7 @@ class DebianPackage:
         run(*unshare, *script)
 
     def install_files(self) -> None:
-        """Add the unit, the configuration, the completions and the link."""
+        """Add the units, the configuration, the completions and the link."""
         for source, target in INSTALLED.items():
             self.add(target, source.read_text(encoding="utf-8"))
         link = self.stage / "usr/bin/tunnelmgr"

@@ -89,7 +89,7 @@ def run_in(command: str, folder: Path, report: Path) -> subprocess.CompletedProc
 @pytest.mark.timeout(900)
 def test_the_documented_commands_install_a_tunnelmgr_that_runs(export: Path, tmp_path: Path) -> None:
     """The documented commands build and install in new environments; every download is a wheel with a hash."""
-    commands = [line for line in blocks("Install") if "-m venv" in line or "/pip " in line]
+    commands = [line for line in blocks("Install from the wheel") if "-m venv" in line or "/pip " in line]
     assert len(commands) == 6
 
     fetched = []
@@ -131,7 +131,7 @@ def test_every_documented_pip_command_is_safe() -> None:
 
 def test_the_upgrade_installs_as_the_installation_does() -> None:
     """The upgrade uses the same pip commands, with `--force-reinstall` for a wheel of the same version."""
-    installs = [line for line in blocks("Install") if line.startswith(f"{TARGET}/bin/pip")]
+    installs = [line for line in blocks("Install from the wheel") if line.startswith(f"{TARGET}/bin/pip")]
     upgrades = [line for line in blocks("Upgrade") if "/pip " in line]
 
     assert [line.replace(" --force-reinstall", "") for line in upgrades] == installs

@@ -1,5 +1,6 @@
 """The packages of this checkout, built once, and a machine on which the Debian package is installed."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,18 @@ from lab.network import Lab
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "10.77.0.10"
+BUILT = os.environ.get("BUILT_PACKAGES")
+"""The folder of packages that were built in this checkout, for `make packages-check`."""
 
 
-def build(checkout: Path) -> Path:
-    """Build the packages in a checkout, with the environments of this one, and return the folder of the results."""
-    tools = [f"{name}={ROOT / 'build' / name.lower()}" for name in ("BACKEND", "SBOM")]
-    processes.run(["make", "-C", str(checkout), "packages", *tools], check=True, timeout=600.0)
+def tools() -> list[str]:
+    """Return the settings of `make` for a build in another folder with the environments of this one."""
+    return [f"{name}={ROOT / 'build' / name.lower()}" for name in ("BACKEND", "SBOM")]
+
+
+def build(checkout: Path, target: str) -> Path:
+    """Build a target of the Makefile in a checkout, and return the folder of the results."""
+    processes.run(["make", "-C", str(checkout), target, *tools()], check=True, timeout=600.0)
     return checkout / "dist"
 
 
@@ -41,16 +48,21 @@ def install(machine: BootedMachine, package: Path) -> subprocess.CompletedProces
     return done
 
 
+def show(machine: BootedMachine, name: str) -> str:
+    """Return a property of the daemon's unit."""
+    return machine.shell(f"systemctl show --property {name} --value tunnelmgr.service")
+
+
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clone this checkout, because a build writes the version into it."""
-    return clone(tmp_path_factory.mktemp("build") / "one")
+    """Clone this checkout, because a build writes the version into it; if it has its packages already, return it."""
+    return ROOT if BUILT else clone(tmp_path_factory.mktemp("build") / "one")
 
 
 @pytest.fixture(scope="session")
 def dist(checkout: Path) -> Path:
-    """Build the packages once."""
-    return build(checkout)
+    """Build the packages once, unless that is done."""
+    return Path(BUILT) if BUILT else build(checkout, "deb")
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +102,6 @@ def bare_machine(lab: Lab) -> BootedMachine:
 
 @pytest.fixture
 def configured(machine: BootedMachine) -> BootedMachine:
-    """Configure the installed package as its documentation says: a key for the daemon's user."""
-    machine.shell("tunnelmgr init && chown tunnelmgr: /etc/tunnelmgr/id_ed25519")
+    """Make the daemon's key, as the documentation says."""
+    machine.shell("tunnelmgr init")
     return machine
