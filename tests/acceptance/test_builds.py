@@ -106,6 +106,25 @@ def test_dockerds_own_buildkit_uses_the_tunnel_as_a_mirror_of_docker_hub(field: 
     assert child[:-1] == base
 
 
+def test_a_builder_in_a_network_of_its_own_does_not_reach_the_tunnel(field: "Field", builder: LabAgent) -> None:
+    """A container's localhost is its own: the build fails there, and succeeds in the host's network."""
+    folder = context(field.folder / "context", DOCUMENT.blocks("docker build")[0])
+    build_only = DOCUMENT.blocks("buildah and podman build")[0].splitlines()[0]
+    with tempfile.TemporaryDirectory(prefix="images-") as place:
+        settings = Path(place, "storage.conf")
+        settings.write_text(STORAGE.format(place=place))
+        environment = {"CONTAINERS_STORAGE_CONF": str(settings), "BUILDAH_ISOLATION": "chroot"}
+        machine = builder.network_only()
+        contained = run_commands(
+            machine, folder, f"unshare --net sh -ec 'ip link set lo up; {build_only}'", environment
+        )
+        with_hosts_network = run_commands(machine, folder, build_only, environment)
+
+    assert contained.returncode != 0
+    assert "connect: connection refused" in contained.stderr
+    assert with_hosts_network.returncode == 0, with_hosts_network.stderr
+
+
 def test_buildah_builds_from_an_image_of_the_tunnel(field: "Field", builder: LabAgent) -> None:
     """With `--tls-verify=false`, buildah pulls the base through the tunnel and pushes what it has built."""
     folder = context(field.folder / "context", DOCUMENT.blocks("docker build")[0])
