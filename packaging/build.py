@@ -16,6 +16,8 @@ from container import ContainerImage
 from debian import DebianPackage
 from settings import ROOT, Settings, run
 
+LOCK = ROOT / "requirements.lock"
+
 
 def main() -> None:
     """Build what the command line names, into its folder."""
@@ -31,17 +33,27 @@ def main() -> None:
     os.umask(0o022)
     if chosen.what == "image":
         build_image(output, chosen.sbom_tool)
+    elif chosen.what == "wheelhouse":
+        build_wheelhouse(output / "wheelhouse", chosen.python)
     else:
         for stale in output.glob("tunnelmgr[-_]*"):
             stale.unlink()
-        version = build_python_packages(output)
-        wheels = fetch_wheels(chosen.python, output, whole=chosen.what == "wheelhouse")
-        if chosen.what == "debian":
-            settings = Settings(output, version, chosen.python, wheels, chosen.sbom_tool)
-            wheel_sbom(settings)
-            DebianPackage(settings).build()
+        version = build_python_packages(output, "sdist", "wheel")
+        fetch_wheels(chosen.python, ROOT / "build/wheelhouse")
+        settings = Settings(output, version, chosen.python, ROOT / "build/wheelhouse", chosen.sbom_tool)
+        wheel_sbom(settings)
+        DebianPackage(settings).build()
     for made in sorted(output.glob("tunnelmgr[-_]*")):
         print(made)
+
+
+def build_wheelhouse(folder: Path, python: str) -> None:
+    """Collect the wheels that an installation without a network needs: the pinned ones and ours."""
+    shutil.rmtree(folder, ignore_errors=True)
+    fetch_wheels(python, folder)
+    build_python_packages(folder, "wheel")
+    shutil.copy(LOCK, folder)
+    print(folder)
 
 
 def build_image(output: Path, sbom_tool: Path) -> None:
@@ -61,32 +73,24 @@ def source_date() -> int:
     return int((ROOT / "PKG-INFO").stat().st_mtime)
 
 
-def build_python_packages(output: Path) -> str:
-    """Build the sdist and the wheel, and return their version."""
-    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-t", "wheel", "-d", str(output))
+def build_python_packages(output: Path, *kinds: str) -> str:
+    """Build the sdist and the wheel, or one of them, and return their version."""
+    targets = [word for kind in kinds for word in ("-t", kind)]
+    run(sys.executable, "-m", "hatchling", "build", *targets, "-d", str(output))
     (wheel,) = output.glob("tunnelmgr-*.whl")
     return wheel.name.split("-")[1]
 
 
-def fetch_wheels(python: str, output: Path, *, whole: bool) -> Path:
-    """Fetch the pinned wheels for a Python; `whole` makes the folder that an installation without network needs."""
-    folder = output / "wheelhouse" if whole else ROOT / "build/wheelhouse"
-    if whole and folder.exists():
-        shutil.rmtree(folder)
+def fetch_wheels(python: str, folder: Path) -> None:
+    """Fetch the pinned wheels for a Python."""
     pip = (sys.executable, "-m", "pip", "--python", python, "download", "-q", "--disable-pip-version-check")
-    lock = ROOT / "requirements.lock"
-    run(*pip, "--require-hashes", "--only-binary=:all:", "-d", str(folder), "-r", str(lock))
-    if whole:
-        shutil.copy(lock, folder)
-        (wheel,) = output.glob("tunnelmgr-*.whl")
-        shutil.copy(wheel, folder)
-    return folder
+    run(*pip, "--require-hashes", "--only-binary=:all:", "-d", str(folder), "-r", str(LOCK))
 
 
 def wheel_sbom(settings: Settings) -> None:
     """Write the SBOM of the wheel: the pinned requirements, with the hashes that the installation verifies."""
     (wheel,) = settings.output.glob("tunnelmgr-*.whl")
-    settings.write_sbom("requirements", ROOT / "requirements.lock", wheel.with_name(f"{wheel.name}.cdx.json"))
+    settings.write_sbom("requirements", LOCK, wheel.with_name(f"{wheel.name}.cdx.json"))
 
 
 if __name__ == "__main__":

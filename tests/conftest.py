@@ -29,10 +29,9 @@ SERIAL = (
     "tests/acceptance/test_kills.py",
     "tests/acceptance/test_starvation.py",
     "tests/daemon/test_loop_lag.py",
-    "tests/packaging/",
     "tests/tunnel/",
 )
-"""Tests whose assertions depend on time or load, or that share a package that is built once."""
+"""Tests whose assertions depend on time or load."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,15 +8,15 @@ import pytest
 
 from lab.network import Lab
 from tests.ansible.fleet import Fleet
-from tests.packaging.conftest import build, clone
+from tests.packaging.conftest import built
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package() -> Path:
     """Build the Debian package; `DEBIAN_PACKAGE` names one that exists already."""
     if given := os.environ.get("DEBIAN_PACKAGE"):
         return Path(given)
-    (file,) = build(clone(tmp_path_factory.mktemp("build") / "one")).glob("*.deb")
+    (file,) = (built() / "dist").glob("*.deb")
     return file
 
 

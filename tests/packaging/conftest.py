@@ -1,6 +1,8 @@
 """The packages of this checkout, built once, and a machine on which the Debian package is installed."""
 
-import os
+import fcntl
+import hashlib
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,8 @@ from lab.network import Lab
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "10.77.0.10"
-BUILT = os.environ.get("BUILT_PACKAGES")
-"""The folder of packages that were built in this checkout, for `make packages-check`."""
+PLACE = ROOT / "build/tested"
+"""Where the packages of this checkout's present state are built, once for all processes that run tests."""
 
 
 def tools() -> list[str]:
@@ -23,7 +25,7 @@ def tools() -> list[str]:
     return [f"{name}={ROOT / 'build' / name.lower()}" for name in ("BACKEND", "SBOM")]
 
 
-def build(checkout: Path, target: str) -> Path:
+def build(checkout: Path, target: str = "deb") -> Path:
     """Build a target of the Makefile in a checkout, and return the folder of the results."""
     processes.run(["make", "-C", str(checkout), target, *tools()], check=True, timeout=600.0)
     return checkout / "dist"
@@ -53,16 +55,32 @@ def show(machine: BootedMachine, name: str) -> str:
     return machine.shell(f"systemctl show --property {name} --value tunnelmgr.service")
 
 
+def built() -> Path:
+    """Return a clone of this checkout in which the packages are built."""
+    words = ["sh", "-c", "git rev-parse HEAD; git diff --binary HEAD; echo $DEBIAN_SUITE"]
+    state = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    folder = PLACE / hashlib.sha256(state).hexdigest()[:12]
+    PLACE.mkdir(parents=True, exist_ok=True)
+    with (PLACE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "built").exists():
+            for old in PLACE.glob("*/"):
+                shutil.rmtree(old)
+            build(clone(folder))
+            (folder / "built").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clone this checkout, because a build writes the version into it; if it has its packages already, return it."""
-    return ROOT if BUILT else clone(tmp_path_factory.mktemp("build") / "one")
+def checkout() -> Path:
+    """Clone this checkout, because a build writes the version into it, and build its packages there."""
+    return built()
 
 
 @pytest.fixture(scope="session")
 def dist(checkout: Path) -> Path:
-    """Build the packages once, unless that is done."""
-    return Path(BUILT) if BUILT else build(checkout, "deb")
+    """Return the folder of the packages."""
+    return checkout / "dist"
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,11 @@ def locked() -> dict[str, str]:
     return dict(re.findall(r"^([\w-]+)(?:\[[^\]]+\])?==([^\s;]+)", text, re.MULTILINE))
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of each file."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
 def components(file: Path) -> dict[str, str]:
     """Return the names and versions of a CycloneDX document's components."""
     document = json.loads(file.read_text(encoding="utf-8"))
@@ -39,10 +44,10 @@ def components(file: Path) -> dict[str, str]:
 
 def test_two_builds_in_different_folders_are_equal(dist: Path, tmp_path: Path) -> None:
     """The wheel, the sdist, the Debian package and the SBOMs of a second checkout have the same bytes."""
-    other = build(clone(tmp_path / "a folder of another length"), "deb")
+    other = build(clone(tmp_path / "a folder of another length"))
 
-    first = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in dist.iterdir()}
-    second = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in other.iterdir()}
+    first = {name: found for name, found in hashes(dist).items() if ".oci." not in name}
+    second = hashes(other)
 
     assert sorted(Path(name).suffix for name in first) == [".deb", ".gz", ".json", ".json", ".whl"]
     assert first == second

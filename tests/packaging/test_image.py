@@ -61,10 +61,8 @@ class Podman:
 @pytest.fixture(scope="module")
 def image(dist: Path) -> Path:
     """Build the image of the built package."""
-    if not (found := list(dist.glob("*.oci.tar"))):
-        build(dist.parent, "image")
-        found = list(dist.glob("*.oci.tar"))
-    (file,) = found
+    build(dist.parent, "image")
+    (file,) = dist.glob("*.oci.tar")
     return file
 
 
