@@ -14,7 +14,7 @@ from tunnelmgr.control.views import agent_view, agents_view, history_view, statu
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.health import FastPathHealth, RegistryHealth
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Connecting
+from tunnelmgr.core.tunnel import Connecting, Endpoint
 from tunnelmgr.core.world import HistoryEntry, Quarantine
 
 MISMATCH = (
@@ -194,6 +194,21 @@ def test_show_prints_everything_about_an_agent() -> None:
     assert "pinned  SHA256:" in text
     assert "0 channels, 0 B to the agent" in text
     assert text.index("seen") < text.index("evidence")
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"push_target": Endpoint("127.0.0.1", 5002)}, "127.0.0.1:5000, pushes → 127.0.0.1:5002"),
+        ({"writer": "registry-1"}, "127.0.0.1:5000, no pushes: use registry-1"),
+    ],
+)
+def test_show_prints_where_pushes_go(fields: dict[str, Any], shown: str) -> None:
+    """`show` prints what the forward to a replica does with pushes."""
+    forwards = tuple(replace(forward, **fields) for forward in fleet().rules.forwards)
+    view = agent_view(record("builder-1"), up(), forwards, None) | {"history": []}
+
+    assert shown in "\n".join(lines(render.agent(view)))
 
 
 def test_show_prints_the_next_attempt() -> None:

@@ -92,6 +92,13 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     return Group(sheet, Text(""), wrong) if wrong.rows else sheet
 
 
+def _pushes(forward: Json) -> str:
+    """Return where a forward's pushes go, if not to its target; an older daemon does not report it."""
+    if forward.get("push_target"):
+        return f", pushes → {forward['push_target']}"
+    return f", no pushes: use {forward['writer']}" if forward.get("writer") else ""
+
+
 def _registry(registry: Json) -> Text:
     listens = {True: "on loopback only", False: "beyond loopback", None: "in another network (not checked)"}
     text = f"answers, listens {listens[registry['loopback_only']]}" if registry["reachable"] else "does not answer"
@@ -185,7 +192,7 @@ def agent(facts: Json) -> RenderableType:
         sheet.add_row("our key", cell(facts["login_key"]))
     for forward in facts["forwards"]:
         held = ", ".join(forward["held"]) or "not held"
-        sheet.add_row("forward", cell(f"{forward['name']}: {held} → {forward['target']}"))
+        sheet.add_row("forward", cell(f"{forward['name']}: {held} → {forward['target']}{_pushes(forward)}"))
     traffic = (
         f"{count(facts['channels'], 'channel')}, {size(facts['bytes_to_agent'])} to the agent, "
         f"{size(facts['bytes_from_agent'])} from it"
