@@ -42,14 +42,19 @@ def release_of_debian() -> str:
     return f"{'deb' if facts['ID'] == 'debian' else facts['ID']}{facts.get('VERSION_ID', '')}"
 
 
+def debian_version(version: str, release: str) -> str:
+    """Return Python's version as dpkg's, which sorts alike: 0.2.0~dev45+g4b3ee64 and 0.2.0~rc1 are older than 0.2.0."""
+    public, plus, commit = version.partition("+")
+    older = re.sub(r"\.dev|(?<=\d)(?=(?:a|b|rc)\d)", lambda cut: f"~{cut[0].strip('.')}", public)
+    return f"{older}{plus}{commit}+{release}"
+
+
 class DebianPackage:
     """Builds `tunnelmgr_VERSION_ARCHITECTURE.deb`."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        # A development version is older than its release: 0.2.0~dev45+g4b3ee64 < 0.2.0.
-        older = re.sub(r"\.dev|(?<=\d)(?=(?:a|b|rc)\d)", lambda cut: f"~{cut[0].strip('.')}", settings.version)
-        self.version = f"{older}+{release_of_debian()}"
+        self.version = debian_version(settings.version, release_of_debian())
         self.architecture = run("dpkg", "--print-architecture")
         self.stage = ROOT / "build/deb"
 

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example", "-c", "commit.gpgsign=false")
@@ -103,3 +104,28 @@ def test_a_copy_without_git_works_and_does_not_claim_a_release(checkout: Path) -
     assert not (checkout / "tunnelmgr/_version.py").exists()
     assert imported == UNKNOWN
     assert hatchling(checkout, "version") == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("0.2.0.dev45+g4b3ee64", "0.2.0"),
+        ("0.2.0.dev9+g2108b302e", "0.2.0.dev10+g0a1rc2"),
+        ("0.2.0a1", "0.2.0b1"),
+        ("0.2.0rc1.dev3+g1b2c3d4", "0.2.0rc1"),
+        ("0.2.0rc1", "0.2.0"),
+        ("0.1.0", "0.2.0.dev1+g4b3ee64"),
+    ],
+)
+def test_versions_sort_alike_for_pip_and_for_dpkg(older: str, newer: str) -> None:
+    """Dpkg takes a later build for newer, and the commit, whose digits and letters mean nothing, stays as it is."""
+    code = "import sys; from debian import debian_version as of; print(*(of(each, 'deb12') for each in sys.argv[1:]))"
+    run = [sys.executable, "-c", code, older, newer]
+    shown = subprocess.run(run, cwd=ROOT / "packaging", check=True, capture_output=True, text=True, timeout=60).stdout
+
+    first, second = shown.split()
+    assert Version(older) < Version(newer)
+    assert subprocess.run(["dpkg", "--compare-versions", first, "lt", second], check=False).returncode == 0
+    assert [each.partition("+")[2] for each in (f"{older}+deb12", f"{newer}+deb12")] == [
+        each.partition("+")[2] for each in (first, second)
+    ]
