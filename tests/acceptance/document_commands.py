@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from subprocess import CompletedProcess
+from textwrap import dedent
 
 from lab.namespaces import Machine
 
@@ -16,12 +17,24 @@ class Document:
         self._text = (ROOT / "docs" / name).read_text(encoding="utf-8")
 
     def blocks(self, heading: str) -> list[str]:
-        """Return the indented blocks below a heading, up to the next one; fails if there is no such heading."""
-        (section,) = re.findall(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", self._text, re.DOTALL | re.MULTILINE)
+        """Return the indented blocks below a heading, up to the next one; fails if there is no such heading.
+
+        The text of a numbered step is indented by 3, and a block in it by 7.
+        """
+        text = re.sub(r"```.*?```", "", self._section(heading), flags=re.DOTALL)
+        text = re.sub(r"^ {3}(?= {4})", "", text, flags=re.MULTILINE)
         return [
             re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
-            for block in re.findall(r"(?:^ {4}.*\n(?:\n(?= {4}))?)+", section, re.MULTILINE)
+            for block in re.findall(r"(?:^ {4}.*\n(?:\n(?= {4}))?)+", text, re.MULTILINE)
         ]
+
+    def fenced(self, heading: str, language: str) -> list[str]:
+        """Return the fenced blocks of a language below a heading."""
+        return [dedent(block) for block in re.findall(rf"```{language}\n(.*?)```", self._section(heading), re.DOTALL)]
+
+    def _section(self, heading: str) -> str:
+        (section,) = re.findall(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", self._text, re.DOTALL | re.MULTILINE)
+        return str(section)
 
 
 def run_commands(
