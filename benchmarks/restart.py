@@ -97,7 +97,7 @@ probe_interval = "{probe_interval}"
 
 
 def measure(agents: int, rounds: int) -> list[tuple[float, float]]:
-    """Restart a controller of this many agents repeatedly; return the longest gap and the pull's seconds of each time."""
+    """Restart a controller of this many agents repeatedly; return the longest gap and the pull's seconds each time."""
     with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab:
         site = Site(lab, Path(place), agents)
         found = []
