@@ -20,7 +20,7 @@ SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 .PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages deb image packages-check wheelhouse lock bench clean
 
 help: ## Show the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: install ## Show the main job with real parts; KEEP=1 keeps everything running
 	$(RUN)/python -m lab $(if $(KEEP),--keep)
