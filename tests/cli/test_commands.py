@@ -252,7 +252,7 @@ def test_status_is_1_and_names_each_agent_that_should_be_up(run: Run, socket: Pa
     [
         (
             {"registry": RegistryHealth(reachable=False, loopback_only=None, error="refused")},
-            "does not answer: refused",
+            "cannot be used: refused",
         ),
         ({"registry": RegistryHealth(reachable=True, loopback_only=False)}, "beyond loopback"),
         ({"store_error": "disk full"}, "disk full"),

@@ -143,7 +143,7 @@ def test_a_source_that_fails_and_one_that_never_answered_are_problems() -> None:
         (RegistryHealth(reachable=True, loopback_only=True), "answers, listens on loopback only"),
         (RegistryHealth(reachable=True, loopback_only=False), "answers, listens beyond loopback"),
         (RegistryHealth(reachable=True, loopback_only=None), "listens in another network (not checked)"),
-        (RegistryHealth(reachable=False, loopback_only=None), "does not answer"),
+        (RegistryHealth(reachable=False, loopback_only=None), "cannot be used"),
     ],
 )
 def test_the_registrys_health_is_a_sentence(registry: RegistryHealth, words: str) -> None:

@@ -35,7 +35,7 @@ def problems(facts: Json, agents: list[Json]) -> list[str]:
     found = []
     registry = facts["registry"]
     if not registry["reachable"]:
-        found.append(f"the registry does not answer: {registry['error'] or 'not checked yet'}")
+        found.append(f"the registry cannot be used: {registry['error'] or 'not checked yet'}")
     if registry["loopback_only"] is False:
         found.append("the registry listens beyond loopback: anyone who can reach this machine can pull")
     if not facts["state"]["ok"]:
@@ -101,7 +101,7 @@ def _pushes(forward: Json) -> str:
 
 def _registry(registry: Json) -> Text:
     listens = {True: "on loopback only", False: "beyond loopback", None: "in another network (not checked)"}
-    text = f"answers, listens {listens[registry['loopback_only']]}" if registry["reachable"] else "does not answer"
+    text = f"answers, listens {listens[registry['loopback_only']]}" if registry["reachable"] else "cannot be used"
     # An older daemon does not report the time.
     checked = f", checked {age(registry['checked_at'])} ago" if registry.get("checked_at") else ""
     return marked(Text(text + checked), ok=registry["reachable"] and registry["loopback_only"] is not False)
