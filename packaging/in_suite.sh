@@ -21,14 +21,22 @@ exec unshare --mount sh -eu -c '
 root=$1 checkout=$2
 shift 2
 mount --make-rprivate /
-mkdir -p "$root$checkout"
-mount --bind "$checkout" "$root$checkout"
+mount --bind "$root" "$root" # the build changes how mounts spread, which takes a root that is one
 mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 mount -t tmpfs tmpfs "$root/tmp"
-for file in /etc/resolv.conf /etc/pip.conf; do
-    [ ! -e "$file" ] || cp "$file" "$root$file"
+mkdir -p "$root$checkout" # after the mount of /tmp, in which it may be
+mount --bind "$checkout" "$root$checkout"
+# What pip needs to reach the index that this machine uses: bound, not copied, because it may name a password.
+for place in /etc/resolv.conf /etc/pip.conf /etc/xdg/pip "$HOME/.config/pip" /etc/ssl/certs/ca-certificates.crt; do
+    if [ -d "$place" ]; then
+        mkdir -p "$root$place"
+        mount --bind "$place" "$root$place"
+    elif [ -e "$place" ]; then
+        touch "$root$place"
+        mount --bind "$place" "$root$place"
+    fi
 done
-exec env -u DEBIAN_SUITE -u VIRTUAL_ENV HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+exec env -u DEBIAN_SUITE -u VIRTUAL_ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     chroot "$root" make -C "$checkout" PROGRAMS=pandoc BACKEND=/root/backend SBOM=/root/sbom "$@"
 ' sh "$root" "$checkout" "$@"

@@ -27,6 +27,8 @@ def tools() -> list[str]:
 
 def build(checkout: Path, target: str = "deb") -> Path:
     """Build a target of the Makefile in a checkout, and return the folder of the results."""
+    for lock in checkout.glob("requirements-*.lock"):
+        shutil.copystat(ROOT / lock.name, lock)  # a newer one would have the environments made again
     processes.run(["make", "-C", str(checkout), target, *tools()], check=True, timeout=600.0)
     return checkout / "dist"
 
