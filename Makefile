@@ -17,7 +17,7 @@ NONE_SELECTED := || test $$? = 5
 HOST_SUITE := $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages deb image packages-check wheelhouse lock bench clean
+.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages deb image packages-check wheelhouse ansible-full lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ $(SBOM)/.installed: requirements-sbom.lock
 	$(SBOM)/bin/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary=:all: \
 		-r requirements-sbom.lock
 	touch $@
+
+ansible-full: install $(BACKEND)/.installed $(SBOM)/.installed ## Test the Ansible roles as `make test` does, and further: as root; DEBIAN_SUITE=trixie
+	ANSIBLE_FULL=1 $(RUN)/python -m pytest -q -rP tests/ansible $(ARGS)
 
 lock: ## Pin every dependency again, with hashes (and extras, which pip would otherwise take from the newest release)
 	uv pip compile pyproject.toml -q --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate -o requirements.lock

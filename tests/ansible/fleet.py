@@ -17,7 +17,7 @@ from lab.network import Lab
 
 ROOT = Path(__file__).parents[2]
 PLAYBOOKS = ROOT / "ansible"
-PACKAGES = ("docker-registry", "python3-venv", "openssh-client", "procps")
+PACKAGES = ("docker-registry", "python3-venv", "python3-packaging", "openssh-client", "procps")
 """What the roles install with apt."""
 RUN_TIMEOUT = 240.0
 """Seconds for one run of a playbook; it takes up to a minute."""

@@ -4,10 +4,12 @@ The tests run in the order of this file: each begins with the fleet that the one
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lab.images import digest_of, make_image, skopeo_copy
 from lab.processes import until
@@ -66,13 +68,18 @@ def files(fleet: Fleet) -> dict[str, set[str]]:
 def deployed(empty_fleet: Fleet, package: Path) -> Deployed:
     """Boot fresh machines, ask Ansible what it would do, and have it done."""
     fleet = empty_fleet
-    fleet.boot(CONTROLLER, "10.77.0.10", "controllers")
+    fleet.boot(CONTROLLER, "10.77.0.10", "controllers", "jenkins", "prometheus")
     for number, name in enumerate(AGENTS, 11):
         fleet.boot(name, f"10.77.0.{number}", "agents")
     fleet.variables = {
         "controller_deb": str(package),
         "controller_group": "builders",
         "controller_config": configuration(),
+        "jenkins_user": "root",
+        "jenkins_ec2_clouds": [{"name": "ci", "region": "eu-west-1", "templates": [{"ami": "ami-1"}]}],
+        "jenkins_nodes": ["builder-1"],
+        "jenkins_credentials_id": "builders",
+        "prometheus_service": "",
     }
     before = files(fleet)
     foreseen = fleet.play("--check", "--diff")
@@ -121,6 +128,23 @@ def test_the_registry_has_never_listened_beyond_loopback(deployed: Deployed) -> 
 
     assert "listening on 127.0.0.1:5000" in starts
     assert "[::]:5000" not in starts
+
+
+def test_jenkins_gets_the_hooks_with_its_variables_protected(deployed: Deployed) -> None:
+    """Configuration as Code replaces `${…}` and turns `^${` into `${`, so the hook in the fragment stays whole."""
+    machine = deployed.fleet.machines[CONTROLLER]
+    fragment = yaml.safe_load(machine.path("/var/lib/jenkins/casc_configs/tunnelmgr.yaml").read_text())["jenkins"]
+    (template,) = fragment["clouds"][0]["amazonEC2"]["templates"]
+    launcher = fragment["nodes"][0]["permanent"]["launcher"]["ssh"]
+    hook = machine.path("/var/lib/jenkins/tunnelmgr/ec2-init.sh").read_text()
+
+    assert hook == deployed.controller("hook ec2") + "\n"
+    assert re.findall(r"(?<!\^)\$\{", template["initScript"]) == []
+    protected = template["initScript"].replace("^${", "${").replace("export TUNNELMGR_WAIT=120\n", "", 1)
+    assert protected == hook
+    assert launcher["prefixStartSlaveCmd"] == "TUNNELMGR_WAIT=120 /usr/local/bin/tunnelmgr-wait --soft && "
+    key = launcher["sshHostKeyVerificationStrategy"]["manuallyProvidedKeyVerificationStrategy"]["key"]
+    assert key == deployed.fleet.machines["builder-1"].host_key
 
 
 def test_a_second_run_changes_nothing(deployed: Deployed) -> None:
@@ -179,7 +203,7 @@ def test_a_setting_that_needs_a_restart_is_live_at_the_end(deployed: Deployed) -
     changed = configuration('metrics = "127.0.0.1:9750"', 'audit = "/var/log/tunnelmgr/audit.jsonl"')
     deployed.fleet.variables["controller_config"] = changed
 
-    run = deployed.fleet.play("--limit", "controllers")
+    run = deployed.fleet.play("--tags", "configuration")
 
     assert f"{CONTROLLER}: controller : Restart the controller if a reload is not enough" in run.changed
     assert "tunnelmgr_agents" in machine.shell("curl -sSf http://127.0.0.1:9750/metrics")
@@ -194,8 +218,8 @@ def test_a_key_is_rotated_with_two_keys_on_the_agents(deployed: Deployed) -> Non
     variables["tunnelmgr_key_files"] = [OLD, NEW]
     variables["controller_config"] = configuration(ssh=(f'key = "{OLD}"', f'next_key = "{NEW}"'))
 
-    deployed.fleet.play()
-    again = deployed.fleet.play()
+    deployed.fleet.play("--tags", "configuration,keys")
+    again = deployed.fleet.play("--tags", "keys")
 
     assert again.changed == []
     assert agent.path(LINE).read_text().startswith(old)
@@ -215,8 +239,8 @@ def test_the_rotation_ends_with_one_key_which_systemd_passes(deployed: Deployed)
     variables["controller_credentials"] = {"key": NEW}
     variables["controller_config"] = configuration(ssh=('key = "credential:key"',))
 
-    deployed.fleet.play()
-    again = deployed.fleet.play("--limit", "controllers")
+    deployed.fleet.play("--tags", "configuration,keys")
+    again = deployed.fleet.play("--tags", "configuration")
 
     assert old != new
     assert agent.path(LINE).read_text() == f"{new}\n"
