@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_two_builds_in_different_folders_are_equal(dist: Path, tmp_path: Path) -
 
     assert sorted(Path(name).suffix for name in first) == [".deb", ".gz", ".json", ".json", ".whl"]
     assert first == second
+
+
+def test_the_sdist_has_the_tracked_files(checkout: Path, dist: Path) -> None:
+    """The source is what git has, with the version that the build wrote, and nothing that earlier builds left."""
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=checkout, check=True, capture_output=True, text=True).stdout
+
+    assert packed - set(tracked.split()) == {"PKG-INFO", "tunnelmgr/_version.py"}
+    assert set(tracked.split()) - packed == set()
 
 
 def test_no_file_has_the_path_of_the_build(checkout: Path, dist: Path, unpacked: Path, tmp_path: Path) -> None:
