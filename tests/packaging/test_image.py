@@ -22,6 +22,9 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 USER = 900
 COMPOSE = ROOT / "packaging/container/compose.yml"
 
+LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--cgroups=disabled")
+"""What a test may set, and no control groups, which podman would leave on the host."""
+
 # podman's runtime refuses a host that has both kinds of control groups, so the second kind is hidden from it.
 ENGINE = """
 mount --make-rprivate /
@@ -158,7 +161,7 @@ def options(etc: Path) -> list[str]:
         *(f"--security-opt={option.removesuffix(':true')}" for option in service["security_opt"]),
         *(f"--volume={volume}" for volume in volumes),
         *(f"--tmpfs={place}" for place in service["tmpfs"]),
-        *("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--ulimit=core=0:0"),
+        *(*LIMITS, "--ulimit=core=0:0"),
         *(f"--health-cmd={' '.join(service['healthcheck']['test'][1:])}", "--health-interval=disable"),
         "--log-driver=k8s-file",
     ]
@@ -168,9 +171,8 @@ def test_podman_runs_the_daemon_as_compose_says(podman: Podman, tmp_path: Path) 
     """The documented `init` makes the key, the daemon runs without root and writes only to volumes, and is healthy."""
     etc = tmp_path / "etc"
     etc.mkdir()
-    limits = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
     name = podman("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.strip()
-    podman("run", "--rm", "--user=0", "--network=none", *limits, f"--volume={etc}:/etc/tunnelmgr", name, "init")
+    podman("run", "--rm", "--user=0", "--network=none", *LIMITS, f"--volume={etc}:/etc/tunnelmgr", name, "init")
 
     podman("run", "--detach", "--name=controller", *options(etc), name, *compose()["command"])
     until(lambda: "daemon started" in podman("logs", "controller").stderr, "the daemon starts")
