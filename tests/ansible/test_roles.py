@@ -249,6 +249,20 @@ def test_the_rotation_ends_with_one_key_which_systemd_passes(deployed: Deployed)
     deployed.until_up()
 
 
+def test_the_removal_keeps_keys_and_configuration(deployed: Deployed) -> None:
+    """Without a purge the programs are gone, and the keys, the configuration, the state and the images stay."""
+    machine = deployed.fleet.machines[CONTROLLER]
+    keep = f"sha256sum {NEW} {CONFIG} /etc/docker/registry/config.yml /etc/logrotate.d/tunnelmgr"
+    keep += "; stat -c %i /var/lib/tunnelmgr/state.db; find /var/lib/docker-registry -type f | sort"
+    before = machine.shell(keep)
+
+    deployed.fleet.play(playbook="uninstall.yml")
+
+    assert machine.shell(keep) == before
+    assert machine.run(["systemctl", "is-active", "tunnelmgr", "docker-registry"]).stdout.split() == ["inactive"] * 2
+    assert machine.run(["tunnelmgr", "--version"]).returncode != 0
+
+
 def test_the_removal_leaves_nothing(deployed: Deployed) -> None:
     """After the removal with its data, each machine has the files that it had before the first run, and its users."""
     run = deployed.fleet.play("-e", "tunnelmgr_purge=true", playbook="uninstall.yml")
