@@ -97,7 +97,7 @@ def _find_systemd(process: Process, log: Path) -> int:
     """Return the process id of a machine's systemd, or 0 as long as boot.sh has not become it."""
     if process.poll() is not None:
         raise LabError(f"the machine does not boot: {log.read_text(errors='replace')[-800:]}")
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a process may end while it is read
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
                 return int(child)
