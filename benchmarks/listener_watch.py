@@ -1,8 +1,7 @@
 """Looks every 20 ms who listens on the registry's port of each agent of a fleet, and writes down what changed.
 
-Unlike requests, this gives the controllers and the agents' sshd no work. But it needs CPU time: a look takes 6 ms with
-200 agents, and 23 ms with 500, because each answer of the kernel walks the listeners of the whole machine. The process
-runs before others, and a late look is not taken for a gap. A listener belongs to a session of sshd, and
+Unlike requests, this gives the controllers and the agents' sshd no work, and a look at 200 agents takes less than 2 ms.
+The process runs before others, and a late look is not taken for a gap. A listener belongs to a session of sshd, and
 that to a connection, whose other end is a member: `Sessions` learns of each session when it starts.
 """
 
@@ -22,17 +21,33 @@ from lab.listener_history import Change, ListenerHistory
 WATCH_INTERVAL = 0.02
 """Seconds between two looks at every agent's listeners."""
 REGISTRY_PORT = 5000
+ADDRESSES = ("127.0.0.1", "::1")
+"""The addresses that the forward of a fleet listens on."""
 CLONE_NEWNET = 0x40000000
-NETLINK_SOCK_DIAG, TCPDIAG_GETSOCK, NLM_F_REQUEST_DUMP, NLMSG_DONE, TCP_LISTEN = 4, 18, 0x301, 3, 10
+NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST = 4, 20, 1
+ANY_STATE, ANY_COOKIE = 0xFFFFFFFF, 0xFFFFFFFF
 SESSION = struct.Struct("=II4s")
 """A session of sshd: the agent's number, the process, the address of the other end."""
+
+
+def _question(address: str) -> bytes:
+    """Return the request for the listener on the registry's port at an address: `inet_diag_req_v2` in sock_diag(7)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    local = socket.inet_pton(family, address).ljust(16, b"\0")
+    body = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, ANY_STATE)
+    body += struct.pack(">HH", REGISTRY_PORT, 0) + local + bytes(16)
+    body += struct.pack("=III", 0, ANY_COOKIE, ANY_COOKIE)
+    return struct.pack("=IHHII", 16 + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0) + body
+
+
+QUESTIONS = {address: _question(address) for address in ADDRESSES}
 
 
 class ListenerTable:
     """The listeners on the registry's port in a network namespace, by sock_diag(7).
 
-    That walks the machine's listeners, in microseconds; /proc/net/tcp walks its table of all connections, in
-    milliseconds. The older of its two requests, with a family of 0, lists both families at once.
+    A request for one address takes 4 µs. A list of all listeners takes 30, because the kernel walks those of the whole
+    machine, and /proc/net/tcp milliseconds, because it walks all connections too.
     """
 
     def __init__(self, libc: ctypes.CDLL, inside: int) -> None:
@@ -41,20 +56,13 @@ class ListenerTable:
 
     def listeners(self) -> dict[str, int]:
         """Return the inode of the socket that listens on each address."""
-        body = struct.pack("=BBBB48xII", 0, 0, 0, 0, 1 << TCP_LISTEN, 0)
-        self._socket.send(struct.pack("=IHHII", 16 + len(body), TCPDIAG_GETSOCK, NLM_F_REQUEST_DUMP, 1, 0) + body)
         found = {}
-        while True:
-            data = self._socket.recv(65536)
-            while data:
-                length, kind = struct.unpack_from("=IH", data)
-                if kind == NLMSG_DONE:
-                    return found
-                if kind == TCPDIAG_GETSOCK and struct.unpack_from(">H", data, 20) == (REGISTRY_PORT,):
-                    (inode,) = struct.unpack_from("=I", data, 84)
-                    family = data[16]
-                    found[socket.inet_ntop(family, data[24 : 28 if family == socket.AF_INET else 40])] = inode
-                data = data[(length + 3) & ~3 :]
+        for address, question in QUESTIONS.items():
+            self._socket.send(question)
+            answer = self._socket.recv(4096)
+            if struct.unpack_from("=H", answer, 4) == (SOCK_DIAG_BY_FAMILY,):  # otherwise an error: there is none
+                (found[address],) = struct.unpack_from("=I", answer, 84)
+        return found
 
 
 class Sessions:
