@@ -6,13 +6,13 @@ the archive that the machines' Debian names. On the machines, apt knows no other
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 from pathlib import Path
 
 from lab import processes
 from lab.debian_root import debian_root
+from lab.made_once import made_once
 
 _FOLDER = Path("srv/archive")  # on the machines
 _TIMEOUT = 600.0  # seconds; it takes about ten
@@ -22,16 +22,12 @@ def apt_archive(*packages: str) -> Path:
     """Return the layer with these packages, and make it if it is missing; put it above `debian_root()`."""
     root = debian_root()
     recipe = hashlib.sha256(repr(packages).encode()).hexdigest()[:12]
-    layer = root.with_name(f"{root.name}-archive-{recipe}")
-    with (root.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
-        if not layer.exists():
-            unfinished = root.with_name("unfinished-archive")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            _download(root, unfinished / "apt", packages)
-            _make_layer(root, unfinished)
-            unfinished.rename(layer)
-    return layer
+
+    def make(layer: Path) -> None:
+        _download(root, layer / "apt", packages)
+        _make_layer(root, layer)
+
+    return made_once(root.with_name(f"{root.name}-archive-{recipe}"), make)
 
 
 def _download(root: Path, work: Path, packages: tuple[str, ...]) -> None:

@@ -6,14 +6,13 @@ It is of the host's release, or of that which `DEBIAN_SUITE` names, and comes fr
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
-import shutil
 from pathlib import Path
 
 from lab import processes
+from lab.made_once import made_once
 
 _FOLDER = Path(__file__).parents[1] / "build/debian"
 _PACKAGES = (
@@ -43,16 +42,7 @@ def debian_root() -> Path:
         return Path(given)
     suite = os.environ.get("DEBIAN_SUITE") or platform.freedesktop_os_release()["VERSION_CODENAME"]
     recipe = hashlib.sha256(repr((_PACKAGES, _CUSTOMIZE)).encode()).hexdigest()[:12]
-    root = _FOLDER / f"{suite}-{recipe}"
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    with (_FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
-        if not root.exists():
-            unfinished = _FOLDER / "unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            _make(suite, unfinished)
-            unfinished.rename(root)
-    return root
+    return made_once(_FOLDER / f"{suite}-{recipe}", lambda folder: _make(suite, folder))
 
 
 def _make(suite: str, folder: Path) -> None:
