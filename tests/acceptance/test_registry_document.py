@@ -16,7 +16,6 @@ from lab.processes import until
 from lab.s3 import S3Service, S3User
 from tests.acceptance.document_commands import Document
 from tests.acceptance.replica_site import BUCKET, documented_policies
-from tests.ansible.fleet import PACKAGES
 
 pytestmark = pytest.mark.acceptance
 
@@ -69,7 +68,7 @@ def registry(tmp_path: Path) -> Iterator[DocumentedRegistry]:
     with Lab(tmp_path / "lab") as lab:
         s3 = S3Service(lab.machine("storage", "10.77.0.5"), 9000, tmp_path / "s3").start()
         user = s3.create(BUCKET, documented_policies())["writer"]
-        machine = lab.boot("registry", "10.77.0.10", [apt_archive(*PACKAGES), debian_root()])
+        machine = lab.boot("registry", "10.77.0.10", [apt_archive("docker-registry"), debian_root()])
         yield DocumentedRegistry(machine, s3, user, tmp_path)
 
 

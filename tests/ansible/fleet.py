@@ -12,7 +12,6 @@ from typing import Any
 from lab.apt_archive import apt_archive
 from lab.booted_machine import BootedMachine
 from lab.debian_root import debian_root
-from lab.namespaces import Machine
 from lab.network import Lab
 
 ROOT = Path(__file__).parents[2]
@@ -93,12 +92,6 @@ class Fleet:
         run = Run(done.returncode, done.stdout + done.stderr)
         assert not check or run.status == 0, run.output
         return run
-
-    def network_of(self, name: str) -> Machine:
-        """Return the network of a machine, to run the host's programs in."""
-        namespace = self.machines[name]._netns
-        assert namespace is not None
-        return Machine(self.lab.controller.processes, exec_prefix=["ip", "netns", "exec", namespace.name])
 
     def _inventory(self, variables: Json) -> Json:
         hosts = {name: {"ansible_host": machine.ip} for name, machine in self.machines.items()}

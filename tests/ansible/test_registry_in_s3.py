@@ -54,7 +54,7 @@ def registries(empty_fleet: Fleet) -> Registries:
 
 def test_a_push_at_the_writer_is_pulled_at_the_replica(registries: Registries, tmp_path: Path) -> None:
     """Both serve the bucket's content, and neither sends a client to S3."""
-    writer, replica = (registries.fleet.network_of(name) for name in (WRITER, REPLICA))
+    writer, replica = (registries.fleet.machines[name].network_only() for name in (WRITER, REPLICA))
     image = make_image(tmp_path / "image")
 
     pushed = skopeo_copy(writer, image, IMAGE)
@@ -69,7 +69,7 @@ def test_a_push_at_the_writer_is_pulled_at_the_replica(registries: Registries, t
 
 def test_a_replica_refuses_a_push(registries: Registries, tmp_path: Path) -> None:
     """A replica answers a push with 405, before anything is written."""
-    refused = skopeo_copy(registries.fleet.network_of(REPLICA), make_image(tmp_path / "image"), IMAGE)
+    refused = skopeo_copy(registries.fleet.machines[REPLICA].network_only(), make_image(tmp_path / "image"), IMAGE)
 
     assert refused.returncode != 0
     assert "405" in refused.stderr or "unsupported" in refused.stderr.lower()

@@ -111,7 +111,7 @@ def test_an_image_that_one_agent_pushes_is_pulled_by_another(deployed: Deployed,
     """Both agents reach the registry at localhost:5000, and get the same content."""
     deployed.until_up()
     image = make_image(tmp_path / "image")
-    one, two = (deployed.fleet.network_of(name) for name in AGENTS)
+    one, two = (deployed.fleet.machines[name].network_only() for name in AGENTS)
 
     pushed = skopeo_copy(one, image, IMAGE)
     pulled = skopeo_copy(two, IMAGE, f"oci:{tmp_path / 'pulled'}:1")

@@ -158,4 +158,4 @@ def watch(fleet: Fleet, name: str, folder: Path) -> subprocess.Popen[bytes]:
     ask = f"curl {options} http://localhost:5000/v2/"
     loop = f"for i in $(seq 3000); do {ask}; sleep 0.2; done"
     log = folder / f"{name}.answers"
-    return fleet.network_of(name).popen(["sh", "-c", loop], log=log)
+    return fleet.machines[name].network_only().popen(["sh", "-c", loop], log=log)
