@@ -113,17 +113,17 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
 def print_error(message: str) -> None:
     """Print an error on stderr."""
-    _print_marked("error: ", "bold red", message, journal.ERROR)
+    _print_marked("error", "bold red", message)
 
 
 def print_warning(message: str) -> None:
     """Print a warning on stderr."""
-    _print_marked("warning: ", "bold yellow", message, journal.WARNING)
+    _print_marked("warning", "bold yellow", message)
 
 
-def _print_marked(mark: str, style: str, message: str, priority: int) -> None:
+def _print_marked(level: str, style: str, message: str) -> None:
     console = stderr()
     if journal.is_journal(sys.stderr):
-        console.print(f"<{priority}>", end="")
-    console.print(mark, style=style, end="")
+        console.print(f"<{journal.PRIORITIES[level]}>", end="")
+    console.print(f"{level}: ", style=style, end="")
     console.print(Text(printable(message)))

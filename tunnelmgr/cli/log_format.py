@@ -2,15 +2,14 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
 
 import structlog
 
 from tunnelmgr.core.sanitize import printable
-from tunnelmgr.observability.journal import is_journal
+from tunnelmgr.observability.journal import PRIORITIES, is_journal
 
 
 class LogFormat(StrEnum):
@@ -29,8 +28,6 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-PRIORITIES: Final[Mapping[str, int]] = {"critical": 2, "error": 3, "exception": 3, "warning": 4, "info": 6, "debug": 7}
-"""The journal's priorities by level (sd-daemon(3)), for `journalctl -p err`."""
 Rendering = Callable[[structlog.typing.WrappedLogger, str, structlog.typing.EventDict], str]
 
 

@@ -1,10 +1,11 @@
 """Whether a stream is systemd's journal, which reads a line's priority from its beginning (sd-daemon(3))."""
 
 import os
+from collections.abc import Mapping
 from typing import Final, TextIO
 
-ERROR: Final = 3
-WARNING: Final = 4
+PRIORITIES: Final[Mapping[str, int]] = {"critical": 2, "error": 3, "exception": 3, "warning": 4, "info": 6, "debug": 7}
+"""The journal's priorities by level (sd-daemon(3)), for `journalctl -p err`."""
 
 
 def is_journal(stream: TextIO) -> bool:
