@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
+from tunnelmgr.cache.blob_cache import BlobCache
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.gate.cached_pulls import CachedPulls
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
+from tunnelmgr.gate.holdings import Holdings
 from tunnelmgr.gate.request_record import NoRequestLog, RequestLog
+from tunnelmgr.gate.shared_requests import SharedRequests
 from tunnelmgr.gate.timeouts import Timeouts
 from tunnelmgr.gate.uploads import UploadProofs
 
@@ -37,13 +41,19 @@ def gate_with(
     *,
     requests: RequestLog | None = None,
     timeouts: Timeouts | None = None,
+    blobs: BlobCache | None = None,
 ) -> Gate:
-    """Return a gate that applies one policy to every agent."""
+    """Return a gate that applies one policy to every agent, with a cache if `blobs` is given."""
+    timeouts = timeouts or Timeouts()
+    shared, holdings = SharedRequests(timeouts.response), Holdings()
     context = GateContext(
         policies=OnePolicy(policy),
         proofs=ListenerProofs(),
         requests=requests or NoRequestLog(),
-        timeouts=timeouts or Timeouts(),
+        timeouts=timeouts,
         uploads=UploadProofs(SECRET),
+        shared=shared,
+        holdings=holdings,
+        cached_pulls=CachedPulls(shared, holdings, blobs) if blobs is not None else None,
     )
     return Gate(context)

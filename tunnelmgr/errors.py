@@ -265,6 +265,12 @@ class RegistryUnavailableError(GateError):
     code = "registry-unavailable"
 
 
+class CacheError(TunnelmgrError):
+    """The cache's folder cannot be used, or a blob could not be downloaded into it."""
+
+    code = "cache"
+
+
 class StoreError(TunnelmgrError):
     """The state could not be read or written."""
 

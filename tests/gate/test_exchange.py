@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 HOST = b"Host: localhost:5000\r\n"
 UNREACHABLE = Endpoint("127.0.0.1", 1)
-GET = b"GET /v2/ HTTP/1.1\r\n" + HOST + b"\r\n"
+GET = b"GET /v2/team/app/blobs/sha256:" + b"0" * 64 + b" HTTP/1.1\r\nHost: localhost:5000\r\n\r\n"
 PUT = b"PUT /v2/team/app/manifests/v1 HTTP/1.1\r\n" + HOST
+LIST = "/v2/team/app/tags/list"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Scripted, Talk
-from tests.gate.test_exchange import GET, OK, PUT, gate_with_timeouts, replying
+from tests.gate.test_exchange import GET, LIST, OK, PUT, gate_with_timeouts, replying
 
 
 def closing_after(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]:
@@ -37,7 +37,7 @@ def closing_after(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.Stre
 async def test_a_response_that_is_not_http_is_503(talk: "Talk", scripted: "Scripted", answer: bytes) -> None:
     """A registry that closes within a head, or sends something other than HTTP, is answered 503."""
     async with scripted(closing_after(answer)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
-        refused = await agent.ask("GET", "/v2/")
+        refused = await agent.ask("GET", LIST)
 
     assert (refused.status, refused.code) == (503, "UNAVAILABLE")
 
@@ -63,7 +63,7 @@ async def test_a_registry_that_resets_is_503(talk: "Talk", scripted: "Scripted")
         writer.transport.abort()
 
     async with scripted(reset) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
-        refused = await agent.ask("GET", "/v2/")
+        refused = await agent.ask("GET", LIST)
 
     assert refused.status == 503
 
@@ -74,7 +74,7 @@ async def test_a_silent_registry_is_503_after_the_timeout(talk: "Talk", scripted
         scripted(replying(b"", b"")) as registry,
         talk(gate_with_timeouts(response=0.02), registry.endpoint) as agent,
     ):
-        bodiless = await agent.ask("GET", "/v2/")
+        bodiless = await agent.ask("GET", LIST)
         agent.channel.send(PUT + b"Content-Length: 3\r\n\r\nabc")
         with_body = await agent.answer("PUT")
         agent.channel.end()
@@ -104,7 +104,7 @@ async def test_a_redirect_to_another_host_is_502_with_advice(talk: "Talk", scrip
     )
 
     async with scripted(replying(away)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
-        refused = await agent.ask("GET", "/v2/")
+        refused = await agent.ask("GET", LIST)
 
     assert refused.status == 502
     assert "set storage.redirect.disable" in refused.message
@@ -115,7 +115,7 @@ async def test_interim_responses_are_not_forwarded(talk: "Talk", scripted: "Scri
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK
 
     async with scripted(replying(early)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
-        answered = await agent.ask("GET", "/v2/")
+        answered = await agent.ask("GET", LIST)
 
     assert (answered.status, answered.body) == (200, b"ok")
     assert agent.interim == []
@@ -126,7 +126,7 @@ async def test_a_chunked_response_is_chunked_to_the_agent(talk: "Talk", scripted
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
 
     async with scripted(replying(chunked, OK)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
-        answers = [await agent.ask("GET", "/v2/") for _ in "12"]
+        answers = [await agent.ask("GET", LIST) for _ in "12"]
 
     assert [answer.body for answer in answers] == [b"abc", b"ok"]
     assert registry.connections == 1
@@ -151,7 +151,7 @@ async def test_a_response_until_close_ends_in_a_last_chunk(talk: "Talk", scripte
         scripted(closing_after(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n" + body)) as registry,
         talk(gate_with_timeouts(), registry.endpoint) as agent,
     ):
-        answers = [await agent.ask("GET", "/v2/") for _ in "12"]
+        answers = [await agent.ask("GET", LIST) for _ in "12"]
 
     assert [answer.body for answer in answers] == [body] * 2
     assert registry.connections == 2
@@ -160,7 +160,7 @@ async def test_a_response_until_close_ends_in_a_last_chunk(talk: "Talk", scripte
 async def test_a_connection_that_ended_while_idle_is_replaced(talk: "Talk", scripted: "Scripted") -> None:
     """A kept connection that the registry closed while idle is replaced, and the agent gets its response."""
     async with scripted(closing_after(OK)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
-        answers = [await agent.ask("GET", "/v2/") for _ in "123"]
+        answers = [await agent.ask("GET", LIST) for _ in "123"]
 
     assert [answer.status for answer in answers] == [200, 200, 200]
     assert registry.connections == 3
@@ -186,7 +186,7 @@ async def test_a_get_on_a_connection_that_closes_is_sent_again(talk: "Talk", scr
         scripted(closing_the_second_time([])) as registry,
         talk(gate_with_timeouts(), registry.endpoint) as agent,
     ):
-        answers = [await agent.ask("GET", "/v2/") for _ in "12"]
+        answers = [await agent.ask("GET", LIST) for _ in "12"]
 
     assert [answer.status for answer in answers] == [200, 200]
     assert registry.connections == 2
@@ -198,7 +198,7 @@ async def test_a_post_on_a_connection_that_closes_is_not_sent_again(talk: "Talk"
         scripted(closing_the_second_time([])) as registry,
         talk(gate_with_timeouts(), registry.endpoint) as agent,
     ):
-        await agent.ask("GET", "/v2/")
+        await agent.ask("GET", LIST)
         refused = await agent.ask("POST", "/v2/team/app/blobs/uploads/")
 
     assert refused.status == 503
@@ -208,7 +208,7 @@ async def test_a_post_on_a_connection_that_closes_is_not_sent_again(talk: "Talk"
 async def test_surplus_bytes_of_the_registry_answer_no_request(talk: "Talk", scripted: "Scripted") -> None:
     """A connection on which the registry sent more than its response is replaced, so no request gets the surplus."""
     async with scripted(replying(OK + OK)) as registry, talk(gate_with_timeouts(), registry.endpoint) as agent:
-        answers = [await agent.ask("GET", "/v2/") for _ in "12"]
+        answers = [await agent.ask("GET", LIST) for _ in "12"]
 
     assert [answer.status for answer in answers] == [200, 200]
     assert registry.connections == 2

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from urllib.parse import quote, unquote_plus
 
@@ -217,6 +218,7 @@ _PARAMETERS: Mapping[tuple[str, Route], Mapping[str, Callable[[str], bool]]] = M
 )
 
 
+@lru_cache(maxsize=1024)  # a fleet sends the same few requests
 def classify(method: str, target: str) -> RegistryRequest:
     """Classify a method and an origin-form target; raises MalformedRequestError if two parsers could differ."""
     path, _, query = target.partition("?")

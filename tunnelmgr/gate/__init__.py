@@ -14,6 +14,8 @@ The path of one request, with the file of each step::
       v                  head_parser.py        parses the head strictly
     RequestHandler       request_handler.py    classifies (core/oci.py), decides (core/policy.py)
       |                                        replies itself: identity.py, local_reply.py, catalog.py
+      |-- cached_pulls.py                      pulls by digest from the cache, once holdings.py confirms them
+      |-- shared_requests.py                   short requests that many agents send: asked once, by registry_pool.py
       |-- PushHandler    push.py               uploads (uploads.py), protected tags, mounts
       |-- DeleteHandler  delete.py             protected tags and their manifests
       v
@@ -61,6 +63,7 @@ States of an exchange
 
 ::
 
+    shared request:          slot -> answer read whole -> response to the agent
     request without a body:  slot -> sent -> response head ----------+
     request with a body:     sending, while the response is awaited  |
                                | body ends      | early response     |
@@ -82,11 +85,15 @@ Invariants
    the body is the gate's own, and the location of an upload comes from the registry itself.
 3. Nothing that an agent sends ends in an exception outside of `Gate.serve`: it would close the agent's whole SSH
    connection, with all its channels.
-4. The connection to the registry never outlives its channel. Cancelling a session revokes it: both sides are aborted.
+4. A channel's connection to the registry never outlives it. Cancelling a session revokes it: both sides are aborted.
+   Shared requests have connections of their own, on which nothing of an agent's is ever sent but a checked head.
 5. The policy is looked up for every request, so a reload applies to open channels too, including one that moves
    the agent to another group.
 6. Every request that was classified or replied to leaves one record, under the group that it was decided for.
-7. An agent delays only itself: its bytes are read only when the registry takes them (backpressure), long loops have
+7. What many agents share is never staler than their own request would be: a shared request is sent after all of those
+   that it answers have arrived; the cache serves a digest for a repository only within seconds of the registry's
+   confirmation, and never across a delete through this gate.
+8. An agent delays only itself: its bytes are read only when the registry takes them (backpressure), long loops have
    checkpoints, and `ConcurrencyLimit` bounds what it runs at once.
 
 Order of waits

@@ -5,10 +5,13 @@ from typing import Protocol
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.gate.cached_pulls import CachedPulls
 from tunnelmgr.gate.concurrency_limit import ConcurrencyLimit
+from tunnelmgr.gate.holdings import Holdings
 from tunnelmgr.gate.push import MAX_BUFFERED_MANIFESTS
 from tunnelmgr.gate.registry_connection import MAX_PENDING_REQUESTS
 from tunnelmgr.gate.request_record import NoRequestLog, RequestLog
+from tunnelmgr.gate.shared_requests import SharedRequests
 from tunnelmgr.gate.tag_locks import TagLocks
 from tunnelmgr.gate.timeouts import Timeouts
 from tunnelmgr.gate.uploads import UploadProofs
@@ -43,3 +46,6 @@ class GateContext:
     pending_requests: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(MAX_PENDING_REQUESTS))
     buffered_manifests: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(MAX_BUFFERED_MANIFESTS))
     searches: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(1))
+    shared: SharedRequests = field(default_factory=lambda: SharedRequests(Timeouts().response))
+    holdings: Holdings = field(default_factory=Holdings)
+    cached_pulls: CachedPulls | None = None

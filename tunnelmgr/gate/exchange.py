@@ -9,9 +9,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from http import HTTPStatus
+from typing import Protocol
 
 from tunnelmgr.core.oci import RegistryRequest
-from tunnelmgr.core.ports import Channel
+from tunnelmgr.core.ports import ByteSource, Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
@@ -21,6 +22,7 @@ from tunnelmgr.gate.local_reply import CONTINUE
 from tunnelmgr.gate.location_rewrite import rewrite_location
 from tunnelmgr.gate.manifest import MAX_MANIFEST, ManifestTooLargeError, PushedManifest, media_type
 from tunnelmgr.gate.registry_connection import RegistryConnection
+from tunnelmgr.gate.registry_pool import Answer
 from tunnelmgr.gate.request_state import RequestState
 from tunnelmgr.gate.timeouts import Timeouts
 
@@ -40,6 +42,13 @@ class ReadOnlyError(GateError):
         refused = f"the registry at {target} does not allow {method} here: it is a read-only replica"
         cause = " or under maintenance (storage.maintenance.readonly), or lacks this operation"
         super().__init__(f"{refused}; use {writer} for that" if writer else refused + cause)
+
+
+class StoredBytes(ByteSource, Protocol):
+    """A content that may end early; `cache/content.py` implements it."""
+
+    position: int
+    """Where the next byte is in the whole content."""
 
 
 class Exchange:
@@ -162,6 +171,60 @@ class Exchange:
 
         Raises as `forward_request` does, and ReadOnlyError for a 405 that clients cannot read.
         """
+        encoded = self._encode_head(head, request, response, location)
+        try:
+            async with asyncio.timeout(self._timeouts.response) as deadline:
+                await self._forward_body(encoded, response, deadline)
+        except TimeoutError as stalled:
+            raise self._stalled() from stalled
+
+    async def forward_answer(self, head: RequestHead, request: RegistryRequest, answer: Answer) -> None:
+        """Send a response that was read whole; raises as `forward_response` does."""
+        encoded = self._encode_head(head, request, answer.head, None)
+        try:
+            async with asyncio.timeout(self._timeouts.response):
+                await self._agent.write(encoded + answer.body)
+        except TimeoutError as stalled:
+            raise self._stalled() from stalled
+
+    async def forward_content(
+        self, head: RequestHead, request: RegistryRequest, response: ResponseHead, source: StoredBytes, end: int
+    ) -> None:
+        """Send a response whose body is read from the cache; what that fails to give, the registry does.
+
+        `end` is where the last byte is followed, in the whole content. Raises as `forward_response` does.
+        """
+        encoded = self._encode_head(head, request, response, None)
+        try:
+            async with asyncio.timeout(self._timeouts.response) as deadline:
+                extend = self._extender(deadline)
+                await self._agent.write(encoded)
+                await self._agent.send_from(source, end - source.position, extend)
+                if source.position < end:
+                    await self._forward_rest(head, request, source.position, end, extend)
+        except TimeoutError as stalled:
+            raise self._stalled() from stalled
+
+    async def _forward_rest(
+        self, head: RequestHead, request: RegistryRequest, start: int, end: int, extend: Callable[[int], None]
+    ) -> None:
+        """Send the rest of a content from the registry; raises RegistryUnavailableError if it sends anything else."""
+        kept = tuple(field for field in head.fields if field[0] != b"range")
+        ranged = replace(head, fields=(*kept, (b"range", b"bytes=%d-%d" % (start, end - 1))))
+        response = await self._connection.round_trip(head.method, encode_request_head(ranged, request))
+        named = dict(response.fields)
+        fits = named.get(b"content-range", b"").startswith(b"bytes %d-%d/" % (start, end - 1))
+        if response.status != HTTPStatus.PARTIAL_CONTENT or not fits or response.body.length != end - start:
+            raise RegistryUnavailableError(
+                f"the cache failed at byte {start} of a blob, and the registry at {self._target} did not answer with "
+                f"the rest, but with {response.status}"
+            )
+        await self._forward_counted(b"", response, extend)
+
+    def _encode_head(
+        self, head: RequestHead, request: RegistryRequest, response: ResponseHead, location: str | None
+    ) -> bytes:
+        """Return the head for the agent; from here on, the response has begun."""
         if response.status == HTTPStatus.METHOD_NOT_ALLOWED and head.method != "HEAD" and not _is_json(response):
             raise ReadOnlyError(head.method, self._target)
         if location is None:
@@ -171,13 +234,20 @@ class Exchange:
         close = not self._state.keep_alive
         encoded = encode_response_head(response, location=location, host=head.host, target=self._target, close=close)
         self._state.status = response.status
-        try:
-            async with asyncio.timeout(self._timeouts.response) as deadline:
-                await self._forward_body(encoded, response, deadline)
-        except TimeoutError as stalled:
-            raise AgentStalledError(f"the response made no progress for {self._timeouts.response:g} s") from stalled
+        return encoded
+
+    def _stalled(self) -> AgentStalledError:
+        return AgentStalledError(f"the response made no progress for {self._timeouts.response:g} s")
 
     async def _forward_body(self, encoded: bytes, response: ResponseHead, deadline: asyncio.Timeout) -> None:
+        extend = self._extender(deadline)
+        if response.body.coding in {Coding.NONE, Coding.COUNTED}:
+            await self._forward_counted(encoded, response, extend)
+        else:
+            await self._forward_chunks(encoded, response, extend)
+
+    def _extender(self, deadline: asyncio.Timeout) -> Callable[[int], None]:
+        """Return what to call on each progress of a response."""
         clock = asyncio.get_running_loop().time
         extended = clock()
 
@@ -188,10 +258,7 @@ class Exchange:
                 deadline.reschedule(now + self._timeouts.response)
                 extended = now
 
-        if response.body.coding in {Coding.NONE, Coding.COUNTED}:
-            await self._forward_counted(encoded, response, extend)
-        else:
-            await self._forward_chunks(encoded, response, extend)
+        return extend
 
     async def _forward_counted(self, encoded: bytes, response: ResponseHead, extend: Callable[[int], None]) -> None:
         """Send the head with what has arrived of the body, then the remaining body straight from the socket."""

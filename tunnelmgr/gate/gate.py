@@ -25,6 +25,7 @@ class Gate:
         """Serve one channel of a forward until it ends; raises nothing but CancelledError."""
         agent = MeteredChannel(channel, traffic)
         session = Session(self.context, agent, caller, forward)
+        self.context.shared.enter()
         try:
             await session.run()
         except ConnectionError:
@@ -36,5 +37,6 @@ class Gate:
             raise
         finally:
             session.close()
+            self.context.shared.leave()
             channel.close()
             agent.uncount()

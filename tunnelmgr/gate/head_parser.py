@@ -15,6 +15,7 @@ The registry's responses are parsed as strictly, but one that has both lengths i
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
@@ -22,6 +23,8 @@ from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailab
 MAX_HEAD: Final = 32 * 1024  # bytes
 MAX_REQUEST_LINE: Final = 8 * 1024  # bytes
 MAX_FIELDS: Final = 100
+MAX_REMEMBERED: Final = 2048
+"""Bytes of a head that is parsed once: the agents of a fleet send the same few requests, byte for byte."""
 
 _ALLOWED: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]*) HTTP/1\.1")
@@ -98,8 +101,8 @@ class ParseBuffer:
         self._error = error
         self._scanned = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._bytes)
+    def __len__(self) -> int:
+        return len(self._bytes)
 
     def feed(self, data: bytes | memoryview) -> None:
         """Append received bytes."""
@@ -144,6 +147,10 @@ def _is_clean(part: bytearray) -> bool:
 
 def parse_request_head(raw: bytes) -> RequestHead:
     """Parse one head from a `ParseBuffer`; raises MalformedRequestError by the rules above."""
+    return _remembered_request(raw) if len(raw) <= MAX_REMEMBERED else _parse_request(raw)
+
+
+def _parse_request(raw: bytes) -> RequestHead:
     request_line, *lines = raw[:-4].split(b"\r\n")
     method, target = _read_request_line(request_line)
     fields = _read_fields(lines, MalformedRequestError)
@@ -167,6 +174,10 @@ def parse_request_head(raw: bytes) -> RequestHead:
 
 def parse_response_head(method: str, raw: bytes) -> ResponseHead:
     """Parse the head of a response to `method`; raises RegistryUnavailableError if it is not valid HTTP/1.1."""
+    return _remembered_response(method, raw) if len(raw) <= MAX_REMEMBERED else _parse_response(method, raw)
+
+
+def _parse_response(method: str, raw: bytes) -> ResponseHead:
     status_line, *lines = raw[:-4].split(b"\r\n")
     matched = _STATUS_LINE.fullmatch(status_line)
     if matched is None:
@@ -180,6 +191,10 @@ def parse_response_head(method: str, raw: bytes) -> ResponseHead:
     closing = b"connection" in by_name and b"close" in connection_options(fields)
     keep_alive = matched[1] == b"1" and not closing and body.coding is not Coding.UNTIL_CLOSE
     return ResponseHead(status, matched[3] or b"", fields, body, keep_alive)
+
+
+_remembered_request: Final = lru_cache(maxsize=1024)(_parse_request)
+_remembered_response: Final = lru_cache(maxsize=1024)(_parse_response)
 
 
 def has_form_body(head: RequestHead) -> bool:

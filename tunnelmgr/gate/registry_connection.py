@@ -10,7 +10,8 @@
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from tunnelmgr.core.ports import Channel
@@ -65,15 +66,25 @@ class RegistryConnection:
 
     async def round_trip(self, method: str, request: bytes) -> ResponseHead:
         """Send a request without a body once the agent has a free slot, and return the head of its response."""
-        try:
-            async with asyncio.timeout(self._head_timeout):
-                await self._slots.acquire()
-        except TimeoutError as late:
-            raise RegistryUnavailableError(
-                f"the registry at {self._target} has not answered {MAX_PENDING_REQUESTS} earlier requests of this agent"
-            ) from late
-        try:
+        async with self.slot():
             return await self._round_trip(method, request)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold one of the agent's slots; raises RegistryUnavailableError if none becomes free."""
+        if self._slots.locked():
+            try:
+                async with asyncio.timeout(self._head_timeout):
+                    await self._slots.acquire()
+            except TimeoutError as late:
+                raise RegistryUnavailableError(
+                    f"the registry at {self._target} has not answered {MAX_PENDING_REQUESTS} earlier requests of this "
+                    "agent"
+                ) from late
+        else:
+            await self._slots.acquire()
+        try:
+            yield
         finally:
             self._slots.release()
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
-from tunnelmgr.core.oci import WELL_KNOWN_PATH, RegistryAction, classify
+from tunnelmgr.core.oci import WELL_KNOWN_PATH, RegistryAction, Route, classify
 from tunnelmgr.core.policy import GroupPolicy, decide
 from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.errors import GateClosedError
@@ -22,6 +22,7 @@ from tunnelmgr.gate.connected_registry import ConnectedRegistry
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.delete import DeleteHandler
 from tunnelmgr.gate.exchange import Exchange, ReadOnlyError
+from tunnelmgr.gate.head_encoder import encode_request_head
 from tunnelmgr.gate.head_parser import Coding, ParseBuffer, RequestHead, has_form_body
 from tunnelmgr.gate.identity import IdentityEndpoint
 from tunnelmgr.gate.local_reply import LocalReply, refusal
@@ -30,6 +31,8 @@ from tunnelmgr.gate.request_state import RequestState
 from tunnelmgr.gate.traffic import MeteredChannel
 
 _PROBE: Final = classify("GET", WELL_KNOWN_PATH)
+_SHARED: Final = frozenset({Route.BASE, Route.MANIFEST})
+"""What all agents of a fleet ask for, with short answers."""
 _WRITES: Final = frozenset({RegistryAction.PUSH, RegistryAction.DELETE})
 
 
@@ -88,17 +91,33 @@ class RequestHandler:
         )
 
     async def _carry_out(self, authorized: AuthorizedRequest, registry: ConnectedRegistry) -> LocalReply | None:
-        head, request, exchange = authorized.head, authorized.request, authorized.exchange
+        head, request = authorized.head, authorized.request
         match request.action:
             case RegistryAction.CATALOG:
                 return await self._catalog_search(head, authorized.policy).page(request, close=head.ends_channel)
             case RegistryAction.PUSH:
                 return await self._push_handler(registry).handle(authorized)
             case RegistryAction.DELETE:
-                return await self._delete_handler(registry).handle(authorized)
+                with self._context.holdings.deleting(request.repository):
+                    return await self._delete_handler(registry).handle(authorized)
+        await self._pull(authorized, registry)
+        return None
+
+    async def _pull(self, pull: AuthorizedRequest, registry: ConnectedRegistry) -> None:
+        """Answer a request that only reads: from the cache, as one of many that ask the same, or on its own."""
+        head, request, exchange = pull.head, pull.request, pull.exchange
+        cached = self._context.cached_pulls
+        if cached is not None and await cached.serve(pull, registry, self.caller.agent):
+            return
+        if request.route in _SHARED:
+            async with registry.connection.slot():
+                wire = encode_request_head(head, request)
+                answer = await self._context.shared.answer(registry.endpoint, head.method, wire)
+            if answer is not None:
+                await exchange.forward_answer(head, request, answer)
+                return
         response = await exchange.forward_request(head, request)
         await exchange.forward_response(head, request, response)
-        return None
 
     def _current_policy(self) -> GroupPolicy:
         """Return the policy of the agent's current group, under which the request is then recorded."""

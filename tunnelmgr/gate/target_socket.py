@@ -19,6 +19,16 @@ MAX_READ: Final = 64 * 1024
 """Bytes that one `read` returns at most."""
 
 
+async def connect_to(target: Endpoint, *, timeout: float = CONNECT_TIMEOUT) -> socket.socket:  # noqa: ASYNC109
+    """Return a connected socket; raises RegistryUnavailableError."""
+    try:
+        async with asyncio.timeout(timeout):
+            return await connect(target.host, target.port)
+    except OSError as refused:
+        reason = refused.strerror or "no answer in time"
+        raise RegistryUnavailableError(f"the registry at {target} cannot be reached: {reason}") from refused
+
+
 class TargetSocket:
     """An open connection; one task may read and one may write."""
 
@@ -29,13 +39,7 @@ class TargetSocket:
     @classmethod
     async def open(cls, target: Endpoint, *, timeout: float = CONNECT_TIMEOUT) -> Self:  # noqa: ASYNC109
         """Connect; raises RegistryUnavailableError."""
-        try:
-            async with asyncio.timeout(timeout):
-                connected = await connect(target.host, target.port)
-        except OSError as refused:
-            reason = refused.strerror or "no answer in time"
-            raise RegistryUnavailableError(f"the registry at {target} cannot be reached: {reason}") from refused
-        return cls(connected)
+        return cls(await connect_to(target, timeout=timeout))
 
     @property
     def idle(self) -> bool:

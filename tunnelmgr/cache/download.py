@@ -1,0 +1,139 @@
+"""One blob on its way from the registry to the disk.
+
+A thread does it, with blocking calls: receiving, hashing and writing run beside the event loop, which only learns how
+far it has come. Its pace is the registry's and the disk's, not that of any reader.
+"""
+
+import hashlib
+import http.client
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from tunnelmgr.cache.blob_files import BlobFiles
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.errors import CacheError
+
+PIECE_BYTES: Final = 256 * 1024
+TIMEOUT: Final = 60.0  # seconds in which the registry must send something
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSource:
+    """Where a blob is: a registry, the target and the Host of the request for it, its digest and its size in bytes."""
+
+    registry: Endpoint
+    target: str
+    host: str
+    digest: str
+    octets: int
+
+
+class Download:
+    """Downloads one blob; the callbacks are called in its thread.
+
+    `on_progress` gets the number of bytes that may be read; the last byte only counts once the digest is verified.
+    `on_end` gets whether the blob is complete, before it is moved to its place; `on_stored` is the last call.
+    """
+
+    def __init__(
+        self,
+        source: BlobSource,
+        files: BlobFiles,
+        *,
+        on_progress: Callable[[int], None],
+        on_end: Callable[[bool], None],
+        on_stored: Callable[[], None],
+    ) -> None:
+        self._source = source
+        self._files = files
+        self._on_progress = on_progress
+        self._on_end = on_end
+        self._on_stored = on_stored
+        self._abandoned = False
+        self.fd, self._path = files.create()
+
+    def start(self) -> None:
+        """Begin."""
+        threading.Thread(target=self._run, name=f"download {self._source.digest}", daemon=True).start()
+
+    def abandon(self) -> None:
+        """Stop at the next piece: nobody reads it any more."""
+        self._abandoned = True
+
+    def _run(self) -> None:
+        reserved = complete = False
+        try:
+            reserved = self._files.reserve(self._source.octets)
+            self._fetch(allowed=reserved)
+            complete = True
+            self._on_end(True)
+            os.fsync(self.fd)
+            self._files.add(self._path, self._source.digest, self._source.octets)
+        except (OSError, http.client.HTTPException, CacheError) as failed:
+            if not self._abandoned:
+                log.warning("blob not cached", digest=self._source.digest, reason=str(failed))
+        finally:
+            if not complete:
+                self._on_end(False)
+            if reserved:
+                self._files.release(self._source.octets)
+            _unlink(self._path)
+            self._on_stored()
+
+    def _fetch(self, *, allowed: bool) -> None:
+        """Write the blob to the file, and verify it; raises OSError, HTTPException or CacheError."""
+        if not allowed:
+            raise CacheError("no room: cache.size or cache.min_free is reached")
+        source = self._source
+        connection = http.client.HTTPConnection(source.registry.host, source.registry.port, timeout=TIMEOUT)
+        try:
+            connection.request("GET", source.target, headers={"Host": source.host, "Accept": "*/*"})
+            response = connection.getresponse()
+            if response.status != HTTPStatus.OK or response.length != source.octets:
+                raise CacheError(
+                    f"the registry at {source.registry} answered {response.status} with {response.length} bytes, not "
+                    f"200 with {source.octets}"
+                )
+            self._copy(response)
+        finally:
+            connection.close()
+
+    def _copy(self, response: http.client.HTTPResponse) -> None:
+        octets, received = self._source.octets, 0
+        algorithm, _, expected = self._source.digest.partition(":")
+        hashed = hashlib.new(algorithm)
+        piece = memoryview(bytearray(PIECE_BYTES))
+        while received < octets:
+            if self._abandoned:
+                raise CacheError("nobody reads it any more")
+            count = response.readinto(piece)
+            if not count:
+                raise CacheError(f"the registry sent {received} of {octets} bytes")
+            hashed.update(piece[:count])
+            _write(self.fd, piece[:count])
+            received += count
+            self._on_progress(min(received, octets - 1))
+        if hashed.hexdigest() != expected:
+            raise CacheError(f"the registry sent other content: {algorithm}:{hashed.hexdigest()}")
+
+
+def _write(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file that was not moved to its place; what cannot be removed now, the next start removes."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as failed:
+        log.warning("file in the cache not removed", file=str(path), reason=failed.strerror)
