@@ -180,7 +180,9 @@ class Serve:
     def __init__(self, path: str, registry: Endpoint) -> None:
         policy = GroupPolicy.build("ci")
         self._gate = gate_with(policy) if path == "gate" else None
-        self._caller = Caller(AgentId("static:benchmark"), "1", "benchmark", "ci", "benchmark", "127.0.0.1:5000")
+        self._caller = Caller(
+            AgentId("static:benchmark"), "1", "benchmark", "ci", "benchmark", "127.0.0.1:5000", "registry"
+        )
         self._registry = registry
         self._forward = Forward("registry", (), registry)
 

@@ -106,7 +106,7 @@ async def serve_ours(how: str, spec: TunnelSpec, login: Login, listen: Endpoint,
     """Run a tunnel of ours, as a raw relay or through the gate."""
     policy = GroupPolicy.build("ci", pull=["**"])
     gate = gate_with(policy)
-    caller = Caller(spec.agent, spec.incarnation, "benchmark", "ci", "benchmark", "127.0.0.1:5000")
+    caller = Caller(spec.agent, spec.incarnation, "benchmark", "ci", "benchmark", "127.0.0.1:5000", "registry")
     connection = await dial(spec, login)
     await connection.disable_nagle()
 

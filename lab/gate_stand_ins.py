@@ -23,7 +23,7 @@ class OnePolicy:
 
     policy: GroupPolicy
 
-    def policy_of(self, _: AgentId) -> GroupPolicy:
+    def policy_of(self, _: AgentId, __: str) -> GroupPolicy:
         """Return the policy."""
         return self.policy
 

@@ -76,7 +76,7 @@ class ControllerSide:
         if forward.protocol == "tcp":
             await relay(channel, forward.target, Traffic())
             return
-        caller = Caller(spec.agent, spec.incarnation, spec.name, spec.group, "test", str(endpoint))
+        caller = Caller(spec.agent, spec.incarnation, spec.name, spec.group, "test", str(endpoint), forward.name)
         await self.gate.serve(channel, caller, forward, Traffic())
 
 

@@ -28,6 +28,7 @@ def audited(config: Path, tmp_path: Path) -> Path:
             "agent": "ec2:i-1",
             "action": "pull",
             "repository": "team/app",
+            "forward": "mirror",
             "verdict": "allow",
         },
         {
@@ -52,6 +53,8 @@ def audited(config: Path, tmp_path: Path) -> Path:
         (["--agent", "i-1"], [1, 2]),
         (["--agent", "ec2:i-2"], [3]),
         (["--repository", "team/app"], [2, 3]),
+        (["--forward", "mirror"], [2]),
+        (["--repository", "team/app", "--forward", "registry"], []),
         (["--since", "1h"], [2, 3]),
         (["--since", "2000-01-01"], [1, 2, 3]),
     ],

@@ -11,9 +11,13 @@ from tests.cli.conftest import Run
 @pytest.mark.parametrize(
     ("asked", "rule", "line"),
     [
-        ("pull any/thing", "pull **", "static:builder-1 may pull any/thing: pull ** (group ci)"),
-        ("push team/app", "push team/*", "static:builder-1 may push team/app: push team/* (group ci)"),
-        ("push x/y", "default", "static:builder-1 may not push x/y: no rule allows it (group ci)"),
+        ("pull any/thing", "pull **", "static:builder-1 may pull any/thing: pull ** (group ci, forward registry)"),
+        (
+            "push team/app",
+            "push team/*",
+            "static:builder-1 may push team/app: push team/* (group ci, forward registry)",
+        ),
+        ("push x/y", "default", "static:builder-1 may not push x/y: no rule allows it (group ci, forward registry)"),
     ],
 )
 def test_the_rule_that_decides_is_named_and_the_exit_status_is_the_verdict(
@@ -26,6 +30,14 @@ def test_the_rule_that_decides_is_named_and_the_exit_status_is_the_verdict(
     assert for_people.exit_code == for_scripts.exit_code == (1 if "may not" in line else 0)
     assert for_people.stdout.strip() == line
     assert json.loads(for_scripts.stdout)["rule"] == rule
+
+
+def test_a_policy_is_shown_for_the_named_forward(run: Run, socket: Path) -> None:
+    """The forward is asked for and shown, because a group may have grants of its own there."""
+    asked = ("explain-policy", "builder-1", "pull", "any/thing", "--forward", "mirror", "--socket", socket)
+
+    assert run(*asked).stdout.strip() == "static:builder-1 may pull any/thing: pull ** (group ci, forward mirror)"
+    assert json.loads(run(*asked, "--json").stdout)["forward"] == "mirror"
 
 
 def test_an_unknown_action_is_a_usage_error(run: Run, socket: Path) -> None:

@@ -201,10 +201,12 @@ def test_show_prints_everything_about_an_agent() -> None:
     [
         ({"push_target": Endpoint("127.0.0.1", 5002)}, "127.0.0.1:5000, pushes → 127.0.0.1:5002"),
         ({"writer": "registry-1"}, "127.0.0.1:5000, no pushes: use registry-1"),
+        ({"upstream": "proxy", "writer": "registry-1"}, "127.0.0.1:5000, a pull-through cache"),
+        ({"upstream": "proxy", "namespace": "docker.io"}, "127.0.0.1:5000, a pull-through cache of docker.io"),
     ],
 )
 def test_show_prints_where_pushes_go(fields: dict[str, Any], shown: str) -> None:
-    """`show` prints what the forward to a replica does with pushes."""
+    """`show` prints what a forward does with pushes, if its registry is a replica or a pull-through cache."""
     forwards = tuple(replace(forward, **fields) for forward in fleet().rules.forwards)
     view = agent_view(record("builder-1"), up(), forwards, None) | {"history": []}
 

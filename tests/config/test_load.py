@@ -96,7 +96,7 @@ def test_every_documented_key_is_read(write: Callable[[str], Path]) -> None:
         "office": (Method.PINNED,),
     }
     assert config.rules().minimum == {"ci": Method.CONSOLE}
-    assert config.policies().keys() == {"ci", "builders"}
+    assert config.policies().groups == {"ci", "builders"}
 
 
 def test_a_minimal_file_has_the_defaults(write: Callable[[str], Path]) -> None:
@@ -139,7 +139,7 @@ def test_a_group_without_grants_may_pull_everything_and_nothing_else(
     write: Callable[[str], Path], grants: str, pulls: bool, pushes: bool
 ) -> None:
     """A group without any grant may pull everything; with one, it has only what is granted."""
-    policy = load(write(f'[ssh]\nkey = "KEYFILE"\n[[group]]\nname = "ci"\n{grants}\n')).policies()["ci"]
+    policy = load(write(f'[ssh]\nkey = "KEYFILE"\n[[group]]\nname = "ci"\n{grants}\n')).policies().of("ci", "registry")
 
     assert judge(RegistryAction.PULL, "team/app", policy).allowed is pulls
     assert judge(RegistryAction.PUSH, "team/app", policy).allowed is pushes
@@ -149,7 +149,7 @@ def test_a_group_without_a_table_has_the_default_policy(write: Callable[[str], P
     """A source without a group belongs to `default`, whose agents may pull."""
     config = load(write('[ssh]\nkey = "KEYFILE"\n[[source]]\nname = "office"\ntype = "static"\n'))
 
-    assert judge(RegistryAction.PULL, "team/app", config.policies()["default"]).allowed
+    assert judge(RegistryAction.PULL, "team/app", config.policies().of("default", "registry")).allowed
 
 
 @pytest.mark.parametrize("method", list(Method))

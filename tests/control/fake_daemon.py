@@ -7,7 +7,8 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event
 from tunnelmgr.core.health import DaemonHealth, FastPathHealth, RegistryHealth
 from tunnelmgr.core.oci import RegistryAction
-from tunnelmgr.core.policy import GroupPolicy, Verdict, judge
+from tunnelmgr.core.policies import Explained
+from tunnelmgr.core.policy import GroupPolicy, judge
 from tunnelmgr.core.registry_sharing import SharingReport
 from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.trust import HostTrust, Method
@@ -105,12 +106,13 @@ class FakeDaemon:
         """Keep an event."""
         self.events.append(event)
 
-    def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
+    def explain(self, agent: AgentId, action: str, repository: str, forward: str) -> Explained:
         """Judge by a policy that allows pulls, and pushes below team/."""
         del agent
         if action not in {"pull", "push", "delete"}:
             raise ValueError(f"{action!r} is none of pull, push and delete")
-        return judge(RegistryAction(action), repository, GroupPolicy.build("ci", pull=["**"], push=["team/*"]))
+        policy = GroupPolicy.build("ci", pull=["**"], push=["team/*"])
+        return Explained(forward or FORWARD.name, judge(RegistryAction(action), repository, policy))
 
     async def reload(self) -> list[str]:
         """Count the reload, and refuse it if the test says so."""

@@ -2,6 +2,8 @@
 
 import re
 import string
+from dataclasses import replace
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given, settings
@@ -234,8 +236,11 @@ def test_errors_have_the_codes_of_the_oci_spec() -> None:
     "target", ["/v2/a/manifests/v1", f"/v2/a/manifests/{DIGEST}", f"/v2/a/blobs/{DIGEST}", "/v2/a/tags/list"]
 )
 def test_the_parameter_ns_is_accepted_and_not_forwarded(target: str, ns: str) -> None:
-    """The parameter `ns`, which containerd and BuildKit send to a mirror, is accepted and not forwarded."""
-    assert classify("GET", f"{target}?ns={ns}") == classify("GET", target)
+    """The parameter `ns`, which containerd and BuildKit send to a mirror, is kept in lower case and not forwarded."""
+    mirrored, plain = classify("GET", f"{target}?ns={ns}"), classify("GET", target)
+
+    assert mirrored == replace(plain, namespace=unquote(ns).lower())
+    assert mirrored.target() == plain.target() == target
 
 
 def test_a_push_by_digest_may_have_tags() -> None:

@@ -78,7 +78,7 @@ async def harness() -> Harness:
 def request(**changes: object) -> RequestRecord:
     """Return a pull that was allowed."""
     facts = {
-        "caller": Caller(AGENT.id, "1", "ci-1", "ci", "registry-1", "127.0.0.1:5000", 7),
+        "caller": Caller(AGENT.id, "1", "ci-1", "ci", "registry-1", "127.0.0.1:5000", "registry", 7),
         "method": "GET",
         "action": "pull",
         "repository": "team/app",
@@ -106,6 +106,7 @@ async def test_a_pull_is_audited_with_agent_key_rule_and_size(harness: Harness) 
             "address": "10.0.0.1",
             "trust": "console",
             "key": RECORD.trust.fingerprints[0] if RECORD.trust else "",
+            "forward": "registry",
             "channel": 7,
             "method": "GET",
             "action": "pull",
@@ -163,11 +164,12 @@ async def test_requests_that_continue_become_one_entry_per_window(harness: Harne
         {"verdict": "refused"},
         {"status": 404},
         {"error": "registry-unavailable"},
-        {"caller": Caller(AgentId("ec2:i-2"), "1", "ci-2", "ci", "registry-1", "127.0.0.1:5000", 8)},
+        {"caller": Caller(AgentId("ec2:i-2"), "1", "ci-2", "ci", "registry-1", "127.0.0.1:5000", "registry", 8)},
+        {"caller": Caller(AGENT.id, "1", "ci-1", "ci", "registry-1", "127.0.0.1:5001", "mirror", 9)},
     ],
 )
 async def test_requests_that_differ_have_entries_of_their_own(harness: Harness, change: dict[str, object]) -> None:
-    """Only requests of one agent with the same target and result are counted together."""
+    """Only requests of one agent through one forward with the same target and result are counted together."""
     harness.trail.record(request())
     harness.trail.record(request(**change))
 
@@ -313,6 +315,7 @@ async def test_the_log_has_a_line_for_each_entry(harness: Harness) -> None:
     assert lines[0] == {
         "agent": "ec2:i-1",
         "group": "ci",
+        "forward": "registry",
         "action": "pull",
         "repository": "team/app",
         "reference": "1",

@@ -127,6 +127,18 @@ async def test_a_path_that_cannot_be_written_fails(site: Site, monkeypatch: pyte
 # --- the registry ---
 
 
+async def test_a_pull_through_cache_is_checked_under_its_own_name(site: Site) -> None:
+    """`check` tells a cache that does not answer from the registry, which does."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        cache = f"127.0.0.1:{unused.getsockname()[1]}"
+    listen = "127.0.0.1:5001"
+    site.more = f'[[forward]]\nname = "mirror"\nlisten = ["{listen}"]\ntarget = "{cache}"\nupstream = "proxy"\n'
+    findings = await check(load(site.write()))
+
+    assert named(findings, "registry").result == "ok"
+    assert named(findings, "pull-through cache").message.startswith(f"{cache}: Connection refused")
+
+
 async def test_an_unreachable_registry_fails(site: Site) -> None:
     """A registry that does not answer fails, and its exposure is not checked."""
     with socket.create_server(("127.0.0.1", 0)) as gone:

@@ -40,6 +40,21 @@ async def test_a_registry_for_pushes_that_does_not_answer_is_reported() -> None:
     assert str(both.health.error).startswith(f"{away}: Connection refused")
 
 
+async def test_a_pull_through_cache_that_does_not_answer_is_reported() -> None:
+    """A forward to a cache needs its registry as any other forward does."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        away = Endpoint("127.0.0.1", unused.getsockname()[1])
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        target = Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])
+        forward = Forward("registry", (Endpoint("127.0.0.1", 5000),), target)
+        mirror = Forward("mirror", (Endpoint("127.0.0.1", 5001),), away, upstream="proxy")
+        watch = RegistryWatch(Configured((forward, mirror)))
+
+        await watch.check()
+
+    assert str(watch.health.error).startswith(f"{away}: Connection refused")
+
+
 async def test_a_check_of_the_registry_records_its_time() -> None:
     """`status` can show how old the view of the registry is, whether it answers or not."""
     with socket.create_server(("127.0.0.1", 0)) as unused:

@@ -21,7 +21,7 @@ from tunnelmgr.gate.request_record import RequestRecord
 from tunnelmgr.gate.traffic import Traffic
 
 DEADLINE = 10.0
-CALLER = Caller(AgentId("static:builder-1"), "1", "builder-1", "ci", "registry-1", "127.0.0.1:5000")
+CALLER = Caller(AgentId("static:builder-1"), "1", "builder-1", "ci", "registry-1", "127.0.0.1:5000", "registry")
 
 
 class Records:

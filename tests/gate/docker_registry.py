@@ -89,11 +89,12 @@ def digest_of(content: bytes) -> str:
 
 @contextmanager
 def running_registry(
-    folder: Path, *, read_only: bool = False, deletes: bool = True, host: str = ""
+    folder: Path, *, read_only: bool = False, deletes: bool = True, host: str = "", cache_of: str = ""
 ) -> Iterator[Registry]:
     """Run a real docker-registry on a free loopback port; `folder/access.log` has one line for each request.
 
-    `host` is the setting `http.host`; the registry puts it into every Location.
+    `host` is the setting `http.host`; the registry puts it into every Location. `cache_of` is `proxy.remoteurl`, which
+    makes it a pull-through cache of the registry there.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -107,7 +108,7 @@ def running_registry(
             "maintenance": {"uploadpurging": {"enabled": False}, "readonly": {"enabled": read_only}},
         },
         "http": {"addr": str(endpoint)} | ({"host": host} if host else {}),
-    }
+    } | ({"proxy": {"remoteurl": cache_of}} if cache_of else {})
     config = folder / ("read-only.json" if read_only else "registry.json")
     config.write_text(json.dumps(settings))
     with (

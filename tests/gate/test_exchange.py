@@ -289,7 +289,7 @@ async def test_an_unexpected_exception_ends_only_the_session(talk: "Talk") -> No
     """An unexpected exception is logged and ends the session, not the agent's SSH connection."""
 
     class FailingPolicies:
-        def policy_of(self, _: AgentId) -> GroupPolicy:
+        def policy_of(self, _: AgentId, __: str) -> GroupPolicy:
             raise LookupError
 
     gate = Gate(GateContext(policies=FailingPolicies(), proofs=ListenerProofs(), uploads=UploadProofs(b"secret")))

@@ -146,17 +146,19 @@ async def test_members_whose_registries_differ_are_counted() -> None:
 
 
 async def test_requests_are_counted_by_their_result() -> None:
-    """Requests are counted by group, action, verdict and status, across scrapes."""
+    """Requests are counted by group, forward, action, verdict and status, across scrapes."""
     server = metrics_of(FakeDaemon())
-    server.count("ci", "pull", "allowed", 200)
-    server.count("ci", "pull", "allowed", 200)
-    server.count("ci", "push", "refused", 403)
-    pulls = labels(group="ci", action="pull", verdict="allowed", status="200")
-    pushes = labels(group="ci", action="push", verdict="refused", status="403")
+    server.count("ci", "registry", "pull", "allowed", 200)
+    server.count("ci", "registry", "pull", "allowed", 200)
+    server.count("ci", "registry", "push", "refused", 403)
+    server.count("ci", "mirror", "pull", "allowed", 200)
+    pulls = labels(group="ci", forward="registry", action="pull", verdict="allowed", status="200")
+    pushes = labels(group="ci", forward="registry", action="push", verdict="refused", status="403")
+    mirrored = labels(group="ci", forward="mirror", action="pull", verdict="allowed", status="200")
 
     samples = await scrape(server)
-    assert (samples["tunnelmgr_requests_total", pulls], samples["tunnelmgr_requests_total", pushes]) == (2, 1)
-    server.count("ci", "pull", "allowed", 200)
+    assert [samples["tunnelmgr_requests_total", each] for each in (pulls, pushes, mirrored)] == [2, 1, 1]
+    server.count("ci", "registry", "pull", "allowed", 200)
     assert (await scrape(server))["tunnelmgr_requests_total", pulls] == 3
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -41,6 +41,7 @@ def audit(
         str | None, typer.Option(metavar="AGENT", help="Only this agent: an id, or the beginning of one")
     ] = None,
     repository: Annotated[str | None, typer.Option(metavar="NAME", help="Only this repository")] = None,
+    forward: Annotated[str | None, typer.Option(metavar="NAME", help="Only requests through this forward")] = None,
     refused: Annotated[bool, typer.Option("--refused", help="Only refused requests")] = False,
     since: Annotated[
         str | None, typer.Option(metavar="WHEN", help="Only entries since then: 90s, 2h, 3d or 2026-01-31T12:00Z")
@@ -56,7 +57,8 @@ def audit(
     if file is None:
         problem = "controller.audit is not set, so audit entries go to the daemon's log; set it to a file"
         raise ConfigError([problem], file=str(chosen_file(context, config)))
-    wanted = _filter(agent, repository, refused=refused, since=_moment(since))
+    exactly = {"repository": repository, "forward": forward}
+    wanted = _filter(agent, exactly, refused=refused, since=_moment(since))
     try:
         for entry in _entries(file, follow=follow):
             if wanted(entry):
@@ -87,13 +89,15 @@ def _moment(since: str | None) -> str:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _filter(agent: str | None, repository: str | None, *, refused: bool, since: str) -> Callable[[AuditEntry], bool]:
+def _filter(
+    agent: str | None, exactly: Mapping[str, str | None], *, refused: bool, since: str
+) -> Callable[[AuditEntry], bool]:
     def wanted(entry: AuditEntry) -> bool:
         id_ = str(entry.get("agent", ""))
         return (
             str(entry.get("time", "")) >= since
             and (agent is None or id_.startswith(agent) or id_.partition(":")[2].startswith(agent))
-            and (repository is None or entry.get("repository") == repository)
+            and all(value is None or entry.get(name) == value for name, value in exactly.items())
             and (not refused or entry.get("verdict") == "refuse")
         )
 

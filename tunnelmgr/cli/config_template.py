@@ -30,6 +30,7 @@ key = "{key}"
 # target = "127.0.0.1:5000"                   # the registry on this machine
 # protocol = "registry"                       # through the gate; "tcp" relays bytes
 # push_target = "127.0.0.1:5001"              # where pushes go, if the target is a read-only replica
+# upstream = "proxy"                          # if the target is a pull-through cache, as of Docker Hub
 
 # What the agents of a group may do. Without any grant, they may pull everything and push nothing.
 # [[group]]

@@ -41,18 +41,21 @@ def explain_policy(
         PolicyAction, typer.Argument(metavar="ACTION", help="pull, push or delete", parser=one_of(PolicyAction))
     ],
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="The repository, such as team/app")],
+    forward: Annotated[
+        str, typer.Option(metavar="NAME", help="Through this forward [default: the first one]", show_default=False)
+    ] = "",
     config: ConfigOption = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show whether an agent may do something, and which rule decides. Exits with 1 if it may not."""
-    verdict = client(context, config, socket).explain(agent, action.value, repository)
+    verdict = client(context, config, socket).explain(agent, action.value, repository, forward)
     if as_json:
         print_json(verdict)
     else:
         word = Text("may", style="green") if verdict["allowed"] else Text("may not", style="red")
         reason = "no rule allows it" if verdict["rule"] == NO_RULE else verdict["rule"]
         line = Text.assemble(cell(verdict["agent"]), " ", word, cell(f" {action} {repository}: "), cell(reason, "bold"))
-        stdout().print(line, cell(f"(group {verdict['group']})", "dim"))
+        stdout().print(line, cell(f"(group {verdict['group']}, forward {verdict['forward']})", "dim"))
     if not verdict["allowed"]:
         raise typer.Exit(Exit.FAILURE)

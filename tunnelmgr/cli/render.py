@@ -94,6 +94,8 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
 
 def _pushes(forward: Json) -> str:
     """Return where a forward's pushes go, if not to its target; an older daemon does not report it."""
+    if forward.get("upstream") == "proxy":
+        return ", a pull-through cache" + (f" of {forward['namespace']}" if forward["namespace"] else "")
     if forward.get("push_target"):
         return f", pushes → {forward['push_target']}"
     return f", no pushes: use {forward['writer']}" if forward.get("writer") else ""

@@ -1,5 +1,6 @@
 """The configuration file: TOML in, one frozen `Config` out, or every problem at once, each with its place."""
 
+from tunnelmgr.config.groups import GroupConfig
 from tunnelmgr.config.load import config_file, load
 from tunnelmgr.config.model import (
     CIPHERS,
@@ -9,7 +10,6 @@ from tunnelmgr.config.model import (
     Config,
     ControllerConfig,
     ForwardConfig,
-    GroupConfig,
     SshConfig,
 )
 from tunnelmgr.config.private_key_file import private_key_file_error

@@ -119,6 +119,7 @@ def _cross_check(config: Config, sources: dict[int, SourceConfig], problems: lis
     _unique("group", {at: group.name for at, group in enumerate(config.group)}, problems)
     _unique("source", {at: source.name for at, source in sources.items()}, problems)
     _unique("forward", {at: forward.name for at, forward in enumerate(config.forward)}, problems)
+    _forwards_of_groups(config, problems)
     taken: dict[Endpoint, str] = {}
     for at, forward in enumerate(config.forward):
         for endpoint in forward.listen:
@@ -146,6 +147,26 @@ def _cross_check(config: Config, sources: dict[int, SourceConfig], problems: lis
             least = minimum.get(group, Method.TOFU)
             if not any(method.reaches(least) for method in source.trust):
                 problems.append(f"source[{at}].trust: no method here reaches minimum_trust {least} of group {group}")
+
+
+def _forwards_of_groups(config: Config, problems: list[str]) -> None:
+    """Find the tables of groups that name no forward, or one at which their rules could never apply."""
+    forwards = {forward.name: forward for forward in config.forwards()}
+    for at, group in enumerate(config.group):
+        _unique(f"group[{at}].forward", {number: table.name for number, table in enumerate(group.forward)}, problems)
+        for number, table in enumerate(group.forward):
+            place, forward = f"group[{at}].forward[{number}]", forwards.get(table.name)
+            if forward is None:
+                name = unknown(f"forward {table.name}", table.name, forwards)
+                problems.append(f"{place}.name: {name}; add a [[forward]] of this name")
+            elif forward.protocol == "tcp":
+                problems.append(f'{place}.name: forward {table.name} has protocol = "tcp", to which no rules apply')
+            elif forward.upstream == "proxy":
+                problems += [
+                    f'{place}.{key}: forward {table.name} has upstream = "proxy": nobody can push or delete there'
+                    for key in ("push", "delete", "immutable_tags")
+                    if getattr(table, key)
+                ]
 
 
 def _unique(table: str, names: dict[int, str], problems: list[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from tunnelmgr.config.groups import GroupConfig
 from tunnelmgr.config.sources import SourceConfig
 from tunnelmgr.config.state_url import state_url
 from tunnelmgr.config.values import (
@@ -14,18 +15,15 @@ from tunnelmgr.config.values import (
     ExistingFile,
     Loopback,
     Name,
-    NameGlobs,
     PublicKeyFileRead,
     RevocationFileRead,
     SecretPath,
     Section,
-    TagGlobs,
     Target,
 )
 from tunnelmgr.core.loopback import is_loopback
-from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.policies import Policies
 from tunnelmgr.core.rules import Rules
-from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Forward
 
 DEFAULT_FILE = Path("/etc/tunnelmgr/tunnelmgr.toml")
@@ -125,16 +123,31 @@ class ForwardConfig(Section):
     listen: Annotated[list[Loopback], Field(min_length=1)]
     target: Target
     protocol: Literal["registry", "tcp"] = "registry"
+    upstream: Literal["registry", "proxy"] = "registry"
+    namespace: Annotated[str, Field(pattern=r"^(?:[a-z0-9][a-z0-9.-]{0,252}(?::[0-9]{1,5})?)?$")] = ""
     push_target: Target | None = None
     writer: Annotated[str, Field(max_length=200)] = ""
 
+    @field_validator("upstream", "namespace")
+    @classmethod
+    def _only_for_a_cache(cls, value: str, before: ValidationInfo) -> str:
+        if value == "proxy" and before.data.get("protocol") == "tcp":
+            raise ValueError('only a forward with protocol = "registry" leads to a registry')
+        if before.field_name == "namespace" and value and before.data.get("upstream") == "registry":
+            raise ValueError('only a pull-through cache has images of another registry; add upstream = "proxy"')
+        return value
+
     @field_validator("push_target", "writer")
     @classmethod
-    def _only_for_a_replica(cls, value: Endpoint | str | None, before: ValidationInfo) -> Endpoint | str | None:
+    def _only_where_pushes_are_refused(
+        cls, value: Endpoint | str | None, before: ValidationInfo
+    ) -> Endpoint | str | None:
         if value and before.data.get("protocol") == "tcp":
             raise ValueError('only a forward with protocol = "registry" can tell pushes from pulls')
         if value and value == before.data.get("target"):
             raise ValueError("this is the target itself; leave it out, or name the registry that takes pushes")
+        if isinstance(value, Endpoint) and before.data.get("upstream") == "proxy":
+            raise ValueError("what is pushed there cannot be pulled from a pull-through cache; leave it out")
         if value and before.data.get("push_target"):
             raise ValueError("pushes go to push_target, so none is refused; leave one of the two out")
         if isinstance(value, str) and not (value.isascii() and value.isprintable()):
@@ -143,32 +156,15 @@ class ForwardConfig(Section):
 
     def forward(self) -> Forward:
         """Return the forward as the core has it."""
-        return Forward(self.name, tuple(self.listen), self.target, self.protocol, self.push_target, self.writer)
-
-
-class GroupConfig(Section):
-    """`[[group]]`: what the agents of a group may do."""
-
-    name: Name
-    pull: NameGlobs | None = None
-    push: NameGlobs = []
-    delete: NameGlobs = []
-    deny: NameGlobs = []
-    immutable_tags: TagGlobs = []
-    minimum_trust: Method = Field(default=Method.TOFU, strict=False)
-    require_restricted_key: bool = False
-
-    def policy(self) -> GroupPolicy:
-        """Return the compiled policy; a group without any grant may pull everything."""
-        no_grants = self.pull is None and not self.push and not self.delete
-        pull = ["**"] if no_grants else self.pull or []
-        return GroupPolicy.build(
+        return Forward(
             self.name,
-            pull=pull,
-            push=self.push,
-            delete=self.delete,
-            deny=self.deny,
-            immutable_tags=self.immutable_tags,
+            tuple(self.listen),
+            self.target,
+            self.protocol,
+            self.push_target,
+            self.writer,
+            self.upstream,
+            self.namespace,
         )
 
 
@@ -189,11 +185,20 @@ class Config(Section):
         listen = (Endpoint("127.0.0.1", 5000), Endpoint("::1", 5000))
         return (Forward("registry", listen, Endpoint("127.0.0.1", 5000)),)
 
-    def policies(self) -> dict[str, GroupPolicy]:
-        """Return the policy of each group; a group without a table of its own has the default policy."""
-        named = {entry.name: entry.policy() for entry in self.group}
+    def policies(self) -> Policies:
+        """Return the policy of each group at each forward; a group without a table of its own has the default one."""
         mentioned = {group for source in self.source for group in source.groups()}
-        return {**{group: GroupConfig(name=group).policy() for group in mentioned}, **named}
+        named = {entry.name: entry for entry in self.group}
+        groups = {group: GroupConfig(name=group) for group in mentioned} | named
+        forwards = self.forwards()
+        return Policies(
+            {
+                (name, forward.name): group.policy_at(forward, forwards)
+                for name, group in groups.items()
+                for forward in forwards
+                if forward.protocol == "registry"
+            }
+        )
 
     def authorities_of(self, source: SourceConfig) -> list[AuthorityConfig]:
         """Return the authorities that a source trusts: those that it names, or all."""

@@ -43,9 +43,9 @@ class ControlClient:
         """End a quarantine."""
         return dict(self._ask("POST", f"/v1/agents/{quote(wanted, safe='')}/release", {"reason": reason}))
 
-    def explain(self, wanted: str, action: str, repository: str) -> dict[str, Any]:
-        """Return whether an agent may do something, and the rule that decides."""
-        query = urlencode({"action": action, "repository": repository})
+    def explain(self, wanted: str, action: str, repository: str, forward: str = "") -> dict[str, Any]:
+        """Return whether an agent may do something through a forward, by default the first, and by which rule."""
+        query = urlencode({"action": action, "repository": repository, "forward": forward})
         return dict(self._ask("GET", f"/v1/agents/{quote(wanted, safe='')}/policy?{query}"))
 
     def seed(self, key: str, seconds: float) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedAdded
 from tunnelmgr.core.health import Telemetry
 from tunnelmgr.core.host_key import parse_key
-from tunnelmgr.core.policy import Verdict
+from tunnelmgr.core.policies import Explained
 from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.tunnel import Phase
@@ -69,8 +69,8 @@ class Operations(Telemetry, Protocol):
         """Offer agents to the members that should hold them; returns how many, raises ValueError without a cluster."""
         ...
 
-    def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
-        """Return what the agent's policy says; raises ValueError for an unknown action or an invalid repository."""
+    def explain(self, agent: AgentId, action: str, repository: str, forward: str) -> Explained:
+        """Return what the agent's policy says at a forward, by default the first one; raises ValueError if invalid."""
         ...
 
     async def reload(self) -> list[str]:
@@ -163,11 +163,12 @@ class ControlServer:
         id_ = self._find(request)
         action, repository = request.query.get("action", ""), request.query.get("repository", "")
         try:
-            verdict = self._operations.explain(id_, action, repository)
+            explained = self._operations.explain(id_, action, repository, request.query.get("forward", ""))
         except ValueError as invalid:
             raise web.HTTPBadRequest(text=str(invalid)) from invalid
         group = self._operations.world.records[id_].agent.group
-        facts = {"agent": id_, "group": group, "action": action, "repository": repository}
+        verdict = explained.verdict
+        facts = {"agent": id_, "group": group, "forward": explained.forward, "action": action, "repository": repository}
         return web.json_response({**facts, "allowed": verdict.allowed, "rule": verdict.rule, "reason": verdict.reason})
 
     # --- changing ---

@@ -255,6 +255,8 @@ def _forward_view(forward: Forward, held: tuple[Endpoint, ...]) -> Json:
         "held": [str(endpoint) for endpoint in forward.listen if endpoint in held],
         "target": str(forward.target),
         "protocol": forward.protocol,
+        "upstream": forward.upstream if forward.protocol == "registry" else None,
+        "namespace": forward.namespace or None,
         "push_target": str(forward.push_target) if forward.push_target else None,
         "writer": forward.writer or None,
     }

@@ -78,7 +78,8 @@ class Route(StrEnum):
 class RegistryRequest:
     """One request in terms of the API; `reference` is a tag, a digest or an upload's id.
 
-    `mount_from` is the source repository of a cross-repository mount, empty without one. `registry_query` is the query
+    `mount_from` is the source repository of a cross-repository mount, empty without one. `namespace` is the registry
+    that a client expects behind a mirror, empty if it does not say. `registry_query` is the query
     in the location that the registry gave to an upload; the target has it first, unchanged. `upload_state` is what the
     gate put into the location that it gave to the agent.
     """
@@ -90,6 +91,7 @@ class RegistryRequest:
     repository: str = ""
     reference: str = ""
     mount_from: str = ""
+    namespace: str = ""
     query: tuple[tuple[str, str], ...] = ()
     registry_query: str = ""
     upload_state: str = field(default="", repr=False)
@@ -185,8 +187,9 @@ _NOT_FORWARDED = frozenset({"ns", "state"})
 """Parameters that the gate accepts and does not forward.
 
 `ns` is the registry that a client expects behind a mirror, sent by containerd and BuildKit (OCI distribution spec,
-"Registry Proxying"). `state` is in the upload locations that the gate makes. It is in the query, since many scripts
-append `&digest=…` to the location that docker-registry gives them.
+"Registry Proxying"). They send it to every mirror, so every forward accepts it; that of a cache may refuse another
+registry than its own, see `core/policy.py`. `state` is in the upload locations that the gate makes. It is in the query,
+since many scripts append `&digest=…` to the location that docker-registry gives them.
 """
 _REPEATED = frozenset({"tag"})
 MAX_PARAMETERS = 32
@@ -244,6 +247,7 @@ def classify(method: str, target: str) -> RegistryRequest:
         repository=matched.repository,
         reference=matched.reference,
         mount_from=named.get("from", "") if "mount" in named else "",
+        namespace=named.get("ns", "").lower(),
         query=tuple(pair for pair in given if pair[0] not in _NOT_FORWARDED),
         upload_state=named.get("state", ""),
         body=body,

@@ -1,9 +1,11 @@
-"""What a group may do: `decide(request, policy) -> Verdict`.
+"""What a group may do through a forward: `decide(request, policy) -> Verdict`.
 
 - A deny wins over every grant; the order of rules does not matter.
 - A push grant includes pull of the same repository, so that a client can check what it pushed.
 - A request that no rule grants is refused. The base check and `/.well-known/tunnelmgr` are always allowed.
 - Every group may list the catalog, which shows it the repositories that it may pull.
+- A pull-through cache takes no push and no delete, regardless of the grants. If it is known of which registry it is a
+  cache, it serves no image that a client expects of another one: `docker.io/team/app` is not `quay.io/team/app`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,10 @@ from tunnelmgr.core.oci import RegistryAction, RegistryRequest, is_repository_na
 EVERYTHING = "**"
 DEFAULT = "default"
 """The rule that refuses what no other rule grants."""
+CACHE = "upstream proxy"
+"""The rule that refuses pushes and deletes at a pull-through cache."""
+WRITES = frozenset({RegistryAction.PUSH, RegistryAction.DELETE})
+"""The actions that change what a registry stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +35,36 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class PullThrough:
+    """A forward that leads to a pull-through cache; `writer` says where to push, `namespace` of what it is a cache."""
+
+    forward: str
+    writer: str = ""
+    namespace: str = ""
+
+    def refuse_write(self, action: RegistryAction, repository: str) -> Verdict:
+        """Return the refusal of a push or a delete."""
+        instead = f"use {self.writer} for that" if self.writer else "use the registry that it is a cache of for that"
+        reason = (
+            f"forward {self.forward} leads to a pull-through cache, which takes no {action} of {repository}; {instead}"
+        )
+        return Verdict(allowed=False, rule=CACHE, reason=f"tunnelmgr: {reason}")
+
+    def refuse_namespace(self, namespace: str, repository: str) -> Verdict | None:
+        """Return the refusal if a client expects an image of another registry, None if it may have this one."""
+        if not self.namespace or namespace in {"", self.namespace}:
+            return None
+        expected = f"forward {self.forward} has images of {self.namespace}, not {namespace}/{repository}"
+        reason = f"tunnelmgr: {expected}; configure it as a mirror of {self.namespace} only"
+        return Verdict(allowed=False, rule=f"namespace {self.namespace}", reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """The compiled rules of one group."""
+    """The compiled rules of one group at one forward; `cache` is None at a registry that stores what is pushed.
+
+    `forward` is the name of a forward at which the group has grants of its own, otherwise empty.
+    """
 
     group: str
     pull: GlobSet
@@ -38,6 +72,8 @@ class GroupPolicy:
     delete: GlobSet
     deny: GlobSet
     immutable_tags: ImmutableTags
+    forward: str = ""
+    cache: PullThrough | None = None
 
     @classmethod
     def build(  # noqa: PLR0913 (one argument for each key of the configuration)
@@ -49,6 +85,8 @@ class GroupPolicy:
         delete: Iterable[str] = (),
         deny: Iterable[str] = (),
         immutable_tags: Iterable[str] = (),
+        forward: str = "",
+        cache: PullThrough | None = None,
     ) -> "GroupPolicy":
         """Compile the patterns; raises ValueError with the first invalid one."""
         return cls(
@@ -58,6 +96,8 @@ class GroupPolicy:
             delete=_names(delete),
             deny=_names(deny),
             immutable_tags=ImmutableTags(immutable_tags),
+            forward=forward,
+            cache=cache,
         )
 
 
@@ -72,17 +112,23 @@ def decide(request: RegistryRequest, policy: GroupPolicy) -> Verdict:
             reason = f"tunnelmgr: {request.method} {request.path} is not an endpoint of the registry API"
             return Verdict(allowed=False, rule="endpoint", reason=reason)
         case RegistryAction.PULL | RegistryAction.PUSH | RegistryAction.DELETE:
-            return judge(request.action, request.repository, policy)
+            verdict = judge(request.action, request.repository, policy)
+            if verdict.allowed and policy.cache is not None:
+                return policy.cache.refuse_namespace(request.namespace, request.repository) or verdict
+            return verdict
         case _:
             assert_never(request.action)
 
 
 def judge(action: RegistryAction, repository: str, policy: GroupPolicy) -> Verdict:
     """Decide about a pull, push or delete of one repository."""
+    if policy.cache is not None and action in WRITES:
+        return policy.cache.refuse_write(action, repository)
     allowed, rule = _find_rule(action, repository, policy)
     if allowed:
         return Verdict(allowed=True, rule=rule, reason=f"tunnelmgr: group {policy.group} may {action} {repository}")
-    why = "no rule grants it (default)" if rule == DEFAULT else f"forbidden by the rule {rule}"
+    here = f" at forward {policy.forward}" if policy.forward else ""
+    why = f"no rule grants it{here} (default)" if rule == DEFAULT else f"forbidden by the rule {rule}"
     reason = f"tunnelmgr: group {policy.group} may not {action} {repository}: {why}; ask the registry's administrator"
     return Verdict(allowed=False, rule=rule, reason=reason)
 

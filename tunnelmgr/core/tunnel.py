@@ -27,6 +27,10 @@ class Forward:
 
     The tunnel is up only if the agent listens on the first of `listen`; the other addresses are optional. If `target`
     is a read-only replica, pushes and deletes go to `push_target`, or are refused with the text `writer`.
+
+    `upstream` is the kind of the registry at `target`: one that stores what is pushed, or a pull-through cache of
+    another registry (`proxy`), to which nobody can push. `namespace` is the host of that other registry in the names of
+    its images, such as `docker.io`; empty if it is not known.
     """
 
     name: str
@@ -35,11 +39,23 @@ class Forward:
     protocol: Literal["registry", "tcp"] = "registry"
     push_target: Endpoint | None = None
     writer: str = ""
+    upstream: Literal["registry", "proxy"] = "registry"
+    namespace: str = ""
 
 
 def registries(forwards: Iterable[Forward]) -> tuple[Endpoint, ...]:
-    """Return the registries to which forwards lead, each once, in their order."""
-    return tuple(dict.fromkeys(forward.target for forward in forwards if forward.protocol == "registry"))
+    """Return the registries that store images and to which forwards lead, each once, in their order."""
+    return _targets(forwards, "registry")
+
+
+def caches(forwards: Iterable[Forward]) -> tuple[Endpoint, ...]:
+    """Return the pull-through caches to which forwards lead, each once, in their order."""
+    return _targets(forwards, "proxy")
+
+
+def _targets(forwards: Iterable[Forward], upstream: str) -> tuple[Endpoint, ...]:
+    chosen = (forward for forward in forwards if forward.protocol == "registry" and forward.upstream == upstream)
+    return tuple(dict.fromkeys(forward.target for forward in chosen))
 
 
 def push_registries(forwards: Iterable[Forward]) -> tuple[Endpoint, ...]:

@@ -169,6 +169,7 @@ class AuditTrail:
         self.audit.note(
             f"request-{request.verdict}",
             **self._caller(request.caller.agent),
+            forward=request.caller.forward,
             channel=request.caller.channel,
             method=request.method,
             action=request.action,
@@ -193,6 +194,7 @@ def _key(request: RequestRecord) -> tuple[object, ...]:
     """Return what equal requests have in common."""
     return (
         request.caller.agent,
+        request.caller.forward,
         request.method,
         request.action,
         request.repository,
@@ -209,6 +211,7 @@ def _log(request: RequestRecord, count: int | None) -> None:
     facts: dict[str, Any] = {
         "agent": request.caller.agent,
         "group": request.caller.group,
+        "forward": request.caller.forward,
         "action": str(request.action),
         "repository": request.repository,
         "reference": request.reference,

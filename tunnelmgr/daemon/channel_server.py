@@ -40,6 +40,7 @@ class ChannelServer:
             group=self.configuration.group_of(spec.agent),
             controller=self.controller,
             listener=str(endpoint),
+            forward=forward.name,
             channel=next(self._numbers),
         )
         await self.gate.serve(channel, caller, forward, traffic)

@@ -14,7 +14,7 @@ from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
-from tunnelmgr.core.tunnel import Endpoint, push_registries
+from tunnelmgr.core.tunnel import Endpoint, caches, push_registries, registries
 from tunnelmgr.daemon.cluster_checks import disagreements
 from tunnelmgr.daemon.prepared import PinsKeys, build
 from tunnelmgr.daemon.sharing_checks import SharingCheck, check_sharing
@@ -53,11 +53,13 @@ class PermissionChecker(Protocol):
 async def check(config: Config) -> list[Finding]:
     """Check everything that a start depends on."""
     findings = [*_keys(config), *await asyncio.to_thread(_state, config), _place("socket", config.controller.socket)]
-    for forward in config.forwards():
-        if forward.protocol == "registry":
-            findings += await _registry(forward.target)
-    for registry in push_registries(config.forwards()):
+    forwards = config.forwards()
+    for registry in registries(forwards):
+        findings += await _registry(registry)
+    for registry in push_registries(forwards):
         findings += await _registry(registry, "registry for pushes")
+    for cache in caches(forwards):
+        findings += await _registry(cache, "pull-through cache")
     if sqlite_file(config.controller.state) is None:
         findings += _sharing(await asyncio.to_thread(check_sharing, config))
     findings += [Finding("groups", "ok", _groups(config))]
@@ -195,7 +197,7 @@ def _fast_path() -> Finding:
 
 
 def _groups(config: Config) -> str:
-    return ", ".join(sorted(config.policies())) or "none: no agent may do anything"
+    return ", ".join(sorted(config.policies().groups)) or "none: no agent may do anything"
 
 
 def _source(source: AgentSource, snapshot: Snapshot) -> list[Finding]:

@@ -9,7 +9,7 @@ from tunnelmgr.controller import Controller
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested
 from tunnelmgr.core.health import AuditHealth, DaemonHealth, FastPathHealth, TrafficCounters
-from tunnelmgr.core.policy import Verdict
+from tunnelmgr.core.policies import Explained
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.membership import Membership
@@ -76,9 +76,9 @@ class DaemonOperations:
             raise ValueError("this controller has no cluster: its state is in a file (controller.state)")
         return self.reloads.membership
 
-    def explain(self, agent: AgentId, action: str, repository: str) -> Verdict:
-        """Return what the agent's policy says; raises ValueError for an unknown action or an invalid repository."""
-        return self.reloads.configuration.explain(agent, action, repository)
+    def explain(self, agent: AgentId, action: str, repository: str, forward: str) -> Explained:
+        """Return what the agent's policy says at a forward, by default the first one; raises ValueError if invalid."""
+        return self.reloads.configuration.explain(agent, action, repository, forward)
 
     async def reload(self) -> list[str]:
         """Read the configuration again and return remarks; raises ConfigError and changes nothing if it is invalid."""

@@ -13,7 +13,7 @@ import structlog
 
 from tunnelmgr.config import AgentSource, Config, SourceConfig, SshConfig, load, source_type
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.policies import Policies
 from tunnelmgr.core.rules import Rules
 from tunnelmgr.discovery.ec2_events import EventQueue
 from tunnelmgr.errors import ConfigError
@@ -63,7 +63,7 @@ class Prepared:
     config: Config
     login: Login
     sources: tuple[PreparedSource, ...]
-    policies: Mapping[str, GroupPolicy]
+    policies: Policies
     rules: Rules
 
 

@@ -21,7 +21,8 @@ class AuditedRequests:
 
     def record(self, request: RequestRecord) -> None:
         """Count a request and audit it."""
-        self.metrics.count(request.caller.group, request.action, request.verdict, request.status)
+        caller = request.caller
+        self.metrics.count(caller.group, caller.forward, request.action, request.verdict, request.status)
         self.trail.record(request)
 
     async def throttle(self, agent: AgentId) -> None:

@@ -10,7 +10,8 @@ class Caller:
     """The agent at the other end of a channel, as its tunnel identified it.
 
     `group` is the group whose policy decided its last request. `listener` is the literal address, with port, that its
-    clients connect to; `channel` is the channel's number, unique within this controller.
+    clients connect to, and `forward` the name of its forward; `channel` is the channel's number, unique within this
+    controller.
     """
 
     agent: AgentId
@@ -19,4 +20,5 @@ class Caller:
     group: str
     controller: str
     listener: str
+    forward: str
     channel: int = 0

@@ -20,8 +20,8 @@ from tunnelmgr.gate.uploads import UploadProofs
 class PolicySource(Protocol):
     """Knows which group each agent is in; `daemon/active_configuration.py` implements it."""
 
-    def policy_of(self, agent: AgentId) -> GroupPolicy:
-        """Return the policy of the group that the agent is in now; called for every request."""
+    def policy_of(self, agent: AgentId, forward: str) -> GroupPolicy:
+        """Return the policy of the group that the agent is in now, at a forward; called for every request."""
         ...
 
 

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Final
 
 from tunnelmgr.core.oci import WELL_KNOWN_PATH, RegistryAction, Route, classify
-from tunnelmgr.core.policy import GroupPolicy, decide
+from tunnelmgr.core.policy import CACHE, WRITES, GroupPolicy, Verdict, decide
 from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.errors import GateClosedError
 from tunnelmgr.gate.authorized_request import AuthorizedRequest
@@ -33,7 +33,6 @@ from tunnelmgr.gate.traffic import MeteredChannel
 _PROBE: Final = classify("GET", WELL_KNOWN_PATH)
 _SHARED: Final = frozenset({Route.BASE, Route.MANIFEST})
 """What all agents of a fleet ask for, with short answers."""
-_WRITES: Final = frozenset({RegistryAction.PUSH, RegistryAction.DELETE})
 
 
 class RequestHandler:
@@ -78,14 +77,14 @@ class RequestHandler:
         verdict = decide(request, policy)
         state.set_verdict(verdict)
         if not verdict.allowed:
-            return refusal(HTTPStatus.FORBIDDEN, "DENIED", verdict.reason, close=head.ends_channel)
+            return _refusal_by(verdict, close=head.ends_channel)
         if request.action is RegistryAction.WELL_KNOWN:
             return self._identity.reply(head, self.caller)
         if (why := self._context.requests.outage()) is not None:
             raise GateClosedError(why)
-        if self._writer and request.action in _WRITES:
+        if self._writer and request.action in WRITES:
             raise ReadOnlyError(head.method, self._for_reads.endpoint, self._writer)
-        registry = self._for_writes if request.action in _WRITES else self._for_reads
+        registry = self._for_writes if request.action in WRITES else self._for_reads
         return await self._carry_out(
             AuthorizedRequest(head, request, policy, state, self._exchange(state, registry)), registry
         )
@@ -121,7 +120,7 @@ class RequestHandler:
 
     def _current_policy(self) -> GroupPolicy:
         """Return the policy of the agent's current group, under which the request is then recorded."""
-        policy = self._context.policies.policy_of(self.caller.agent)
+        policy = self._context.policies.policy_of(self.caller.agent, self.caller.forward)
         if policy.group != self.caller.group:
             self.caller = replace(self.caller, group=policy.group)
         return policy
@@ -159,3 +158,10 @@ class RequestHandler:
         context = self._context
         searches = context.searches.semaphore_of(self.caller.agent)
         return DeleteHandler(context.tag_locks, searches, registry.queries, registry.endpoint, context.timeouts.search)
+
+
+def _refusal_by(verdict: Verdict, *, close: bool) -> LocalReply:
+    """Return the reply to a request that a rule refuses; no grant would allow a push to a pull-through cache."""
+    if verdict.rule == CACHE:
+        return refusal(HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED", verdict.reason, close=close)
+    return refusal(HTTPStatus.FORBIDDEN, "DENIED", verdict.reason, close=close)

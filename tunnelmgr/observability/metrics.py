@@ -1,4 +1,4 @@
-"""Prometheus metrics, computed from the world at each scrape; labels are groups and phases, never agents.
+"""Prometheus metrics, computed from the world at each scrape; labels are groups, forwards and phases, never agents.
 
 Names follow https://prometheus.io/docs/practices/naming/.
 """
@@ -146,7 +146,7 @@ class MetricsServer:
         self._requests = Counter(
             "tunnelmgr_requests",
             "Requests through the gate",
-            ["group", "action", "verdict", "status"],
+            ["group", "forward", "action", "verdict", "status"],
             registry=self._registry,
         )
         self._lag = Histogram(
@@ -161,9 +161,9 @@ class MetricsServer:
         """Also serve what the daemon reports of its world and its health."""
         self._registry.register(WorldCollector(telemetry))
 
-    def count(self, group: str, action: str, verdict: str, status: int) -> None:
+    def count(self, group: str, forward: str, action: str, verdict: str, status: int) -> None:
         """Count one request."""
-        self._requests.labels(group, action, verdict, str(status)).inc()
+        self._requests.labels(group, forward, action, verdict, str(status)).inc()
 
     def record_lag(self, seconds: float) -> None:
         """Record by how many seconds a timer of the event loop was late."""
