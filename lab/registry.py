@@ -22,7 +22,8 @@ class Registry(Service):
 
     `public_url` is the setting `http.host`: the registry uses it in every Location header, instead of the host that the
     client named. `secret` is `http.secret`, `storage` the folder of the images, or the user of a bucket: registries
-    with an equal secret and equal storage are one.
+    with an equal secret and equal storage are one. `cache_of` is the URL of another registry, of which this one is then
+    a pull-through cache; that registry has to answer when this one starts.
     """
 
     def __init__(  # noqa: PLR0913 - these are the settings of a registry
@@ -35,12 +36,14 @@ class Registry(Service):
         public_url: str = "",
         secret: str = "lab",  # noqa: S107 - of the lab only
         storage: Path | S3User | None = None,
+        cache_of: str = "",
     ) -> None:
         super().__init__("registry", machine, port, folder)
         self._secret = secret
         self._storage = storage or folder / "images"
         self._read_only = read_only
         self._public_url = public_url
+        self._cache_of = cache_of
 
     @property
     def url(self) -> str:
@@ -84,7 +87,7 @@ class Registry(Service):
             },
             "http": {"addr": f"127.0.0.1:{self.port}", "secret": self._secret}
             | ({"host": self._public_url} if self._public_url else {}),
-        }
+        } | ({"proxy": {"remoteurl": self._cache_of}} if self._cache_of else {})
 
     def _answers(self) -> bool:
         try:

@@ -164,7 +164,7 @@ async def test_what_the_hub_refuses_reaches_the_client_with_the_hubs_words(
 ) -> None:
     """A cache answers 500 and quotes the hub, or 404 for a tag that it does not have; the gate passes both on."""
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as hub:
-        serving = Thread(target=hub.serve_forever, name="hub")
+        serving = Thread(target=hub.serve_forever, args=(0.05,), name="hub")
         serving.start()
         try:
             with running_registry(tmp_path, cache_of=f"http://127.0.0.1:{hub.server_port}") as cache:
