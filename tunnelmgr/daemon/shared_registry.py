@@ -1,7 +1,8 @@
 """Verifies that this member's registry and those of the other members are one; see `core/registry_sharing.py`.
 
 A turn looks for the uploads that other members have announced, and announces this member's own if that is due. Without
-the database, the last reports stand: `status` and `members` show that it is away.
+the database, the last reports stand: `status` and `members` show that it is away. Pull-through caches are left out:
+each member has its own, and no upload can begin there.
 """
 
 import asyncio
