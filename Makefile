@@ -8,9 +8,9 @@ DIST := dist
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q --disable-pip-version-check
 PROGRAMS := docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
-	podman buildah dockerd autossh psql faketime pandoc mmdebstrap minisign groovyc java /usr/bin/python3
+	podman buildah dockerd autossh psql faketime pandoc mmdebstrap ubuntu-distro-info minisign groovyc java /usr/bin/python3
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
-	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap minisign \
+	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap distro-info minisign \
 	groovy default-jre-headless python3
 # By folder instead of by the number of tests: so the files that take longest are not the last ones.
 ORDER := --no-loadscope-reorder
@@ -109,8 +109,9 @@ $(SBOM)/.installed: requirements-sbom.lock
 		-r requirements-sbom.lock
 	touch $@
 
-ansible-full: install $(BACKEND)/.installed $(SBOM)/.installed ## Test the Ansible roles as `make test` does, and further: as root; DEBIAN_SUITE=trixie
-	ANSIBLE_FULL=1 $(RUN)/python -m pytest -q -rP tests/ansible $(ARGS)
+ansible-full: install $(BACKEND)/.installed $(SBOM)/.installed ## Test the Ansible roles further than `make test`, on Debian 12 and 13 and Ubuntu: as root; SUITES="trixie noble"
+	for suite in $(or $(SUITES),bookworm trixie noble); do \
+		ANSIBLE_FULL=1 DEBIAN_SUITE=$$suite $(RUN)/python -m pytest -q -rP --durations=10 tests/ansible $(ARGS) || exit 1; done
 
 lock: ## Pin every dependency again, with hashes (and extras, which pip would otherwise take from the newest release)
 	uv pip compile pyproject.toml -q --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate -o requirements.lock

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run a target of the Makefile in a minimal Debian of another release: in_suite.sh SUITE TARGET SETTING…
+# Run a target of the Makefile in a minimal Debian or Ubuntu of another release: in_suite.sh SUITE TARGET SETTING…
 # A package belongs to one minor version of Python, so it is built on the release that it is for. Run it as root.
 set -eu
 suite=$1
@@ -10,8 +10,8 @@ root=$checkout/build/suite/$suite
 if [ ! -d "$root" ]; then
     mkdir -p "$(dirname "$root")"
     rm -rf "$root.unfinished"
-    mmdebstrap --quiet --variant=minbase --include=ca-certificates,git,make,pandoc,python3-venv "$suite" \
-        "$root.unfinished"
+    sh "$checkout/packaging/make_root.sh" "$suite" "$root.unfinished" \
+        --include=ca-certificates,git,make,pandoc,python3-venv
     mv "$root.unfinished" "$root"
 fi
 

@@ -17,11 +17,12 @@ from tests.ansible.fleet import Fleet, Json, Run
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
-CONTROLLER, AGENTS = "registry-1", ("builder-1", "builder-2")
+CONTROLLER, AGENTS, OPERATOR = "registry-1", ("builder-1", "builder-2"), "operator"
 IMAGE = "docker://localhost:5000/team/app:1"
 LINE = "/etc/ssh/authorized_keys.d/tunnel"
 CONFIG = "/etc/tunnelmgr/tunnelmgr.toml"
 OLD, NEW = "/etc/tunnelmgr/id_ed25519", "/etc/tunnelmgr/id_next"
+OWN_DROP_IN = "/etc/systemd/system/tunnelmgr.service.d/own.conf"
 
 
 def configuration(*controller: str, ssh: tuple[str, ...] = (f'key = "{OLD}"',)) -> str:
@@ -56,8 +57,10 @@ class Deployed:
 
 
 def files(fleet: Fleet) -> dict[str, set[str]]:
-    """Return the files of each machine, without those of apt, dpkg, caches, the journal and processes."""
-    pruned = "/proc /sys /dev /run /tmp /root/.ansible /var/cache /var/lib/apt /var/lib/dpkg /var/lib/systemd"
+    """Return the files of each machine, without those of apt, dpkg, logins, caches, the journal and processes."""
+    pruned = (
+        "/proc /sys /dev /run /tmp /root/.ansible /root/.cache /var/cache /var/lib/apt /var/lib/dpkg /var/lib/systemd"
+    )
     logs = "/var/log/apt /var/log/btmp /var/log/dpkg.log /var/log/journal"
     words = " -o ".join(f"-path {name}" for name in f"{pruned} {logs}".split())
     line = rf"find / \( {words} \) -prune -o -print"
@@ -75,12 +78,16 @@ def deployed(empty_fleet: Fleet, package: Path) -> Deployed:
         "controller_deb": str(package),
         "controller_group": "builders",
         "controller_config": configuration(),
+        "controller_operators": [OPERATOR],
         "jenkins_user": "root",
         "jenkins_ec2_clouds": [{"name": "ci", "region": "eu-west-1", "templates": [{"ami": "ami-1"}]}],
+        "jenkins_hetzner_clouds": [{"name": "hcloud", "serverTemplates": [{"name": "docker"}, {"userData": "own"}]}],
         "jenkins_nodes": ["builder-1"],
         "jenkins_credentials_id": "builders",
         "prometheus_service": "",
     }
+    machine = fleet.machines[CONTROLLER]
+    machine.shell(f"mkdir {Path(OWN_DROP_IN).parent}; printf '[Service]\nEnvironment=OWN=kept\n' >{OWN_DROP_IN}")
     before = files(fleet)
     foreseen = fleet.play("--check", "--diff")
     untouched = files(fleet)
@@ -135,16 +142,32 @@ def test_jenkins_gets_the_hooks_with_its_variables_protected(deployed: Deployed)
     machine = deployed.fleet.machines[CONTROLLER]
     fragment = yaml.safe_load(machine.path("/var/lib/jenkins/casc_configs/tunnelmgr.yaml").read_text())["jenkins"]
     (template,) = fragment["clouds"][0]["amazonEC2"]["templates"]
+    server, own = fragment["clouds"][1]["hetzner"]["serverTemplates"]
     launcher = fragment["nodes"][0]["permanent"]["launcher"]["ssh"]
     hook = machine.path("/var/lib/jenkins/tunnelmgr/ec2-init.sh").read_text()
+    user_data = machine.path("/var/lib/jenkins/tunnelmgr/hetzner.yaml").read_text()
 
     assert hook == deployed.controller("hook ec2") + "\n"
-    assert re.findall(r"(?<!\^)\$\{", template["initScript"]) == []
+    assert user_data == deployed.controller("hook hetzner") + "\n"
+    assert re.findall(r"(?<!\^)\$\{", template["initScript"] + server["userData"]) == []
+    assert (server["userData"].replace("^${", "${"), own["userData"]) == (user_data, "own")
     protected = template["initScript"].replace("^${", "${").replace("export TUNNELMGR_WAIT=120\n", "", 1)
     assert protected == hook
     assert launcher["prefixStartSlaveCmd"] == "TUNNELMGR_WAIT=120 /usr/local/bin/tunnelmgr-wait --soft && "
     key = launcher["sshHostKeyVerificationStrategy"]["manuallyProvidedKeyVerificationStrategy"]["key"]
     assert key == deployed.fleet.machines["builder-1"].host_key
+
+
+def test_an_operator_uses_the_commands_without_root(deployed: Deployed) -> None:
+    """A user of `controller_operators` reaches the daemon's socket; the key stays the daemon's."""
+    machine = deployed.fleet.machines[CONTROLLER]
+    as_operator = ["runuser", "-u", OPERATOR, "--"]
+
+    listed = machine.run([*as_operator, "tunnelmgr", "list", "--json"])
+
+    assert listed.returncode == 0, listed.stderr
+    assert {agent["name"] for agent in json.loads(listed.stdout)} == set(AGENTS)
+    assert machine.run([*as_operator, "cat", OLD]).returncode != 0
 
 
 def test_a_second_run_changes_nothing(deployed: Deployed) -> None:
@@ -247,6 +270,16 @@ def test_the_rotation_ends_with_one_key_which_systemd_passes(deployed: Deployed)
     assert again.changed == []
     assert machine.shell(f"stat -c '%U %a' {NEW}") == "root 600"
     deployed.until_up()
+
+
+def test_a_drop_in_of_the_operator_has_survived_every_run(deployed: Deployed) -> None:
+    """The daemon runs with what another file than the role's sets, beside the role's own."""
+    machine = deployed.fleet.machines[CONTROLLER]
+
+    environment = machine.shell("cat /proc/$(systemctl show --property MainPID --value tunnelmgr)/environ")
+
+    assert "OWN=kept" in environment.split("\0")
+    assert machine.shell(f"ls {Path(OWN_DROP_IN).parent}") == "ansible.conf\nown.conf"
 
 
 def test_the_removal_keeps_keys_and_configuration(deployed: Deployed) -> None:

@@ -1,6 +1,6 @@
-"""What `make ansible-full` tries in addition: other ways to install, other Debians, and a cluster that is upgraded.
+"""What `make ansible-full` tries in addition: other ways to install, other releases, and a cluster that is upgraded.
 
-`DEBIAN_SUITE` names another release, for which the Debian package is built then too.
+`DEBIAN_SUITE` names another release of Debian or Ubuntu, for which the Debian package is built then too.
 """
 
 import json
@@ -80,6 +80,7 @@ def test_a_wheelhouse_is_installed_where_the_package_does_not_fit(
         "controller_deb": str(unfit),
         "controller_wheelhouse": str(wheelhouse),
         "controller_config": configuration(),
+        "controller_logrotate": False,
     }
 
     foreseen = fleet.play("--check", "--diff")
@@ -94,6 +95,7 @@ def test_a_wheelhouse_is_installed_where_the_package_does_not_fit(
     assert set(foreseen.counts("failed").values()) == {0}
     assert (again.changed, checked.changed) == ([], [])
     assert machine.shell("tunnelmgr --version").startswith("tunnelmgr 0.")
+    assert not machine.path("/etc/logrotate.d/tunnelmgr").exists()
     assert first != second
     assert machine.shell("ls -d /opt/tunnelmgr/releases/*") == str(Path(second).parent)
     until(lambda: phases(fleet, "registry-1") == ["up"], "the agent is up", timeout=30.0)

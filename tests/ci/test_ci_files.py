@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -141,6 +142,24 @@ def test_configuration_as_code_uses_fields_that_the_plugin_has(file: str, symbol
 
     assert (kind, found, len(entries)) == ("nodes" if file == "ssh" else "clouds", symbol, 1)
     assert keys(fields) - KNOWN_FIELDS[symbol] == set()
+
+
+@pytest.mark.parametrize("kind", ["ec2", "hetzner"])
+def test_the_documented_command_protects_the_variables_of_a_hook(kind: str, tmp_path: Path) -> None:
+    """Configuration as Code finds no variable to replace, and has the hook as it was once it has removed each `^`."""
+    (command,) = re.findall(rf"`tunnelmgr hook {kind} \| (sed [^`]+)`", (JENKINS / f"casc-{kind}.yaml").read_text())
+    key = tmp_path / "id_ed25519"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    config = tmp_path / "tunnelmgr.toml"
+    config.write_text(f'[ssh]\nkey = "{key}"\n')
+    words = [sys.executable, "-m", "tunnelmgr", "hook", kind, "-c", str(config)]
+    hook = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    protected = subprocess.run(["sh", "-c", command], input=hook, capture_output=True, text=True, check=True).stdout
+
+    assert ("${" in hook, "^${" in hook) == (kind == "ec2", False)
+    assert re.findall(r"(?<!\^)\$\{", protected) == []
+    assert protected.replace("^${", "${") == hook
 
 
 def test_configuration_as_code_uses_the_documented_hooks() -> None:
