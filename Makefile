@@ -12,6 +12,8 @@ PROGRAMS := docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybo
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
 	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap distro-info minisign \
 	groovy default-jre-headless python3
+# More than the two cores of a small machine, because most tests wait for something.
+WORKERS := 3
 # By folder instead of by the number of tests: so the files that take longest are not the last ones.
 ORDER := --no-loadscope-reorder
 # pytest exits with 5 if ARGS selects no test of a part.
@@ -28,7 +30,7 @@ demo: install ## Show the main job with real parts; KEEP=1 keeps everything runn
 	$(RUN)/python -m lab $(if $(KEEP),--keep)
 
 test: install lint ## Run every test and every check; ARGS="-k gate" selects tests
-	$(RUN)/python -m pytest -n 2 --dist loadfile $(ORDER) -m "not serial" --cov --cov-report= $(ARGS) $(NONE_SELECTED)
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadfile $(ORDER) -m "not serial" --cov --cov-report= $(ARGS) $(NONE_SELECTED)
 	$(RUN)/python -m pytest -m serial --cov --cov-append --cov-report=term:skip-covered $(ARGS) $(NONE_SELECTED)
 	$(RUN)/coverage report --include='tunnelmgr/core/*,tunnelmgr/gate/*' --fail-under=100 --skip-covered
 
@@ -40,11 +42,11 @@ lint: install ## Check style, types and layers
 	$(RUN)/lint-imports
 
 fast: install ## Run the tests that need neither root nor other programs
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not acceptance and not serial" $(ARGS) $(NONE_SELECTED)
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not acceptance and not serial" $(ARGS) $(NONE_SELECTED)
 	$(RUN)/python -m pytest -m "not acceptance and serial" $(ARGS) $(NONE_SELECTED)
 
 acceptance: install ## Run the tests with the real sshd, registry, skopeo and cloud API
-	$(RUN)/python -m pytest -n 2 --dist loadfile $(ORDER) -m "acceptance and not serial" $(ARGS) $(NONE_SELECTED)
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadfile $(ORDER) -m "acceptance and not serial" $(ARGS) $(NONE_SELECTED)
 	$(RUN)/python -m pytest -m "acceptance and serial" $(ARGS) $(NONE_SELECTED)
 
 differential: install ## Compare the gate with the real registry, request by request; CASES=100000

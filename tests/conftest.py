@@ -1,6 +1,6 @@
 """Settings for all tests: which run on both event loops, and which do not run beside others.
 
-`make test` runs the tests on two processes, file by file, and then those marked `serial` on one. Acceptance tests may
+`make test` runs the tests on three processes, file by file, and then those marked `serial` on one. Acceptance tests may
 run beside others, because each lab has namespaces and folders of its own.
 """
 

@@ -48,6 +48,7 @@ def registries(empty_fleet: Fleet) -> Registries:
         "registry_s3_access_key": ACCESS_KEY,
         "registry_s3_secret_key": SECRET_KEY,
         REPLICA: {"registry_read_only": True},
+        "tunnelmgr_serial": 2,  # so that the tests take less time
     }
     return Registries(fleet, fleet.play("--tags", "registry", "--diff", "-vvv"))
 

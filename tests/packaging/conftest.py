@@ -5,6 +5,7 @@ import hashlib
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -99,19 +100,42 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         yield lab
 
 
+@dataclass(frozen=True)
+class Installation:
+    """The folders of the root of a machine on which the package was installed, and what was on it before."""
+
+    layers: tuple[Path, ...]
+    files_before: set[str]
+    users_before: str
+
+
+def files(machine: BootedMachine) -> set[str]:
+    """Return every file of its root, except those of dpkg, apt, the journal, caches and temporary folders."""
+    omitted = "/proc /sys /dev /run /tmp /root /var/lib/dpkg /var/lib/apt /var/log/apt /var/log/dpkg.log"
+    omitted += " /var/log/journal /var/cache /var/tmp"
+    pruned = " -o ".join(f"-path {name}" for name in omitted.split())
+    return set(machine.shell(rf"find / \( {pruned} \) -prune -o -print").splitlines())
+
+
+def users(machine: BootedMachine) -> str:
+    """Return the users and groups of a machine."""
+    return machine.shell("cat /etc/passwd /etc/group")
+
+
 @pytest.fixture(scope="session")
-def installed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Install the package on a machine that reaches no other, and return the folders of its root."""
+def installed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """Install the package on a machine that reaches no other."""
     with Lab(tmp_path_factory.mktemp("installed")) as lab:
         machine = lab.boot("registry", ADDRESS, [debian_root()])
+        before = files(machine), users(machine)
         install(machine, package)
-    return machine.layers
+    return Installation(machine.layers, *before)
 
 
 @pytest.fixture
-def machine(lab: Lab, installed: tuple[Path, ...]) -> BootedMachine:
+def machine(lab: Lab, installed: Installation) -> BootedMachine:
     """Boot a machine on which the package is installed and not configured."""
-    return lab.boot("registry", ADDRESS, installed)
+    return lab.boot("registry", ADDRESS, installed.layers)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from lab.booted_machine import BootedMachine
 from lab.processes import until
-from tests.packaging.conftest import install, show
+from tests.packaging.conftest import Installation, files, install, show, users
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 CONFIG = "/etc/tunnelmgr/tunnelmgr.toml"
@@ -31,14 +31,6 @@ def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def version(machine: BootedMachine) -> str:
     """Return the installed version of the package."""
     return machine.shell("dpkg-query --showformat '${Version}' --show tunnelmgr")
-
-
-def files(machine: BootedMachine) -> set[str]:
-    """Return every file of its root, except those of dpkg, apt, the journal, caches and temporary folders."""
-    omitted = "/proc /sys /dev /run /tmp /root /var/lib/dpkg /var/lib/apt /var/log/apt /var/log/dpkg.log"
-    omitted += " /var/log/journal /var/cache"
-    pruned = " -o ".join(f"-path {name}" for name in omitted.split())
-    return set(machine.shell(rf"find / \( {pruned} \) -prune -o -print").splitlines())
 
 
 def test_the_installation_starts_and_enables_nothing(machine: BootedMachine, package: Path) -> None:
@@ -90,20 +82,24 @@ def test_a_configured_daemon_runs_in_the_sandbox_of_its_unit(configured: BootedM
     assert status["version"] == configured.shell("tunnelmgr --version").split()[1]
 
 
-def test_an_upgrade_restarts_a_running_daemon_and_keeps_its_configuration(
+def test_an_upgrade_restarts_a_running_daemon_with_its_own_file_and_credentials(
     configured: BootedMachine, newer: Path
 ) -> None:
-    """The new version replaces the running daemon; the configuration, the key and the state stay."""
-    configured.shell(f"echo '# ours' >>{CONFIG}; systemctl start tunnelmgr")
+    """The new version replaces the daemon, whose file is another than the default one and whose key systemd passes."""
+    configured.shell("mkdir /etc/systemd/system/tunnelmgr.service.d; chown root: /etc/tunnelmgr/id_ed25519")
+    drop_in = "[Service]\nLoadCredential=key:/etc/tunnelmgr/id_ed25519\nEnvironment=TUNNELMGR_CONFIG=/etc/tunnelmgr/b\n"
+    configured.path("/etc/systemd/system/tunnelmgr.service.d/key.conf").write_text(drop_in)
+    configured.path("/etc/tunnelmgr/b").write_text('[ssh]\nkey = "credential:key"\n')
+    configured.shell(f"systemctl daemon-reload; systemctl start tunnelmgr; echo 'nonsense = 1' >>{CONFIG}")
     kept = "sha256sum /etc/tunnelmgr/* && stat -c %i /var/lib/tunnelmgr/state.db"
-    before, files = show(configured, "MainPID"), configured.shell(kept)
+    before, content = show(configured, "MainPID"), configured.shell(kept)
 
     install(configured, newer)
 
     assert version(configured) == "99.0"
     assert show(configured, "MainPID") not in {"0", before}
     assert configured.shell("systemctl is-active tunnelmgr") == "active"
-    assert configured.shell(kept) == files
+    assert configured.shell(kept) == content
 
 
 def test_an_upgrade_does_not_stop_a_daemon_whose_configuration_is_invalid(
@@ -119,22 +115,6 @@ def test_an_upgrade_does_not_stop_a_daemon_whose_configuration_is_invalid(
     assert "unknown key" in printed
     assert "tunnelmgr: not restarted, because the configuration is invalid" in printed
     assert (version(configured), show(configured, "MainPID")) == ("99.0", before)
-
-
-def test_an_upgrade_reads_the_file_and_the_credentials_of_the_running_daemon(
-    configured: BootedMachine, newer: Path
-) -> None:
-    """A daemon with another file, and its key as a systemd credential, is restarted though the default file is bad."""
-    configured.shell("mkdir /etc/systemd/system/tunnelmgr.service.d; chown root: /etc/tunnelmgr/id_ed25519")
-    drop_in = "[Service]\nLoadCredential=key:/etc/tunnelmgr/id_ed25519\nEnvironment=TUNNELMGR_CONFIG=/etc/tunnelmgr/b\n"
-    configured.path("/etc/systemd/system/tunnelmgr.service.d/key.conf").write_text(drop_in)
-    configured.path("/etc/tunnelmgr/b").write_text('[ssh]\nkey = "credential:key"\n')
-    configured.shell(f"systemctl daemon-reload; systemctl start tunnelmgr; echo 'nonsense = 1' >>{CONFIG}")
-    before = show(configured, "MainPID")
-
-    install(configured, newer)
-
-    assert show(configured, "MainPID") not in {"0", before}
 
 
 def test_an_upgrade_does_not_start_a_stopped_daemon(configured: BootedMachine, newer: Path) -> None:
@@ -159,20 +139,17 @@ def test_a_removal_stops_the_daemon_and_keeps_its_files(configured: BootedMachin
         assert configured.path(kept).exists()
 
 
-def test_a_purge_leaves_nothing(bare_machine: BootedMachine, package: Path) -> None:
+def test_a_purge_leaves_nothing(configured: BootedMachine, installed: Installation) -> None:
     """After an installation, a run and a purge, the machine has the files and users that it had before."""
-    machine = bare_machine
-    before, users = files(machine), machine.shell("cat /etc/passwd /etc/group")
-    install(machine, package)
-    during = files(machine)
-    machine.shell("tunnelmgr init && systemctl enable --now tunnelmgr")
+    during = files(configured)
+    configured.shell("systemctl enable --now tunnelmgr")
 
-    machine.run(["apt-get", "purge", "-y", "tunnelmgr"], check=True)
+    configured.run(["apt-get", "purge", "-y", "tunnelmgr"], check=True)
 
-    assert len(during - before) > 4000
+    assert len(during - installed.files_before) > 4000
     backups = {"/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-"}
-    assert files(machine) - before - backups == set()
-    assert machine.shell("cat /etc/passwd /etc/group") == users
+    assert files(configured) - installed.files_before - backups == set()
+    assert users(configured) == installed.users_before
 
 
 def test_an_environment_that_pip_made_is_not_overwritten(bare_machine: BootedMachine, package: Path) -> None:
