@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.images import digest_of, make_image, skopeo_copy
 from lab.namespaces import Namespace
 from lab.postgres import Postgres, remote_url
 from lab.processes import until
@@ -161,3 +162,41 @@ def watch(fleet: Fleet, name: str, folder: Path) -> subprocess.Popen[bytes]:
     loop = f"for i in $(seq 3000); do {ask}; sleep 0.2; done"
     log = folder / f"{name}.answers"
     return fleet.machines[name].network_only().popen(["sh", "-c", loop], log=log)
+
+
+def test_a_pull_through_cache_runs_beside_the_registry(fleet: Fleet, tmp_path: Path) -> None:
+    """The cache serves what the other registry has and hides its account; without its URL, the next run removes it."""
+    machine = fleet.boot("registry-1", "10.77.0.10", "controllers")
+    account = {"registry_proxy_username": "example", "registry_proxy_password": "dckr_pat_example"}
+    # The registry on the same machine stands for the other one, which has to run before the cache.
+    fleet.play("--tags", "registry")
+    on_machine = machine.network_only()
+    image = make_image(tmp_path / "image")
+    assert skopeo_copy(on_machine, image, "docker://localhost:5000/library/alpine:1").returncode == 0
+    fleet.variables = {"registry_proxy_remote_url": "http://127.0.0.1:5000", **account}
+
+    installed = fleet.play("--tags", "registry", "--diff", "-vvv")
+    pulled = skopeo_copy(on_machine, "docker://localhost:5501/library/alpine:1", f"oci:{tmp_path / 'pulled'}:1")
+    pushed = skopeo_copy(on_machine, image, "docker://localhost:5501/library/alpine:2")
+    again = fleet.play("--tags", "registry")
+    found = machine.shell("grep -rlF dckr_pat_example /etc /var /root /usr/lib/systemd").split()
+    mode = machine.shell("stat -c '%U:%G %a' /etc/docker/registry/proxy-environment").strip()
+    environment = machine.shell("tr '\\0' '\\n' </proc/$(systemctl show -P MainPID docker-registry-proxy)/environ")
+    refused = fleet.play("--tags", "registry", check=False, registry_proxy_port=5000)
+    fleet.variables = {}
+    removed = fleet.play("--tags", "registry")
+    left = machine.shell("systemctl is-active docker-registry docker-registry-proxy || true").split()
+    fleet.play("--tags", "registry", registry_proxy_remote_url="http://127.0.0.1:5000", **account)
+    fleet.play("-e", "tunnelmgr_purge=true", playbook="uninstall.yml")
+    remaining = machine.shell("find /etc /var/lib -path '*docker-registry*' -o -path '*docker/registry*'").split()
+
+    assert (pulled.returncode, digest_of(None, f"oci:{tmp_path / 'pulled'}:1")) == (0, digest_of(None, image))
+    assert pushed.returncode != 0
+    assert again.changed == []
+    assert (found, mode) == (["/etc/docker/registry/proxy-environment"], "root:root 600")
+    assert 'REGISTRY_PROXY_PASSWORD="dckr_pat_example"' in environment
+    assert "dckr_pat_example" not in installed.output
+    assert refused.errors[0].startswith("registry_proxy_remote_url is the URL of a registry, without a path")
+    assert "registry-1: registry : Stop the cache" in removed.changed
+    assert left == ["active", "inactive"]
+    assert [name for name in remaining if not name.startswith("/var/lib/dpkg")] == []

@@ -7,6 +7,8 @@ import pytest
 from tests.control.fake_daemon import record
 from tests.daemon.conftest import Site
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.oci import RegistryAction
+from tunnelmgr.core.policy import judge
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.prepared import prepare
@@ -64,6 +66,24 @@ async def test_a_policy_is_explained_for_one_forward(
     explained = configuration.explain(AGENT, action, repository, forward)
 
     assert (explained.forward, explained.verdict.rule) == (forward or "registry", rule)
+
+
+async def test_a_reload_changes_the_rules_of_a_forward_at_once(configuration: ActiveConfiguration, site: Site) -> None:
+    """The next request on an open channel is judged by the new rules; a forward that is gone allows nothing."""
+    before = configuration.policy_of(AGENT, "mirror")
+    site.more = MORE.replace('pull = ["library/*"]', 'pull = ["bitnami/*"]')
+    configuration.prepared = prepare(site.write())
+    after = configuration.policy_of(AGENT, "mirror")
+    site.more = ""
+    configuration.prepared = prepare(site.write())
+    gone = configuration.policy_of(AGENT, "mirror")
+
+    pulls = [
+        [judge(RegistryAction.PULL, name, policy).allowed for name in ("library/alpine", "bitnami/redis")]
+        for policy in (before, after, gone)
+    ]
+    assert pulls == [[True, False], [False, True], [False, False]]
+    assert configuration.explain(AGENT, "pull", "bitnami/redis", "").verdict.allowed
 
 
 @pytest.mark.parametrize(

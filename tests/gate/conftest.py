@@ -127,7 +127,7 @@ def talk() -> Talk:
     ) -> AsyncIterator[Conversation]:
         channel, traffic = MemoryChannel(), Traffic()
         forward = Forward("registry", (), to) if isinstance(to, Endpoint) else to
-        caller = replace(CALLER, agent=agent_id, incarnation=incarnation)
+        caller = replace(CALLER, agent=agent_id, incarnation=incarnation, forward=forward.name)
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(gate.serve(channel, caller, forward, traffic), name="gate session")
             conversation = Conversation(channel, traffic, serving)

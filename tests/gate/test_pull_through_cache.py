@@ -14,6 +14,7 @@ from lab.gate_stand_ins import gate_with
 from tests.gate.conftest import Records
 from tests.gate.docker_registry import MANIFEST_TYPE, Registry, digest_of, running_registry
 from tests.until import until
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy, PullThrough
 from tunnelmgr.core.tunnel import Forward
 from tunnelmgr.gate.gate import Gate
@@ -37,7 +38,7 @@ class Mirror:
     @property
     def forward(self) -> Forward:
         """The forward that leads to the cache."""
-        return Forward("registry", (), self.cache.endpoint, upstream="proxy", namespace="docker.io")
+        return Forward("hub", (), self.cache.endpoint, upstream="proxy", namespace="docker.io")
 
     def has(self, digest: str) -> bool:
         """Return whether the cache has stored a blob; it does so beside serving it."""
@@ -128,6 +129,29 @@ async def test_the_groups_rules_hold_at_a_cache(talk: "Talk", gate: Gate, mirror
 
     assert [(reply.status, reply.code) for reply in refused] == [(403, "DENIED")] * 2
     assert "GET /v2/secret/app/manifests" not in mirror.hub.access_log()
+
+
+@dataclass(frozen=True)
+class PolicyByForward:
+    """A policy source whose one group has other rules at each forward."""
+
+    policies: dict[str, GroupPolicy]
+
+    def policy_of(self, _: AgentId, forward: str) -> GroupPolicy:
+        """Return the policy at a forward."""
+        return self.policies[forward]
+
+
+async def test_the_rules_of_the_channels_own_forward_decide(talk: "Talk", gate: Gate, mirror: Mirror) -> None:
+    """An agent that may pull an image through the one forward does not get it through the other."""
+    policies = {"hub": GroupPolicy.build("ci"), "registry": GroupPolicy.build("ci", pull=())}
+    records = Records()
+    both = Gate(replace(gate.context, policies=PolicyByForward(policies), requests=records))
+    for forward in (mirror.forward, Forward("registry", (), mirror.hub.endpoint)):
+        async with talk(both, forward) as agent:
+            await agent.ask("GET", "/v2/library/alpine/manifests/3.20", ACCEPT)
+
+    assert [(record.caller.forward, record.status) for record in records.all] == [("hub", 200), ("registry", 403)]
 
 
 class Hub(BaseHTTPRequestHandler):
