@@ -136,7 +136,7 @@ def status(port: int, target: str, method: str = "GET") -> int:
 
 
 def test_the_cache_pulls_with_the_account_and_takes_no_push(hub: Hub, cache: int) -> None:
-    """docker-registry is a cache of the URL, logs in there with exactly this account, and refuses uploads."""
+    """The cache asks the registry of the URL, logs in there with exactly this account, and refuses uploads."""
     pulled = status(cache, "/v2/library/alpine/manifests/3.20")
     pushed = status(cache, "/v2/library/alpine/blobs/uploads/", "POST")
 
