@@ -5,11 +5,13 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import h11
 import pytest
 
 from lab.gate_stand_ins import gate_with
+from tests.gate.cached_gate import CachedGate
 from tests.gate.docker_registry import Registry, running_registry
 from tests.gate.memory_channel import MemoryChannel
 from tunnelmgr.core.agent import AgentId
@@ -138,6 +140,12 @@ def talk() -> Talk:
         assert channel.closed
 
     return open_channel
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> CachedGate:
+    """Return a gate with an empty cache."""
+    return CachedGate(tmp_path)
 
 
 @pytest.fixture

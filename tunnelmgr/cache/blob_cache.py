@@ -6,18 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import Final
 
 import structlog
 
 from tunnelmgr.cache.blob_files import BlobFiles
 from tunnelmgr.cache.content import Content
-from tunnelmgr.cache.download import BlobSource, Download
+from tunnelmgr.cache.download import BlobSource, Download, End
 
 MAX_DOWNLOADS: Final = 16
 """Downloads at the same time; a pull beyond that goes to the registry itself."""
+WARN_EVERY: Final = 5.0
+"""Seconds between two warnings about failed downloads."""
 MAX_DOWNLOADS_OF_ONE: Final = 4
-"""Downloads at the same time that one agent has begun; docker and containerd pull three layers at once."""
+"""Downloads at the same time that one agent has started; docker and containerd pull three layers at once."""
 
 log = structlog.get_logger(__name__)
 
@@ -27,71 +30,106 @@ class BlobCache:
 
     def __init__(self, files: BlobFiles) -> None:
         self.files = files
-        self._growing: dict[str, Content] = {}
-        self._begun: Counter[Hashable] = Counter()
+        self._arriving: dict[str, _Arriving] = {}
+        self._started: Counter[Hashable] = Counter()
+        self._failed = 0
+        self._warned = float("-inf")
 
     def find(self, digest: str, octets: int) -> Content | None:
         """Return a blob that is complete or on its way, None if it is neither.
 
         The caller takes a reader of it at once.
         """
-        if (growing := self._growing.get(digest)) is not None:
-            return growing if growing.octets == octets and not growing.failed else None
+        if (arriving := self._arriving.get(digest)) is not None:
+            content = arriving.content
+            return content if content.octets == octets and not content.failed else None
         fd = self.files.open(digest, octets)
         if fd is None:
             return None
         return Content(fd, octets, available=octets, on_unused=lambda: self.files.close(digest, fd))
 
     def download(self, source: BlobSource, reader: Hashable) -> Content | None:
-        """Begin to download a blob for `reader`, None if too much is on its way already.
+        """Start to download a blob for `reader`, None if too much is on its way already, or no file can be made.
 
         The caller takes a reader of it at once.
         """
-        if source.digest in self._growing or sum(self._begun.values()) >= MAX_DOWNLOADS:
+        if source.digest in self._arriving or len(self._arriving) >= MAX_DOWNLOADS:
             return None
-        if self._begun[reader] >= MAX_DOWNLOADS_OF_ONE:
+        if self._started[reader] >= MAX_DOWNLOADS_OF_ONE:
             return None
         try:
-            return self._begin(source, reader)
+            arriving = _Arriving(source, self.files, self._on_failed, partial(self._on_finished, source.digest, reader))
         except OSError as failed:
-            log.warning("file in the cache not created", reason=failed.strerror)
+            self._on_failed(source.digest, str(failed))
             return None
+        self._arriving[source.digest] = arriving
+        self._started[reader] += 1
+        return arriving.content
 
-    def _begin(self, source: BlobSource, reader: Hashable) -> Content:
-        loop = asyncio.get_running_loop()
+    def _on_failed(self, digest: str, reason: str) -> None:
+        """Log a failed download, but seldom: agents choose how many there are."""
+        self._failed += 1
+        if (now := monotonic()) - self._warned >= WARN_EVERY:
+            log.warning("blob not cached", digest=digest, reason=reason, failed=self._failed)
+            self._warned, self._failed = now, 0
 
-        def soon(call: Callable[[], None]) -> None:
-            with suppress(RuntimeError):  # the loop is closed: the process ends
-                loop.call_soon_threadsafe(call)
+    def _on_finished(self, digest: str, reader: Hashable) -> None:
+        del self._arriving[digest]
+        self._started[reader] -= 1
+        if not self._started[reader]:
+            del self._started[reader]
 
-        download = Download(
+
+class _Arriving:
+    """A download, and the content that grows by it; raises OSError if no file can be made."""
+
+    def __init__(
+        self,
+        source: BlobSource,
+        files: BlobFiles,
+        on_failed: Callable[[str, str], None],
+        on_finished: Callable[[], None],
+    ) -> None:
+        self._source = source
+        self._on_failed = on_failed
+        self._on_finished = on_finished
+        self._loop = asyncio.get_running_loop()
+        self._finished = False
+        self._download = Download(
             source,
-            self.files,
-            on_progress=lambda available: soon(partial(content.grow, available)),
-            on_end=lambda complete: soon(partial(content.grow, source.octets) if complete else content.fail),
-            on_stored=lambda: soon(finished),
+            files,
+            on_progress=lambda available: self._soon(partial(self.content.grow, available)),
+            on_end=lambda end, reason: self._soon(partial(self._end, end, reason)),
+            on_stored=lambda: self._soon(self._finish),
         )
-        unused = False
+        self.content = Content(self._download.fd, source.octets, available=0, on_unused=self._on_unused)
+        self._download.start()
 
-        def on_unused() -> None:
-            nonlocal unused
-            unused = True
-            download.abandon()
-            if self._growing.get(source.digest) is content:
-                content.failed = True  # it may not be joined any more
-            else:
-                os.close(download.fd)
+    def _soon(self, call: Callable[[], None]) -> None:
+        """Call something on the event loop, from the download's thread."""
+        with suppress(RuntimeError):  # the loop is closed: the process ends
+            self._loop.call_soon_threadsafe(call)
 
-        def finished() -> None:
-            self._begun[reader] -= 1
-            if not self._begun[reader]:
-                del self._begun[reader]
-            del self._growing[source.digest]
-            if unused:
-                os.close(download.fd)
+    def _end(self, end: End, reason: str) -> None:
+        if end is End.COMPLETE:
+            self.content.grow(self._source.octets)
+            return
+        if self.content.in_use:
+            self._on_failed(self._source.digest, reason)
+        self.content.fail(corrupt=end is End.CORRUPT)
 
-        content = Content(download.fd, source.octets, available=0, on_unused=on_unused)
-        self._growing[source.digest] = content
-        self._begun[reader] += 1
-        download.start()
-        return content
+    def _finish(self) -> None:
+        self._finished = True
+        self._on_finished()
+        self._close()
+
+    def _on_unused(self) -> None:
+        if self.content.available < self._source.octets:
+            self.content.failed = True  # nobody else may join it
+            self._download.abandon()
+        self._close()
+
+    def _close(self) -> None:
+        """Close the file, once neither the download nor a reader needs it."""
+        if self._finished and not self.content.in_use:
+            os.close(self._download.fd)

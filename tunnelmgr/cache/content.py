@@ -29,6 +29,8 @@ class Content:
         """Bytes that may be read, from the start."""
         self.failed = False
         """Whether no more will become available."""
+        self.corrupt = False
+        """Whether that is because the registry sent other content than the digest's."""
         self._on_unused = on_unused
         self._readers: set[ContentReader] = set()
 
@@ -38,14 +40,19 @@ class Content:
         self._readers.add(reader)
         return reader
 
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody reads it."""
+        return bool(self._readers)
+
     def grow(self, available: int) -> None:
         """Make more bytes available."""
         self.available = available
         self._notify()
 
-    def fail(self) -> None:
+    def fail(self, *, corrupt: bool = False) -> None:
         """Make no more bytes available."""
-        self.failed = True
+        self.failed, self.corrupt = True, corrupt
         self._notify()
 
     def closed(self, reader: "ContentReader") -> None:
@@ -72,7 +79,13 @@ class ContentReader:
         self._scheduled = False
         self._reading_ahead: asyncio.Task[None] | None = None
         self._closed = False
+        self._broken = False
         self._flags = os.RWF_NOWAIT
+
+    @property
+    def corrupt(self) -> bool:
+        """Whether the registry sent other content than the digest's."""
+        return self._content.corrupt
 
     # --- ByteSource ---
 
@@ -83,7 +96,7 @@ class ContentReader:
 
     def receive_into(self, buffers: Sequence[memoryview]) -> int | None:
         """See `ByteSource`."""
-        room = min(self._content.available, self._end) - self.position
+        room = 0 if self._broken else min(self._content.available, self._end) - self.position
         if room <= 0:
             return 0 if self._content.failed or self.position == self._end else None
         if self._reading_ahead is not None:
@@ -97,8 +110,7 @@ class ContentReader:
             if failed.errno == errno.EOPNOTSUPP and self._flags:
                 self._flags = 0  # this file system cannot say whether it would have to wait
                 return self.receive_into(buffers)
-            log.warning("blob in the cache not readable", reason=failed.strerror)
-            self._content.failed = True
+            self._break(failed)
             return 0
         self.position += count
         return count
@@ -129,12 +141,18 @@ class ContentReader:
         async def reading() -> None:
             try:
                 await in_thread(read)
-            except OSError:
-                self._content.fail()
+            except OSError as failed:
+                self._break(failed)
             self._reading_ahead = None
             self._schedule()
 
         self._reading_ahead = self._loop.create_task(reading(), name="read ahead")
+
+    def _break(self, failed: OSError) -> None:
+        """End here, since the disk cannot be read; other readers find that out for themselves."""
+        log.warning("cached blob not readable", reason=failed.strerror)
+        self._broken = True
+        self._content.failed = True
 
     def _is_ready(self) -> bool:
         content = self._content

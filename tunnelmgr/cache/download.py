@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
@@ -37,11 +38,26 @@ class BlobSource:
     octets: int
 
 
+class End(StrEnum):
+    """How a download ended: with the blob, without it, or with other content than its digest's."""
+
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CORRUPT = "corrupt"
+
+
+class CorruptBlobError(CacheError):
+    """The registry sent other content than the digest's."""
+
+    code = "cache-digest"
+
+
 class Download:
     """Downloads one blob; the callbacks are called in its thread.
 
     `on_progress` gets the number of bytes that may be read; the last byte only counts once the digest is verified.
-    `on_end` gets whether the blob is complete, before it is moved to its place; `on_stored` is the last call.
+    `on_end` is called before a complete blob is moved to its place, otherwise with the reason why there is none;
+    `on_stored` is the last call.
     """
 
     def __init__(
@@ -50,7 +66,7 @@ class Download:
         files: BlobFiles,
         *,
         on_progress: Callable[[int], None],
-        on_end: Callable[[bool], None],
+        on_end: Callable[[End, str], None],
         on_stored: Callable[[], None],
     ) -> None:
         self._source = source
@@ -70,20 +86,21 @@ class Download:
         self._abandoned = True
 
     def _run(self) -> None:
-        reserved = complete = False
+        reserved, end, reason = False, End.FAILED, ""
         try:
             reserved = self._files.reserve(self._source.octets)
             self._fetch(allowed=reserved)
-            complete = True
-            self._on_end(True)
+            end = End.COMPLETE
+            self._on_end(end, reason)
             os.fsync(self.fd)
             self._files.add(self._path, self._source.digest, self._source.octets)
         except (OSError, http.client.HTTPException, CacheError) as failed:
-            if not self._abandoned:
-                log.warning("blob not cached", digest=self._source.digest, reason=str(failed))
+            reason = str(failed)
+            if isinstance(failed, CorruptBlobError):
+                end = End.CORRUPT
         finally:
-            if not complete:
-                self._on_end(False)
+            if end is not End.COMPLETE:
+                self._on_end(end, reason)
             if reserved:
                 self._files.release(self._source.octets)
             _unlink(self._path)
@@ -123,7 +140,7 @@ class Download:
             received += count
             self._on_progress(min(received, octets - 1))
         if hashed.hexdigest() != expected:
-            raise CacheError(f"the registry sent other content: {algorithm}:{hashed.hexdigest()}")
+            raise CorruptBlobError(f"the registry sent other content: {algorithm}:{hashed.hexdigest()}")
 
 
 def _write(fd: int, data: memoryview) -> None:
@@ -136,4 +153,4 @@ def _unlink(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as failed:
-        log.warning("file in the cache not removed", file=str(path), reason=failed.strerror)
+        log.warning("cache file not removed", file=str(path), reason=failed.strerror)

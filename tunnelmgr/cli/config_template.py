@@ -23,6 +23,12 @@ key = "{key}"
 # probe_interval = "15s"
 # max_channels = 128                  # limit of open streams for each agent
 
+# Blobs that agents pull are kept on this machine; off by default. For a registry on S3 and large fleets.
+# [cache]
+# path = "/var/cache/tunnelmgr"
+# size = "20GiB"
+# min_free = "5GiB"                   # stays free on this disk
+
 # The default, if there is no [[forward]]:
 # [[forward]]
 # name = "registry"

@@ -83,6 +83,8 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     if facts.get("cluster"):
         sheet.add_row("cluster", cluster_summary(facts["cluster"]))
     sheet.add_row("registry", _registry(facts["registry"]))
+    if facts.get("cache"):
+        sheet.add_row("cache", _cache(facts["cache"]))
     sheet.add_row("state", marked(Text("written" if facts["state"]["ok"] else "NOT written"), ok=facts["state"]["ok"]))
     if not facts["fast_path"]["active"]:
         sheet.add_row("fast path", Text.assemble(("● ", "yellow"), cell(f"off: {facts['fast_path']['reason']}")))
@@ -99,6 +101,11 @@ def _pushes(forward: Json) -> str:
     if forward.get("push_target"):
         return f", pushes → {forward['push_target']}"
     return f", no pushes: use {forward['writer']}" if forward.get("writer") else ""
+
+
+def _cache(cache: Json) -> Text:
+    served = f"{size(cache['bytes'])} served since the start, {cache['hits']} hits, {cache['misses']} misses"
+    return cell(f"{size(cache['used'])} of {size(cache['size'])}, {count(cache['blobs'], 'blob')}; {served}")
 
 
 def _registry(registry: Json) -> Text:

@@ -4,9 +4,11 @@ from tunnelmgr.config.groups import GroupConfig
 from tunnelmgr.config.load import config_file, load
 from tunnelmgr.config.model import (
     CIPHERS,
+    DEFAULT_CACHE,
     DEFAULT_FILE,
     DEFAULT_SOCKET,
     AuthorityConfig,
+    CacheConfig,
     Config,
     ControllerConfig,
     ForwardConfig,
@@ -18,10 +20,12 @@ from tunnelmgr.config.values import Duration, ExistingFile, Name, Section, Trust
 
 __all__ = [
     "CIPHERS",
+    "DEFAULT_CACHE",
     "DEFAULT_FILE",
     "DEFAULT_SOCKET",
     "AgentSource",
     "AuthorityConfig",
+    "CacheConfig",
     "Config",
     "ControllerConfig",
     "Duration",

@@ -19,6 +19,7 @@ from tunnelmgr.config.values import (
     RevocationFileRead,
     SecretPath,
     Section,
+    Size,
     Target,
 )
 from tunnelmgr.core.loopback import is_loopback
@@ -28,6 +29,9 @@ from tunnelmgr.core.tunnel import Endpoint, Forward
 
 DEFAULT_FILE = Path("/etc/tunnelmgr/tunnelmgr.toml")
 DEFAULT_KEY = Path("/etc/tunnelmgr/id_ed25519")
+DEFAULT_CACHE = Path("/var/cache/tunnelmgr")
+MIN_CACHE: Final = 2**30
+"""Bytes; a smaller cache would not hold one usual image."""
 DEFAULT_SOCKET = "/run/tunnelmgr/tunnelmgr.sock"
 Cipher = Literal[
     "aes128-gcm@openssh.com",
@@ -168,11 +172,20 @@ class ForwardConfig(Section):
         )
 
 
+class CacheConfig(Section):
+    """`[cache]`: blobs that agents pull, kept on this machine; sizes in bytes."""
+
+    path: AbsolutePath = DEFAULT_CACHE
+    size: Annotated[Size, Field(ge=MIN_CACHE)] = 20 * 2**30
+    min_free: Size = 5 * 2**30
+
+
 class Config(Section):
     """The configuration file."""
 
     controller: ControllerConfig = ControllerConfig()
     ssh: SshConfig
+    cache: CacheConfig | None = None
     forward: list[ForwardConfig] = []
     group: list[GroupConfig] = []
     authority: list[AuthorityConfig] = []

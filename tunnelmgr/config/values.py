@@ -19,6 +19,8 @@ CREDENTIAL = "credential:"
 """The prefix of a key that systemd passes as a credential: `credential:NAME` (systemd.exec(5), LoadCredential=)."""
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
+_SIZE = re.compile(r"([0-9]{1,6})(KiB|MiB|GiB|TiB)")
+_BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -27,6 +29,15 @@ def _duration(value: object) -> float:
     if match is None:
         raise ValueError('write a duration such as "15s", "2m" or "500ms"')
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _size(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # a default
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('write a size such as "50GiB" or "500MiB"')
+    return int(match[1]) * _BYTES[match[2]]
 
 
 def _endpoint(value: object) -> Endpoint:
@@ -100,6 +111,7 @@ def _revocation_file(value: object) -> RevocationFile:
 
 
 Duration = Annotated[float, BeforeValidator(_duration)]
+Size = Annotated[int, BeforeValidator(_size)]
 Target = Annotated[Endpoint, BeforeValidator(_endpoint)]
 Loopback = Annotated[Endpoint, BeforeValidator(_loopback)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, assert_never
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
-from tunnelmgr.core.health import DaemonHealth, TrafficCounters
+from tunnelmgr.core.health import CacheHealth, DaemonHealth, TrafficCounters
 from tunnelmgr.core.registry_sharing import SharingReport, seen_by
 from tunnelmgr.core.tunnel import (
     Connecting,
@@ -196,6 +196,22 @@ def _health_view(health: DaemonHealth) -> Json:
         },
         "fast_path": {"active": health.fast_path.active, "reason": health.fast_path.reason},
         "state": {"ok": health.store_error is None, "error": health.store_error},
+        "cache": _cache_view(health.cache),
+    }
+
+
+def _cache_view(cache: CacheHealth | None) -> Json | None:
+    if cache is None:
+        return None
+    return {
+        "path": cache.path,
+        "size": cache.size,
+        "used": cache.used,
+        "blobs": cache.blobs,
+        "hits": cache.hits,
+        "misses": cache.misses,
+        "bypassed": cache.bypassed,
+        "bytes": cache.octets,
     }
 
 

@@ -48,6 +48,24 @@ class FastPathHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheHealth:
+    """The cache: its folder, its size and what is used of it in bytes, the number of blobs, and counts since the start.
+
+    `hits` were served from the cache, `misses` were fetched into it, `bypassed` were left to the registry; `octets` are
+    the bytes that agents were sent from it.
+    """
+
+    path: str
+    size: int
+    used: int
+    blobs: int
+    hits: int
+    misses: int
+    bypassed: int
+    octets: int
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonHealth:
     """The state of the daemon itself; `uptime_s` is in seconds, `sharing` has the reports of all members."""
 
@@ -59,6 +77,7 @@ class DaemonHealth:
     audit: AuditHealth = AuditHealth()
     fast_path: FastPathHealth = FastPathHealth()
     sharing: Sequence[SharingReport] = ()
+    cache: CacheHealth | None = None
 
 
 class Telemetry(WorldView, Protocol):

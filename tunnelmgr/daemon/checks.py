@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from tunnelmgr.config import AgentSource, Config
+from tunnelmgr.config import DEFAULT_CACHE, AgentSource, CacheConfig, Config
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.loopback import is_loopback
@@ -27,8 +28,8 @@ from tunnelmgr.ssh.login import load_login
 from tunnelmgr.store.connect import check_database, sqlite_file
 from tunnelmgr.trust.lookups import ConsoleReader
 
-MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr")})
-"""What StateDirectory= and RuntimeDirectory= make at the first start (systemd.exec(5))."""
+MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr"), DEFAULT_CACHE})
+"""What StateDirectory=, RuntimeDirectory= and CacheDirectory= make at the first start (systemd.exec(5))."""
 Result = Literal["ok", "failed", "note"]
 
 
@@ -53,6 +54,8 @@ class PermissionChecker(Protocol):
 async def check(config: Config) -> list[Finding]:
     """Check everything that a start depends on."""
     findings = [*_keys(config), *await asyncio.to_thread(_state, config), _place("socket", config.controller.socket)]
+    if config.cache is not None:
+        findings.append(_cache(config.cache))
     forwards = config.forwards()
     for registry in registries(forwards):
         findings += await _registry(registry)
@@ -129,6 +132,18 @@ def _state(config: Config) -> list[Finding]:
         return [Finding("state", "failed", str(wrong))]
     wrong_in_cluster = [Finding("cluster", "failed", problem) for problem in disagreements(config, facts)]
     return [Finding("state", "ok", facts.summary), *wrong_in_cluster]
+
+
+def _cache(config: CacheConfig) -> Finding:
+    """Check that the cache's folder can be written, on a disk with room."""
+    place = _place("cache", config.path / "incoming")
+    folder = config.path
+    while not folder.exists():
+        folder = folder.parent
+    if place.result == "ok" and (free := shutil.disk_usage(folder).free) <= config.min_free:
+        lack = f"{folder} has {free >> 20} MiB free, and cache.min_free is {config.min_free >> 20} MiB"
+        return Finding("cache", "failed", f"{lack}: nothing would be cached")
+    return place
 
 
 def _sharing(found: SharingCheck) -> list[Finding]:

@@ -24,6 +24,7 @@ from tunnelmgr.daemon.housekeeping import Housekeeping, make_scheduler
 from tunnelmgr.daemon.membership import make_membership
 from tunnelmgr.daemon.operations import DaemonOperations
 from tunnelmgr.daemon.prepared import Prepared, prepare
+from tunnelmgr.daemon.pull_cache import PullCache
 from tunnelmgr.daemon.registry_health import RegistryWatch
 from tunnelmgr.daemon.reload import Reload, tunnel_settings
 from tunnelmgr.daemon.request_log import AuditedRequests
@@ -77,15 +78,14 @@ class Daemon:
         self.trail = AuditTrail(self.audit, self.controller, clock)
         self.registry, self.metrics = RegistryWatch(configuration), MetricsServer()
         requests, prover = AuditedRequests(configuration, self.audit, self.trail, self.metrics), Prover()
-        uploads = UploadProofs(stored.secret)
-        gate = Gate(GateContext(policies=configuration, proofs=prover, uploads=uploads, requests=requests))
+        cache = PullCache.make(prepared.config.cache)
+        gate = make_gate(cache, configuration, prover, UploadProofs(stored.secret), requests)
         channels = ChannelServer(configuration, gate, settings.name)
         self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, events))
 
         shared = make_shared_registry(settings, self.controller, configuration, clock)
-        self.reload = Reload(
-            file, settings, configuration, self.controller, self.searches, self.supervisor, sources, member, shared
-        )
+        parts = (configuration, self.controller, self.searches, self.supervisor, sources, member, shared)
+        self.reload = Reload(file, settings, cache, *parts)
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload)
         self.metrics.watch(operations)
         self.control = ControlServer(operations, settings.socket, wall)
@@ -150,6 +150,22 @@ class Daemon:
         await self.control.close()
         await self.trail.flush()
         self.audit.close()
+
+
+def make_gate(
+    cache: PullCache, policies: ActiveConfiguration, prover: Prover, uploads: UploadProofs, requests: AuditedRequests
+) -> Gate:
+    """Return the gate of all tunnels."""
+    context = GateContext(
+        policies=policies,
+        proofs=prover,
+        uploads=uploads,
+        requests=requests,
+        shared=cache.shared,
+        holdings=cache.holdings,
+        cached_pulls=cache.pulls,
+    )
+    return Gate(context)
 
 
 def file_descriptor_limit() -> int:

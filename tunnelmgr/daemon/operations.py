@@ -52,6 +52,7 @@ class DaemonOperations:
             audit=AuditHealth(self.audit.error, self.audit.lost, self.audit.lost_recently),
             fast_path=FastPathHealth(path.active, path.reason),
             sharing=() if shared is None else shared.reports,
+            cache=self.reloads.cache.health(),
         )
 
     def report(self, event: Event) -> None:

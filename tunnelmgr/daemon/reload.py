@@ -15,6 +15,7 @@ from tunnelmgr.daemon.cluster_checks import shared_rules
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.membership import Membership
 from tunnelmgr.daemon.prepared import Prepared, prepare
+from tunnelmgr.daemon.pull_cache import PullCache
 from tunnelmgr.daemon.shared_registry import SharedRegistry
 from tunnelmgr.daemon.source_watches import SourceWatches
 from tunnelmgr.threads import in_thread
@@ -35,6 +36,7 @@ class Reload:
 
     file: Path
     started_with: ControllerConfig
+    cache: PullCache
     configuration: ActiveConfiguration
     controller: Controller
     searches: EvidenceSearches
@@ -57,6 +59,8 @@ class Reload:
                 for key in FIXED
                 if getattr(prepared.config.controller, key) != getattr(self.started_with, key)
             ]
+            if prepared.config.cache != self.cache.config:
+                remarks.append("cache has changed and takes effect at the next start")
             self.follow(prepared)
         log.info("configuration reloaded", file=str(self.file), remarks=remarks)
         return remarks

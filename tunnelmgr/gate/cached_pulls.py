@@ -1,8 +1,8 @@
 """Pulls by digest that the cache serves, once the registry has confirmed that the repository holds the digest.
 
 The policy has allowed the pull before. The response is the registry's own: the head is that of its answer to HEAD, and
-the content is verified against the digest. Whatever is not certain, the registry answers itself: other ranges than one
-of bytes, conditions, a digest that it does not confirm, a download that cannot begin.
+the content is verified against the digest. The registry answers everything else itself: ranges of other
+forms, conditions, a digest that it does not confirm, a pull whose download cannot start.
 """
 
 import re
@@ -125,7 +125,7 @@ class CachedPulls:
             return False
         if octets <= MAX_SMALL_BYTES:
             return await self._serve_small(pull, registry, confirmed, span)
-        content = self._open(pull, registry, octets, agent)
+        content = self._open(pull, registry, octets, span, agent)
         if content is None:
             self.counts.bypassed += 1
             return False
@@ -138,12 +138,15 @@ class CachedPulls:
         return True
 
     def _open(
-        self, pull: AuthorizedRequest, registry: ConnectedRegistry, octets: int, agent: Hashable
+        self, pull: AuthorizedRequest, registry: ConnectedRegistry, octets: int, span: Span, agent: Hashable
     ) -> Content | None:
+        """Return the blob, complete or on its way; for a part from within it, the whole is not downloaded."""
         request = pull.request
         if (found := self.blobs.find(request.reference, octets)) is not None:
             self.counts.hits += 1
             return found
+        if span.end < octets:
+            return None
         source = BlobSource(registry.endpoint, request.target(), pull.head.host, request.reference, octets)
         content = self.blobs.download(source, agent)
         if content is not None:

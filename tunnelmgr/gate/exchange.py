@@ -44,11 +44,25 @@ class ReadOnlyError(GateError):
         super().__init__(f"{refused}; use {writer} for that" if writer else refused + cause)
 
 
+class CorruptContentError(GateError):
+    """The registry sent other content than the requested digest's; the agent did not get its last byte."""
+
+    code = "registry-corrupt"
+
+    def __init__(self, target: Endpoint) -> None:
+        super().__init__(f"the registry at {target} sent content with another digest")
+
+
 class StoredBytes(ByteSource, Protocol):
     """A content that may end early; `cache/content.py` implements it."""
 
     position: int
     """Where the next byte is in the whole content."""
+
+    @property
+    def corrupt(self) -> bool:
+        """Whether it ends early because the registry sent other content than the digest's."""
+        ...
 
 
 class Exchange:
@@ -200,6 +214,8 @@ class Exchange:
                 extend = self._extender(deadline)
                 await self._agent.write(encoded)
                 await self._agent.send_from(source, end - source.position, extend)
+                if source.corrupt:
+                    raise CorruptContentError(self._target)
                 if source.position < end:
                     await self._forward_rest(head, request, source.position, end, extend)
         except TimeoutError as stalled:
@@ -224,7 +240,7 @@ class Exchange:
     def _encode_head(
         self, head: RequestHead, request: RegistryRequest, response: ResponseHead, location: str | None
     ) -> bytes:
-        """Return the head for the agent; from here on, the response has begun."""
+        """Return the head for the agent; from here on, the response counts as started."""
         if response.status == HTTPStatus.METHOD_NOT_ALLOWED and head.method != "HEAD" and not _is_json(response):
             raise ReadOnlyError(head.method, self._target)
         if location is None:

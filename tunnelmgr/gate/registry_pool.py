@@ -55,7 +55,13 @@ class RegistryPool:
         """Open a connection, and send a request on it."""
         task = asyncio.get_running_loop().create_task(self._open(pending), name=f"connect to {self.target}")
         self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._opening.discard(task)
+            if task.cancelled():
+                pending.fail(f"the connection to the registry at {self.target} was given up")
+
+        task.add_done_callback(ended)
 
     async def _open(self, pending: "_Pending") -> None:
         pending.kept = False

@@ -80,9 +80,7 @@ class SharedRequests:
 
 def _copy(sent: Outcome, outcome: Outcome) -> None:
     """Settle one future as another; each gets an exception of its own, since raising one changes its traceback."""
-    if sent.cancelled():
-        outcome.set_exception(RegistryUnavailableError("the request was given up"))
-    elif (failed := sent.exception()) is not None:
+    if (failed := sent.exception()) is not None:
         outcome.set_exception(RegistryUnavailableError(str(failed)))
     else:
         outcome.set_result(sent.result())

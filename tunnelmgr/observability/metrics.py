@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tunnelmgr.core.health import Telemetry
+from tunnelmgr.core.health import CacheHealth, Telemetry
 from tunnelmgr.core.registry_sharing import unshared_pairs
 from tunnelmgr.core.tunnel import Endpoint, Phase
 from tunnelmgr.core.world import status_of
@@ -134,8 +134,25 @@ class WorldCollector(Collector):
             "1 if bulk data bypasses asyncssh, 0 if it goes through asyncssh, more slowly",
             value=int(facts.fast_path.active),
         )
+        yield from _cache(facts.cache)
         reachable = int(facts.registry.reachable)
         yield GaugeMetricFamily("tunnelmgr_registry_reachable", "1 if the registry answers", value=reachable)
+
+
+def _cache(cache: CacheHealth | None) -> Iterator[Metric]:
+    if cache is None:
+        return
+    pulls = CounterMetricFamily(
+        "tunnelmgr_cache_pulls",
+        "Pulls by digest: served from the cache, fetched into it, or left to the registry",
+        labels=["result"],
+    )
+    for result, number in (("hit", cache.hits), ("miss", cache.misses), ("bypass", cache.bypassed)):
+        pulls.add_metric([result], number)
+    yield pulls
+    yield CounterMetricFamily("tunnelmgr_cache_sent_bytes", "Bytes sent to agents from the cache", cache.octets)
+    yield GaugeMetricFamily("tunnelmgr_cache_used_bytes", "Bytes of the cache on disk", cache.used)
+    yield GaugeMetricFamily("tunnelmgr_cache_size_bytes", "Bytes that the cache may use", cache.size)
 
 
 class MetricsServer:

@@ -1,0 +1,153 @@
+"""The cache's folder: what stays, what leaves first, and what a start finds."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tunnelmgr.cache.blob_files import BlobFiles
+from tunnelmgr.errors import CacheError
+
+ONE, TWO, THREE, FOUR = (f"sha256:{digit * 64}" for digit in "1234")
+
+
+def opened(folder: Path, size: int = 1000, min_free: int = 0) -> BlobFiles:
+    """Return the files of a folder, after a start."""
+    files = BlobFiles(folder, size, min_free)
+    files.scan()
+    return files
+
+
+def store(files: BlobFiles, digest: str, octets: int) -> bool:
+    """Store a blob as a download does; returns whether there was room."""
+    if not files.reserve(octets):
+        return False
+    fd, path = files.create()
+    os.write(fd, b"x" * octets)
+    os.close(fd)
+    files.add(path, digest, octets)
+    files.release(octets)
+    return True
+
+
+def held(files: BlobFiles, *digests: str, octets: int = 400) -> list[bool]:
+    """Return which blobs are there."""
+    found = []
+    for digest in digests:
+        fd = files.open(digest, octets)
+        found.append(fd is not None)
+        if fd is not None:
+            files.close(digest, fd)
+    return found
+
+
+def test_the_least_recently_used_blob_leaves_first(tmp_path: Path) -> None:
+    """Room for a new blob is made by the blob whose last use is the oldest."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    assert store(files, TWO, 400)
+    assert held(files, ONE) == [True]
+
+    assert store(files, THREE, 400)
+
+    assert held(files, ONE, TWO, THREE) == [True, False, True]
+    assert (files.used, files.count) == (800, 2)
+
+
+def test_a_blob_that_is_read_stays(tmp_path: Path) -> None:
+    """A blob with a reader does not leave; if all have readers, there is no room."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    assert store(files, TWO, 400)
+    one, two = files.open(ONE, 400), files.open(TWO, 400)
+    assert one is not None
+    assert two is not None
+
+    assert not store(files, THREE, 400)
+    files.close(TWO, two)
+    assert store(files, THREE, 400)
+
+    assert held(files, ONE, TWO, THREE) == [True, False, True]
+    files.close(ONE, one)
+
+
+def test_a_start_finds_the_order_of_use(tmp_path: Path) -> None:
+    """After a restart, the blob whose last use is the oldest still leaves first."""
+    files = opened(tmp_path)
+    for at, digest in enumerate((ONE, TWO)):
+        assert store(files, digest, 400)
+        os.utime(tmp_path / "sha256" / digest[7:9] / digest[7:], (at, at))
+    assert held(files, ONE) == [True]
+
+    restarted = opened(tmp_path)
+    assert store(restarted, THREE, 400)
+
+    assert held(restarted, ONE, TWO, THREE) == [True, False, True]
+
+
+def test_a_start_with_a_smaller_size_makes_room_with_the_next_blob(tmp_path: Path) -> None:
+    """A folder that is larger than its new size shrinks when the next blob arrives."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    assert store(files, TWO, 400)
+
+    smaller = opened(tmp_path, size=500)
+    assert store(smaller, THREE, 400)
+
+    assert held(smaller, ONE, TWO, THREE) == [False, False, True]
+
+
+def test_a_file_of_another_size_is_not_served(tmp_path: Path) -> None:
+    """A file that was changed from outside, or is not as large as the registry says, is forgotten."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    (tmp_path / "sha256" / ONE[7:9] / ONE[7:]).write_bytes(b"short")
+
+    assert files.open(ONE, 400) is None
+    assert files.count == 0
+
+
+def test_a_file_that_was_removed_from_outside_is_forgotten(tmp_path: Path) -> None:
+    """A blob whose file is gone is not there."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    (tmp_path / "sha256" / ONE[7:9] / ONE[7:]).unlink()
+
+    assert files.open(ONE, 400) is None
+    assert (files.used, files.count) == (0, 0)
+
+
+def test_blobs_on_their_way_count(tmp_path: Path) -> None:
+    """Room that is reserved for downloads is not given twice."""
+    files = opened(tmp_path)
+
+    assert files.reserve(600)
+    assert not files.reserve(600)
+    files.release(600)
+    assert files.reserve(600)
+
+
+def test_a_full_disk_has_no_room(tmp_path: Path) -> None:
+    """Nothing is stored on a disk that would have less than `min_free` bytes left, and what is there makes room."""
+    assert store(opened(tmp_path), ONE, 400)
+    files = opened(tmp_path, min_free=2**60)
+
+    assert not store(files, TWO, 400)
+    assert held(files, ONE) == [False]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    """A start with a file in the folder's place fails, and names it."""
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(CacheError, match=r"cache.path: .*file.*: Not a directory"):
+        opened(tmp_path / "file/cache")
+
+
+def test_the_same_blob_twice_counts_once(tmp_path: Path) -> None:
+    """A blob that two controllers' downloads store counts once."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    assert store(files, ONE, 400)
+
+    assert (files.used, files.count) == (400, 1)

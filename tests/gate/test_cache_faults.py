@@ -1,0 +1,154 @@
+"""The cache in the gate when a disk or a registry fails: a fault costs the cache, not the pull."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.gate.cached_gate import LARGE, MIB, CachedGate
+from tests.gate.docker_registry import digest_of
+from tests.until import until
+from tunnelmgr.cache.blob_cache import MAX_DOWNLOADS_OF_ONE
+from tunnelmgr.core.agent import AgentId
+
+if TYPE_CHECKING:
+    from tests.gate.conftest import Script, Scripted, Talk
+    from tests.gate.docker_registry import Registry
+
+
+def serving(content: bytes, digest: str, *, cut: int | None = None, body: bytes | None = None) -> "Script":
+    """Script a registry with one blob, whose whole GET is `body`, or ends after `cut` bytes; ranges are right."""
+    sent = content if body is None else body
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            if "range: bytes=" in head.lower():
+                start = int(head.lower().partition("range: bytes=")[2].partition("-")[0])
+                lines = f"Content-Range: bytes {start}-{len(content) - 1}/{len(content)}\r\nContent-Length: "
+                lines += str(len(content) - start)
+                writer.write(f"HTTP/1.1 206 Partial Content\r\n{lines}\r\n\r\n".encode() + content[start:])
+                continue
+            lines = f"Content-Length: {len(content)}\r\nDocker-Content-Digest: {digest}"
+            writer.write(f"HTTP/1.1 200 OK\r\n{lines}\r\n\r\n".encode())
+            if head.startswith("GET"):
+                writer.write(sent[:cut])
+                if cut is not None:
+                    await writer.drain()
+                    return
+
+    return script
+
+
+async def test_another_digest_never_reaches_a_client_whole(
+    talk: "Talk", scripted: "Scripted", cached: CachedGate
+) -> None:
+    """If the registry sends other content, the client misses its last byte, and nothing is stored."""
+    digest, wrong = digest_of(LARGE), LARGE[:-1] + bytes([LARGE[-1] ^ 1])
+
+    async with (
+        scripted(serving(LARGE, digest, body=wrong)) as registry,
+        talk(cached.gate, registry.endpoint) as agent,
+    ):
+        agent.channel.send(f"GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
+        await agent.finished()
+        received = bytes(agent.channel.outgoing).partition(b"\r\n\r\n")[2]
+
+    assert received == wrong[:-1]
+    await until(lambda: cached.files() == [])
+
+
+async def test_a_truncated_answer_is_continued_by_the_registry(
+    talk: "Talk", scripted: "Scripted", cached: CachedGate
+) -> None:
+    """If the download breaks off, its reader gets the rest from the registry, and nothing is stored."""
+    digest = digest_of(LARGE)
+
+    async with (
+        scripted(serving(LARGE, digest, cut=MIB)) as registry,
+        talk(cached.gate, registry.endpoint) as agent,
+    ):
+        answer = await agent.ask("GET", f"/v2/a/blobs/{digest}")
+
+    assert answer.body == LARGE
+    await until(lambda: cached.files() == [])
+
+
+@pytest.mark.parametrize("fault", ["min_free", "size"])
+async def test_a_disk_without_room_costs_no_pull(
+    talk: "Talk", registry: "Registry", tmp_path: Path, fault: str
+) -> None:
+    """If a blob does not fit, its readers get it from the registry."""
+    digest = registry.push_blob("team/app", LARGE)
+    full = CachedGate(tmp_path, min_free=2**60) if fault == "min_free" else CachedGate(tmp_path, size=MIB)
+
+    async with talk(full.gate, registry.endpoint) as agent:
+        answer = await agent.ask("GET", f"/v2/team/app/blobs/{digest}")
+
+    assert answer.body == LARGE
+    assert full.files() == []
+
+
+async def test_a_disk_that_fails_within_a_download_costs_no_pull(
+    talk: "Talk", registry: "Registry", cached: CachedGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a write fails, the reader gets the rest from the registry."""
+    digest, write, written = registry.push_blob("team/app", LARGE), os.write, 0
+
+    def failing(fd: int, data: memoryview) -> int:
+        nonlocal written
+        written += len(data)
+        if written > MIB:
+            raise OSError(28, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr("tunnelmgr.cache.download.os.write", failing)
+    async with talk(cached.gate, registry.endpoint) as agent:
+        answer = await agent.ask("GET", f"/v2/team/app/blobs/{digest}")
+
+    assert answer.body == LARGE
+    await until(lambda: cached.files() == [])
+
+
+async def test_a_download_ends_with_its_last_reader(talk: "Talk", scripted: "Scripted", cached: CachedGate) -> None:
+    """If the only reader leaves, the download stops, and its file is removed."""
+    digest, ended = digest_of(LARGE), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(LARGE)
+        if (await reader.readuntil(b"\r\n\r\n")).startswith(b"HEAD"):
+            writer.write(head)
+            await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + LARGE[:MIB])
+        await asyncio.wait_for(ended.wait(), 10)
+        writer.write(LARGE[MIB:])
+
+    async with scripted(slow) as registry:
+        async with asyncio.TaskGroup() as tasks:
+
+            async def pull() -> None:
+                async with talk(cached.gate, registry.endpoint) as agent:
+                    agent.channel.send(f"GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
+                    await until(lambda: len(agent.channel.outgoing) >= MIB)
+                    agent.channel.gone = True
+                    ended.set()
+
+            tasks.create_task(pull(), name="pull")
+        await until(lambda: cached.files() == [])
+
+
+async def test_one_agent_begins_few_downloads(talk: "Talk", registry: "Registry", cached: CachedGate) -> None:
+    """Beyond its limit, an agent's pulls go to the registry, while another agent's blob is cached."""
+    # As if these downloads were in progress.
+    cached.pulls.blobs._started["static:builder-1"] = MAX_DOWNLOADS_OF_ONE
+    digest = registry.push_blob("team/app", LARGE)
+    target = f"/v2/team/app/blobs/{digest}"
+
+    async with talk(cached.gate, registry.endpoint) as agent:
+        assert (await agent.ask("GET", target)).body == LARGE
+    assert cached.files() == []
+    async with talk(cached.gate, registry.endpoint, AgentId("static:other")) as agent:
+        assert (await agent.ask("GET", target)).body == LARGE
+        await cached.stored(digest)
