@@ -31,7 +31,7 @@ RESTRICTED = AgentId("static:restricted")
 class Policies:
     """Every agent may pull and delete everything; `RESTRICTED` may only pull team/**."""
 
-    def policy_of(self, agent: AgentId) -> GroupPolicy:
+    def policy_of(self, agent: AgentId, _: str) -> GroupPolicy:
         """Return the agent's policy."""
         if agent == RESTRICTED:
             return GroupPolicy.build("restricted", pull=("team/**",))

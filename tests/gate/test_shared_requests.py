@@ -233,7 +233,7 @@ def closing_the_second_time(with_bytes: bytes) -> "Script":
 async def test_a_request_on_a_connection_that_closes_is_sent_once_more(
     talk: "Talk", scripted: "Scripted", with_bytes: bytes, status: int, connections: int
 ) -> None:
-    """If an idle connection closes when a request arrives, it is sent again, unless a response had begun."""
+    """If an idle connection closes when a request arrives, it is sent again, unless a response had started."""
     async with (
         scripted(closing_the_second_time(with_bytes)) as registry,
         talk(gate_with_timeouts(), registry.endpoint) as agent,
