@@ -8,7 +8,7 @@ import pytest
 
 from tunnelmgr.config import load
 from tunnelmgr.core.oci import RegistryAction
-from tunnelmgr.core.policy import CACHE, GroupPolicy, judge
+from tunnelmgr.core.policy import PULL_THROUGH, GroupPolicy, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +99,7 @@ def test_pushes_at_a_cache_are_referred_to_the_writer_or_to_the_first_registry(
 
     verdict = judge(RegistryAction.PUSH, "team/app", policy)
 
-    assert verdict.rule == CACHE
+    assert verdict.rule == PULL_THROUGH
     assert verdict.reason.endswith(instead)
 
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tunnelmgr.core.oci import RegistryAction, classify
 from tunnelmgr.core.policies import Policies
-from tunnelmgr.core.policy import CACHE, WRITES, GroupPolicy, PullThrough, decide, judge, may_list
-from tunnelmgr.core.tunnel import Endpoint, Forward, caches, registries
+from tunnelmgr.core.policy import PULL_THROUGH, WRITES, GroupPolicy, PullThrough, decide, judge, may_list
+from tunnelmgr.core.tunnel import Endpoint, Forward, pull_through_caches, registries
 
 DIGEST = "sha256:" + "a" * 64
 HUB = PullThrough("mirror", "localhost:5000", "docker.io")
@@ -30,10 +30,10 @@ def test_a_pull_through_cache_takes_no_push_and_no_delete(
     method: str, target: str, grants: dict[str, tuple[str, ...]]
 ) -> None:
     """Every push, upload and delete is refused with where to push instead, whether the group has grants or not."""
-    verdict = decide(classify(method, target), GroupPolicy.build("ci", **grants, cache=HUB))
+    verdict = decide(classify(method, target), GroupPolicy.build("ci", **grants, pull_through=HUB))
 
     action = "delete" if method == "DELETE" and "uploads" not in target else "push"
-    assert (verdict.allowed, verdict.rule) == (False, CACHE)
+    assert (verdict.allowed, verdict.rule) == (False, PULL_THROUGH)
     assert verdict.reason == (
         f"tunnelmgr: forward mirror leads to a pull-through cache, which takes no {action} of library/alpine; "
         "use localhost:5000 for that"
@@ -42,7 +42,7 @@ def test_a_pull_through_cache_takes_no_push_and_no_delete(
 
 def test_a_cache_beside_no_other_registry_refers_to_its_origin() -> None:
     """If no forward takes pushes, the refusal says that they belong to the registry that is cached."""
-    policy = GroupPolicy.build("ci", push=("**",), cache=PullThrough("mirror"))
+    policy = GroupPolicy.build("ci", push=("**",), pull_through=PullThrough("mirror"))
 
     verdict = judge(RegistryAction.PUSH, "library/alpine", policy)
 
@@ -63,7 +63,7 @@ def test_a_cache_has_no_images_of_another_registry(query: str, allowed: bool) ->
     """A client that expects `quay.io/team/app` does not get `docker.io/team/app`, which may be a stranger's image."""
     request = classify("GET", f"/v2/team/app/manifests/1{query}")
 
-    verdict = decide(request, GroupPolicy.build("ci", cache=HUB))
+    verdict = decide(request, GroupPolicy.build("ci", pull_through=HUB))
 
     assert verdict.allowed is allowed
     assert verdict.rule == ("pull **" if allowed else "namespace docker.io")
@@ -73,7 +73,7 @@ def test_the_refusal_of_another_registrys_image_names_both() -> None:
     """The reason names the registry that the client expects and the one that the forward has."""
     request = classify("GET", "/v2/team/app/manifests/1?ns=quay.io")
 
-    verdict = decide(request, GroupPolicy.build("ci", cache=HUB))
+    verdict = decide(request, GroupPolicy.build("ci", pull_through=HUB))
 
     assert verdict.reason == (
         "tunnelmgr: forward mirror has images of docker.io, not quay.io/team/app; "
@@ -129,7 +129,7 @@ def test_a_cache_allows_only_pulls_that_the_same_rules_allow_elsewhere(
     target, method = asked
     request = classify(method, target)
     rules = {"pull": pull, "push": push, "delete": push, "deny": deny}
-    cache = GroupPolicy.build("ci", **rules, cache=PullThrough("mirror", "", namespace))
+    cache = GroupPolicy.build("ci", **rules, pull_through=PullThrough("mirror", "", namespace))
 
     elsewhere = decide(request, GroupPolicy.build("ci", **rules))
     here = decide(request, cache)
@@ -161,4 +161,4 @@ def test_caches_are_not_among_the_registries_that_store_images() -> None:
         Forward("database", (), Endpoint("127.0.0.1", 5432), "tcp"),
     )
 
-    assert (registries(forwards), caches(forwards)) == ((one,), (two,))
+    assert (registries(forwards), pull_through_caches(forwards)) == ((one,), (two,))

@@ -1,5 +1,6 @@
 """Forwards to a pull-through cache: the real docker-registry in proxy mode, behind the gate."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab.gate_stand_ins import gate_with
+from tests.gate.cached_gate import LARGE, CachedGate, gets
 from tests.gate.conftest import Records
 from tests.gate.docker_registry import MANIFEST_TYPE, Registry, digest_of, running_registry
 from tests.until import until
@@ -61,7 +63,9 @@ def mirror(tmp_path: Path) -> Iterator[Mirror]:
 def gate() -> Gate:
     """Return a gate whose one group may do everything that the registry behind it can do, but not pull secret/**."""
     rules = {"pull": ("**",), "push": ("**",), "delete": ("**",), "deny": ("secret/**",), "immutable_tags": ("*",)}
-    return gate_with(GroupPolicy.build("ci", **rules, cache=PullThrough("mirror", "localhost:5000", "docker.io")))
+    return gate_with(
+        GroupPolicy.build("ci", **rules, pull_through=PullThrough("mirror", "localhost:5000", "docker.io"))
+    )
 
 
 async def test_a_pull_is_served_from_the_hub_first_and_then_from_the_cache(
@@ -129,6 +133,24 @@ async def test_the_groups_rules_hold_at_a_cache(talk: "Talk", gate: Gate, mirror
 
     assert [(reply.status, reply.code) for reply in refused] == [(403, "DENIED")] * 2
     assert "GET /v2/secret/app/manifests" not in mirror.hub.access_log()
+
+
+async def test_agents_that_start_together_get_a_new_layer_by_one_request_with_the_controllers_cache(
+    talk: "Talk", mirror: Mirror, tmp_path: Path
+) -> None:
+    """Without it, docker-registry would fetch the layer from the hub for each agent, and once more to store it."""
+    mirror.hub.push_image("library/big", "1", LARGE)
+    blob = f"/v2/library/big/blobs/{digest_of(LARGE)}"
+    cached = CachedGate(tmp_path / "controller")
+
+    async def pull(number: int) -> bytes:
+        async with talk(cached.gate, mirror.forward, AgentId(f"static:builder-{number}")) as agent:
+            return (await agent.ask("GET", blob)).body
+
+    bodies = await asyncio.gather(*(pull(number) for number in range(6)))
+
+    assert bodies == [LARGE] * 6
+    assert gets(mirror.cache, blob) == 1
 
 
 @dataclass(frozen=True)

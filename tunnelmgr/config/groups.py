@@ -56,7 +56,7 @@ class GroupConfig(RulesConfig):
             deny=self.deny + (own.deny if own else []),
             immutable_tags=self.immutable_tags + (own.immutable_tags if own else []),
             forward="" if grants is self else forward.name,
-            cache=_pull_through(forward, forwards),
+            pull_through=_pull_through(forward, forwards),
         )
 
 

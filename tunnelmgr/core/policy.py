@@ -19,7 +19,7 @@ from tunnelmgr.core.oci import RegistryAction, RegistryRequest, is_repository_na
 EVERYTHING = "**"
 DEFAULT = "default"
 """The rule that refuses what no other rule grants."""
-CACHE = "upstream proxy"
+PULL_THROUGH = "upstream proxy"
 """The rule that refuses pushes and deletes at a pull-through cache."""
 WRITES = frozenset({RegistryAction.PUSH, RegistryAction.DELETE})
 """The actions that change what a registry stores."""
@@ -48,7 +48,7 @@ class PullThrough:
         reason = (
             f"forward {self.forward} leads to a pull-through cache, which takes no {action} of {repository}; {instead}"
         )
-        return Verdict(allowed=False, rule=CACHE, reason=f"tunnelmgr: {reason}")
+        return Verdict(allowed=False, rule=PULL_THROUGH, reason=f"tunnelmgr: {reason}")
 
     def refuse_namespace(self, namespace: str, repository: str) -> Verdict | None:
         """Return the refusal if a client expects an image of another registry, None if it may have this one."""
@@ -61,7 +61,7 @@ class PullThrough:
 
 @dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """The compiled rules of one group at one forward; `cache` is None at a registry that stores what is pushed.
+    """The compiled rules of one group at one forward; `pull_through` is None at a registry that stores what is pushed.
 
     `forward` is the name of a forward at which the group has grants of its own, otherwise empty.
     """
@@ -73,7 +73,7 @@ class GroupPolicy:
     deny: GlobSet
     immutable_tags: ImmutableTags
     forward: str = ""
-    cache: PullThrough | None = None
+    pull_through: PullThrough | None = None
 
     @classmethod
     def build(  # noqa: PLR0913 (one argument for each key of the configuration)
@@ -86,7 +86,7 @@ class GroupPolicy:
         deny: Iterable[str] = (),
         immutable_tags: Iterable[str] = (),
         forward: str = "",
-        cache: PullThrough | None = None,
+        pull_through: PullThrough | None = None,
     ) -> "GroupPolicy":
         """Compile the patterns; raises ValueError with the first invalid one."""
         return cls(
@@ -97,7 +97,7 @@ class GroupPolicy:
             deny=_names(deny),
             immutable_tags=ImmutableTags(immutable_tags),
             forward=forward,
-            cache=cache,
+            pull_through=pull_through,
         )
 
 
@@ -113,8 +113,8 @@ def decide(request: RegistryRequest, policy: GroupPolicy) -> Verdict:
             return Verdict(allowed=False, rule="endpoint", reason=reason)
         case RegistryAction.PULL | RegistryAction.PUSH | RegistryAction.DELETE:
             verdict = judge(request.action, request.repository, policy)
-            if verdict.allowed and policy.cache is not None:
-                return policy.cache.refuse_namespace(request.namespace, request.repository) or verdict
+            if verdict.allowed and policy.pull_through is not None:
+                return policy.pull_through.refuse_namespace(request.namespace, request.repository) or verdict
             return verdict
         case _:
             assert_never(request.action)
@@ -122,8 +122,8 @@ def decide(request: RegistryRequest, policy: GroupPolicy) -> Verdict:
 
 def judge(action: RegistryAction, repository: str, policy: GroupPolicy) -> Verdict:
     """Decide about a pull, push or delete of one repository."""
-    if policy.cache is not None and action in WRITES:
-        return policy.cache.refuse_write(action, repository)
+    if policy.pull_through is not None and action in WRITES:
+        return policy.pull_through.refuse_write(action, repository)
     allowed, rule = _find_rule(action, repository, policy)
     if allowed:
         return Verdict(allowed=True, rule=rule, reason=f"tunnelmgr: group {policy.group} may {action} {repository}")

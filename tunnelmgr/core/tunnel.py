@@ -48,7 +48,7 @@ def registries(forwards: Iterable[Forward]) -> tuple[Endpoint, ...]:
     return _targets(forwards, "registry")
 
 
-def caches(forwards: Iterable[Forward]) -> tuple[Endpoint, ...]:
+def pull_through_caches(forwards: Iterable[Forward]) -> tuple[Endpoint, ...]:
     """Return the pull-through caches to which forwards lead, each once, in their order."""
     return _targets(forwards, "proxy")
 

@@ -15,7 +15,7 @@ from tunnelmgr.core.agent import Agent
 from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
-from tunnelmgr.core.tunnel import Endpoint, caches, push_registries, registries
+from tunnelmgr.core.tunnel import Endpoint, pull_through_caches, push_registries, registries
 from tunnelmgr.daemon.cluster_checks import disagreements
 from tunnelmgr.daemon.prepared import PinsKeys, build
 from tunnelmgr.daemon.sharing_checks import SharingCheck, check_sharing
@@ -61,7 +61,7 @@ async def check(config: Config) -> list[Finding]:
         findings += await _registry(registry)
     for registry in push_registries(forwards):
         findings += await _registry(registry, "registry for pushes")
-    for cache in caches(forwards):
+    for cache in pull_through_caches(forwards):
         findings += await _registry(cache, "pull-through cache")
     if sqlite_file(config.controller.state) is None:
         findings += _sharing(await asyncio.to_thread(check_sharing, config))

@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from tunnelmgr.core.health import RegistryHealth
-from tunnelmgr.core.tunnel import Endpoint, Forward, caches, push_registries, registries
+from tunnelmgr.core.tunnel import Endpoint, Forward, pull_through_caches, push_registries, registries
 from tunnelmgr.gate.registry_check import is_loopback_only, registry_error
 
 log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ class RegistryWatch:
     async def check(self) -> None:
         """Update `health`, and log what has changed."""
         forwards = self.configuration.forwards
-        every = dict.fromkeys((*registries(forwards), *push_registries(forwards), *caches(forwards)))
+        every = dict.fromkeys((*registries(forwards), *push_registries(forwards), *pull_through_caches(forwards)))
         found = [await _check_one(registry) for registry in every]
         worst = next((each for each in found if not each.reachable or each.loopback_only is False), None)
         now = worst or (found[0] if found else UNKNOWN)

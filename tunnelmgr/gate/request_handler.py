@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Final
 
 from tunnelmgr.core.oci import WELL_KNOWN_PATH, RegistryAction, Route, classify
-from tunnelmgr.core.policy import CACHE, WRITES, GroupPolicy, Verdict, decide
+from tunnelmgr.core.policy import PULL_THROUGH, WRITES, GroupPolicy, Verdict, decide
 from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.errors import GateClosedError
 from tunnelmgr.gate.authorized_request import AuthorizedRequest
@@ -162,6 +162,6 @@ class RequestHandler:
 
 def _refusal_by(verdict: Verdict, *, close: bool) -> LocalReply:
     """Return the reply to a request that a rule refuses; no grant would allow a push to a pull-through cache."""
-    if verdict.rule == CACHE:
+    if verdict.rule == PULL_THROUGH:
         return refusal(HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED", verdict.reason, close=close)
     return refusal(HTTPStatus.FORBIDDEN, "DENIED", verdict.reason, close=close)
