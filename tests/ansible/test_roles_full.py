@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lab.images import digest_of, make_image, skopeo_copy
 from lab.namespaces import Namespace
@@ -19,6 +20,7 @@ from lab.postgres import Postgres, remote_url
 from lab.processes import until
 from tests.ansible.fleet import Fleet
 from tests.ansible.test_roles import configuration
+from tunnelmgr.hooks import cloud_init
 
 pytestmark = [
     pytest.mark.acceptance,
@@ -102,6 +104,25 @@ def test_a_wheelhouse_is_installed_where_the_package_does_not_fit(
     until(lambda: phases(fleet, "registry-1") == ["up"], "the agent is up", timeout=30.0)
     fleet.play("-e", "tunnelmgr_purge=true", playbook="uninstall.yml")
     assert machine.shell("ls -d /opt/tunnelmgr /usr/local/bin/tunnelmgr /etc/tunnelmgr 2>/dev/null || true") == ""
+
+
+def test_the_user_data_has_sshd_read_its_settings(fleet: Fleet) -> None:
+    """The last command of `hook cloud-init` succeeds before sshd has served anyone, as on Ubuntu, and afterwards."""
+    machine = fleet.boot("builder-1", "10.77.0.11", "agents")
+    reload = yaml.safe_load(cloud_init("restrict,port-forwarding ssh-ed25519 AAAA"))["runcmd"][-1]
+    idle = machine.shell("systemctl is-active ssh.service || true")
+
+    first = machine.run(["sh", "-c", reload])
+    machine.shell("systemctl start ssh.service; echo 'X11Forwarding no' >/etc/ssh/sshd_config.d/10-tunnelmgr.conf")
+    second = machine.run(["sh", "-c", reload])
+    machine.shell("echo nonsense >/etc/ssh/sshd_config.d/10-tunnelmgr.conf")
+    refused = machine.run(["sh", "-c", reload])
+
+    assert idle == ("inactive" if os.environ.get("DEBIAN_SUITE") == "noble" else "active")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert (second.returncode, second.stderr) == (0, "")
+    assert refused.returncode != 0
+    assert machine.shell("systemctl is-active ssh.service") == "active"
 
 
 def phases(fleet: Fleet, name: str) -> list[str]:

@@ -136,7 +136,9 @@ write_files:
 runcmd:
   - [usermod, --password, '*', {user}]
   - [sysctl, -q, -p, /etc/sysctl.d/60-tunnelmgr.conf]
-  - sshd -t && {{ systemctl reload ssh.service || systemctl reload sshd.service; }}
+  # Ubuntu starts sshd at the first connection; before that there is no process to reload, and no folder for the check.
+  - mkdir -p /run/sshd && sshd -t &&
+    {{ systemctl try-reload-or-restart ssh.service || systemctl try-reload-or-restart sshd.service; }}
 """
 
 _HETZNER_HEAD: Final = f"""\
