@@ -4,9 +4,9 @@ import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from lab import processes
-from lab.agents import LabAgent
 from lab.namespaces import Namespace
 from lab.processes import LabError, until
 
@@ -26,8 +26,22 @@ class Link:
         return f"{self.rtt_ms} ms" + (f", {self.loss_ppm / 10_000:g} % lost" if self.loss_ppm else "")
 
 
-def create_link(link: Link, controller: Namespace, agent: LabAgent, folder: Path) -> str:
-    """Create a link and return the agent's address on it; a link without delay and loss is the lab's own network."""
+class Far(Protocol):
+    """The far end of a link: an agent, or another machine in a namespace."""
+
+    @property
+    def netns(self) -> str:
+        """The name of its network namespace."""
+        ...
+
+    @property
+    def ip(self) -> str:
+        """Its address on the lab's own network."""
+        ...
+
+
+def create_link(link: Link, controller: Namespace, agent: Far, folder: Path) -> str:
+    """Create a link and return the far end's address on it; one without delay and loss is the lab's own network."""
     if not link.rtt_ms and not link.loss_ppm:
         return agent.ip
     number = next(_numbers)

@@ -69,5 +69,9 @@ class S3Service(CloudService):
         """Return the requests that were denied so far, as `METHOD path`."""
         return cast("list[str]", self.command("denied"))
 
+    def reads(self) -> dict[str, int]:
+        """Return how many GETs were answered so far, and the bytes of their responses: `requests`, `bytes`."""
+        return cast("dict[str, int]", self.command("reads"))
+
     def _listen(self) -> str:
         return f"0.0.0.0:{self.port}"

@@ -29,11 +29,13 @@ class S3Api:
         self._bucket = ""
         self._administrator: Any = None
         self._denied: list[str] = []
+        self._reads = {"requests": 0, "bytes": 0}
         self._commands: Mapping[str, Callable[..., object]] = {
             "health": lambda: True,
             "create": self._create,
             "objects": self._objects,
             "denied": lambda: self._denied,
+            "reads": lambda: self._reads,
         }
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -45,10 +47,13 @@ class S3Api:
             start_response(f"{int(status)} Lab", [("Content-Length", str(len(answer)))])
             return [answer]
 
-        def started(status: str, *rest: Any) -> Any:  # noqa: ANN401 - as WSGI defines it
+        def started(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:  # noqa: ANN401 - as WSGI defines it
+            if environ["REQUEST_METHOD"] == "GET":
+                self._reads["requests"] += 1
+                self._reads["bytes"] += int(dict(headers).get("Content-Length", 0))
             if status.startswith(str(HTTPStatus.FORBIDDEN.value)):
                 self._denied.append(f"{environ['REQUEST_METHOD']} {path}")
-            return start_response(status, *rest)
+            return start_response(status, headers, *rest)
 
         return self._moto(environ, started)
 

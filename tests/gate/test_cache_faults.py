@@ -114,7 +114,7 @@ async def test_a_disk_that_fails_within_a_download_costs_no_pull(
 
 async def test_a_download_ends_with_its_last_reader(talk: "Talk", scripted: "Scripted", cached: CachedGate) -> None:
     """If the only reader leaves, the download stops, and its file is removed."""
-    digest, ended = digest_of(LARGE), asyncio.Event()
+    digest, gone, left = digest_of(LARGE), asyncio.Event(), asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(LARGE)
@@ -122,20 +122,19 @@ async def test_a_download_ends_with_its_last_reader(talk: "Talk", scripted: "Scr
             writer.write(head)
             await reader.readuntil(b"\r\n\r\n")
         writer.write(head + LARGE[:MIB])
-        await asyncio.wait_for(ended.wait(), 10)
-        writer.write(LARGE[MIB:])
+        await asyncio.wait_for(gone.wait(), 10)
+        writer.write(LARGE[MIB : 2 * MIB])
+        await asyncio.wait_for(left.wait(), 10)
+        writer.write(LARGE[2 * MIB :])
 
     async with scripted(slow) as registry:
-        async with asyncio.TaskGroup() as tasks:
-
-            async def pull() -> None:
-                async with talk(cached.gate, registry.endpoint) as agent:
-                    agent.channel.send(f"GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
-                    await until(lambda: len(agent.channel.outgoing) >= MIB)
-                    agent.channel.gone = True
-                    ended.set()
-
-            tasks.create_task(pull(), name="pull")
+        async with talk(cached.gate, registry.endpoint) as agent:
+            agent.channel.send(f"GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
+            await until(lambda: len(agent.channel.outgoing) >= MIB)
+            agent.channel.gone = True
+            gone.set()
+            await agent.finished()
+        left.set()
         await until(lambda: cached.files() == [])
 
 

@@ -105,7 +105,7 @@ registry, so no cycle can form. Each is counted for one agent. Nothing waits for
 Deadlines
 ---------
 
-Seconds are the defaults of `Timeouts`.
+Seconds are the defaults of `Timeouts`; `deadline.py` measures those of a session.
 
 =========================================  ==================  =========================================
 The gate waits for                         at most             then

@@ -5,7 +5,7 @@ response, and the channel ends, since the unsent part of the body is still to co
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from http import HTTPStatus
@@ -16,6 +16,7 @@ from tunnelmgr.core.ports import ByteSource, Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
+from tunnelmgr.gate.deadline import Deadline
 from tunnelmgr.gate.head_encoder import encode_request_head, encode_response_head
 from tunnelmgr.gate.head_parser import BodyFraming, Coding, ParseBuffer, RequestHead, ResponseHead
 from tunnelmgr.gate.local_reply import CONTINUE
@@ -76,6 +77,7 @@ class Exchange:
         connection: RegistryConnection,
         target: Endpoint,
         timeouts: Timeouts,
+        deadline: Deadline,
         state: RequestState,
     ) -> None:
         self._agent = agent
@@ -83,6 +85,7 @@ class Exchange:
         self._connection = connection
         self._target = target
         self._timeouts = timeouts
+        self._deadline = deadline
         self._state = state
 
     # --- the request ---
@@ -187,8 +190,8 @@ class Exchange:
         """
         encoded = self._encode_head(head, request, response, location)
         try:
-            async with asyncio.timeout(self._timeouts.response) as deadline:
-                await self._forward_body(encoded, response, deadline)
+            with self._deadline.within(self._timeouts.response):
+                await self._forward_body(encoded, response)
         except TimeoutError as stalled:
             raise self._stalled() from stalled
 
@@ -196,7 +199,7 @@ class Exchange:
         """Send a response that was read whole; raises as `forward_response` does."""
         encoded = self._encode_head(head, request, answer.head, None)
         try:
-            async with asyncio.timeout(self._timeouts.response):
+            with self._deadline.within(self._timeouts.response):
                 await self._agent.write(encoded + answer.body)
         except TimeoutError as stalled:
             raise self._stalled() from stalled
@@ -210,20 +213,17 @@ class Exchange:
         """
         encoded = self._encode_head(head, request, response, None)
         try:
-            async with asyncio.timeout(self._timeouts.response) as deadline:
-                extend = self._extender(deadline)
+            with self._deadline.within(self._timeouts.response):
                 await self._agent.write(encoded)
-                await self._agent.send_from(source, end - source.position, extend)
+                await self._agent.send_from(source, end - source.position, self._extend)
                 if source.corrupt:
                     raise CorruptContentError(self._target)
                 if source.position < end:
-                    await self._forward_rest(head, request, source.position, end, extend)
+                    await self._forward_rest(head, request, source.position, end)
         except TimeoutError as stalled:
             raise self._stalled() from stalled
 
-    async def _forward_rest(
-        self, head: RequestHead, request: RegistryRequest, start: int, end: int, extend: Callable[[int], None]
-    ) -> None:
+    async def _forward_rest(self, head: RequestHead, request: RegistryRequest, start: int, end: int) -> None:
         """Send the rest of a content from the registry; raises RegistryUnavailableError if it sends anything else."""
         kept = tuple(field for field in head.fields if field[0] != b"range")
         ranged = replace(head, fields=(*kept, (b"range", b"bytes=%d-%d" % (start, end - 1))))
@@ -235,7 +235,7 @@ class Exchange:
                 f"the cache failed at byte {start} of a blob, and the registry at {self._target} did not answer with "
                 f"the rest, but with {response.status}"
             )
-        await self._forward_counted(b"", response, extend)
+        await self._forward_counted(b"", response)
 
     def _encode_head(
         self, head: RequestHead, request: RegistryRequest, response: ResponseHead, location: str | None
@@ -255,42 +255,31 @@ class Exchange:
     def _stalled(self) -> AgentStalledError:
         return AgentStalledError(f"the response made no progress for {self._timeouts.response:g} s")
 
-    async def _forward_body(self, encoded: bytes, response: ResponseHead, deadline: asyncio.Timeout) -> None:
-        extend = self._extender(deadline)
+    async def _forward_body(self, encoded: bytes, response: ResponseHead) -> None:
         if response.body.coding in {Coding.NONE, Coding.COUNTED}:
-            await self._forward_counted(encoded, response, extend)
+            await self._forward_counted(encoded, response)
         else:
-            await self._forward_chunks(encoded, response, extend)
+            await self._forward_chunks(encoded, response)
 
-    def _extender(self, deadline: asyncio.Timeout) -> Callable[[int], None]:
-        """Return what to call on each progress of a response."""
-        clock = asyncio.get_running_loop().time
-        extended = clock()
+    def _extend(self, _: int) -> None:
+        """Move the deadline, since the response makes progress."""
+        self._deadline.extend(self._timeouts.response)
 
-        def extend(_: int) -> None:
-            """Move the deadline on progress, but seldom: each move leaves a cancelled timer in the loop."""
-            nonlocal extended
-            if (now := clock()) - extended > self._timeouts.response / 10:
-                deadline.reschedule(now + self._timeouts.response)
-                extended = now
-
-        return extend
-
-    async def _forward_counted(self, encoded: bytes, response: ResponseHead, extend: Callable[[int], None]) -> None:
+    async def _forward_counted(self, encoded: bytes, response: ResponseHead) -> None:
         """Send the head with what has arrived of the body, then the remaining body straight from the socket."""
         received = self._connection.take_received(response.body.length)
         await self._agent.write(encoded + received)
         if left := response.body.length - len(received):
-            await self._connection.send_to(self._agent, left, extend)
+            await self._connection.send_to(self._agent, left, self._extend)
         self._connection.finish(response)
 
-    async def _forward_chunks(self, encoded: bytes, response: ResponseHead, extend: Callable[[int], None]) -> None:
+    async def _forward_chunks(self, encoded: bytes, response: ResponseHead) -> None:
         unsent = encoded
         async with aclosing(self._connection.stream_body(response)) as feeds:
             async for pieces in feeds:
                 await self._agent.write(unsent + encode_pieces(pieces, chunked=True))
                 unsent = b""
-                extend(0)
+                self._extend(0)
         await self._agent.write(unsent + LAST_CHUNK)
 
 

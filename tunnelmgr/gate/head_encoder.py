@@ -6,6 +6,7 @@ all but hop-by-hop fields (RFC 9110, section 7.6.1); `location_rewrite.py` chang
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from tunnelmgr.core.oci import BodyKind, RegistryRequest
@@ -13,6 +14,8 @@ from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.head_parser import BodyFraming, Coding, Field, RequestHead, ResponseHead, connection_options
 from tunnelmgr.gate.location_rewrite import rewrite_links
 
+REMEMBERED_HEADS: Final = 256
+"""Heads that are written once: the agents of a fleet send the same few requests. Each may have 32 KiB."""
 _TO_REGISTRY: Final = frozenset(
     {
         b"accept",
@@ -42,6 +45,7 @@ _HOP_BY_HOP: Final = frozenset(
 )
 
 
+@lru_cache(maxsize=REMEMBERED_HEADS)
 def encode_request_head(head: RequestHead, request: RegistryRequest) -> bytes:
     """Return the head of the request for the registry, written from parsed parts only."""
     dropped = connection_options(head.fields)
@@ -55,6 +59,7 @@ def encode_request_head(head: RequestHead, request: RegistryRequest) -> bytes:
     return b"".join(lines)
 
 
+@lru_cache(maxsize=REMEMBERED_HEADS)
 def encode_response_head(
     response: ResponseHead, *, location: str | None, host: str, target: Endpoint, close: bool
 ) -> bytes:

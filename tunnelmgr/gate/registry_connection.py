@@ -10,8 +10,7 @@
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Final
 
 from tunnelmgr.core.ports import Channel
@@ -35,7 +34,8 @@ class RegistryConnection:
 
     def __init__(self, target: Endpoint, slots: asyncio.Semaphore, *, head_timeout: float, idle_timeout: float) -> None:
         self._target = target
-        self._slots = slots
+        self.slot = Slot(slots, target, head_timeout)
+        """Held while the agent has a request in the registry whose response has not started."""
         self._head_timeout = head_timeout
         self._idle_timeout = idle_timeout
         self._socket: TargetSocket | None = None
@@ -66,27 +66,8 @@ class RegistryConnection:
 
     async def round_trip(self, method: str, request: bytes) -> ResponseHead:
         """Send a request without a body once the agent has a free slot, and return the head of its response."""
-        async with self.slot():
+        async with self.slot:
             return await self._round_trip(method, request)
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold one of the agent's slots; raises RegistryUnavailableError if none becomes free."""
-        if self._slots.locked():
-            try:
-                async with asyncio.timeout(self._head_timeout):
-                    await self._slots.acquire()
-            except TimeoutError as late:
-                raise RegistryUnavailableError(
-                    f"the registry at {self._target} has not answered {MAX_PENDING_REQUESTS} earlier requests of this "
-                    "agent"
-                ) from late
-        else:
-            await self._slots.acquire()
-        try:
-            yield
-        finally:
-            self._slots.release()
 
     async def _round_trip(self, method: str, request: bytes) -> ResponseHead:
         kept = await self.open()
@@ -208,6 +189,32 @@ class RegistryConnection:
     def _current_socket(self) -> TargetSocket:
         assert self._socket is not None  # noqa: S101 (`open` comes before every exchange)
         return self._socket
+
+
+class Slot:
+    """One of an agent's slots, as an asynchronous context; entering it raises RegistryUnavailableError."""
+
+    __slots__ = ("_slots", "_target", "_timeout")
+
+    def __init__(self, slots: asyncio.Semaphore, target: Endpoint, timeout: float) -> None:
+        self._slots = slots
+        self._target = target
+        self._timeout = timeout
+
+    async def __aenter__(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()  # returns at once
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._slots.acquire()
+        except TimeoutError as late:
+            raise RegistryUnavailableError(
+                f"the registry at {self._target} has not answered {MAX_PENDING_REQUESTS} earlier requests of this agent"
+            ) from late
+
+    async def __aexit__(self, *_: object) -> None:
+        self._slots.release()
 
 
 class _DelayedTimeout:

@@ -20,6 +20,7 @@ from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.catalog import CatalogSearch
 from tunnelmgr.gate.connected_registry import ConnectedRegistry
 from tunnelmgr.gate.context import GateContext
+from tunnelmgr.gate.deadline import Deadline
 from tunnelmgr.gate.delete import DeleteHandler
 from tunnelmgr.gate.exchange import Exchange, ReadOnlyError
 from tunnelmgr.gate.head_encoder import encode_request_head
@@ -38,13 +39,20 @@ _SHARED: Final = frozenset({Route.BASE, Route.MANIFEST})
 class RequestHandler:
     """Handles the requests of one channel; `caller` is the agent with the group that the last one was decided for."""
 
-    def __init__(
-        self, context: GateContext, agent: MeteredChannel, inbox: ParseBuffer, caller: Caller, forward: Forward
+    def __init__(  # noqa: PLR0913, PLR0917 (what a session consists of, each once)
+        self,
+        context: GateContext,
+        agent: MeteredChannel,
+        inbox: ParseBuffer,
+        deadline: Deadline,
+        caller: Caller,
+        forward: Forward,
     ) -> None:
         self.caller = caller
         self._context = context
         self._agent = agent
         self._inbox = inbox
+        self._deadline = deadline
         self._writer = forward.writer
         self._for_reads = self._connect(forward.target)
         self._for_writes = self._for_reads if forward.push_target is None else self._connect(forward.push_target)
@@ -109,7 +117,7 @@ class RequestHandler:
         if cached is not None and await cached.serve(pull, registry, self.caller.agent):
             return
         if request.route in _SHARED:
-            async with registry.connection.slot():
+            async with registry.connection.slot:
                 wire = encode_request_head(head, request)
                 answer = await self._context.shared.answer(registry.endpoint, head.method, wire)
             if answer is not None:
@@ -137,6 +145,7 @@ class RequestHandler:
             connection=registry.connection,
             target=registry.endpoint,
             timeouts=self._context.timeouts,
+            deadline=self._deadline,
             state=state,
         )
 

@@ -3,7 +3,6 @@
 `gate/__init__.py` has the states of a session and what they guarantee.
 """
 
-import asyncio
 import time
 from http import HTTPStatus
 from typing import Final
@@ -14,6 +13,7 @@ from tunnelmgr.core.tunnel import Forward
 from tunnelmgr.errors import GateError, MalformedRequestError
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.context import GateContext
+from tunnelmgr.gate.deadline import Deadline
 from tunnelmgr.gate.exchange import AgentStalledError, ReadOnlyError
 from tunnelmgr.gate.head_parser import ParseBuffer, RequestHead, parse_request_head
 from tunnelmgr.gate.local_reply import LocalReply, refusal
@@ -37,7 +37,8 @@ class Session:
         self._context = context
         self._agent = agent
         self._inbox = ParseBuffer(MalformedRequestError)
-        self._handler = RequestHandler(context, agent, self._inbox, caller, forward)
+        self._deadline = Deadline()
+        self._handler = RequestHandler(context, agent, self._inbox, self._deadline, caller, forward)
         self._recorded = (0, 0)  # bytes to and from the agent that earlier records contain
 
     async def run(self) -> None:
@@ -49,6 +50,7 @@ class Session:
 
     def close(self) -> None:
         """Close the connections to the registry at once."""
+        self._deadline.close()
         self._handler.abort()
 
     async def _has_request(self) -> bool:
@@ -56,7 +58,7 @@ class Session:
         if self._inbox:
             return True
         try:
-            async with asyncio.timeout(self._context.timeouts.idle):
+            with self._deadline.within(self._context.timeouts.idle):
                 if not await self._agent.wanted():
                     return False
                 data = await self._agent.read()
@@ -117,7 +119,7 @@ class Session:
             return raw
         timeout = self._context.timeouts.head
         try:
-            async with asyncio.timeout(timeout):
+            with self._deadline.within(timeout):
                 while (raw := self._inbox.take_head()) is None:
                     data = await self._agent.read()
                     if not data:
@@ -148,7 +150,7 @@ class Session:
         state.status = reply.status
         state.keep_alive = not reply.close
         try:
-            async with asyncio.timeout(self._context.timeouts.response):
+            with self._deadline.within(self._context.timeouts.response):
                 await self._agent.write(reply.encode(without_body=head is not None and head.method == "HEAD"))
         except TimeoutError:
             state.keep_alive = False
@@ -160,7 +162,7 @@ class Session:
         self._agent.write_eof()
         left = MAX_DISCARDED
         try:
-            async with asyncio.timeout(self._context.timeouts.drain):
+            with self._deadline.within(self._context.timeouts.drain):
                 while left > 0 and (data := await self._agent.read()):
                     left -= len(data)
         except TimeoutError:
