@@ -73,13 +73,14 @@ class Site:
         for registry in self.registries.values():
             where = f"docker://localhost:{registry.port}/team/app:1"
             skopeo_copy(lab.controller, image, where, timeout=600).check_returncode()
-        key = LabController(lab.controller, folder / "controller").authorized_keys
+        self.controller = LabController(lab.controller, folder / "controller")
+        key = self.controller.authorized_keys
         self.agents = [lab.agent(f"agent-{number}", f"10.77.0.{number + 11}", key) for number in range(agents)]
 
     @contextmanager
-    def controller(self, registry: Registry, *, cached: bool) -> Iterator[None]:
+    def running(self, registry: Registry, *, cached: bool) -> Iterator[None]:
         """Run a controller whose agents pull from this registry, until all are up and longer."""
-        controller = LabController(self.lab.controller, self.folder / "controller")
+        controller = self.controller
         cache = self.folder / "cache"
         shutil.rmtree(cache, ignore_errors=True)
         text = f'\n[cache]\npath = "{cache}"\nmin_free = "1GiB"\n' if cached else ""
@@ -101,7 +102,7 @@ class Site:
 
     def measure(self, storage: str, number: int, *, cached: bool) -> Sample:
         """Measure one way."""
-        with self.controller(self.registries[storage], cached=cached):
+        with self.running(self.registries[storage], cached=cached):
             before = self.s3.reads()
             seconds = self.pull()
             after = self.s3.reads()

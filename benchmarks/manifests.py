@@ -1,8 +1,10 @@
 """Small requests per second through a tunnel: `ssh -R`, autossh, asyncssh's own forwarder, ours without and with gate.
 
 Each tunnel has its own port on one agent with a real sshd, between network namespaces, and leads to the same registry,
-which answers with a manifest of a few hundred bytes. The agent keeps its connections and sends the next request as soon
-as the last is answered; the tunnels take turns, round by round. Ratios are to `ssh -R` in the same round. Needs root.
+which answers with a manifest of a few hundred bytes, asked for by its tag. The gate with a cache is also asked for it
+by its digest, as a fleet asks that has pulled it before, and compared with `ssh -R` for the digest. The agent keeps its
+connections and sends the next request as soon as the last is answered; the tunnels take turns, round by round. Ratios
+are to `ssh -R` in the same round. Needs root.
 
     python benchmarks/manifests.py [--rounds 3] [--seconds 0.8] [--json FILE]
 """
@@ -13,29 +15,36 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from content import push_manifest
-from figures import Spread, interleaved, publish, table
-from pull_load import load_command
+from figures import Bar, Spread, interleaved, publish, table
+from request_load import request_command
 from tunnels import KINDS, TunnelStarter, is_available, machine
 
+from lab.images import digest_of
 from lab.network import Lab
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.ssh.key_files import make_key, public_line
 
 IP, REGISTRY = "10.77.0.11", Endpoint("127.0.0.1", 5000)
-CONNECTIONS = (1, 4)
+CONNECTIONS = (1, 4, 16, 64)
+BY_TAG = [("tag", kind) for kind in KINDS]
+BY_DIGEST = [("digest", kind) for kind in ("ssh", "ours-cache")]
+BARS = {("tag", "ours-gate"): 0.95, ("digest", "ours-cache"): 1.5}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement; CPU in microseconds per request."""
+    """One measurement; the 99th percentile of an answer in milliseconds, CPU in microseconds per request."""
 
+    asked_by: str
     kind: str
     connections: int
     number: int
     per_second: float
+    p99_ms: float
     cpu_us: float
 
 
@@ -47,40 +56,69 @@ def run(rounds: int, seconds: float) -> list[Sample]:
         make_key(folder / "id_ed25519", "benchmark")
         agent = lab.agent("agent", IP, public_line(folder / "id_ed25519"))
         lab.registry(lab.controller, folder / "registry")
-        manifest = push_manifest(lab, folder)
+        tag = push_manifest(lab, folder)
+        digest = digest_of(lab.controller, "docker://localhost:5000/team/app:1")
+        targets = {"tag": tag, "digest": f"{tag.rpartition('/')[0]}/{digest}"}
         starter = TunnelStarter(lab.controller, agent, folder)
-        tunnels = {kind: starter.start(kind, IP, REGISTRY) for kind in KINDS if is_available(kind)}
+        tunnels = {kind: starter.start(kind, IP, REGISTRY) for kind in (*KINDS, "ours-cache") if is_available(kind)}
 
-        def measure(pair: tuple[int, str], number: int) -> None:
-            connections, kind = pair
+        def measure(one: tuple[int, tuple[str, str]], number: int) -> None:
+            connections, (asked_by, kind) = one
             tunnel = tunnels[kind]
             before = tunnel.cpu
-            argv = load_command(tunnel.port, manifest, seconds, connections)
-            requests, _, took = json.loads(agent.run(argv, timeout=60, check=True).stdout)
+            argv = request_command(tunnel.port, targets[asked_by], seconds, connections)
+            requests, took, p99 = json.loads(agent.run(argv, timeout=60, check=True).stdout)
             spent = (tunnel.cpu - before) / requests * 1e6
-            samples.append(Sample(kind, connections, number, requests / took, spent))
+            samples.append(Sample(asked_by, kind, connections, number, requests / took, p99, spent))
 
-        interleaved([(connections, kind) for connections in CONNECTIONS for kind in tunnels], rounds + 1, measure)
+        ways = [way for way in (*BY_TAG, *BY_DIGEST) if way[1] in tunnels]
+        interleaved(list(product(CONNECTIONS, ways)), rounds + 1, measure)
     return [sample for sample in samples if sample.number]
+
+
+def of(samples: Sequence[Sample], asked_by: str, kind: str, connections: int) -> list[Sample]:
+    """Return the samples of one way, by round."""
+    wanted = (asked_by, kind, connections)
+    return sorted(
+        (one for one in samples if (one.asked_by, one.kind, one.connections) == wanted), key=lambda one: one.number
+    )
+
+
+def ratios(samples: Sequence[Sample], asked_by: str, kind: str, connections: int, what: str) -> Spread:
+    """Return the spread of the rounds' ratios of a figure to that of `ssh -R`."""
+    mine, base = (of(samples, asked_by, who, connections) for who in (kind, "ssh"))
+    return Spread.of(getattr(one, what) / getattr(other, what) for one, other in zip(mine, base, strict=True))
 
 
 def rows(samples: Sequence[Sample]) -> list[list[str]]:
     """Return the table's lines."""
-    base = {(one.connections, one.number): one for one in samples if one.kind == "ssh"}
     lines = []
-    for connections, kind in dict.fromkeys((one.connections, one.kind) for one in samples):
-        mine = [one for one in samples if (one.connections, one.kind) == (connections, kind)]
-        ratios = [one.per_second / base[connections, one.number].per_second for one in mine]
-        lines.append(
-            [
-                str(connections),
-                kind,
-                Spread.of(one.per_second for one in mine).text(".0f"),
-                Spread.of(ratios).text(),
-                Spread.of(one.cpu_us for one in mine).text(".0f"),
-            ]
-        )
+    for connections, (asked_by, kind) in product(CONNECTIONS, (*BY_TAG, *BY_DIGEST)):
+        if mine := of(samples, asked_by, kind, connections):
+            lines.append(
+                [
+                    str(connections),
+                    asked_by,
+                    kind,
+                    Spread.of(one.per_second for one in mine).text(".0f"),
+                    ratios(samples, asked_by, kind, connections, "per_second").text(),
+                    Spread.of(one.p99_ms for one in mine).text(".1f"),
+                    Spread.of(one.cpu_us for one in mine).text(".0f"),
+                ]
+            )
     return lines
+
+
+def bars(samples: Sequence[Sample]) -> list[Bar]:
+    """Return the targets."""
+    found = []
+    for connections, ((asked_by, kind), least) in product(CONNECTIONS, BARS.items()):
+        what = f"by {asked_by}, {connections} connections"
+        speed = ratios(samples, asked_by, kind, connections, "per_second").median
+        found.append(Bar(f"{what}, requests to ssh -R", speed, least))
+        late = ratios(samples, asked_by, kind, connections, "p99_ms").median
+        found.append(Bar(f"{what}, p99 to ssh -R", late, 1.0, least=False))
+    return found
 
 
 def main() -> int:
@@ -91,8 +129,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     samples = run(options.rounds, options.seconds)
-    heads = ["connections", "who", "requests/s", "to ssh -R", "µs CPU for each"]
-    publish("manifests", machine(), table(heads, rows(samples)), [], samples, options.json)
+    heads = ["connections", "by", "who", "requests/s", "to ssh -R", "p99 ms", "µs CPU for each"]
+    publish("manifests", machine(), table(heads, rows(samples)), bars(samples), samples, options.json)
     return 0
 
 

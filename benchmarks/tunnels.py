@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from lab.agents import LabAgent
 from lab.gate_stand_ins import gate_with
 from lab.namespaces import Machine
 from lab.processes import Process, until
+from tunnelmgr.cache.blob_cache import BlobCache
+from tunnelmgr.cache.blob_files import BlobFiles
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.trust import HostTrust, Method
@@ -103,9 +106,9 @@ def is_available(kind: str) -> bool:
 
 
 async def serve_ours(how: str, spec: TunnelSpec, login: Login, listen: Endpoint, target: Endpoint) -> None:
-    """Run a tunnel of ours, as a raw relay or through the gate."""
+    """Run a tunnel of ours, as a raw relay, through the gate, or through the gate with a cache."""
     policy = GroupPolicy.build("ci", pull=["**"])
-    gate = gate_with(policy)
+    gate = gate_with(policy, blobs=empty_cache() if how == "ours-cache" else None)
     caller = Caller(spec.agent, spec.incarnation, "benchmark", "ci", "benchmark", "127.0.0.1:5000", "registry")
     connection = await dial(spec, login)
     await connection.disable_nagle()
@@ -130,6 +133,13 @@ async def serve_ours(how: str, spec: TunnelSpec, login: Login, listen: Endpoint,
 
         await connection.listen(listen, Owner())
         await connection.lost.wait()
+
+
+def empty_cache() -> BlobCache:
+    """Return a cache in a new folder, which the process leaves behind."""
+    files = BlobFiles(Path(tempfile.mkdtemp(prefix="tunnelmgr-benchmark-")), 2**30, 0)
+    files.scan()
+    return BlobCache(files)
 
 
 async def serve_asyncssh(how: str, address: str, key: Path, listen: Endpoint, target: Endpoint) -> None:

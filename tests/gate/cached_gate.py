@@ -16,6 +16,7 @@ from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.holdings import Holdings
 from tunnelmgr.gate.shared_requests import SharedRequests
+from tunnelmgr.gate.timeouts import Timeouts
 from tunnelmgr.gate.uploads import UploadProofs
 
 if TYPE_CHECKING:
@@ -46,19 +47,21 @@ class CachedGate:
     min_free: int = 0
     now: float = 0.0
     size: int = 64 * MIB
+    timeout: float = 10.0
     gate: Gate = field(init=False)
     pulls: CachedPulls = field(init=False)
 
     def __post_init__(self) -> None:
         files = BlobFiles(self.folder, self.size, self.min_free)
         files.scan()
-        shared, holdings = SharedRequests(10), Holdings(lambda: self.now)
+        shared, holdings = SharedRequests(self.timeout), Holdings(lambda: self.now)
         self.pulls = CachedPulls(shared, holdings, BlobCache(files))
         self.gate = Gate(
             GateContext(
                 policies=Policies(),
                 proofs=ListenerProofs(),
                 uploads=UploadProofs(SECRET),
+                timeouts=Timeouts(response=self.timeout),
                 shared=shared,
                 holdings=holdings,
                 cached_pulls=self.pulls,

@@ -151,3 +151,101 @@ async def test_one_agent_begins_few_downloads(talk: "Talk", registry: "Registry"
     async with talk(cached.gate, registry.endpoint, AgentId("static:other")) as agent:
         assert (await agent.ask("GET", target)).body == LARGE
         await cached.stored(digest)
+
+
+def refusing_ranges(content: bytes) -> "Script":
+    """Script a registry that breaks each whole GET off, and ignores ranges."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content))
+            if head.startswith(b"GET"):
+                writer.write(content[:MIB])
+                await writer.drain()
+                return
+
+    return script
+
+
+async def test_a_rest_that_the_registry_does_not_give_ends_the_channel(
+    talk: "Talk", scripted: "Scripted", cached: CachedGate
+) -> None:
+    """If the download breaks off and the registry ignores the range, the client sees an incomplete response."""
+    digest = digest_of(LARGE)
+
+    async with scripted(refusing_ranges(LARGE)) as registry, talk(cached.gate, registry.endpoint) as agent:
+        agent.channel.send(f"GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
+        await agent.finished()
+        received = bytes(agent.channel.outgoing).partition(b"\r\n\r\n")[2]
+
+    assert received == LARGE[: len(received)]
+    assert len(received) < len(LARGE)
+
+
+@pytest.mark.parametrize("target", ["blobs", "manifests"])
+async def test_an_agent_that_does_not_read_ends_the_channel(
+    talk: "Talk", scripted: "Scripted", tmp_path: Path, target: str
+) -> None:
+    """If an agent takes nothing of a cached content within the timeout, the channel ends."""
+    digest, slow = digest_of(LARGE), CachedGate(tmp_path, timeout=0.05)
+    content = LARGE if target == "blobs" else b"{}"
+
+    async with scripted(serving(content, digest)) as registry, talk(slow.gate, registry.endpoint) as agent:
+        agent.channel.stalled = True
+        agent.channel.send(f"GET /v2/a/{target}/{digest} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
+        await agent.finished()
+
+    assert bytes(agent.channel.outgoing) == b""
+
+
+@pytest.mark.parametrize("body", [b"small", b"other", b"longer than the registry said"])
+async def test_a_small_blob_that_is_not_what_it_should_be_is_the_registrys(
+    talk: "Talk", scripted: "Scripted", cached: CachedGate, body: bytes
+) -> None:
+    """A small blob with another digest or length is not kept; the registry's own answer reaches the agent."""
+    digest = digest_of(b"small")
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = 5 if head.startswith(b"HEAD") else len(body)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length)
+            if head.startswith(b"GET"):
+                writer.write(body)
+
+    async with scripted(script) as registry, talk(cached.gate, registry.endpoint) as agent:
+        answers = [await agent.ask("GET", f"/v2/a/blobs/{digest}") for _ in "12"]
+
+    assert [answer.body for answer in answers] == [body, body]
+    assert cached.pulls.small.octets == (5 if body == b"small" else 0)
+
+
+async def test_a_large_manifest_by_digest_is_streamed(talk: "Talk", scripted: "Scripted", cached: CachedGate) -> None:
+    """A manifest that does not fit in memory is the registry's answer."""
+    digest = digest_of(LARGE)
+
+    async with scripted(serving(LARGE, digest)) as registry, talk(cached.gate, registry.endpoint) as agent:
+        answer = await agent.ask("GET", f"/v2/a/manifests/{digest}")
+
+    assert answer.body == LARGE
+    assert cached.pulls.counts.bypassed == 1
+
+
+async def test_a_registry_that_names_no_length_is_not_cached(
+    talk: "Talk", scripted: "Scripted", cached: CachedGate
+) -> None:
+    """A blob whose length the registry does not say is the registry's answer."""
+    digest = digest_of(b"unknown")
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            if head.startswith(b"GET"):
+                writer.write(b"7\r\nunknown\r\n0\r\n\r\n")
+
+    async with scripted(script) as registry, talk(cached.gate, registry.endpoint) as agent:
+        answer = await agent.ask("GET", f"/v2/a/blobs/{digest}")
+
+    assert answer.body == b"unknown"

@@ -1,6 +1,8 @@
 """Identical requests are sent once for all that wait, never staler than their own, on connections that are kept."""
 
 import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -278,3 +280,37 @@ async def test_a_pool_that_closes_while_a_request_is_in_progress_keeps_nothing(s
         await asyncio.wait_for(registry.lost.wait(), 10)
 
     assert answer == Answer(answer.head, b"1") if answer else False
+
+
+async def test_a_registry_that_resets_is_an_error(scripted: "Scripted") -> None:
+    """A connection that is reset fails its request, also one that nobody waits for any more."""
+
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with scripted(reset) as registry:
+        pool = RegistryPool(registry.endpoint, 10)
+        given_up = pool.request("GET", WIRE)
+        given_up.cancel()
+        with pytest.raises(RegistryUnavailableError, match="without a complete response"):
+            await pool.request("GET", WIRE)
+        await until(lambda: registry.connections == 2)
+        pool.close()
+
+
+async def test_an_answer_that_nobody_waits_for_is_dropped(scripted: "Scripted") -> None:
+    """A request that was given up leaves its connection usable; a wake-up without bytes changes nothing."""
+    async with scripted(replying(OK, OK)) as registry:
+        pool = RegistryPool(registry.endpoint, 10)
+        given_up = pool.request("GET", WIRE)
+        given_up.cancel()
+        await until(lambda: pool._idle)
+        pool._idle[0]._on_readable()
+        answer = await pool.request("GET", WIRE)
+        pool.close()
+
+    assert answer is not None
+    assert answer.body == b"ok"
+    assert registry.connections == 1

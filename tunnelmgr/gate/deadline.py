@@ -24,7 +24,7 @@ class Deadline:
         self._loop = asyncio.get_running_loop()
         self._at = _NEVER
         self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[object] | None = None
+        self._task: asyncio.Task[object]
         self._cancelling = 0
         self._expired = False
 
@@ -47,15 +47,17 @@ class Deadline:
             self._timer = None
 
     def __enter__(self) -> None:
-        self._task = task = asyncio.current_task()
-        self._cancelling = task.cancelling() if task is not None else 0
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (it bounds the waits of a task)
+        self._task = task
+        self._cancelling = task.cancelling()
         self._expired = False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._at = _NEVER
-        if not self._expired or self._task is None:
+        if not self._expired:
             return
         # The task was cancelled for another reason too if more cancellations are left than before.
         if self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
@@ -67,6 +69,6 @@ class Deadline:
             return
         if self._loop.time() < self._at:
             self._timer = self._loop.call_at(self._at, self._on_timer)
-        elif self._task is not None:
+        else:
             self._expired = True
             self._task.cancel()

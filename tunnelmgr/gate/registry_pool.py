@@ -70,7 +70,7 @@ class RegistryPool:
         except RegistryUnavailableError as refused:
             pending.fail(str(refused))
             return
-        _PooledConnection(stream, self).start(pending)
+        _PooledConnection(stream, self, pending)
 
     def keep(self, connection: "_PooledConnection") -> bool:
         """Keep a connection for the next request, unless there are enough; returns whether it is kept."""
@@ -114,29 +114,28 @@ class _Pending:
 class _PooledConnection:
     """One connection, which serves one request at a time."""
 
-    def __init__(self, stream: Stream, pool: RegistryPool) -> None:
+    def __init__(self, stream: Stream, pool: RegistryPool, pending: _Pending) -> None:
         self._stream = stream
         self._pool = pool
         self._inbox = ParseBuffer(RegistryUnavailableError)
-        self._pending: _Pending | None = None
         self._head: ResponseHead | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self.start(pending)
+        stream.notify_readable(self._on_readable)
 
     def start(self, pending: _Pending) -> None:
         """Send a request; its outcome is settled when the response is complete."""
-        self._pending, self._head = pending, None
-        self._timer = asyncio.get_running_loop().call_later(self._pool.timeout, self._on_timeout)
-        self._stream.notify_readable(self._on_readable)
+        self._pending: _Pending | None = pending
+        self._head = None
+        self._timer = asyncio.get_running_loop().call_later(self._pool.timeout, self._on_timeout, pending)
         self._stream.send(pending.wire)
 
     def abort(self) -> None:
         """Close at once."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._stream.abort()
 
-    def _on_timeout(self) -> None:
-        self._fail(f"did not answer within {self._pool.timeout:g} s")
+    def _on_timeout(self, pending: _Pending) -> None:
+        self._fail(pending, f"did not answer within {self._pool.timeout:g} s")
 
     def _on_readable(self) -> None:
         try:
@@ -160,24 +159,22 @@ class _PooledConnection:
             self.abort()
             self._pool.open(pending)
         else:
-            self._fail("closed the connection without a complete response")
+            self._fail(pending, "closed the connection without a complete response")
 
     def _parse(self, pending: _Pending) -> None:
         try:
-            if self._head is None:
-                self._head = self._take_head(pending.method)
+            self._head = head = self._head or self._take_head(pending.method)
         except RegistryUnavailableError as invalid:
             self.abort()
             pending.fail(str(invalid))
             return
-        if self._head is None:
+        if head is None:
             return
-        body = self._head.body
-        if body.coding not in {Coding.NONE, Coding.COUNTED} or body.length > MAX_ANSWER_BYTES:
+        if head.body.coding not in {Coding.NONE, Coding.COUNTED} or head.body.length > MAX_ANSWER_BYTES:
             self.abort()
             pending.settle(None)
-        elif len(self._inbox) >= body.length:
-            self._finish(pending, self._head)
+        elif len(self._inbox) >= head.body.length:
+            self._finish(pending, head)
 
     def _take_head(self, method: str) -> ResponseHead | None:
         while (raw := self._inbox.take_head()) is not None:
@@ -187,14 +184,12 @@ class _PooledConnection:
         return None
 
     def _finish(self, pending: _Pending, head: ResponseHead) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         data, self._pending = self._inbox.take_all(), None
         if len(data) > head.body.length or not head.keep_alive or not self._pool.keep(self):
             self._stream.abort()
         pending.settle(Answer(head, data[: head.body.length]))
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, pending: _Pending, reason: str) -> None:
         self.abort()
-        if self._pending is not None:
-            self._pending.fail(f"the registry at {self._pool.target} {reason}")
+        pending.fail(f"the registry at {self._pool.target} {reason}")
