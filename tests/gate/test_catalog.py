@@ -14,6 +14,7 @@ from tunnelmgr.core.oci import classify
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.catalog import NAMES_PER_CHECKPOINT, CatalogSearch, PageSource
+from tunnelmgr.gate.concurrency_limit import Slots
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.local_reply import LocalReply
 from tunnelmgr.gate.registry_queries import RegistryPage
@@ -74,12 +75,12 @@ def search(
     visible: str = "**",
     *,
     agent: Agent | None = None,
-    turn: asyncio.Semaphore | None = None,
+    turn: Slots | None = None,
     timeout: float = 5.0,
 ) -> CatalogSearch:
     """Return a search by a group that may pull what the pattern `visible` matches."""
     policy = GroupPolicy.build("ci", pull=(visible,))
-    return CatalogSearch(pages, "localhost:5000", policy, agent or Agent(), turn or asyncio.Semaphore(1), timeout)
+    return CatalogSearch(pages, "localhost:5000", policy, agent or Agent(), turn or Slots(1), timeout)
 
 
 async def get_page(catalog: FakeCatalog, query: str = "", visible: str = "open/**") -> tuple[list[str], str]:
@@ -194,7 +195,7 @@ class StallingCatalog:
 
 async def test_an_agent_has_one_search_at_a_time() -> None:
     """A second search of an agent waits for the first one, at most for the timeout of a search."""
-    turn, catalog = asyncio.Semaphore(1), CountingCatalog()
+    turn, catalog = Slots(1), CountingCatalog()
     asked = classify("GET", "/v2/_catalog")
 
     async with asyncio.TaskGroup() as tasks:

@@ -9,7 +9,9 @@ import pytest
 
 from tests.gate.memory_channel import MemoryChannel
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.registry_connection import MAX_PENDING_REQUESTS, RegistryConnection
+from tunnelmgr.gate.concurrency_limit import Slots
+from tunnelmgr.gate.registry_connection import RegistryConnection
+from tunnelmgr.gate.registry_slot import MAX_PENDING_REQUESTS
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Script, Scripted, ScriptedRegistry
@@ -20,9 +22,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 
 def connection_to(registry: "ScriptedRegistry") -> RegistryConnection:
     """Return a connection with timeouts longer than the test."""
-    return RegistryConnection(
-        registry.endpoint, asyncio.Semaphore(MAX_PENDING_REQUESTS), head_timeout=10, idle_timeout=10
-    )
+    return RegistryConnection(registry.endpoint, Slots(MAX_PENDING_REQUESTS), head_timeout=10, idle_timeout=10)
 
 
 async def test_sending_to_a_registry_that_closed_is_an_error_of_the_registry(scripted: "Scripted") -> None:
@@ -180,7 +180,7 @@ async def test_an_agent_waits_for_a_slot_until_one_of_its_requests_is_answered(s
         await reader.read()
 
     async with scripted(slow) as registry, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        slots = asyncio.Semaphore(1)
+        slots = Slots(1)
         connections = [
             RegistryConnection(registry.endpoint, slots, head_timeout=patience, idle_timeout=10)
             for patience in (9, 0.05)

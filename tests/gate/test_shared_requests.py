@@ -13,7 +13,9 @@ from tests.until import until
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate.concurrency_limit import Slots
 from tunnelmgr.gate.registry_pool import MAX_ANSWER_BYTES, MAX_IDLE, Answer, RegistryPool
+from tunnelmgr.gate.registry_slot import RegistrySlot
 from tunnelmgr.gate.shared_requests import SharedRequests
 
 if TYPE_CHECKING:
@@ -37,9 +39,11 @@ def numbered(proceed: asyncio.Event, heads: list[bytes]) -> "Script":
     return script
 
 
-async def asked(shared: SharedRequests, registry: "ScriptedRegistry", wire: bytes = WIRE) -> bytes:
+async def asked(
+    shared: SharedRequests, registry: "ScriptedRegistry", wire: bytes = WIRE, slots: Slots | None = None
+) -> bytes:
     """Ask, and return the body of the answer."""
-    answer = await shared.answer(registry.endpoint, "GET", wire)
+    answer = await shared.answer("GET", wire, RegistrySlot(registry.endpoint, slots or Slots(3), 10))
     assert answer is not None
     return answer.body
 
@@ -88,13 +92,77 @@ async def test_a_request_that_is_given_up_does_not_disturb_the_others(scripted: 
     assert len(heads) == 2
 
 
+async def test_one_agents_requests_hold_one_slot_while_they_are_the_same(scripted: "Scripted") -> None:
+    """Many requests of one agent join without a slot; another of its requests gets the slot that is left."""
+    proceed, heads, shared, slots = asyncio.Event(), list[bytes](), SharedRequests(10), Slots(2)
+    shared.enter()
+
+    async with scripted(numbered(proceed, heads)) as registry, asyncio.TaskGroup() as tasks:
+        same = [tasks.create_task(asked(shared, registry, WIRE, slots), name=f"same {number}") for number in range(9)]
+        await until(lambda: len(heads) == 1)
+        other = tasks.create_task(asked(shared, registry, WIRE.replace(b"v1", b"v2"), slots), name="other")
+        await until(lambda: len(heads) == 2)
+        proceed.set()
+        await asyncio.wait([*same, other])
+        shared.leave()
+
+    assert sorted(task.result() for task in same) == [b"1", *[b"3"] * 8]
+    assert (slots.take(), slots.take(), slots.take()) == (True, True, False)
+
+
+async def test_an_agent_without_a_free_slot_does_not_delay_the_others(scripted: "Scripted") -> None:
+    """If those that came late have no slot left, each asks for itself once it has one; an agent with one goes first."""
+    proceed, heads, shared = asyncio.Event(), list[bytes](), SharedRequests(10)
+    busy, first = Slots(1), Slots(1)
+    shared.enter()
+
+    async with scripted(numbered(proceed, heads)) as registry, asyncio.TaskGroup() as tasks:
+        started = tasks.create_task(asked(shared, registry, WIRE, first), name="started")
+        await until(lambda: len(heads) == 1)
+        assert busy.take()
+        late = [tasks.create_task(asked(shared, registry, WIRE, busy), name=f"late {number}") for number in range(3)]
+        await asyncio.sleep(0)
+        proceed.set()
+        assert await started == b"1"
+        await asyncio.sleep(0.02)
+        assert len(heads) == 1
+        assert await asked(shared, registry) == b"2"
+        busy.release()
+        await asyncio.wait(late)
+        shared.leave()
+
+    assert {task.result() for task in late} <= {b"3", b"4", b"5"}
+    assert busy.take()
+
+
+async def test_a_request_that_waited_for_its_slot_joins_one_that_was_sent_meanwhile(scripted: "Scripted") -> None:
+    """A request whose agent gets a slot while the same request is in progress joins it, and gives the slot back."""
+    proceed, heads, shared, busy = asyncio.Event(), list[bytes](), SharedRequests(10), Slots(1)
+    shared.enter()
+
+    async with scripted(numbered(proceed, heads)) as registry, asyncio.TaskGroup() as tasks:
+        assert busy.take()
+        waiting = tasks.create_task(asked(shared, registry, WIRE, busy), name="waiting")
+        await asyncio.sleep(0)
+        faster = tasks.create_task(asked(shared, registry), name="faster")
+        await until(lambda: len(heads) == 1)
+        busy.release()
+        await until(busy.take)
+        busy.release()
+        proceed.set()
+        await asyncio.wait([waiting, faster])
+        shared.leave()
+
+    assert (faster.result(), waiting.result()) == (b"1", b"2")
+
+
 async def test_a_registry_that_cannot_be_reached_fails_each_request() -> None:
     """Every request that waits gets an error of its own."""
     shared = SharedRequests(10)
     shared.enter()
 
     outcomes = await asyncio.gather(
-        *(shared.answer(UNREACHABLE, "GET", WIRE) for _ in range(3)), return_exceptions=True
+        *(shared.answer("GET", WIRE, RegistrySlot(UNREACHABLE, Slots(3), 10)) for _ in range(3)), return_exceptions=True
     )
     shared.leave()
 

@@ -16,6 +16,7 @@ The path of one request, with the file of each step::
       |                                        replies itself: identity.py, local_reply.py, catalog.py
       |-- cached_pulls.py                      pulls by digest from the cache, once holdings.py confirms them
       |-- shared_requests.py                   short requests that many agents send: asked once, by registry_pool.py
+      |                                       each in the registry holds a slot: registry_slot.py
       |-- PushHandler    push.py               uploads (uploads.py), protected tags, mounts
       |-- DeleteHandler  delete.py             protected tags and their manifests
       v

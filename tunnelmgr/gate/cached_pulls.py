@@ -85,8 +85,7 @@ class CachedPulls:
         """Return the head of the registry's answer to HEAD, None if it does not confirm a content with a length."""
         if (remembered := self.holdings.find(question)) is not None:
             return remembered
-        async with registry.connection.slot:
-            answer = await self.shared.answer(registry.endpoint, "HEAD", question.wire)
+        answer = await self.shared.answer("HEAD", question.wire, registry.connection.slot)
         if answer is None or answer.head.status != HTTPStatus.OK or length_of(answer.head) is None:
             return None
         self.holdings.remember(question, answer.head)
@@ -104,8 +103,7 @@ class CachedPulls:
             self._count_hit(len(content))
             await pull.exchange.forward_answer(head, request, _whole(confirmed, content))
             return True
-        async with registry.connection.slot:
-            answer = await self.shared.answer(registry.endpoint, "GET", encode_request_head(asked, request))
+        answer = await self.shared.answer("GET", encode_request_head(asked, request), registry.connection.slot)
         if answer is None:
             self.counts.bypassed += 1
             return False
@@ -162,8 +160,7 @@ class CachedPulls:
             self._count_hit(span.end - span.start)
         else:
             asked = replace(head, fields=tuple(field for field in head.fields if field[0] != b"range"))
-            async with registry.connection.slot:
-                answer = await self.shared.answer(registry.endpoint, "GET", encode_request_head(asked, request))
+            answer = await self.shared.answer("GET", encode_request_head(asked, request), registry.connection.slot)
             if answer is None or answer.head.status != HTTPStatus.OK or len(answer.body) != length_of(confirmed):
                 self.counts.bypassed += 1
                 return False

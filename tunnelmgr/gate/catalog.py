@@ -17,6 +17,7 @@ from urllib.parse import quote
 from tunnelmgr.core.oci import RegistryRequest
 from tunnelmgr.core.policy import GroupPolicy, may_list
 from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate.concurrency_limit import Slots
 from tunnelmgr.gate.local_reply import LocalReply
 from tunnelmgr.gate.registry_queries import RegistryPage
 
@@ -56,7 +57,7 @@ class CatalogSearch:
     host: str
     policy: GroupPolicy
     agent: Checkpoints
-    turn: asyncio.Semaphore
+    turn: Slots
     timeout: float = field(default_factory=lambda: SEARCH_TIMEOUT)
 
     async def page(self, request: RegistryRequest, *, close: bool) -> LocalReply:

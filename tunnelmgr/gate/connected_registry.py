@@ -1,10 +1,10 @@
 """One registry behind a channel: where it is, the connection to it, and the gate's own requests on that connection."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Self
 
 from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.gate.concurrency_limit import Slots
 from tunnelmgr.gate.registry_connection import RegistryConnection
 from tunnelmgr.gate.registry_queries import RegistryQueries
 
@@ -18,7 +18,7 @@ class ConnectedRegistry:
     queries: RegistryQueries
 
     @classmethod
-    def at(cls, endpoint: Endpoint, slots: asyncio.Semaphore, timeout: float) -> Self:
+    def at(cls, endpoint: Endpoint, slots: Slots, timeout: float) -> Self:
         """Return the registry at an endpoint; `timeout` is that of each step of a response, in seconds."""
         connection = RegistryConnection(endpoint, slots, head_timeout=timeout, idle_timeout=timeout)
         return cls(endpoint, connection, RegistryQueries(connection, timeout))

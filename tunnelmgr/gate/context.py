@@ -9,7 +9,7 @@ from tunnelmgr.gate.cached_pulls import CachedPulls
 from tunnelmgr.gate.concurrency_limit import ConcurrencyLimit
 from tunnelmgr.gate.holdings import Holdings
 from tunnelmgr.gate.push import MAX_BUFFERED_MANIFESTS
-from tunnelmgr.gate.registry_connection import MAX_PENDING_REQUESTS
+from tunnelmgr.gate.registry_slot import MAX_PENDING_REQUESTS
 from tunnelmgr.gate.request_record import NoRequestLog, RequestLog
 from tunnelmgr.gate.shared_requests import SharedRequests
 from tunnelmgr.gate.tag_locks import TagLocks

@@ -29,12 +29,12 @@ class Deadline:
         self._expired = False
 
     def within(self, seconds: float) -> Self:
-        """Return this deadline, for a wait of at most so many seconds from now."""
+        """Return this deadline, for a wait of at most `seconds` from now."""
         self.extend(seconds)
         return self
 
     def extend(self, seconds: float) -> None:
-        """Let the wait last for so many seconds from now."""
+        """Let the wait last for `seconds` from now."""
         at = self._at = self._loop.time() + seconds
         if self._timer is None or at < self._timer.when():
             self.close()

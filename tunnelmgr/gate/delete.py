@@ -19,6 +19,7 @@ from tunnelmgr.core.policy import Verdict
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.authorized_request import AuthorizedRequest
+from tunnelmgr.gate.concurrency_limit import Slots
 from tunnelmgr.gate.local_reply import LocalReply
 from tunnelmgr.gate.registry_queries import RegistryPage, RegistryQueries
 from tunnelmgr.gate.tag_locks import DELETING, TagLocks
@@ -34,7 +35,7 @@ class DeleteHandler:
     """Carries out one agent's deletes in one registry; `timeout` is the seconds for the search of protected tags."""
 
     tag_locks: TagLocks
-    searches: asyncio.Semaphore
+    searches: Slots
     queries: RegistryQueries
     target: Endpoint
     timeout: float

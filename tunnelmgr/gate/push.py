@@ -6,7 +6,6 @@
 - A mount from a repository that the group may not pull becomes an ordinary upload (OCI distribution spec, end-11).
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,6 +17,7 @@ from tunnelmgr.core.policy import Verdict, may_mount, protected_tags
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.authorized_request import AuthorizedRequest
 from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.concurrency_limit import Slots
 from tunnelmgr.gate.head_parser import RequestHead, ResponseHead
 from tunnelmgr.gate.local_reply import LocalReply
 from tunnelmgr.gate.location_rewrite import UnusableLocationError, location_of
@@ -41,7 +41,7 @@ class PushHandler:
 
     uploads: UploadProofs
     tag_locks: TagLocks
-    buffered: asyncio.Semaphore
+    buffered: Slots
     queries: RegistryQueries
     caller: Caller
     target: Endpoint

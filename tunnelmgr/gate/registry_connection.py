@@ -17,24 +17,20 @@ from tunnelmgr.core.ports import Channel
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
 from tunnelmgr.gate.bodies import Piece, body_reader
+from tunnelmgr.gate.concurrency_limit import Slots
 from tunnelmgr.gate.head_parser import ParseBuffer, ResponseHead, parse_response_head
+from tunnelmgr.gate.registry_slot import RegistrySlot
 from tunnelmgr.gate.target_socket import TargetSocket
 
-MAX_PENDING_REQUESTS: Final = 3
-"""Requests without a body that one agent may have in the registry at once, until their responses start.
-
-The default of docker and containerd (`max-concurrent-downloads`). Each further one adds about 3 ms to another agent's
-p99 while one floods a registry on two cores (`benchmarks/flood.py`).
-"""
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 
 
 class RegistryConnection:
     """A channel's connection to the registry; every failure of the registry is a RegistryUnavailableError."""
 
-    def __init__(self, target: Endpoint, slots: asyncio.Semaphore, *, head_timeout: float, idle_timeout: float) -> None:
+    def __init__(self, target: Endpoint, slots: Slots, *, head_timeout: float, idle_timeout: float) -> None:
         self._target = target
-        self.slot = Slot(slots, target, head_timeout)
+        self.slot = RegistrySlot(target, slots, head_timeout)
         """Held while the agent has a request in the registry whose response has not started."""
         self._head_timeout = head_timeout
         self._idle_timeout = idle_timeout
@@ -189,32 +185,6 @@ class RegistryConnection:
     def _current_socket(self) -> TargetSocket:
         assert self._socket is not None  # noqa: S101 (`open` comes before every exchange)
         return self._socket
-
-
-class Slot:
-    """One of an agent's slots, as an asynchronous context; entering it raises RegistryUnavailableError."""
-
-    __slots__ = ("_slots", "_target", "_timeout")
-
-    def __init__(self, slots: asyncio.Semaphore, target: Endpoint, timeout: float) -> None:
-        self._slots = slots
-        self._target = target
-        self._timeout = timeout
-
-    async def __aenter__(self) -> None:
-        if not self._slots.locked():
-            await self._slots.acquire()  # returns at once
-            return
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._slots.acquire()
-        except TimeoutError as late:
-            raise RegistryUnavailableError(
-                f"the registry at {self._target} has not answered {MAX_PENDING_REQUESTS} earlier requests of this agent"
-            ) from late
-
-    async def __aexit__(self, *_: object) -> None:
-        self._slots.release()
 
 
 class _DelayedTimeout:

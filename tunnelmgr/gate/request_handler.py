@@ -117,9 +117,8 @@ class RequestHandler:
         if cached is not None and await cached.serve(pull, registry, self.caller.agent):
             return
         if request.route in _SHARED:
-            async with registry.connection.slot:
-                wire = encode_request_head(head, request)
-                answer = await self._context.shared.answer(registry.endpoint, head.method, wire)
+            wire = encode_request_head(head, request)
+            answer = await self._context.shared.answer(head.method, wire, registry.connection.slot)
             if answer is not None:
                 await exchange.forward_answer(head, request, answer)
                 return
@@ -135,7 +134,7 @@ class RequestHandler:
 
     def _connect(self, endpoint: Endpoint) -> ConnectedRegistry:
         """Return a registry for this channel; its connection opens when it is first needed."""
-        slots = self._context.pending_requests.semaphore_of(self.caller.agent)
+        slots = self._context.pending_requests.slots_of(self.caller.agent)
         return ConnectedRegistry.at(endpoint, slots, self._context.timeouts.response)
 
     def _exchange(self, state: RequestState, registry: ConnectedRegistry) -> Exchange:
@@ -155,17 +154,17 @@ class RequestHandler:
             host=head.host,
             policy=policy,
             agent=self._agent,
-            turn=self._context.searches.semaphore_of(self.caller.agent),
+            turn=self._context.searches.slots_of(self.caller.agent),
         )
 
     def _push_handler(self, registry: ConnectedRegistry) -> PushHandler:
         context, caller = self._context, self.caller
-        buffered = context.buffered_manifests.semaphore_of(caller.agent)
+        buffered = context.buffered_manifests.slots_of(caller.agent)
         return PushHandler(context.uploads, context.tag_locks, buffered, registry.queries, caller, registry.endpoint)
 
     def _delete_handler(self, registry: ConnectedRegistry) -> DeleteHandler:
         context = self._context
-        searches = context.searches.semaphore_of(self.caller.agent)
+        searches = context.searches.slots_of(self.caller.agent)
         return DeleteHandler(context.tag_locks, searches, registry.queries, registry.endpoint, context.timeouts.search)
 
 

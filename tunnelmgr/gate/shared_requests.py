@@ -3,24 +3,40 @@
 When a fleet starts, its agents ask for the same manifest at the same time, byte for byte. A request joins those that
 wait with it; it never gets a response to a request that was sent before it arrived. So a client that has seen a push
 succeed sees its result: the responses are as fresh as if each request had been sent.
+
+A request in the registry holds a slot of one agent that waits for it. Those that join hold none, since they cost the
+registry nothing.
 """
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Final
 
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate.concurrency_limit import Slots
 from tunnelmgr.gate.registry_pool import Answer, Outcome, RegistryPool
+from tunnelmgr.gate.registry_slot import RegistrySlot
 
 _Key = tuple[Endpoint, bytes]
+_AGAIN: Final = "again"
+
+
+@dataclass(slots=True)
+class _Waiter:
+    """One that waits, its agent's slots, and its answer: `_AGAIN` if it has to ask for itself."""
+
+    slots: Slots
+    answered: "asyncio.Future[Answer | str | None]"
 
 
 @dataclass(slots=True)
 class _Round:
-    """Those that wait for the request in progress, and those that came after it was sent."""
+    """A request in progress: whose slot it holds, who waits for it, and who came after it was sent."""
 
-    asked: list[Outcome]
-    late: list[Outcome] = field(default_factory=list)
+    slots: Slots
+    asked: list[_Waiter]
+    late: list[_Waiter] = field(default_factory=list)
 
 
 class SharedRequests:
@@ -44,21 +60,34 @@ class SharedRequests:
                 pool.close()
             self._pools.clear()
 
-    async def answer(self, target: Endpoint, method: str, wire: bytes) -> Answer | None:
+    async def answer(self, method: str, wire: bytes, slot: RegistrySlot) -> Answer | None:
         """Return the registry's response to a GET or HEAD, None if it does not fit in memory.
 
         Raises RegistryUnavailableError.
         """
-        outcome: Outcome = asyncio.get_running_loop().create_future()
-        key = (target, wire)
-        if (current := self._rounds.get(key)) is not None:
-            current.late.append(outcome)
-        else:
-            self._rounds[key] = _Round([outcome])
-            self._send(key, method)
-        return await outcome
+        key, loop = (slot.target, wire), asyncio.get_running_loop()
+        while True:
+            waiter = _Waiter(slot.slots, loop.create_future())
+            if (current := self._rounds.get(key)) is not None:
+                current.late.append(waiter)
+            elif await self._take_first(key, slot):
+                self._send(key, method, _Round(slot.slots, [waiter]))
+            else:
+                continue
+            answered = await waiter.answered
+            if not isinstance(answered, str):
+                return answered
 
-    def _send(self, key: _Key, method: str) -> None:
+    async def _take_first(self, key: _Key, slot: RegistrySlot) -> bool:
+        """Take a slot; returns False, without one, if the same request has been sent meanwhile."""
+        await slot.acquire()
+        if key not in self._rounds:
+            return True
+        slot.slots.release()
+        return False
+
+    def _send(self, key: _Key, method: str, current: _Round) -> None:
+        self._rounds[key] = current
         target, wire = key
         pool = self._pools.get(target)
         if pool is None:
@@ -66,21 +95,24 @@ class SharedRequests:
         pool.request(method, wire).add_done_callback(lambda sent: self._settle(key, method, sent))
 
     def _settle(self, key: _Key, method: str, sent: Outcome) -> None:
-        current = self._rounds[key]
-        for outcome in current.asked:
-            if not outcome.done():
-                _copy(sent, outcome)
-        current.asked = [outcome for outcome in current.late if not outcome.done()]
-        current.late = []
-        if current.asked:
-            self._send(key, method)
-        else:
-            del self._rounds[key]
+        """Pass an answer on, and send the request again for those that came late, if one of them has a slot."""
+        current = self._rounds.pop(key)
+        current.slots.release()
+        for waiter in current.asked:
+            if not waiter.answered.done():
+                _copy(sent, waiter.answered)
+        late = [waiter for waiter in current.late if not waiter.answered.done()]
+        first = next((waiter for waiter in late if waiter.slots.take()), None)
+        if first is not None:
+            self._send(key, method, _Round(first.slots, late))
+            return
+        for waiter in late:
+            waiter.answered.set_result(_AGAIN)
 
 
-def _copy(sent: Outcome, outcome: Outcome) -> None:
+def _copy(sent: Outcome, answered: "asyncio.Future[Answer | str | None]") -> None:
     """Settle one future as another; each gets an exception of its own, since raising one changes its traceback."""
     if (failed := sent.exception()) is not None:
-        outcome.set_exception(RegistryUnavailableError(str(failed)))
+        answered.set_exception(RegistryUnavailableError(str(failed)))
     else:
-        outcome.set_result(sent.result())
+        answered.set_result(sent.result())
