@@ -11,7 +11,7 @@ set -- \
     --essential-hook='echo "tunnelmgr:x:900:900:tunnelmgr:/var/lib/tunnelmgr:/usr/sbin/nologin" >>"$1/etc/passwd"' \
     --essential-hook='echo "tunnelmgr:*:19000::::::" >>"$1/etc/shadow"' \
     --skip=cleanup/run --customize-hook='rm -rf "$1"/run/*' \
-    --customize-hook='install -d -m 700 -o 900 -g 900 "$1/var/lib/tunnelmgr"' \
+    --customize-hook='install -d -m 700 -o 900 -g 900 "$1/var/lib/tunnelmgr" "$1/var/cache/tunnelmgr"' \
     --customize-hook='install -d -m 750 -o 900 -g 900 "$1/var/log/tunnelmgr" "$1/run/tunnelmgr"' \
     --customize-hook='rm -rf "$1/etc/resolv.conf" "$1/etc/hostname" "$1/etc/cron.daily" "$1/etc/logrotate.d"' \
     --customize-hook='rm -rf "$1/var/cache/debconf" "$1/var/cache/ldconfig" "$1"/etc/*- "$1"/var/lib/dpkg/*-old' \

@@ -129,7 +129,12 @@ def test_the_files_of_the_image_are_those_of_the_package(rootfs: Path) -> None:
     owned = run(["find", str(rootfs), "-uid", str(USER), "-printf", "/%P %m\\n"], check=True).stdout.split("\n")
     privileged = run(["find", str(rootfs), "-type", "f", "-perm", "/6000"], check=True).stdout
 
-    assert sorted(filter(None, owned)) == ["/run/tunnelmgr 750", "/var/lib/tunnelmgr 700", "/var/log/tunnelmgr 750"]
+    assert sorted(filter(None, owned)) == [
+        "/run/tunnelmgr 750",
+        "/var/cache/tunnelmgr 700",
+        "/var/lib/tunnelmgr 700",
+        "/var/log/tunnelmgr 750",
+    ]
     assert privileged == ""
     assert not (rootfs / "etc/hostname").exists()
     assert not (rootfs / "etc/resolv.conf").exists()
@@ -201,7 +206,7 @@ def test_compose_runs_the_image_as_it_is_meant() -> None:
     assert service["network_mode"] == "host"
     assert {volume.split(":")[1] for volume in service["volumes"]} | {
         mount.split(":")[0] for mount in service["tmpfs"]
-    } == {"/etc/tunnelmgr", "/var/lib/tunnelmgr", "/var/log/tunnelmgr", "/run/tunnelmgr", "/tmp"}  # noqa: S108
+    } == {"/etc/tunnelmgr", *(f"/var/{kind}/tunnelmgr" for kind in ("cache", "lib", "log")), "/run/tunnelmgr", "/tmp"}  # noqa: S108
 
 
 @pytest.mark.skipif(not os.environ.get("TWO_IMAGES"), reason="`make packages-check` builds the image twice")
