@@ -136,7 +136,7 @@ def start_clients(libc: ctypes.CDLL, insides: Sequence[int], file: Path) -> None
 
 def serve(count: int, folder: Path, *, watched: bool) -> None:
     """Accept connections for all agents, and start an sshd for each connection."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4 * count + 100, 4 * count + 100))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3 * count + 100, 3 * count + 100))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them
     libc, sessions = ctypes.CDLL(None, use_errno=True), Sessions()
     outside = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -28,6 +28,8 @@ class Docker:
 
     machine: Machine
     socket: str
+    containerd: str
+    """The path of the socket of the containerd that dockerd has started."""
 
     def __call__(self, *words: str) -> CompletedProcess[str]:
         """Run the docker command."""
@@ -39,7 +41,7 @@ def dockerd_on(machine: Machine, *options: str) -> Iterator[Docker]:
     """Run dockerd in a machine's network, with nothing configured for the registry unless `options` do."""
     network = machine.network_only()  # because an agent's own view of /sys has no cgroups
     with tempfile.TemporaryDirectory(prefix="dockerd-") as place:  # short, for the sockets in it
-        docker = Docker(network, f"unix://{place}/docker.sock")
+        docker = Docker(network, f"unix://{place}/docker.sock", f"{place}/exec/containerd/containerd.sock")
         places = [f"--data-root={place}/root", f"--exec-root={place}/exec", f"--pidfile={place}/pid"]
         log = Path(place, "log")
         argv = ["dockerd", *_OPTIONS, *places, *options, f"--host={docker.socket}"]

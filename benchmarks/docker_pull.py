@@ -1,0 +1,247 @@
+"""What `docker pull` takes: through tunnelmgr, through `ssh -R`, and from a registry on the agent itself.
+
+Each agent has a real dockerd with its containerd, and pulls an image that it has no part of. Compared are the gate, the
+raw relay, `ssh -R` with its default cipher, and `direct`: docker-registry on the agent's own loopback, with the same
+storage. The images: 1 GiB in 8 layers, and 200 MiB in 40. Agents pull alone, and eight at a time; eight agents pull
+together as much as one does alone, unless `--full` is given. All take turns, round by round.
+
+Measured are the seconds of a pull, those until the last byte of a layer has arrived, and the CPU seconds of the
+tunnels' processes. dockerd unpacks layers while others arrive, which takes longer than the transfer on a short path.
+containerd's `ctr content fetch` does not unpack; it verifies and stores the layers. Needs root.
+
+    python benchmarks/docker_pull.py [--rounds 1] [--only near-large,…] [--full] [--json FILE]
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from docker_client import DockerClient
+from figures import Bar, Spread, interleaved, publish, table
+from fleet import FleetAgent, static_source
+from layered_image import LayeredImage
+from links import Link, create_link, use_cubic
+from tunnels import cpu_of, machine, ssh_command
+
+from lab.agents import LabAgent
+from lab.controller import LabController
+from lab.docker import dockerd_on
+from lab.network import Lab
+from lab.processes import Process, until
+
+PORTS = {"ours-gate": 5000, "ours": 5001, "ssh": 5002, "direct": 5003}
+"""Who listens where on each agent."""
+FORWARDS = """\
+[[forward]]
+name = "registry"
+listen = ["127.0.0.1:5000"]
+target = "127.0.0.1:5000"
+[[forward]]
+name = "raw"
+listen = ["127.0.0.1:5001"]
+target = "127.0.0.1:5000"
+protocol = "tcp"
+"""
+CROWD = 8
+"""The agents that pull at the same time."""
+DOCKERD = ("--storage-driver=overlay2", "--max-concurrent-downloads=3")
+"""The driver and the number of concurrent downloads that dockerd has by default; the lab's own are for other tests."""
+CLIENTS = ("docker", "containerd")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison: the path, the image, and the agents that pull it at once."""
+
+    name: str
+    link: Link
+    image: LayeredImage
+    agents: int
+
+    @property
+    def kinds(self) -> list[str]:
+        """Who is compared; a registry on the agent has no path."""
+        return [kind for kind in PORTS if kind != "direct" or not self.link.rtt_ms]
+
+
+def parts(*, full: bool) -> list[Part]:
+    """Return all comparisons; with `full`, each of eight agents pulls the whole image."""
+    share = 1 if full else CROWD
+    large, many = LayeredImage("benchmark/large", 8, 128), LayeredImage("benchmark/many", 40, 5)
+    eighth = LayeredImage("benchmark/eighth", 8, 128 // share)
+    found = []
+    for name, link in (("near", Link(0)), ("far", Link(20))):
+        found += [Part(f"{name}-large", link, large, 1), Part(f"{name}-many", link, many, 1)]
+        found.append(Part(f"{name}-crowd", link, large if full else eighth, CROWD))
+    return found
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement, in seconds; the CPU is that of all processes of the tunnels on the controller's machine."""
+
+    part: str
+    client: str
+    kind: str
+    number: int
+    whole: float
+    last_byte: float
+    cpu: float
+
+
+class Site:
+    """A controller with its registry, and agents at the end of equal links, each with all tunnels and a dockerd."""
+
+    def __init__(self, lab: Lab, folder: Path, link: Link, agents: int, stack: ExitStack) -> None:
+        self._controller = LabController(lab.controller, folder / "controller")
+        self._storage = folder / "images"
+        self._registry = lab.registry(lab.controller, folder / "registry", storage=self._storage)
+        self._ssh: list[Process] = []
+        use_cubic(lab.controller.name)
+        found = []
+        self.clients = []
+        for number in range(agents):
+            agent = self._agent(lab, folder, number)
+            address = create_link(link, lab.controller, agent, folder)
+            found.append(FleetAgent(agent.name, address, 22, agent.host_key))
+            self._forward(lab, agent, address, folder)
+            self.clients.append(DockerClient(stack.enter_context(dockerd_on(agent, *DOCKERD))))
+        self._controller.configure(FORWARDS + static_source(found), probe_interval="15s")
+        self._controller.start()
+        for member in found:
+            self._controller.wait_phase(member.name, "up")
+
+    def push(self, lab: Lab, image: LayeredImage) -> None:
+        """Push an image to the registry."""
+        image.push(lab.controller, self._registry)
+
+    def cpu(self, kind: str) -> float:
+        """Return the CPU seconds that all tunnels of a kind have used."""
+        if kind == "direct":
+            return 0.0
+        groups = [one.pid for one in self._ssh] if kind == "ssh" else [os.getpgid(self._controller.pid)]
+        return sum(map(cpu_of, groups))
+
+    def _agent(self, lab: Lab, folder: Path, number: int) -> LabAgent:
+        line = self._controller.authorized_keys.replace('5000"', '*"')
+        agent = lab.agent(f"agent-{number}", f"10.77.0.{11 + number}", line, sshd_options=["ClientAliveInterval 15"])
+        use_cubic(agent.netns)
+        lab.registry(agent.network_only(), folder / f"registry-{number}", PORTS["direct"], storage=self._storage)
+        return agent
+
+    def _forward(self, lab: Lab, agent: LabAgent, address: str, folder: Path) -> None:
+        key, forward = self._controller.folder / "id_ed25519", f"127.0.0.1:{PORTS['ssh']}:127.0.0.1:5000"
+        argv = ssh_command("ssh", key, forward, f"tunnel@{address}")
+        self._ssh.append(lab.controller.popen(argv, log=folder / f"ssh-{agent.name}.log"))
+        until(lambda: agent.listeners(PORTS["ssh"]), "ssh listens", timeout=20)
+
+
+class Comparison:
+    """One part on its site, and its samples."""
+
+    def __init__(self, part: Part, site: Site) -> None:
+        self._part = part
+        self._site = site
+        self.samples: list[Sample] = []
+
+    def run(self, rounds: int) -> list[Sample]:
+        """Measure all clients and kinds in turn."""
+        interleaved([(client, kind) for client in CLIENTS for kind in self._part.kinds], rounds, self._one)
+        return self.samples
+
+    def _one(self, pair: tuple[str, str], number: int) -> None:
+        """Have every agent pull once, at the same time."""
+        client, kind = pair
+        pulling = self._site.clients[: self._part.agents]
+        reference = f"localhost:{PORTS[kind]}/{self._part.image.repository}:1"
+        cpu, began = self._site.cpu(kind), time.monotonic()
+        with ThreadPoolExecutor(len(pulling)) as threads:
+            last_byte = max(threads.map(lambda one: one.pull(client, reference), pulling))
+            whole = time.monotonic() - began
+            cpu = self._site.cpu(kind) - cpu
+            list(threads.map(lambda one: one.remove(client, reference), pulling))
+        self.samples.append(Sample(self._part.name, client, kind, number, whole, last_byte - began, cpu))
+        print(f"  {self.samples[-1]}", file=sys.stderr)
+
+
+def run(chosen: Sequence[Part], rounds: int) -> list[Sample]:
+    """Measure every part; a site has those of one link."""
+    samples: list[Sample] = []
+    for link in dict.fromkeys(part.link for part in chosen):
+        mine = [part for part in chosen if part.link == link]
+        with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab, ExitStack() as stack:
+            site = Site(lab, Path(place), link, max(part.agents for part in mine), stack)
+            for image in dict.fromkeys(part.image for part in mine):
+                site.push(lab, image)
+            for part in mine:
+                samples += Comparison(part, site).run(rounds)
+    return samples
+
+
+# --- the figures ---
+
+
+def by_client(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
+    """Return the samples by part and client."""
+    found: dict[tuple[str, str], list[Sample]] = {}
+    for one in samples:
+        found.setdefault((one.part, one.client), []).append(one)
+    return found
+
+
+def ratio(samples: Sequence[Sample], kind: str, base: str, what: str) -> float | None:
+    """Return the median of one kind's figures relative to another's in the same round; None if not measured."""
+    bases = {one.number: getattr(one, what) for one in samples if one.kind == base}
+    ratios = [getattr(one, what) / bases[one.number] for one in samples if one.kind == kind and one.number in bases]
+    return Spread.of(ratios).median if ratios else None
+
+
+def rows(samples: Sequence[Sample]) -> list[list[str]]:
+    """Return the table's lines."""
+    lines = []
+    for (part, client), found in by_client(samples).items():
+        for kind in dict.fromkeys(one.kind for one in found):
+            mine = [one for one in found if one.kind == kind]
+            cells = [Spread.of(getattr(one, what) for one in mine).text() for what in ("whole", "last_byte", "cpu")]
+            ratios = [ratio(found, kind, base, "whole") for base in ("direct", "ssh")]
+            lines.append([part, client, kind, *cells, *(f"{one:.2f}" if one else "" for one in ratios)])
+    return lines
+
+
+def bars(samples: Sequence[Sample]) -> list[Bar]:
+    """Return the bars that were measured: to the registry on the agent on the short path, to `ssh -R` on the long."""
+    measured = []
+    for (part, client), found in by_client(samples).items():
+        base, limit = ("direct", 1.03) if part.startswith("near") else ("ssh", 0.7)
+        for what, label in (("whole", "seconds"), ("last_byte", "seconds to the last byte")):
+            value = ratio(found, "ours-gate", base, what)
+            if value is not None and (client, what) != ("containerd", "last_byte"):
+                measured.append(Bar(f"{part}, {client}: {label}, relative to {base}", value, limit, least=False))
+    return measured
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", help="parts, by commas; otherwise all")
+    parser.add_argument("--full", action="store_true", help="let each of eight agents pull the whole image")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    known = parts(full=options.full)
+    chosen = [part for part in known if options.only is None or part.name in options.only.split(",")]
+    samples = run(chosen, options.rounds)
+    heads = ["part", "client", "who", "seconds", "to the last byte", "CPU s", "to direct", "to ssh -R"]
+    publish("docker_pull", machine(), table(heads, rows(samples)), bars(samples), samples, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
