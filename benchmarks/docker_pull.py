@@ -7,12 +7,15 @@ together as much as one does alone, unless `--full` is given. All take turns, ro
 
 Measured are the seconds of a pull, those until the last byte of a layer has arrived, and the CPU seconds of the
 tunnels' processes. dockerd unpacks layers while others arrive, which takes longer than the transfer on a short path.
-containerd's `ctr content fetch` does not unpack; it verifies and stores the layers. Needs root.
+containerd's `ctr content fetch` does not unpack; it verifies and stores the layers. The engines store images in memory,
+because a disk takes longer than the transfer, and still writes while the next one is measured. Needs root, and 3 GiB of
+free memory; with `--full`, 20 GiB.
 
     python benchmarks/docker_pull.py [--rounds 1] [--only near-large,…] [--full] [--json FILE]
 """
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -53,7 +56,10 @@ CROWD = 8
 """The agents that pull at the same time."""
 DOCKERD = ("--storage-driver=overlay2", "--max-concurrent-downloads=3")
 """The driver and the number of concurrent downloads that dockerd has by default; the lab's own are for other tests."""
+MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory (`tmpfs(5)`)
 CLIENTS = ("docker", "containerd")
+SMALL = LayeredImage("benchmark/small", 1, 1)
+"""What everybody pulls once before the first measurement."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +112,15 @@ class Site:
         self._ssh: list[Process] = []
         use_cubic(lab.controller.name)
         found = []
-        self.clients = []
+        self.clients: list[DockerClient] = []
         for number in range(agents):
             agent = self._agent(lab, folder, number)
             address = create_link(link, lab.controller, agent, folder)
             found.append(FleetAgent(agent.name, address, 22, agent.host_key))
             self._forward(lab, agent, address, folder)
-            self.clients.append(DockerClient(stack.enter_context(dockerd_on(agent, *DOCKERD))))
+            root = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY))
+            docker = stack.enter_context(dockerd_on(agent, *DOCKERD, f"--data-root={root}"))
+            self.clients.append(DockerClient(docker))
         self._controller.configure(FORWARDS + static_source(found), probe_interval="15s")
         self._controller.start()
         for member in found:
@@ -121,6 +129,18 @@ class Site:
     def push(self, lab: Lab, image: LayeredImage) -> None:
         """Push an image to the registry."""
         image.push(lab.controller, self._registry)
+
+    def pull(self, kind: str, client: str, image: LayeredImage, agents: int) -> tuple[float, float, float]:
+        """Have agents pull an image at the same time; return the seconds in all, to the last byte, and of CPU."""
+        pulling = self.clients[:agents]
+        reference = f"localhost:{PORTS[kind]}/{image.repository}:1"
+        cpu, began = self.cpu(kind), time.monotonic()
+        with ThreadPoolExecutor(agents) as threads:
+            last_byte = max(threads.map(lambda one: one.pull(client, reference), pulling))
+            whole = time.monotonic() - began
+            cpu = self.cpu(kind) - cpu
+            list(threads.map(lambda one: one.remove(client, reference), pulling))
+        return whole, last_byte - began, cpu
 
     def cpu(self, kind: str) -> float:
         """Return the CPU seconds that all tunnels of a kind have used."""
@@ -157,17 +177,9 @@ class Comparison:
         return self.samples
 
     def _one(self, pair: tuple[str, str], number: int) -> None:
-        """Have every agent pull once, at the same time."""
         client, kind = pair
-        pulling = self._site.clients[: self._part.agents]
-        reference = f"localhost:{PORTS[kind]}/{self._part.image.repository}:1"
-        cpu, began = self._site.cpu(kind), time.monotonic()
-        with ThreadPoolExecutor(len(pulling)) as threads:
-            last_byte = max(threads.map(lambda one: one.pull(client, reference), pulling))
-            whole = time.monotonic() - began
-            cpu = self._site.cpu(kind) - cpu
-            list(threads.map(lambda one: one.remove(client, reference), pulling))
-        self.samples.append(Sample(self._part.name, client, kind, number, whole, last_byte - began, cpu))
+        found = self._site.pull(kind, client, self._part.image, self._part.agents)
+        self.samples.append(Sample(self._part.name, client, kind, number, *found))
         print(f"  {self.samples[-1]}", file=sys.stderr)
 
 
@@ -178,8 +190,10 @@ def run(chosen: Sequence[Part], rounds: int) -> list[Sample]:
         mine = [part for part in chosen if part.link == link]
         with tempfile.TemporaryDirectory() as place, Lab(Path(place) / "lab") as lab, ExitStack() as stack:
             site = Site(lab, Path(place), link, max(part.agents for part in mine), stack)
-            for image in dict.fromkeys(part.image for part in mine):
+            for image in dict.fromkeys([SMALL, *(part.image for part in mine)]):
                 site.push(lab, image)
+            for client, kind in itertools.product(CLIENTS, mine[0].kinds):
+                site.pull(kind, client, SMALL, len(site.clients))
             for part in mine:
                 samples += Comparison(part, site).run(rounds)
     return samples

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Protocol, assert_never
 
 import structlog
@@ -30,6 +31,7 @@ from tunnelmgr.core.events import (
     TunnelProbed,
 )
 from tunnelmgr.core.evolve import evolve
+from tunnelmgr.core.evolve.tunnels import probed_again
 from tunnelmgr.core.persistence import new_entries
 from tunnelmgr.core.reconcile import (
     Action,
@@ -278,9 +280,11 @@ class Controller:
         """Return whether an event changes only figures: another probe of a tunnel that is up, or the same leases."""
         if isinstance(event, ClusterChanged):
             return self.world.cluster is not None and event.cluster.agents is self.world.cluster.agents
-        if not isinstance(event, TunnelProbed):
-            return False
-        return isinstance(self.world.tunnels.get(event.agent), Up)
+        return self._is_probed_again(event)
+
+    def _is_probed_again(self, event: Event) -> bool:
+        """Return whether an event is another probe of a tunnel that is up."""
+        return isinstance(event, TunnelProbed) and isinstance(self.world.tunnels.get(event.agent), Up)
 
     def _next_turn_in(self) -> float | None:
         """Return the seconds until something is due without an event; None if nothing is."""
@@ -296,13 +300,18 @@ class Controller:
 
     def _apply(self, events: list[Event]) -> None:
         before = self.world
-        for event in events:
-            if isinstance(event, StateShared):
-                self._notice(before)
-                self._writer.note_stored(event.records, event.seeds)
-            self.world = evolve(self.world, event, self.clock())
-            if isinstance(event, StateShared):
-                before = self.world  # what other members have written is not news: they have reported it
+        for again, some in groupby(events, self._is_probed_again):
+            if again:
+                probes = (event for event in some if isinstance(event, TunnelProbed))
+                self.world = probed_again(self.world, probes, self.clock())
+                continue
+            for event in some:
+                if isinstance(event, StateShared):
+                    self._notice(before)
+                    self._writer.note_stored(event.records, event.seeds)
+                self.world = evolve(self.world, event, self.clock())
+                if isinstance(event, StateShared):
+                    before = self.world  # what other members have written is not news: they have reported it
         self._notice(before)
 
     def _notice(self, before: World) -> None:

@@ -10,7 +10,7 @@ from tests.until import until
 from tunnelmgr.dataplane.batches import BATCHES_PER_READ, take_batch
 from tunnelmgr.dataplane.fair_queue import HARD_LIMIT, SLICE, Share, fair_queue
 from tunnelmgr.dataplane.fast_path import OPAQUE_PIECE_BYTES
-from tunnelmgr.dataplane.paced_reader import MAX_READ_BYTES
+from tunnelmgr.dataplane.paced_reader import MAX_READ_BYTES, MAX_REPORTS
 from tunnelmgr.ssh.dialer import Dialer
 
 
@@ -134,16 +134,20 @@ async def test_a_read_that_takes_too_long_continues_in_later_steps() -> None:
         assert iterations >= 9
 
 
-async def test_a_queued_connection_is_not_watched() -> None:
-    """While a read waits in the fair queue, the socket is not watched."""
+async def test_a_connection_that_stays_queued_is_not_watched() -> None:
+    """While a read waits in the fair queue, the socket is watched for a few reports only."""
     with unread(Recording) as (transport, other):
         share = Share(fair_queue(asyncio.get_running_loop()))
         await arrive(transport, other, b"hello")
         share.run(lambda: _use_up(2 * HARD_LIMIT))
+        transport._stream.notify_readable(transport.reader._on_readable)
         transport.reader._on_readable()
         assert isinstance(transport.protocol, Recording)
         assert transport.protocol.calls == ["made"]
 
+        for _ in range(MAX_REPORTS - 1):
+            transport.reader._on_readable()
+        assert transport._stream._reader is not None
         transport.reader._on_readable()
         assert transport._stream._reader is None
 

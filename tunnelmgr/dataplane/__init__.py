@@ -43,7 +43,7 @@ drops what the kernel has buffered. An ended connection blocks no writer: they r
 The reader: watching ──readable──▶ [queued ──▶] reading ──▶ watching, queued (whole packets remain), or resting (timer).
 
 - *watching*: the loop reports the socket as readable.
-- *queued*: `_read` waits in the fair queue; the socket is not watched.
+- *queued*: `_read` waits in the fair queue; the socket is watched no longer than for a few reports.
 - *resting*: the no-op budget is exhausted or answers pile up; nothing is read until the timer ends.
 
 A pump waits for exactly one of: data from the source (`notify_readable`), the agent's window (`await_window`, which has

@@ -18,6 +18,12 @@ FAST_READ_SECONDS, SLOW_READ_SECONDS = 0.0003, 0.001
 """CPU time of a read: one that takes less doubles the next read's size, one that takes more reduces it."""
 MAX_UNREAD_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """Bytes that may wait for the socket before reading pauses; data of channels alone never comes near it."""
+MAX_REPORTS: Final = 8
+"""How often a socket whose read is queued may be reported again before it is not watched any more.
+
+Most queued reads run within a few iterations of the loop, and to stop watching a socket and to start again costs as
+much as twenty reports.
+"""
 ANSWER_POLL_SECONDS: Final = 0.05
 """Time between two checks whether the agent reads its answers."""
 
@@ -55,7 +61,7 @@ class PacedReader:
         self._budget = NoOpBudget(self._loop.time())
         self._read_bytes = MIN_READ_BYTES
         self._rest_timer: asyncio.TimerHandle | None = None
-        self._queued = False  # whether `_read` waits in the fair queue
+        self._reports = 0  # of a readable socket since `_read` waits in the fair queue; 0 while it does not
         self._tail = b""  # bytes received and not processed
         self._tail_ready = False  # whether the tail holds whole packets
         self.reads = 0
@@ -85,14 +91,16 @@ class PacedReader:
         self._budget.earn(octets)
 
     def _on_readable(self) -> None:
-        if self._queued:
-            self._stream.notify_readable(None)  # the loop would report the same bytes in every iteration
-        elif not self._bulk.defers_read():
-            self._queued = not self._share.run(self._read)
+        if self._reports:
+            self._reports += 1
+            if self._reports > MAX_REPORTS:
+                self._stream.notify_readable(None)  # the loop would report the same bytes in every iteration
+        elif not self._bulk.defers_read() and not self._share.run(self._read):
+            self._reports = 1
 
     def _read(self) -> None:
         """Process one read, and schedule the next one."""
-        self._queued = False
+        self._reports = 0
         if self._owner is None:
             return
         try:
@@ -163,7 +171,7 @@ class PacedReader:
             return
         if self._tail_ready:
             self._stream.notify_readable(None)
-            self._queued = True
+            self._reports = 1
             self._share.enqueue(self._read)
         else:
             self._stream.notify_readable(self._on_readable)

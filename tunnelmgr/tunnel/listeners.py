@@ -145,7 +145,7 @@ class Listeners:
     async def _is_rivals(self, endpoint: Endpoint) -> bool:
         """Return whether a refused address answers as the other member."""
         try:
-            async with self._settings.probe_deadline():
+            with self._settings.probe_deadline():
                 stream = await self._connection.connect(endpoint)
                 try:
                     return await controller_at(stream, endpoint) == self._opening.rival
@@ -155,7 +155,7 @@ class Listeners:
             return False
 
     async def _bind_one(self, forward: Forward, endpoint: Endpoint) -> bool:
-        async with self._settings.probe_deadline():
+        with self._settings.probe_deadline():
             owner = ListenerSessions(self._sessions, forward, endpoint)
             listener = await self._connection.listen(endpoint, owner)
         if listener is None:
@@ -174,7 +174,7 @@ class Listeners:
         A process that accepts no connection holds the port too; that is not a reason to end the tunnel.
         """
         try:
-            async with self._settings.probe_deadline():
+            with self._settings.probe_deadline():
                 (await self._connection.connect(endpoint)).abort()
         except ConnectionRefusedError:
             return False

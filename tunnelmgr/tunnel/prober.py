@@ -51,7 +51,7 @@ class Prober:
         began = time.monotonic()  # finer than uvloop's clock, which counts milliseconds
         self._sessions.probing = True
         try:
-            async with self._settings.probe_deadline():
+            with self._settings.probe_deadline():
                 for forward in self._opening.spec.forwards:
                     while not await self._probe_forward(forward):
                         self._sessions.shed()

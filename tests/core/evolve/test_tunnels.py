@@ -17,6 +17,8 @@ from tunnelmgr.core.events import (
     TunnelEnded,
     TunnelProbed,
 )
+from tunnelmgr.core.evolve import evolve
+from tunnelmgr.core.evolve.tunnels import probed_again
 from tunnelmgr.core.failure import Failure
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Phase
@@ -56,6 +58,32 @@ def test_a_later_probe_changes_only_the_last_probe(history: History) -> None:
     assert history.status(agent).probe.at == history.now
     assert history.status(agent).since == since
     assert history.steps(agent) == steps
+
+
+def test_probes_taken_together_change_the_same_as_one_by_one(history: History) -> None:
+    """Probes of many tunnels, taken in one step, leave the world that the single events would leave."""
+    agents = [history.agent(name) for name in "abc"]
+    history.listed(*agents)
+    for number, agent in enumerate(agents[:2], 1):
+        history.claim(agent, number)
+        history.act()
+        history.up_again(agent, number)
+    probes = [
+        TunnelProbed(agents[0].id, 1, 0.03),
+        TunnelProbed(agents[1].id, 0, 0.04),  # of an earlier life
+        TunnelProbed(agents[2].id, 1, 0.05),  # of a tunnel that nobody has opened
+        TunnelProbed(agents[0].id, 1, 0.06),
+    ]
+    before = history.world
+
+    together = probed_again(before, probes, history.now + 9)
+    for probe in probes:
+        history.world = evolve(history.world, probe, history.now + 9)
+
+    assert together == history.world
+    assert together.tunnels[agents[0].id] != before.tunnels[agents[0].id]
+    assert together.tunnels[agents[1].id] is before.tunnels[agents[1].id]
+    assert probed_again(before, probes[1:3], history.now) is before
 
 
 def test_binding_the_same_addresses_again_changes_nothing(history: History) -> None:

@@ -1,5 +1,6 @@
 """The reports of workers. A report from an earlier life of a tunnel changes nothing."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import assert_never
 
@@ -35,6 +36,16 @@ def progress(world: World, event: Progress, now: float) -> Transition:
         case LoginKeyTested():
             return Transition(_key_tested(world, event, status, now))
     assert_never(event)
+
+
+def probed_again(world: World, events: Iterable[TunnelProbed], now: float) -> World:
+    """Record probes of tunnels that are up, in one step: each step copies a table of the whole fleet."""
+    renewed = {
+        event.agent: replace(status, probe=Probe(now, event.took * 1000))
+        for event in events
+        if isinstance(status := _current(world, event), Up)
+    }
+    return replace(world, tunnels={**world.tunnels, **renewed}) if renewed else world
 
 
 def ended(world: World, event: TunnelEnded, now: float) -> Transition:
