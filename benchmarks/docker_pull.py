@@ -2,8 +2,9 @@
 
 Each agent has a real dockerd with its containerd, and pulls an image that it has no part of. Compared are the gate, the
 raw relay, `ssh -R` with its default cipher, and `direct`: docker-registry on the agent's own loopback, with the same
-storage. The images: 1 GiB in 8 layers, and 200 MiB in 40. Agents pull alone, and eight at a time; eight agents pull
-together as much as one does alone, unless `--full` is given. All take turns, round by round.
+storage. The images: 1 GiB in 8 layers, and 200 MiB in 40; without `--full`, the large one has a quarter of that. Agents
+pull alone, and eight at a time, each an eighth of the large image, or with `--full` all of it. All take turns, round by
+round. The agents have one half of the cores, and the controller's machine the other: they are different machines.
 
 Measured are the seconds of a pull, those until the last byte of a layer has arrived, and the CPU seconds of the
 tunnels' processes. dockerd unpacks layers while others arrive, which takes longer than the transfer on a short path.
@@ -20,9 +21,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from layered_image import LayeredImage
 from links import Link, create_link, use_cubic
 from tunnels import cpu_of, machine, ssh_command
 
-from lab.agents import LabAgent
+from lab.agents import SSH_PORT, LabAgent
 from lab.controller import LabController
 from lab.docker import dockerd_on
 from lab.network import Lab
@@ -78,15 +79,27 @@ class Part:
 
 
 def parts(*, full: bool) -> list[Part]:
-    """Return all comparisons; with `full`, each of eight agents pulls the whole image."""
-    share = 1 if full else CROWD
-    large, many = LayeredImage("benchmark/large", 8, 128), LayeredImage("benchmark/many", 40, 5)
-    eighth = LayeredImage("benchmark/eighth", 8, 128 // share)
+    """Return all comparisons, with the whole images if `full`."""
+    large = LayeredImage("benchmark/large", 8, 128 if full else 32)
+    each = large if full else LayeredImage("benchmark/eighth", 8, 4)
+    many = LayeredImage("benchmark/many", 40, 5)
     found = []
     for name, link in (("near", Link(0)), ("far", Link(20))):
         found += [Part(f"{name}-large", link, large, 1), Part(f"{name}-many", link, many, 1)]
-        found.append(Part(f"{name}-crowd", link, large if full else eighth, CROWD))
+        found.append(Part(f"{name}-crowd", link, each, CROWD))
     return found
+
+
+@contextmanager
+def on_half(number: int) -> Iterator[None]:
+    """Start processes on one half of the cores, if there are several: 0 for the agents, 1 for the controller."""
+    cores = os.sched_getaffinity(0)
+    half = sorted(cores)[number :: min(2, len(cores))]
+    os.sched_setaffinity(0, half or cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @dataclass(frozen=True)
@@ -108,21 +121,20 @@ class Site:
     def __init__(self, lab: Lab, folder: Path, link: Link, agents: int, stack: ExitStack) -> None:
         self._controller = LabController(lab.controller, folder / "controller")
         self._storage = folder / "images"
-        self._registry = lab.registry(lab.controller, folder / "registry", storage=self._storage)
         self._ssh: list[Process] = []
-        use_cubic(lab.controller.name)
-        found = []
         self.clients: list[DockerClient] = []
-        for number in range(agents):
-            agent = self._agent(lab, folder, number)
-            address = create_link(link, lab.controller, agent, folder)
-            found.append(FleetAgent(agent.name, address, 22, agent.host_key))
-            self._forward(lab, agent, address, folder)
-            root = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY))
-            docker = stack.enter_context(dockerd_on(agent, *DOCKERD, f"--data-root={root}"))
-            self.clients.append(DockerClient(docker))
-        self._controller.configure(FORWARDS + static_source(found), probe_interval="15s")
-        self._controller.start()
+        with on_half(0):
+            machines = [self._agent(lab, folder, number, stack) for number in range(agents)]
+        with on_half(1):
+            self._registry = lab.registry(lab.controller, folder / "registry", storage=self._storage)
+            use_cubic(lab.controller.name)
+            found = []
+            for agent in machines:
+                address = create_link(link, lab.controller, agent, folder)
+                found.append(FleetAgent(agent.name, address, SSH_PORT, agent.host_key))
+                self._forward(lab, agent, address, folder)
+            self._controller.configure(FORWARDS + static_source(found), probe_interval="15s")
+            self._controller.start()
         for member in found:
             self._controller.wait_phase(member.name, "up")
 
@@ -149,11 +161,14 @@ class Site:
         groups = [one.pid for one in self._ssh] if kind == "ssh" else [os.getpgid(self._controller.pid)]
         return sum(map(cpu_of, groups))
 
-    def _agent(self, lab: Lab, folder: Path, number: int) -> LabAgent:
+    def _agent(self, lab: Lab, folder: Path, number: int, stack: ExitStack) -> LabAgent:
+        """Boot an agent with a registry of its own and a dockerd."""
         line = self._controller.authorized_keys.replace('5000"', '*"')
         agent = lab.agent(f"agent-{number}", f"10.77.0.{11 + number}", line, sshd_options=["ClientAliveInterval 15"])
         use_cubic(agent.netns)
         lab.registry(agent.network_only(), folder / f"registry-{number}", PORTS["direct"], storage=self._storage)
+        root = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY))
+        self.clients.append(DockerClient(stack.enter_context(dockerd_on(agent, *DOCKERD, f"--data-root={root}"))))
         return agent
 
     def _forward(self, lab: Lab, agent: LabAgent, address: str, folder: Path) -> None:

@@ -1,10 +1,10 @@
-"""The cost of an idle tunnel: memory and CPU, for up to 2,000 tunnels in one process.
+"""The cost of an idle tunnel: memory and CPU, for up to 5,000 tunnels in one process.
 
 The agents have OpenSSH's own sshd and a probe every 15 s. Compared are, with the same agents, one `ssh -R` under
 autossh per agent with a keepalive every 15 s, and asyncssh's own forwarder, all in one process; both are measured with
 a number of agents that fits, and scaled to 1,000. Needs root.
 
-    python benchmarks/scale.py [--steps 100,500,1000,2000] [--peers 100] [--seconds 12] [--json FILE]
+    python benchmarks/scale.py [--steps 100,1000,5000] [--peers 100] [--seconds 12] [--json FILE]
 """
 
 import argparse
@@ -21,7 +21,7 @@ from fleet import FleetAgent, count_listening, start_fleet, static_source
 from tunnels import KEEPALIVE, cpu_of, forward_command, is_available, machine, memory_of, ssh_command
 
 from lab.agents import LabAgent
-from lab.controller import LabController
+from lab.controller import DEFAULTS_HEAD, LabController
 from lab.namespaces import Machine
 from lab.network import Lab
 from lab.processes import Process, until
@@ -62,11 +62,11 @@ def cpu_share(groups: Sequence[int], seconds: float) -> float:
 
 def ours(controller: LabController, fleet: Sequence[FleetAgent], steps: Sequence[int], seconds: float) -> list[Cost]:
     """Measure our own, with more agents at each step."""
-    controller.configure(static_source([]), probe_interval=f"{KEEPALIVE}s")
+    controller.configure(static_source([]), probe_interval=f"{KEEPALIVE}s", head=DEFAULTS_HEAD)
     controller.start()
     costs = [cost("ours", 0, [os.getpgid(controller.pid)], seconds / 3)]
     for count in steps:
-        controller.configure(static_source(fleet[:count]), probe_interval=f"{KEEPALIVE}s")
+        controller.configure(static_source(fleet[:count]), probe_interval=f"{KEEPALIVE}s", head=DEFAULTS_HEAD)
         controller.client.reload()
         until(lambda wanted=count: up(controller) == wanted, f"{count} are up", timeout=60 + count / 4, pause=0.5)
         costs.append(cost("ours", count, [os.getpgid(controller.pid)], seconds))
@@ -157,15 +157,19 @@ def bars(costs: Sequence[Cost]) -> list[Bar]:
         for name in ("resident", "share"):
             theirs, own = getattr(peer, name) / peer.tunnels, getattr(most, name) / most.tunnels
             found.append(Bar(f"{name} memory per tunnel, relative to autossh and ssh", own / theirs, 0.1, least=False))
-    if thousand := held.get(("ours", 1000)):
-        found.append(Bar("CPU of 1,000 idle tunnels, of a core", thousand.cpu, 0.05, least=False))
+    for count, share in ((1000, 0.05), (5000, 0.12)):
+        if one := held.get(("ours", count)):
+            found.append(Bar(f"CPU of {count:,} idle tunnels, of a core", one.cpu, share, least=False))
+    if most.tunnels:
+        further = (most.resident - held["ours", 0].resident) / most.tunnels
+        found.append(Bar("resident KB per further tunnel", further / 1e3, 80, least=False))
     return found
 
 
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", default="100,500,1000,2000")
+    parser.add_argument("--steps", default="100,1000,5000")
     parser.add_argument("--peers", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=12.0, help="of measuring, at each step")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

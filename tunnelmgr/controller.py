@@ -59,10 +59,10 @@ OPENINGS_INTERVAL = 0.1
 PROBE_BATCHING = 1.0
 """Seconds for which probes of tunnels that are up are collected: each turn examines every agent."""
 REPORT_BATCHING = 0.05
-"""Seconds for which reports of progress are collected while the store writes."""
+"""Seconds for which reports of progress, and retries, are collected while the store writes; otherwise the most."""
 BATCHING_FACTOR = 3.0
-"""How many times the duration of the last turn the ends of tunnels, and retries, are collected for: agents that fail
-repeatedly then cause turns for at most a quarter of the loop's time, regardless of the fleet's size."""
+"""How many times the duration of the last turn they are collected for: a fleet that comes up, or fails repeatedly, then
+causes turns for about a quarter of the loop's time, regardless of its size."""
 RETRY_PHASES = frozenset({Phase.AWAITING_IDENTITY, Phase.CONNECTING, Phase.DOWN})
 """The phases that an agent passes through repeatedly while it fails."""
 PROGRESS = (
@@ -260,15 +260,11 @@ class Controller:
 
     def _can_wait(self, event: Event) -> bool:
         """Return whether the loop may collect further events before it takes this one."""
-        return isinstance(event, PROGRESS if self._writer.busy else (TunnelEnded, TunnelProbed))
+        return isinstance(event, PROGRESS)
 
     def _batching(self) -> float:
-        """Return for how many seconds to collect events that can wait."""
-        return REPORT_BATCHING if self._writer.busy else self._retry_batching()
-
-    def _retry_batching(self) -> float:
-        """Return for how many seconds to collect ends of tunnels and retries."""
-        return min(REPORT_BATCHING, BATCHING_FACTOR * self._turn_seconds)
+        """Return for how many seconds to collect events that can wait, and retries."""
+        return REPORT_BATCHING if self._writer.busy else min(REPORT_BATCHING, BATCHING_FACTOR * self._turn_seconds)
 
     def _written(self) -> None:
         """Continue with what waited for a write that has ended, and try a failed one again later."""
@@ -292,7 +288,7 @@ class Controller:
             return OPENINGS_INTERVAL
         due = next_due(self.world)
         # What waits for a write is due already, and must not wake the loop repeatedly.
-        shortest = OPENINGS_INTERVAL if self._held else self._retry_batching()
+        shortest = OPENINGS_INTERVAL if self._held else self._batching()
         waits = [] if due is None else [max(shortest, due - self.clock())]
         if (retry := self._writer.retry_in) is not None:
             waits.append(retry)
