@@ -50,7 +50,7 @@ demo: install ## Show the main job with real parts; KEEP=1 keeps everything runn
 test: install lint ## Run every test and every check; ARGS="-k gate" selects tests
 	$(RUN)/python -m pytest -n $(WORKERS) --dist loadfile $(ORDER) -m "not serial" --cov --cov-report= $(ARGS) $(NONE_SELECTED)
 	$(RUN)/python -m pytest -m serial --cov --cov-append --cov-report=term:skip-covered $(ARGS) $(NONE_SELECTED)
-	$(RUN)/coverage report --include='tunnelmgr/core/*,tunnelmgr/gate/*' --fail-under=100 --skip-covered
+	$(RUN)/coverage report --include='tunnelmgr/core/*,tunnelmgr/gate/*,tunnelmgr/cache/*' --fail-under=100 --skip-covered
 
 lint: install ## Check style, types and layers
 	$(RUN)/ruff format --check .

@@ -1,5 +1,6 @@
 """The cache's folder: what stays, what leaves first, and what a start finds."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -98,13 +99,14 @@ def test_a_start_with_a_smaller_size_makes_room_with_the_next_blob(tmp_path: Pat
 
 
 def test_a_file_of_another_size_is_not_served(tmp_path: Path) -> None:
-    """A file that was changed from outside, or is not as large as the registry says, is forgotten."""
+    """A file that was changed from outside, or is not as large as the registry says, is removed."""
     files = opened(tmp_path)
     assert store(files, ONE, 400)
     (tmp_path / "sha256" / ONE[7:9] / ONE[7:]).write_bytes(b"short")
 
     assert files.open(ONE, 400) is None
-    assert files.count == 0
+    assert (files.used, files.count) == (0, 0)
+    assert not list(tmp_path.rglob(ONE[7:]))
 
 
 def test_a_file_that_was_removed_from_outside_is_forgotten(tmp_path: Path) -> None:
@@ -136,12 +138,101 @@ def test_a_full_disk_has_no_room(tmp_path: Path) -> None:
     assert held(files, ONE) == [False]
 
 
+def test_what_can_never_fit_removes_nothing(tmp_path: Path) -> None:
+    """A blob that is larger than the cache, or than what may leave, removes nothing."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    assert store(files, TWO, 400)
+
+    assert not store(files, THREE, 1001)
+    assert held(files, ONE, TWO) == [True, True]
+    read = files.open(ONE, 400)
+    assert read is not None
+    assert not store(files, THREE, 700)
+    assert held(files, TWO) == [True]
+    files.close(ONE, read)
+
+
+def test_a_disk_that_became_read_only_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the time of use cannot be written, the blob is served all the same."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+
+    def read_only(_: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", read_only)
+
+    assert held(files, ONE) == [True]
+
+
+def test_a_blob_is_found_again_after_too_many_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob that cannot be opened for now is not forgotten."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+
+    def too_many(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", too_many)
+        assert files.open(ONE, 400) is None
+
+    assert held(files, ONE) == [True]
+
+
+def test_a_broken_blob_leaves(tmp_path: Path) -> None:
+    """A blob that a reader could not read is removed, also if another reader gives it back afterwards."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    one, other = files.open(ONE, 400), files.open(ONE, 400)
+    assert one is not None
+    assert other is not None
+
+    files.close(ONE, one, broken=True)
+    files.close(ONE, other, broken=True)
+
+    assert (files.used, files.count) == (0, 0)
+    assert not list(tmp_path.rglob(ONE[7:]))
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    """A start neither counts nor removes what is not a blob or a download: other files, folders and links."""
+    others = [tmp_path / "incoming/mail", tmp_path / "a/b/c", tmp_path / "sha256/22" / ONE[7:]]
+    for other in others:
+        other.parent.mkdir(parents=True)
+        other.write_text("other")
+    place = tmp_path / "sha256" / TWO[7:9] / TWO[7:]
+    place.symlink_to(others[0])
+    folder = tmp_path / "sha256" / THREE[7:9] / THREE[7:]
+    folder.mkdir(parents=True)
+
+    files = opened(tmp_path)
+
+    assert (files.used, files.count) == (0, 0)
+    assert not files.reserve(1001)
+    assert all(other.read_text() == "other" for other in others)
+    assert place.is_symlink()
+    assert folder.is_dir()
+
+
+def test_a_folder_has_one_controller(tmp_path: Path) -> None:
+    """A second process that wants the same folder gets an error that names it."""
+    first, second = BlobFiles(tmp_path, 1000, 0), BlobFiles(tmp_path, 1000, 0)
+    first.claim()
+
+    with pytest.raises(CacheError, match=rf"cache.path: another controller uses {tmp_path}; stop it, or"):
+        second.claim()
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     """A start with a file in the folder's place fails, and names it."""
     (tmp_path / "file").write_text("")
+    files = BlobFiles(tmp_path / "file/cache", 1000, 0)
 
-    with pytest.raises(CacheError, match=r"cache.path: .*file.*: Not a directory"):
-        opened(tmp_path / "file/cache")
+    for use in (files.claim, files.scan):
+        with pytest.raises(CacheError, match=r"cache.path: .*file.*: Not a directory"):
+            use()
 
 
 def test_the_same_blob_twice_counts_once(tmp_path: Path) -> None:

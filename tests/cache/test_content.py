@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.until import until
 from tunnelmgr.cache.content import Content
 
 CONTENT = os.urandom(3_000_000)
+OPEN_FILES = Path("/proc/self/fd")
 
 
 @pytest.fixture
@@ -103,6 +105,79 @@ async def test_a_disk_that_fails_ends_the_reader(fd: int, monkeypatch: pytest.Mo
 
     assert await received(content, 0, len(CONTENT)) == b""
     assert content.failed
+    assert content.damaged
+
+
+async def test_a_file_system_that_always_would_have_to_wait_is_read(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a read without waiting never succeeds, what was just read ahead is read with waiting."""
+    preadv = os.preadv
+
+    def waiting(file: int, buffers: Sequence[memoryview], offset: int, flags: int) -> int:
+        if flags:
+            raise BlockingIOError
+        return preadv(file, [buffers[0][:1_000_000]], offset)
+
+    monkeypatch.setattr(os, "preadv", waiting)
+    content = Content(fd, len(CONTENT), available=len(CONTENT), on_unused=lambda: None)
+
+    async with asyncio.timeout(10):
+        assert await received(content, 0, len(CONTENT)) == CONTENT
+
+
+@pytest.mark.parametrize("lacking", ["files", "threads"])
+async def test_a_reader_ends_if_nothing_can_read_ahead(fd: int, monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    """Without a further file or thread the reader ends early, leaves no file open, and the blob is not damaged."""
+
+    def blocking(*_: object) -> int:
+        raise BlockingIOError
+
+    def too_many(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(os, "preadv", blocking)
+    if lacking == "files":
+        monkeypatch.setattr(os, "dup", too_many)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+    content = Content(fd, len(CONTENT), available=len(CONTENT), on_unused=lambda: None)
+    before = len(list(OPEN_FILES.iterdir()))
+
+    async with asyncio.timeout(10):
+        assert await received(content, 0, len(CONTENT)) == b""
+    assert not content.damaged
+    assert len(list(OPEN_FILES.iterdir())) == before
+
+
+async def test_nothing_is_read_while_a_thread_reads_ahead(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that is asked again while a thread reads ahead for it has no data yet, and starts no second thread."""
+
+    def cold(*_: object) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "preadv", cold)
+    reader = Content(fd, len(CONTENT), available=len(CONTENT), on_unused=lambda: None).reader(0, 100)
+    buffers = (memoryview(bytearray(50)), memoryview(bytearray(100)))
+
+    assert reader.receive_into(buffers) is None
+    monkeypatch.undo()
+    assert reader.receive_into(buffers) is None
+    await until(lambda: reader.receive_into(buffers) == 100)
+    assert bytes(buffers[0]) + bytes(buffers[1][:50]) == CONTENT[:100]
+    reader.close()
+
+
+async def test_no_more_buffers_are_used_than_there_are_bytes(fd: int) -> None:
+    """A read of less than the buffers hold leaves the last ones alone."""
+    reader = Content(fd, len(CONTENT), available=len(CONTENT), on_unused=lambda: None).reader(0, 10)
+    buffers = [memoryview(bytearray(10)) for _ in "12"]
+
+    assert reader.receive_into(buffers) == 10
+    assert bytes(buffers[0]) == CONTENT[:10]
+    assert bytes(buffers[1]) == bytes(10)
+    reader.close()
 
 
 async def test_the_file_is_given_back_after_the_last_reader(fd: int) -> None:

@@ -91,6 +91,83 @@ async def test_a_disk_without_room_costs_no_pull(
     assert full.files() == []
 
 
+async def test_without_room_a_registry_without_ranges_is_asked_for_the_whole(
+    talk: "Talk", scripted: "Scripted", tmp_path: Path
+) -> None:
+    """A registry that ignores ranges, as a pull-through cache does while it fetches, still serves what does not fit."""
+    digest, full = digest_of(LARGE), CachedGate(tmp_path, min_free=2**60)
+
+    async def whole(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(LARGE))
+            if head.startswith(b"GET"):
+                writer.write(LARGE)
+
+    async with scripted(whole) as registry, talk(full.gate, registry.endpoint) as agent:
+        answer = await agent.ask("GET", f"/v2/a/blobs/{digest}")
+
+    assert answer.body == LARGE
+
+
+async def test_the_rest_of_a_blob_does_not_wait_for_its_start(
+    talk: "Talk", scripted: "Scripted", cached: CachedGate
+) -> None:
+    """A pull that resumes gets its part from the registry, whether or not the blob is being downloaded for another."""
+    digest, started = digest_of(LARGE), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b"range: bytes=%d-" % (2 * MIB) in head.lower():
+                lines = b"Content-Range: bytes %d-%d/%d\r\n" % (2 * MIB, len(LARGE) - 1, len(LARGE))
+                lines += b"Content-Length: %d\r\n" % (len(LARGE) - 2 * MIB)
+                writer.write(b"HTTP/1.1 206 Partial Content\r\n" + lines + b"\r\n" + LARGE[2 * MIB :])
+                continue
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(LARGE))
+            if head.startswith(b"GET"):
+                writer.write(LARGE[:MIB])
+                started.set()
+
+    async with scripted(slow) as registry, talk(cached.gate, registry.endpoint) as resuming:
+        target, rest = f"/v2/a/blobs/{digest}", f"Range: bytes={2 * MIB}-"
+        alone = await resuming.ask("GET", target, rest)
+        async with talk(cached.gate, registry.endpoint, AgentId("static:other")) as other:
+            other.channel.send(f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
+            await asyncio.wait_for(started.wait(), 10)
+            beside = await resuming.ask("GET", target, rest)
+            other.channel.gone = True
+            cached.pulls.blobs._arriving[digest].content.fail()
+
+    assert (alone.status, alone.body) == (206, LARGE[2 * MIB :])
+    assert (beside.status, beside.body) == (206, LARGE[2 * MIB :])
+
+
+@pytest.mark.parametrize("kind", ["blobs", "manifests"])
+async def test_a_head_with_another_length_is_not_the_head_of_what_is_in_memory(
+    talk: "Talk", scripted: "Scripted", cached: CachedGate, kind: str
+) -> None:
+    """If the registry's answer to HEAD has another length than the content, GET is answered by the registry's GET."""
+    content = b'{"schemaVersion": 2}'
+    digest, said = digest_of(content), len(content)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            is_get = (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET")
+            length = len(content) if is_get else said
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (length, content if is_get else b""))
+
+    async with scripted(script) as registry, talk(cached.gate, registry.endpoint) as agent:
+        target = f"/v2/a/{kind}/{digest}"
+        await agent.ask("GET", target)
+        cached.now, said = 1000.0, 7
+        await agent.ask("HEAD", target)
+        answer = await agent.ask("GET", target)
+
+    assert cached.pulls.small.find(digest) == content
+    assert (answer.headers["content-length"], answer.body) == (str(len(content)), content)
+
+
 async def test_a_disk_that_fails_within_a_download_costs_no_pull(
     talk: "Talk", registry: "Registry", cached: CachedGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,7 +172,7 @@ async def test_a_restart_serves_what_is_complete_and_removes_the_rest(
     async with talk(cached.gate, registry.endpoint) as agent:
         await agent.ask("GET", target)
         await cached.stored(digest)
-    (cached.folder / "incoming/half").write_bytes(LARGE[:1000])
+    (cached.folder / "incoming/part-half").write_bytes(LARGE[:1000])
     asked = gets(registry, target)
 
     restarted = CachedGate(cached.folder)

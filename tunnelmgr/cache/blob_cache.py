@@ -35,18 +35,22 @@ class BlobCache:
         self._failed = 0
         self._warned = float("-inf")
 
-    def find(self, digest: str, octets: int) -> Content | None:
-        """Return a blob that is complete or on its way, None if it is neither.
+    def find(self, digest: str, octets: int, start: int) -> Content | None:
+        """Return a blob for a reader from `start`: complete, or on its way and there already; None if it is neither.
 
         The caller takes a reader of it at once.
         """
         if (arriving := self._arriving.get(digest)) is not None:
             content = arriving.content
-            return content if content.octets == octets and not content.failed else None
+            joins = content.octets == octets and start <= content.available and not content.failed
+            return content if joins else None
         fd = self.files.open(digest, octets)
         if fd is None:
             return None
-        return Content(fd, octets, available=octets, on_unused=lambda: self.files.close(digest, fd))
+        content = Content(
+            fd, octets, available=octets, on_unused=lambda: self.files.close(digest, fd, broken=content.damaged)
+        )
+        return content
 
     def download(self, source: BlobSource, reader: Hashable) -> Content | None:
         """Start to download a blob for `reader`, None if too much is on its way already, or no file can be made.
@@ -59,7 +63,7 @@ class BlobCache:
             return None
         try:
             arriving = _Arriving(source, self.files, self._on_failed, partial(self._on_finished, source.digest, reader))
-        except OSError as failed:
+        except (OSError, RuntimeError) as failed:  # RuntimeError: no further thread can be started
             self._on_failed(source.digest, str(failed))
             return None
         self._arriving[source.digest] = arriving
@@ -81,7 +85,7 @@ class BlobCache:
 
 
 class _Arriving:
-    """A download, and the content that grows by it; raises OSError if no file can be made."""
+    """A download, and the content that grows by it; raises OSError or RuntimeError if it cannot start."""
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class _Arriving:
             files,
             on_progress=lambda available: self._soon(partial(self.content.grow, available)),
             on_end=lambda end, reason: self._soon(partial(self._end, end, reason)),
-            on_stored=lambda: self._soon(self._finish),
+            on_stored=lambda reason: self._soon(partial(self._finish, reason)),
         )
         self.content = Content(self._download.fd, source.octets, available=0, on_unused=self._on_unused)
         self._download.start()
@@ -118,7 +122,9 @@ class _Arriving:
             self._on_failed(self._source.digest, reason)
         self.content.fail(corrupt=end is End.CORRUPT)
 
-    def _finish(self) -> None:
+    def _finish(self, reason: str) -> None:
+        if reason:
+            self._on_failed(self._source.digest, reason)
         self._finished = True
         self._on_finished()
         self._close()

@@ -31,6 +31,8 @@ class Content:
         """Whether no more will become available."""
         self.corrupt = False
         """Whether that is because the registry sent other content than the digest's."""
+        self.damaged = False
+        """Whether it is because the disk cannot read it."""
         self._on_unused = on_unused
         self._readers: set[ContentReader] = set()
 
@@ -78,6 +80,7 @@ class ContentReader:
         self._reader: Callable[[], None] | None = None
         self._scheduled = False
         self._reading_ahead: asyncio.Task[None] | None = None
+        self._read_ahead_at = -1
         self._closed = False
         self._broken = False
         self._flags = os.RWF_NOWAIT
@@ -101,8 +104,10 @@ class ContentReader:
             return 0 if self._content.failed or self.position == self._end else None
         if self._reading_ahead is not None:
             return None
+        # Right after reading ahead, the read may wait: otherwise a file system that always would makes no progress.
+        flags = 0 if self._read_ahead_at == self.position else self._flags
         try:
-            count = os.preadv(self._content.fd, _first(buffers, room), self.position, self._flags)
+            count = os.preadv(self._content.fd, _first(buffers, room), self.position, flags)
         except BlockingIOError:
             self._read_ahead(min(room, READ_AHEAD_BYTES))
             return None
@@ -130,7 +135,13 @@ class ContentReader:
 
     def _read_ahead(self, octets: int) -> None:
         """Bring the next bytes into the page cache, in a thread with a file of its own."""
-        fd, position = os.dup(self._content.fd), self.position
+        position = self._read_ahead_at = self.position
+
+        try:
+            fd = os.dup(self._content.fd)
+        except OSError as failed:
+            self._break(failed)
+            return
 
         def read() -> None:
             try:
@@ -143,16 +154,20 @@ class ContentReader:
                 await in_thread(read)
             except OSError as failed:
                 self._break(failed)
+            except RuntimeError as failed:  # no further thread can be started
+                os.close(fd)
+                self._break(failed)
             self._reading_ahead = None
             self._schedule()
 
         self._reading_ahead = self._loop.create_task(reading(), name="read ahead")
 
-    def _break(self, failed: OSError) -> None:
-        """End here, since the disk cannot be read; other readers find that out for themselves."""
-        log.warning("cached blob not readable", reason=failed.strerror)
+    def _break(self, failed: OSError | RuntimeError) -> None:
+        """End here, since the file cannot be read; other readers find that out for themselves."""
+        log.warning("cached blob not readable", reason=str(failed))
         self._broken = True
         self._content.failed = True
+        self._content.damaged = isinstance(failed, OSError) and failed.errno == errno.EIO
 
     def _is_ready(self) -> bool:
         content = self._content

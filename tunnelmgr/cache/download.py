@@ -57,7 +57,7 @@ class Download:
 
     `on_progress` gets the number of bytes that may be read; the last byte only counts once the digest is verified.
     `on_end` is called before a complete blob is moved to its place, otherwise with the reason why there is none;
-    `on_stored` is the last call.
+    `on_stored` is the last call, with the reason why a complete blob was not kept, if it was not.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Download:
         *,
         on_progress: Callable[[int], None],
         on_end: Callable[[End, str], None],
-        on_stored: Callable[[], None],
+        on_stored: Callable[[str], None],
     ) -> None:
         self._source = source
         self._files = files
@@ -78,8 +78,13 @@ class Download:
         self.fd, self._path = files.create()
 
     def start(self) -> None:
-        """Begin."""
-        threading.Thread(target=self._run, name=f"download {self._source.digest}", daemon=True).start()
+        """Begin; raises RuntimeError, and removes the file, if no further thread can be started."""
+        try:
+            threading.Thread(target=self._run, name=f"download {self._source.digest}", daemon=True).start()
+        except RuntimeError:
+            os.close(self.fd)
+            _unlink(self._path)
+            raise
 
     def abandon(self) -> None:
         """Stop at the next piece: nobody reads it any more."""
@@ -104,7 +109,7 @@ class Download:
             if reserved:
                 self._files.release(self._source.octets)
             _unlink(self._path)
-            self._on_stored()
+            self._on_stored(reason if end is End.COMPLETE else "")
 
     def _fetch(self, *, allowed: bool) -> None:
         """Write the blob to the file, and verify it; raises OSError, HTTPException or CacheError."""

@@ -32,6 +32,7 @@ class PullCache:
             return cls()
         shared, holdings = SharedRequests(Timeouts().response), Holdings()
         files = BlobFiles(config.path, config.size, config.min_free)
+        files.claim()
         files.scan()
         return cls(config, shared, holdings, CachedPulls(shared, holdings, BlobCache(files)))
 

@@ -99,7 +99,7 @@ class CachedPulls:
         if any(name == b"range" for name, _ in head.fields):
             return False
         confirmed, content = self.holdings.find(question), self.small.find(request.reference)
-        if confirmed is not None and content is not None:
+        if confirmed is not None and content is not None and length_of(confirmed) == len(content):
             self._count_hit(len(content))
             await pull.exchange.forward_answer(head, request, _whole(confirmed, content))
             return True
@@ -138,12 +138,12 @@ class CachedPulls:
     def _open(
         self, pull: AuthorizedRequest, registry: ConnectedRegistry, octets: int, span: Span, agent: Hashable
     ) -> Content | None:
-        """Return the blob, complete or on its way; for a part from within it, the whole is not downloaded."""
+        """Return the blob, complete or on its way, None if what is wanted of it would have to wait for other parts."""
         request = pull.request
-        if (found := self.blobs.find(request.reference, octets)) is not None:
+        if (found := self.blobs.find(request.reference, octets, span.start)) is not None:
             self.counts.hits += 1
             return found
-        if span.end < octets:
+        if span.start or span.end < octets:
             return None
         source = BlobSource(registry.endpoint, request.target(), pull.head.host, request.reference, octets)
         content = self.blobs.download(source, agent)
@@ -156,7 +156,7 @@ class CachedPulls:
     ) -> bool:
         head, request = pull.head, pull.request
         content = self.small.find(request.reference)
-        if content is not None:
+        if content is not None and len(content) == length_of(confirmed):
             self._count_hit(span.end - span.start)
         else:
             asked = replace(head, fields=tuple(field for field in head.fields if field[0] != b"range"))

@@ -224,13 +224,19 @@ class Exchange:
             raise self._stalled() from stalled
 
     async def _forward_rest(self, head: RequestHead, request: RegistryRequest, start: int, end: int) -> None:
-        """Send the rest of a content from the registry; raises RegistryUnavailableError if it sends anything else."""
+        """Send the rest of a content from the registry; raises RegistryUnavailableError if it sends anything else.
+
+        If all of it is left, no range is requested: a pull-through cache ignores those of what it is still fetching.
+        """
         kept = tuple(field for field in head.fields if field[0] != b"range")
-        ranged = replace(head, fields=(*kept, (b"range", b"bytes=%d-%d" % (start, end - 1))))
-        response = await self._connection.round_trip(head.method, encode_request_head(ranged, request))
-        named = dict(response.fields)
-        fits = named.get(b"content-range", b"").startswith(b"bytes %d-%d/" % (start, end - 1))
-        if response.status != HTTPStatus.PARTIAL_CONTENT or not fits or response.body.length != end - start:
+        if start == 0 and kept == head.fields:
+            asked, status, part = head, HTTPStatus.OK, None
+        else:
+            asked = replace(head, fields=(*kept, (b"range", b"bytes=%d-%d" % (start, end - 1))))
+            status, part = HTTPStatus.PARTIAL_CONTENT, b"bytes %d-%d/" % (start, end - 1)
+        response = await self._connection.round_trip(head.method, encode_request_head(asked, request))
+        fits = part is None or dict(response.fields).get(b"content-range", b"").startswith(part)
+        if response.status != status or not fits or response.body.length != end - start:
             raise RegistryUnavailableError(
                 f"the cache failed at byte {start} of a blob, and the registry at {self._target} did not answer with "
                 f"the rest, but with {response.status}"
