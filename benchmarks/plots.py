@@ -73,10 +73,21 @@ def gate(rows: Any, axes: Any) -> None:  # noqa: ANN401 - as above
 
 
 def manifests(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
-    """Draw requests per second as a multiple of `ssh -R`'s."""
-    groups = multiples(rows, "per_second", lambda row: f"{row['connections']} conn.")
+    """Draw requests per second as a multiple of `ssh -R`'s, for a manifest by its tag."""
+    by_tag = [row for row in rows if row["asked_by"] == "tag"]
+    groups = multiples(by_tag, "per_second", lambda row: f"{row['connections']} conn.")
     grouped(axes, groups, "requests per second, as a multiple of ssh -R")
     axes.axhline(1, color="#444444", linewidth=0.6)
+
+
+def cache(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
+    """Draw the seconds until a fleet has an image, without and with the cache."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for row in sorted(rows, key=lambda row: (row["storage"] != "S3", row["cached"])):
+        place = "registry on S3" if row["storage"] == "S3" else "registry on disk"
+        way = "with cache" if row["cached"] else "without cache"
+        groups.setdefault(place, {}).setdefault(way, []).append(row["seconds"])
+    grouped(axes, groups, "seconds until all have the image")
 
 
 def fairness(rows: Rows, axes: Any) -> None:  # noqa: ANN401 - as above
@@ -96,6 +107,7 @@ PLOTS: dict[str, Callable[[Any, Any], None]] = {
     "storm": storm,
     "reconnect": reconnect,
     "fairness": fairness,
+    "cache": cache,
 }
 
 
