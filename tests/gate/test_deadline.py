@@ -54,7 +54,7 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
         waiting.clear()
         both = tasks.create_task(wait(0.0), name="both")
         await waiting.wait()
-        deadline._on_timer()
+        deadline._expire()
         both.cancel()
         await asyncio.wait([both])
         deadline.close()

@@ -8,6 +8,7 @@ forms, conditions, a digest that it does not confirm, a pull whose download cann
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -15,10 +16,10 @@ from tunnelmgr.cache.blob_cache import BlobCache
 from tunnelmgr.cache.content import Content
 from tunnelmgr.cache.download import BlobSource
 from tunnelmgr.cache.small_contents import MAX_SMALL_BYTES, SmallContents
-from tunnelmgr.core.oci import RegistryRequest, Route
+from tunnelmgr.core.oci import RegistryRequest, Route, classify
 from tunnelmgr.gate.authorized_request import AuthorizedRequest
 from tunnelmgr.gate.connected_registry import ConnectedRegistry
-from tunnelmgr.gate.head_encoder import encode_request_head
+from tunnelmgr.gate.head_encoder import REMEMBERED_HEADS, encode_request_head
 from tunnelmgr.gate.head_parser import BodyFraming, Coding, RequestHead, ResponseHead
 from tunnelmgr.gate.holdings import Holdings, Question
 from tunnelmgr.gate.registry_pool import Answer
@@ -66,9 +67,7 @@ class CachedPulls:
         head, request = pull.head, pull.request
         if not is_cacheable(head, request):
             return False
-        # The range is left out: it is about the content, and the question is whether the content is there.
-        asked = replace(head, fields=tuple(field for field in head.fields if field[0] != b"range"))
-        wire = encode_request_head(asked, replace(request, method="HEAD"))
+        asked, wire = _question_about(head)
         question = self.holdings.question(registry.endpoint, request.repository, wire)
         if request.route is Route.MANIFEST and head.method == "GET":
             return await self._serve_manifest(pull, registry, question, asked)
@@ -159,7 +158,7 @@ class CachedPulls:
         if content is not None and len(content) == length_of(confirmed):
             self._count_hit(span.end - span.start)
         else:
-            asked = replace(head, fields=tuple(field for field in head.fields if field[0] != b"range"))
+            asked, _ = _question_about(head)
             answer = await self.shared.answer("GET", encode_request_head(asked, request), registry.connection.slot)
             if answer is None or answer.head.status != HTTPStatus.OK or len(answer.body) != length_of(confirmed):
                 self.counts.bypassed += 1
@@ -209,10 +208,18 @@ def span_of(head: RequestHead, octets: int) -> Span | None:
     return Span(start, end, partial=True) if start < end else None
 
 
+@lru_cache(maxsize=REMEMBERED_HEADS)
+def _question_about(head: RequestHead) -> tuple[RequestHead, bytes]:
+    """Return a pull without its range, and the HEAD request that asks whether the content is there."""
+    asked = replace(head, fields=tuple(field for field in head.fields if field[0] != b"range"))
+    return asked, encode_request_head(asked, classify("HEAD", head.target))
+
+
 def _whole(confirmed: ResponseHead, content: bytes) -> Answer:
     return Answer(_response(confirmed, len(content), Span(0, len(content), partial=False)), content)
 
 
+@lru_cache(maxsize=REMEMBERED_HEADS)
 def _response(confirmed: ResponseHead, octets: int, span: Span) -> ResponseHead:
     """Return the head of a response to GET, made from that to HEAD."""
     framing = BodyFraming(Coding.COUNTED, span.end - span.start)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-from tunnelmgr.core.oci import BodyKind, RegistryRequest
+from tunnelmgr.core.oci import BodyKind, RegistryRequest, classify
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.gate.head_parser import BodyFraming, Coding, Field, RequestHead, ResponseHead, connection_options
 from tunnelmgr.gate.location_rewrite import rewrite_links
@@ -46,6 +46,11 @@ _HOP_BY_HOP: Final = frozenset(
 
 
 @lru_cache(maxsize=REMEMBERED_HEADS)
+def encode_plain_request(head: RequestHead) -> bytes:
+    """Return the head of the request for the registry, if it is forwarded as the agent sent it."""
+    return encode_request_head(head, classify(head.method, head.target))
+
+
 def encode_request_head(head: RequestHead, request: RegistryRequest) -> bytes:
     """Return the head of the request for the registry, written from parsed parts only."""
     dropped = connection_options(head.fields)

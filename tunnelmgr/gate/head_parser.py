@@ -62,9 +62,9 @@ class BodyFraming:
 _NO_BODY: Final = BodyFraming(Coding.NONE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RequestHead:
-    """One request's head; field names are lower-case."""
+    """One request's head; field names are lower-case. Equal requests have one object, as far as it is remembered."""
 
     method: str
     target: str
@@ -80,9 +80,9 @@ class RequestHead:
         return self.body.coding is not Coding.NONE or not self.keep_alive
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ResponseHead:
-    """One response's head; field names are lower-case."""
+    """One response's head; field names are lower-case. Equal responses have one object, as `RequestHead` has."""
 
     status: int
     reason: bytes

@@ -1,16 +1,19 @@
 """Kept connections to one registry, for requests without a body whose whole response fits in memory.
 
-A request takes no task and one timer: it is written at once to an idle connection, and the response is parsed where its
-bytes arrive. A connection that the registry has closed meanwhile is noticed at once, since all are watched.
+A request takes no task and no timer of its own: it is written at once to an idle connection, and the response is
+parsed where its bytes arrive. A connection that the registry has closed meanwhile is noticed at once, since all are
+watched.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane.stream import Stream
 from tunnelmgr.errors import RegistryUnavailableError
+from tunnelmgr.gate.deadline import Alarm
 from tunnelmgr.gate.head_parser import Coding, ParseBuffer, ResponseHead, parse_response_head
 from tunnelmgr.gate.target_socket import MAX_READ, connect_to
 
@@ -28,8 +31,8 @@ class Answer:
     body: bytes = b""
 
 
-Outcome = asyncio.Future[Answer | None]
-"""An answer, None if it does not fit in memory, or RegistryUnavailableError."""
+Outcome = Answer | RegistryUnavailableError | None
+"""An answer, why there is none, or None if it does not fit in memory."""
 
 
 class RegistryPool:
@@ -42,14 +45,13 @@ class RegistryPool:
         self._opening: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def request(self, method: str, wire: bytes) -> Outcome:
-        """Send one request, and return the future of its outcome."""
-        pending = _Pending(method, wire, asyncio.get_running_loop().create_future(), kept=bool(self._idle))
+    def request(self, method: str, wire: bytes, on_outcome: Callable[[Outcome], None]) -> None:
+        """Send one request, and call `on_outcome` once, later."""
+        pending = _Pending(method, wire, on_outcome, kept=bool(self._idle))
         if self._idle:
             self._idle.pop().start(pending)
         else:
             self.open(pending)
-        return pending.outcome
 
     def open(self, pending: "_Pending") -> None:
         """Open a connection, and send a request on it."""
@@ -99,16 +101,11 @@ class _Pending:
 
     method: str
     wire: bytes
-    outcome: Outcome
+    settle: Callable[[Outcome], None]
     kept: bool
 
-    def settle(self, answer: Answer | None) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(answer)
-
     def fail(self, reason: str) -> None:
-        if not self.outcome.done():
-            self.outcome.set_exception(RegistryUnavailableError(reason))
+        self.settle(RegistryUnavailableError(reason))
 
 
 class _PooledConnection:
@@ -119,6 +116,7 @@ class _PooledConnection:
         self._pool = pool
         self._inbox = ParseBuffer(RegistryUnavailableError)
         self._head: ResponseHead | None = None
+        self._alarm = Alarm(self._on_late)
         self.start(pending)
         stream.notify_readable(self._on_readable)
 
@@ -126,16 +124,17 @@ class _PooledConnection:
         """Send a request; its outcome is settled when the response is complete."""
         self._pending: _Pending | None = pending
         self._head = None
-        self._timer = asyncio.get_running_loop().call_later(self._pool.timeout, self._on_timeout, pending)
+        self._alarm.set(self._pool.timeout)
         self._stream.send(pending.wire)
 
     def abort(self) -> None:
         """Close at once."""
-        self._timer.cancel()
+        self._alarm.close()
         self._stream.abort()
 
-    def _on_timeout(self, pending: _Pending) -> None:
-        self._fail(pending, f"did not answer within {self._pool.timeout:g} s")
+    def _on_late(self) -> None:
+        if self._pending is not None:
+            self._fail(self._pending, f"did not answer within {self._pool.timeout:g} s")
 
     def _on_readable(self) -> None:
         try:
@@ -184,10 +183,10 @@ class _PooledConnection:
         return None
 
     def _finish(self, pending: _Pending, head: ResponseHead) -> None:
-        self._timer.cancel()
+        self._alarm.clear()
         data, self._pending = self._inbox.take_all(), None
         if len(data) > head.body.length or not head.keep_alive or not self._pool.keep(self):
-            self._stream.abort()
+            self.abort()
         pending.settle(Answer(head, data[: head.body.length]))
 
     def _fail(self, pending: _Pending, reason: str) -> None:

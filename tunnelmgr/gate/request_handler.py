@@ -23,7 +23,7 @@ from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.deadline import Deadline
 from tunnelmgr.gate.delete import DeleteHandler
 from tunnelmgr.gate.exchange import Exchange, ReadOnlyError
-from tunnelmgr.gate.head_encoder import encode_request_head
+from tunnelmgr.gate.head_encoder import encode_plain_request
 from tunnelmgr.gate.head_parser import Coding, ParseBuffer, RequestHead, has_form_body
 from tunnelmgr.gate.identity import IdentityEndpoint
 from tunnelmgr.gate.local_reply import LocalReply, refusal
@@ -117,7 +117,7 @@ class RequestHandler:
         if cached is not None and await cached.serve(pull, registry, self.caller.agent):
             return
         if request.route in _SHARED:
-            wire = encode_request_head(head, request)
+            wire = encode_plain_request(head)
             answer = await self._context.shared.answer(head.method, wire, registry.connection.slot)
             if answer is not None:
                 await exchange.forward_answer(head, request, answer)

@@ -29,6 +29,13 @@ class _Waiter:
     slots: Slots
     answered: "asyncio.Future[Answer | str | None]"
 
+    def settle(self, outcome: Outcome) -> None:
+        """Pass an outcome on; each gets an exception of its own, since raising one changes its traceback."""
+        if isinstance(outcome, RegistryUnavailableError):
+            self.answered.set_exception(RegistryUnavailableError(str(outcome)))
+        else:
+            self.answered.set_result(outcome)
+
 
 @dataclass(slots=True)
 class _Round:
@@ -92,15 +99,15 @@ class SharedRequests:
         pool = self._pools.get(target)
         if pool is None:
             pool = self._pools[target] = RegistryPool(target, self._timeout)
-        pool.request(method, wire).add_done_callback(lambda sent: self._settle(key, method, sent))
+        pool.request(method, wire, lambda outcome: self._settle(key, method, outcome))
 
-    def _settle(self, key: _Key, method: str, sent: Outcome) -> None:
+    def _settle(self, key: _Key, method: str, outcome: Outcome) -> None:
         """Pass an answer on, and send the request again for those that came late, if one of them has a slot."""
         current = self._rounds.pop(key)
         current.slots.release()
         for waiter in current.asked:
             if not waiter.answered.done():
-                _copy(sent, waiter.answered)
+                waiter.settle(outcome)
         late = [waiter for waiter in current.late if not waiter.answered.done()]
         first = next((waiter for waiter in late if waiter.slots.take()), None)
         if first is not None:
@@ -108,11 +115,3 @@ class SharedRequests:
             return
         for waiter in late:
             waiter.answered.set_result(_AGAIN)
-
-
-def _copy(sent: Outcome, answered: "asyncio.Future[Answer | str | None]") -> None:
-    """Settle one future as another; each gets an exception of its own, since raising one changes its traceback."""
-    if (failed := sent.exception()) is not None:
-        answered.set_exception(RegistryUnavailableError(str(failed)))
-    else:
-        answered.set_result(sent.result())
