@@ -19,7 +19,7 @@ FAST_READ_SECONDS, SLOW_READ_SECONDS = 0.0003, 0.001
 MAX_UNREAD_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """Bytes that may wait for the socket before reading pauses; data of channels alone never comes near it."""
 MAX_REPORTS: Final = 8
-"""How often a socket whose read is queued may be reported again before it is not watched any more.
+"""How often a socket whose read is queued may be reported again before it is no longer watched.
 
 Most queued reads run within a few iterations of the loop, and to stop watching a socket and to start again costs as
 much as twenty reports.
