@@ -6,7 +6,7 @@ from tunnelmgr.cache.blob_cache import BlobCache
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.gate.cached_pulls import CachedPulls
-from tunnelmgr.gate.context import GateContext
+from tunnelmgr.gate.context import GateContext, PolicySource
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.holdings import Holdings
 from tunnelmgr.gate.request_record import NoRequestLog, RequestLog
@@ -42,12 +42,13 @@ def gate_with(
     requests: RequestLog | None = None,
     timeouts: Timeouts | None = None,
     blobs: BlobCache | None = None,
+    policies: PolicySource | None = None,
 ) -> Gate:
-    """Return a gate that applies one policy to every agent, with a cache if `blobs` is given."""
+    """Return a gate that applies one policy to every agent unless `policies` is given, with a cache if `blobs` is."""
     timeouts = timeouts or Timeouts()
     shared, holdings = SharedRequests(timeouts.response), Holdings()
     context = GateContext(
-        policies=OnePolicy(policy),
+        policies=policies or OnePolicy(policy),
         proofs=ListenerProofs(),
         requests=requests or NoRequestLog(),
         timeouts=timeouts,
