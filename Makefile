@@ -25,6 +25,7 @@ gate
 manifests
 throughput --rounds 3
 docker_pull
+cache
 scale --steps 100,1000,5000 --peers 50 --seconds 9
 storm
 starvation --cuts 20

@@ -85,7 +85,7 @@ class Site:
         shutil.rmtree(cache, ignore_errors=True)
         text = f'\n[cache]\npath = "{cache}"\nmin_free = "1GiB"\n' if cached else ""
         text += f'\n[[forward]]\nname = "registry"\nlisten = ["127.0.0.1:5000"]\ntarget = "127.0.0.1:{registry.port}"\n'
-        controller.configure(text + source(self.agents))
+        controller.configure(text + source(self.agents), probe_interval="15s")
         controller.start()
         try:
             until(lambda: controller.client.status()["up"] == len(self.agents), "all agents are up", timeout=60)
