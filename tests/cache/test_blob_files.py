@@ -166,6 +166,27 @@ def test_a_disk_that_became_read_only_is_still_read(tmp_path: Path, monkeypatch:
     assert held(files, ONE) == [True]
 
 
+def test_a_start_on_a_disk_that_became_read_only_finds_the_blobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If what a crash left cannot be removed, the complete blobs are served all the same."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    fd, left = files.create()
+    os.close(fd)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", read_only)
+        restarted = opened(tmp_path)
+
+    assert held(restarted, ONE) == [True]
+    assert left.exists()
+    assert not opened(tmp_path)._incoming.joinpath(left.name).exists()
+
+
 def test_a_blob_is_found_again_after_too_many_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A blob that cannot be opened for now is not forgotten."""
     files = opened(tmp_path)

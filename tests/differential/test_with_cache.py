@@ -187,7 +187,7 @@ class Requests:
 
 @pytest.mark.timeout(max(120, CASES // 3))
 async def test_pulls_between_pushes_and_deletes_are_the_same(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
-    """Agents of two groups get the same answers with a cache, in any order in which they pull, push, mount and delete."""
+    """Agents of two groups get the same answers with a cache, in any order of pulls, pushes, mounts and deletes."""
     requests, statuses = Requests(Random(f"{SEED}/cache"), pair), Counter[bytes]()
 
     for number in range(CASES):

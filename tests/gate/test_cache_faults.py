@@ -91,15 +91,23 @@ async def test_a_disk_without_room_costs_no_pull(
     assert full.files() == []
 
 
-async def test_without_room_a_registry_without_ranges_is_asked_for_the_whole(
-    talk: "Talk", scripted: "Scripted", tmp_path: Path
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_without_room_the_registrys_own_answer_is_sent(
+    talk: "Talk", scripted: "Scripted", tmp_path: Path, *, chunked: bool
 ) -> None:
-    """A registry that ignores ranges, as a pull-through cache does while it fetches, still serves what does not fit."""
+    """What does not fit is served even by a registry that ignores ranges, or whose GET is chunked unlike its HEAD.
+
+    A pull-through cache ignores ranges while it fetches.
+    """
     digest, full = digest_of(LARGE), CachedGate(tmp_path, min_free=2**60)
 
     async def whole(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"GET") and chunked:
+                lines = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(LARGE)
+                writer.write(b"HTTP/1.1 200 OK\r\n" + lines + LARGE + b"\r\n0\r\n\r\n")
+                continue
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(LARGE))
             if head.startswith(b"GET"):
                 writer.write(LARGE)

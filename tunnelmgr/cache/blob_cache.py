@@ -47,9 +47,7 @@ class BlobCache:
         fd = self.files.open(digest, octets)
         if fd is None:
             return None
-        content = Content(
-            fd, octets, available=octets, on_unused=lambda: self.files.close(digest, fd, broken=content.damaged)
-        )
+        content = Content(fd, octets, available=octets, on_unused=lambda: self._close(digest, content))
         return content
 
     def download(self, source: BlobSource, reader: Hashable) -> Content | None:
@@ -70,8 +68,13 @@ class BlobCache:
         self._started[reader] += 1
         return arriving.content
 
+    def _close(self, digest: str, content: Content) -> None:
+        if content.fault:
+            self._on_failed(digest, f"not readable: {content.fault}")
+        self.files.close(digest, content.fd, broken=content.damaged)
+
     def _on_failed(self, digest: str, reason: str) -> None:
-        """Log a failed download, but seldom: agents choose how many there are."""
+        """Log a fault, but seldom: agents choose how many there are."""
         self._failed += 1
         if (now := monotonic()) - self._warned >= WARN_EVERY:
             log.warning("blob not cached", digest=digest, reason=reason, failed=self._failed)

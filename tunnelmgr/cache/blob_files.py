@@ -61,7 +61,7 @@ class BlobFiles:
         """Make the folder, and lock it until this process ends; raises CacheError if another one uses it."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self._folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(self._folder / "lock", os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as failed:
             raise _unusable(self._folder, failed) from failed
         try:
@@ -77,7 +77,8 @@ class BlobFiles:
         try:
             self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
             for left in self._incoming.glob(f"{_PART}*"):
-                left.unlink()
+                with suppress(OSError):  # on a disk that has become read-only, complete blobs are still served
+                    left.unlink()
             found = [(path, path.lstat()) for path in self._folder.glob("sha*/*/*") if _is_place(path)]
         except OSError as failed:
             raise _unusable(self._folder, failed) from failed

@@ -6,11 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import structlog
-
 from tunnelmgr.threads import in_thread
-
-log = structlog.get_logger(__name__)
 
 READ_AHEAD_BYTES: Final = 1024 * 1024
 """Bytes that a thread brings into the page cache at a time."""
@@ -31,8 +27,10 @@ class Content:
         """Whether no more will become available."""
         self.corrupt = False
         """Whether that is because the registry sent other content than the digest's."""
+        self.fault = ""
+        """Why a reader could not read what is available, if it could not."""
         self.damaged = False
-        """Whether it is because the disk cannot read it."""
+        """Whether that is because the disk cannot read it."""
         self._on_unused = on_unused
         self._readers: set[ContentReader] = set()
 
@@ -89,6 +87,17 @@ class ContentReader:
     def corrupt(self) -> bool:
         """Whether the registry sent other content than the digest's."""
         return self._content.corrupt
+
+    async def started(self) -> bool:
+        """Wait until there is something to read; returns False if nothing will come. The caller sets the deadline."""
+        if not self._is_ready():
+            ready = asyncio.Event()
+            self.notify_readable(ready.set)
+            try:
+                await ready.wait()
+            finally:
+                self.notify_readable(None)
+        return self._content.available > self.position
 
     # --- ByteSource ---
 
@@ -164,9 +173,8 @@ class ContentReader:
 
     def _break(self, failed: OSError | RuntimeError) -> None:
         """End here, since the file cannot be read; other readers find that out for themselves."""
-        log.warning("cached blob not readable", reason=str(failed))
         self._broken = True
-        self._content.failed = True
+        self._content.failed, self._content.fault = True, str(failed)
         self._content.damaged = isinstance(failed, OSError) and failed.errno == errno.EIO
 
     def _is_ready(self) -> bool:

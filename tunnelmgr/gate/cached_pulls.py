@@ -128,11 +128,11 @@ class CachedPulls:
             return False
         reader = content.reader(span.start, span.end)
         try:
-            await pull.exchange.forward_content(head, request, _response(confirmed, octets, span), reader, span.end)
+            response = _response(confirmed, octets, span)
+            return await pull.exchange.forward_content(head, request, response, reader, span.end)
         finally:
             self.counts.octets += reader.position - span.start
             reader.close()
-        return True
 
     def _open(
         self, pull: AuthorizedRequest, registry: ConnectedRegistry, octets: int, span: Span, agent: Hashable

@@ -65,6 +65,10 @@ class StoredBytes(ByteSource, Protocol):
         """Whether it ends early because the registry sent other content than the digest's."""
         ...
 
+    async def started(self) -> bool:
+        """Wait for the first byte; returns False if none will come. The caller sets the deadline."""
+        ...
+
 
 class Exchange:
     """The two directions of one request: `forward_request` or `forward_manifest`, then `forward_response`."""
@@ -206,15 +210,18 @@ class Exchange:
 
     async def forward_content(
         self, head: RequestHead, request: RegistryRequest, response: ResponseHead, source: StoredBytes, end: int
-    ) -> None:
+    ) -> bool:
         """Send a response whose body is read from the cache; what that fails to give, the registry does.
 
-        `end` is where the last byte is followed, in the whole content. Raises as `forward_response` does.
+        Returns False, and sends nothing, if the cache gives no byte: some registries answer without ranges, or with
+        another form of body than their answer to HEAD promised. `end` is where the last byte is followed, in the whole
+        content. Raises as `forward_response` does.
         """
-        encoded = self._encode_head(head, request, response, None)
         try:
             with self._deadline.within(self._timeouts.response):
-                await self._agent.write(encoded)
+                if not await source.started():
+                    return False
+                await self._agent.write(self._encode_head(head, request, response, None))
                 await self._agent.send_from(source, end - source.position, self._extend)
                 if source.corrupt:
                     raise CorruptContentError(self._target)
@@ -222,21 +229,16 @@ class Exchange:
                     await self._forward_rest(head, request, source.position, end)
         except TimeoutError as stalled:
             raise self._stalled() from stalled
+        return True
 
     async def _forward_rest(self, head: RequestHead, request: RegistryRequest, start: int, end: int) -> None:
-        """Send the rest of a content from the registry; raises RegistryUnavailableError if it sends anything else.
-
-        If all of it is left, no range is requested: a pull-through cache ignores those of what it is still fetching.
-        """
+        """Send the rest of a content from the registry; raises RegistryUnavailableError if it sends anything else."""
         kept = tuple(field for field in head.fields if field[0] != b"range")
-        if start == 0 and kept == head.fields:
-            asked, status, part = head, HTTPStatus.OK, None
-        else:
-            asked = replace(head, fields=(*kept, (b"range", b"bytes=%d-%d" % (start, end - 1))))
-            status, part = HTTPStatus.PARTIAL_CONTENT, b"bytes %d-%d/" % (start, end - 1)
-        response = await self._connection.round_trip(head.method, encode_request_head(asked, request))
-        fits = part is None or dict(response.fields).get(b"content-range", b"").startswith(part)
-        if response.status != status or not fits or response.body.length != end - start:
+        ranged = replace(head, fields=(*kept, (b"range", b"bytes=%d-%d" % (start, end - 1))))
+        response = await self._connection.round_trip(head.method, encode_request_head(ranged, request))
+        named = dict(response.fields)
+        fits = named.get(b"content-range", b"").startswith(b"bytes %d-%d/" % (start, end - 1))
+        if response.status != HTTPStatus.PARTIAL_CONTENT or not fits or response.body.length != end - start:
             raise RegistryUnavailableError(
                 f"the cache failed at byte {start} of a blob, and the registry at {self._target} did not answer with "
                 f"the rest, but with {response.status}"
