@@ -227,6 +227,26 @@ def test_durations_have_a_unit(write: Callable[[str], Path], written: str, secon
     assert config.controller.drain == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize(
+    ("written", "octets"), [("1048576KiB", 2**30), ("1500MiB", 1500 * 2**20), ("50GiB", 50 * 2**30), ("2TiB", 2**41)]
+)
+def test_sizes_have_a_unit(write: Callable[[str], Path], written: str, octets: int) -> None:
+    """A size is a whole number with a unit of powers of 1024."""
+    cache = load(write(f'[cache]\nsize = "{written}"\n[ssh]\nkey = "KEYFILE"\n')).cache
+
+    assert cache is not None
+    assert cache.size == octets
+
+
+def test_nothing_is_cached_unless_configured(write: Callable[[str], Path]) -> None:
+    """Without [cache] there is no cache; the table alone has the documented defaults."""
+    without, alone = (load(write(f'{table}[ssh]\nkey = "KEYFILE"\n')).cache for table in ("", "[cache]\n"))
+
+    assert without is None
+    assert alone is not None
+    assert (str(alone.path), alone.size, alone.min_free) == ("/var/cache/tunnelmgr", 20 * 2**30, 5 * 2**30)
+
+
 values = st.recursive(
     st.one_of(
         st.booleans(),

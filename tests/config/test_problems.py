@@ -315,3 +315,18 @@ def test_an_invalid_duration_is_refused(problems: Callable[[str], list[str]], wr
     (found,) = problems(f"[controller]\ndrain = {written}")
 
     assert found.startswith("controller.drain: ")
+
+
+@pytest.mark.parametrize("written", ['"20"', "20", '"20GB"', '"1.5GiB"', '"-1GiB"', "true"])
+def test_an_invalid_size_is_refused(problems: Callable[[str], list[str]], written: str) -> None:
+    """A number without a unit, a fraction and a unit of powers of 1000 are refused."""
+    assert problems(f"[cache]\nmin_free = {written}") == [
+        f'cache.min_free: write a size such as "50GiB" or "500MiB", not {tomllib.loads(f"x = {written}")["x"]!r}'
+    ]
+
+
+def test_a_cache_that_holds_no_image_is_refused(problems: Callable[[str], list[str]]) -> None:
+    """A cache below 1 GiB is refused."""
+    assert problems('[cache]\nsize = "500MiB"') == [
+        "cache.size: write at least \"1GiB\": a smaller cache would not hold one usual image, not '500MiB'"
+    ]

@@ -176,8 +176,15 @@ class CacheConfig(Section):
     """`[cache]`: blobs that agents pull, kept on this machine; sizes in bytes."""
 
     path: AbsolutePath = DEFAULT_CACHE
-    size: Annotated[Size, Field(ge=MIN_CACHE)] = 20 * 2**30
+    size: Size = 20 * 2**30
     min_free: Size = 5 * 2**30
+
+    @field_validator("size")
+    @classmethod
+    def _holds_an_image(cls, size: int) -> int:
+        if size < MIN_CACHE:
+            raise ValueError('write at least "1GiB": a smaller cache would not hold one usual image')
+        return size
 
 
 class Config(Section):

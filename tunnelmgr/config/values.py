@@ -32,8 +32,6 @@ def _duration(value: object) -> float:
 
 
 def _size(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value  # a default
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError('write a size such as "50GiB" or "500MiB"')
