@@ -19,7 +19,7 @@ CREDENTIAL = "credential:"
 """The prefix of a key that systemd passes as a credential: `credential:NAME` (systemd.exec(5), LoadCredential=)."""
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
-_SIZE = re.compile(r"([0-9]{1,6})(KiB|MiB|GiB|TiB)")
+_SIZE = re.compile(r"([0-9]{1,9})(KiB|MiB|GiB|TiB)")
 _BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
