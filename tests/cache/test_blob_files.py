@@ -187,6 +187,40 @@ def test_a_start_on_a_disk_that_became_read_only_finds_the_blobs(
     assert not opened(tmp_path)._incoming.joinpath(left.name).exists()
 
 
+@pytest.mark.parametrize("fault", ["unlink", "statvfs"])
+def test_a_disk_that_fails_for_a_while_takes_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """If the disk cannot be changed or asked while room is made, nothing stays reserved, and later there is room."""
+    files = opened(tmp_path)
+    assert store(files, ONE, 400)
+    assert store(files, TWO, 400)
+    statvfs, asked = os.statvfs, 0
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def failing(path: Path) -> os.statvfs_result:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return statvfs(path)
+
+    with monkeypatch.context() as patched:
+        if fault == "unlink":
+            patched.setattr(Path, "unlink", read_only)
+            assert not files.reserve(700)
+            assert (files.used, held(files, ONE, TWO)) == (800, [True, True])
+        else:
+            patched.setattr(os, "statvfs", failing)
+            with pytest.raises(OSError, match="Input/output error"):
+                files.reserve(700)
+
+    assert store(files, THREE, 1000)
+    assert files.used == 1000
+
+
 def test_a_blob_is_found_again_after_too_many_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A blob that cannot be opened for now is not forgotten."""
     files = opened(tmp_path)

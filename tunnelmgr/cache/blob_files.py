@@ -126,11 +126,15 @@ class BlobFiles:
         with self._lock:
             excess = self._used + self._reserved + octets - self._size
             lacking = self._min_free + self._reserved + octets - free
-            removed = [self._path(digest) for digest in self._evict(max(excess, lacking), octets)]
+            evicted = self._evict(max(excess, lacking), octets)
             self._reserved += octets
-        for path in removed:
-            path.unlink(missing_ok=True)
-        free = self._free()
+        for digest, size in evicted:
+            self._remove(digest, size)
+        try:
+            free = self._free()
+        except OSError:
+            self.release(octets)
+            raise
         with self._lock:
             fits = self._used + self._reserved <= self._size and free - self._reserved >= self._min_free
             if not fits:
@@ -155,23 +159,31 @@ class BlobFiles:
         with self._lock:
             self._insert(digest, octets)
 
-    def _evict(self, shortage: int, octets: int) -> list[str]:
-        """Forget blobs that nobody reads, to make up for a shortage with a new blob; returns their digests.
+    def _evict(self, shortage: int, octets: int) -> list[tuple[str, int]]:
+        """Forget blobs that nobody reads, to make up for a shortage with a new blob; returns their digests and sizes.
 
         If that is not possible, nothing leaves for the new blob's sake.
         """
         if shortage > sum(stored.octets for stored in self._blobs.values() if not stored.readers):
             shortage -= octets
-        evicted: list[str] = []
+        evicted: list[tuple[str, int]] = []
         for digest, stored in self._blobs.items():
             if shortage <= 0:
                 break
             if not stored.readers:
-                evicted.append(digest)
+                evicted.append((digest, stored.octets))
                 shortage -= stored.octets
-        for digest in evicted:
+        for digest, _ in evicted:
             self._drop(digest)
         return evicted
+
+    def _remove(self, digest: str, octets: int) -> None:
+        """Remove a forgotten blob's file; if that fails, the blob still counts."""
+        try:
+            self._path(digest).unlink(missing_ok=True)
+        except OSError:
+            with self._lock:
+                self._insert(digest, octets)
 
     def _insert(self, digest: str, octets: int) -> None:
         if digest not in self._blobs:
