@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -23,6 +23,7 @@ from tests.differential.grammar import MANIFEST, make_case
 from tests.differential.subject import HOST, POLICY, Subject, new_marks, running_subject
 from tests.gate.conftest import CALLER
 from tests.gate.docker_registry import digest_of
+from tests.until import until
 from tunnelmgr.cache.blob_cache import BlobCache
 from tunnelmgr.cache.blob_files import BlobFiles
 from tunnelmgr.core.agent import AgentId
@@ -218,3 +219,48 @@ async def test_malformed_requests_are_answered_the_same(pair: Pair) -> None:
         plain, cached = await pair.send_each(cases[0], cases[1], agent)
 
         assert comparable(plain) == comparable(cached), f"case {number} of seed {SEED}: {cases[0]!r}"
+
+
+@dataclass
+class Phase:
+    """Whether a blob is in its repository now, None while that changes, and which agents have found that."""
+
+    present: bool | None = None
+    number: int = 0
+    found: set[AgentId] = field(default_factory=set)
+
+    def enter(self, *, present: bool | None) -> None:
+        """Begin the next phase."""
+        self.present, self.number, self.found = present, self.number + 1, set()
+
+
+async def pull_always(subject: Subject, target: str, agent: AgentId, phase: Phase) -> None:
+    """Pull until the task is cancelled; a status must be that of the phase in which its pull began and ended."""
+    while True:
+        began, present = phase.number, phase.present
+        output = await subject.send(f"GET {target} HTTP/1.1\r\n".encode() + HOST + b"\r\n", agent)
+        if phase.number == began and present is not None:
+            assert int(output[9:12]) == (200 if present else 404), f"phase {began}"
+            phase.found.add(agent)
+
+
+async def test_each_delete_and_push_counts_for_all_from_its_response_on(pair: Pair) -> None:
+    """While agents pull a blob without a pause, none gets it between its delete and its next push, and all after it."""
+    subject, phase, content = pair.cached, Phase(), os.urandom(100_000)
+    blob = f"/v2/open/own/new/blobs/{digest_of(content)}"
+
+    async with asyncio.TaskGroup() as tasks:
+        pulls = [
+            tasks.create_task(pull_always(subject, blob, agent, phase), name=f"pulls of {agent}") for agent in AGENTS
+        ]
+        for _ in range(max(5, CASES // 50)):
+            phase.enter(present=None)
+            await asyncio.to_thread(subject.registry.push_blob, "open/own/new", content)
+            phase.enter(present=True)
+            await until(lambda: phase.found == set(AGENTS))
+            phase.enter(present=None)
+            await subject.send(f"DELETE {blob} HTTP/1.1\r\n".encode() + HOST + b"\r\n")
+            phase.enter(present=False)
+            await until(lambda: phase.found == set(AGENTS))
+        for pull in pulls:
+            pull.cancel()
