@@ -14,23 +14,24 @@ from lab import processes
 from lab.debian_root import debian_root
 from lab.made_once import made_once
 
+_PACKAGES = ("docker-registry", "python3-venv", "python3-packaging", "openssh-client", "procps")
 _FOLDER = Path("srv/archive")  # on the machines
 _TIMEOUT = 600.0  # seconds; it takes about ten
 
 
-def apt_archive(*packages: str) -> Path:
-    """Return the layer with these packages, and make it if it is missing; put it above `debian_root()`."""
+def apt_archive() -> Path:
+    """Return the layer with what the tests install, and make it if it is missing; put it above `debian_root()`."""
     root = debian_root()
-    recipe = hashlib.sha256(repr(packages).encode()).hexdigest()[:12]
+    recipe = hashlib.sha256(repr(_PACKAGES).encode()).hexdigest()[:12]
 
     def make(layer: Path) -> None:
-        _download(root, layer / "apt", packages)
+        _download(root, layer / "apt")
         _make_layer(root, layer)
 
     return made_once(root.with_name(f"{root.name}-archive-{recipe}"), make)
 
 
-def _download(root: Path, work: Path, packages: tuple[str, ...]) -> None:
+def _download(root: Path, work: Path) -> None:
     for name in ("lists/partial", "cache/archives/partial"):
         (work / name).mkdir(parents=True)
     settings = {
@@ -43,7 +44,7 @@ def _download(root: Path, work: Path, packages: tuple[str, ...]) -> None:
     options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
     processes.run(["apt-get", "-q", *options, "update"], check=True, timeout=_TIMEOUT)
     words = ["install", "--download-only", "--yes", "--no-install-recommends"]
-    processes.run(["apt-get", "-q", *options, *words, *packages], check=True, timeout=_TIMEOUT)
+    processes.run(["apt-get", "-q", *options, *words, *_PACKAGES], check=True, timeout=_TIMEOUT)
 
 
 def _make_layer(root: Path, layer: Path) -> None:

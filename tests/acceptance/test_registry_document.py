@@ -68,7 +68,7 @@ def registry(tmp_path: Path) -> Iterator[DocumentedRegistry]:
     with Lab(tmp_path / "lab") as lab:
         s3 = S3Service(lab.machine("storage", "10.77.0.5"), 9000, tmp_path / "s3").start()
         user = s3.create(BUCKET, documented_policies())["writer"]
-        machine = lab.boot("registry", "10.77.0.10", [apt_archive("docker-registry"), debian_root()])
+        machine = lab.boot("registry", "10.77.0.10", [apt_archive(), debian_root()])
         yield DocumentedRegistry(machine, s3, user, tmp_path)
 
 

@@ -16,8 +16,6 @@ from lab.network import Lab
 
 ROOT = Path(__file__).parents[2]
 PLAYBOOKS = ROOT / "ansible"
-PACKAGES = ("docker-registry", "python3-venv", "python3-packaging", "openssh-client", "procps")
-"""What the roles install with apt."""
 RUN_TIMEOUT = 240.0
 """Seconds for one run of a playbook; it takes up to a minute."""
 
@@ -72,7 +70,7 @@ class Fleet:
 
     def boot(self, name: str, ip: str, *groups: str) -> BootedMachine:
         """Boot a machine that apt installs on without a network, and add it to groups of the inventory."""
-        machine = self.lab.boot(name, ip, [apt_archive(*PACKAGES), debian_root()])
+        machine = self.lab.boot(name, ip, [apt_archive(), debian_root()])
         machine.authorize(self._key.with_suffix(".pub").read_text())
         machine.shell("apt-get -q update")
         with self._known_hosts.open("a") as known:

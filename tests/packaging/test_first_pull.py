@@ -50,7 +50,7 @@ def run_registry(machine: BootedMachine) -> None:
 
 def test_the_documented_commands_lead_to_a_pull(lab: Lab, package: Path, tmp_path: Path) -> None:
     """With the documented commands and the examples of the configuration, an agent pushes and pulls an image."""
-    machine = lab.boot("registry", ADDRESS, [apt_archive("docker-registry"), debian_root()])
+    machine = lab.boot("registry", ADDRESS, [apt_archive(), debian_root()])
     run_registry(machine)
     machine.path("/root/tunnelmgr.deb").write_bytes(package.read_bytes())
     install, init, _edit, *rest = documented()
