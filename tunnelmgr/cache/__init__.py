@@ -16,6 +16,6 @@ What it guarantees:
 - A file under a digest's name is complete, verified and on disk: it is written under another name, synchronized, and
   then renamed. What a crash leaves is under other names, and the next start removes it.
 - A failing disk costs the cache, not the pull: a reader whose download failed continues with the registry.
-- The event loop never waits for the disk: it reads what the page cache has (`preadv2(2)`, RWF_NOWAIT), and a thread
-  brings the rest there.
+- The event loop does not wait for the disk to read a blob: it takes what the page cache has (`preadv2(2)`,
+  RWF_NOWAIT), and a thread brings the rest there. Only opening the file may have to wait, for its inode.
 """

@@ -164,18 +164,23 @@ class BlobFiles:
 
         If that is not possible, nothing leaves for the new blob's sake.
         """
-        if shortage > sum(stored.octets for stored in self._blobs.values() if not stored.readers):
-            shortage -= octets
-        evicted: list[tuple[str, int]] = []
-        for digest, stored in self._blobs.items():
-            if shortage <= 0:
-                break
-            if not stored.readers:
-                evicted.append((digest, stored.octets))
-                shortage -= stored.octets
+        evicted = self._oldest(shortage)
+        if sum(size for _, size in evicted) < shortage:
+            evicted = self._oldest(shortage - octets)
         for digest, _ in evicted:
             self._drop(digest)
         return evicted
+
+    def _oldest(self, octets: int) -> list[tuple[str, int]]:
+        """Return the least recently used blobs that nobody reads, of at least so many bytes if there are enough."""
+        oldest: list[tuple[str, int]] = []
+        for digest, stored in self._blobs.items():
+            if octets <= 0:
+                break
+            if not stored.readers:
+                oldest.append((digest, stored.octets))
+                octets -= stored.octets
+        return oldest
 
     def _remove(self, digest: str, octets: int) -> None:
         """Remove a forgotten blob's file; if that fails, the blob still counts."""
