@@ -84,6 +84,7 @@ class Site:
         controller.log_file.unlink(missing_ok=True)
         controller.configure(static_source([]), probe_interval="15s", head=HEAD)
         controller.start()
+        until(lambda: self._lab.controller.listeners(METRICS_PORT), "the controller shows its metrics")
         controller.configure(static_source(self.fleet), probe_interval="15s", head=HEAD)
         lags = self._lags()
         whole, began = busy(), time.time()
