@@ -17,6 +17,7 @@ from tunnelmgr.core.events import (
     Event,
     EvidenceAbsent,
     EvidenceFound,
+    LoginKeyTested,
     Reconfigured,
     TunnelEnded,
     TunnelProbed,
@@ -287,6 +288,32 @@ async def test_probes_of_tunnels_that_are_up_are_batched_until_another_event_com
         harness.report(TunnelEnded(A.id, 1, Failure("lost", Pace.SOON, "gone")))
         await harness.until(lambda: harness.controller.world.status(A.id).phase is not Phase.UP)
         assert turns[0] == 4
+
+
+async def test_reports_of_progress_are_batched_by_the_duration_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop takes reports of progress in one turn with the next urgent event if its last turn was long."""
+    turns: list[int] = []
+    apply = Controller._apply
+
+    def counted(self: Controller, events: list[Event]) -> None:
+        turns.append(len(events))
+        apply(self, events)
+
+    async with running() as harness:
+        await harness.bring_up(A)
+        await harness.until(lambda: harness.controller.has_written)
+        harness.controller._inbox.take()  # the end of a write ends the next wait
+        monkeypatch.setattr(loop, "REPORT_BATCHING", 60.0)
+        monkeypatch.setattr(Controller, "_apply", counted)
+        harness.controller._turn_seconds = 60.0
+        for excess in (("run commands",), ()):
+            harness.report(LoginKeyTested(A.id, 1, excess))
+            await asyncio.sleep(0)
+        assert turns == []
+
+        harness.report(Reconfigured(RULES))
+        await harness.until(lambda: bool(turns))
+        assert turns[0] == 3
 
 
 async def test_batching_of_probes_ends_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
