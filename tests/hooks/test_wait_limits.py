@@ -111,6 +111,17 @@ def test_a_system_without_proc_keeps_the_limit(hook: Hook) -> None:
     assert outcome.took < 2.5
 
 
+def test_a_machine_that_was_suspended_at_the_start_is_late(hook: Hook) -> None:
+    """If the limit has passed before the first check, the status is that of a tunnel that is not up in time."""
+    assert hook.text.count("    start_clock\n") == 1
+    hook.text = hook.text.replace("    start_clock\n", "    start_clock\n    start_whole=$((start_whole - 100))\n")
+
+    outcome = hook.run()
+
+    assert outcome.code == LATE, outcome.err
+    assert "is not ready after 20 s: it did not answer in time." in outcome.err
+
+
 def test_both_paths_are_requested(hook: Hook, localhost: Localhost) -> None:
     """The identity is requested first, then the registry."""
     localhost.v4.open(gate)

@@ -447,6 +447,7 @@ main() {
     next_report=0
     late=no
     verdict=closed
+    seen="it did not answer in time" # if the first check begins too late, after a suspension of the machine
     holder=
     while :; do
         before=$verdict
