@@ -58,11 +58,10 @@ class Deployed:
 
 def files(fleet: Fleet) -> dict[str, set[str]]:
     """Return the files of each machine, without those of apt, dpkg, logins, caches, the journal and processes."""
-    pruned = (
-        "/proc /sys /dev /run /tmp /root/.ansible /root/.cache /var/cache /var/lib/apt /var/lib/dpkg /var/lib/systemd"
-    )
+    pruned = "/proc /sys /dev /run /tmp /var/tmp /root/.ansible /root/.cache"
+    state = "/var/cache /var/lib/apt /var/lib/dpkg /var/lib/systemd"
     logs = "/var/log/apt /var/log/btmp /var/log/dpkg.log /var/log/journal"
-    words = " -o ".join(f"-path {name}" for name in f"{pruned} {logs}".split())
+    words = " -o ".join(f"-path {name}" for name in f"{pruned} {state} {logs}".split())
     line = rf"find / \( {words} \) -prune -o -print"
     return {name: set(machine.shell(line).splitlines()) for name, machine in fleet.machines.items()}
 
