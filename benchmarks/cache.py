@@ -4,7 +4,7 @@ Real parts: `tunnelmgr run` with a cold cache, agents with sshd in network names
 behind a slow link. Each round pulls in both ways, one after the other, with a new controller and an empty cache. On S3,
 the bytes that were read are counted at S3. Needs root.
 
-    python benchmarks/cache.py [--agents 20] [--mib 120] [--layers 4] [--rounds 2] [--json FILE]
+    python benchmarks/cache.py [--agents 20] [--mib 500] [--layers 5] [--rounds 1] [--json FILE]
 """
 
 import argparse
@@ -169,9 +169,9 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, default=20)
-    parser.add_argument("--mib", type=int, default=120, help="size of the image")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--mib", type=int, default=500, help="size of the image")
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     samples = run(options.agents, options.mib, options.layers, options.rounds)

@@ -18,6 +18,7 @@ from figures import percentile
 from matplotlib import pyplot as plt
 
 COLOURS = {"ours": "#1b6ca8", "ours-gate": "#69a9d4", "ssh": "#8c8c8c", "ssh-gcm": "#b5b5b5", "autossh": "#6e5a7e"}
+COLOURS |= {"with cache": "#1b6ca8", "without cache": "#8c8c8c"}
 COLOURS |= {"asyncssh": "#c98b3c", "asyncssh-gcm": "#e0b77d", "autossh and ssh": "#6e5a7e"}
 NAMES = {"ours": "tunnelmgr", "ours-gate": "tunnelmgr, gate", "ssh": "ssh -R", "ssh-gcm": "ssh -R, AES-GCM"}
 Rows = list[dict[str, Any]]
