@@ -19,7 +19,7 @@ ORDER := --no-loadscope-reorder
 # pytest exits with 5 if ARGS selects no test of a part.
 NONE_SELECTED := || test $$? = 5
 HOST_SUITE := $(shell . /etc/os-release && echo $$VERSION_CODENAME)
-# The programs of `make bench`, with arguments that keep all of them together under 20 minutes on a quiet machine.
+# The programs of `make bench`, with arguments for a short run; without them, some measure longer.
 define BENCHMARKS
 gate
 manifests
