@@ -14,9 +14,9 @@ from typing import Protocol
 from tunnelmgr.core.oci import RegistryRequest
 from tunnelmgr.core.ports import ByteSource, Channel
 from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.deadline import Deadline
 from tunnelmgr.errors import GateError, MalformedRequestError, RegistryUnavailableError
 from tunnelmgr.gate.bodies import LAST_CHUNK, BodyReader, body_reader, encode_pieces
-from tunnelmgr.gate.deadline import Deadline
 from tunnelmgr.gate.head_encoder import encode_request_head, encode_response_head
 from tunnelmgr.gate.head_parser import BodyFraming, Coding, ParseBuffer, RequestHead, ResponseHead
 from tunnelmgr.gate.local_reply import CONTINUE

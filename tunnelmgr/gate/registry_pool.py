@@ -12,8 +12,8 @@ from typing import Final
 
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.dataplane.stream import Stream
+from tunnelmgr.deadline import Alarm
 from tunnelmgr.errors import RegistryUnavailableError
-from tunnelmgr.gate.deadline import Alarm
 from tunnelmgr.gate.head_parser import Coding, ParseBuffer, ResponseHead, parse_response_head
 from tunnelmgr.gate.target_socket import MAX_READ, connect_to
 

@@ -14,13 +14,13 @@ from typing import Final
 from tunnelmgr.core.oci import WELL_KNOWN_PATH, RegistryAction, Route, classify
 from tunnelmgr.core.policy import PULL_THROUGH, WRITES, GroupPolicy, Verdict, decide
 from tunnelmgr.core.tunnel import Endpoint, Forward
+from tunnelmgr.deadline import Deadline
 from tunnelmgr.errors import GateClosedError
 from tunnelmgr.gate.authorized_request import AuthorizedRequest
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.catalog import CatalogSearch
 from tunnelmgr.gate.connected_registry import ConnectedRegistry
 from tunnelmgr.gate.context import GateContext
-from tunnelmgr.gate.deadline import Deadline
 from tunnelmgr.gate.delete import DeleteHandler
 from tunnelmgr.gate.exchange import Exchange, ReadOnlyError
 from tunnelmgr.gate.head_encoder import encode_plain_request

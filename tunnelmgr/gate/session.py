@@ -10,10 +10,10 @@ from typing import Final
 import structlog
 
 from tunnelmgr.core.tunnel import Forward
+from tunnelmgr.deadline import Deadline
 from tunnelmgr.errors import GateError, MalformedRequestError
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.context import GateContext
-from tunnelmgr.gate.deadline import Deadline
 from tunnelmgr.gate.exchange import AgentStalledError, ReadOnlyError
 from tunnelmgr.gate.head_parser import ParseBuffer, RequestHead, parse_request_head
 from tunnelmgr.gate.local_reply import LocalReply, refusal

@@ -1,11 +1,12 @@
 """What all workers share, and the protocol of the gate's side."""
 
-import asyncio
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 from tunnelmgr.core.ports import AgentChannel, EventSink
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
+from tunnelmgr.deadline import Deadline
 from tunnelmgr.errors import ProbeTimeoutError
 from tunnelmgr.ssh.login import Login
 from tunnelmgr.tunnel.admission import Admission
@@ -45,33 +46,26 @@ class TunnelSettings:
         return ProbeDeadline(self.probe_timeout)
 
 
-class ProbeDeadline:
-    """Cancels the task that enters it after some seconds, and makes that a ProbeTimeoutError.
+class ProbeDeadline(Deadline):
+    """A deadline whose end is a ProbeTimeoutError; for one `with` block."""
 
-    It does what `asyncio.timeout` does in a context manager of ours, for a quarter of the CPU time: a fleet enters one
-    for every probe.
-    """
-
-    __slots__ = ("_cancelling", "_late", "_seconds", "_task", "_timer")
+    __slots__ = ("_seconds",)
 
     def __init__(self, seconds: float) -> None:
+        super().__init__()
         self._seconds = seconds
-        self._late = False
 
     def __enter__(self) -> None:
         """Start the timer; only in a task."""
-        task = asyncio.current_task()
-        if task is None:
-            raise AssertionError("a deadline outside of a task")
-        self._task, self._cancelling = task, task.cancelling()
-        self._timer = task.get_loop().call_later(self._seconds, self._expire)
+        self.within(self._seconds)
+        super().__enter__()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop the timer; raises ProbeTimeoutError if the task was cancelled by it and by nobody else."""
-        self._timer.cancel()
-        if self._late and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        self.close()
+        try:
+            super().__exit__(kind, error, trace)
+        except TimeoutError:
             raise ProbeTimeoutError(self._seconds) from error
-
-    def _expire(self) -> None:
-        self._late = True
-        self._task.cancel()

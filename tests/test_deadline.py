@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.until import until
-from tunnelmgr.gate.deadline import Deadline
+from tunnelmgr.deadline import Deadline
 
 
 async def test_a_wait_that_is_too_long_is_a_timeout() -> None:
