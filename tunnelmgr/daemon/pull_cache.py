@@ -1,6 +1,6 @@
 """The cache of pulls: made from the configuration, and its health."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from tunnelmgr.cache.blob_cache import BlobCache
@@ -28,13 +28,14 @@ class PullCache:
     @classmethod
     def make(cls, config: CacheConfig | None) -> Self:
         """Return the cache with what earlier runs left in its folder; raises CacheError."""
+        alone = cls()
         if config is None:
-            return cls()
-        shared, holdings = SharedRequests(Timeouts().response), Holdings()
+            return alone
         files = BlobFiles(config.path, config.size, config.min_free)
         files.claim()
         files.scan()
-        return cls(config, shared, holdings, CachedPulls(shared, holdings, BlobCache(files)))
+        pulls = CachedPulls(alone.shared, alone.holdings, BlobCache(files))
+        return replace(alone, config=config, pulls=pulls)
 
     def health(self) -> CacheHealth | None:
         """Return what status and metrics show, None without a cache."""

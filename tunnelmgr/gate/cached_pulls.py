@@ -20,7 +20,7 @@ from tunnelmgr.core.oci import RegistryRequest, Route, classify
 from tunnelmgr.gate.authorized_request import AuthorizedRequest
 from tunnelmgr.gate.connected_registry import ConnectedRegistry
 from tunnelmgr.gate.head_encoder import REMEMBERED_HEADS, encode_request_head
-from tunnelmgr.gate.head_parser import BodyFraming, Coding, RequestHead, ResponseHead
+from tunnelmgr.gate.head_parser import LENGTH, BodyFraming, Coding, RequestHead, ResponseHead
 from tunnelmgr.gate.holdings import Holdings, Question
 from tunnelmgr.gate.registry_pool import Answer
 from tunnelmgr.gate.shared_requests import SharedRequests
@@ -30,7 +30,6 @@ _RANGE: Final = re.compile(rb"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _CONDITIONS: Final = frozenset(
     {b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since"}
 )
-_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 
 
 @dataclass(slots=True)
@@ -160,10 +159,12 @@ class CachedPulls:
         else:
             asked, _ = _question_about(head)
             answer = await self.shared.answer("GET", encode_request_head(asked, request), registry.connection.slot)
-            if answer is None or answer.head.status != HTTPStatus.OK or len(answer.body) != length_of(confirmed):
-                self.counts.bypassed += 1
-                return False
-            if not self.small.add(request.reference, answer.body):
+            if (
+                answer is None
+                or answer.head.status != HTTPStatus.OK
+                or len(answer.body) != length_of(confirmed)
+                or not self.small.add(request.reference, answer.body)
+            ):
                 self.counts.bypassed += 1
                 return False
             self.counts.misses += 1
@@ -187,7 +188,7 @@ def is_cacheable(head: RequestHead, request: RegistryRequest) -> bool:
 def length_of(response: ResponseHead) -> int | None:
     """Return the Content-Length of an answer to HEAD, None unless there is exactly one."""
     match [value for name, value in response.fields if name == b"content-length"]:
-        case [value] if _LENGTH.fullmatch(value):
+        case [value] if LENGTH.fullmatch(value):
             return int(value)
     return None
 

@@ -31,7 +31,7 @@ _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]*) HTTP/1\.1")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _MEDIA_TYPE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _REFUSED_METHODS: Final = frozenset({"CONNECT", "TRACE", "PRI"})
 _METHODS_WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "DELETE"})
@@ -252,7 +252,7 @@ def _request_body(by_name: FieldsByName) -> BodyFraming:
             return _NO_BODY
         case [coding], None if coding.lower() == b"chunked":
             return BodyFraming(Coding.CHUNKED)
-        case None, [length] if _LENGTH.fullmatch(length):
+        case None, [length] if LENGTH.fullmatch(length):
             return _counted(length)
     raise MalformedRequestError(
         "the body's length must be given once: by Content-Length, or by `Transfer-Encoding: chunked`"
@@ -270,7 +270,7 @@ def _response_body(method: str, status: int, by_name: FieldsByName) -> BodyFrami
     match list(lengths):
         case []:
             return BodyFraming(Coding.UNTIL_CLOSE)
-        case [length] if _LENGTH.fullmatch(length):
+        case [length] if LENGTH.fullmatch(length):
             return _counted(length)
     raise RegistryUnavailableError("the Content-Length of the registry's response is not a number")
 
