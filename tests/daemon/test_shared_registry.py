@@ -1,7 +1,7 @@
 """One member's part in verifying that the registries are one, with a real registry and the other members' words."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ class MemoryDatabase:
     uploads: dict[str, CheckUpload] = field(default_factory=dict)
     reports: dict[tuple[str, str, str], SharingReport] = field(default_factory=dict)
     announced: list[CheckUpload] = field(default_factory=list)
+    on_report: Callable[[], object] = lambda: None
     failing: bool = False
     failures: int = 0
 
@@ -56,6 +57,7 @@ class MemoryDatabase:
     def report(self, report: SharingReport) -> None:
         """Keep a report."""
         self._fail()
+        self.on_report()
         self.reports[report.member, report.writer, report.registry] = report
 
     def said(self, writer: str) -> Sharing | None:
@@ -149,6 +151,19 @@ async def test_a_change_of_the_configuration_is_followed_by_a_verification(rig: 
 
         rig.member.check_soon()
 
+        await until(lambda: len(rig.database.announced) == 2)
+
+
+async def test_a_change_during_a_verification_is_followed_by_another_one(rig: Rig) -> None:
+    """The verification under way may have begun with the configuration before."""
+    loop = asyncio.get_running_loop()
+
+    def change_once() -> None:
+        rig.database.on_report = lambda: None
+        loop.call_soon_threadsafe(rig.member.check_soon)
+
+    rig.database.on_report = change_once
+    async with rig.running():
         await until(lambda: len(rig.database.announced) == 2)
 
 

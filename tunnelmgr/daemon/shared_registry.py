@@ -73,8 +73,7 @@ class SharedRegistry:
         self.reports: Sequence[SharingReport] = ()
 
     def check_soon(self) -> None:
-        """Verify now, as after a change of the configuration."""
-        self._announced.clear()
+        """Verify now, as after a change of the configuration; a verification under way is followed by another one."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -83,6 +82,9 @@ class SharedRegistry:
         started = False
         try:
             while True:
+                if self._wake.is_set():
+                    self._wake.clear()
+                    self._announced.clear()
                 with suppress(StoreError):  # the membership reports a database that does not answer
                     if not started:
                         await self._thread.call(self._database.start_over)
@@ -91,7 +93,6 @@ class SharedRegistry:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(TURN):
                         await self._wake.wait()
-                self._wake.clear()
         finally:
             self._thread.close()
 
