@@ -155,7 +155,7 @@ async def test_a_change_of_the_configuration_is_followed_by_a_verification(rig: 
 
 
 async def test_a_change_during_a_verification_is_followed_by_another_one(rig: Rig) -> None:
-    """The verification under way may have begun with the configuration before."""
+    """The verification under way may have started with the configuration before."""
     loop = asyncio.get_running_loop()
 
     def change_once() -> None:

@@ -13,6 +13,7 @@ from tests.until import until
 from tunnelmgr.core.events import TunnelBound, TunnelDialled, TunnelProbed
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import OpenTunnel
+from tunnelmgr.dataplane import channel as dataplane_channel
 from tunnelmgr.errors import ConnectionLostError, HostKeyMismatchError
 from tunnelmgr.tunnel.admission import MIN_SLOTS, Admission
 from tunnelmgr.tunnel.worker import Worker
@@ -164,6 +165,47 @@ async def test_a_drain_lets_an_open_channel_finish(sshd: Sshd, harness: WorkerHa
     assert sshd.cancelled == [one.listen[0]]
     assert harness.cancelled == 0
     assert life.worker.stale is None, "the agent's sshd holds nothing of an orderly end"
+
+
+async def test_a_drain_serves_what_the_agent_opened_before_it_knew(sshd: Sshd, harness: WorkerHarness) -> None:
+    """A connection that sshd accepted before it had the end of the forward gets its answer, also to a late request."""
+    one = forward()
+    harness.waits_for_requests = True
+    async with running_worker(sshd.spec(one), harness.settings()) as life:
+        await harness.up()
+        fresh, fresh_writer = await asyncio.open_connection(one.listen[0].host, one.listen[0].port)
+        await until(lambda: harness.serving == 2)  # one is kept for probes
+
+        life.worker.drain()
+        crossing, crossing_writer = await sshd.connection.open_connection(one.listen[0].host, one.listen[0].port)
+        await until(lambda: not listens(one.listen[0]))
+        fresh_writer.write(b"late")
+        crossing_writer.write(b"crossing")
+
+        assert await fresh.read(100) == b"late"
+        assert await crossing.read(100) == b"crossing"
+        await life.end(within=3)
+        fresh_writer.close()
+        crossing_writer.close()
+
+
+async def test_a_drain_ends_a_silent_fresh_channel(
+    sshd: Sshd, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that connects and sends nothing holds up the end of the tunnel for a moment only."""
+    monkeypatch.setattr(dataplane_channel, "FIRST_REQUEST_SECONDS", 0.1)
+    one = forward()
+    harness.waits_for_requests = True
+    async with running_worker(sshd.spec(one), harness.settings(drain=60)) as life:
+        await harness.up()
+        silent, writer = await asyncio.open_connection(one.listen[0].host, one.listen[0].port)
+        await until(lambda: harness.serving == 2)
+
+        life.worker.drain()
+        await life.end(within=3)
+
+        assert await silent.read() == b""
+        writer.close()
 
 
 async def test_a_drain_has_a_deadline(sshd: Sshd, harness: WorkerHarness) -> None:

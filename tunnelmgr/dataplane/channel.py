@@ -20,6 +20,9 @@ ASYNCSSH_PIECE_BYTES = 32 * 1024
 READ_AHEAD_BYTES = 256 * 1024
 """Unread bytes at which reading pauses, if asyncssh manages the receive window."""
 
+FIRST_REQUEST_SECONDS = 1.0
+"""Seconds for which a channel that drains waits for its first bytes."""
+
 
 class ChannelOwner(Protocol):
     """Is notified when a channel begins and ends; `tunnel/sessions.py` implements it. Neither method may raise."""
@@ -196,8 +199,14 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
             await self._received.changed()
 
     def drain(self) -> None:
-        """End the wait for a next request; a request in progress continues."""
-        self._received.drain()
+        """End the wait for a next request; a request in progress continues.
+
+        The first request of a fresh channel is waited for: a client connected to it in good faith a moment ago.
+        """
+        if self._received.fresh:
+            asyncio.get_running_loop().call_later(FIRST_REQUEST_SECONDS, self._received.drain)
+        else:
+            self._received.drain()
 
     def write_eof(self) -> None:
         """Send the end of our side."""

@@ -17,9 +17,12 @@ class ReceiveBuffer:
         """Bytes that wait to be read."""
         self.idle = True
         """Whether nothing is in progress: the gate has read nothing yet, or it waits for the agent's next request."""
+        self.fresh = True
+        """Whether nothing has ever arrived."""
 
     def append(self, data: bytes) -> None:
         """Add bytes that arrived."""
+        self.fresh = False
         self._pieces.append(data)
         self.size += len(data)
         self._changed.set()

@@ -99,6 +99,10 @@ class Listener:
         """Stop listening; open channels continue."""
         self._inner.close()
 
+    async def closed(self) -> None:
+        """Wait until the agent's sshd has confirmed the end, after which it opens no channel; or for the loss."""
+        await self._inner.wait_closed()
+
 
 class SshConnection:
     """A connection to an agent that has proved its host key and accepted our key."""

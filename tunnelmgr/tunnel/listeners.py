@@ -1,6 +1,7 @@
 """The listeners of one tunnel: requested from the agent's sshd one by one, and again while any is missing."""
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 from tunnelmgr.core.events import TunnelBound
@@ -26,7 +27,7 @@ RIVAL_PATIENCE: Final = 20.0
 RIVAL_DELAYS: Final = ((1.0, 0.01), (10.0, 0.05), (RIVAL_PATIENCE, 0.2))
 """Seconds between two attempts meanwhile, each with the seconds up to which it is used; the pause an agent sees."""
 CLOSE_TIMEOUT: Final = 2.0
-"""Seconds for an orderly close of the connection."""
+"""Seconds for an orderly close of the listeners, and of the connection."""
 
 
 class Listeners:
@@ -95,10 +96,17 @@ class Listeners:
         spec, life = self._opening.spec, self._opening.life
         self._settings.events.report(TunnelBound(spec.agent, life, held, refused, tuple(conflicts)))
 
-    def close(self) -> None:
-        """Stop listening; open channels continue."""
+    async def close(self) -> None:
+        """Stop listening; open channels continue.
+
+        Until the agent's sshd has confirmed this, it may have accepted connections whose channels are to be served.
+        """
         for listener in self._held.values():
             listener.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                for listener in self._held.values():
+                    await listener.closed()
 
     def forget(self) -> None:
         """Drop the references to the listeners, whose owner refers to the tunnel: no cycle may outlive it."""

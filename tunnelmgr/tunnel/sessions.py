@@ -27,6 +27,7 @@ class Sessions:
         self._declined_logged = 0
         self.open = False
         """Whether channels are admitted and served."""
+        self._draining = False
         self.probe_streams = 0
         """Channels that the prober keeps open, which do not count towards the limit."""
         self.probing = False
@@ -55,6 +56,8 @@ class Sessions:
         serving = channel.scheduled(self._serve(channel, forward, endpoint))
         task = self._tasks.create_task(serving, name=f"channel {self._spec.agent} {endpoint}")
         self._by_task[task] = channel
+        if self._draining:
+            channel.drain()
         task.add_done_callback(self._by_task.pop)
 
     def channel_closed(self) -> None:
@@ -74,8 +77,8 @@ class Sessions:
             task.cancel()
 
     def drain(self) -> None:
-        """Admit no more channels, and end those that wait for a request."""
-        self.open = False
+        """End the channels that wait for a next request; those that are still being opened get to serve one."""
+        self._draining = True
         for channel in self._by_task.values():
             channel.drain()
 

@@ -147,9 +147,9 @@ class Worker:
             self._wake_up.clear()
 
     async def _finish(self, connection: SshConnection, listeners: Listeners, prober: Prober) -> None:
-        """Drain: accept nothing new, and let what is open finish."""
-        listeners.close()
+        """Drain: stop listening, and let what is open finish."""
         prober.close()
+        await listeners.close()
         if self._sessions is not None:
             self._sessions.drain()
             with suppress(TimeoutError):
