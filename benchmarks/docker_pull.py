@@ -7,7 +7,9 @@ pull alone, and eight at a time, each an eighth of the large image, or with `--f
 round. The agents have one half of the cores, and the controller's machine the other: they are different machines.
 
 Measured are the seconds of a pull, those until the last byte of a layer has arrived, and the CPU seconds of the
-tunnels' processes. dockerd unpacks layers while others arrive, which takes longer than the transfer on a short path.
+tunnels' processes and of the agents' sshds. No tunnel can be faster than `direct`, which has neither a path nor an
+sshd: on the long path too, its seconds are the client's own part. dockerd unpacks layers while others arrive, which
+takes longer than the transfer on a short path.
 containerd's `ctr content fetch` does not unpack; it verifies and stores the layers. The engines store images in memory,
 because a disk takes longer than the transfer, and still writes while the next one is measured. Needs root, and 3 GiB of
 free memory; with `--full`, 20 GiB.
@@ -32,7 +34,7 @@ from figures import Bar, Spread, interleaved, publish, table
 from fleet import FleetAgent, static_source
 from layered_image import LayeredImage
 from links import Link, create_link, use_cubic
-from tunnels import cpu_of, machine, ssh_command
+from tunnels import cpu_of, cpu_of_process, machine, ssh_command
 
 from lab.agents import SSH_PORT, LabAgent
 from lab.controller import LabController
@@ -59,6 +61,7 @@ DOCKERD = ("--storage-driver=overlay2", "--max-concurrent-downloads=3")
 """The driver and the number of concurrent downloads that dockerd has by default; the lab's own are for other tests."""
 MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory (`tmpfs(5)`)
 CLIENTS = ("docker", "containerd")
+FIGURES = ("whole", "last_byte", "cpu", "sshd_cpu")
 SMALL = LayeredImage("benchmark/small", 1, 1)
 """What everybody pulls once before the first measurement."""
 
@@ -71,11 +74,6 @@ class Part:
     link: Link
     image: LayeredImage
     agents: int
-
-    @property
-    def kinds(self) -> list[str]:
-        """Who is compared; a registry on the agent has no path."""
-        return [kind for kind in PORTS if kind != "direct" or not self.link.rtt_ms]
 
 
 def parts(*, full: bool) -> list[Part]:
@@ -104,7 +102,7 @@ def on_half(number: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement, in seconds; the CPU is that of all processes of the tunnels on the controller's machine."""
+    """One measurement, in seconds; `cpu` is that of the tunnels' processes, `sshd_cpu` that of the agents' sshds."""
 
     part: str
     client: str
@@ -113,6 +111,7 @@ class Sample:
     whole: float
     last_byte: float
     cpu: float
+    sshd_cpu: float
 
 
 class Site:
@@ -124,7 +123,7 @@ class Site:
         self._ssh: list[Process] = []
         self.clients: list[DockerClient] = []
         with on_half(0):
-            machines = [self._agent(lab, folder, number, stack) for number in range(agents)]
+            self._agents = machines = [self._agent(lab, folder, number, stack) for number in range(agents)]
         with on_half(1):
             self._registry = lab.registry(lab.controller, folder / "registry", storage=self._storage)
             use_cubic(lab.controller.name)
@@ -142,17 +141,17 @@ class Site:
         """Push an image to the registry."""
         image.push(lab.controller, self._registry)
 
-    def pull(self, kind: str, client: str, image: LayeredImage, agents: int) -> tuple[float, float, float]:
-        """Have agents pull an image at the same time; return the seconds in all, to the last byte, and of CPU."""
+    def pull(self, kind: str, client: str, image: LayeredImage, agents: int) -> tuple[float, float, float, float]:
+        """Have agents pull an image at the same time; return the seconds in all, to the last byte, and of both CPUs."""
         pulling = self.clients[:agents]
         reference = f"localhost:{PORTS[kind]}/{image.repository}:1"
-        cpu, began = self.cpu(kind), time.monotonic()
+        cpu, sshd_cpu, began = self.cpu(kind), self.sshd_cpu(), time.monotonic()
         with ThreadPoolExecutor(agents) as threads:
             last_byte = max(threads.map(lambda one: one.pull(client, reference), pulling))
             whole = time.monotonic() - began
-            cpu = self.cpu(kind) - cpu
+            cpu, sshd_cpu = self.cpu(kind) - cpu, self.sshd_cpu() - sshd_cpu
             list(threads.map(lambda one: one.remove(client, reference), pulling))
-        return whole, last_byte - began, cpu
+        return whole, last_byte - began, cpu, sshd_cpu
 
     def cpu(self, kind: str) -> float:
         """Return the CPU seconds that all tunnels of a kind have used."""
@@ -160,6 +159,10 @@ class Site:
             return 0.0
         groups = [one.pid for one in self._ssh] if kind == "ssh" else [os.getpgid(self._controller.pid)]
         return sum(map(cpu_of, groups))
+
+    def sshd_cpu(self) -> float:
+        """Return the CPU seconds that the agents' sshds have used."""
+        return sum(cpu_of_process(pid) for agent in self._agents for pid, _ in agent.sshd_processes())
 
     def _agent(self, lab: Lab, folder: Path, number: int, stack: ExitStack) -> LabAgent:
         """Boot an agent with a registry of its own and a dockerd."""
@@ -188,7 +191,7 @@ class Comparison:
 
     def run(self, rounds: int) -> list[Sample]:
         """Measure all clients and kinds in turn."""
-        interleaved([(client, kind) for client in CLIENTS for kind in self._part.kinds], rounds, self._one)
+        interleaved([(client, kind) for client in CLIENTS for kind in PORTS], rounds, self._one)
         return self.samples
 
     def _one(self, pair: tuple[str, str], number: int) -> None:
@@ -207,7 +210,7 @@ def run(chosen: Sequence[Part], rounds: int) -> list[Sample]:
             site = Site(lab, Path(place), link, max(part.agents for part in mine), stack)
             for image in dict.fromkeys([SMALL, *(part.image for part in mine)]):
                 site.push(lab, image)
-            for client, kind in itertools.product(CLIENTS, mine[0].kinds):
+            for client, kind in itertools.product(CLIENTS, PORTS):
                 site.pull(kind, client, SMALL, len(site.clients))
             for part in mine:
                 samples += Comparison(part, site).run(rounds)
@@ -238,7 +241,7 @@ def rows(samples: Sequence[Sample]) -> list[list[str]]:
     for (part, client), found in by_client(samples).items():
         for kind in dict.fromkeys(one.kind for one in found):
             mine = [one for one in found if one.kind == kind]
-            cells = [Spread.of(getattr(one, what) for one in mine).text() for what in ("whole", "last_byte", "cpu")]
+            cells = [Spread.of(getattr(one, what) for one in mine).text() for what in FIGURES]
             ratios = [ratio(found, kind, base, "whole") for base in ("direct", "ssh")]
             lines.append([part, client, kind, *cells, *(f"{one:.2f}" if one else "" for one in ratios)])
     return lines
@@ -252,7 +255,9 @@ def bars(samples: Sequence[Sample]) -> list[Bar]:
         for what, label in (("whole", "seconds"), ("last_byte", "seconds to the last byte")):
             value = ratio(found, "ours-gate", base, what)
             if value is not None and (client, what) != ("containerd", "last_byte"):
-                measured.append(Bar(f"{part}, {client}: {label}, relative to {base}", value, limit, least=False))
+                own = ratio(found, "direct", base, what)
+                alone = f" (the client alone: {own:.2f})" if own is not None and base != "direct" else ""
+                measured.append(Bar(f"{part}, {client}: {label}, relative to {base}{alone}", value, limit, least=False))
     return measured
 
 
@@ -267,7 +272,7 @@ def main() -> int:
     known = parts(full=options.full)
     chosen = [part for part in known if options.only is None or part.name in options.only.split(",")]
     samples = run(chosen, options.rounds)
-    heads = ["part", "client", "who", "seconds", "to the last byte", "CPU s", "to direct", "to ssh -R"]
+    heads = ["part", "client", "who", "seconds", "to the last byte", "CPU s", "sshd CPU s", "to direct", "to ssh -R"]
     publish("docker_pull", machine(), table(heads, rows(samples)), bars(samples), samples, options.json)
     return 0
 

@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,16 @@ def processes_of(group: int) -> dict[Path, list[str]]:
 
 def cpu_of(group: int) -> float:
     """Return the CPU seconds that the processes of a group have used, with children that have ended."""
-    ticks = sum(int(field) for fields in processes_of(group).values() for field in fields[11:15])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(map(_cpu_seconds, processes_of(group).values()))
+
+
+def cpu_of_process(pid: int) -> float:
+    """Return the CPU seconds that a process has used, without its children."""
+    return _cpu_seconds(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:13])
+
+
+def _cpu_seconds(fields: Sequence[str]) -> float:
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_of(group: int) -> tuple[int, int]:

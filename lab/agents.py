@@ -123,11 +123,11 @@ class LabAgent(Machine):
 
     def stop_sshd(self) -> None:
         """Kill sshd and every session; the machine keeps running and refuses connections."""
-        for pid, _ in self._sshd_processes():
+        for pid, _ in self.sshd_processes():
             processes.kill(pid)
         if self._sshd:
             self._sshd.end()
-        until(lambda: not any(self._sshd_processes()) and not self.listeners(SSH_PORT), f"sshd of {self.name} ends")
+        until(lambda: not any(self.sshd_processes()) and not self.listeners(SSH_PORT), f"sshd of {self.name} ends")
 
     def restart_sshd(self) -> None:
         """Kill sshd with all its sessions and start it again."""
@@ -148,7 +148,7 @@ class LabAgent(Machine):
         The lowest keeps a load that is made on the agent from taking the controller's CPU time; a high one keeps other
         processes from delaying what the agent measures.
         """
-        for pid, _ in self._sshd_processes():
+        for pid, _ in self.sshd_processes():
             set_priority(pid, nice)
 
     def log(self) -> str:
@@ -167,11 +167,11 @@ class LabAgent(Machine):
         self._switch.remove(self._namespace)
 
     def _signal_sessions(self, sig: int) -> None:
-        for pid, title in self._sshd_processes():
+        for pid, title in self.sshd_processes():
             if "[listener]" not in title:
                 processes.kill(pid, sig)
 
-    def _sshd_processes(self) -> Iterator[tuple[int, str]]:
+    def sshd_processes(self) -> Iterator[tuple[int, str]]:
         """Yield the id (in the host's process namespace) and title of each sshd on this machine."""
         if not self._machine:
             return
