@@ -12,7 +12,7 @@ from tests.control.fake_daemon import KEY, FakeDaemon, fleet, record, up, world
 from tunnelmgr.cli import render
 from tunnelmgr.control.views import agent_view, agents_view, history_view, status_view
 from tunnelmgr.core.agent import Agent, AgentId
-from tunnelmgr.core.health import FastPathHealth, RegistryHealth
+from tunnelmgr.core.health import FastPathHealth, LimitHealth, RegistryHealth
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Connecting, Endpoint
 from tunnelmgr.core.world import HistoryEntry, Quarantine
@@ -170,6 +170,20 @@ def test_a_fast_path_that_is_off_is_shown_and_is_not_a_problem() -> None:
     assert any("off: Channel._send_window is missing" in line for line in lines(render.status(off, [])))
     assert render.problems(off, []) == render.problems(facts(FakeDaemon()), [])
     assert not any("fast path" in line for line in lines(render.status(facts(FakeDaemon()), [])))
+
+
+def test_the_status_says_what_waits_within_a_limit() -> None:
+    """A limit has a line only while something waits."""
+    daemon = FakeDaemon(
+        limits=[
+            LimitHealth("ci", "pull_rate", waiting=3, waits=9, waited_s=1.5, refused=0),
+            LimitHealth("ci", "concurrent_pulls", waiting=0, waits=4, waited_s=1.0, refused=1),
+        ]
+    )
+
+    printed = [line for line in lines(render.status(facts(daemon), [])) if line.startswith("waiting")]
+
+    assert [line.split(maxsplit=1)[1] for line in printed] == ["3 transfers of group ci within pull_rate"]
 
 
 def test_a_long_problem_is_indented_under_its_mark() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event
-from tunnelmgr.core.health import DaemonHealth, FastPathHealth, RegistryHealth
+from tunnelmgr.core.health import DaemonHealth, FastPathHealth, LimitHealth, RegistryHealth
 from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policies import Explained
 from tunnelmgr.core.policy import GroupPolicy, judge
@@ -85,6 +85,7 @@ class FakeDaemon:
     store_error: str | None = None
     fast_path: FastPathHealth = field(default_factory=FastPathHealth)
     sharing: Sequence[SharingReport] = ()
+    limits: Sequence[LimitHealth] = ()
     bad: ConfigError | None = None
     remarks: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -100,6 +101,7 @@ class FakeDaemon:
             self.store_error,
             fast_path=self.fast_path,
             sharing=self.sharing,
+            limits=self.limits,
         )
 
     def report(self, event: Event) -> None:

@@ -13,7 +13,7 @@ from tests.control.fake_daemon import NOW, FakeDaemon
 from tests.ssh.ssh_server import free_port
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster
-from tunnelmgr.core.health import FastPathHealth, RegistryHealth
+from tunnelmgr.core.health import FastPathHealth, LimitHealth, RegistryHealth
 from tunnelmgr.core.ownership import Member
 from tunnelmgr.core.registry_sharing import Sharing, SharingReport
 from tunnelmgr.core.tunnel import Endpoint, Phase
@@ -186,3 +186,17 @@ async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
 async def test_closing_a_server_that_never_started_does_nothing() -> None:
     """A server that never started can be closed."""
     await metrics_of(FakeDaemon()).close()
+
+
+async def test_limits_of_groups_have_their_metrics() -> None:
+    """Each limit shows who waits now, and what has waited and was refused; without limits there is no sample."""
+    daemon, server = FakeDaemon(), MetricsServer()
+    server.watch(daemon)
+    assert not any("_limit_" in name for name, _ in await scrape(server))
+
+    daemon.limits = [LimitHealth("ci", "pull_rate", waiting=3, waits=9, waited_s=1.5, refused=2)]
+    samples = await scrape(server)
+
+    labels = frozenset({("group", "ci"), ("limit", "pull_rate")})
+    names = ("waiting", "waits_total", "wait_seconds_total", "refused_total")
+    assert [samples[f"tunnelmgr_limit_{name}", labels] for name in names] == [3, 9, 1.5, 2]

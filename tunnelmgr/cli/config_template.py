@@ -45,6 +45,7 @@ key = "{key}"
 # push = ["team/*"]
 # minimum_trust = "console"
 # require_restricted_key = true
+# limits = {{ pull_rate = "400MiB", concurrent_pulls = 40 }}   # of all agents of the group together
 
 # Where agents are discovered.
 # [[source]]

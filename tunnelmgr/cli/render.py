@@ -85,6 +85,10 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
     sheet.add_row("registry", _registry(facts["registry"]))
     if facts.get("cache"):
         sheet.add_row("cache", _cache(facts["cache"]))
+    for limit in facts.get("limits", ()):
+        if limit["waiting"]:
+            waiting = f"{count(limit['waiting'], 'transfer')} of group {limit['group']} within {limit['limit']}"
+            sheet.add_row("waiting", cell(waiting))
     sheet.add_row("state", marked(Text("written" if facts["state"]["ok"] else "NOT written"), ok=facts["state"]["ok"]))
     if not facts["fast_path"]["active"]:
         sheet.add_row("fast path", Text.assemble(("● ", "yellow"), cell(f"off: {facts['fast_path']['reason']}")))

@@ -5,7 +5,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from tunnelmgr.config.values import Name, NameGlobs, Section, TagGlobs
+from tunnelmgr.config.values import Name, NameGlobs, Section, Size, TagGlobs
+from tunnelmgr.core.group_limits import UNLIMITED, GroupLimits
 from tunnelmgr.core.policy import EVERYTHING, GroupPolicy, PullThrough
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, Forward
@@ -37,12 +38,32 @@ class GroupForwardConfig(RulesConfig):
         return self
 
 
+class GroupLimitsConfig(Section):
+    """`[group.limits]`: what the agents of a group may use together; without a key, there is no such limit."""
+
+    requests_per_second: float | None = Field(default=None, gt=0, le=1_000_000)
+    pull_rate: Size | None = Field(default=None, gt=0)
+    push_rate: Size | None = Field(default=None, gt=0)
+    concurrent_pulls: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_limits(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("this table has no limits; leave it out")
+        return self
+
+    def limits(self) -> GroupLimits:
+        """Return them as the gate uses them."""
+        return GroupLimits(self.requests_per_second, self.pull_rate, self.push_rate, self.concurrent_pulls)
+
+
 class GroupConfig(RulesConfig):
     """`[[group]]`: what the agents of a group may do."""
 
     minimum_trust: Method = Field(default=Method.TOFU, strict=False)
     require_restricted_key: bool = False
     forward: list[GroupForwardConfig] = []
+    limits: GroupLimitsConfig | None = None
 
     def policy_at(self, forward: Forward, forwards: Iterable[Forward]) -> GroupPolicy:
         """Return the compiled policy at one of the forwards; a group without any grant may pull everything."""
@@ -57,6 +78,7 @@ class GroupConfig(RulesConfig):
             immutable_tags=self.immutable_tags + (own.immutable_tags if own else []),
             forward="" if grants is self else forward.name,
             pull_through=_pull_through(forward, forwards),
+            limits=UNLIMITED if self.limits is None else self.limits.limits(),
         )
 
 

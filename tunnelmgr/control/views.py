@@ -197,6 +197,17 @@ def _health_view(health: DaemonHealth) -> Json:
         "fast_path": {"active": health.fast_path.active, "reason": health.fast_path.reason},
         "state": {"ok": health.store_error is None, "error": health.store_error},
         "cache": _cache_view(health.cache),
+        "limits": [
+            {
+                "group": one.group,
+                "limit": one.limit,
+                "waiting": one.waiting,
+                "waits": one.waits,
+                "wait_s": round(one.waited_s, 3),
+                "refused": one.refused,
+            }
+            for one in health.limits
+        ],
     }
 
 

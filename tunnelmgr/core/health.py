@@ -66,6 +66,18 @@ class CacheHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitHealth:
+    """One limit of a group: how many wait now, and since the start the waits, their seconds, and requests refused."""
+
+    group: str
+    limit: str
+    waiting: int
+    waits: int
+    waited_s: float
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonHealth:
     """The state of the daemon itself; `uptime_s` is in seconds, `sharing` has the reports of all members."""
 
@@ -78,6 +90,7 @@ class DaemonHealth:
     fast_path: FastPathHealth = FastPathHealth()
     sharing: Sequence[SharingReport] = ()
     cache: CacheHealth | None = None
+    limits: Sequence[LimitHealth] = ()
 
 
 class Telemetry(WorldView, Protocol):

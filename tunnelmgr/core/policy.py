@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from tunnelmgr.core.globs import GlobSet, check_name_glob
+from tunnelmgr.core.group_limits import UNLIMITED, GroupLimits
 from tunnelmgr.core.immutable_tags import ImmutableTags
 from tunnelmgr.core.oci import RegistryAction, RegistryRequest, is_repository_name
 
@@ -74,6 +75,7 @@ class GroupPolicy:
     immutable_tags: ImmutableTags
     forward: str = ""
     pull_through: PullThrough | None = None
+    limits: GroupLimits = UNLIMITED
 
     @classmethod
     def build(  # noqa: PLR0913 (one argument for each key of the configuration)
@@ -87,6 +89,7 @@ class GroupPolicy:
         immutable_tags: Iterable[str] = (),
         forward: str = "",
         pull_through: PullThrough | None = None,
+        limits: GroupLimits = UNLIMITED,
     ) -> "GroupPolicy":
         """Compile the patterns; raises ValueError with the first invalid one."""
         return cls(
@@ -98,6 +101,7 @@ class GroupPolicy:
             immutable_tags=ImmutableTags(immutable_tags),
             forward=forward,
             pull_through=pull_through,
+            limits=limits,
         )
 
 

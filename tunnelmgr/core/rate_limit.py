@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class TokenBucket:
-    """Allows `burst` events at once, then `rate` per second. Times are in seconds, all by the same clock."""
+    """Allows `burst` tokens at once, then `rate` per second. Times are in seconds, all by the same clock."""
 
     rate: float
     burst: float
     _full_at: float = float("-inf")  # when all tokens are back
 
-    def take(self, now: float) -> None:
-        """Take one token, even if none is left; the caller then has to `wait`."""
-        self._full_at = max(self._full_at, now) + 1 / self.rate
+    def take(self, now: float, amount: float = 1.0) -> None:
+        """Take tokens, even if too few are left; the caller then has to `wait`."""
+        self._full_at = max(self._full_at, now) + amount / self.rate
 
     def wait(self, now: float) -> float:
         """Return the seconds until the tokens taken so far are refilled, 0 if they are."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.health import LimitHealth
 from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
@@ -24,6 +25,10 @@ class ChannelServer:
     """The controller's name, which the gate reports to callers."""
     traffic: dict[AgentId, Traffic] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def limits(self) -> list[LimitHealth]:
+        """Return what the limits of groups have done."""
+        return self.gate.context.limiters.health()
 
     async def serve_channel(
         self, channel: AgentChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint

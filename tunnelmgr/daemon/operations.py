@@ -53,6 +53,7 @@ class DaemonOperations:
             fast_path=FastPathHealth(path.active, path.reason),
             sharing=() if shared is None else shared.reports,
             cache=self.reloads.cache.health(),
+            limits=self.channels.limits(),
         )
 
     def report(self, event: Event) -> None:

@@ -14,6 +14,8 @@ The path of one request, with the file of each step::
       v                  head_parser.py        parses the head strictly
     RequestHandler       request_handler.py    classifies (core/oci.py), decides (core/policy.py)
       |                                        replies itself: identity.py, local_reply.py, catalog.py
+      |-- group_limiter.py                     the group's limits: requests wait (turns.py), bodies slow down
+      |                                        (paced_channel.py)
       |-- cached_pulls.py                      pulls by digest from the cache, once holdings.py confirms them
       |-- shared_requests.py                   short requests that many agents send: asked once, by registry_pool.py
       |                                       each in the registry holds a slot: registry_slot.py
@@ -100,8 +102,10 @@ Invariants
 Order of waits
 --------------
 
-A manifest buffer (`MAX_BUFFERED_MANIFESTS`) or a search comes first, then a slot (`MAX_PENDING_REQUESTS`), then the
-registry, so no cycle can form. Each is counted for one agent. Nothing waits for a tag lock.
+A request's turn within the group's limits comes first, then the place of a pull, then a manifest buffer
+(`MAX_BUFFERED_MANIFESTS`) or a search, then a slot (`MAX_PENDING_REQUESTS`), then the registry, then the turns of a
+body's pieces, which only time decides; so no cycle can form. All but the limits are counted for one agent. Nothing
+waits for a tag lock.
 
 Deadlines
 ---------
@@ -114,6 +118,7 @@ The gate waits for                         at most             then
 the first byte of a request                `idle`, 120 s       the channel ends
 the end of its head                        `head`, 10 s        400, the channel ends
 more of its body                           `body`, 60 s        400, the channel ends
+a turn within the group's limits           20 s                429; a body waits as long as it takes
 a slot in the registry                     `response`, 300 s   503
 a TCP connection to the registry           5 s                 503
 the registry to take data                  `response`, 300 s   503

@@ -7,6 +7,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.policy import GroupPolicy
 from tunnelmgr.gate.cached_pulls import CachedPulls
 from tunnelmgr.gate.concurrency_limit import ConcurrencyLimit
+from tunnelmgr.gate.group_limiter import GroupLimiters
 from tunnelmgr.gate.holdings import Holdings
 from tunnelmgr.gate.push import MAX_BUFFERED_MANIFESTS
 from tunnelmgr.gate.registry_slot import MAX_PENDING_REQUESTS
@@ -49,3 +50,4 @@ class GateContext:
     shared: SharedRequests = field(default_factory=lambda: SharedRequests(Timeouts().response))
     holdings: Holdings = field(default_factory=Holdings)
     cached_pulls: CachedPulls | None = None
+    limiters: GroupLimiters = field(default_factory=GroupLimiters)

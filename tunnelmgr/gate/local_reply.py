@@ -21,7 +21,7 @@ class LocalReply:
     """One complete response that the gate makes itself.
 
     `close` announces that the gate closes the channel, `link` is the value of the Link field, and `reason`, if not
-    empty, is the reason phrase of the status line.
+    empty, is the reason phrase of the status line. `retry_after` is in seconds, 0 for none.
     """
 
     status: HTTPStatus
@@ -29,6 +29,7 @@ class LocalReply:
     close: bool
     link: str = ""
     reason: str = ""
+    retry_after: int = 0
 
     def encode(self, *, without_body: bool) -> bytes:
         """Return the bytes to send; a response to HEAD has no body (RFC 9110, section 9.3.2)."""
@@ -42,6 +43,8 @@ class LocalReply:
         )
         if self.link:
             head += f"Link: {self.link}\r\n"
+        if self.retry_after:
+            head += f"Retry-After: {self.retry_after}\r\n"
         if self.close:
             head += "Connection: close\r\n"
         return head.encode() + b"\r\n" + (b"" if without_body else body)

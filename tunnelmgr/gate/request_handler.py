@@ -13,6 +13,7 @@ from typing import Final
 
 from tunnelmgr.core.oci import WELL_KNOWN_PATH, RegistryAction, Route, classify
 from tunnelmgr.core.policy import PULL_THROUGH, WRITES, GroupPolicy, Verdict, decide
+from tunnelmgr.core.ports import Channel
 from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.deadline import Deadline
 from tunnelmgr.errors import GateClosedError
@@ -23,10 +24,12 @@ from tunnelmgr.gate.connected_registry import ConnectedRegistry
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.delete import DeleteHandler
 from tunnelmgr.gate.exchange import Exchange, ReadOnlyError
+from tunnelmgr.gate.group_limiter import GroupLimiter
 from tunnelmgr.gate.head_encoder import encode_plain_request
 from tunnelmgr.gate.head_parser import Coding, ParseBuffer, RequestHead, has_form_body
 from tunnelmgr.gate.identity import IdentityEndpoint
 from tunnelmgr.gate.local_reply import LocalReply, refusal
+from tunnelmgr.gate.paced_channel import PacedChannel
 from tunnelmgr.gate.push import PushHandler
 from tunnelmgr.gate.request_state import RequestState
 from tunnelmgr.gate.traffic import MeteredChannel
@@ -93,9 +96,13 @@ class RequestHandler:
         if self._writer and request.action in WRITES:
             raise ReadOnlyError(head.method, self._for_reads.endpoint, self._writer)
         registry = self._for_writes if request.action in WRITES else self._for_reads
-        return await self._carry_out(
-            AuthorizedRequest(head, request, policy, state, self._exchange(state, registry)), registry
-        )
+        limiter = self._context.limiters.of(policy.group, policy.limits)
+        authorized = AuthorizedRequest(head, request, policy, state, self._exchange(state, registry, limiter))
+        if limiter is None:
+            return await self._carry_out(authorized, registry)
+        pulls_blob = request.route is Route.BLOB and head.method == "GET"
+        async with limiter.turn(self.caller.agent, pulls_blob=pulls_blob):
+            return await self._carry_out(authorized, registry)
 
     async def _carry_out(self, authorized: AuthorizedRequest, registry: ConnectedRegistry) -> LocalReply | None:
         head, request = authorized.head, authorized.request
@@ -137,9 +144,12 @@ class RequestHandler:
         slots = self._context.pending_requests.slots_of(self.caller.agent)
         return ConnectedRegistry.at(endpoint, slots, self._context.timeouts.response)
 
-    def _exchange(self, state: RequestState, registry: ConnectedRegistry) -> Exchange:
+    def _exchange(self, state: RequestState, registry: ConnectedRegistry, limiter: GroupLimiter | None) -> Exchange:
+        agent: Channel = self._agent
+        if limiter is not None:
+            agent = PacedChannel(agent, self.caller.agent, limiter.to_agents, limiter.from_agents)
         return Exchange(
-            agent=self._agent,
+            agent=agent,
             inbox=self._inbox,
             connection=registry.connection,
             target=registry.endpoint,

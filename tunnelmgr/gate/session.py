@@ -4,6 +4,7 @@
 """
 
 import time
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
@@ -15,6 +16,7 @@ from tunnelmgr.errors import GateError, MalformedRequestError
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.exchange import AgentStalledError, ReadOnlyError
+from tunnelmgr.gate.group_limiter import RETRY_AFTER, LimitExceededError
 from tunnelmgr.gate.head_parser import ParseBuffer, RequestHead, parse_request_head
 from tunnelmgr.gate.local_reply import LocalReply, refusal
 from tunnelmgr.gate.location_rewrite import RedirectedElsewhereError, UnusableLocationError
@@ -137,6 +139,11 @@ class Session:
                 return refusal(HTTPStatus.BAD_REQUEST, failed.oci_code, str(failed), close=True)
             case AgentStalledError():
                 return refusal(HTTPStatus.BAD_REQUEST, "UNSUPPORTED", str(failed), close=True)
+            case LimitExceededError():
+                close = head is None or head.ends_channel
+                reply = refusal(HTTPStatus.TOO_MANY_REQUESTS, "TOOMANYREQUESTS", str(failed), close=close)
+                state.failure = failed
+                return replace(reply, retry_after=RETRY_AFTER)
             case ReadOnlyError():
                 status, code = HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"
             case RedirectedElsewhereError() | UnusableLocationError():

@@ -4,14 +4,14 @@ Names follow https://prometheus.io/docs/practices/naming/.
 """
 
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tunnelmgr.core.health import CacheHealth, Telemetry
+from tunnelmgr.core.health import CacheHealth, LimitHealth, Telemetry
 from tunnelmgr.core.registry_sharing import unshared_pairs
 from tunnelmgr.core.tunnel import Endpoint, Phase
 from tunnelmgr.core.world import status_of
@@ -135,6 +135,7 @@ class WorldCollector(Collector):
             value=int(facts.fast_path.active),
         )
         yield from _cache(facts.cache)
+        yield from _limits(facts.limits)
         reachable = int(facts.registry.reachable)
         yield GaugeMetricFamily("tunnelmgr_registry_reachable", "1 if the registry answers", value=reachable)
 
@@ -153,6 +154,22 @@ def _cache(cache: CacheHealth | None) -> Iterator[Metric]:
     yield CounterMetricFamily("tunnelmgr_cache_sent_bytes", "Bytes sent to agents from the cache", cache.octets)
     yield GaugeMetricFamily("tunnelmgr_cache_used_bytes", "Bytes of the cache on disk", cache.used)
     yield GaugeMetricFamily("tunnelmgr_cache_size_bytes", "Bytes that the cache may use", cache.size)
+
+
+def _limits(limits: Sequence[LimitHealth]) -> Iterator[Metric]:
+    labels = ["group", "limit"]
+    waiting = GaugeMetricFamily(
+        "tunnelmgr_limit_waiting", "Requests and transfers that wait for a turn within a limit", labels=labels
+    )
+    waits = CounterMetricFamily("tunnelmgr_limit_waits", "Waits for a turn that have ended", labels=labels)
+    seconds = CounterMetricFamily("tunnelmgr_limit_wait_seconds", "Seconds of these waits", labels=labels)
+    refused = CounterMetricFamily("tunnelmgr_limit_refused", "Requests that had no turn in time", labels=labels)
+    for one in limits:
+        waiting.add_metric([one.group, one.limit], one.waiting)
+        waits.add_metric([one.group, one.limit], one.waits)
+        seconds.add_metric([one.group, one.limit], one.waited_s)
+        refused.add_metric([one.group, one.limit], one.refused)
+    yield from (waiting, waits, seconds, refused) if limits else ()
 
 
 class MetricsServer:

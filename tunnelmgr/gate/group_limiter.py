@@ -1,0 +1,193 @@
+"""Limits of a group, for all its agents and channels together: requests and bytes a second, and concurrent pulls.
+
+What exceeds a limit waits, and the agents of the group take turns. A request that has waited for `PATIENCE` seconds is
+refused with 429 and Retry-After (RFC 6585, section 4). A body that has started is only slowed down.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Hashable, Iterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from tunnelmgr.core.group_limits import UNLIMITED, GroupLimits
+from tunnelmgr.core.health import LimitHealth
+from tunnelmgr.core.rate_limit import TokenBucket
+from tunnelmgr.errors import GateError
+from tunnelmgr.gate.turns import Turns
+
+PATIENCE: Final = 20.0
+"""Seconds that a request waits for its turn."""
+RETRY_AFTER: Final = 10
+"""Seconds after which a client whose request was refused should try again."""
+
+
+class LimitExceededError(GateError):
+    """A request has had no turn in time within a limit of its group."""
+
+    code = "limit-exceeded"
+
+    def __init__(self, group: str, limit: str) -> None:
+        super().__init__(
+            f"group {group} has reached its limit of {limit}, and no turn came within {PATIENCE:g} s; try again later, "
+            f"or have {limit} in [group.limits] raised"
+        )
+
+
+class Limit:
+    """The waits for one thing that a group may use only so much of; a subclass serves them."""
+
+    def __init__(self) -> None:
+        self.waits = 0
+        """Waits since the start that have ended."""
+        self.waited_s = 0.0
+        """Seconds of these waits in all."""
+        self.refused = 0
+        """Requests that had no turn in time."""
+        self._turns = Turns()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return len(self._turns)
+
+    async def _wait(self, agent: Hashable, amount: float, patience: float | None) -> bool:
+        """Wait for a turn; returns False if there was none within `patience` seconds."""
+        loop = asyncio.get_running_loop()
+        wait, began = self._turns.add(agent, amount), loop.time()
+        try:
+            await asyncio.wait([wait.turn], timeout=patience)
+        except asyncio.CancelledError:
+            if wait.turn.done():
+                self._give_back()
+            raise
+        finally:
+            self._turns.remove(agent, wait)
+            self.waits += 1
+            self.waited_s += loop.time() - began
+        if not wait.turn.done():
+            self.refused += 1
+            return False
+        return True
+
+    def _give_back(self) -> None:
+        """Take a turn back whose owner was cancelled at the same moment."""
+
+
+class RateLimit(Limit):
+    """So much per second. Whoever has a turn gets all it asks for, and the next one waits accordingly longer."""
+
+    def __init__(self, rate: float) -> None:
+        """Allow `rate` per second, and one second's rate at once after a pause."""
+        super().__init__()
+        self.rate = rate
+        self._bucket = TokenBucket(rate, max(0.0, rate - 1))  # beside the one that is granted if nothing is owed
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def acquire(self, agent: Hashable, amount: float = 1.0, patience: float | None = None) -> bool:
+        """Take `amount`; returns False if there was none within `patience` seconds."""
+        now = asyncio.get_running_loop().time()
+        if not self._turns and not self._bucket.wait(now):
+            self._bucket.take(now, amount)
+            return True
+        self._set_timer()
+        return await self._wait(agent, amount, patience)
+
+    def _set_timer(self) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._bucket.wait(loop.time()), self._serve)
+
+    def _serve(self) -> None:
+        """Give their turns to those for whom there is something again."""
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        while not self._bucket.wait(now) and (wait := self._turns.next()) is not None:
+            self._bucket.take(now, wait.amount)
+            wait.turn.set_result(None)
+        if self._turns:
+            self._set_timer()
+
+
+class ConcurrencyInTurns(Limit):
+    """So many at once."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._free = count
+
+    async def acquire(self, agent: Hashable, patience: float | None = None) -> bool:
+        """Take a place, which the caller has to `release`; returns False if there was none within `patience` seconds."""
+        if self._free:
+            self._free -= 1
+            return True
+        return await self._wait(agent, 1.0, patience)
+
+    def release(self) -> None:
+        """Give a place to the next in turn, or back."""
+        wait = self._turns.next()
+        if wait is None:
+            self._free += 1
+        else:
+            wait.turn.set_result(None)
+
+    def _give_back(self) -> None:
+        self.release()
+
+
+class GroupLimiter:
+    """The limits of one group; those that are None do not exist."""
+
+    def __init__(self, group: str, limits: GroupLimits) -> None:
+        self.limits = limits
+        self.to_agents = RateLimit(limits.pull_rate) if limits.pull_rate is not None else None
+        self.from_agents = RateLimit(limits.push_rate) if limits.push_rate is not None else None
+        self._group = group
+        self._requests = RateLimit(limits.requests_per_second) if limits.requests_per_second is not None else None
+        self._pulls = ConcurrencyInTurns(limits.concurrent_pulls) if limits.concurrent_pulls is not None else None
+
+    @asynccontextmanager
+    async def turn(self, agent: Hashable, *, pulls_blob: bool) -> AsyncIterator[None]:
+        """Wait until a request may start, and count the pull of a blob until it ends; raises LimitExceededError."""
+        if self._requests is not None and not await self._requests.acquire(agent, patience=PATIENCE):
+            raise LimitExceededError(self._group, "requests_per_second")
+        if self._pulls is None or not pulls_blob:
+            yield
+            return
+        if not await self._pulls.acquire(agent, patience=PATIENCE):
+            raise LimitExceededError(self._group, "concurrent_pulls")
+        try:
+            yield
+        finally:
+            self._pulls.release()
+
+    def health(self) -> Iterator[LimitHealth]:
+        """Return what each limit has done."""
+        limits = {
+            "requests_per_second": self._requests,
+            "pull_rate": self.to_agents,
+            "push_rate": self.from_agents,
+            "concurrent_pulls": self._pulls,
+        }
+        for name, limit in limits.items():
+            if limit is not None:
+                yield LimitHealth(self._group, name, limit.waiting, limit.waits, limit.waited_s, limit.refused)
+
+
+class GroupLimiters:
+    """The limiter of each group that has limits, made when it is first needed and again when its limits change."""
+
+    def __init__(self) -> None:
+        self._by_group: dict[str, GroupLimiter] = {}
+
+    def of(self, group: str, limits: GroupLimits) -> GroupLimiter | None:
+        """Return the group's limiter, None if it has no limits."""
+        if limits is UNLIMITED:
+            return None
+        limiter = self._by_group.get(group)
+        if limiter is None or limiter.limits != limits:
+            limiter = self._by_group[group] = GroupLimiter(group, limits)
+        return limiter
+
+    def health(self) -> list[LimitHealth]:
+        """Return what all limits have done, for the metrics and `status`."""
+        return [each for limiter in self._by_group.values() for each in limiter.health()]
