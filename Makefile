@@ -8,10 +8,10 @@ DIST := dist
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q --disable-pip-version-check
 PROGRAMS := docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
-	podman buildah dockerd autossh psql faketime pandoc mmdebstrap ubuntu-distro-info minisign groovyc java /usr/bin/python3
+	podman buildah dockerd autossh psql faketime pandoc mmdebstrap ubuntu-distro-info minisign groovyc java promtool /usr/bin/python3
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
 	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap distro-info minisign \
-	groovy default-jre-headless python3
+	groovy default-jre-headless prometheus python3
 # More than the two cores of a small machine, because most tests wait for something.
 WORKERS := 3
 # By folder instead of by the number of tests: so the files that take longest are not the last ones.
@@ -40,7 +40,7 @@ endef
 export BENCHMARKS
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages deb image packages-check wheelhouse ansible-full lock bench clean
+.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages deb image packages-check wheelhouse ansible-full dashboard lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -136,6 +136,9 @@ ansible-full: install $(BACKEND)/.installed $(SBOM)/.installed ## Test the Ansib
 		files=$$(test $$suite = $(HOST_SUITE) && echo tests/ansible || ls tests/ansible/test_roles*.py); \
 		ANSIBLE_FULL=1 DEBIAN_SUITE=$$suite $(RUN)/python -m pytest -q -rP --durations=10 $$files $(ARGS) || failed+=" $$suite"; \
 	done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
+
+dashboard: install ## Write packaging/grafana/tunnelmgr.json, which packaging/dashboard.py describes
+	$(RUN)/python packaging/dashboard.py packaging/grafana/tunnelmgr.json
 
 lock: ## Pin every dependency again, with hashes (and extras, which pip would otherwise take from the newest release)
 	uv pip compile pyproject.toml -q --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate -o requirements.lock

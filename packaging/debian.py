@@ -33,6 +33,9 @@ INSTALLED = {
     SOURCES / "logrotate": "etc/logrotate.d/tunnelmgr",
     SOURCES / "copyright": "usr/share/doc/tunnelmgr/copyright",
     SOURCES / "lintian-overrides": "usr/share/lintian/overrides/tunnelmgr",
+    HERE / "prometheus/rules.yml": "usr/share/tunnelmgr/prometheus/rules.yml",
+    HERE / "prometheus/scrape.yml": "usr/share/tunnelmgr/prometheus/scrape.yml",
+    HERE / "grafana/tunnelmgr.json": "usr/share/tunnelmgr/grafana/tunnelmgr.json",
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event
-from tunnelmgr.core.health import DaemonHealth, FastPathHealth, LimitHealth, RegistryHealth
+from tunnelmgr.core.health import DaemonHealth, DialCounts, FastPathHealth, LimitHealth, RegistryHealth
 from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policies import Explained
 from tunnelmgr.core.policy import GroupPolicy, judge
@@ -86,6 +86,7 @@ class FakeDaemon:
     fast_path: FastPathHealth = field(default_factory=FastPathHealth)
     sharing: Sequence[SharingReport] = ()
     limits: Sequence[LimitHealth] = ()
+    dials: DialCounts = field(default_factory=DialCounts)
     bad: ConfigError | None = None
     remarks: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -102,6 +103,7 @@ class FakeDaemon:
             fast_path=self.fast_path,
             sharing=self.sharing,
             limits=self.limits,
+            dials=self.dials,
         )
 
     def report(self, event: Event) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,15 +90,22 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             return
 
 
-@pytest.fixture
-async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+@asynccontextmanager
+async def running_site(folder: Path) -> AsyncIterator[Site]:
     """Run an agent and a registry, and write a configuration for them."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    make_key(tmp_path / "id_ed25519", "test")
-    sshd = Sshd(generate(), load_key(tmp_path / "id_ed25519"))
+    make_key(folder / "id_ed25519", "test")
+    sshd = Sshd(generate(), load_key(folder / "id_ed25519"))
     async with running_tcp_server(_answer) as registry, running_sshd(sshd):
-        site = Site(tmp_path, sshd, registry)
+        site = Site(folder, sshd, registry)
         sshd.permits = {site.listen}
         site.write()
+        yield site
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """Run an agent and a registry, with a home of their own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    async with running_site(tmp_path) as site:
         yield site

@@ -1,11 +1,13 @@
 """The metrics as Prometheus sees them: scraped over HTTP and read with its own parser."""
 
 import asyncio
+import platform
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import asyncssh
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,12 +15,13 @@ from tests.control.fake_daemon import NOW, FakeDaemon
 from tests.ssh.ssh_server import free_port
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster
-from tunnelmgr.core.health import FastPathHealth, LimitHealth, RegistryHealth
+from tunnelmgr.core.health import DialCounts, FastPathHealth, LimitHealth, RegistryHealth
 from tunnelmgr.core.ownership import Member
 from tunnelmgr.core.registry_sharing import Sharing, SharingReport
 from tunnelmgr.core.tunnel import Endpoint, Phase
 from tunnelmgr.core.world import SourceView
 from tunnelmgr.gate.traffic import Traffic
+from tunnelmgr.observability.measurements import RequestLabels, status_label
 from tunnelmgr.observability.metrics import MetricsServer
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -145,33 +148,101 @@ async def test_members_whose_registries_differ_are_counted() -> None:
     assert metric not in await scrape(metrics_of(alone))
 
 
+def request(**changes: object) -> RequestLabels:
+    """Return an allowed pull of group ci that was answered with 200."""
+    plain = RequestLabels("ci", "registry", "pull", "allowed", 200)
+    return plain._replace(**changes)
+
+
 async def test_requests_are_counted_by_their_result() -> None:
     """Requests are counted by group, forward, action, verdict and status, across scrapes."""
     server = metrics_of(FakeDaemon())
-    server.count("ci", "registry", "pull", "allowed", 200)
-    server.count("ci", "registry", "pull", "allowed", 200)
-    server.count("ci", "registry", "push", "refused", 403)
-    server.count("ci", "mirror", "pull", "allowed", 200)
+    server.measurements.record_request(request(), 0.1)
+    server.measurements.record_request(request(), 0.1)
+    server.measurements.record_request(request(action="push", verdict="refused", status=403), 0.1)
+    server.measurements.record_request(request(forward="mirror"), 0.1)
     pulls = labels(group="ci", forward="registry", action="pull", verdict="allowed", status="200")
     pushes = labels(group="ci", forward="registry", action="push", verdict="refused", status="403")
     mirrored = labels(group="ci", forward="mirror", action="pull", verdict="allowed", status="200")
 
     samples = await scrape(server)
     assert [samples["tunnelmgr_requests_total", each] for each in (pulls, pushes, mirrored)] == [2, 1, 1]
-    server.count("ci", "registry", "pull", "allowed", 200)
+    server.measurements.record_request(request(), 0.1)
     assert (await scrape(server))["tunnelmgr_requests_total", pulls] == 3
+
+
+async def test_the_time_of_requests_is_a_histogram_by_action() -> None:
+    """A pull and a push have histograms of their own, with the sum of their seconds."""
+    server = metrics_of(FakeDaemon())
+    server.measurements.record_request(request(), 0.015)
+    server.measurements.record_request(request(), 45.0)
+    server.measurements.record_request(request(action="push"), 400.0)
+    samples = await scrape(server)
+
+    def count(action: str, up_to: str) -> float:
+        return samples["tunnelmgr_request_duration_seconds_bucket", labels(action=action, le=up_to)]
+
+    assert [count("pull", up_to) for up_to in ("0.01", "0.02", "30.0", "60.0")] == [0, 1, 1, 2]
+    assert [count("push", up_to) for up_to in ("300.0", "+Inf")] == [0, 1]
+    assert samples["tunnelmgr_request_duration_seconds_sum", labels(action="pull")] == pytest.approx(45.015)
+
+
+@pytest.mark.parametrize(
+    ("status", "label"),
+    [(0, "0"), (200, "200"), (503, "503"), (599, "5xx"), (299, "2xx"), (77, "other"), (999, "other")],
+)
+def test_a_registry_cannot_invent_label_values(status: int, label: str) -> None:
+    """A status that HTTP does not define is counted as its class, so that the number of series is bounded."""
+    assert status_label(status) == label
+
+
+@pytest.mark.parametrize(
+    ("code", "label"),
+    [(None, "closed"), ("probe-timeout", "probe-timeout"), ("internal", "internal"), ("of-a-plug-in", "other")],
+)
+async def test_ends_of_tunnels_are_counted_by_code(code: str | None, label: str) -> None:
+    """The code is that of an error of this program, `closed` if there was none, and `other` if it is unknown."""
+    server = metrics_of(FakeDaemon())
+    server.measurements.record_end("ci", Phase.UP, code)
+    samples = await scrape(server)
+
+    assert samples["tunnelmgr_tunnels_ended_total", labels(group="ci", phase="up", code=label)] == 1
+
+
+async def test_dials_that_wait_are_a_gauge() -> None:
+    """Dials are counted by what they wait for, and those that were admitted separately."""
+    samples = await scrape(metrics_of(FakeDaemon(dials=DialCounts(7, 3, 20))))
+
+    assert samples["tunnelmgr_dials_waiting", labels(to="connect")] == 7
+    assert samples["tunnelmgr_dials_waiting", labels(to="compute")] == 3
+    assert samples["tunnelmgr_dials_in_progress", labels()] == 20
+
+
+async def test_the_build_is_told_by_labels() -> None:
+    """The sample of the build is 1, and its labels are the versions of tunnelmgr, Python and asyncssh."""
+    versions = labels(version="1.2.3", python=platform.python_version(), asyncssh=asyncssh.__version__)
+
+    assert (await scrape(metrics_of(FakeDaemon())))["tunnelmgr_build_info", versions] == 1
 
 
 async def test_loop_lag_is_a_histogram() -> None:
     """The loop's lag is a histogram with a bucket at 20 ms."""
     server = metrics_of(FakeDaemon())
     for seconds in (0.0, 0.015, 0.3):
-        server.record_lag(seconds)
+        server.measurements.record_lag(seconds)
     samples = await scrape(server)
 
     assert samples["tunnelmgr_loop_lag_seconds_count", labels()] == 3
     assert samples["tunnelmgr_loop_lag_seconds_bucket", labels(le="0.02")] == 2
     assert samples["tunnelmgr_loop_lag_seconds_sum", labels()] == pytest.approx(0.315)
+
+
+async def test_no_sample_has_the_time_of_its_creation() -> None:
+    """The times at which counters were created are left out, which would be one more series for each."""
+    server = metrics_of(FakeDaemon())
+    server.measurements.record_request(request(), 0.1)
+
+    assert [name for name, _ in await scrape(server) if name.endswith("_created")] == []
 
 
 async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -19,12 +20,19 @@ def server() -> Iterator[Postgres]:
             yield running
 
 
+@contextmanager
+def empty_database(server: Postgres, name: str) -> Iterator[str]:
+    """Make an empty database, and drop it at the end."""
+    _execute(server, f"CREATE DATABASE {name}")
+    yield server.url.replace("/postgres?", f"/{name}?")
+    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def url(server: Postgres) -> Iterator[str]:
-    """Make an empty database, and drop it at the end."""
-    _execute(server, "CREATE DATABASE state")
-    yield server.url.replace("/postgres?", "/state?")
-    _execute(server, "DROP DATABASE state WITH (FORCE)")
+    """Make an empty database for one test."""
+    with empty_database(server, "state") as url:
+        yield url
 
 
 def _execute(server: Postgres, statement: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.until import until
+from tunnelmgr.core.health import DialCounts
 from tunnelmgr.core.precedence import NEW, PROVEN, Precedence
 from tunnelmgr.ssh.permit import ReceiveProgress
 from tunnelmgr.tunnel import admission as rules
@@ -107,6 +108,23 @@ async def test_a_few_dials_begin_at_once_and_the_others_as_these_proceed(crowd: 
         await until(lambda: len(crowd.order) == DIALS_AHEAD + 2)
 
     assert crowd.admission._places == DIALS_AHEAD + 1
+
+
+@pytest.mark.usefixtures("still")
+async def test_dials_are_counted_by_what_they_wait_for(crowd: Crowd) -> None:
+    """The counts tell those that wait for a place from those that wait for a slot, and end at zero."""
+    async with asyncio.TaskGroup() as tasks:
+        shaking = [
+            tasks.create_task(crowd.shake_hands(float(number), Silent()), name=f"{number}")
+            for number in range(MIN_SLOTS + 1)
+        ]
+        await until(lambda: len(crowd.order) == MIN_SLOTS)
+        dials = [tasks.create_task(crowd.dial(9.0 + number), name=f"dial {number}") for number in range(DIALS_AHEAD)]
+        await until(lambda: crowd.admission.counts() == DialCounts(1, 1, MIN_SLOTS + DIALS_AHEAD))
+        for task in (*shaking, *dials):
+            task.cancel()
+
+    assert crowd.admission.counts() == DialCounts(0, 0, len(crowd.permits))
 
 
 async def test_silent_servers_delay_the_next_dial_only_briefly(crowd: Crowd) -> None:

@@ -1,6 +1,6 @@
 """Everything that can happen to the world; each event is a fact, reported by the part that saw it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster
@@ -118,7 +118,8 @@ class EvidenceAbsent:
 class TunnelDialled:
     """A worker has verified the agent's host key and logged in at `address` with the key of fingerprint `login_key`.
 
-    `host_key` is the key that the agent has shown in the handshake, as `type base64`.
+    `host_key` is the key that the agent has shown in the handshake, as `type base64`. `took` are the seconds since the
+    dial was admitted.
     """
 
     agent: AgentId
@@ -126,6 +127,7 @@ class TunnelDialled:
     address: str
     login_key: str = ""
     host_key: str = ""
+    took: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,12 @@
 """Why a worker ended, or why an agent is refused."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from tunnelmgr.errors import Pace
+
+INTERNAL: Final = "internal"
+"""The code of a fault of this program."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,15 @@ class LimitHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class DialCounts:
+    """Dials and host key scans: those that wait to connect or to compute a handshake, and all that were admitted."""
+
+    waiting_to_connect: int = 0
+    waiting_to_compute: int = 0
+    admitted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonHealth:
     """The state of the daemon itself; `uptime_s` is in seconds, `sharing` has the reports of all members."""
 
@@ -91,6 +100,7 @@ class DaemonHealth:
     sharing: Sequence[SharingReport] = ()
     cache: CacheHealth | None = None
     limits: Sequence[LimitHealth] = ()
+    dials: DialCounts = DialCounts()
 
 
 class Telemetry(WorldView, Protocol):

@@ -21,6 +21,7 @@ from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.garbage import disable_full_collections
 from tunnelmgr.daemon.housekeeping import Housekeeping, make_scheduler
+from tunnelmgr.daemon.measured_events import MeasuredEvents
 from tunnelmgr.daemon.membership import make_membership
 from tunnelmgr.daemon.operations import DaemonOperations
 from tunnelmgr.daemon.prepared import Prepared, prepare
@@ -77,11 +78,12 @@ class Daemon:
         self.audit = AuditLog(settings.audit, settings.name, clock, configuration.requires_audit)
         self.trail = AuditTrail(self.audit, self.controller, clock)
         self.registry, self.metrics = RegistryWatch(configuration), MetricsServer()
-        requests, prover = AuditedRequests(configuration, self.audit, self.trail, self.metrics), Prover()
+        requests, prover = AuditedRequests(configuration, self.audit, self.trail, self.metrics.measurements), Prover()
         cache = PullCache.make(prepared.config.cache)
         gate = make_gate(cache, configuration, prover, UploadProofs(stored.secret), requests)
         channels = ChannelServer(configuration, gate, settings.name)
-        self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, events))
+        reports = MeasuredEvents(events, self.controller, self.metrics.measurements, clock)
+        self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, reports))
 
         shared = make_shared_registry(settings, self.controller, configuration, clock)
         parts = (configuration, self.controller, self.searches, self.supervisor, sources, member, shared)

@@ -50,7 +50,7 @@ class Housekeeping:
         self.scheduler.start()
         return [
             tasks.create_task(self.registry.run(), name="registry check"),
-            tasks.create_task(watch_lag(self.metrics.record_lag), name="loop lag"),
+            tasks.create_task(watch_lag(self.metrics.measurements.record_lag), name="loop lag"),
         ]
 
     async def forget(self) -> None:

@@ -54,6 +54,7 @@ class DaemonOperations:
             sharing=() if shared is None else shared.reports,
             cache=self.reloads.cache.health(),
             limits=self.channels.limits(),
+            dials=self.reloads.supervisor.settings.admission.counts(),
         )
 
     def report(self, event: Event) -> None:

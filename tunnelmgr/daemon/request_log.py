@@ -7,22 +7,23 @@ from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.audit_trail import AuditTrail
 from tunnelmgr.gate.request_record import RequestRecord
 from tunnelmgr.observability.audit_log import AuditLog
-from tunnelmgr.observability.metrics import MetricsServer
+from tunnelmgr.observability.measurements import Measurements, RequestLabels
 
 
 @dataclass(frozen=True, slots=True)
 class AuditedRequests:
-    """Counts and audits requests; the gate's `RequestLog`."""
+    """Measures and audits requests; the gate's `RequestLog`."""
 
     configuration: ActiveConfiguration
     audit: AuditLog
     trail: AuditTrail
-    metrics: MetricsServer
+    measurements: Measurements
 
     def record(self, request: RequestRecord) -> None:
-        """Count a request and audit it."""
+        """Measure a request and audit it."""
         caller = request.caller
-        self.metrics.count(caller.group, caller.forward, request.action, request.verdict, request.status)
+        labels = RequestLabels(caller.group, caller.forward, request.action, request.verdict, request.status)
+        self.measurements.record_request(labels, request.took)
         self.trail.record(request)
 
     async def throttle(self, agent: AgentId) -> None:

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
+from tunnelmgr.core.health import DialCounts
 from tunnelmgr.core.precedence import FIRST, NEW, PROVEN, Precedence
 from tunnelmgr.ssh.permit import ReceiveProgress
 from tunnelmgr.tunnel.wait_queue import WaitQueue
@@ -77,6 +78,10 @@ class Admission:
     def patience(self) -> float:
         """Seconds after which a server counts as silent."""
         return min(MAX_PATIENCE, max(MIN_PATIENCE, PATIENCE_FACTOR * self._first_bytes_average))
+
+    def counts(self) -> DialCounts:
+        """Return how many dials wait, and how many were admitted and are not over."""
+        return DialCounts(len(self._dials), len(self._handshakes), self._places)
 
     def permit(self, precedence: Precedence = FIRST) -> "Permit":
         """Return a permit that holds nothing yet."""
@@ -214,6 +219,10 @@ class Permit:
     def end(self) -> None:
         """Release everything: the tunnel is up, or the dial is over."""
         self._admission.release(self)
+
+    def elapsed(self) -> float:
+        """Return the seconds since the dial got its place."""
+        return asyncio.get_running_loop().time() - self.began
 
     def silent_checks(self) -> int:
         """Check for progress, and return for how many checks in a row the server has sent nothing."""

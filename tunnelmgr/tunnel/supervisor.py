@@ -10,7 +10,7 @@ import structlog
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import TunnelEnded
-from tunnelmgr.core.failure import Failure
+from tunnelmgr.core.failure import INTERNAL, Failure
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
 from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.half_open import Ends
@@ -93,5 +93,5 @@ async def _guarded(worker: Worker) -> Failure | None:
     except Exception as broken:
         log.exception("worker failed", agent=worker.spec.agent)
         clear_exception_frames(broken)
-        return Failure("internal", Pace.SOON, f"internal error: {broken!r}. The log has the traceback")
+        return Failure(INTERNAL, Pace.SOON, f"internal error: {broken!r}. The log has the traceback")
     return None

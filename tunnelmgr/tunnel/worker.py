@@ -62,9 +62,15 @@ class Worker:
             connection = await dial(self.spec, self._settings.login, self._permit)
             try:
                 connection.notify_lost(self)
-                key = connection.login_key
                 self._settings.events.report(
-                    TunnelDialled(self.spec.agent, self.life, connection.address, key, connection.host_key)
+                    TunnelDialled(
+                        self.spec.agent,
+                        self.life,
+                        connection.address,
+                        connection.login_key,
+                        connection.host_key,
+                        took=self._permit.elapsed(),
+                    )
                 )
                 await self._hold(connection)
             finally:

@@ -1,0 +1,419 @@
+"""Write the Grafana dashboard: `make dashboard` writes packaging/grafana/tunnelmgr.json.
+
+The panels are described here in plain values, and made by Grafana's own library, which knows the schema. A panel that
+does not say otherwise shows lines over time.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models import dashboard as models
+
+SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+WIDTH = 24
+"""Columns of Grafana's grid."""
+SELECTED = 'group=~"$group", instance=~"$instance"'
+HERE = 'instance=~"$instance"'
+GOOD, BAD = "green", "red"
+
+
+@dataclass(frozen=True)
+class Query:
+    """An expression, and the name of its series, with labels in braces."""
+
+    expression: str
+    legend: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines over time; `stacked` if their sum means something. `unit` is one of Grafana's."""
+
+    title: str
+    queries: tuple[Query, ...]
+    description: str
+    unit: str = "short"
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number as it is now; red at `bad` and above, or below `good` if that is given."""
+
+    title: str
+    query: Query
+    description: str
+    unit: str = "short"
+    bad: float | None = None
+    good: float | None = None
+
+
+def rate(metric: str, by: str, labels: str = SELECTED) -> str:
+    """Return the sum of a counter's rates."""
+    return f"sum by ({by}) (rate({metric}{{{labels}}}[$__rate_interval]))"
+
+
+def quantiles(histogram: str, by: str, *percent: int, labels: str = SELECTED) -> tuple[Query, ...]:
+    """Return the queries for quantiles of a histogram."""
+    buckets = rate(f"{histogram}_bucket", f"{by}, le", labels)
+    return tuple(Query(f"histogram_quantile({value / 100}, {buckets})", f"{{{{{by}}}}} p{value}") for value in percent)
+
+
+def requests(by: str, labels: str = "") -> str:
+    """Return the rate of requests; probes are not what a user asks for."""
+    return rate("tunnelmgr_requests_total", by, f'{SELECTED}, action!="well-known"{labels}')
+
+
+FIGURES = (
+    Figure(
+        "Agents up",
+        Query(f'sum(tunnelmgr_agents{{phase="up", {SELECTED}}})'),
+        "Agents whose registry is reachable: a probe has come back.",
+    ),
+    Figure(
+        "Without tunnel",
+        Query(f'sum(tunnelmgr_agents{{phase=~"down|connecting|awaiting-identity", {SELECTED}}})'),
+        "A few are always booting.",
+    ),
+    Figure(
+        "Quarantined",
+        Query(f'sum(tunnelmgr_agents{{phase="quarantined", {SELECTED}}})'),
+        "Refused until an operator releases them.",
+        bad=1,
+    ),
+    Figure(
+        "Registries answer",
+        Query(f"min(tunnelmgr_registry_reachable{{{HERE}}})"),
+        "1 if every registry of every controller answers.",
+        unit="bool_yes_no",
+        good=1,
+    ),
+    Figure(
+        "Sources that fail",
+        Query(f"count(tunnelmgr_source_ok{{{HERE}}} == 0) or vector(0)"),
+        "Sources whose last answer was not complete.",
+        bad=1,
+    ),
+    Figure(
+        "State and audit written",
+        Query(f"min(tunnelmgr_state_ok{{{HERE}}} * on (instance) tunnelmgr_audit_ok)"),
+        "1 if every controller can write both.",
+        unit="bool_yes_no",
+        good=1,
+    ),
+    Figure(
+        "Fast path",
+        Query(f"min(tunnelmgr_fast_path_active{{{HERE}}})"),
+        "1 if bulk data bypasses asyncssh's packet code everywhere.",
+        unit="bool_on_off",
+        good=1,
+    ),
+    Figure(
+        "Versions",
+        Query(f"count by (version) (tunnelmgr_build_info{{{HERE}}})", "{{version}}"),
+        "Controllers of each version.",
+    ),
+)
+AGENTS = (
+    Panel(
+        "Agents",
+        (Query(f"sum by (phase) (tunnelmgr_agents{{{SELECTED}}})", "{{phase}}"),),
+        "Agents that are present, by phase.",
+        stacked=True,
+    ),
+    Panel(
+        "Time to the first tunnel",
+        quantiles("tunnelmgr_time_to_up_seconds", "group", 50, 90),
+        "From an agent's appearance in its source to its first tunnel. The script on agents waits for 120 s.",
+        unit="s",
+    ),
+    Panel(
+        "Ended tunnels",
+        (
+            Query(
+                f'sum by (code) (increase(tunnelmgr_tunnels_ended_total{{phase="up", {SELECTED}}}[$__rate_interval]))',
+                "{{code}}",
+            ),
+        ),
+        "Tunnels that ended while up, by the error's code; `closed` is on request. All others are dialled again.",
+        stacked=True,
+    ),
+    Panel(
+        "Failed dials",
+        (
+            Query(
+                "sum by (code) (increase(tunnelmgr_tunnels_ended_total"
+                f'{{phase="connecting", {SELECTED}}}[$__rate_interval]))',
+                "{{code}}",
+            ),
+        ),
+        "Dials that ended before a tunnel was up, by the error's code.",
+        stacked=True,
+    ),
+    Panel(
+        "Agents that listings lack",
+        (Query(f"max by (source) (tunnelmgr_source_missing_agents{{{HERE}}})", "{{source}}"),),
+        "Agents that the last listing of their source lacked, and that stay for now.",
+    ),
+    Panel(
+        "Age of the last complete answer",
+        (
+            Query(
+                f"time() - max by (source) (tunnelmgr_source_last_success_timestamp_seconds{{{HERE}}})",
+                "{{source}}",
+            ),
+        ),
+        "By source. It alternates between zero and the source's `poll`.",
+        unit="s",
+    ),
+    Panel(
+        "Agents with a powerful key",
+        (Query(f"sum by (group) (tunnelmgr_agents_with_powerful_key{{{SELECTED}}})", "{{group}}"),),
+        "Agents on which the login key could do more than a tunnel needs.",
+    ),
+)
+TUNNELS = (
+    Panel(
+        "Dial",
+        quantiles("tunnelmgr_dial_duration_seconds", "group", 50, 95),
+        "From the admission of a dial to the login: TCP, handshake, host key, authentication.",
+        unit="s",
+    ),
+    Panel(
+        "Probe",
+        quantiles("tunnelmgr_probe_duration_seconds", "group", 50, 95),
+        "Round trip through the agent's own listener.",
+        unit="s",
+    ),
+    Panel(
+        "Dials that wait",
+        (
+            Query(f"sum by (to) (tunnelmgr_dials_waiting{{{HERE}}})", "to {{to}}"),
+            Query(f"sum(tunnelmgr_dials_in_progress{{{HERE}}})", "in progress"),
+        ),
+        "Dials and host key scans that wait to connect or to compute a handshake, and those that were admitted.",
+    ),
+    Panel(
+        "Open channels",
+        (Query(f"sum by (group) (tunnelmgr_channels{{{SELECTED}}})", "{{group}}"),),
+        "Streams of clients on agents.",
+        stacked=True,
+    ),
+)
+TRAFFIC = (
+    Panel(
+        "Bytes",
+        (Query(rate("tunnelmgr_bytes_total", "group, direction"), "{{group}} {{direction}}"),),
+        "`to_agent` are pulls, `from_agent` pushes.",
+        unit="Bps",
+    ),
+    Panel(
+        "Requests",
+        (Query(requests("action"), "{{action}}"),),
+        "Requests through the gate, without probes.",
+        unit="reqps",
+        stacked=True,
+    ),
+    Panel(
+        "Duration of requests",
+        quantiles("tunnelmgr_request_duration_seconds", "action", 50, 95, labels=HERE),
+        "From the end of a request's head to the end of its response. `pull` has the layers; `well-known` are probes.",
+        unit="s",
+    ),
+    Panel(
+        "Refusals",
+        (Query(requests("group", ', verdict!="allowed"'), "{{group}}"),),
+        "Requests that the policy refused, or that were malformed.",
+        unit="reqps",
+    ),
+    Panel(
+        "Server errors",
+        (Query(requests("group, status", ', status=~"5.."'), "{{group}} {{status}}"),),
+        "Requests that got a 5xx: the registry failed, or does not answer.",
+        unit="reqps",
+    ),
+    Panel(
+        "Cache: pulls",
+        (Query(rate("tunnelmgr_cache_pulls_total", "result", HERE), "{{result}}"),),
+        "Pulls by digest: from the cache (hit), fetched into it (miss), or left to the registry (bypass).",
+        unit="reqps",
+        stacked=True,
+    ),
+    Panel(
+        "Cache: bytes",
+        (
+            Query(
+                f"sum by (instance) (rate(tunnelmgr_cache_sent_bytes_total{{{HERE}}}[$__rate_interval]))",
+                "{{instance}}",
+            ),
+        ),
+        "Bytes a second that agents were sent from the cache.",
+        unit="Bps",
+    ),
+    Panel(
+        "Cache: fill level",
+        (Query(f"tunnelmgr_cache_used_bytes{{{HERE}}} / tunnelmgr_cache_size_bytes", "{{instance}}"),),
+        "The share of its size that is used.",
+        unit="percentunit",
+    ),
+)
+CONTROLLERS = (
+    Panel(
+        "Lag of the event loop",
+        quantiles("tunnelmgr_loop_lag_seconds", "instance", 50, 99, labels=HERE),
+        "How long every tunnel waits while other work uses the loop.",
+        unit="s",
+    ),
+    Panel(
+        "CPU",
+        (Query(rate("process_cpu_seconds_total", "instance", f'job="tunnelmgr", {HERE}'), "{{instance}}"),),
+        "Seconds of CPU time a second. The process uses one core, and little more.",
+        unit="percentunit",
+    ),
+    Panel(
+        "Memory",
+        (Query(f'process_resident_memory_bytes{{job="tunnelmgr", {HERE}}}', "{{instance}}"),),
+        "Resident memory.",
+        unit="bytes",
+    ),
+    Panel(
+        "File descriptors",
+        (Query(f'process_open_fds{{job="tunnelmgr", {HERE}}} / process_max_fds', "{{instance}}"),),
+        "The share of the limit that is used.",
+        unit="percentunit",
+    ),
+    Panel(
+        "Uptime",
+        (Query(f"tunnelmgr_uptime_seconds{{{HERE}}}", "{{instance}}"),),
+        "Since the start of each controller.",
+        unit="s",
+    ),
+    Panel(
+        "Members",
+        (
+            Query(f"max by (state) (tunnelmgr_members{{{HERE}}})", "{{state}}"),
+            Query(f"max(tunnelmgr_members_with_other_rules{{{HERE}}})", "with other rules"),
+            Query(f"max(tunnelmgr_registries_not_shared{{{HERE}}})", "pairs without a common registry"),
+        ),
+        "Of a cluster: members alive or dead, those with another configuration, and registries that are not one.",
+    ),
+    Panel(
+        "Database",
+        (Query(f"tunnelmgr_database_reachable{{{HERE}}}", "{{instance}}"),),
+        "1 if the cluster's database answers this member.",
+    ),
+    Panel(
+        "Lost audit entries",
+        (Query(f"increase(tunnelmgr_audit_lost_total{{{HERE}}}[$__rate_interval])", "{{instance}}"),),
+        "Entries that could not be written.",
+    ),
+)
+ROWS = {"Agents": AGENTS, "Tunnels": TUNNELS, "Traffic": TRAFFIC, "Controllers": CONTROLLERS}
+
+
+def target(number: int, query: Query) -> prometheus.Dataquery:
+    """Return a query of a panel."""
+    made = prometheus.Dataquery().expr(query.expression).legend_format(query.legend)
+    return made.ref_id(chr(ord("A") + number)).datasource(SOURCE)
+
+
+def lines(panel: Panel) -> timeseries.Panel:
+    """Return a panel with lines over time."""
+    stacking = common_models.StackingMode.NORMAL if panel.stacked else common_models.StackingMode.NONE
+    made = (
+        timeseries.Panel()
+        .title(panel.title)
+        .description(panel.description)
+        .datasource(SOURCE)
+        .unit(panel.unit)
+        .min(0)
+        .fill_opacity(30 if panel.stacked else 5)
+        .show_points(common_models.VisibilityMode.NEVER)
+        .stacking(common.StackingConfig().mode(stacking))
+        .tooltip(common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI))
+        .span(WIDTH // 3)
+        .height(8)
+    )
+    for number, query in enumerate(panel.queries):
+        made.with_target(target(number, query))
+    return made
+
+
+def number(figure: Figure) -> stat.Panel:
+    """Return a panel with one number, green or red."""
+    steps = [models.Threshold(value=None, color=GOOD)]
+    if figure.bad is not None:
+        steps.append(models.Threshold(value=figure.bad, color=BAD))
+    if figure.good is not None:
+        steps = [models.Threshold(value=None, color=BAD), models.Threshold(value=figure.good, color=GOOD)]
+    return (
+        stat.Panel()
+        .title(figure.title)
+        .description(figure.description)
+        .datasource(SOURCE)
+        .unit(figure.unit)
+        .thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .color_mode(common_models.BigValueColorMode.VALUE)
+        .graph_mode(common_models.BigValueGraphMode.NONE)
+        .span(WIDTH // len(FIGURES))
+        .height(4)
+        .with_target(target(0, figure.query).instant())
+    )
+
+
+def selection(name: str, label: str, metric: str) -> dashboard.QueryVariable:
+    """Return a menu of a label's values, all of which are selected at first."""
+    return (
+        dashboard.QueryVariable(name)
+        .label(label)
+        .datasource(SOURCE)
+        .query(f"label_values({metric}, {name})")
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(models.VariableSort.ALPHABETICAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(models.VariableOption(selected=True, text="All", value="$__all"))
+    )
+
+
+def build() -> models.Dashboard:
+    """Return the dashboard."""
+    made = (
+        dashboard.Dashboard("tunnelmgr")
+        .uid("tunnelmgr")
+        .description("Tunnels to build agents, and the registry behind them. docs/operations.md explains each metric.")
+        .tags(["tunnelmgr"])
+        .refresh("30s")
+        .time("now-3h", "now")
+        .timezone(common_models.TimeZoneBrowser)
+        .tooltip(models.DashboardCursorSync.CROSSHAIR)
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
+        .with_variable(selection("instance", "Controller", "tunnelmgr_build_info"))
+        .with_variable(selection("group", "Group", "tunnelmgr_agents"))
+    )
+    for figure in FIGURES:
+        made.with_panel(number(figure))
+    for title, panels in ROWS.items():
+        made.with_row(dashboard.Row(title))
+        for panel in panels:
+            made.with_panel(lines(panel))
+    result = made.build()
+    for id_, each in enumerate(result.panels or [], 1):
+        each.id_val = id_
+    return result
+
+
+def main() -> None:
+    """Write the dashboard into the file that the command line names."""
+    (file,) = sys.argv[1:]
+    Path(file).write_text(f"{JSONEncoder(sort_keys=True, indent=2).encode(build())}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
