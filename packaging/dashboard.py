@@ -237,6 +237,22 @@ TRAFFIC = (
         unit="reqps",
     ),
     Panel(
+        "Waiting within limits",
+        (Query(f"sum by (group, limit) (tunnelmgr_limit_waiting{{{SELECTED}}})", "{{group}} {{limit}}"),),
+        "Requests and transfers that wait for their turn within a limit of their group.",
+    ),
+    Panel(
+        "Wait within limits",
+        (Query(rate("tunnelmgr_limit_wait_seconds_total", "group, limit"), "{{group}} {{limit}}"),),
+        "Seconds a second that requests and transfers have waited: how many waited on average.",
+    ),
+    Panel(
+        "Refused within limits",
+        (Query(rate("tunnelmgr_limit_refused_total", "group, limit"), "{{group}} {{limit}}"),),
+        "Requests that had no turn in time, and got 429.",
+        unit="reqps",
+    ),
+    Panel(
         "Cache: pulls",
         (Query(rate("tunnelmgr_cache_pulls_total", "result", HERE), "{{result}}"),),
         "Pulls by digest: from the cache (hit), fetched into it (miss), or left to the registry (bypass).",
@@ -334,6 +350,7 @@ def lines(panel: Panel) -> timeseries.Panel:
         .fill_opacity(30 if panel.stacked else 5)
         .show_points(common_models.VisibilityMode.NEVER)
         .stacking(common.StackingConfig().mode(stacking))
+        .legend(common.VizLegendOptions().show_legend(True).placement(common_models.LegendPlacement.BOTTOM))
         .tooltip(common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI))
         .span(WIDTH // 3)
         .height(8)

@@ -69,12 +69,20 @@ class Measurements:
         says = "Time from an agent's first appearance in its source to its first tunnel"
         self._time_to_up = histogram("tunnelmgr_time_to_up_seconds", says, ["group"], buckets=TIME_TO_UP_BUCKETS)
         self._lag = histogram("tunnelmgr_loop_lag_seconds", "How late the event loop was", buckets=LAG_BUCKETS)
+        # A fleet's probes are most of what happens. To find their series by labels costs more than to add to them.
+        self._request_series: dict[RequestLabels, tuple[Counter, Histogram]] = {}
+        self._probe_series: dict[str, Histogram] = {}
 
     def record_request(self, request: RequestLabels, took: float) -> None:
         """Record one request and for how many seconds it took."""
-        group, forward, action, verdict, status = request
-        self._requests.labels(group, forward, action, verdict, status_label(status)).inc()
-        self._request_seconds.labels(action).observe(took)
+        series = self._request_series.get(request)
+        if series is None:
+            group, forward, action, verdict, status = request
+            counter = self._requests.labels(group, forward, action, verdict, status_label(status))
+            series = self._request_series[request] = (counter, self._request_seconds.labels(action))
+        counter, seconds = series
+        counter.inc()
+        seconds.observe(took)
 
     def record_dial(self, group: str, took: float) -> None:
         """Record the seconds of a dial that has ended in a login."""
@@ -82,7 +90,10 @@ class Measurements:
 
     def record_probe(self, group: str, took: float) -> None:
         """Record the seconds of a probe."""
-        self._probe_seconds.labels(group).observe(took)
+        seconds = self._probe_series.get(group)
+        if seconds is None:
+            seconds = self._probe_series[group] = self._probe_seconds.labels(group)
+        seconds.observe(took)
 
     def record_first_up(self, group: str, after: float) -> None:
         """Record the seconds after which a new agent has its first tunnel."""
