@@ -22,7 +22,7 @@ from tunnelmgr.core.reconcile import CloseTunnel, OpenTunnel, Search
 from tunnelmgr.core.rules import Rules
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import HostTrust, Method
-from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.tunnel import Phase, TunnelStatus
 from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.errors import StoreError
 
@@ -49,6 +49,7 @@ class ControllerHarness:
     written: set[AgentId] = field(default_factory=set)
     drops: set[AgentId] = field(default_factory=set)
     history: list[tuple[str, int]] = field(default_factory=list)
+    phases: list[tuple[str, Phase | None, Phase | None]] = field(default_factory=list)
     controller: Controller = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +80,10 @@ class ControllerHarness:
     def history_grew(self, _record: Record, entry: HistoryEntry) -> None:
         """Keep what is new in the histories."""
         self.history.append((entry.step, entry.count))
+
+    def phase_changed(self, record: Record, was: Phase | None, status: TunnelStatus | None) -> None:
+        """Keep a change of a phase."""
+        self.phases.append((record.agent.name, was, None if status is None else status.phase))
 
     def report(self, *events: Event) -> None:
         """Report events, all of them before the loop can take up the first."""

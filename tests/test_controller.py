@@ -234,7 +234,7 @@ async def test_a_drain_without_tunnels_returns_at_once() -> None:
 
 
 async def test_each_change_of_phase_is_one_log_line() -> None:
-    """Each change of phase is one log line with the agent, the phase before, and the error."""
+    """Each change of phase is one log line with the agent and the error, and is passed on with the phase before."""
     with capture_logs() as logs:
         async with running() as harness:
             await harness.bring_up(A)
@@ -251,6 +251,14 @@ async def test_each_change_of_phase_is_one_log_line() -> None:
         ("info", "up"),
         ("error", "quarantined"),
         ("info", "agent removed"),
+    ]
+    assert [(was, now) for _, was, now in harness.phases] == [
+        (None, Phase.AWAITING_IDENTITY),
+        (Phase.AWAITING_IDENTITY, Phase.DOWN),
+        (Phase.DOWN, Phase.CONNECTING),
+        (Phase.CONNECTING, Phase.UP),
+        (Phase.UP, Phase.QUARANTINED),
+        (Phase.QUARANTINED, None),
     ]
 
 

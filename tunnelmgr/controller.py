@@ -46,7 +46,7 @@ from tunnelmgr.core.reconcile import (
     next_due,
     plan,
 )
-from tunnelmgr.core.tunnel import Phase, Up, Working
+from tunnelmgr.core.tunnel import Phase, TunnelStatus, Up, Working
 from tunnelmgr.core.world import HistoryEntry, Record, World
 from tunnelmgr.store.writer import StateWriter, WritableStore
 
@@ -98,18 +98,25 @@ class Searches(Protocol):
         ...
 
 
-class HistoryListener(Protocol):
-    """Receives what is new in the agents' histories; `daemon/audit_trail.py` does."""
+class AgentListener(Protocol):
+    """Receives what is new about agents; `daemon/agent_news.py` does."""
 
     def history_grew(self, record: Record, entry: HistoryEntry) -> None:
-        """Receive one entry; entries come in order."""
+        """Receive one entry of a history; entries come in order."""
+        ...
+
+    def phase_changed(self, record: Record, was: Phase | None, status: TunnelStatus | None) -> None:
+        """Receive a change that is logged; `was` is None for a new agent, `status` for one that was removed."""
         ...
 
 
-class NoHistoryListener:
+class NoAgentListener:
     """Ignores what is new."""
 
     def history_grew(self, record: Record, entry: HistoryEntry) -> None:
+        """Ignore it."""
+
+    def phase_changed(self, record: Record, was: Phase | None, status: TunnelStatus | None) -> None:
         """Ignore it."""
 
 
@@ -197,14 +204,14 @@ class Inbox:
 class Controller:
     """Owns the world. Others put events in by `report`, and read `world`, which is always whole.
 
-    What performs its actions, and what listens to the histories, is given to `run`: both need the controller.
+    What performs its actions, and what listens to it, is given to `run`: both need the controller.
     `_behind` says that a part of the plan waits for the next turn, `_held` that a part of it waits for the store.
     """
 
     world: World
     store: WritableStore
     clock: Callable[[], float]
-    _history: HistoryListener = field(default_factory=NoHistoryListener)
+    _listener: AgentListener = field(default_factory=NoAgentListener)
     _behind: bool = False
     _held: bool = False
     _turn_seconds: float = 0.0
@@ -233,9 +240,9 @@ class Controller:
         """Queue an event for the loop, which takes events in order."""
         self._inbox.put(event, routine=self._is_routine(event), urgent=not self._can_wait(event))
 
-    async def run(self, performers: Performers, history: HistoryListener) -> None:
+    async def run(self, performers: Performers, listener: AgentListener) -> None:
         """Reconcile until a drain is complete."""
-        self._history = history
+        self._listener = listener
         self._writer.start(self.world)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -312,19 +319,19 @@ class Controller:
 
     def _notice(self, before: World) -> None:
         """Log changed phases and sources, and pass on what was added to the histories."""
-        _log_phases(before, self.world)
+        _note_phases(before, self.world, self._listener)
         _log_missing(before, self.world)
         if before.records is not self.world.records:
             for record, entry in new_entries(before, self.world):
                 if entry.is_news and not self.world.is_held_elsewhere(record.agent.id):
-                    self._history.history_grew(record, entry)
+                    self._listener.history_grew(record, entry)
 
     def _reconcile(self, performers: Performers, tasks: asyncio.TaskGroup) -> None:
         now = self.clock()
         actions = plan(self.world, now, self._admit)
         before = self.world
         self.world = begin(before, actions, now)
-        _log_phases(before, self.world)
+        _note_phases(before, self.world, self._listener)
         for action in actions:
             performers.perform(action)
         self._writer.write(self.world, tasks)
@@ -344,8 +351,8 @@ def _has_workers(world: World) -> bool:
     return any(isinstance(status, Working) for status in world.tunnels.values())
 
 
-def _log_phases(before: World, after: World) -> None:
-    """Log one line for each agent whose phase changed; if failures repeat, only the 2nd, 4th, 8th and so on."""
+def _note_phases(before: World, after: World, listener: AgentListener) -> None:
+    """Log and pass on each change of a phase; if failures repeat, only the 2nd, 4th, 8th and so on."""
     if before.tunnels is after.tunnels:
         return
     for id_, status in after.tunnels.items():
@@ -356,8 +363,10 @@ def _log_phases(before: World, after: World) -> None:
         if status.phase in RETRY_PHASES and history and not history[-1].is_news:
             continue
         _log_phase(id_, old.phase.value if old else None, after)
+        listener.phase_changed(after.records[id_], old.phase if old else None, status)
     for id_ in before.tunnels.keys() - after.tunnels.keys():
         log.info("agent removed", agent=id_)
+        listener.phase_changed(before.records[id_], before.tunnels[id_].phase, None)
 
 
 def _log_missing(before: World, after: World) -> None:

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from tests.control.fake_daemon import FakeDaemon
 from tunnelmgr.cli import app
 from tunnelmgr.control.server import ControlServer
+from tunnelmgr.observability.metrics import Metrics
 from tunnelmgr.ssh.key_files import make_key
+from tunnelmgr.web.health import HealthRoutes
 
 Run = Callable[..., Result]
 
@@ -53,7 +55,7 @@ def socket(daemon: FakeDaemon, tmp_path: Path) -> Iterator[Path]:
     started, stop = threading.Event(), threading.Event()
 
     async def serve() -> None:
-        server = ControlServer(daemon, place)
+        server = ControlServer(daemon, place, more=HealthRoutes(daemon, Metrics()).routes())
         await server.start()
         started.set()
         await asyncio.to_thread(stop.wait)

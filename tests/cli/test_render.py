@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from tests.control.fake_daemon import KEY, FakeDaemon, fleet, record, up, world
+from tests.control.fake_daemon import KEY, FakeDaemon, agents_view, fleet, record, up, world
 from tunnelmgr.cli import render
-from tunnelmgr.control.views import agent_view, agents_view, history_view, status_view
+from tunnelmgr.control.views import agent_view, history_view, status_view
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.health import FastPathHealth, LimitHealth, RegistryHealth
 from tunnelmgr.core.trust import HostTrust, Method

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from tests.cli.test_render import lines
-from tests.control.fake_daemon import KEY, FakeDaemon, record, up, world
+from tests.control.fake_daemon import KEY, FakeDaemon, agents_view, record, up, world
 from tunnelmgr.cli import render
-from tunnelmgr.control.views import agent_view, agents_view, history_view, status_view
+from tunnelmgr.control.views import agent_view, history_view, status_view
 from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.trust import HostTrust, Method
 

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tunnelmgr.control.agent_query import AgentQuery
+from tunnelmgr.control.views import Json, agent_in
+from tunnelmgr.core.activity import Refusal, TrafficSample, Transfer
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event
-from tunnelmgr.core.health import DaemonHealth, DialCounts, FastPathHealth, LimitHealth, RegistryHealth
+from tunnelmgr.core.health import DaemonHealth, DialCounts, FastPathHealth, LimitHealth, RegistryHealth, TrafficCounters
 from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policies import Explained
 from tunnelmgr.core.policy import GroupPolicy, judge
@@ -55,6 +58,14 @@ def world(*entries: tuple[Record, TunnelStatus | None]) -> World:
     )
 
 
+def agents_view(
+    world: World, traffic: Mapping[AgentId, TrafficCounters] | None = None, *, departed: bool = False
+) -> list[Json]:
+    """Return the agents as `/v1/agents` does without parameters."""
+    found = AgentQuery(departed=departed).select(world, traffic or {})
+    return [agent_in(world, one.record, (traffic or {}).get(one.record.agent.id)) for one in found]
+
+
 def fleet() -> World:
     """Return a world with an agent in each phase."""
     lost = Resting(
@@ -91,6 +102,9 @@ class FakeDaemon:
     remarks: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     reloads: int = 0
+    running: list[Transfer] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    samples: list[TrafficSample] = field(default_factory=list)
 
     def health(self) -> DaemonHealth:
         """Return the health that the test set."""
@@ -105,6 +119,18 @@ class FakeDaemon:
             limits=self.limits,
             dials=self.dials,
         )
+
+    def transfers(self) -> list[Transfer]:
+        """Return the transfers that the test set."""
+        return self.running
+
+    def refusals(self) -> list[Refusal]:
+        """Return the refusals that the test set."""
+        return self.refused
+
+    def last_hour(self) -> list[TrafficSample]:
+        """Return the samples that the test set."""
+        return self.samples
 
     def report(self, event: Event) -> None:
         """Keep an event."""

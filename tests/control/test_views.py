@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.control.fake_daemon import FORWARD, NOW, FakeDaemon, record, up, world
+from tests.control.fake_daemon import FORWARD, NOW, FakeDaemon, agents_view, record, up, world
 from tunnelmgr.control.views import (
     agent_view,
-    agents_view,
     find,
     history_view,
     status_view,

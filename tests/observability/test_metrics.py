@@ -3,8 +3,6 @@
 import asyncio
 import platform
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import asyncssh
@@ -12,35 +10,25 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.control.fake_daemon import NOW, FakeDaemon
-from tests.ssh.ssh_server import free_port
+from tests.web.listening import listening
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster
 from tunnelmgr.core.health import DialCounts, FastPathHealth, LimitHealth, RegistryHealth
 from tunnelmgr.core.ownership import Member
 from tunnelmgr.core.registry_sharing import Sharing, SharingReport
-from tunnelmgr.core.tunnel import Endpoint, Phase
+from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import SourceView
 from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.observability.measurements import RequestLabels, status_label
-from tunnelmgr.observability.metrics import MetricsServer
+from tunnelmgr.observability.metrics import Metrics
+from tunnelmgr.web.health import HealthRoutes
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-@asynccontextmanager
-async def serving(server: MetricsServer) -> AsyncIterator[Endpoint]:
-    """Serve the metrics on a free port."""
-    at = Endpoint("127.0.0.1", free_port())
-    await server.start(at)
-    try:
-        yield at
-    finally:
-        await server.close()
-
-
-async def scrape(server: MetricsServer) -> Samples:
+async def scrape(metrics: Metrics) -> Samples:
     """Return every sample of one scrape."""
-    async with serving(server) as at:
+    async with listening(HealthRoutes(FakeDaemon(), metrics).routes()) as at:
         body = await asyncio.to_thread(_fetch, f"http://{at}/metrics")
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -60,11 +48,11 @@ def labels(**pairs: str) -> frozenset[tuple[str, str]]:
     return frozenset(pairs.items())
 
 
-def metrics_of(daemon: FakeDaemon) -> MetricsServer:
-    """Return a server that watches this daemon."""
-    server = MetricsServer()
-    server.watch(daemon)
-    return server
+def metrics_of(daemon: FakeDaemon) -> Metrics:
+    """Return metrics that watch this daemon."""
+    metrics = Metrics()
+    metrics.watch(daemon)
+    return metrics
 
 
 async def test_agents_are_counted_by_group_and_phase() -> None:
@@ -156,28 +144,28 @@ def request(**changes: object) -> RequestLabels:
 
 async def test_requests_are_counted_by_their_result() -> None:
     """Requests are counted by group, forward, action, verdict and status, across scrapes."""
-    server = metrics_of(FakeDaemon())
-    server.measurements.record_request(request(), 0.1)
-    server.measurements.record_request(request(), 0.1)
-    server.measurements.record_request(request(action="push", verdict="refused", status=403), 0.1)
-    server.measurements.record_request(request(forward="mirror"), 0.1)
+    metrics = metrics_of(FakeDaemon())
+    metrics.measurements.record_request(request(), 0.1)
+    metrics.measurements.record_request(request(), 0.1)
+    metrics.measurements.record_request(request(action="push", verdict="refused", status=403), 0.1)
+    metrics.measurements.record_request(request(forward="mirror"), 0.1)
     pulls = labels(group="ci", forward="registry", action="pull", verdict="allowed", status="200")
     pushes = labels(group="ci", forward="registry", action="push", verdict="refused", status="403")
     mirrored = labels(group="ci", forward="mirror", action="pull", verdict="allowed", status="200")
 
-    samples = await scrape(server)
+    samples = await scrape(metrics)
     assert [samples["tunnelmgr_requests_total", each] for each in (pulls, pushes, mirrored)] == [2, 1, 1]
-    server.measurements.record_request(request(), 0.1)
-    assert (await scrape(server))["tunnelmgr_requests_total", pulls] == 3
+    metrics.measurements.record_request(request(), 0.1)
+    assert (await scrape(metrics))["tunnelmgr_requests_total", pulls] == 3
 
 
 async def test_the_time_of_requests_is_a_histogram_by_action() -> None:
     """A pull and a push have histograms of their own, with the sum of their seconds."""
-    server = metrics_of(FakeDaemon())
-    server.measurements.record_request(request(), 0.015)
-    server.measurements.record_request(request(), 45.0)
-    server.measurements.record_request(request(action="push"), 400.0)
-    samples = await scrape(server)
+    metrics = metrics_of(FakeDaemon())
+    metrics.measurements.record_request(request(), 0.015)
+    metrics.measurements.record_request(request(), 45.0)
+    metrics.measurements.record_request(request(action="push"), 400.0)
+    samples = await scrape(metrics)
 
     def count(action: str, up_to: str) -> float:
         return samples["tunnelmgr_request_duration_seconds_bucket", labels(action=action, le=up_to)]
@@ -202,9 +190,9 @@ def test_a_registry_cannot_invent_label_values(status: int, label: str) -> None:
 )
 async def test_ends_of_tunnels_are_counted_by_code(code: str | None, label: str) -> None:
     """The code is that of an error of this program, `closed` if there was none, and `other` if it is unknown."""
-    server = metrics_of(FakeDaemon())
-    server.measurements.record_end("ci", Phase.UP, code)
-    samples = await scrape(server)
+    metrics = metrics_of(FakeDaemon())
+    metrics.measurements.record_end("ci", Phase.UP, code)
+    samples = await scrape(metrics)
 
     assert samples["tunnelmgr_tunnels_ended_total", labels(group="ci", phase="up", code=label)] == 1
 
@@ -227,10 +215,10 @@ async def test_the_build_is_told_by_labels() -> None:
 
 async def test_loop_lag_is_a_histogram() -> None:
     """The loop's lag is a histogram with a bucket at 20 ms."""
-    server = metrics_of(FakeDaemon())
+    metrics = metrics_of(FakeDaemon())
     for seconds in (0.0, 0.015, 0.3):
-        server.measurements.record_lag(seconds)
-    samples = await scrape(server)
+        metrics.measurements.record_lag(seconds)
+    samples = await scrape(metrics)
 
     assert samples["tunnelmgr_loop_lag_seconds_count", labels()] == 3
     assert samples["tunnelmgr_loop_lag_seconds_bucket", labels(le="0.02")] == 2
@@ -239,34 +227,20 @@ async def test_loop_lag_is_a_histogram() -> None:
 
 async def test_no_sample_has_the_time_of_its_creation() -> None:
     """The times at which counters were created are left out, which would be one more series for each."""
-    server = metrics_of(FakeDaemon())
-    server.measurements.record_request(request(), 0.1)
+    metrics = metrics_of(FakeDaemon())
+    metrics.measurements.record_request(request(), 0.1)
 
-    assert [name for name, _ in await scrape(server) if name.endswith("_created")] == []
-
-
-async def test_a_port_that_is_taken_is_an_error_of_the_system() -> None:
-    """A port that is taken raises OSError and leaves nothing open."""
-    first, second = metrics_of(FakeDaemon()), metrics_of(FakeDaemon())
-    async with serving(first) as at:
-        with pytest.raises(OSError, match="in use"):
-            await second.start(at)
-        await second.close()
-
-
-async def test_closing_a_server_that_never_started_does_nothing() -> None:
-    """A server that never started can be closed."""
-    await metrics_of(FakeDaemon()).close()
+    assert [name for name, _ in await scrape(metrics) if name.endswith("_created")] == []
 
 
 async def test_limits_of_groups_have_their_metrics() -> None:
     """Each limit shows who waits now, and what has waited and was refused; without limits there is no sample."""
-    daemon, server = FakeDaemon(), MetricsServer()
-    server.watch(daemon)
-    assert not any("_limit_" in name for name, _ in await scrape(server))
+    daemon, metrics = FakeDaemon(), Metrics()
+    metrics.watch(daemon)
+    assert not any("_limit_" in name for name, _ in await scrape(metrics))
 
     daemon.limits = [LimitHealth("ci", "pull_rate", waiting=3, waits=9, waited_s=1.5, refused=2)]
-    samples = await scrape(server)
+    samples = await scrape(metrics)
 
     labels = frozenset({("group", "ci"), ("limit", "pull_rate")})
     names = ("waiting", "waits_total", "wait_seconds_total", "refused_total")

@@ -9,6 +9,7 @@ from tunnelmgr.cli.command import Command, Exit, command
 from tunnelmgr.cli.options import ConfigOption, JsonOption, SocketOption, client
 from tunnelmgr.cli.output import print_json, print_line, print_rendered
 from tunnelmgr.cli.render_text import count
+from tunnelmgr.control.problems import cluster_problems
 from tunnelmgr.errors import ControlError
 
 ALONE = "this controller has no cluster: its state is in a file (controller.state)"
@@ -33,7 +34,7 @@ def members(
     if cluster is None:
         raise ControlError(ALONE)
     print_json(cluster) if as_json else print_rendered(render_cluster.members(cluster))
-    problems = render_cluster.cluster_problems(cluster)
+    problems = cluster_problems(cluster)
     if not as_json:
         for problem in problems:
             print_line(problem)

@@ -8,8 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunnelmgr.cli.render_cluster import cluster_problems, cluster_summary
+from tunnelmgr.cli.render_cluster import cluster_summary
 from tunnelmgr.cli.render_text import cell, count, marked
+from tunnelmgr.control.problems import controller_problems
+from tunnelmgr.control.units import duration, size
 from tunnelmgr.core.world import RETRIED
 
 Json = dict[str, Any]
@@ -32,29 +34,7 @@ _EVENT_QUEUE = {None: "", True: ", events received", False: ", event queue FAILE
 
 def problems(facts: Json, agents: list[Json]) -> list[str]:
     """Return every problem as a sentence; empty if there is none."""
-    found = []
-    registry = facts["registry"]
-    if not registry["reachable"]:
-        found.append(f"the registry cannot be used: {registry['error'] or 'not checked yet'}")
-    if registry["loopback_only"] is False:
-        found.append("the registry listens beyond loopback: anyone who can reach this machine can pull")
-    if not facts["state"]["ok"]:
-        found.append(f"the state cannot be written: {facts['state']['error']}")
-    if facts["audit"]["error"]:
-        found.append(f"the audit log cannot be written: {facts['audit']['error']}")
-    elif not facts["audit"]["ok"]:
-        found.append(f"the audit log lost entries in the last minutes, {facts['audit']['lost']} since the start")
-    found += cluster_problems(facts.get("cluster"))
-    found += [
-        f"source {source['name']}: {source['error'] or 'no answer yet'}"
-        for source in facts["sources"]
-        if not source["ok"]
-    ]
-    found += [
-        f"source {source['name']}: its event queue fails, polling continues: {source['events']['error']}"
-        for source in facts["sources"]
-        if source["events"] and not source["events"]["ok"]
-    ]
+    found = controller_problems(facts)
     for agent in agents:
         if agent["present"] and agent["phase"] != "up":
             why = agent["message"] or agent["error"] or ""
@@ -279,25 +259,6 @@ def age(since: str | None) -> str:
 def until(then: str) -> str:
     """Return how far in the future a timestamp of the API is."""
     return duration(max(0.0, (_moment(then) - datetime.now(UTC)).total_seconds()))
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in at most two units."""
-    whole = int(seconds)
-    for unit, length, inner, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
-        if whole >= length:
-            return f"{whole // length}{unit}{whole % length // part:02d}{inner}"
-    return f"{whole}s"
-
-
-def size(octets: int) -> str:
-    """Return a number of bytes in binary units."""
-    value = float(octets)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:  # noqa: PLR2004 - the step between binary units
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def _moment(text: str) -> datetime:

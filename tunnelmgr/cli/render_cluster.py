@@ -1,6 +1,5 @@
 """What `status` and `members` print of a cluster, made from the JSON of the daemon's API."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from rich import box
@@ -9,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunnelmgr.cli.render_text import cell, count, marked
+from tunnelmgr.control.problems import cluster_problems
 
 Json = dict[str, Any]
 
@@ -63,54 +63,3 @@ def cluster_summary(cluster: Json) -> Text:
     database = "" if cluster["database"]["ok"] else ", database NOT reachable"
     line = cell(f"{count(len(alive), 'member')} alive, {count(own, 'agent')} held by this one{database}")
     return marked(line, ok=not cluster_problems(cluster))
-
-
-def cluster_problems(cluster: Json | None) -> list[str]:
-    """Return every problem of a cluster as a sentence."""
-    if not cluster:
-        return []
-    found = []
-    if not cluster["database"]["ok"]:
-        found.append(f"the database does not answer, so that no agent is taken over: {cluster['database']['error']}")
-    for member in cluster["members"]:
-        name = member["name"]
-        if not member["alive"]:
-            found.append(f"member {name} is dead, last heartbeat {member['heartbeat_s']:.0f}s ago")
-        elif not member["same_rules"]:
-            found.append(
-                f"member {name} has other sources, groups, forwards or authorities than this one; "
-                "install the same configuration on both, and run: tunnelmgr reload"
-            )
-    return found + list(_registry_problems(cluster))
-
-
-def _registry_problems(cluster: Json) -> Iterator[str]:
-    """Yield what the members have found out about their registries, each pair of members once."""
-    named = set()
-    for member in cluster["members"]:
-        registry, name = member.get("registry"), member["name"]
-        if not registry:
-            continue
-        if registry["upload"] == "no-answer":
-            yield f"the registry of member {name} begins no upload: {registry['error']}"
-            continue
-        for writer, said in registry["sees_uploads_of"].items():
-            pair = (said, *sorted((name, writer)))
-            if said == "yes" or pair in named:
-                continue
-            if said != "no-answer":
-                named.add(pair)
-            yield f"the registry of member {name} {_PROBLEMS[said].format(writer=writer, **registry)}"
-
-
-_PROBLEMS = {
-    "other-storage": (
-        "does not have the uploads of member {writer}: another storage; pulls and pushes depend on the member that "
-        "holds the agent. Configure the same storage on both"
-    ),
-    "other-secret": (
-        "rejects the uploads of member {writer}: another http.secret; pushes break when an agent changes its member. "
-        "Set the same http.secret on both"
-    ),
-    "no-answer": "did not answer when asked for an upload of member {writer}: {error}",
-}

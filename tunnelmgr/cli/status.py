@@ -6,12 +6,16 @@ import time
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter
 from rich.live import Live
 
 from tunnelmgr.cli import render
 from tunnelmgr.cli.command import Command, Exit, command, one_of
 from tunnelmgr.cli.options import AgentArgument, ConfigOption, JsonOption, SocketOption, client
 from tunnelmgr.cli.output import print_json, print_rendered, stdout
+from tunnelmgr.cli.wait import Condition, wait_for
+from tunnelmgr.config.values import Duration
+from tunnelmgr.control.client import ControlClient
 from tunnelmgr.core.tunnel import Phase
 
 _PHASES = ", ".join(Phase)
@@ -32,10 +36,23 @@ def status(
     context: typer.Context,
     config: ConfigOption = None,
     socket: SocketOption = None,
+    wait: Annotated[
+        Condition | None,
+        typer.Option(
+            "--wait",
+            metavar="ALIVE|READY",
+            help="Wait until the daemon answers, or until it is ready for agents; then exit with 0",
+            parser=one_of(Condition),
+        ),
+    ] = None,
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="With --wait: give up after this time")] = "60s",
     as_json: JsonOption = False,
 ) -> None:
     """Show controller, source and registry health. Exits with 1 if there is a problem."""
     daemon = client(context, config, socket)
+    if wait is not None:
+        _wait(wait, daemon, _seconds(timeout, "--timeout"), as_json=as_json)
+        return
     facts = daemon.status()
     agents = daemon.agents()
     if as_json:
@@ -43,6 +60,25 @@ def status(
     else:
         print_rendered(render.status(facts, agents))
     if render.problems(facts, agents):
+        raise typer.Exit(Exit.FAILURE)
+
+
+def _seconds(text: str, option: str) -> float:
+    """Return the seconds of a duration such as `60s`."""
+    try:
+        return TypeAdapter(Duration).validate_python(text)
+    except ValueError as invalid:
+        raise typer.BadParameter('write a duration such as "15s", "2m" or "500ms"', param_hint=option) from invalid
+
+
+def _wait(condition: Condition, daemon: ControlClient, seconds: float, *, as_json: bool) -> None:
+    checks = wait_for(condition, daemon, seconds)
+    holds = all(check["ok"] for check in checks)
+    if as_json:
+        print_json({"condition": condition, "holds": holds, "checks": checks})
+    else:
+        print_rendered(render.checks([{**check, "result": "ok" if check["ok"] else "failed"} for check in checks]))
+    if not holds:
         raise typer.Exit(Exit.FAILURE)
 
 

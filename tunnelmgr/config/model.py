@@ -13,6 +13,7 @@ from tunnelmgr.config.values import (
     AbsolutePath,
     Duration,
     ExistingFile,
+    HostName,
     Loopback,
     Name,
     PublicKeyFileRead,
@@ -64,6 +65,8 @@ class ControllerConfig(Section):
     socket: AbsolutePath = Path(DEFAULT_SOCKET)
     metrics_public: bool = False
     metrics: Target | None = None
+    metrics_names: list[HostName] = []
+    metrics_page: bool = True
     audit: AbsolutePath | None = None
     audit_required: bool = False
     drain: Annotated[Duration, Field(le=86400)] = 30.0

@@ -20,6 +20,7 @@ CREDENTIAL = "credential:"
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"([0-9]{1,9})(KiB|MiB|GiB|TiB)")
+_HOST_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -70,6 +71,12 @@ def _absolute(value: object) -> Path:
     return Path(value)
 
 
+def _host_name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 253 or _HOST_NAME.fullmatch(value) is None:  # noqa: PLR2004 - DNS' limit
+        raise ValueError('write a host name in lower case and without a port, such as "registry-1.example"')
+    return value
+
+
 def _existing(value: object) -> Path:
     path = _absolute(value)
     try:
@@ -113,6 +120,7 @@ Size = Annotated[int, BeforeValidator(_size)]
 Target = Annotated[Endpoint, BeforeValidator(_endpoint)]
 Loopback = Annotated[Endpoint, BeforeValidator(_loopback)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+HostName = Annotated[str, BeforeValidator(_host_name)]
 ExistingFile = Annotated[Path, BeforeValidator(_existing), PlainSerializer(str)]
 SecretPath = Annotated[Path, BeforeValidator(_key_file), PlainSerializer(str)]
 PublicKeyFileRead = Annotated[PublicKeyFile, BeforeValidator(_public_key_file)]

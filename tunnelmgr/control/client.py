@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -26,6 +27,18 @@ class ControlClient:
     def status(self) -> dict[str, Any]:
         """Return what `status --json` prints."""
         return dict(self._ask("GET", "/v1/status"))
+
+    def alive(self) -> bool:
+        """Return True if the daemon answers."""
+        status, _ = self._exchange("GET", "/healthz")
+        return status == HTTPStatus.OK
+
+    def readiness(self) -> list[dict[str, Any]]:
+        """Return the checks of `/readyz`, each with `check`, `ok` and `message`."""
+        status, body = self._exchange("GET", "/readyz")
+        if status not in {HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE}:
+            raise ControlError("the daemon has no /readyz: it is older than this command")
+        return [json.loads(line) for line in body.splitlines()]
 
     def agents(self, *, departed: bool = False) -> list[dict[str, Any]]:
         """Return what `list --json` prints; with `departed`, also agents that left."""
@@ -65,24 +78,32 @@ class ControlClient:
         return dict(self._ask("POST", "/v1/reload"))
 
     def _ask(self, method: str, target: str, body: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - JSON
+        status, text = self._exchange(method, target, body)
+        try:
+            answer = json.loads(text)
+        except ValueError as invalid:
+            raise DaemonNotRunningError(str(self._path), str(invalid)) from invalid
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise _refusal(answer)
+        return answer
+
+    def _exchange(self, method: str, target: str, body: dict[str, object] | None = None) -> tuple[int, bytes]:
+        """Return the status and the body of the answer to one request."""
         connection = _UnixConnection(self._path)
         try:
             payload = None if body is None else json.dumps(body)
             connection.request(method, target, payload, {"Content-Type": "application/json"} if body else {})
             response = connection.getresponse()
-            answer = json.loads(response.read())
+            return response.status, response.read()
         except PermissionError as denied:
             raise ControlError(
                 f"{self._path}: permission denied; run this as root, or add the user to the socket's group"
             ) from denied
-        except (OSError, http.client.HTTPException, ValueError) as failed:
+        except (OSError, http.client.HTTPException) as failed:
             reason = failed.strerror if isinstance(failed, OSError) and failed.strerror else str(failed)
             raise DaemonNotRunningError(str(self._path), reason) from failed
         finally:
             connection.close()
-        if response.status >= 400:  # noqa: PLR2004 - the lowest error status of HTTP
-            raise _refusal(answer)
-        return answer
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -11,7 +11,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 from aiohttp import web
 
+from tunnelmgr.control.agent_query import AgentQuery
+from tunnelmgr.control.entity_tag import tagged_json
 from tunnelmgr.control.views import (
     Json,
     agent_in,
-    agents_view,
     find,
     history_view,
     status_view,
@@ -79,9 +80,15 @@ class Operations(Telemetry, Protocol):
 
 
 class ControlServer:
-    """Serves the API until closed. `wall` is the clock by which seeds expire."""
+    """Serves the API until closed. `wall` is the clock by which seeds expire; `more` are other routes."""
 
-    def __init__(self, operations: Operations, path: Path, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        path: Path,
+        wall: Callable[[], float] = time.time,
+        more: Iterable[web.AbstractRouteDef] = (),
+    ) -> None:
         self._operations = operations
         self._wall = wall
         self._path = path
@@ -98,6 +105,7 @@ class ControlServer:
                 web.post("/v1/reload", self._reload),
                 web.post("/v1/members/{member}/drain", self._drain),
                 web.post("/v1/rebalance", self._rebalance),
+                *more,
             ]
         )
         self._group = -1
@@ -136,11 +144,20 @@ class ControlServer:
         return web.json_response(status_view(self._operations.world, self._operations.health()))
 
     async def _agents(self, request: web.Request) -> web.Response:
-        departed = request.query.get("departed") == "true"
-        return web.json_response(agents_view(self._operations.world, self._operations.traffic, departed=departed))
+        world, traffic = self._operations.world, self._operations.traffic
+        try:
+            query = AgentQuery.parse(list(request.query.items()))
+            found, cursor = query.page(query.select(world, traffic))
+        except ValueError as invalid:
+            raise web.HTTPBadRequest(text=str(invalid)) from invalid
+        headers = {}
+        if cursor is not None:
+            headers["Link"] = f'<{request.rel_url.update_query(cursor=cursor)}>; rel="next"'
+        agents = [agent_in(world, one.record, traffic.get(one.record.agent.id)) for one in found]
+        return tagged_json(request, agents, headers)
 
     async def _agent(self, request: web.Request) -> web.Response:
-        return web.json_response(self._details(self._find(request)))
+        return tagged_json(request, self._details(self._find(request)))
 
     def _details(self, id_: AgentId) -> Json:
         world = self._operations.world
@@ -253,7 +270,9 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return await handler(request)
     except web.HTTPException as refused:
         code = (refused.reason or "error").lower().replace(" ", "-")
-        return web.json_response({"error": {"code": code, "message": refused.text}}, status=refused.status)
+        headers = {name: refused.headers[name] for name in ("Allow", "Retry-After") if name in refused.headers}
+        error = {"code": code, "message": refused.text}
+        return web.json_response({"error": error}, status=refused.status, headers=headers)
     except Exception:  # a bulkhead: a fault of ours costs one request
         log.exception("operator request failed", path=request.path)
         message = "internal error; the daemon's log has the traceback"

@@ -1,7 +1,7 @@
 """The world as JSON: the shapes that `status`, `list`, `show` and the socket's API share."""
 
 from collections import Counter as Tally
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
@@ -79,13 +79,6 @@ def history_view(record: Record) -> list[Json]:
     ]
 
 
-def agents_view(world: World, traffic: Mapping[AgentId, TrafficCounters], *, departed: bool = False) -> list[Json]:
-    """Return every present agent, with `departed` also those that left and are remembered, newest first."""
-    chosen = [record for id_, record in world.records.items() if departed or record.present or id_ in world.tunnels]
-    chosen.sort(key=lambda record: (-record.first_seen, record.agent.id))
-    return [agent_in(world, record, traffic.get(record.agent.id)) for record in chosen]
-
-
 def agent_in(world: World, record: Record, traffic: TrafficCounters | None) -> Json:
     """Return one agent of a world; in a cluster with its holder, and with what that reports of the tunnel."""
     view = agent_view(record, status_of(world, record), world.rules.forwards, traffic)
@@ -101,7 +94,7 @@ def agent_in(world: World, record: Record, traffic: TrafficCounters | None) -> J
 def status_view(world: World, health: DaemonHealth) -> Json:
     """Return the controller's state, as `status --json`."""
     present = [record for record in world.records.values() if record.present]
-    phases = [_phase(world, record) for record in present]
+    phases = [phase_of(world, record) for record in present]
     return {
         "controller": health.controller,
         "version": health.version,
@@ -175,7 +168,8 @@ def _remote(world: World, agent: AgentId) -> RemoteStatus | None:
     return remote if remote is not None and remote.phase else None
 
 
-def _phase(world: World, record: Record) -> str:
+def phase_of(world: World, record: Record) -> str:
+    """Return an agent's phase; in a cluster as its holder reports it."""
     remote = _remote(world, record.agent.id)
     return remote.phase if remote is not None else status_of(world, record).phase.value
 

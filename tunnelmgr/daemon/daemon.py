@@ -12,20 +12,22 @@ from pathlib import Path
 import structlog
 
 from tunnelmgr import __version__
-from tunnelmgr.control.server import ControlServer
 from tunnelmgr.controller import Clock, Controller, Performers
 from tunnelmgr.core.persistence import restored
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
+from tunnelmgr.daemon.agent_news import AgentNews
 from tunnelmgr.daemon.audit_trail import AuditTrail
 from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.garbage import disable_full_collections
 from tunnelmgr.daemon.housekeeping import Housekeeping, make_scheduler
+from tunnelmgr.daemon.interfaces import Interfaces
 from tunnelmgr.daemon.measured_events import MeasuredEvents
 from tunnelmgr.daemon.membership import make_membership
 from tunnelmgr.daemon.operations import DaemonOperations
 from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.pull_cache import PullCache
+from tunnelmgr.daemon.recent_activity import RecentActivity
 from tunnelmgr.daemon.registry_health import RegistryWatch
 from tunnelmgr.daemon.reload import Reload, tunnel_settings
 from tunnelmgr.daemon.request_log import AuditedRequests
@@ -35,12 +37,12 @@ from tunnelmgr.daemon.source_watches import MissingAgents, SourceWatches
 from tunnelmgr.daemon.trust_lookups import AdmittedScanner, StoredSeeds
 from tunnelmgr.daemon.trust_methods import TrustInputs
 from tunnelmgr.dataplane.fast_path import fast_path_status
-from tunnelmgr.errors import ControlError, TunnelmgrError
+from tunnelmgr.errors import TunnelmgrError
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.uploads import UploadProofs
 from tunnelmgr.observability.audit_log import AuditLog
-from tunnelmgr.observability.metrics import MetricsServer
+from tunnelmgr.observability.metrics import Metrics
 from tunnelmgr.observability.systemd import notify
 from tunnelmgr.store.connect import Store, open_store
 from tunnelmgr.tunnel.admission import Admission, places_for
@@ -77,32 +79,32 @@ class Daemon:
 
         self.audit = AuditLog(settings.audit, settings.name, clock, configuration.requires_audit)
         self.trail = AuditTrail(self.audit, self.controller, clock)
-        self.registry, self.metrics = RegistryWatch(configuration), MetricsServer()
-        requests, prover = AuditedRequests(configuration, self.audit, self.trail, self.metrics.measurements), Prover()
-        cache = PullCache.make(prepared.config.cache)
+        self.registry, metrics, activity = RegistryWatch(configuration), Metrics(), RecentActivity(clock)
+        requests = AuditedRequests(configuration, self.audit, self.trail, metrics.measurements, activity)
+        cache, prover = PullCache.make(prepared.config.cache), Prover()
         gate = make_gate(cache, configuration, prover, UploadProofs(stored.secret), requests)
-        channels = ChannelServer(configuration, gate, settings.name)
-        reports = MeasuredEvents(events, self.controller, self.metrics.measurements, clock)
+        channels = ChannelServer(configuration, gate, settings.name, activity.traffic)
+        reports = MeasuredEvents(events, self.controller, metrics.measurements, clock)
         self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, reports))
 
         shared = make_shared_registry(settings, self.controller, configuration, clock)
         parts = (configuration, self.controller, self.searches, self.supervisor, sources, member, shared)
         self.reload = Reload(file, settings, cache, *parts)
-        operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload)
-        self.metrics.watch(operations)
-        self.control = ControlServer(operations, settings.socket, wall)
+        operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload, activity)
+        metrics.watch(operations)
+        self.interfaces = Interfaces.make(operations, metrics, clock, wall)
         self.signals = SignalHandler(tasks, self.controller, self.reload, self.supervisor)
-        self.housekeeping = Housekeeping(scheduler, self.controller, channels, self.registry, self.metrics, clock, wall)
+        self.housekeeping = Housekeeping(scheduler, self.controller, self.registry, metrics, activity, clock, wall)
 
     async def run(self) -> None:
         """Run until drained; raises ControlError if the socket or the metrics' address cannot be opened."""
         # What can fail comes before the sources are polled, which would have to be stopped again.
         await self.audit.start()
         await self.registry.check()  # so that the first request for status has a result
-        await self.control.start()
+        await self.interfaces.open_socket()
         background: list[asyncio.Task[None]] = []
         try:
-            await self._start_metrics()
+            await self.interfaces.open_address()
             if self.membership is not None:
                 await self.membership.join(self.reload.sources)
             self.reload.follow(self._prepared)
@@ -115,19 +117,11 @@ class Daemon:
             self.signals.install()
             notify("READY=1", f"STATUS={self.housekeeping.summary()}")
             self._log_start()
-            await self.controller.run(Performers(self.supervisor, self.searches), self.trail)
+            news = AgentNews(self.trail, self.interfaces.events)
+            await self.controller.run(Performers(self.supervisor, self.searches), news)
         finally:
             notify("STOPPING=1")
             await self._stop(background)
-
-    async def _start_metrics(self) -> None:
-        address = self.reload.started_with.metrics
-        if address is None:
-            return
-        try:
-            await self.metrics.start(address)
-        except OSError as taken:
-            raise ControlError(f"controller.metrics: cannot listen on {address}: {taken.strerror}") from taken
 
     def _log_start(self) -> None:
         path = fast_path_status()
@@ -148,8 +142,7 @@ class Daemon:
             await self.membership.leave()
         for task in background:
             task.cancel()
-        await self.metrics.close()
-        await self.control.close()
+        await self.interfaces.close()
         await self.trail.flush()
         self.audit.close()
 

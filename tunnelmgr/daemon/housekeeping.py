@@ -9,11 +9,11 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.events import RetentionExpired
 from tunnelmgr.core.tunnel import Phase
-from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.garbage import collect
 from tunnelmgr.daemon.loop_lag import watch_lag
+from tunnelmgr.daemon.recent_activity import RecentActivity
 from tunnelmgr.daemon.registry_health import RegistryWatch
-from tunnelmgr.observability.metrics import MetricsServer
+from tunnelmgr.observability.metrics import Metrics
 from tunnelmgr.observability.systemd import notify, watchdog_interval
 
 MEMORY = 7 * 86400.0
@@ -36,15 +36,16 @@ class Housekeeping:
 
     scheduler: AsyncIOScheduler
     controller: Controller
-    channels: ChannelServer
     registry: RegistryWatch
-    metrics: MetricsServer
+    metrics: Metrics
+    activity: RecentActivity
     clock: Callable[[], float]
     wall: Callable[[], float]
 
     def start(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Schedule the jobs and return the tasks that run until they are cancelled."""
         self.scheduler.add_job(self.registry.check_soon, "interval", seconds=REGISTRY_CHECK)
+        self.scheduler.add_job(self.activity.sample, "interval", minutes=1)
         self.scheduler.add_job(self.forget, "interval", hours=1)
         self.scheduler.add_job(self.notify_systemd, "interval", seconds=watchdog_interval() or STATUS_INTERVAL)
         self.scheduler.start()
@@ -56,8 +57,9 @@ class Housekeeping:
     async def forget(self) -> None:
         """Forget agents that left long ago, and collect garbage."""
         self.controller.report(RetentionExpired(self.clock() - MEMORY, self.wall()))
-        for id_ in [id_ for id_ in self.channels.traffic if id_ not in self.controller.world.records]:
-            del self.channels.traffic[id_]
+        traffic = self.activity.traffic
+        gone = [id_ for id_ in traffic if id_ not in self.controller.world.records]
+        self.activity.forget(traffic.pop(id_) for id_ in gone)
         collect()
 
     async def notify_systemd(self) -> None:

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 
 from tunnelmgr import __version__
 from tunnelmgr.controller import Controller
+from tunnelmgr.core.activity import Refusal, TrafficSample, Transfer
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested
 from tunnelmgr.core.health import AuditHealth, DaemonHealth, FastPathHealth, TrafficCounters
+from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policies import Explained
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.membership import Membership
+from tunnelmgr.daemon.recent_activity import RecentActivity
 from tunnelmgr.daemon.registry_health import RegistryWatch
 from tunnelmgr.daemon.reload import Reload
 from tunnelmgr.dataplane.fast_path import fast_path_status
@@ -21,13 +24,14 @@ from tunnelmgr.observability.audit_log import AuditLog
 
 @dataclass(slots=True)
 class DaemonOperations:
-    """Implements `Operations` of control/server.py and `Telemetry` of core/health.py with the daemon's parts."""
+    """Implements `Operations` of control/server.py and `Telemetry` and `Activity` of core/ with the daemon's parts."""
 
     controller: Controller
     channels: ChannelServer
     registry: RegistryWatch
     audit: AuditLog
     reloads: Reload
+    activity: RecentActivity
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -56,6 +60,20 @@ class DaemonOperations:
             limits=self.channels.limits(),
             dials=self.reloads.supervisor.settings.admission.counts(),
         )
+
+    def transfers(self) -> list[Transfer]:
+        """Return the requests in progress, without probes."""
+        now = time.monotonic()
+        transfers = [request.transfer(now) for request in self.channels.gate.context.in_flight]
+        return [one for one in transfers if one.action != RegistryAction.WELL_KNOWN]
+
+    def refusals(self) -> list[Refusal]:
+        """Return the last refusals, newest first."""
+        return self.activity.refusals()
+
+    def last_hour(self) -> list[TrafficSample]:
+        """Return the samples of the last hour, oldest first."""
+        return self.activity.last_hour()
 
     def report(self, event: Event) -> None:
         """Pass an operator's request to the controller, or to the member of the cluster that holds the agent."""

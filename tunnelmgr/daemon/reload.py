@@ -26,7 +26,19 @@ from tunnelmgr.tunnel.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
-FIXED = ("name", "zone", "capacity", "state", "state_password", "socket", "metrics", "metrics_public", "audit")
+FIXED = (
+    "name",
+    "zone",
+    "capacity",
+    "state",
+    "state_password",
+    "socket",
+    "metrics",
+    "metrics_public",
+    "metrics_names",
+    "metrics_page",
+    "audit",
+)
 """Keys of `[controller]` that take effect at the next start only."""
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.audit_trail import AuditTrail
+from tunnelmgr.daemon.recent_activity import RecentActivity
 from tunnelmgr.gate.request_record import RequestRecord
 from tunnelmgr.observability.audit_log import AuditLog
 from tunnelmgr.observability.measurements import Measurements, RequestLabels
@@ -12,18 +13,20 @@ from tunnelmgr.observability.measurements import Measurements, RequestLabels
 
 @dataclass(frozen=True, slots=True)
 class AuditedRequests:
-    """Measures and audits requests; the gate's `RequestLog`."""
+    """Measures, shows and audits requests; the gate's `RequestLog`."""
 
     configuration: ActiveConfiguration
     audit: AuditLog
     trail: AuditTrail
     measurements: Measurements
+    activity: RecentActivity
 
     def record(self, request: RequestRecord) -> None:
-        """Measure a request and audit it."""
+        """Measure a request, keep it for the status page if it was refused, and audit it."""
         caller = request.caller
         labels = RequestLabels(caller.group, caller.forward, request.action, request.verdict, request.status)
         self.measurements.record_request(labels, request.took)
+        self.activity.record(request)
         self.trail.record(request)
 
     async def throttle(self, agent: AgentId) -> None:

@@ -9,6 +9,7 @@ from tunnelmgr.gate.cached_pulls import CachedPulls
 from tunnelmgr.gate.concurrency_limit import ConcurrencyLimit
 from tunnelmgr.gate.group_limiter import GroupLimiters
 from tunnelmgr.gate.holdings import Holdings
+from tunnelmgr.gate.in_flight import RequestInFlight
 from tunnelmgr.gate.push import MAX_BUFFERED_MANIFESTS
 from tunnelmgr.gate.registry_slot import MAX_PENDING_REQUESTS
 from tunnelmgr.gate.request_record import NoRequestLog, RequestLog
@@ -51,3 +52,4 @@ class GateContext:
     holdings: Holdings = field(default_factory=Holdings)
     cached_pulls: CachedPulls | None = None
     limiters: GroupLimiters = field(default_factory=GroupLimiters)
+    in_flight: set[RequestInFlight] = field(default_factory=set)

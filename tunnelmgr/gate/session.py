@@ -18,6 +18,7 @@ from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.exchange import AgentStalledError, ReadOnlyError
 from tunnelmgr.gate.group_limiter import RETRY_AFTER, LimitExceededError
 from tunnelmgr.gate.head_parser import ParseBuffer, RequestHead, parse_request_head
+from tunnelmgr.gate.in_flight import RequestInFlight
 from tunnelmgr.gate.local_reply import LocalReply, refusal
 from tunnelmgr.gate.location_rewrite import RedirectedElsewhereError, UnusableLocationError
 from tunnelmgr.gate.request_handler import RequestHandler
@@ -82,9 +83,12 @@ class Session:
         """Serve one request; returns whether another may follow."""
         began = time.monotonic()  # more precise than the loop's clock: uvloop counts milliseconds
         state = RequestState()
+        in_flight = RequestInFlight(self._handler, self._agent, state, began, *self._recorded)
+        self._context.in_flight.add(in_flight)
         try:
             await self._respond(state)
         finally:
+            self._context.in_flight.discard(in_flight)
             if state.status or state.request is not None:
                 self._record(state, took=time.monotonic() - began)
         await self._context.requests.throttle(self._handler.caller.agent)

@@ -1,0 +1,55 @@
+"""What the page says of one agent: its phase, why it has no tunnel, and what to do."""
+
+import shlex
+from typing import Any, Final
+from urllib.parse import quote
+
+from tunnelmgr.core.cures import GONE, PHASES, cure
+from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.errors import release_command
+
+Json = dict[str, Any]
+
+MARKS: Final = {
+    "up": "●",
+    "connecting": "◐",
+    "draining": "◑",
+    "awaiting-identity": "○",
+    "down": "▽",
+    "quarantined": "✖",
+    "gone": "·",
+}
+"""A shape for each phase, so that none is told by its colour alone."""
+
+
+def href(agent: str) -> str:
+    """Return the address of an agent's page, relative to that of the overview."""
+    return f"agents/{quote(agent, safe='')}"
+
+
+def shown(agent: Json) -> Json:
+    """Return an agent of the API with the texts that the page adds."""
+    phase = agent["phase"] if agent["present"] else "gone"
+    return {
+        **agent,
+        "shown_phase": phase,
+        "mark": MARKS[phase],
+        "href": href(agent["agent"]),
+        "why": agent["message"] or agent["error"] or "",
+    }
+
+
+def explained(agent: Json) -> Json:
+    """Return an agent of the API with why it is in its phase, what to do, and the command to run if there is one."""
+    held_back = agent["phase"] == Phase.QUARANTINED
+    return {
+        **shown(agent),
+        "meaning": PHASES[Phase(agent["phase"])] if agent["present"] else GONE,
+        "cure": cure(agent["phase"], agent["error"]) if agent["present"] else "",
+        "command": release(agent["agent"]) if held_back and agent["present"] else None,
+    }
+
+
+def release(agent: str) -> str:
+    """Return the command that releases an agent, safe to paste into a shell."""
+    return release_command(shlex.quote(agent))

@@ -1,0 +1,53 @@
+"""The read-only HTTP server on the TCP address of `controller.metrics`."""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable
+
+from aiohttp import web
+
+from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.web.access import is_own_host
+from tunnelmgr.web.health import PATHS
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+METHODS = ("GET", "HEAD")
+
+
+class ReadOnlyListener:
+    """Serves routes until closed. Only GET and HEAD are answered; the page only under a host of its own."""
+
+    def __init__(self, routes: Iterable[web.AbstractRouteDef], names: Collection[str] = ()) -> None:
+        self._routes = routes
+        self._names = frozenset(names)
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, at: Endpoint) -> None:
+        """Listen; raises OSError if the address is taken."""
+        app = web.Application(middlewares=[_read_only, self._own_host])
+        app.add_routes(self._routes)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, at.host, at.port).start()
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @web.middleware
+    async def _own_host(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in PATHS and not is_own_host(request.headers.get("Host"), self._names):
+            raise web.HTTPForbidden(
+                text="the status page is served under addresses and localhost only; "
+                "to use a name, add it to controller.metrics_names\n"
+            )
+        return await handler(request)
+
+
+@web.middleware
+async def _read_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.method not in METHODS:
+        raise web.HTTPMethodNotAllowed(
+            request.method, METHODS, text="this address is read-only: use the unix socket or the commands\n"
+        )
+    return await handler(request)

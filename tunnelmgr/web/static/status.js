@@ -1,0 +1,83 @@
+// Live updates: the server sends the parts of the page that have changed. Without this script, the page is complete.
+"use strict";
+
+(() => {
+  const live = document.getElementById("live");
+  const path = location.pathname.replace(/\/$/, "");
+  const url = `${path}/events${location.search}`;
+  const longestPause = 30000;
+  let pause = 1000;
+
+  const say = (text, state) => {
+    if (live.textContent !== text) {
+      live.textContent = text;
+      live.className = `live ${state}`;
+    }
+  };
+
+  // A link that had the focus, or a text that is selected, must survive the replacement of what is around it.
+  const isSelectedIn = (element) => {
+    const selection = document.getSelection();
+    return selection && !selection.isCollapsed && element.contains(selection.anchorNode);
+  };
+
+  const waiting = new Map();
+
+  const replace = (id, html) => {
+    const old = document.getElementById(id);
+    waiting.delete(id);
+    if (!old) {
+      return;
+    }
+    if (isSelectedIn(old)) {
+      waiting.set(id, html);
+      return;
+    }
+    const focused = old.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    const parsed = new DOMParser().parseFromString(html, "text/html").getElementById(id);
+    if (!parsed) {
+      return;
+    }
+    old.replaceWith(parsed);
+    if (focused !== null) {
+      const again = [...parsed.querySelectorAll("a")].find((link) => link.getAttribute("href") === focused);
+      if (again) {
+        again.focus({ preventScroll: true });
+      }
+    }
+  };
+
+  document.addEventListener("selectionchange", () => {
+    for (const [id, html] of [...waiting]) {
+      replace(id, html);
+    }
+  });
+
+  const connect = () => {
+    const source = new EventSource(url);
+    source.addEventListener("open", () => {
+      pause = 1000;
+      say("Live", "connected");
+    });
+    source.addEventListener("fragment", (event) => {
+      const part = JSON.parse(event.data);
+      replace(part.id, part.html);
+    });
+    source.addEventListener("error", () => {
+      say("Not connected, trying again", "lost");
+      // After an error of the network the browser connects again by itself; after an error status it does not.
+      if (source.readyState === EventSource.CLOSED) {
+        setTimeout(connect, pause);
+        pause = Math.min(2 * pause, longestPause);
+      }
+    });
+    addEventListener("pagehide", () => source.close(), { once: true });
+  };
+
+  addEventListener("pageshow", (event) => {
+    if (event.persisted) {
+      connect();
+    }
+  });
+  connect();
+})();
