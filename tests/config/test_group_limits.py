@@ -20,7 +20,7 @@ def policy_of(write: Callable[[str], Path]) -> Callable[[str], GroupPolicy]:
 
 
 def test_limits_are_part_of_the_policy(policy_of: Callable[[str], GroupPolicy]) -> None:
-    """Each key is optional, and a key that is missing is no limit."""
+    """Each key is optional, and a key that is missing leaves no limit."""
     every = 'requests_per_second = 0.5\npull_rate = "2MiB"\npush_rate = "1KiB"\nconcurrent_pulls = 7\n'
 
     assert policy_of(f"[group.limits]\n{every}").limits == GroupLimits(0.5, 2 * 1024**2, 1024, 7)

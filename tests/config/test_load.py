@@ -316,7 +316,7 @@ def test_any_document_is_read_or_refused_with_places(values: list[object], seed:
     for _ in range(20):
         document = random_document(dice, values)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(import_module("tunnelmgr.config.load"), "_parse", lambda _, document=document: document)
+            patch.setattr(import_module("tunnelmgr.config.load"), "_parse", lambda *_, document=document: document)
             try:
                 found: tuple[str, ...] = load(Path("any.toml")) and ()
             except ConfigError as wrong:

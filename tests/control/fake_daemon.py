@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tunnelmgr.config.changes import Preview
 from tunnelmgr.control.agent_query import AgentQuery
 from tunnelmgr.control.views import Json, agent_in
 from tunnelmgr.core.activity import Refusal, TrafficSample, Transfer
@@ -98,6 +99,8 @@ class FakeDaemon:
     sharing: Sequence[SharingReport] = ()
     limits: Sequence[LimitHealth] = ()
     dials: DialCounts = field(default_factory=DialCounts)
+    plan: Preview = field(default_factory=lambda: Preview((), (), ()))
+    previewed: tuple[str, str] = ("", "")
     bad: ConfigError | None = None
     remarks: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -143,6 +146,13 @@ class FakeDaemon:
             raise ValueError(f"{action!r} is none of pull, push and delete")
         policy = GroupPolicy.build("ci", pull=["**"], push=["team/*"])
         return Explained(forward or FORWARD.name, judge(RegistryAction(action), repository, policy))
+
+    async def preview(self, text: str, file: str) -> Preview:
+        """Return the preview that the test has set, and refuse an invalid text if the test says so."""
+        self.previewed = text, file
+        if self.bad is not None:
+            raise self.bad
+        return self.plan
 
     async def reload(self) -> list[str]:
         """Count the reload, and refuse it if the test says so."""

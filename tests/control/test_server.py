@@ -12,8 +12,10 @@ import pytest
 
 from tests.control.fake_daemon import KEY, FakeDaemon, record, world
 from tests.control.unix_http import request
+from tunnelmgr.config.changes import ConfigChange, Preview
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested, SeedAdded
+from tunnelmgr.core.preview import AgentEffect, Effect
 from tunnelmgr.core.world import Quarantine
 from tunnelmgr.errors import ConfigError
 
@@ -266,14 +268,40 @@ async def test_a_reload_answers_with_its_remarks(
     assert await ask(request, place, "POST", "/v1/reload") == (200, {"reloaded": True, "remarks": daemon.remarks})
 
 
+async def test_a_plan_is_answered_with_what_would_change(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
+    """The daemon gets the text of the file and its name, and changes nothing."""
+    effect = AgentEffect(AgentId("static:builder-1"), "builder-1", Effect.LEAVES, "ci", "")
+    daemon.plan = Preview((ConfigChange("group ci: pull", ["**"], None),), (effect,), ("a remark",))
+
+    answer = await ask(request, place, "POST", "/v1/plan", b'{"text": "[ssh]", "file": "new.toml"}')
+
+    agent = {"agent": "static:builder-1", "name": "builder-1", "effect": "leaves", "before": "ci", "after": None}
+    change = {"key": "group ci: pull", "before": ["**"], "after": None}
+    assert answer == (200, {"changes": [change], "agents": [agent], "remarks": ["a remark"]})
+    assert daemon.previewed == ("[ssh]", "new.toml")
+    assert daemon.reloads == 0
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"text": 7}', b'{"text": "", "file": 7}'])
+async def test_a_plan_without_a_text_is_refused(daemon: FakeDaemon, place: Path, ask: Ask, body: bytes) -> None:
+    """The message shows the expected form."""
+    code, answer = await ask(request, place, "POST", "/v1/plan", body)
+
+    assert (code, daemon.previewed) == (400, ("", ""))
+    assert '{"text": "[controller]…", "file": "new.toml"}' in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/reload", None), ("/v1/plan", b'{"text": ""}')])
 async def test_an_invalid_configuration_is_answered_with_every_problem(
     daemon: FakeDaemon,
     place: Path,
     ask: Ask,
+    path: str,
+    body: bytes | None,
 ) -> None:
-    """A refused reload is answered with every problem and the file's name."""
+    """A refused reload or plan is answered with every problem and the file's name."""
     daemon.bad = ConfigError(["source[0].poll: missing", "ssh.key: there is no file"], file="tunnelmgr.toml")
-    code, answer = await ask(request, place, "POST", "/v1/reload")
+    code, answer = await ask(request, place, "POST", path, body)
 
     assert code == 422
     assert answer["error"]["code"] == "config"

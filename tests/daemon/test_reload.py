@@ -59,6 +59,27 @@ async def test_the_reload_command_gets_the_problems_or_the_remarks(site: Site) -
         assert (await process.phase("up"))["phase"] == "up"
 
 
+async def test_a_plan_tells_what_a_reload_would_change_and_changes_nothing(site: Site) -> None:
+    """The agents that the file no longer names leave, and new ones join; the same text changes nothing."""
+    async with daemon(site) as process:
+        before, same = await process.phase("up"), site.file.read_text()
+        site.agents = ("builder-2",)
+        site.more = '[[group]]\nname = "default"\npull = ["other/**"]\n'
+        site.write()
+        changed = site.file.read_text()
+
+        preview = await process.ask(process.client.plan, changed, "new.toml")
+        with pytest.raises(ConfigError) as bad:
+            await process.ask(process.client.plan, changed + "nonsense = 1\n", "new.toml")
+
+        effects = {one["agent"]: one["effect"] for one in preview["agents"]}
+        assert effects == {"static:builder-1": "leaves", "static:builder-2": "joins"}
+        assert "group default" in [one["key"] for one in preview["changes"]]
+        assert bad.value.file == "new.toml"
+        assert await process.ask(process.client.plan, same, "") == {"changes": [], "agents": [], "remarks": []}
+        assert (await process.phase("up"))["since"] == before["since"]
+
+
 async def ask_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str) -> tuple[bytes, bytes]:
     """Send a request on an open connection; return the status line and the body."""
     writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())

@@ -46,7 +46,7 @@ async def test_a_wait_that_is_given_up_takes_no_turn() -> None:
 
 
 async def test_no_more_than_the_rate_is_granted() -> None:
-    """A second's rate is free at once; whatever the machine's speed, no more is granted than the time allows."""
+    """A second's rate is free at once, and then no more is granted than the time allows, on a machine of any speed."""
     limit, loop = RateLimit(FAST), asyncio.get_running_loop()
     began = loop.time()
 
@@ -86,7 +86,7 @@ async def test_an_agent_with_many_requests_does_not_delay_the_others() -> None:
 
 
 async def test_a_wait_ends_in_a_refusal() -> None:
-    """Whoever waits in vain is counted, and no longer in the way."""
+    """A wait that ended without a turn is counted, and delays nobody after it."""
     limit = RateLimit(1.0)
     await limit.acquire("a", 1000.0)
 

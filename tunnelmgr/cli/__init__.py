@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "audit": "audit",
     "retry": "operate",
     "release": "operate",
+    "plan": "operate",
     "reload": "operate",
     "members": "cluster",
     "drain": "cluster",
@@ -58,7 +59,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Give short-lived build agents a loopback-only Docker registry, over SSH tunnels that the controller dials.",
     epilog="Exit status: 0 success · 1 a problem, which is named · 2 usage or configuration error · "
-    "3 the daemon is not running · 4 the state was written by a newer version.",
+    "3 the daemon is not running · 4 the state was written by a newer version · "
+    "5 `plan`: something would change.",
 )
 
 

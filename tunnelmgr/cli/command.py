@@ -31,6 +31,7 @@ class Exit(IntEnum):
     USAGE = 2
     NOT_RUNNING = 3
     INCOMPATIBLE = 4
+    CHANGES = 5
 
 
 class Command(TyperCommand):

@@ -1,12 +1,14 @@
-"""`retry`, `release` and `reload`: commands that change what the daemon does."""
+"""`retry`, `release`, `reload` and `plan`: commands that change what the daemon does, or say what would."""
 
 from typing import Annotated
 
 import typer
 
-from tunnelmgr.cli.command import Command, command
-from tunnelmgr.cli.options import AgentArgument, ConfigOption, JsonOption, SocketOption, client
-from tunnelmgr.cli.output import print_json, print_line
+from tunnelmgr.cli.command import Command, Exit, command
+from tunnelmgr.cli.options import AgentArgument, ConfigOption, JsonOption, SocketOption, chosen_file, client
+from tunnelmgr.cli.output import print_json, print_line, print_rendered
+from tunnelmgr.cli.render_plan import preview
+from tunnelmgr.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +20,7 @@ def register(app: typer.Typer) -> None:
         rich_help_panel=panel,
         epilog='Example: `tunnelmgr release builder-1 --reason "reinstalled, ticket 4711"`',
     )(release)
+    app.command(cls=Command, rich_help_panel=panel, epilog="Example: `tunnelmgr plan --config new.toml`")(plan)
     app.command(cls=Command, rich_help_panel=panel, epilog="Example: `tunnelmgr check && tunnelmgr reload`")(reload)
 
 
@@ -48,6 +51,29 @@ def release(
     """Release an agent from quarantine. Its remembered host keys are dropped, and evidence is requested again."""
     answer = client(context, config, socket).release(agent, reason)
     print_json(answer) if as_json else print_line(f"{answer['agent']}: released")
+
+
+@command
+def plan(
+    context: typer.Context,
+    config: ConfigOption = None,
+    socket: SocketOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a reload of a configuration would change, and change nothing.
+
+    It is compared with what the daemon follows now: keys that differ, agents that move or leave, tunnels that are
+    closed. Exits with 0 if nothing changes, with 5 if something does, and with 2 if the file has errors.
+    """
+    file = chosen_file(context, config)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise ConfigError([f"cannot read the file: {unreadable}"], file=str(file)) from unreadable
+    answer = client(context, config, socket).plan(text, str(file))
+    print_json(answer) if as_json else print_rendered(preview(answer))
+    if any(answer.values()):
+        raise typer.Exit(Exit.CHANGES)
 
 
 @command

@@ -25,13 +25,13 @@ def config_file(option: Path | None) -> Path:
     return option or Path(os.environ.get("TUNNELMGR_CONFIG") or DEFAULT_FILE)
 
 
-def load(file: Path, examine: Callable[[SshConfig], object] = lambda _: None) -> Config:
-    """Read and check the file.
+def load(file: Path, examine: Callable[[SshConfig], object] = lambda _: None, text: str | None = None) -> Config:
+    """Read and check the file, or `text` in its place.
 
     `examine` checks `[ssh]` further if that table is valid, even if others are not, and may raise ConfigError.
     Raises ConfigError with every problem found, each with its place, such as `source[1].poll: …`.
     """
-    raw = _parse(file)
+    raw = _parse(file, text)
     problems: list[str] = []
     tables = enumerate(_tables(raw, "source", problems))
     sources = {at: _source(entry, f"source[{at}]", problems) for at, entry in tables}
@@ -56,9 +56,9 @@ def _examine(ssh: SshConfig, examine: Callable[[SshConfig], object], problems: l
         problems.extend(bad.problems)
 
 
-def _parse(file: Path) -> dict[str, Any]:
+def _parse(file: Path, text: str | None) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8") if text is None else text)
     except FileNotFoundError as missing:
         option = "" if file == DEFAULT_FILE else f" -c {shlex.quote(str(file))}"
         raise ConfigError([f"no such file; `tunnelmgr init{option}` writes one"], file=str(file)) from missing

@@ -73,6 +73,10 @@ class ControlClient:
         """Move agents to the members that should hold them; returns how many are offered."""
         return dict(self._ask("POST", "/v1/rebalance"))
 
+    def plan(self, text: str, file: str) -> dict[str, Any]:
+        """Return what a reload of a file with this text would change; raises ConfigError if it is invalid."""
+        return dict(self._ask("POST", "/v1/plan", {"text": text, "file": file}))
+
     def reload(self) -> dict[str, Any]:
         """Make the daemon read its configuration again; raises ConfigError if the new one is invalid."""
         return dict(self._ask("POST", "/v1/reload"))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 from aiohttp import web
 
+from tunnelmgr.config.changes import Preview
 from tunnelmgr.control.agent_query import AgentQuery
 from tunnelmgr.control.entity_tag import tagged_json
 from tunnelmgr.control.views import (
@@ -26,6 +27,7 @@ from tunnelmgr.control.views import (
     agent_in,
     find,
     history_view,
+    preview_view,
     status_view,
     timestamp,
 )
@@ -74,6 +76,10 @@ class Operations(Telemetry, Protocol):
         """Return what the agent's policy says at a forward, by default the first one; raises ValueError if invalid."""
         ...
 
+    async def preview(self, text: str, file: str) -> Preview:
+        """Return what a reload of a file with this text would change; raises ConfigError if it is invalid."""
+        ...
+
     async def reload(self) -> list[str]:
         """Read the configuration again and return remarks; raises ConfigError and changes nothing if it is invalid."""
         ...
@@ -102,6 +108,7 @@ class ControlServer:
                 web.post("/v1/agents/{agent}/retry", self._retry),
                 web.post("/v1/agents/{agent}/release", self._release),
                 web.post("/v1/seeds", self._seed),
+                web.post("/v1/plan", self._plan),
                 web.post("/v1/reload", self._reload),
                 web.post("/v1/members/{member}/drain", self._drain),
                 web.post("/v1/rebalance", self._rebalance),
@@ -250,17 +257,21 @@ class ControlServer:
             raise web.HTTPConflict(text=str(alone)) from alone
         return web.json_response({"offered": offered})
 
+    async def _plan(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        text, file = body.get("text"), body.get("file", "")
+        if not isinstance(text, str) or not isinstance(file, str):
+            raise web.HTTPBadRequest(text='invalid body; expected: {"text": "[controller]…", "file": "new.toml"}')
+        try:
+            return web.json_response(preview_view(await self._operations.preview(text, file)))
+        except ConfigError as invalid:
+            return _invalid(invalid)
+
     async def _reload(self, _request: web.Request) -> web.Response:
         try:
             remarks = await self._operations.reload()
         except ConfigError as invalid:
-            problems = {
-                "code": invalid.code,
-                "message": str(invalid),
-                "problems": invalid.problems,
-                "file": invalid.file,
-            }
-            return web.json_response({"error": problems}, status=422)
+            return _invalid(invalid)
         return web.json_response({"reloaded": True, "remarks": remarks})
 
 
@@ -277,6 +288,12 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         log.exception("operator request failed", path=request.path)
         message = "internal error; the daemon's log has the traceback"
         return web.json_response({"error": {"code": "internal", "message": message}}, status=500)
+
+
+def _invalid(invalid: ConfigError) -> web.Response:
+    """Return the answer to a request for a configuration that is invalid, with every problem."""
+    facts = {"code": invalid.code, "message": str(invalid), "problems": invalid.problems, "file": invalid.file}
+    return web.json_response({"error": facts}, status=422)
 
 
 async def _body(request: web.Request) -> Json:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
+from tunnelmgr.config.changes import Preview
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
 from tunnelmgr.core.health import CacheHealth, DaemonHealth, TrafficCounters
@@ -89,6 +90,24 @@ def agent_in(world: World, record: Record, traffic: TrafficCounters | None) -> J
     if (remote := _remote(world, id_)) is not None:
         view |= {"phase": remote.phase, "error": remote.error, "message": remote.message or None}
     return view
+
+
+def preview_view(preview: Preview) -> Json:
+    """Return what a reload would change, as `plan --json`."""
+    return {
+        "changes": [{"key": one.key, "before": one.before, "after": one.after} for one in preview.changes],
+        "agents": [
+            {
+                "agent": one.agent,
+                "name": one.name,
+                "effect": one.effect.value,
+                "before": one.before or None,
+                "after": one.after or None,
+            }
+            for one in preview.agents
+        ],
+        "remarks": list(preview.remarks),
+    }
 
 
 def status_view(world: World, health: DaemonHealth) -> Json:

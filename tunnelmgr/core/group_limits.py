@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """The limits of a group in one controller; None is no limit. The rates are in bytes a second."""
+    """The limits of a group in one controller; None means unlimited. The rates are in bytes a second."""
 
     requests_per_second: float | None = None
     pull_rate: float | None = None

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tunnelmgr import __version__
+from tunnelmgr.config.changes import Preview
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.activity import Refusal, TrafficSample, Transfer
 from tunnelmgr.core.agent import AgentId
@@ -100,6 +101,10 @@ class DaemonOperations:
     def explain(self, agent: AgentId, action: str, repository: str, forward: str) -> Explained:
         """Return what the agent's policy says at a forward, by default the first one; raises ValueError if invalid."""
         return self.reloads.configuration.explain(agent, action, repository, forward)
+
+    async def preview(self, text: str, file: str) -> Preview:
+        """Return what a reload of a file with this text would change; raises ConfigError if it is invalid."""
+        return await self.reloads.preview(text, file)
 
     async def reload(self) -> list[str]:
         """Read the configuration again and return remarks; raises ConfigError and changes nothing if it is invalid."""

@@ -77,13 +77,13 @@ class _LoginLoader:
         self.login = load_login(ssh)
 
 
-def prepare(file: Path, running: Mapping[str, PreparedSource] | None = None) -> Prepared:
+def prepare(file: Path, running: Mapping[str, PreparedSource] | None = None, text: str | None = None) -> Prepared:
     """Read a configuration and make everything that it needs; raises ConfigError with every problem. Blocks.
 
-    A source in `running` whose configuration has not changed is kept.
+    A source in `running` whose configuration has not changed is kept. With `text`, the file itself is not read.
     """
     loader = _LoginLoader()
-    config = load(file, loader)
+    config = load(file, loader, text)
     if loader.login is None:
         raise AssertionError("a configuration without problems has an [ssh] table that was loaded")
     kept = running or {}

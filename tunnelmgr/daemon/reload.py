@@ -7,9 +7,11 @@ from pathlib import Path
 import structlog
 
 from tunnelmgr.config import ControllerConfig
+from tunnelmgr.config.changes import Preview, changes
 from tunnelmgr.controller import Controller
-from tunnelmgr.core.events import Reconfigured
+from tunnelmgr.core.events import AgentsDiscovered, Reconfigured
 from tunnelmgr.core.ports import EventSink
+from tunnelmgr.core.preview import effects
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.cluster_checks import shared_rules
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
@@ -18,6 +20,7 @@ from tunnelmgr.daemon.prepared import Prepared, prepare
 from tunnelmgr.daemon.pull_cache import PullCache
 from tunnelmgr.daemon.shared_registry import SharedRegistry
 from tunnelmgr.daemon.source_watches import SourceWatches
+from tunnelmgr.discovery.static import StaticSource
 from tunnelmgr.threads import in_thread
 from tunnelmgr.tunnel.admission import Admission
 from tunnelmgr.tunnel.proof import Prover
@@ -66,15 +69,36 @@ class Reload:
         """
         async with self._turn:
             prepared = await in_thread(prepare, self.file, self.sources.running())
-            remarks = [
-                f"controller.{key} has changed and takes effect at the next start"
-                for key in FIXED
-                if getattr(prepared.config.controller, key) != getattr(self.started_with, key)
-            ]
-            if prepared.config.cache != self.cache.config:
-                remarks.append("cache has changed and takes effect at the next start")
+            remarks = self._remarks(prepared)
             self.follow(prepared)
         log.info("configuration reloaded", file=str(self.file), remarks=remarks)
+        return remarks
+
+    async def preview(self, text: str, file: str) -> Preview:
+        """Return what following a configuration would change, and change nothing; raises ConfigError if it is invalid.
+
+        The agents of a source that has changed are known if its configuration names them.
+        """
+        running = self.sources.running()
+        prepared = await in_thread(prepare, Path(file), running, text)
+        changed = [one for one in prepared.sources if one is not running.get(one.config.name)]
+        named = [one for one in changed if isinstance(one.source, StaticSource)]
+        listings = [AgentsDiscovered(one.config.name, await in_thread(one.source.discover)) for one in named]
+        agents = effects(self.controller.world, prepared.rules, listings, self.controller.clock())
+        return Preview(
+            tuple(changes(self.configuration.prepared.config, prepared.config)),
+            tuple(agents),
+            tuple(self._remarks(prepared)),
+        )
+
+    def _remarks(self, prepared: Prepared) -> list[str]:
+        remarks = [
+            f"controller.{key} has changed and takes effect at the next start"
+            for key in FIXED
+            if getattr(prepared.config.controller, key) != getattr(self.started_with, key)
+        ]
+        if prepared.config.cache != self.cache.config:
+            remarks.append("cache has changed and takes effect at the next start")
         return remarks
 
     def follow(self, prepared: Prepared) -> None:

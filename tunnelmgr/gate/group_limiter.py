@@ -74,7 +74,7 @@ class Limit:
 
 
 class RateLimit(Limit):
-    """So much per second. Whoever has a turn gets all it asks for, and the next one waits accordingly longer."""
+    """So much per second. Each turn grants all that was asked for, and the next one waits accordingly longer."""
 
     def __init__(self, rate: float) -> None:
         """Allow `rate` per second, and one second's rate at once after a pause."""
@@ -116,7 +116,7 @@ class ConcurrencyInTurns(Limit):
         self._free = count
 
     async def acquire(self, agent: Hashable, patience: float | None = None) -> bool:
-        """Take a place, which the caller has to `release`; returns False if there was none within `patience` seconds."""
+        """Take a place, which the caller has to `release`; returns False if none came within `patience` seconds."""
         if self._free:
             self._free -= 1
             return True
