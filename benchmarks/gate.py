@@ -142,6 +142,9 @@ class Accepted(TargetSocket):
         self._seen = await super().read()
         return bool(self._seen)
 
+    def intercept(self, takes: Callable[[bytes], bool] | None) -> None:
+        """Do nothing: the load has no probes."""
+
     async def read(self) -> bytes:
         """Return what has arrived."""
         seen, self._seen = self._seen, b""

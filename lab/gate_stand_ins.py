@@ -35,6 +35,10 @@ class ListenerProofs:
         """Return `<nonce>@<listener>`."""
         return f"{nonce}@{listener}"
 
+    def note_arrival(self, _: str, __: AgentId, ___: str) -> bool:
+        """Return False: every probe gets its answer."""
+        return False
+
 
 def gate_with(
     policy: GroupPolicy,

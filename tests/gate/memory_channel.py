@@ -23,6 +23,7 @@ class MemoryChannel:
         self.changed = asyncio.Condition()
         self.largest_write = 0
         self.draining = asyncio.Event()
+        self.takes: Callable[[bytes], bool] | None = None
         self.seen: list[bytes | ConnectionError] = []
 
     def scheduled(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
@@ -47,6 +48,10 @@ class MemoryChannel:
                     return False
             self.seen.append(sent.result())
         return self.seen[0] != b""
+
+    def intercept(self, takes: Callable[[bytes], bool] | None) -> None:
+        """Offer to `takes` what the test sends from now on."""
+        self.takes = takes
 
     async def read(self) -> bytes:
         """Return what the agent sent."""
@@ -100,7 +105,8 @@ class MemoryChannel:
 
     def send(self, data: bytes) -> None:
         """Send as the agent."""
-        self.incoming.put_nowait(data)
+        if self.takes is None or not self.takes(data):
+            self.incoming.put_nowait(data)
 
     def end(self) -> None:
         """End the agent's direction."""

@@ -5,9 +5,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from lab.gate_stand_ins import ListenerProofs, OnePolicy
-from tests.gate.conftest import Records
+from tests.gate.conftest import CALLER, Records
+from tests.until import until
+from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.oci import probe_request
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.deadline import Deadline
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.uploads import UploadProofs
@@ -117,6 +123,59 @@ async def test_an_outage_of_the_request_log_refuses_all_but_the_probe(
     assert refused.status == 503
     assert b"the audit log cannot be written" in refused.body
     assert probed.status == 200
+
+
+class Arrivals(ListenerProofs):
+    """Proofs that notes arrivals; probes with an even nonce wait for that."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[str, AgentId, str]] = []
+
+    def note_arrival(self, nonce: str, agent: AgentId, listener: str) -> bool:
+        """Note the arrival; returns whether the nonce is even."""
+        self.noted.append((nonce, agent, listener))
+        return int(nonce, 16) % 2 == 0
+
+
+async def test_a_probe_whose_arrival_was_expected_gets_no_answer(
+    talk: "Talk", gate_for: Grants, registry: "Registry"
+) -> None:
+    """After the first probe of a channel, those that only need to arrive cost no answer and no record."""
+    proofs, records = Arrivals(), Records()
+    gate = Gate(replace(gate_for().context, proofs=proofs, requests=records))
+
+    async with talk(gate, registry.endpoint) as agent:
+        assert (await agent.ask("GET", "/v2/")).status == 200
+        agent.channel.send(probe_request(CALLER.listener, "02"))
+        first = await agent.answer()
+        await until(lambda: agent.channel.takes is not None)
+        agent.channel.send(probe_request(CALLER.listener, "04"))
+        agent.channel.send(probe_request(CALLER.listener, "05"))
+        other = await agent.answer()
+        assert (await agent.ask("GET", "/v2/")).status == 200
+        assert agent.channel.takes is None
+
+    assert b"02@127.0.0.1:5000" in first.body
+    assert b"05@127.0.0.1:5000" in other.body
+    assert proofs.noted == [(nonce, CALLER.agent, CALLER.listener) for nonce in ("04", "05")]
+    assert [record.action for record in records.all] == ["base", "well-known", "well-known", "base"]
+
+
+async def test_an_expected_arrival_moves_the_deadline_of_its_channel(
+    talk: "Talk", gate_for: Grants, registry: "Registry", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe that needs no answer counts like a request: the channel stays open for `idle` seconds after it."""
+    moved: list[float] = []
+    monkeypatch.setattr(Deadline, "extend", lambda _, seconds: moved.append(seconds))
+    gate = Gate(replace(gate_for().context, proofs=Arrivals()))
+
+    async with talk(gate, registry.endpoint) as agent:
+        agent.channel.send(probe_request(CALLER.listener, "02"))
+        await agent.answer()
+        await until(lambda: agent.channel.takes is not None)
+        agent.channel.send(probe_request(CALLER.listener, "04"))
+
+    assert moved == [gate.context.timeouts.idle]
 
 
 async def test_a_channel_that_is_kept_for_probes_is_not_counted(

@@ -3,8 +3,10 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from tests.until import until
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, TunnelBound, TunnelProbed
 from tunnelmgr.core.oci import WELL_KNOWN_PATH
 from tunnelmgr.core.ports import AgentChannel
@@ -20,7 +22,8 @@ class WorkerHarness:
     """Settings for a worker, and the events that it reports. Its channel handler answers probes and echoes data.
 
     With `waits_for_requests`, the handler is idle between requests, as the gate is, and each request that begins with
-    `hold` is in progress until more data comes; `holding` counts them.
+    `hold` is in progress until more data comes; `holding` counts them. With `takes_arrivals`, it takes later probes of
+    a channel without an answer, as the gate does.
     """
 
     login: Login
@@ -32,6 +35,8 @@ class WorkerHarness:
     breaks: bool = False
     hangs_up: bool = False
     waits_for_requests: bool = False
+    takes_arrivals: bool = False
+    arrivals: int = 0
     holding: int = 0
     opened: int = 0
     proofs: int = 0
@@ -72,6 +77,13 @@ class WorkerHarness:
         finally:
             self.serving -= 1
 
+    def _takes(self, agent: AgentId, listener: str, data: bytes) -> bool:
+        """Take a probe that needs no answer, as the gate does."""
+        nonce = data.partition(b"Nonce: ")[2].partition(b"\r\n")[0].decode()
+        taken = self.prover.note_arrival(nonce, agent, listener)
+        self.arrivals += taken
+        return taken
+
     async def _serve(self, channel: AgentChannel, spec: TunnelSpec, endpoint: Endpoint) -> None:
         with suppress(ConnectionError):
             while (not self.waits_for_requests or await channel.wanted()) and (data := await channel.read()):
@@ -82,6 +94,8 @@ class WorkerHarness:
                     body = f'{{"proof": "{self.prover.proof(nonce, spec.agent, str(endpoint))}"}}'
                     await channel.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
                     self.proofs += 1
+                    if self.takes_arrivals:
+                        channel.intercept(partial(self._takes, spec.agent, str(endpoint)))
                     if self.hangs_up:
                         return
                     continue

@@ -34,6 +34,20 @@ async def test_probes_share_a_stream_and_regularly_open_a_new_one(
         await until(lambda: harness.serving == 1)
 
 
+async def test_later_probes_of_a_stream_need_no_answer(
+    sshd: Sshd, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stream's first probe is answered; those that follow are proved by their arrival."""
+    monkeypatch.setattr(prober, "PROBES_PER_STREAM", 4)
+    harness.takes_arrivals = harness.waits_for_requests = True
+    async with running_worker(sshd.spec(forward()), harness.settings(probe_interval=0.02)):
+        await harness.up(probes=8)
+
+        probes = len(harness.of(TunnelProbed))
+        assert harness.opened == harness.proofs == -(-probes // 4)
+        assert harness.arrivals == probes - harness.proofs
+
+
 async def test_a_probe_replaces_a_stream_that_has_ended(sshd: Sshd, harness: WorkerHarness) -> None:
     """A probe whose kept stream was closed opens its own, and the tunnel stays up."""
     harness.hangs_up = True

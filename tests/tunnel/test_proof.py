@@ -1,10 +1,13 @@
 """The proof that a listener is ours, against everything that might answer instead."""
 
+import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
+from tests.until import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.oci import WELL_KNOWN_PATH
 from tunnelmgr.core.tunnel import Endpoint
@@ -24,6 +27,7 @@ class Answering:
     requests: list[bytes] = field(default_factory=list)
     pieces: int = 1
     coming: list[bytes] = field(default_factory=list)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def write(self, data: bytes) -> None:
         """Take the request, and return the answer in this many pieces."""
@@ -38,6 +42,19 @@ class Answering:
     async def read(self) -> bytes:
         """Return the next piece, and the end after the last one."""
         return self.coming.pop(0) if self.coming else b""
+
+    async def read_unless(self, done: Callable[[], bool]) -> bytes | None:
+        """Return the next piece, or None if the nonce has arrived."""
+        while not self.coming:
+            if done():
+                return None
+            self.woken.clear()
+            await self.woken.wait()
+        return self.coming.pop(0)
+
+    def wake(self) -> None:
+        """Have `read_unless` look again."""
+        self.woken.set()
 
     @property
     def nonce(self) -> str:
@@ -139,3 +156,49 @@ async def test_any_other_answer_is_an_impostor(answer: bytes) -> None:
     """Any other answer raises ImpostorListenerError and no other error."""
     with pytest.raises(ImpostorListenerError):
         await Prover().probe(Answering(answer), AGENT, LISTENER)
+
+
+async def test_the_arrival_of_its_nonce_proves_a_probe() -> None:
+    """A probe through a kept stream ends when our gate has its nonce, from this agent and listener only, and once."""
+    prover, stream = Prover(), Answering()
+    async with asyncio.TaskGroup() as tasks:
+        probe = tasks.create_task(prover.probe_arrival(stream, AGENT, LISTENER), name="probe")
+        await until(lambda: stream.requests)
+
+        assert not prover.note_arrival("0" * 32, AGENT, str(LISTENER))
+        assert not prover.note_arrival(stream.nonce, AgentId("static:builder-2"), str(LISTENER))
+        assert not prover.note_arrival(stream.nonce, AGENT, "127.0.0.1:5001")
+        await asyncio.sleep(0)
+        assert not probe.done()
+
+        assert prover.note_arrival(stream.nonce, AGENT, str(LISTENER))
+
+    assert probe.done()
+    assert not prover.note_arrival(stream.nonce, AGENT, str(LISTENER))
+
+
+async def test_an_answer_of_our_gate_proves_a_probe_that_needs_none() -> None:
+    """A request that arrives in pieces is answered like any other, and the answer is as good."""
+    prover = Prover()
+
+    await prover.probe_arrival(Answering(gate=(prover, AGENT, str(LISTENER)), pieces=7), AGENT, LISTENER)
+
+    assert prover._expected == {}
+
+
+async def test_an_answer_of_something_else_is_an_impostors() -> None:
+    """Whether or not an answer is needed, another one is noticed."""
+    prover = Prover()
+    with pytest.raises(ImpostorListenerError):
+        await prover.probe_arrival(Answering(answered(proof="0" * 64)), AGENT, LISTENER)
+
+    assert prover._expected == {}
+
+
+async def test_a_kept_stream_that_has_ended_is_a_connection_error() -> None:
+    """The caller then opens another one."""
+    stream = Answering(b"")
+    stream.coming.append(b"")
+
+    with pytest.raises(ConnectionResetError):
+        await Prover().probe_arrival(stream, AGENT, LISTENER)

@@ -87,6 +87,10 @@ class AgentChannel(Channel, Protocol):
         """Wait until there is something to read; False once the agent's side has ended, or the tunnel drains."""
         ...
 
+    def intercept(self, takes: Callable[[bytes], bool] | None) -> None:
+        """Offer what arrives while nothing is unread to `takes`, which returns whether that was all that is needed."""
+        ...
+
 
 class WorldView(Protocol):
     """Reads the world; `controller.py` implements it."""

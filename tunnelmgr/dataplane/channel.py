@@ -63,6 +63,7 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         self._send_window_open.set()
         self._initial_send_window = 0
         self._pump: Pump | None = None
+        self._takes: Callable[[bytes], bool] | None = None
 
     # --- called by asyncssh ---
 
@@ -81,6 +82,9 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:  # noqa: ARG002 - asyncssh's form
         """Queue what arrived, and pause reading if too much is unread."""
+        if self._takes is not None and not self._received.size and self._takes(data):
+            self._count_read(len(data))
+            return
         self._received.append(data)
         self._transport.reader.credit(len(data))
         if self._receive_window is None and self._received.size >= READ_AHEAD_BYTES and self._ssh is not None:
@@ -116,11 +120,27 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         """Return what has arrived; see `Channel`."""
         while (data := self._received.take()) is None:
             await self._received.changed()
-        if data and self._ssh is not None and not self._lost:
-            self._reopen_window(self._ssh, len(data))
+        self._count_read(len(data))
         return data
 
-    def _reopen_window(self, channel: asyncssh.SSHTCPChannel[bytes], octets: int) -> None:
+    async def read_unless(self, done: Callable[[], bool]) -> bytes | None:
+        """Return what has arrived, as `read` does, or None once `done` returns True; `wake` has it called again."""
+        while (data := self._received.take()) is None:
+            if done():
+                return None
+            await self._received.changed()
+        self._count_read(len(data))
+        return data
+
+    def wake(self) -> None:
+        """Have `read_unless` look again."""
+        self._received.wake()
+
+    def _count_read(self, octets: int) -> None:
+        """Let the agent send as many bytes more as were read."""
+        channel = self._ssh
+        if not octets or channel is None or self._lost:
+            return
         if self._receive_window is None:
             if self._received.size < READ_AHEAD_BYTES:
                 channel.resume_reading()
@@ -186,6 +206,10 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
         """Wait until there is something to read; False at the end of the agent's side, or when the tunnel drains."""
         # Waits as long as the agent sends nothing: the gate sets the deadline.
         return await self._received.readable()
+
+    def intercept(self, takes: Callable[[bytes], bool] | None) -> None:
+        """Offer what arrives while nothing is unread to `takes`; see `AgentChannel`."""
+        self._takes = takes
 
     @property
     def idle(self) -> bool:

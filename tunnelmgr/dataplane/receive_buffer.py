@@ -58,6 +58,10 @@ class ReceiveBuffer:
             raise ConnectionResetError("the channel is closed")
         return None
 
+    def wake(self) -> None:
+        """Let `changed` return although nothing has arrived."""
+        self._changed.set()
+
     async def changed(self) -> None:
         """Wait for the next change, as long as the agent sends nothing: the gate sets the deadline."""
         self._changed.clear()

@@ -34,6 +34,10 @@ class ProofSource(Protocol):
         """Return a proof, which only this controller can make, that `nonce` came in through `listener` on `agent`."""
         ...
 
+    def note_arrival(self, nonce: str, agent: AgentId, listener: str) -> bool:
+        """Note that `nonce` came in; returns whether a probe of this process waits for just that, not for an answer."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateContext:

@@ -36,6 +36,11 @@ class IdentityEndpoint:
         nonce = _NONCE.fullmatch(raw, len(self._probe_start), len(raw) - len(_HEAD_END))
         return None if nonce is None else nonce[0].decode("ascii")
 
+    def take_probe(self, data: bytes, caller: Caller) -> bool:
+        """Return whether this is a probe that needs no answer, because its arrival is what was to be shown."""
+        nonce = self.probe_nonce(data)
+        return nonce is not None and self._proofs.note_arrival(nonce, caller.agent, caller.listener)
+
     def reply_to_probe(self, nonce: str, caller: Caller) -> LocalReply:
         """Reply with the proof for a probe's nonce."""
         return LocalReply(HTTPStatus.OK, self._proof(nonce, caller), close=False)

@@ -75,6 +75,10 @@ class RequestHandler:
         state.set_verdict(decide(_PROBE, self._current_policy()))  # every group may
         return self._identity.reply_to_probe(nonce, self.caller)
 
+    def take_probe(self, data: bytes) -> bool:
+        """Return whether this is a probe that needs no answer."""
+        return self._identity.take_probe(data, self.caller)
+
     async def handle(self, head: RequestHead, state: RequestState) -> LocalReply | None:
         """Decide about a request and carry it out; returns the gate's own reply if there is one.
 

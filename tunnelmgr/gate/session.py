@@ -42,6 +42,7 @@ class Session:
         self._inbox = ParseBuffer(MalformedRequestError)
         self._deadline = Deadline()
         self._handler = RequestHandler(context, agent, self._inbox, self._deadline, caller, forward)
+        self._probed = False
         self._recorded = (0, 0)  # bytes to and from the agent that earlier records contain
 
     async def run(self) -> None:
@@ -62,8 +63,12 @@ class Session:
             return True
         try:
             with self._deadline.within(self._context.timeouts.idle):
+                if self._probed:
+                    self._agent.intercept(self._take_probe)
                 if not await self._agent.wanted():
                     return False
+                if self._probed:
+                    self._agent.intercept(None)
                 data = await self._agent.read()
         except TimeoutError:
             return False
@@ -72,6 +77,13 @@ class Session:
             return False
         self._inbox.feed(data)
         return bool(data)
+
+    def _take_probe(self, data: bytes) -> bool:
+        """Take a probe that needs no answer; it costs the session no turn."""
+        taken = self._handler.take_probe(data)
+        if taken:
+            self._deadline.extend(self._context.timeouts.idle)
+        return taken
 
     async def _refuse_tls(self) -> None:
         """Refuse a TLS handshake, which clients try before plain HTTP; it is not a request, so it is not recorded."""
@@ -104,6 +116,7 @@ class Session:
                 state.keep_alive = False
                 return
             reply = self._handler.reply_to_probe(raw, state)
+            self._probed = reply is not None
             if reply is None:
                 head = parse_request_head(raw)
                 state.method = head.method

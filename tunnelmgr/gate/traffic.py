@@ -58,6 +58,10 @@ class MeteredChannel:
         """Wait until there is something to read; see `AgentChannel`."""
         return await self._channel.wanted()
 
+    def intercept(self, takes: Callable[[bytes], bool] | None) -> None:
+        """Offer what arrives to `takes`; see `AgentChannel`."""
+        self._channel.intercept(takes)
+
     async def read(self) -> bytes:
         """Read from the agent."""
         data = await self._channel.read()

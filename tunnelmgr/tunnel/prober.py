@@ -94,7 +94,7 @@ class Prober:
         kept = self._take(endpoint)
         if kept is not None and kept.probes < PROBES_PER_STREAM:
             with suppress(ConnectionError):
-                await prover.probe(kept.channel, agent, endpoint)
+                await prover.probe_arrival(kept.channel, agent, endpoint)
                 self._keep(endpoint, ProbeStream(kept.channel, kept.probes + 1))
                 return
         if kept is not None:
