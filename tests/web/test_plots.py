@@ -34,7 +34,7 @@ def test_a_whole_hour_fills_the_width() -> None:
 
 
 def test_without_a_sample_there_is_no_line() -> None:
-    """Right after the start the plot says that there is no sample; one that has just begun is not drawn."""
+    """Right after the start the plot says that there is no sample; one that has just started is not drawn."""
     for samples in ([], [sample(1000, seconds=0.1)]):
         plot = plots(samples)[0]
         assert (plot.line, plot.latest) == ("", "no sample yet")

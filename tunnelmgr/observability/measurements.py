@@ -64,7 +64,7 @@ class Measurements:
         )
         says = "Time from the admission of a dial to the login: TCP, handshake, host key, authentication"
         self._dial_seconds = histogram("tunnelmgr_dial_duration_seconds", says, ["group"], buckets=DIAL_BUCKETS)
-        says = "Round-trip time of a probe through the agent's own listener"
+        says = "Time of a probe through the agent's own listener to the gate"
         self._probe_seconds = histogram("tunnelmgr_probe_duration_seconds", says, ["group"], buckets=PROBE_BUCKETS)
         says = "Time from an agent's first appearance in its source to its first tunnel"
         self._time_to_up = histogram("tunnelmgr_time_to_up_seconds", says, ["group"], buckets=TIME_TO_UP_BUCKETS)
