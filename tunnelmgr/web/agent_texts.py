@@ -22,6 +22,9 @@ MARKS: Final = {
 """A shape for each phase, so that none is told by its colour alone."""
 
 
+WAITING: Final = "Its evidence is being looked for."
+
+
 def href(agent: str) -> str:
     """Return the address of an agent's page, relative to that of the overview."""
     return f"agents/{quote(agent, safe='')}"
@@ -35,7 +38,7 @@ def shown(agent: Json) -> Json:
         "shown_phase": phase,
         "mark": MARKS[phase],
         "href": href(agent["agent"]),
-        "why": agent["message"] or agent["error"] or "",
+        "why": agent["message"] or agent["error"] or (WAITING if phase == Phase.AWAITING_IDENTITY else ""),
     }
 
 

@@ -60,8 +60,8 @@ class StatusPages:
         return (
             web.get("/", self._overview),
             web.get("/events", self._overview_events, allow_head=False),
-            web.get("/agents/{agent}", self._agent),
-            web.get("/agents/{agent}/events", self._agent_events, allow_head=False),
+            web.get("/agents/{agent:[^/]+}", self._agent),
+            web.get("/agents/{agent:[^/]+}/events", self._agent_events, allow_head=False),
             web.get("/static/{name}", self._static),
         )
 
