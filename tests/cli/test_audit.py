@@ -1,12 +1,17 @@
 """`audit`: the audit log, for people and for scripts."""
 
+import asyncio
 import json
+import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run
+from tunnelmgr.config import load
+from tunnelmgr.daemon.audit_setup import make_audit
 
 
 def stamp(ago: float = 0.0) -> str:
@@ -105,3 +110,82 @@ def test_a_missing_audit_file_is_named(run: Run, config: Path, tmp_path: Path) -
 
     assert shown.exit_code == 1
     assert "none.jsonl" in shown.stderr
+
+
+@pytest.fixture
+def chained(config: Path, tmp_path: Path) -> Path:
+    """Configure a log with a key, and write it in two processes with a rotation between them; return its file."""
+    file, key = tmp_path / "audit.jsonl", tmp_path / "audit_ed25519"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    config.write_text(
+        config.read_text().replace("[controller]", f'[controller]\naudit = "{file}"\naudit_key = "{key}"')
+    )
+
+    async def write() -> None:
+        log = make_audit(load(config), time.time, lambda: False)
+        await log.start()
+        for number in range(3):
+            log.log.note("entry", number=number)
+        log.close()
+
+    asyncio.run(write())
+    file.rename(tmp_path / "audit.jsonl.1")
+    asyncio.run(write())
+    return file
+
+
+def test_an_unchanged_log_is_verified(run: Run, config: Path, chained: Path) -> None:
+    """Without arguments the configured files are verified with the public key beside the private one."""
+    shown = run("audit", "verify", "-c", config)
+
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    lines = shown.stdout.splitlines()
+    assert lines[:2] == [
+        f"{chained}.1: 5 entries of registry-1, sequence 1 to 5",
+        f"{chained}: 5 entries of registry-1, sequence 6 to 10",
+    ]
+    assert lines[2].startswith("note: sealed to the end, sequence 10, ")
+    assert lines[3] == "ok: nothing was changed, removed, moved, inserted or cut off"
+
+
+def test_the_place_of_a_fault_is_named(run: Run, config: Path, chained: Path) -> None:
+    """A fault has file, line, kind and number, and the command exits with 1."""
+    lines = chained.read_bytes().splitlines(keepends=True)
+    chained.write_bytes(b"".join([lines[0], *lines[2:]]))
+
+    shown = run("audit", "-c", config, "verify")
+
+    assert shown.exit_code == 1
+    assert shown.stderr == f"error: {chained}:2: missing: lacks sequence 7 before this line (sequence 8)\n"
+
+
+def test_faults_are_json_for_scripts(run: Run, chained: Path) -> None:
+    """`--json` has the files and the faults; files that are named need no configuration."""
+    shown = run("audit", "verify", "--json", "--through", 11, chained)
+
+    facts = json.loads(shown.stdout)
+    assert (shown.exit_code, facts["ok"]) == (1, False)
+    (file,) = facts["files"]
+    assert (file["after"], file["last"], file["entries"], file["sealed"]) == (5, 10, 5, None)
+    detail = "the log ends with sequence 10, and lacks sequence 11"
+    assert facts["faults"] == [{"file": str(chained), "line": None, "sequence": 10, "kind": "cut", "detail": detail}]
+
+
+def test_a_key_that_cannot_be_used_is_a_usage_error(run: Run, chained: Path) -> None:
+    """The private key is not taken for the public one."""
+    shown = run("audit", "verify", "--key", chained.with_name("audit_ed25519"), chained)
+
+    assert shown.exit_code == 2
+    assert "is a private key; give the public one" in shown.stderr
+
+
+def test_without_a_log_there_is_nothing_to_verify(run: Run, config: Path, audited: Path) -> None:
+    """A configuration without a log, a log that does not exist, and one without a chain are errors."""
+    assert "has no chain" in run("audit", "verify", "-c", audited).stderr
+    file = audited.with_name("audit.jsonl")
+    file.unlink()
+    missing = run("audit", "verify", "-c", audited)
+    config.write_text(config.read_text().replace("audit =", "#"))
+
+    assert (missing.exit_code, missing.stderr) == (1, f"error: {file} does not exist\n")
+    assert run("audit", "verify", "-c", config).exit_code == 2

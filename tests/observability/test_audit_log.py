@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from tests.until import until
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.observability import audit_log
+from tunnelmgr.observability import audit_log, audit_writer
 from tunnelmgr.observability.audit_log import PER_AGENT, RECENTLY, AuditLog
 
 NOW = 1_700_000_000.0
@@ -52,7 +52,7 @@ class Disk:
         self.free = threading.Event()
         self.free.set()
         self.sizes: list[int] = []
-        monkeypatch.setattr("tunnelmgr.observability.audit_log.os.write", self.write)
+        monkeypatch.setattr("tunnelmgr.observability.audit_file.os.write", self.write)
 
     def write(self, place: int, data: bytes) -> int:
         """Write, or raise the error of a full disk."""
@@ -76,6 +76,7 @@ async def test_an_entry_is_one_line_with_time_number_code_and_facts(log: AuditLo
             "controller": "registry-1",
             "agent": "ec2:i-1",
             "repository": "team/app",
+            "link": entries(file)[0]["link"],
         }
     ]
 
@@ -203,7 +204,7 @@ async def test_a_file_that_cannot_be_written_is_a_fault_and_nothing_is_lost(
     log: AuditLog, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failing file is reported; entries wait, and are written once the file can be written."""
-    monkeypatch.setattr(audit_log, "RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(audit_writer, "RETRY_INTERVAL", 0.01)
     disk = Disk(monkeypatch)
     disk.full = True
     with capture_logs() as logged:
@@ -223,7 +224,7 @@ async def test_it_is_healthy_only_after_a_waiting_entry_was_written(
     log: AuditLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty write that succeeds on a full disk does not end the fault."""
-    monkeypatch.setattr(audit_log, "RETRY_INTERVAL", 0.001)
+    monkeypatch.setattr(audit_writer, "RETRY_INTERVAL", 0.001)
     disk = Disk(monkeypatch)
     disk.full = True
     log.note("due")
@@ -239,7 +240,7 @@ async def test_it_is_healthy_only_after_a_waiting_entry_was_written(
 async def test_a_batch_is_synced_if_the_audit_is_required(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the audit is required, each batch is synced to the disk (`fsync(2)`)."""
     synced: list[int] = []
-    monkeypatch.setattr("tunnelmgr.observability.audit_log.os.fsync", synced.append)
+    monkeypatch.setattr("tunnelmgr.observability.audit_file.os.fsync", synced.append)
     required = False
     log = AuditLog(file, "registry-1", lambda: NOW, lambda: required)
     await log.start()
@@ -254,7 +255,7 @@ async def test_a_batch_is_synced_if_the_audit_is_required(file: Path, monkeypatc
 
 async def test_a_stalled_disk_is_a_fault(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hanging write is reported before it ends."""
-    monkeypatch.setattr(audit_log, "STALLED", 0.01)
+    monkeypatch.setattr(audit_writer, "STALLED", 0.01)
     disk = Disk(monkeypatch)
     disk.free.clear()
     log.note("entry")
@@ -267,8 +268,8 @@ async def test_a_stalled_disk_is_a_fault(log: AuditLog, monkeypatch: pytest.Monk
 async def test_a_start_does_not_wait_for_a_stalled_disk(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop continues while the first write hangs, and the numbers continue after those of the file."""
     file.write_text('{"sequence": 7}\n')
-    for name in ("STALLED", "START_PATIENCE"):
-        monkeypatch.setattr(audit_log, name, 0.01)
+    monkeypatch.setattr(audit_writer, "STALLED", 0.01)
+    monkeypatch.setattr(audit_log, "START_PATIENCE", 0.01)
     disk = Disk(monkeypatch)
     disk.free.clear()
 
@@ -299,10 +300,10 @@ FULL_DISK = """
 import asyncio, resource, signal, sys
 from pathlib import Path
 from tests.until import until
-from tunnelmgr.observability import audit_log
+from tunnelmgr.observability import audit_log, audit_writer
 
 async def main():
-    audit_log.RETRY_INTERVAL = 0.01
+    audit_writer.RETRY_INTERVAL = 0.01
     log = audit_log.AuditLog(Path(sys.argv[1]), "c", lambda: 0.0)
     await log.start()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""`audit`: the audit log, filtered."""
+"""`audit`: the audit log, filtered; audit_verify.py has its command `verify`."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from typing import Annotated, Any, TextIO
 import typer
 from rich.text import Text
 
-from tunnelmgr.cli.command import Command, command
+from tunnelmgr.cli import audit_verify
+from tunnelmgr.cli.command import Command, Group, command
 from tunnelmgr.cli.options import ConfigOption, JsonOption, chosen_file
 from tunnelmgr.cli.output import stdout
 from tunnelmgr.cli.render_text import cell
@@ -26,14 +27,19 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add this family's command."""
-    app.command(
-        cls=Command,
-        rich_help_panel="Inspect",
-        epilog="Example: `tunnelmgr audit --refused --since 2h`, or `tunnelmgr audit --follow`",
-    )(audit)
+    """Add this family's commands."""
+    app.add_typer(family, name="audit", rich_help_panel="Inspect")
+    family.command(cls=Command, epilog=audit_verify.EXAMPLES)(audit_verify.verify)
 
 
+family = typer.Typer(
+    cls=Group,
+    invoke_without_command=True,
+    epilog="Example: `tunnelmgr audit --refused --since 2h`, or `tunnelmgr audit --follow`",
+)
+
+
+@family.callback()
 @command
 def audit(
     context: typer.Context,
@@ -53,6 +59,9 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Show the audit log: which agent pulled, pushed, deleted or was refused what, and the events of tunnels."""
+    context.obj = config or context.obj
+    if context.invoked_subcommand is not None:
+        return
     file = load(chosen_file(context, config)).controller.audit
     if file is None:
         problem = "controller.audit is not set, so audit entries go to the daemon's log; set it to a file"

@@ -1,5 +1,6 @@
 """The configuration file: TOML in, one frozen `Config` out, or every problem at once, each with its place."""
 
+from tunnelmgr.config.audit_forward import SYSLOG, AuditForwardConfig
 from tunnelmgr.config.groups import GroupConfig
 from tunnelmgr.config.load import config_file, load
 from tunnelmgr.config.model import (
@@ -23,7 +24,9 @@ __all__ = [
     "DEFAULT_CACHE",
     "DEFAULT_FILE",
     "DEFAULT_SOCKET",
+    "SYSLOG",
     "AgentSource",
+    "AuditForwardConfig",
     "AuthorityConfig",
     "CacheConfig",
     "Config",

@@ -119,6 +119,9 @@ def _cross_check(config: Config, sources: dict[int, SourceConfig], problems: lis
     _unique("group", {at: group.name for at, group in enumerate(config.group)}, problems)
     _unique("source", {at: source.name for at, source in sources.items()}, problems)
     _unique("forward", {at: forward.name for at, forward in enumerate(config.forward)}, problems)
+    _unique("audit_forward", {at: entry.name for at, entry in enumerate(config.audit_forward)}, problems)
+    if config.audit_forward and config.controller.audit is None:
+        problems.append("audit_forward: controller.audit is not set, and entries are forwarded from its file; set it")
     _forwards_of_groups(config, problems)
     taken: dict[Endpoint, str] = {}
     for at, forward in enumerate(config.forward):

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from tunnelmgr.config.audit_forward import AuditForwardConfig
 from tunnelmgr.config.groups import GroupConfig
 from tunnelmgr.config.sources import SourceConfig
 from tunnelmgr.config.state_url import state_url
@@ -69,6 +70,8 @@ class ControllerConfig(Section):
     metrics_page: bool = True
     audit: AbsolutePath | None = None
     audit_required: bool = False
+    audit_key: SecretPath | None = None
+    audit_seal_interval: Annotated[Duration, Field(ge=1, le=86400)] = 60.0
     drain: Annotated[Duration, Field(le=86400)] = 30.0
 
     @field_validator("metrics")
@@ -77,6 +80,13 @@ class ControllerConfig(Section):
         if metrics and not is_loopback(metrics.host) and not before.data.get("metrics_public"):
             raise ValueError(f"{metrics} is not loopback; add metrics_public = true if that is intended")
         return metrics
+
+    @field_validator("audit_key")
+    @classmethod
+    def _only_with_a_file(cls, key: Path | None, before: ValidationInfo) -> Path | None:
+        if key and not before.data.get("audit"):
+            raise ValueError("without controller.audit there is no file to seal; set it too")
+        return key
 
 
 class SshConfig(Section):
@@ -199,6 +209,7 @@ class Config(Section):
     forward: list[ForwardConfig] = []
     group: list[GroupConfig] = []
     authority: list[AuthorityConfig] = []
+    audit_forward: list[AuditForwardConfig] = []
     source: list[SourceConfig] = []
 
     def forwards(self) -> tuple[Forward, ...]:

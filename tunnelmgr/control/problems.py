@@ -20,6 +20,11 @@ def controller_problems(facts: Json) -> list[str]:
         found.append(f"the audit log cannot be written: {facts['audit']['error']}")
     elif not facts["audit"]["ok"]:
         found.append(f"the audit log lost entries in the last minutes, {facts['audit']['lost']} since the start")
+    found += [
+        f"the audit log's copy at {forward['name']} lacks {forward['behind']} entries: {forward['error']}"
+        for forward in facts["audit"].get("forwards", ())
+        if not forward["ok"]
+    ]
     found += cluster_problems(facts.get("cluster"))
     found += [
         f"source {source['name']}: {source['error'] or 'no answer yet'}"

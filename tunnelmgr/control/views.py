@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, assert_never
 from tunnelmgr.config.changes import Preview
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
-from tunnelmgr.core.health import CacheHealth, DaemonHealth, TrafficCounters
+from tunnelmgr.core.health import AuditForwardHealth, CacheHealth, DaemonHealth, TrafficCounters
 from tunnelmgr.core.registry_sharing import SharingReport, seen_by
 from tunnelmgr.core.tunnel import (
     Connecting,
@@ -206,6 +206,7 @@ def _health_view(health: DaemonHealth) -> Json:
             "error": health.audit.error,
             "lost": health.audit.lost,
             "lost_recently": health.audit.lost_recently,
+            "forwards": [_forward_health_view(forward) for forward in health.audit.forwards],
         },
         "fast_path": {"active": health.fast_path.active, "reason": health.fast_path.reason},
         "state": {"ok": health.store_error is None, "error": health.store_error},
@@ -221,6 +222,18 @@ def _health_view(health: DaemonHealth) -> Json:
             }
             for one in health.limits
         ],
+    }
+
+
+def _forward_health_view(forward: AuditForwardHealth) -> Json:
+    return {
+        "name": forward.name,
+        "ok": forward.error is None,
+        "error": forward.error,
+        "sequence": forward.sequence,
+        "behind": forward.behind,
+        "dropped": forward.dropped,
+        "last_success": timestamp(forward.success_at),
     }
 
 

@@ -31,12 +31,29 @@ class RegistryHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditForwardHealth:
+    """How far a collector of the audit log has got, and why it does not get further.
+
+    `sequence` is the number of the last entry that it has confirmed, at `success_at` in seconds since the epoch.
+    `behind` entries of the log are newer, `dropped` were removed by rotation before it could take them.
+    """
+
+    name: str
+    error: str | None
+    sequence: int
+    behind: int
+    dropped: int
+    success_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class AuditHealth:
     """Why the audit log cannot be written, how many entries were lost, and whether some were lost recently."""
 
     error: str | None = None
     lost: int = 0
     lost_recently: bool = False
+    forwards: Sequence[AuditForwardHealth] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from tunnelmgr.controller import Clock, Controller, Performers
 from tunnelmgr.core.persistence import restored
 from tunnelmgr.daemon.active_configuration import ActiveConfiguration
 from tunnelmgr.daemon.agent_news import AgentNews
+from tunnelmgr.daemon.audit_setup import make_audit
 from tunnelmgr.daemon.audit_trail import AuditTrail
 from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
@@ -41,7 +42,6 @@ from tunnelmgr.errors import TunnelmgrError
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.uploads import UploadProofs
-from tunnelmgr.observability.audit_log import AuditLog
 from tunnelmgr.observability.metrics import Metrics
 from tunnelmgr.observability.systemd import notify
 from tunnelmgr.store.connect import Store, open_store
@@ -77,10 +77,10 @@ class Daemon:
         scanner, seeds = AdmittedScanner(configuration, self.controller, admission), StoredSeeds(self.controller, wall)
         self.searches = EvidenceSearches(tasks, self.controller, configuration, TrustInputs(scanner, seeds, wall))
 
-        self.audit = AuditLog(settings.audit, settings.name, clock, configuration.requires_audit)
-        self.trail = AuditTrail(self.audit, self.controller, clock)
+        self.audit = make_audit(prepared.config, clock, configuration.requires_audit)
+        self.trail = AuditTrail(self.audit.log, self.controller, clock)
         self.registry, metrics, activity = RegistryWatch(configuration), Metrics(), RecentActivity(clock)
-        requests = AuditedRequests(configuration, self.audit, self.trail, metrics.measurements, activity)
+        requests = AuditedRequests(configuration, self.audit.log, self.trail, metrics.measurements, activity)
         cache, prover = PullCache.make(prepared.config.cache), Prover()
         gate = make_gate(cache, configuration, prover, UploadProofs(stored.secret), requests)
         channels = ChannelServer(configuration, gate, settings.name, activity.traffic)
@@ -89,7 +89,7 @@ class Daemon:
 
         shared = make_shared_registry(settings, self.controller, configuration, clock)
         parts = (configuration, self.controller, self.searches, self.supervisor, sources, member, shared)
-        self.reload = Reload(file, settings, cache, *parts)
+        self.reload = Reload(file, settings, cache, *parts, audit_forward=prepared.config.audit_forward)
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload, activity)
         metrics.watch(operations)
         self.interfaces = Interfaces.make(operations, metrics, clock, wall)

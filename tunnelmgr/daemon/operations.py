@@ -10,17 +10,17 @@ from tunnelmgr.controller import Controller
 from tunnelmgr.core.activity import Refusal, TrafficSample, Transfer
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested
-from tunnelmgr.core.health import AuditHealth, DaemonHealth, FastPathHealth, TrafficCounters
+from tunnelmgr.core.health import DaemonHealth, FastPathHealth, TrafficCounters
 from tunnelmgr.core.oci import RegistryAction
 from tunnelmgr.core.policies import Explained
 from tunnelmgr.core.world import World
+from tunnelmgr.daemon.audit_setup import AuditParts
 from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.membership import Membership
 from tunnelmgr.daemon.recent_activity import RecentActivity
 from tunnelmgr.daemon.registry_health import RegistryWatch
 from tunnelmgr.daemon.reload import Reload
 from tunnelmgr.dataplane.fast_path import fast_path_status
-from tunnelmgr.observability.audit_log import AuditLog
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class DaemonOperations:
     controller: Controller
     channels: ChannelServer
     registry: RegistryWatch
-    audit: AuditLog
+    audit: AuditParts
     reloads: Reload
     activity: RecentActivity
     started: float = field(default_factory=time.monotonic)
@@ -54,7 +54,7 @@ class DaemonOperations:
             uptime_s=time.monotonic() - self.started,
             registry=self.registry.health,
             store_error=self.controller.store_error,
-            audit=AuditHealth(self.audit.error, self.audit.lost, self.audit.lost_recently),
+            audit=self.audit.health(),
             fast_path=FastPathHealth(path.active, path.reason),
             sharing=() if shared is None else shared.reports,
             cache=self.reloads.cache.health(),

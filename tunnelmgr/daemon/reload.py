@@ -1,12 +1,13 @@
 """Following a configuration: at the start, and again whenever the file is read again."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from tunnelmgr.config import ControllerConfig
+from tunnelmgr.config import AuditForwardConfig, ControllerConfig
 from tunnelmgr.config.changes import Preview, changes
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.events import AgentsDiscovered, Reconfigured
@@ -41,13 +42,15 @@ FIXED = (
     "metrics_names",
     "metrics_page",
     "audit",
+    "audit_key",
+    "audit_seal_interval",
 )
 """Keys of `[controller]` that take effect at the next start only."""
 
 
 @dataclass(slots=True)
 class Reload:
-    """Switches every part to a configuration; `started_with` is the `[controller]` table of the start."""
+    """Switches every part to a configuration; `started_with` and `audit_forward` are tables of the start."""
 
     file: Path
     started_with: ControllerConfig
@@ -59,6 +62,7 @@ class Reload:
     sources: SourceWatches
     membership: Membership | None = None
     shared_registry: SharedRegistry | None = None
+    audit_forward: Sequence[AuditForwardConfig] = ()
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> list[str]:
@@ -99,6 +103,8 @@ class Reload:
         ]
         if prepared.config.cache != self.cache.config:
             remarks.append("cache has changed and takes effect at the next start")
+        if prepared.config.audit_forward != list(self.audit_forward):
+            remarks.append("audit_forward has changed and takes effect at the next start")
         return remarks
 
     def follow(self, prepared: Prepared) -> None:

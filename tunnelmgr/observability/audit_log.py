@@ -5,14 +5,11 @@
 - A batch that cannot be written is kept and tried again. `healthy` is true again only once it is written: a gate that
   requires the audit opens when a waiting entry has been written, not when an empty write succeeds.
 - An entry that finds no room is lost and counted; an entry `audit-lost` follows as soon as entries are written again.
+- The entries of the file form a hash chain, see audit_chain.py. With a key, it is sealed at intervals and at a stop.
 """
 
 import asyncio
-import json
-import os
-import threading
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,25 +19,19 @@ from typing import Any, Final, TypeVarTuple, Unpack
 import structlog
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.observability.audit_chain import SEALED, AuditEntry
+from tunnelmgr.observability.audit_file import ChainedFile, ChainSettings
+from tunnelmgr.observability.audit_writer import AuditWriter, Waiting
 
 log = structlog.get_logger(__name__)
 
 PER_AGENT: Final = 256
 """Entries of one agent that may wait to be written."""
-BATCH: Final = 1024
-"""Entries written with one call, about 500 KiB."""
-RETRY_INTERVAL: Final = 1.0
-"""Seconds between two attempts to write a batch."""
-STALLED: Final = 5.0
-"""Seconds after which a write that has not ended counts as failed."""
 START_PATIENCE: Final = 1.0
 """Seconds that `start` waits for the first write."""
 RECENTLY: Final = 300.0
 """Seconds for which a lost entry is reported as a fault."""
-MODE: Final = 0o640
-_TAIL = 64 * 1024
 
-AuditEntry = dict[str, Any]
 Ts = TypeVarTuple("Ts")
 
 
@@ -52,19 +43,26 @@ class AuditLog:
     """
 
     def __init__(
-        self, file: Path | None, controller: str, clock: Callable[[], float], sync: Callable[[], bool] = lambda: False
+        self,
+        file: Path | None,
+        controller: str,
+        clock: Callable[[], float],
+        sync: Callable[[], bool] = lambda: False,
+        chain: ChainSettings = ChainSettings(),  # noqa: B008 - a frozen value
     ) -> None:
-        self._file = file
         self._controller = controller
         self._clock = clock
-        self._sync = sync
+        self._chain = chain
         self._sequence = 0
         self._waiting: Counter[AgentId | None] = Counter()
         self._room: dict[AgentId | None, asyncio.Event] = {}
         self._last_loss = float("-inf")
         self._reported = 0  # how many of the lost entries an `audit-lost` entry has reported
+        self._sealed = 0  # the last entry that a seal covers, as numbered here
+        self._sealer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._writer = _Writer(file, self._written) if file else None
+        self._chained = ChainedFile(file, chain, sync) if file else None
+        self._writer = AuditWriter(str(file), self._chained, self._make_room_soon) if self._chained else None
         self.lost = 0
 
     @property
@@ -84,6 +82,11 @@ class AuditLog:
         """Whether an entry was lost in the last `RECENTLY` seconds."""
         return self._clock() - self._last_loss < RECENTLY
 
+    @property
+    def written(self) -> int:
+        """The number of the last entry in the file; 0 until one has been written, and without a file."""
+        return self._chained.written if self._chained else 0
+
     async def start(self) -> None:
         """Start writing, and wait briefly for the first entry, which shows whether the file can be written."""
         if self._writer is None:
@@ -91,15 +94,31 @@ class AuditLog:
         self._loop = asyncio.get_running_loop()
         tried = asyncio.Event()
         self.note("audit-started")
-        self._writer.start(sync=self._sync, tried=lambda: self._call_on_loop(tried.set))
+        self._writer.start(lambda: self._call_on_loop(tried.set))
+        if self._chain.signer is not None:
+            self._sealer = self._loop.call_later(self._chain.interval, self._seal_again)
         with suppress(TimeoutError):
             async with asyncio.timeout(START_PATIENCE):
                 await tried.wait()
 
     def close(self, patience: float = 5.0) -> None:
-        """Write the waiting entries, for at most `patience` seconds."""
+        """Write the waiting entries and a last seal, for at most `patience` seconds."""
+        if self._sealer is not None:
+            self._sealer.cancel()
+            self._seal()
         if self._writer is not None:
             self._writer.close(patience)
+
+    def _seal_again(self) -> None:
+        self._seal()
+        if self._loop is not None:
+            self._sealer = self._loop.call_later(self._chain.interval, self._seal_again)
+
+    def _seal(self) -> None:
+        """Add an entry that seals those before it; the writer computes the seal, because only it knows the links."""
+        if self._sequence > self._sealed:
+            self.note(SEALED, interval=self._chain.interval)
+            self._sealed = self._sequence
 
     def note(self, code: str, agent: AgentId | None = None, **facts: Any) -> None:  # noqa: ANN401 - any JSON value
         """Add one entry, caused by `agent` if any; facts that are None are omitted. Returns at once."""
@@ -128,7 +147,7 @@ class AuditLog:
         while self.full(agent):
             await self._room.setdefault(agent, asyncio.Event()).wait()
 
-    def _written(self, batch: list[tuple[AgentId | None, AuditEntry]]) -> None:
+    def _make_room_soon(self, batch: list[Waiting]) -> None:
         """Make room for written entries; called in the writer's thread."""
         self._call_on_loop(self._make_room, Counter(agent for agent, _ in batch))
 
@@ -147,123 +166,3 @@ class AuditLog:
         if self.lost > self._reported:
             missing, self._reported = self.lost - self._reported, self.lost
             self.note("audit-lost", count=missing)
-
-
-class _Writer:
-    """The thread that writes the file."""
-
-    def __init__(self, file: Path, written: Callable[[list[tuple[AgentId | None, AuditEntry]]], None]) -> None:
-        self._file = file
-        self._written = written
-        self._entries: deque[tuple[AgentId | None, AuditEntry]] = deque()
-        self._changed = threading.Condition()
-        self._closing = False
-        self._busy_since: float | None = None
-        self._thread: threading.Thread | None = None
-        self._sync: Callable[[], bool] = lambda: False
-        self._tried: Callable[[], None] = lambda: None
-        self._last_sequence = 0  # of the file's last entry before this process
-        self.error: str | None = None
-
-    @property
-    def stalled(self) -> bool:
-        """Whether one write has been under way for too long."""
-        began = self._busy_since
-        return began is not None and time.monotonic() - began > STALLED
-
-    def start(self, *, sync: Callable[[], bool], tried: Callable[[], None]) -> None:
-        self._sync, self._tried = sync, tried
-        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
-        self._thread.start()
-
-    def put(self, entry: tuple[AgentId | None, AuditEntry]) -> None:
-        with self._changed:
-            self._entries.append(entry)
-            self._changed.notify()
-
-    def close(self, patience: float) -> None:
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(patience)
-
-    def _run(self) -> None:
-        self._busy_since = time.monotonic()
-        self._last_sequence = _last_sequence(self._file)
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._entries or self._closing)
-                if not self._entries:
-                    return
-            if not self._write(self._next_batch()):
-                with self._changed:
-                    if self._changed.wait_for(lambda: self._closing, RETRY_INTERVAL):
-                        self._write(self._next_batch())  # the last attempt
-                        return
-
-    def _next_batch(self) -> list[tuple[AgentId | None, AuditEntry]]:
-        """Return the entries to write next; they stay queued until they are written."""
-        return [self._entries[at] for at in range(min(BATCH, len(self._entries)))]
-
-    def _write(self, batch: list[tuple[AgentId | None, AuditEntry]]) -> bool:
-        """Write a batch from the front of the queue; return whether all of it was written."""
-        lines = [self._line(entry) for _, entry in batch]
-        self._busy_since = time.monotonic()
-        try:
-            whole = self._append(lines)
-        except OSError as failed:
-            whole, error = 0, f"{self._file}: {failed.strerror or failed}"
-        else:
-            error = f"{self._file}: no space left on device" if whole < len(lines) else ""
-        finally:
-            self._busy_since = None
-        for _ in range(whole):
-            self._entries.popleft()
-        if whole:
-            self._written(batch[:whole])
-        self._set_error(error)
-        self._tried()
-        return not error
-
-    def _line(self, entry: AuditEntry) -> bytes:
-        numbered = entry | {"sequence": self._last_sequence + entry["sequence"]}
-        return json.dumps(numbered, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
-
-    def _append(self, lines: list[bytes]) -> int:
-        """Append whole lines and return how many; the file is opened each time, so that log rotation works."""
-        data = b"".join(lines)
-        place = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
-        try:
-            if os.fstat(place).st_size == 0:
-                os.fchmod(place, MODE)  # readable by its group too, regardless of the daemon's umask
-            written = os.write(place, data)
-            kept = data.rfind(b"\n", 0, written) + 1
-            if kept < written:
-                # A partial line must not become the start of the next one.
-                os.ftruncate(place, os.fstat(place).st_size - (written - kept))
-            if self._sync():
-                os.fsync(place)
-        finally:
-            os.close(place)
-        return data.count(b"\n", 0, kept)
-
-    def _set_error(self, error: str) -> None:
-        if error and self.error is None:
-            log.error("audit write failed", error=error)
-        elif not error and self.error is not None:
-            log.info("audit write recovered")
-        self.error = error or None
-
-
-def _last_sequence(file: Path) -> int:
-    """Return the sequence number of the last whole line, 0 if there is none."""
-    try:
-        with file.open("rb") as lines:
-            lines.seek(0, os.SEEK_END)
-            lines.seek(max(0, lines.tell() - _TAIL))
-            last = lines.read().rstrip(b"\n").rpartition(b"\n")[2]
-        number = json.loads(last)["sequence"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return number if isinstance(number, int) else 0

@@ -12,6 +12,7 @@ from tunnelmgr.core.health import CacheHealth, DialCounts, LimitHealth, Telemetr
 from tunnelmgr.core.registry_sharing import unshared_pairs
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import status_of
+from tunnelmgr.observability.audit_samples import forward_samples
 
 PYTHON, ASYNCSSH = platform.python_version(), version("asyncssh")
 
@@ -126,6 +127,7 @@ class WorldCollector(Collector):
             int(facts.audit.error is None and not facts.audit.lost_recently),
         )
         yield CounterMetricFamily("tunnelmgr_audit_lost", "Audit entries that could not be written", facts.audit.lost)
+        yield from forward_samples(facts.audit.forwards)
         yield GaugeMetricFamily(
             "tunnelmgr_fast_path_active",
             "1 if bulk data bypasses asyncssh, 0 if it goes through asyncssh, more slowly",

@@ -1,0 +1,122 @@
+"""The files of an audit log: the one that is written, those to which it was rotated, and where each one ends."""
+
+import gzip
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from tunnelmgr.observability.audit_chain import START, Foreign, Head, parse_line, sequence_in
+
+CURSOR: Final = ".cursor"
+"""The end of the name of a file that holds how far a destination has got; see audit_cursor.py."""
+MAX_LINE: Final = 1024 * 1024
+"""Bytes; an entry has at most some thousand, and a longer line is read in parts."""
+_TAIL = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FileEnd:
+    """The end of a file: its last entry, and what is after it. A file without a chain has the number of its last line.
+
+    `foreign` is what is after the last entry of the chain; without a chain, only a line without an end. `is_open` says
+    that the last line has no line feed.
+    """
+
+    head: Head = START
+    foreign: Foreign = field(default_factory=Foreign)
+    is_open: bool = False
+
+
+class AuditStream:
+    """A file of an audit log, read line by line; decompressed if its name ends with `.gz`."""
+
+    def __init__(self, raw: IO[bytes], *, compressed: bool) -> None:
+        self._raw = raw
+        self._lines: IO[bytes] = gzip.GzipFile(fileobj=raw) if compressed else raw  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield lines; the last one may have no end. Raises OSError, EOFError or zlib.error for a damaged archive."""
+        while line := self.readline():
+            yield line
+
+    def readline(self) -> bytes:
+        """Return the next line, or a part of a very long one; at the end of the file b""."""
+        return self._lines.readline(MAX_LINE)
+
+    def tell(self) -> int:
+        """Return how many bytes of the file have been read, before decompression."""
+        return self._raw.tell()
+
+    def seek(self, offset: int) -> None:
+        """Continue at an offset of the decompressed file."""
+        self._lines.seek(offset)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+        return self._raw.fileno()
+
+
+@contextmanager
+def open_audit(file: Path) -> Iterator[AuditStream]:
+    """Open a file for reading; raises OSError, also for a symlink and for anything but a regular file."""
+    place = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with io.BufferedReader(io.FileIO(place, closefd=True), _TAIL) as raw:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise OSError(f"{file} is not a regular file")
+        yield AuditStream(raw, compressed=file.suffix == ".gz")
+
+
+def rotated_files(file: Path) -> list[Path]:
+    """Return the files to which logrotate(8) has moved a file, newest first; raises OSError.
+
+    They are in the same folder: NAME.1, NAME.2.gz, NAME-20260131, and with its option `extension` STEM-20260131.SUFFIX.
+    """
+    with_extension = re.compile(rf"{re.escape(file.stem)}[.-][0-9][0-9.-]*{re.escape(file.suffix)}(\.gz)?")
+    found = [
+        entry
+        for entry in os.scandir(file.parent)
+        if entry.is_file(follow_symlinks=False)
+        and not entry.name.endswith((CURSOR, ".tmp"))
+        and (entry.name.startswith((f"{file.name}.", f"{file.name}-")) or with_extension.fullmatch(entry.name))
+    ]
+    return [Path(entry.path) for entry in sorted(found, key=lambda entry: entry.stat().st_mtime, reverse=True)]
+
+
+def file_end(file: Path) -> FileEnd:
+    """Return where a file ends; raises OSError, EOFError or zlib.error if it cannot be read."""
+    with open_audit(file) as lines:
+        if file.suffix != ".gz":
+            size = os.fstat(lines.fileno()).st_size
+            lines.seek(max(0, size - _TAIL))
+            last = b"".join(lines).rpartition(b"\n")[0].rpartition(b"\n")[2] + b"\n"
+            lines.seek(size - 1 if size else 0)
+            if lines.readline() == b"\n" and (found := parse_line(last)) is not None:
+                return FileEnd(Head(found.sequence, found.link))
+            lines.seek(0)
+        return _end_of(lines)
+
+
+def _end_of(lines: AuditStream) -> FileEnd:
+    """Read a whole file whose last line is not an entry of a chain, or which cannot be read from its end."""
+    head, highest, foreign = START, 0, Foreign()
+    chained = is_open = False
+    for line in lines:
+        is_open = not line.endswith(b"\n")
+        # An entry that lacks nothing but its line feed gets one.
+        if (found := parse_line(line + b"\n" if is_open else line)) is not None:
+            head, chained, foreign = Head(found.sequence, found.link), True, Foreign()
+            highest = max(highest, found.sequence)
+        else:
+            if not chained:
+                foreign = Foreign()  # lines of an older version, before any chain
+            if chained or is_open:
+                foreign.add(line)
+            if not is_open:
+                highest = max(highest, sequence_in(line) or 0)
+    return FileEnd(Head(highest, head.link), foreign, is_open)
