@@ -114,6 +114,14 @@ def test_the_example_configuration_is_valid_and_has_no_secret(unpacked: Path) ->
     assert not list(unpacked.glob("etc/tunnelmgr/id_*"))
 
 
+@pytest.mark.parametrize("name", ["prometheus/rules.yml", "prometheus/scrape.yml", "grafana/tunnelmgr.json"])
+def test_the_package_has_the_files_for_monitoring(unpacked: Path, name: str) -> None:
+    """The alert rules, the job and the dashboard are where docs/operations.md says, as they are in the source."""
+    installed = unpacked / "usr/share/tunnelmgr" / name
+
+    assert installed.read_bytes() == (ROOT / "packaging" / name).read_bytes()
+
+
 def test_the_package_depends_on_the_python_that_it_was_built_with(unpacked: Path) -> None:
     """The environment works with one minor version of Python, and the package requires that one."""
     control = (unpacked / "DEBIAN/control").read_text(encoding="utf-8")
