@@ -186,7 +186,7 @@ TUNNELS = (
     Panel(
         "Probe",
         quantiles("tunnelmgr_probe_duration_seconds", "group", 50, 95),
-        "Round trip through the agent's own listener.",
+        "The time of a probe through the agent's own listener to the gate.",
         unit="s",
     ),
     Panel(
@@ -326,6 +326,11 @@ CONTROLLERS = (
         "Lost audit entries",
         (Query(f"increase(tunnelmgr_audit_lost_total{{{HERE}}}[$__rate_interval])", "{{instance}}"),),
         "Entries that could not be written.",
+    ),
+    Panel(
+        "Audit entries to be forwarded",
+        (Query(f"tunnelmgr_audit_forward_behind{{{HERE}}}", "{{instance}} to {{destination}}"),),
+        "Entries that a collector has not confirmed yet.",
     ),
 )
 ROWS = {"Agents": AGENTS, "Tunnels": TUNNELS, "Traffic": TRAFFIC, "Controllers": CONTROLLERS}

@@ -145,6 +145,7 @@ async def monitor(folder: Path, url: str) -> Monitored:
         site.more = (
             f'[[group]]\nname = "{site.group}"\n[group.limits]\nrequests_per_second = 100\n'
             f'[cache]\npath = "{folder}/cache"\nsize = "1GiB"\n'
+            f'[[audit_forward]]\nname = "collector"\nurl = "http://127.0.0.1:{free_port()}/"\n'
         )
         async with daemon(site) as process, running_prometheus(folder, metrics) as prometheus:
             await process.phase("up")
