@@ -23,21 +23,23 @@ HOST_SUITE := $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 define BENCHMARKS
 gate
 manifests
-throughput --rounds 3
+throughput --rounds 2
 docker_pull
 cache
-scale --peers 50 --seconds 9
+scale --steps 1000 --peers 50 --seconds 9
 storm
-starvation --cuts 20
+starvation --cuts 10
 churn
 reconnect --resets 2 --cuts 1
 fairness
+endef
+# Those of `make bench-faults`: ends of controllers, and floods.
+define FAULT_BENCHMARKS
 flood --seconds 3
 restart --rounds 2
 failover
 members --agents 200 --rounds 1
 endef
-export BENCHMARKS
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
 .PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages deb image packages-check wheelhouse ansible-full dashboard lock bench clean
@@ -85,13 +87,21 @@ newest: ## Test the tunnel with asyncssh's newest release, which pyproject.toml 
 	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade asyncssh
 	TRY_NEWEST_ASYNCSSH=1 .venv-newest/bin/python -m pytest -q tests/dataplane tests/ssh tests/tunnel
 
-bench: install ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
+bench bench-faults: install
 	$(PIP) --require-hashes --only-binary=:all: -r requirements-bench.lock
-	$(RUN)/python benchmarks/plan.py
 	while read -r name arguments; do \
 		$(RUN)/python benchmarks/$$name.py $$arguments --json build/bench/$$name.json </dev/null || exit 1; \
-	done <<< "$$BENCHMARKS"
+	done <<< "$$CHOSEN_BENCHMARKS"
 	$(RUN)/python benchmarks/plots.py build/bench docs/performance
+
+bench: export CHOSEN_BENCHMARKS = $(BENCHMARKS)
+bench: plan-time ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
+
+bench-faults: export CHOSEN_BENCHMARKS = $(FAULT_BENCHMARKS)
+bench-faults: ## Measure ends of controllers and floods: as root; JSON in build/bench
+
+plan-time: install
+	$(RUN)/python benchmarks/plan.py
 
 wheel: $(BACKEND)/.installed ## Build dist/tunnelmgr-*.whl, with a build backend that is pinned by its hash
 	rm -f dist/tunnelmgr-*.whl

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "audit": "audit",
     "retry": "operate",
     "release": "operate",
+    "doctor": "doctor",
     "plan": "operate",
     "reload": "operate",
     "members": "cluster",
