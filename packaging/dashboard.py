@@ -297,12 +297,6 @@ CONTROLLERS = (
         unit="bytes",
     ),
     Panel(
-        "File descriptors",
-        (Query(f'process_open_fds{{job="tunnelmgr", {HERE}}} / process_max_fds', "{{instance}}"),),
-        "The share of the limit that is used.",
-        unit="percentunit",
-    ),
-    Panel(
         "Uptime",
         (Query(f"tunnelmgr_uptime_seconds{{{HERE}}}", "{{instance}}"),),
         "Since the start of each controller.",

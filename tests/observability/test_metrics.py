@@ -184,6 +184,25 @@ def test_a_registry_cannot_invent_label_values(status: int, label: str) -> None:
     assert status_label(status) == label
 
 
+async def test_requests_with_an_invented_status_are_counted_together() -> None:
+    """Two statuses that HTTP does not define, and one that comes twice, are one series."""
+    server = metrics_of(FakeDaemon())
+    for status in (598, 599, 599):
+        server.measurements.record_request(request(status=status), 0.1)
+    failed = labels(group="ci", forward="registry", action="pull", verdict="allowed", status="5xx")
+
+    assert (await scrape(server))["tunnelmgr_requests_total", failed] == 3
+
+
+async def test_the_process_has_the_samples_of_other_exporters() -> None:
+    """CPU time grows, and the memory is at least that of a Python with its libraries."""
+    server = metrics_of(FakeDaemon())
+    first, second = await scrape(server), await scrape(server)
+
+    assert 0 < first["process_cpu_seconds_total", labels()] < second["process_cpu_seconds_total", labels()]
+    assert first["process_resident_memory_bytes", labels()] > 20e6
+
+
 @pytest.mark.parametrize(
     ("code", "label"),
     [(None, "closed"), ("probe-timeout", "probe-timeout"), ("internal", "internal"), ("of-a-plug-in", "other")],

@@ -75,14 +75,18 @@ class Measurements:
 
     def record_request(self, request: RequestLabels, took: float) -> None:
         """Record one request and for how many seconds it took."""
-        series = self._request_series.get(request)
-        if series is None:
-            group, forward, action, verdict, status = request
-            counter = self._requests.labels(group, forward, action, verdict, status_label(status))
-            series = self._request_series[request] = (counter, self._request_seconds.labels(action))
-        counter, seconds = series
+        counter, seconds = self._request_series.get(request) or self._series_of(request)
         counter.inc()
         seconds.observe(took)
+
+    def _series_of(self, request: RequestLabels) -> tuple[Counter, Histogram]:
+        """Return a request's series, and keep them unless a registry has invented the status."""
+        label = status_label(request.status)
+        counter = self._requests.labels(request.group, request.forward, request.action, request.verdict, label)
+        series = counter, self._request_seconds.labels(request.action)
+        if label == str(request.status):
+            self._request_series[request] = series
+        return series
 
     def record_dial(self, group: str, took: float) -> None:
         """Record the seconds of a dial that has ended in a login."""

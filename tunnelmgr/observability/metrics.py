@@ -1,6 +1,6 @@
 """All Prometheus metrics: measurements as they were taken, and samples of the world at each scrape."""
 
-from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 
 from tunnelmgr.core.health import Telemetry
 from tunnelmgr.observability.measurements import Measurements
@@ -20,7 +20,6 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.measurements = Measurements(self._registry)
-        ProcessCollector(registry=self._registry)
 
     def watch(self, telemetry: Telemetry) -> None:
         """Also serve what the daemon reports of its world and its health."""
