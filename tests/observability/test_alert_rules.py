@@ -1,5 +1,6 @@
 """The files for Prometheus, judged by Prometheus' own promtool; and the alerts against the document about them."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -72,6 +73,21 @@ def test_the_document_has_no_other_alerts() -> None:
     """The sections of the document and the rows of its table are the alerts, in the order of the rules."""
     assert re.findall(r"^## (\w+)$", DOCUMENT, re.MULTILINE) == NAMES
     assert re.findall(r"^\| \[(\w+)\]", DOCUMENT, re.MULTILINE) == NAMES
+
+
+def test_the_document_names_panels_and_commands_that_exist() -> None:
+    """Each panel that it sends a reader to is in the dashboard, and each command in docs/commands.md."""
+    dashboard = json.loads((ROOT / "packaging/grafana/tunnelmgr.json").read_text(encoding="utf-8"))
+    panels = {
+        name for text in re.findall(r"panels? ((?:\"[^\"]+\"(?: and )?)+)", DOCUMENT) for name in text.split('"')[1::2]
+    }
+    headings = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    commands = set(re.findall(r"`tunnelmgr ([a-z-]+)", DOCUMENT))
+
+    assert len(panels) > 3
+    assert panels - {panel["title"] for panel in dashboard["panels"]} == set()
+    assert len(commands) > 5
+    assert commands - set(re.findall(r"^### `tunnelmgr ([a-z-]+)", headings, re.MULTILINE)) == set()
 
 
 @pytest.mark.acceptance
