@@ -42,13 +42,16 @@ members --agents 200 --rounds 1
 endef
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
 
-.PHONY: help demo test lint acceptance fast differential abuse-full soak cluster newest install wheel packages deb image packages-check wheelhouse ansible-full dashboard lock bench clean
+.PHONY: help demo pictures test lint acceptance fast differential abuse-full soak cluster newest install wheel packages deb image packages-check wheelhouse ansible-full dashboard lock bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: install ## Show the main job with real parts; KEEP=1 keeps everything running
 	$(RUN)/python -m lab $(if $(KEEP),--keep)
+
+pictures: install ## Take the pictures in docs/pictures of the demo while it runs; as root
+	$(RUN)/python -m lab.pictures docs/pictures
 
 test: install lint ## Run every test and every check; ARGS="-k gate" selects tests
 	$(RUN)/python -m pytest -n $(WORKERS) --dist loadfile $(ORDER) -m "not serial" --cov --cov-report= $(ARGS) $(NONE_SELECTED)

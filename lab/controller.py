@@ -34,6 +34,9 @@ connect_timeout = "3s"
 probe_interval = "{probe_interval}"
 """
 
+HEAD_WITH_PAGE = _HEAD.replace("[ssh]", 'metrics = "127.0.0.1:9750"\n\n[ssh]', 1)
+"""The usual head, with the status page."""
+
 DEFAULTS_HEAD = """\
 [controller]
 name = "registry-1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,17 @@ def skopeo_copy(
 
 def digest_of(machine: Machine | None, image: str) -> str:
     """Return the digest of an image's manifest: OCI image spec, "Digests"."""
+    return "sha256:" + hashlib.sha256(_manifest(machine, image).encode()).hexdigest()
+
+
+def layer_digests(machine: Machine | None, image: str) -> list[str]:
+    """Return the digests of an image's layers, the lowest first."""
+    return [str(layer["digest"]) for layer in json.loads(_manifest(machine, image))["layers"]]
+
+
+def _manifest(machine: Machine | None, image: str) -> str:
     plain = ["--tls-verify=false"] if image.startswith("docker:") else []
-    raw = (machine or Machine()).run([*_SKOPEO, "inspect", "--raw", *plain, image], check=True).stdout
-    return "sha256:" + hashlib.sha256(raw.encode()).hexdigest()
+    return (machine or Machine()).run([*_SKOPEO, "inspect", "--raw", *plain, image], check=True).stdout
 
 
 def _umoci(*arguments: str) -> None:

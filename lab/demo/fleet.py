@@ -1,11 +1,13 @@
 """The demo for root: four EC2 instances, each in a network namespace with its own address, and two impostors."""
 
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.controller import LabController
+from lab.controller import HEAD_WITH_PAGE, LabController
 from lab.demo.progress import Progress, ensure, keep_running, refusal_in
 from lab.ec2 import Ec2Service, host_key_console
 from lab.images import digest_of, make_image, skopeo_copy
@@ -46,14 +48,25 @@ trust = ["console"]
 poll = "1s"
 endpoint_url = "{endpoint}"
 """
+PAGE = "http://127.0.0.1:9750/"
+"""The status page, in the network of the registry's machine."""
 _ROLES = {"builder": "builder", "ci-1": "ci", "ci-2": "ci", "ci-3": "ci"}
 _RUNNING_AT_THE_END = ("builder", "ci-1")
 _IMAGE = "docker://localhost:5000/team/app:1"
 
 
-def show(progress: Progress, folder: Path, *, keep: bool) -> None:
-    """Run the demo with a network namespace for each agent; needs root."""
-    _Demo(progress, folder).run(keep=keep)
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the demo has at its end: the controller, and the agents and their ids by name."""
+
+    controller: LabController
+    agents: "Mapping[str, LabAgent]"
+    ids: Mapping[str, str]
+
+
+def show(progress: Progress, folder: Path, *, keep: bool, at_end: Callable[[Shown], None] | None = None) -> None:
+    """Run the demo with a network namespace for each agent, and `at_end` before it stops; needs root."""
+    _Demo(progress, folder).run(keep=keep, at_end=at_end)
 
 
 class _Demo:
@@ -66,13 +79,15 @@ class _Demo:
         self._agents: dict[str, LabAgent] = {}
         self._ids: dict[str, str] = {}
 
-    def run(self, *, keep: bool) -> None:
+    def run(self, *, keep: bool, at_end: Callable[[Shown], None] | None) -> None:
         with ExitStack() as stack:
             self._set_up(stack)
             self._push_and_pull()
             self._terminate("ci-2")
             self._replace("ci-3")
             self._list()
+            if at_end is not None:
+                at_end(Shown(self._controller, self._agents, self._ids))
             if keep:
                 self._keep_running()
             with self._step("The controller drains its tunnels and stops"):
@@ -93,7 +108,7 @@ class _Demo:
                 self._boot(name, role, f"10.77.0.{11 + number}")
                 detail(f"{name:8} {self._agents[name].ip}  {self._ids[name]}")
         with self._step("Start the controller; every agent gets its tunnel") as detail:
-            self._controller.configure(_CONFIGURATION.format(endpoint=self._cloud.endpoint))
+            self._controller.configure(_CONFIGURATION.format(endpoint=self._cloud.endpoint), head=HEAD_WITH_PAGE)
             self._controller.start()
             for name, id_ in self._ids.items():
                 agent = self._controller.wait_phase(id_, "up")

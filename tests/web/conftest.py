@@ -14,16 +14,6 @@ from tests.web.served import served
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 
 class PageServer:
     """The page of a daemon on one port, which can be stopped and started again."""
@@ -60,12 +50,10 @@ class PageServer:
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
     """Run Chromium for the tests of a file."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - imported only where a browser is needed
+    from lab.browser import running_browser  # noqa: PLC0415 - imported only where a browser is needed
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

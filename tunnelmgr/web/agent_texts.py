@@ -38,8 +38,16 @@ def shown(agent: Json) -> Json:
         "shown_phase": phase,
         "mark": MARKS[phase],
         "href": href(agent["agent"]),
-        "why": agent["message"] or agent["error"] or (WAITING if phase == Phase.AWAITING_IDENTITY else ""),
+        "why": _why(agent, phase),
     }
+
+
+def _why(agent: Json, phase: str) -> str:
+    """Return the reason of an agent's phase, without the command to release it, which the page shows by itself."""
+    if not (agent["message"] or agent["error"]):
+        return WAITING if phase == Phase.AWAITING_IDENTITY else ""
+    message = str(agent["message"] or agent["error"])
+    return message.partition(f" Investigate, then run: {release_command(agent['agent'])}")[0]
 
 
 def explained(agent: Json) -> Json:

@@ -85,7 +85,7 @@ def overview(observed: Observed, query: PageQuery, now: float) -> Json:
         "quarantines": _quarantines(world, query),
         "plots": plots(observed.last_hour()),
         "plot_size": (WIDTH, HEIGHT),
-        **_activity(observed.transfers(), observed.refusals()),
+        **_activity(world, observed.transfers(), observed.refusals()),
     }
 
 
@@ -103,7 +103,7 @@ def agent_page(observed: Observed, id_: AgentId, now: float) -> Json:
         "uptime": duration(health.uptime_s),
         "agent": explained(agent_in(world, record, observed.traffic.get(id_))),
         "history": list(reversed(history_view(record))),
-        **_activity(transfers, refusals),
+        **_activity(world, transfers, refusals),
     }
 
 
@@ -190,19 +190,31 @@ def _quarantines(world: World, query: PageQuery) -> Json:
     }
 
 
-def _activity(transfers: Sequence[Transfer], refusals: Sequence[Refusal]) -> Json:
+def _activity(world: World, transfers: Sequence[Transfer], refusals: Sequence[Refusal]) -> Json:
     largest = sorted(transfers, key=lambda one: (-(one.to_agent + one.from_agent), one.number))
     return {
-        "transfers": {"rows": [_transfer(one) for one in largest[:MAX_SHOWN]], "more": len(largest[MAX_SHOWN:])},
-        "refusals": {"rows": [_refusal(one) for one in refusals[:MAX_SHOWN]], "more": len(refusals[MAX_SHOWN:])},
+        "transfers": {"rows": [_transfer(world, one) for one in largest[:MAX_SHOWN]], "more": len(largest[MAX_SHOWN:])},
+        "refusals": {"rows": [_refusal(world, one) for one in refusals[:MAX_SHOWN]], "more": len(refusals[MAX_SHOWN:])},
     }
 
 
-def _transfer(one: Transfer) -> Json:
+def _transfer(world: World, one: Transfer) -> Json:
     octets = one.to_agent + one.from_agent
     rate = octets / one.seconds if one.seconds > 0 else 0.0
-    return {**asdict(one), "octets": octets, "rate": int(rate), "took": duration(one.seconds), "href": href(one.agent)}
+    return {
+        **asdict(one),
+        "octets": octets,
+        "rate": int(rate),
+        "took": duration(one.seconds),
+        **_caller(world, one.agent),
+    }
 
 
-def _refusal(one: Refusal) -> Json:
-    return {**asdict(one), "at": timestamp(one.at), "since": timestamp(one.since), "href": href(one.agent)}
+def _refusal(world: World, one: Refusal) -> Json:
+    return {**asdict(one), "at": timestamp(one.at), "since": timestamp(one.since), **_caller(world, one.agent)}
+
+
+def _caller(world: World, id_: AgentId) -> dict[str, str]:
+    """Return the name of the agent that sent a request, and the address of its page."""
+    record = world.records.get(id_)
+    return {"name": id_ if record is None else record.agent.name, "href": href(id_)}

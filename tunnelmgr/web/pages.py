@@ -25,7 +25,7 @@ from tunnelmgr.web.access import PAGE_HEADERS
 from tunnelmgr.web.model import Observed, PageQuery, agent_page, overview
 from tunnelmgr.web.rendering import STATIC, rendered, static_file
 
-OVERVIEW: Final = ("summary", "traffic", "quarantines", "agents", "transfers", "refusals", "sources", "members")
+OVERVIEW: Final = ("summary", "traffic", "quarantines", "transfers", "refusals", "sources", "members", "agents")
 AGENT: Final = ("agent", "transfers", "refusals", "history")
 """The parts of the two pages, in order."""
 MAX_CLIENTS: Final = 16
