@@ -8,10 +8,11 @@ DIST := dist
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q --disable-pip-version-check
 PROGRAMS := docker-registry skopeo umoci sshd ssh ip nft sysctl curl wget busybox dash shellcheck \
-	podman buildah dockerd autossh psql faketime pandoc mmdebstrap ubuntu-distro-info minisign groovyc java promtool chromium /usr/bin/python3
+	podman buildah dockerd autossh psql faketime pandoc mmdebstrap ubuntu-distro-info minisign groovyc java promtool chromium /usr/bin/python3 \
+	logrotate rsyslogd $(if $(wildcard /usr/lib/*/rsyslog/lmnsd_ossl.so),,rsyslog-openssl)
 PACKAGES := docker-registry skopeo umoci openssh-server openssh-client iproute2 nftables procps curl \
 	wget busybox dash shellcheck podman buildah docker.io autossh postgresql faketime pandoc mmdebstrap distro-info minisign \
-	groovy default-jre-headless prometheus chromium python3
+	groovy default-jre-headless prometheus chromium logrotate rsyslog rsyslog-openssl python3
 # More than the two cores of a small machine, because most tests wait for something.
 WORKERS := 3
 # By folder instead of by the number of tests: so the files that take longest are not the last ones.

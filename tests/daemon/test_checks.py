@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.conftest import Site
-from tunnelmgr.config import Config, SourceConfig, load
+from tests.observability.collectors import SyslogReceiver
+from tests.ssh.ssh_server import free_port
+from tunnelmgr.config import AuditForwardConfig, Config, SourceConfig, load
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
@@ -17,6 +19,7 @@ from tunnelmgr.daemon import checks
 from tunnelmgr.daemon.checks import Finding, check
 from tunnelmgr.dataplane.fast_path import FastPath
 from tunnelmgr.errors import DiscoveryError
+from tunnelmgr.ssh.key_files import make_key
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIAGkZnzWcWDkVGJCSmtWFcZOcmXJ9vSVP6sHJqMF5kP"
 AGENT = Agent(AgentId("ec2:i-1"), "1", "cloud", "ci", "one", ("192.0.2.7",), 22)
@@ -313,3 +316,44 @@ async def test_a_missing_kernel_setting_is_a_note(site: Site, monkeypatch: pytes
     assert named(await check(load(site.file)), "path to agents") == Finding(
         "path to agents", "note", "small buffers: sysctl"
     )
+
+
+# --- the audit log ---
+
+
+async def test_the_audit_log_its_key_and_its_collectors_are_checked(site: Site, tmp_path: Path) -> None:
+    """`check` names the key's fingerprint, and each collector that cannot be reached or verified."""
+    receiver = SyslogReceiver(tmp_path)
+    receiver.start()
+    make_key(tmp_path / "audit_ed25519", "audit")
+    config = load(site.file)
+    forwards = [
+        AuditForwardConfig(name="good", url=receiver.url, ca_file=receiver.ca),
+        AuditForwardConfig(name="unverified", url=receiver.url),
+        AuditForwardConfig(name="away", url=f"https://127.0.0.1:{free_port()}/audit"),
+    ]
+    settings = {"audit": tmp_path / "audit.jsonl", "audit_key": tmp_path / "audit_ed25519"}
+    controller = config.controller.model_copy(update=settings)
+
+    findings = await check(config.model_copy(update={"controller": controller, "audit_forward": forwards}))
+    receiver.stop()
+
+    assert named(findings, "audit log") == Finding("audit log", "ok", str(tmp_path / "audit.jsonl"))
+    assert named(findings, "audit key").result == "ok"
+    assert "SHA256:" in named(findings, "audit key").message
+    assert named(findings, "audit collector good") == Finding("audit collector good", "ok", receiver.url)
+    assert "certificate verify failed" in named(findings, "audit collector unverified").message
+    assert named(findings, "audit collector away").message.endswith("Connection refused")
+
+
+async def test_a_key_that_cannot_seal_fails_the_check(site: Site, tmp_path: Path) -> None:
+    """A file that is not a private key is a failure of the check."""
+    wrong = tmp_path / "wrong"
+    wrong.touch(mode=0o600)
+    config = load(site.file)
+    settings = {"audit": tmp_path / "none/audit.jsonl", "audit_key": wrong}
+
+    findings = await check(config.model_copy(update={"controller": config.controller.model_copy(update=settings)}))
+
+    assert named(findings, "audit key").result == "failed"
+    assert "not a private key" in named(findings, "audit key").message

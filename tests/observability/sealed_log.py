@@ -64,13 +64,13 @@ class SealedLog:
     def rotate(self) -> Path:
         """Move the file away, as logrotate does with `dateext`; return its new name."""
         self._rotations += 1
-        return self.file.rename(self.file.with_name(f"audit.jsonl-{20260100 + self._rotations}"))
+        return self.file.rename(self.file.with_name(f"{self.file.name}-{20260100 + self._rotations}"))
 
     def files(self) -> list[Path]:
         """Return the files, newest first."""
         return [*([self.file] if self.file.exists() else []), *sorted(rotated_files(self.file), reverse=True)]
 
-    def verdict(self, *, keyed: bool = True, through: int | None = None) -> Verdict:
-        """Verify all files."""
+    def verdict(self, *files: Path, keyed: bool = True) -> Verdict:
+        """Verify some files, by default all of the log."""
         keys = [self.key] if keyed else []
-        return judge([verify_file(file, keys) for file in self.files()], keyed=keyed, through=through)
+        return judge([verify_file(file, keys) for file in files or self.files()], keyed=keyed)

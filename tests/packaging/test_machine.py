@@ -210,7 +210,10 @@ def test_the_audit_log_is_rotated_and_written_on(configured: BootedMachine) -> N
 
     until(lambda: log.stat().st_size, "the daemon writes into the new file")
     listed = configured.shell("stat -c '%n %U:%G %a' /var/log/tunnelmgr/*").splitlines()
+    verified = configured.run(["runuser", "-u", "tunnelmgr", "--", "tunnelmgr", "audit", "verify", "--json"])
     assert "error" not in checked.stderr
+    assert json.loads(verified.stdout)["ok"]
+    assert len(json.loads(verified.stdout)["files"]) == 2
     assert listed == [
         "/var/log/tunnelmgr/audit.jsonl tunnelmgr:tunnelmgr 640",
         "/var/log/tunnelmgr/audit.jsonl.1 tunnelmgr:tunnelmgr 640",

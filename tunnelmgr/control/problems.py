@@ -21,7 +21,7 @@ def controller_problems(facts: Json) -> list[str]:
     elif not facts["audit"]["ok"]:
         found.append(f"the audit log lost entries in the last minutes, {facts['audit']['lost']} since the start")
     found += [
-        f"the audit log's copy at {forward['name']} lacks {forward['behind']} entries: {forward['error']}"
+        f"audit collector {forward['name']} fails, entries that it lacks: {forward['behind']}: {forward['error']}"
         for forward in facts["audit"].get("forwards", ())
         if not forward["ok"]
     ]

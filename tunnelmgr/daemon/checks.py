@@ -16,6 +16,7 @@ from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, pull_through_caches, push_registries, registries
+from tunnelmgr.daemon.audit_checks import collector_error, sealing_key
 from tunnelmgr.daemon.cluster_checks import disagreements
 from tunnelmgr.daemon.prepared import PinsKeys, build
 from tunnelmgr.daemon.sharing_checks import SharingCheck, check_sharing
@@ -28,8 +29,8 @@ from tunnelmgr.ssh.login import load_login
 from tunnelmgr.store.connect import check_database, sqlite_file
 from tunnelmgr.trust.lookups import ConsoleReader
 
-MADE_BY_UNIT = frozenset({Path("/var/lib/tunnelmgr"), Path("/run/tunnelmgr"), DEFAULT_CACHE})
-"""What StateDirectory=, RuntimeDirectory= and CacheDirectory= make at the first start (systemd.exec(5))."""
+MADE_BY_UNIT = frozenset({*(Path(f"/{place}/tunnelmgr") for place in ("var/lib", "run", "var/log")), DEFAULT_CACHE})
+"""What StateDirectory=, RuntimeDirectory=, LogsDirectory= and CacheDirectory= make at a start (systemd.exec(5))."""
 Result = Literal["ok", "failed", "note"]
 
 
@@ -56,6 +57,7 @@ async def check(config: Config) -> list[Finding]:
     findings = [*_keys(config), *await asyncio.to_thread(_state, config), _place("socket", config.controller.socket)]
     if config.cache is not None:
         findings.append(_cache(config.cache))
+    findings += await asyncio.to_thread(lambda: list(_audit(config)))
     forwards = config.forwards()
     for registry in registries(forwards):
         findings += await _registry(registry)
@@ -132,6 +134,21 @@ def _state(config: Config) -> list[Finding]:
         return [Finding("state", "failed", str(wrong))]
     wrong_in_cluster = [Finding("cluster", "failed", problem) for problem in disagreements(config, facts)]
     return [Finding("state", "ok", facts.summary), *wrong_in_cluster]
+
+
+def _audit(config: Config) -> Iterator[Finding]:
+    """Check that the audit log can be written and sealed, and that its collectors can be reached."""
+    settings = config.controller
+    if settings.audit is not None:
+        yield _place("audit log", settings.audit)
+    if settings.audit_key is not None:
+        try:
+            yield Finding("audit key", "ok", sealing_key(settings))
+        except ConfigError as bad:
+            yield from (Finding("audit key", "failed", problem) for problem in bad.problems)
+    for entry in config.audit_forward:
+        wrong, name = collector_error(entry), f"audit collector {entry.name}"
+        yield Finding(name, "failed", wrong) if wrong else Finding(name, "ok", entry.url)
 
 
 def _cache(config: CacheConfig) -> Finding:

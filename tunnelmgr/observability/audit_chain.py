@@ -30,6 +30,7 @@ SEALED: Final = "audit-sealed"
 """The code of an entry that seals the chain."""
 _LINE = re.compile(rb'(\{.*),"link":"([0-9a-f]{64})"\}\n', re.DOTALL)
 _SEALED_BODY = re.compile(rb'(.*),"seal":"([A-Za-z0-9+/]+=*)"', re.DOTALL)
+_ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 _SEQUENCE = re.compile(rb'"sequence": ?([0-9]{1,18})[,}]')
 
 AuditEntry = dict[str, Any]
@@ -112,8 +113,8 @@ def next_lines(
     """Yield the line of each entry with the head after it; the first one has `marks` as further fields."""
     for entry in entries:
         sealing = signer is not None and entry["code"] == SEALED
-        marked = entry | dict(marks) | ({"signer": signer.fingerprint} if signer and sealing else {})
-        body = json.dumps(marked, ensure_ascii=True, separators=(",", ":")).encode()[:-1]
+        marked = {**entry, **marks, **({"signer": signer.fingerprint} if signer and sealing else {})}
+        body = _ENCODER.encode(marked).encode()[:-1]
         if signer and sealing:
             body += f',"seal":"{signer.seal(head.link, body)}"'.encode()
         head, marks = Head(entry["sequence"], link_after(head.link, body)), {}

@@ -5,7 +5,6 @@ after a rotation, another size, another file), the next entry says from which en
 """
 
 import os
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,11 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from tunnelmgr.observability.audit_chain import START, AuditEntry, Head, Signer, next_lines
-from tunnelmgr.observability.audit_files import FileEnd, file_end, rotated_files
+from tunnelmgr.observability.audit_files import FileEnd, file_end, let_others_run, rotated_files
 
 MODE: Final = 0o640
-_PAUSE: Final = 32
-"""Lines after which the thread lets others run: the event loop would otherwise wait for Python's switch interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +82,7 @@ class ChainedFile:
         for line, head in next_lines(self._end, numbered, marks, self._settings.signer):
             lines.append(line)
             heads.append(head)
-            if len(lines) % _PAUSE == 0:
-                time.sleep(0)
+            let_others_run(len(lines))
         data = b"".join(lines)
         written = os.write(place, data)
         kept = data.rfind(b"\n", 0, written) + 1

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,16 @@ CURSOR: Final = ".cursor"
 MAX_LINE: Final = 1024 * 1024
 """Bytes; an entry has at most some thousand, and a longer line is read in parts."""
 _TAIL = 64 * 1024
+_TURN: Final = 32
+"""Lines, about half a millisecond's work, after which a thread lets the event loop run."""
+_PAUSE: Final = 0.0001
+"""Seconds; a shorter pause does not hand over Python's lock, and the loop would wait for its switch interval, 5 ms."""
+
+
+def let_others_run(lines: int) -> None:
+    """Pause a thread that works through many lines; `lines` is how many it has done."""
+    if lines % _TURN == 0:
+        time.sleep(_PAUSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +86,12 @@ def open_audit(file: Path) -> Iterator[AuditStream]:
 def rotated_files(file: Path) -> list[Path]:
     """Return the files to which logrotate(8) has moved a file, newest first; raises OSError.
 
-    They are in the same folder: NAME.1, NAME.2.gz, NAME-20260131, and with its option `extension` STEM-20260131.SUFFIX.
+    They are in the same folder: NAME.1, NAME.2.gz, NAME-20260131; with its option `extension` also STEM.1.SUFFIX and
+    STEM-20260131.SUFFIX.
     """
-    with_extension = re.compile(rf"{re.escape(file.stem)}[.-][0-9][0-9.-]*{re.escape(file.suffix)}(\.gz)?")
+    # A date has eight digits; `audit-2.jsonl` may be the log of another member on this machine.
+    turn = r"(?:-[0-9]{8}[0-9.-]*|\.[0-9]+)"
+    with_extension = re.compile(rf"{re.escape(file.stem)}{turn}{re.escape(file.suffix)}(?:\.gz)?")
     found = [
         entry
         for entry in os.scandir(file.parent)

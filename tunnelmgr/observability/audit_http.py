@@ -11,6 +11,7 @@ from tunnelmgr.config import AuditForwardConfig, private_key_file_error
 from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.observability.audit_forward import ForwardError
 from tunnelmgr.observability.audit_tail import Copied
+from tunnelmgr.observability.audit_tls import trusted_certificates
 
 TIMEOUTS: Final = (10.0, 30.0)
 """Seconds to connect, and between two bytes of an answer."""
@@ -28,7 +29,7 @@ class HttpDestination:
         self._limit = 2**30  # entries of a request; halved if the collector finds one too large
         self._session = requests.Session()
         self._session.trust_env = False  # neither a proxy nor .netrc, which the configuration does not name
-        self._session.verify = str(config.ca_file) if config.ca_file else True
+        self._session.verify = trusted_certificates(config)
         if config.certificate and config.key:
             self._session.cert = (str(config.certificate), str(config.key))
         agent = f"tunnelmgr/{__version__}"

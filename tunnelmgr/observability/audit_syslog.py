@@ -20,6 +20,7 @@ from tunnelmgr.config import AuditForwardConfig
 from tunnelmgr.core.sanitize import error_text
 from tunnelmgr.observability.audit_forward import ForwardError
 from tunnelmgr.observability.audit_tail import Copied
+from tunnelmgr.observability.audit_tls import tls_context
 
 TIMEOUT: Final = 20.0
 """Seconds for one step: the connection, the sending of a batch, the confirmation."""
@@ -78,12 +79,8 @@ class SyslogDestination:
             self._connection = None
 
     def _connect(self) -> ssl.SSLSocket:
-        config = self._config
-        context = ssl.create_default_context(cafile=str(config.ca_file) if config.ca_file else None)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if config.certificate and config.key:
-            context.load_cert_chain(config.certificate, config.key)
-        host, port = config.address
+        context = tls_context(self._config)
+        host, port = self._config.address
         plain = socket.create_connection((host, port), TIMEOUT)
         try:
             return context.wrap_socket(plain, server_hostname=host)

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tunnelmgr.observability.audit_chain import Head, parse_line
-from tunnelmgr.observability.audit_files import AuditStream, open_audit, rotated_files
+from tunnelmgr.observability.audit_files import AuditStream, let_others_run, open_audit, rotated_files
 
 GAP_PATIENCE: Final = 5.0
 """Seconds for which entries must be missing before they count as removed: logrotate renames files one at a time."""
-_PAUSE: Final = 32
-"""Lines after which the thread lets others run, as in audit_file.py."""
 
 
 class Copied(NamedTuple):
@@ -115,8 +113,7 @@ class AuditTail:
             self._offset += len(line)
             yield line
             count += 1
-            if count % _PAUSE == 0:
-                time.sleep(0)
+            let_others_run(count)
 
     def _find_next(self) -> None:
         """Open the file with the next entry; without one, the file that is written."""
