@@ -343,7 +343,7 @@ async def test_the_audit_log_its_key_and_its_collectors_are_checked(site: Site, 
     assert "SHA256:" in named(findings, "audit key").message
     assert named(findings, "audit collector good") == Finding("audit collector good", "ok", receiver.url)
     assert "certificate verify failed" in named(findings, "audit collector unverified").message
-    assert named(findings, "audit collector away").message.endswith("Connection refused")
+    assert named(findings, "audit collector away").message.endswith("/audit: Connection refused")
 
 
 async def test_a_key_that_cannot_seal_fails_the_check(site: Site, tmp_path: Path) -> None:

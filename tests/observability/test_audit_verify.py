@@ -316,9 +316,15 @@ def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
 
     faults: list[Fault] = []
     for place in (tmp_path / "none", tmp_path, link):
-        faults += verify_file(place, []).faults
+        faults += judge([verify_file(place, [])], keyed=False).faults
 
     assert [fault.kind for fault in faults] == [Kind.UNREADABLE] * 3
+
+
+def test_an_empty_file_is_accepted_beside_others() -> None:
+    """The file after a rotation may be empty; a log without any entry verifies nothing."""
+    assert verify(LINES, []).faults == []
+    assert kinds(verify([])) == [Kind.NO_CHAIN]
 
 
 def test_lost_entries_are_noted() -> None:

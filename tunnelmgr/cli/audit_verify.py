@@ -126,6 +126,8 @@ def _print(verdict: Verdict, *, keyed: bool) -> None:
 
 
 def _summary(report: FileReport) -> str:
+    if not report.lines:
+        return f"{report.file}: no entries"
     if report.begin is None or report.end is None:
         return f"{report.file}: {report.lines} lines without a chain"
     first = report.begin.sequence + 1

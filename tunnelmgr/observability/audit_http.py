@@ -11,7 +11,7 @@ from tunnelmgr.config import AuditForwardConfig, private_key_file_error
 from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.observability.audit_forward import ForwardError
 from tunnelmgr.observability.audit_tail import Copied
-from tunnelmgr.observability.audit_tls import trusted_certificates
+from tunnelmgr.observability.audit_tls import failure_text, trusted_certificates
 
 TIMEOUTS: Final = (10.0, 30.0)
 """Seconds to connect, and between two bytes of an answer."""
@@ -80,7 +80,7 @@ def _reason(failed: requests.RequestException) -> str:
     cause: BaseException = failed
     while (inner := getattr(cause, "reason", None) or cause.__context__) and isinstance(inner, BaseException):
         cause = inner
-    return sanitize(str(cause)) or type(cause).__name__
+    return failure_text(cause) if isinstance(cause, OSError) else sanitize(str(cause)) or type(cause).__name__
 
 
 def _asked_wait(answer: requests.Response) -> float:

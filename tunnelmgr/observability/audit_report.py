@@ -116,7 +116,7 @@ def _joint(before: FileReport | None, report: FileReport, faults: list[Fault], n
     """Judge whether a file continues the one before it, which is None for the first one of its controller."""
     begin = report.begin or Head()
     if before is None or before.end is None:
-        if not report.starts_chain:
+        if not report.starts_chain and begin.sequence:
             notes.append(f"{report.file}: begins after sequence {begin.sequence}; the files before it were not given")
         return
     if begin.link == before.end.link:
@@ -136,7 +136,11 @@ def _joint(before: FileReport | None, report: FileReport, faults: list[Fault], n
 def _without_chain(bare: Sequence[FileReport], chained: Sequence[FileReport]) -> list[Fault]:
     """Return the faults of files without a chain: such a file can only be older than the beginning of the chain."""
     found = []
+    if not chained and not any(report.lines or report.faults for report in bare):
+        return [Fault(report.file, Kind.NO_CHAIN, "has no entry") for report in bare]
     for report in bare:
+        if not report.lines:
+            continue  # as after a rotation
         chain = [other for other in chained if other.controller == report.controller]
         if not chain:
             detail = "has no chain, so nothing in it can be verified; a version without this feature wrote it"

@@ -17,10 +17,9 @@ from typing import Final
 
 from tunnelmgr import __version__
 from tunnelmgr.config import AuditForwardConfig
-from tunnelmgr.core.sanitize import error_text
 from tunnelmgr.observability.audit_forward import ForwardError
 from tunnelmgr.observability.audit_tail import Copied
-from tunnelmgr.observability.audit_tls import tls_context
+from tunnelmgr.observability.audit_tls import failure_text, tls_context
 
 TIMEOUT: Final = 20.0
 """Seconds for one step: the connection, the sending of a batch, the confirmation."""
@@ -48,7 +47,7 @@ class SyslogDestination:
             self._connection = self._connection or self._connect()
             self._connection.sendall(frames)
         except OSError as failed:
-            raise ForwardError(error_text(failed)) from failed
+            raise ForwardError(failure_text(failed)) from failed
         return False
 
     def confirm(self) -> None:
@@ -66,7 +65,7 @@ class SyslogDestination:
                     raise ForwardError("the collector reset the connection")
         except OSError as failed:
             raise ForwardError(
-                f"the collector did not confirm by closing the session: {error_text(failed)}"
+                f"the collector did not confirm by closing the session: {failure_text(failed)}"
             ) from failed
         finally:
             connection.close()

@@ -3,6 +3,7 @@
 import ssl
 
 from tunnelmgr.config import AuditForwardConfig
+from tunnelmgr.core.sanitize import sanitize
 
 
 def tls_context(config: AuditForwardConfig) -> ssl.SSLContext:
@@ -12,6 +13,15 @@ def tls_context(config: AuditForwardConfig) -> ssl.SSLContext:
     if config.certificate and config.key:
         context.load_cert_chain(config.certificate, config.key)
     return context
+
+
+def failure_text(failed: OSError) -> str:
+    """Return why a connection failed, without the number of the error and the line of OpenSSL's source."""
+    if isinstance(failed, ssl.SSLCertVerificationError):
+        return sanitize(f"certificate verify failed: {failed.verify_message}")
+    if isinstance(failed, ssl.SSLError) and failed.reason:
+        return sanitize(failed.reason.lower().replace("_", " "))
+    return sanitize(failed.strerror or str(failed)) or type(failed).__name__
 
 
 def trusted_certificates(config: AuditForwardConfig) -> str:
