@@ -219,9 +219,15 @@ TRAFFIC = (
         stacked=True,
     ),
     Panel(
+        "Latency of requests",
+        quantiles("tunnelmgr_request_latency_seconds", "action", 50, 95, labels=HERE),
+        "To the start of the response: gate, registry, a wait within a limit, and for a push its body.",
+        unit="s",
+    ),
+    Panel(
         "Duration of requests",
         quantiles("tunnelmgr_request_duration_seconds", "action", 50, 95, labels=HERE),
-        "From the end of a request's head to the end of its response. `pull` has the layers; `well-known` are probes.",
+        "To the end of the response: for a layer, also its transfer.",
         unit="s",
     ),
     Panel(

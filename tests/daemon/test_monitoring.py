@@ -197,7 +197,13 @@ def test_histograms_and_counters_have_the_tunnel_that_was_cut(monitored: Monitor
     assert 'tunnelmgr_tunnels_ended_total{code="connection-lost",group="default",phase="up"} 1.0' in monitored.scrape
     (probes,) = re.findall(rf"^tunnelmgr_probe_duration_seconds_count{group} (\S+)$", monitored.scrape, re.MULTILINE)
     assert float(probes) >= 2
-    assert 'tunnelmgr_request_duration_seconds_count{action="base"} 1.0' in monitored.scrape
+    latency, duration = (
+        float(value)
+        for value in re.findall(
+            r'^tunnelmgr_request_(?:latency|duration)_seconds_sum{action="base"} (\S+)$', monitored.scrape, re.MULTILINE
+        )
+    )
+    assert 0 < latency <= duration
 
 
 def test_no_sample_names_an_agent(monitored: Monitored) -> None:

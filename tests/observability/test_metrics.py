@@ -145,26 +145,26 @@ def request(**changes: object) -> RequestLabels:
 async def test_requests_are_counted_by_their_result() -> None:
     """Requests are counted by group, forward, action, verdict and status, across scrapes."""
     metrics = metrics_of(FakeDaemon())
-    metrics.measurements.record_request(request(), 0.1)
-    metrics.measurements.record_request(request(), 0.1)
-    metrics.measurements.record_request(request(action="push", verdict="refused", status=403), 0.1)
-    metrics.measurements.record_request(request(forward="mirror"), 0.1)
+    metrics.measurements.record_request(request(), 0.01, 0.1)
+    metrics.measurements.record_request(request(), 0.01, 0.1)
+    metrics.measurements.record_request(request(action="push", verdict="refused", status=403), 0.01, 0.1)
+    metrics.measurements.record_request(request(forward="mirror"), 0.01, 0.1)
     pulls = labels(group="ci", forward="registry", action="pull", verdict="allowed", status="200")
     pushes = labels(group="ci", forward="registry", action="push", verdict="refused", status="403")
     mirrored = labels(group="ci", forward="mirror", action="pull", verdict="allowed", status="200")
 
     samples = await scrape(metrics)
     assert [samples["tunnelmgr_requests_total", each] for each in (pulls, pushes, mirrored)] == [2, 1, 1]
-    metrics.measurements.record_request(request(), 0.1)
+    metrics.measurements.record_request(request(), 0.01, 0.1)
     assert (await scrape(metrics))["tunnelmgr_requests_total", pulls] == 3
 
 
 async def test_the_time_of_requests_is_a_histogram_by_action() -> None:
-    """A pull and a push have histograms of their own, with the sum of their seconds."""
+    """A pull and a push have histograms of their own, for the start and for the end of their responses."""
     metrics = metrics_of(FakeDaemon())
-    metrics.measurements.record_request(request(), 0.015)
-    metrics.measurements.record_request(request(), 45.0)
-    metrics.measurements.record_request(request(action="push"), 400.0)
+    metrics.measurements.record_request(request(), 0.01, 0.015)
+    metrics.measurements.record_request(request(), 0.01, 45.0)
+    metrics.measurements.record_request(request(action="push"), 0.01, 400.0)
     samples = await scrape(metrics)
 
     def count(action: str, up_to: str) -> float:
@@ -173,6 +173,9 @@ async def test_the_time_of_requests_is_a_histogram_by_action() -> None:
     assert [count("pull", up_to) for up_to in ("0.01", "0.02", "30.0", "60.0")] == [0, 1, 1, 2]
     assert [count("push", up_to) for up_to in ("300.0", "+Inf")] == [0, 1]
     assert samples["tunnelmgr_request_duration_seconds_sum", labels(action="pull")] == pytest.approx(45.015)
+    assert samples["tunnelmgr_request_latency_seconds_sum", labels(action="pull")] == pytest.approx(0.02)
+    assert samples["tunnelmgr_request_latency_seconds_bucket", labels(action="push", le="0.005")] == 0
+    assert samples["tunnelmgr_request_latency_seconds_bucket", labels(action="push", le="0.01")] == 1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ async def test_requests_with_an_invented_status_are_counted_together() -> None:
     """Two statuses that HTTP does not define, and one that comes twice, are one series."""
     server = metrics_of(FakeDaemon())
     for status in (598, 599, 599):
-        server.measurements.record_request(request(status=status), 0.1)
+        server.measurements.record_request(request(status=status), 0.01, 0.1)
     failed = labels(group="ci", forward="registry", action="pull", verdict="allowed", status="5xx")
 
     assert (await scrape(server))["tunnelmgr_requests_total", failed] == 3
@@ -247,7 +250,7 @@ async def test_loop_lag_is_a_histogram() -> None:
 async def test_no_sample_has_the_time_of_its_creation() -> None:
     """The times at which counters were created are left out, which would be one more series for each."""
     metrics = metrics_of(FakeDaemon())
-    metrics.measurements.record_request(request(), 0.1)
+    metrics.measurements.record_request(request(), 0.01, 0.1)
 
     assert [name for name, _ in await scrape(metrics) if name.endswith("_created")] == []
 

@@ -25,7 +25,7 @@ class AuditedRequests:
         """Measure a request, keep it for the status page if it was refused, and audit it."""
         caller = request.caller
         labels = RequestLabels(caller.group, caller.forward, request.action, request.verdict, request.status)
-        self.measurements.record_request(labels, request.took)
+        self.measurements.record_request(labels, request.latency, request.took)
         self.activity.record(request)
         self.trail.record(request)
 

@@ -257,7 +257,7 @@ class Exchange:
             self._state.keep_alive = False
         close = not self._state.keep_alive
         encoded = encode_response_head(response, location=location, host=head.host, target=self._target, close=close)
-        self._state.status = response.status
+        self._state.start_response(response.status)
         return encoded
 
     def _stalled(self) -> AgentStalledError:

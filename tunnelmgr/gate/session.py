@@ -102,7 +102,7 @@ class Session:
         finally:
             self._context.in_flight.discard(in_flight)
             if state.status or state.request is not None:
-                self._record(state, took=time.monotonic() - began)
+                self._record(state, began)
         await self._context.requests.throttle(self._handler.caller.agent)
         return state.keep_alive
 
@@ -171,7 +171,7 @@ class Session:
         return refusal(status, code, str(failed), close=head is None or head.ends_channel)
 
     async def _send(self, reply: LocalReply, head: RequestHead | None, state: RequestState) -> None:
-        state.status = reply.status
+        state.start_response(reply.status)
         state.keep_alive = not reply.close
         try:
             with self._deadline.within(self._context.timeouts.response):
@@ -192,13 +192,13 @@ class Session:
         except TimeoutError:
             log.debug("refused body not ended by agent", agent=self._handler.caller.agent)
 
-    def _record(self, state: RequestState, *, took: float) -> None:
+    def _record(self, state: RequestState, began: float) -> None:
         sent, received = self._recorded
         self._recorded = self._agent.to_agent, self._agent.from_agent
         record = state.to_record(
             self._handler.caller,
             bytes_to_agent=self._agent.to_agent - sent,
             bytes_from_agent=self._agent.from_agent - received,
-            took=took,
+            began=began,
         )
         self._context.requests.record(record)

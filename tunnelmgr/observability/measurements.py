@@ -23,6 +23,8 @@ DIAL_BUCKETS: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 """Seconds: from one handshake on an idle machine to a dial that tries several addresses."""
 TIME_TO_UP_BUCKETS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 """Seconds: from a pinned key to a console that the cloud shows late. The script on agents gives up after 120."""
+LATENCY_BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds: from a reply of the gate itself to a registry whose storage is slow, or a wait within a group's limit."""
 REQUEST_BUCKETS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds: from a manifest to a layer of gigabytes."""
 CLOSED: Final = "closed"
@@ -58,7 +60,11 @@ class Measurements:
             ["group", "phase", "code"],
             registry=registry,
         )
-        says = "Time from the end of a request's head to the end of its response, with the bodies"
+        says = "Time from the first byte of a request to the start of its response"
+        self._request_latency = histogram(
+            "tunnelmgr_request_latency_seconds", says, ["action"], buckets=LATENCY_BUCKETS
+        )
+        says = "Time from the first byte of a request to the end of its response, with the bodies"
         self._request_seconds = histogram(
             "tunnelmgr_request_duration_seconds", says, ["action"], buckets=REQUEST_BUCKETS
         )
@@ -70,20 +76,22 @@ class Measurements:
         self._time_to_up = histogram("tunnelmgr_time_to_up_seconds", says, ["group"], buckets=TIME_TO_UP_BUCKETS)
         self._lag = histogram("tunnelmgr_loop_lag_seconds", "How late the event loop was", buckets=LAG_BUCKETS)
         # A fleet's probes are most of what happens. To find their series by labels costs more than to add to them.
-        self._request_series: dict[RequestLabels, tuple[Counter, Histogram]] = {}
+        self._request_series: dict[RequestLabels, tuple[Counter, Histogram, Histogram]] = {}
         self._probe_series: dict[str, Histogram] = {}
 
-    def record_request(self, request: RequestLabels, took: float) -> None:
-        """Record one request and for how many seconds it took."""
-        counter, seconds = self._request_series.get(request) or self._series_of(request)
+    def record_request(self, request: RequestLabels, latency: float, took: float) -> None:
+        """Record one request, and the seconds to the start and to the end of its response."""
+        counter, latencies, seconds = self._request_series.get(request) or self._series_of(request)
         counter.inc()
+        latencies.observe(latency)
         seconds.observe(took)
 
-    def _series_of(self, request: RequestLabels) -> tuple[Counter, Histogram]:
+    def _series_of(self, request: RequestLabels) -> tuple[Counter, Histogram, Histogram]:
         """Return a request's series, and keep them unless a registry has invented the status."""
         label = status_label(request.status)
         counter = self._requests.labels(request.group, request.forward, request.action, request.verdict, label)
-        series = counter, self._request_seconds.labels(request.action)
+        action = request.action
+        series = counter, self._request_latency.labels(action), self._request_seconds.labels(action)
         if label == str(request.status):
             self._request_series[request] = series
         return series
