@@ -1,9 +1,11 @@
 """`status --wait`: what scripts and container engines get from it."""
 
 import json
+import socket as sockets
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,16 @@ from tunnelmgr.control.client import ControlClient
 from tunnelmgr.core.health import RegistryHealth
 
 Run = Callable[..., Result]
+
+
+@contextmanager
+def listener(place: Path) -> Iterator[None]:
+    """Listen on a unix socket without ever answering."""
+    with sockets.socket(sockets.AF_UNIX) as silent:
+        silent.bind(str(place))
+        silent.listen()
+        yield
+
 
 AWAY = RegistryHealth(reachable=False, loopback_only=None, error="Connection refused")
 
@@ -80,18 +92,30 @@ def test_an_invalid_wait_is_explained(run: Run, socket: Path, option: str, value
 def test_a_daemon_that_becomes_ready_ends_the_wait(socket: Path, daemon: FakeDaemon) -> None:
     """The wait asks again until the daemon is ready."""
     daemon.registry = AWAY
-    client = ControlClient(socket)
 
-    class Impatient(ControlClient):
+    class Repairing(ControlClient):
         """Repairs the registry after the first question."""
+
+        def waiting(self, patience: float) -> ControlClient:
+            del patience
+            return self
 
         def readiness(self) -> list[dict[str, object]]:
             checks = super().readiness()
             daemon.registry = replace(AWAY, reachable=True)
             return checks
 
-    assert not all(check["ok"] for check in client.readiness())
-    assert all(check["ok"] for check in wait_for(Condition.READY, Impatient(socket), 10))
+    assert not all(check["ok"] for check in ControlClient(socket).readiness())
+    assert all(check["ok"] for check in wait_for(Condition.READY, Repairing(socket), 10))
+
+
+def test_a_daemon_that_hangs_is_given_up_in_time(run: Run, tmp_path: Path) -> None:
+    """A daemon that accepts connections and does not answer is not waited for longer than the timeout."""
+    with listener(tmp_path / "sock"):
+        result = run("status", "--socket", tmp_path / "sock", "--wait", "ALIVE", "--timeout", "300ms")
+
+    assert result.exit_code == 3
+    assert "timed out" in result.stderr
 
 
 def test_the_command_line_imports_neither_the_page_nor_its_templates() -> None:

@@ -4,7 +4,7 @@ import time
 from enum import StrEnum
 from typing import Any
 
-from tunnelmgr.control.client import ControlClient
+from tunnelmgr.control.client import PATIENCE, ControlClient
 from tunnelmgr.errors import DaemonNotRunningError
 
 INTERVAL = 0.25
@@ -25,9 +25,10 @@ def wait_for(condition: Condition, daemon: ControlClient, seconds: float) -> lis
     """
     deadline = time.monotonic() + seconds
     while True:
-        in_time = time.monotonic() < deadline
+        left = deadline - time.monotonic()
+        in_time = left > 0
         try:
-            checks = _ask(condition, daemon)
+            checks = _ask(condition, daemon.waiting(min(PATIENCE, max(INTERVAL, left))))
         except DaemonNotRunningError:
             if not in_time:
                 raise

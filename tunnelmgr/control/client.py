@@ -21,8 +21,13 @@ class ControlClient:
     refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
         self._path = path
+        self._patience = patience
+
+    def waiting(self, patience: float) -> "ControlClient":
+        """Return a client of the same daemon that waits at most this many seconds for an answer."""
+        return ControlClient(self._path, patience)
 
     def status(self) -> dict[str, Any]:
         """Return what `status --json` prints."""
@@ -93,7 +98,7 @@ class ControlClient:
 
     def _exchange(self, method: str, target: str, body: dict[str, object] | None = None) -> tuple[int, bytes]:
         """Return the status and the body of the answer to one request."""
-        connection = _UnixConnection(self._path)
+        connection = _UnixConnection(self._path, self._patience)
         try:
             payload = None if body is None else json.dumps(body)
             connection.request(method, target, payload, {"Content-Type": "application/json"} if body else {})
@@ -113,8 +118,8 @@ class ControlClient:
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=PATIENCE)
+    def __init__(self, path: Path, patience: float) -> None:
+        super().__init__("localhost", timeout=patience)
         self._path = path
 
     def connect(self) -> None:
