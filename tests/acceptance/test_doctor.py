@@ -13,7 +13,7 @@ from tests.ssh.ssh_server import generate, public
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Field
 
-SQUATTER = (
+OTHER_PROCESS = (
     "import socket, time; s = socket.create_server(('127.0.0.1', 5000)); print('there', flush=True); time.sleep(600)"
 )
 """Takes the registry's port."""
@@ -35,8 +35,8 @@ def failed(steps: dict[str, dict[str, Any]]) -> list[str]:
 def test_each_injury_is_found_at_its_step_with_a_cure(field: "Field") -> None:
     """The steps before the injury pass; the failed one says what was found and what to do."""
     well, silent, locked, other, taken = (field.boot(name) for name in ("well", "silent", "locked", "other", "taken"))
-    taken.popen(["python3", "-c", SQUATTER], log=field.folder / "squatter.log")
-    until(lambda: "there" in (field.folder / "squatter.log").read_text(), "the squatter listens")
+    taken.popen(["python3", "-c", OTHER_PROCESS], log=field.folder / "other-process.log")
+    until(lambda: "there" in (field.folder / "other-process.log").read_text(), "the other process listens")
     field.static(well, silent, locked, other, taken)
     locked.authorize("")
     silent.stop_sshd()

@@ -18,9 +18,9 @@ pull = ["**"]
 push = ["team/*"]
 
   [group.limits]
-  requests_per_second = 4
-  pull_rate = "256KiB"
-  push_rate = "512KiB"
+  requests_per_second = 8
+  pull_rate = "192KiB"
+  push_rate = "192KiB"
   concurrent_pulls = 1
 """
 

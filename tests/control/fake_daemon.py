@@ -104,6 +104,7 @@ class FakeDaemon:
     bad: ConfigError | None = None
     remarks: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    drained: list[tuple[str, bool]] = field(default_factory=list)
     reloads: int = 0
     running: list[Transfer] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
@@ -138,6 +139,14 @@ class FakeDaemon:
     def report(self, event: Event) -> None:
         """Keep an event."""
         self.events.append(event)
+
+    def drain_member(self, member: str, *, on: bool) -> None:
+        """Keep who drains."""
+        self.drained.append((member, on))
+
+    def rebalance(self) -> int:
+        """Return that two agents are offered."""
+        return 2
 
     def explain(self, agent: AgentId, action: str, repository: str, forward: str) -> Explained:
         """Judge by a policy that allows pulls, and pushes below team/."""

@@ -32,5 +32,5 @@ def test_secrets_are_left_out(text: str, shown: str) -> None:
     ],
 )
 def test_what_helps_is_kept(text: str) -> None:
-    """Files that hold secrets are named, and a word alone is none."""
+    """Files that hold secrets are named, and a word alone is not a secret."""
     assert redacted(text) == text

@@ -92,7 +92,7 @@ class AgentQuery:
             sources=_all(parameters, "source"),
             search=one.get("search", "")[:MAX_SEARCH].strip().casefold(),
             sort=sort,
-            departed=one.get("departed") == "true",
+            departed=_truth("departed", one.get("departed", "false")),
             limit=_limit(one.get("limit")),
             after=_position(one.get("cursor")),
         )
@@ -170,6 +170,12 @@ def _all(parameters: Sequence[tuple[str, str]], wanted: str) -> frozenset[str]:
 def _unknown(name: str, given: str, known: Sequence[str]) -> str:
     near = nearest(given, known)
     return f"unknown {name} {given!r}{f' (did you mean {near}?)' if near else ''}; use one of: {', '.join(known)}"
+
+
+def _truth(name: str, given: str) -> bool:
+    if given not in {"true", "false"}:
+        raise ValueError(f"invalid {name} {given!r}: write true or false")
+    return given == "true"
 
 
 def _limit(given: str | None) -> int | None:

@@ -22,6 +22,7 @@ from aiohttp import web
 from tunnelmgr.config.changes import Preview
 from tunnelmgr.control.agent_query import AgentQuery
 from tunnelmgr.control.entity_tag import tagged_json
+from tunnelmgr.control.openapi import document
 from tunnelmgr.control.views import (
     Json,
     agent_in,
@@ -101,6 +102,7 @@ class ControlServer:
         app = web.Application(middlewares=[_errors_as_json, self._allowed], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
+                web.get("/v1/openapi.json", self._document),
                 web.get("/v1/status", self._status),
                 web.get("/v1/agents", self._agents),
                 web.get("/v1/agents/{agent}", self._agent),
@@ -146,6 +148,9 @@ class ControlServer:
         return await handler(request)
 
     # --- reading ---
+
+    async def _document(self, request: web.Request) -> web.Response:
+        return tagged_json(request, document())
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(status_view(self._operations.world, self._operations.health()))
