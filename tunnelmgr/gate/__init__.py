@@ -11,6 +11,7 @@ The path of one request, with the file of each step::
     Gate.serve           gate.py               one session for each channel; errors end here
       v
     Session              session.py            waits for a request, reads its head, records it
+      |                  in_flight.py          the requests that are served now
       v                  head_parser.py        parses the head strictly
     RequestHandler       request_handler.py    classifies (core/oci.py), decides (core/policy.py)
       |                                        replies itself: identity.py, local_reply.py, catalog.py
