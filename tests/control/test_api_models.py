@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("server")
     [
         (("GET", "/v1/status"), shapes.Status),
         (("GET", "/v1/agents?departed=true"), list[shapes.Agent]),
+        (("GET", "/v1/transfers"), list[shapes.Transfer]),
         (("GET", "/v1/agents/builder-1"), shapes.AgentDetails),
         (("GET", "/v1/agents/builder-1/policy?action=push&repository=team/app"), shapes.Policy),
         (("POST", "/v1/agents/static:builder-2/retry"), shapes.Retry),

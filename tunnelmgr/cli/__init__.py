@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "status": "status",
     "list": "status",
     "show": "status",
+    "top": "top",
     "explain-policy": "explain",
     "audit": "audit",
     "retry": "operate",

@@ -228,6 +228,23 @@ class Status(Shape):
     limits: list[Limit]
 
 
+class Transfer(Shape):
+    """A request in progress; `number` is unique until a restart, `status` is null before the response."""
+
+    number: Count
+    agent: str
+    group: str
+    forward: str
+    method: str
+    action: str
+    repository: str
+    reference: str
+    status: int | None
+    bytes_to_agent: Count
+    bytes_from_agent: Count
+    seconds: float
+
+
 class Policy(Shape):
     """What the policy says of an action, with the rule that decides."""
 

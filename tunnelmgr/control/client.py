@@ -49,6 +49,10 @@ class ControlClient:
         """Return what `list --json` prints; with `departed`, also agents that left."""
         return list(self._ask("GET", "/v1/agents?departed=true" if departed else "/v1/agents"))
 
+    def transfers(self) -> list[dict[str, Any]]:
+        """Return the requests in progress."""
+        return list(self._ask("GET", "/v1/transfers"))
+
     def agent(self, wanted: str) -> dict[str, Any]:
         """Return one agent with its history."""
         return dict(self._ask("GET", f"/v1/agents/{quote(wanted, safe='')}"))

@@ -76,6 +76,7 @@ BAD, FORBIDDEN, MISSING, CONFLICT, INVALID = 400, 403, 404, 409, 422
 
 OPERATIONS: Final = (
     Operation("get", "/v1/status", "The controller's state", shapes.Status),
+    Operation("get", "/v1/transfers", "The requests in progress", shapes.Transfer, many=True),
     Operation(
         "get",
         "/v1/agents",

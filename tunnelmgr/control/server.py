@@ -11,7 +11,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -31,7 +31,9 @@ from tunnelmgr.control.views import (
     preview_view,
     status_view,
     timestamp,
+    transfer_view,
 )
+from tunnelmgr.core.activity import Transfer
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedAdded
 from tunnelmgr.core.health import Telemetry
@@ -63,6 +65,10 @@ class Operations(Telemetry, Protocol):
 
     def report(self, event: Event) -> None:
         """Pass an event to the controller."""
+        ...
+
+    def transfers(self) -> Sequence[Transfer]:
+        """Return the requests in progress."""
         ...
 
     def drain_member(self, member: str, *, on: bool) -> None:
@@ -104,6 +110,7 @@ class ControlServer:
             [
                 web.get("/v1/openapi.json", self._document),
                 web.get("/v1/status", self._status),
+                web.get("/v1/transfers", self._transfers),
                 web.get("/v1/agents", self._agents),
                 web.get("/v1/agents/{agent}", self._agent),
                 web.get("/v1/agents/{agent}/policy", self._policy),
@@ -154,6 +161,9 @@ class ControlServer:
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(status_view(self._operations.world, self._operations.health()))
+
+    async def _transfers(self, _request: web.Request) -> web.Response:
+        return web.json_response([transfer_view(one) for one in self._operations.transfers()])
 
     async def _agents(self, request: web.Request) -> web.Response:
         world, traffic = self._operations.world, self._operations.traffic

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
 from tunnelmgr.config.changes import Preview
+from tunnelmgr.core.activity import Transfer
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
 from tunnelmgr.core.health import AuditForwardHealth, CacheHealth, DaemonHealth, TrafficCounters
@@ -90,6 +91,24 @@ def agent_in(world: World, record: Record, traffic: TrafficCounters | None) -> J
     if (remote := _remote(world, id_)) is not None:
         view |= {"phase": remote.phase, "error": remote.error, "message": remote.message or None}
     return view
+
+
+def transfer_view(transfer: Transfer) -> Json:
+    """Return one request in progress; bytes are those since it began."""
+    return {
+        "number": transfer.number,
+        "agent": transfer.agent,
+        "group": transfer.group,
+        "forward": transfer.forward,
+        "method": transfer.method,
+        "action": str(transfer.action),
+        "repository": transfer.repository,
+        "reference": transfer.reference,
+        "status": transfer.status or None,
+        "bytes_to_agent": transfer.to_agent,
+        "bytes_from_agent": transfer.from_agent,
+        "seconds": round(transfer.seconds, 3),
+    }
 
 
 def preview_view(preview: Preview) -> Json:
