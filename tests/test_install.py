@@ -30,7 +30,7 @@ def pip_lines() -> Iterator[tuple[str, str]]:
     """Find the commands of pip in the project: the file, and the command line."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in tracked:
-        if name.startswith(("docs/", "README", "CONTRIBUTING", "Makefile", "systemd/", ".ci/")):
+        if name.startswith(("docs/", "README", "CONTRIBUTING", "Makefile", "systemd/", ".ci/")) and ".png" not in name:
             text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
             for line in text.splitlines():
                 if re.search(r"\bpip (install|wheel)\b|\$\(PIP\)", line) and TRIAL not in line:
