@@ -17,6 +17,7 @@ from tunnelmgr.core.health import RegistryHealth
 from tunnelmgr.core.ownership import Member
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import HistoryEntry, Quarantine, SourceView, World
+from tunnelmgr.web.model import ROWS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -29,6 +30,8 @@ HOSTILE = (
     "{{ 7*7 }}{% raw %}{# #}${7*7}../..%2f?a=b&c#d",
 )
 """Texts that would run, navigate or change the page if one field were not escaped."""
+SHORTENED = {"#agents", "#transfers", "#refusals"}
+expect.set_options(timeout=15_000)
 PHONE = {"width": 360, "height": 740}
 PAGES = ("", "agents/static%3Abuilder-1", "agents/static%3Abuilder-3", "agents/nobody")
 
@@ -86,7 +89,7 @@ def test_hostile_texts_are_shown_and_never_run(
     with opened(browser, server.url) as (page, wrong):
         expect(page.locator("#live")).to_have_text("Live")
         for part in ("#summary", "#quarantines", "#agents", "#transfers", "#refusals", "#sources", "#members"):
-            expect(page.locator(part)).to_contain_text(text)
+            expect(page.locator(part)).to_contain_text(text[:40] if part in SHORTENED else text)
         page.locator("#agents tbody th a").first.hover()
         page.locator("#agents tbody th a").first.click()
         expect(page.locator("h1")).to_have_text(text)
@@ -105,7 +108,7 @@ def test_it_works_without_a_script(browser: "Browser", server: "PageServer", dae
     """With JavaScript off, the page is complete: selections, sorts, pages and an agent's page are plain links."""
     daemon.world = large_fleet(250)
     with opened(browser, server.url, java_script_enabled=False) as (page, _):
-        expect(page.locator("#agents tbody tr")).to_have_count(100)
+        expect(page.locator("#agents tbody tr")).to_have_count(ROWS)
         page.get_by_role("link", name="Next").click()
         expect(page.locator("#agents h2")).to_contain_text("of 250")
         page.locator("select[name=phase]").select_option("quarantined")
@@ -209,10 +212,10 @@ def test_the_keyboard_reaches_everything(browser: "Browser", server: "PageServer
 
 
 def test_five_thousand_agents_are_usable(browser: "Browser", server: "PageServer", daemon: FakeDaemon) -> None:
-    """With 5,000 agents a page has a hundred rows, a search finds one agent, and updates still arrive."""
+    """With 5,000 agents a page has a bounded number of rows, a search finds one agent, and updates still arrive."""
     daemon.world = large_fleet(5000)
     with opened(browser, server.url) as (page, wrong):
-        expect(page.locator("#agents tbody tr")).to_have_count(100)
+        expect(page.locator("#agents tbody tr")).to_have_count(ROWS)
         page.get_by_role("searchbox").fill("builder-04999")
         page.get_by_role("button", name="Show").click()
         expect(page.locator("#agents tbody tr")).to_have_count(1)

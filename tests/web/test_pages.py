@@ -6,13 +6,16 @@ from html import unescape
 
 import pytest
 
-from tests.control.fake_daemon import FakeDaemon, record, world
-from tests.web.served import busy_daemon, fetch, large_fleet, served
+from tests.control.fake_daemon import NOW, FakeDaemon, record, world
+from tests.web.served import REFUSAL, TRANSFER, busy_daemon, fetch, large_fleet, served
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster
 from tunnelmgr.core.health import RegistryHealth
 from tunnelmgr.core.ownership import Member
+from tunnelmgr.core.tunnel import Phase, Resting
 from tunnelmgr.core.world import SourceView
 from tunnelmgr.web.access import CONTENT_SECURITY_POLICY
+from tunnelmgr.web.model import ROWS
 
 MAX_BYTES = 100_000
 
@@ -83,6 +86,19 @@ async def test_an_agents_page_says_why_and_what_to_do() -> None:
         "in source office",
     ):
         assert expected in text
+
+
+async def test_what_stands_between_backticks_is_code() -> None:
+    """The commands and settings in a reason are set as code, and the rest of it is escaped nevertheless."""
+    daemon = FakeDaemon()
+    why = "set `GatewayPorts no` <b>there</b>, not `<i>` and not `"
+    lost = Resting(Phase.DOWN, NOW, failures=1, error="listen-refused", message=why)
+    daemon.world = daemon.world.with_tunnel(AgentId("static:builder-2"), lost)
+    async with served(daemon) as url:
+        html = (await fetch(f"{url}/agents/static:builder-2"))[1]
+
+    assert "set <code>GatewayPorts no</code> &lt;b&gt;there&lt;/b&gt;, not <code>&lt;i&gt;</code> and not `" in html
+    assert "tunnelmgr doctor static:builder-2" in html
 
 
 async def test_a_quarantined_agents_page_has_the_command() -> None:
@@ -178,19 +194,40 @@ async def test_five_thousand_agents_are_pages_of_less_than_100_kb() -> None:
     daemon.world = large_fleet(5000)
     seen: list[str] = []
     async with served(daemon) as url:
-        for page in range(1, 51):
+        for page in range(1, -(-5000 // ROWS) + 1):
             html = (await fetch(f"{url}/?page={page}&sort=name"))[1]
             assert len(html.encode()) < MAX_BYTES
             seen += re.findall(r'row" class="agent"><a href="[^"]*">([^<]*)', html)
         last = (await fetch(f"{url}/?page=999&sort=name"))[1]
 
     assert seen == [f"builder-{number:05d}" for number in range(5000)]
-    assert "page 50 of 50" in last
-    assert "and 75 more" in last
+    assert "page 63 of 63" in last
+    assert "and 85 more" in last
+
+
+async def test_long_names_and_many_groups_do_not_make_a_page_large() -> None:
+    """Agents with names of 255 characters, each in a group of its own, fit on a page."""
+    daemon = busy_daemon()
+    one = record("x").agent
+    agents = [
+        replace(
+            one, id=AgentId(f"ec2:i-{number:017x}"), name=f"{number:03d}" + 252 * "n", group=f"{number:03d}{252 * 'g'}"
+        )
+        for number in range(500)
+    ]
+    long = {"repository": 255 * "r", "reference": "sha256:" + 64 * "0", "agent": agents[0].id}
+    daemon.running = 50 * [replace(TRANSFER, **long)]
+    daemon.refused = 50 * [replace(REFUSAL, **long)]
+    daemon.world = world(*((replace(record("x"), agent=agent), None) for agent in agents))
+    async with served(daemon) as url:
+        html = (await fetch(url))[1]
+
+    assert html.count('<th scope="row" class="agent">') == ROWS
+    assert len(html.encode()) < MAX_BYTES
 
 
 async def test_the_whole_page_with_its_files_is_small() -> None:
-    """Page, style sheet, script and icon together are below 100 KB, also with a hundred rows."""
+    """Page, style sheet, script and icon together are below 100 KB, also with a large fleet."""
     daemon = busy_daemon()
     daemon.world = large_fleet(5000)
     total = 0
@@ -245,6 +282,27 @@ async def test_a_foreign_name_in_the_host_header_is_refused(host: str, status: i
     """A page whose name was made to resolve to this address reads nothing; addresses and own names work."""
     async with served(busy_daemon(), names=("registry-1.example",)) as url:
         assert (await fetch(url + path, Host=host))[0] == status
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),
+        ("cross-site", "cors", 403),
+        ("same-site", "cors", 403),
+        ("cross-site", "navigate", 200),
+        ("same-origin", "cors", 200),
+        ("none", "navigate", 200),
+    ],
+)
+async def test_pages_of_other_sites_may_only_link(site: str, mode: str, status: int) -> None:
+    """A browser that loads the page for another site is refused, so that such a site cannot use up the streams."""
+    async with served(busy_daemon()) as url:
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+        assert (await fetch(f"{url}/", **headers))[0] == status
+        if status == 403:
+            assert (await fetch(f"{url}/events", **headers))[0] == 403
+        assert (await fetch(f"{url}/healthz", **headers))[0] == 200
 
 
 async def test_a_foreign_name_gets_no_stream() -> None:

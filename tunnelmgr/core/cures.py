@@ -29,15 +29,15 @@ CURES: Final = {
         "groups let this controller in. If the address is the wrong one of private and public, correct the source."
     ),
     "connection-lost": (
-        "The controller dials it again by itself. If this repeats, look at the agent's `journalctl -u ssh`, its load, "
-        "and its network."
+        "If the reason names a setting, correct it on the agent. Otherwise the controller dials it again by itself; if "
+        "this repeats, look at the agent's `journalctl -u ssh`, its load, and its network."
     ),
     "probe-timeout": (
         "The controller dials it again by itself. If this repeats, the path loses packets or the agent is overloaded."
     ),
     "listen-refused": (
-        "On the agent, `ss -ltnp 'sport = :5000'` shows what holds the port. If nothing does, compare permitlisten in "
-        "the key's line and AllowTcpForwarding with `tunnelmgr init --print authorized-keys` and `--print sshd`."
+        "If the reason names a setting, compare it with `tunnelmgr init --print sshd` and `tunnelmgr init --print "
+        "authorized-keys`. Otherwise `ss -ltnp 'sport = :5000'` on the agent shows what holds the port."
     ),
     "key-too-powerful": (
         "Put the line of `tunnelmgr init --print authorized-keys` and the settings of `tunnelmgr init --print sshd` "

@@ -58,6 +58,7 @@ def explained(agent: Json) -> Json:
         "meaning": PHASES[Phase(agent["phase"])] if agent["present"] else GONE,
         "cure": cure(agent["phase"], agent["error"]) if agent["present"] else "",
         "command": release(agent["agent"]) if held_back and agent["present"] else None,
+        "doctor": f"tunnelmgr doctor {shlex.quote(agent['agent'])}" if agent["present"] and agent["error"] else None,
     }
 
 

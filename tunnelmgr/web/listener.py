@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from aiohttp import web
 
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.web.access import is_own_host
+from tunnelmgr.web.access import is_foreign_request, is_own_host
 from tunnelmgr.web.health import PATHS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -36,7 +36,11 @@ class ReadOnlyListener:
 
     @web.middleware
     async def _own_host(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in PATHS and not is_own_host(request.headers.get("Host"), self._names):
+        if request.path in PATHS:
+            return await handler(request)
+        if is_foreign_request(request.headers):
+            raise web.HTTPForbidden(text="the page of another site may only link to the status page\n")
+        if not is_own_host(request.headers.get("Host"), self._names):
             raise web.HTTPForbidden(
                 text="the status page is served under addresses and localhost only; "
                 "to use a name, add it to controller.metrics_names\n"

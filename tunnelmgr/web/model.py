@@ -18,10 +18,12 @@ from tunnelmgr.web.agent_texts import MARKS, explained, href, release, shown
 from tunnelmgr.web.plots import HEIGHT, WIDTH, plots
 from tunnelmgr.web.rendering import age_filter
 
-ROWS: Final = 100
+ROWS: Final = 80
 """Agents on one page."""
-MAX_SHOWN: Final = 25
+MAX_SHOWN: Final = 15
 """Rows of each other table; the page says how many more there are."""
+MAX_CHOICES: Final = 30
+"""Groups and sources to select from; labels of machines may make any number of groups. Others are found by a search."""
 COLUMNS: Final = (
     ("phase", "Phase"),
     ("agent", "Agent"),
@@ -133,8 +135,8 @@ def _filters(world: World, query: PageQuery) -> Json:
     groups = {record.agent.group for record in world.records.values()}
     return {
         "phases": [phase.value for phase in Phase],
-        "groups": sorted(groups | ({query.value("group")} - {""})),
-        "sources": sorted(world.sources),
+        "groups": sorted(groups)[:MAX_CHOICES],
+        "sources": sorted(world.sources)[:MAX_CHOICES],
         "chosen": {name: query.value(name) for name in PARAMETERS},
         "active": any(query.value(name) for name in ("phase", "group", "source", "search", "departed")),
     }

@@ -1,5 +1,6 @@
 """Jinja2's environment for the page: every value is escaped, and an undefined one is an error."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
@@ -8,13 +9,16 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tunnelmgr.control.units import size
 from tunnelmgr.core.sanitize import printable
 
 STATIC = {"status.css": "text/css", "status.js": "text/javascript", "icon.svg": "image/svg+xml"}
 """The files of the page with their types."""
+_CODE = re.compile(r"`([^`]+)`")
+MAX_SHORT = 48
+"""Characters of a name in a table."""
 _FOLDER = resources.files("tunnelmgr.web")
 
 
@@ -30,7 +34,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {"size": size, "moment": _moment}
+    made.filters |= {"size": size, "moment": _moment, "short": _short, "with_code": _with_code}
     made.globals |= {"version": _static_version()}
     return made
 
@@ -58,6 +62,16 @@ def _template(name: str) -> str:
 def _finalized(value: Any) -> Any:  # noqa: ANN401 - Jinja2's interface
     """Replace characters that could mislead a reader, such as those that change the direction of writing."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _short(text: str) -> str:
+    """Return a text for a cell of a long table: names from outside may have any length."""
+    return text if len(text) <= MAX_SHORT else f"{text[: MAX_SHORT - 1]}…"
+
+
+def _with_code(text: str) -> Markup:
+    """Return an escaped text in which what stands between backticks is code, as in the messages of errors."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(printable(text)))))  # noqa: S704 - escaped before
 
 
 def _moment(timestamp: str) -> str:

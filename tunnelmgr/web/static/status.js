@@ -53,8 +53,20 @@
     }
   });
 
+  let source = null;
+  let timer = 0;
+
+  const disconnect = () => {
+    clearTimeout(timer);
+    if (source) {
+      source.close();
+    }
+    source = null;
+  };
+
   const connect = () => {
-    const source = new EventSource(url);
+    disconnect();
+    source = new EventSource(url);
     source.addEventListener("open", () => {
       pause = 1000;
       say("Live", "connected");
@@ -66,18 +78,22 @@
     source.addEventListener("error", () => {
       say("Not connected, trying again", "lost");
       // After an error of the network the browser connects again by itself; after an error status it does not.
-      if (source.readyState === EventSource.CLOSED) {
-        setTimeout(connect, pause);
+      if (source && source.readyState === EventSource.CLOSED) {
+        timer = setTimeout(connect, pause);
         pause = Math.min(2 * pause, longestPause);
       }
     });
-    addEventListener("pagehide", () => source.close(), { once: true });
   };
 
+  // A page that nobody sees costs the daemon nothing, and leaves its place to others.
+  document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+  addEventListener("pagehide", disconnect);
   addEventListener("pageshow", (event) => {
     if (event.persisted) {
       connect();
     }
   });
-  connect();
+  if (!document.hidden) {
+    connect();
+  }
 })();
