@@ -55,8 +55,14 @@ class SyslogReceiver:
         self.messages: list[Message] = []
         self.errors: list[str] = []
         self.sessions = 0
-        self.reset_after: int | None = None
-        """Messages of a session after which it is reset, without a confirmation; None for never."""
+        self.ends_after: int | None = None
+        """Messages of a session after which it ends without a confirmation; None for never."""
+        self.resets = True
+        """Whether such a session ends with a reset, or as a TCP connection usually does."""
+        self.answers = True
+        """Whether a close_notify is answered with one."""
+        self.closes_first = False
+        """Whether sessions are closed by the receiver, before it reads anything."""
         self.reads = threading.Event()
         """While it is not set, nothing is read."""
         self.reads.set()
@@ -92,9 +98,30 @@ class SyslogReceiver:
             except OSError:
                 return
             plain.settimeout(10)
+            self.sessions += 1
+            if self.closes_first:
+                with suppress(OSError), plain:
+                    self._close_first(plain)
+                continue
             with suppress(OSError), plain, self._context.wrap_socket(plain, server_side=True) as connection:
-                self.sessions += 1
                 self._receive(connection)
+
+    def _close_first(self, plain: socket.socket) -> None:
+        """Close the session once there is something to read, and leave that unread."""
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = self._context.wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                session.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                plain.sendall(outgoing.read())
+                incoming.write(plain.recv(65536))
+        plain.sendall(outgoing.read())
+        plain.recv(1, socket.MSG_PEEK)
+        with suppress(ssl.SSLWantReadError):
+            session.unwrap()
+        plain.sendall(outgoing.read())
 
     def _receive(self, connection: ssl.SSLSocket) -> None:
         data, count = b"", 0
@@ -104,16 +131,18 @@ class SyslogReceiver:
             if not received:  # the close_notify of the sender
                 if data:
                     self.errors.append(f"the session ended within a message: {data[:100]!r}")
-                connection.unwrap()
+                if self.answers:
+                    connection.unwrap()
                 return
             data += received
             while (frame := _next_frame(data)) is not None:
                 message, data = frame
                 self._take(message)
                 count += 1
-                if count == self.reset_after:
-                    linger = b"\1\0\0\0\0\0\0\0"  # close(2) sends a reset
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                if count == self.ends_after:
+                    if self.resets:
+                        linger = b"\1\0\0\0\0\0\0\0"  # close(2) sends a reset
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     return
 
     def _take(self, message: bytes) -> None:

@@ -234,7 +234,7 @@ async def test_nothing_is_lost_while_the_receiver_restarts(
     sealed: SealedLog, log: AuditLog, receiver: SyslogReceiver
 ) -> None:
     """Sessions that are reset confirm nothing: their messages arrive again, and in the end each one is there."""
-    receiver.reset_after = 7
+    receiver.ends_after = 7
     async with forwarding(sealed, url=receiver.url, ca_file=str(receiver.ca)):
         for number in range(60):
             log.note("entry", number=number)
@@ -244,7 +244,7 @@ async def test_nothing_is_lost_while_the_receiver_restarts(
                 sealed.rotate()
                 receiver.start()
         await until(lambda: receiver.sessions > 4)
-        receiver.reset_after = None
+        receiver.ends_after = None
         await until(lambda: b'"number":59,' in receiver.messages[-1].line)
 
     arrived = list(dict.fromkeys(message.line + b"\n" for message in receiver.messages))
@@ -252,19 +252,46 @@ async def test_nothing_is_lost_while_the_receiver_restarts(
     assert len(receiver.messages) > len(arrived)
 
 
+@pytest.mark.parametrize("resets", [True, False])
 async def test_a_session_that_is_not_confirmed_is_sent_again(
-    sealed: SealedLog, log: AuditLog, receiver: SyslogReceiver
+    sealed: SealedLog, log: AuditLog, receiver: SyslogReceiver, *, resets: bool
 ) -> None:
-    """A receiver that resets the session after it has read everything has confirmed nothing."""
-    receiver.reset_after = 1
+    """A receiver that ends the connection without closing the session has confirmed nothing, though it has read all."""
+    receiver.ends_after, receiver.resets = 1, resets
     async with forwarding(sealed, url=receiver.url, ca_file=str(receiver.ca)) as forward:
         await until(lambda: len(receiver.messages) == 3)
         assert forward.health(log.written).sequence == 0
         assert forward.health(log.written).error
-        receiver.reset_after = None
+        receiver.ends_after = None
         await until(lambda: forward.health(log.written).sequence == 1)
 
     assert {message.line + b"\n" for message in receiver.messages} == set(written(sealed))
+
+
+async def test_a_receiver_that_does_not_close_the_session_confirms_nothing(
+    sealed: SealedLog, log: AuditLog, receiver: SyslogReceiver
+) -> None:
+    """The end of the TCP connection alone confirms nothing: anyone on the path can end it."""
+    receiver.answers = False
+    async with forwarding(sealed, url=receiver.url, ca_file=str(receiver.ca)) as forward:
+        await until(lambda: len(receiver.messages) == 3)
+        assert forward.health(log.written).sequence == 0
+        receiver.answers = True
+        await until(lambda: forward.health(log.written).sequence == 1)
+
+
+async def test_a_receiver_that_closes_first_confirms_nothing(
+    sealed: SealedLog, log: AuditLog, receiver: SyslogReceiver
+) -> None:
+    """A receiver that stops, and closes its sessions without having read everything, gets everything again."""
+    receiver.closes_first = True
+    async with forwarding(sealed, url=receiver.url, ca_file=str(receiver.ca)) as forward:
+        await until(lambda: receiver.sessions == 3)
+        assert forward.health(log.written).sequence == 0
+        receiver.closes_first = False
+        await until(lambda: forward.health(log.written).sequence == 1)
+
+    assert len(receiver.messages) == 1
 
 
 async def test_a_receiver_that_reads_nothing_delays_nothing_else(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tunnelmgr.observability.audit_chain import SEALED, Head, Signer, link_after, next_lines, parse_line
@@ -97,6 +97,8 @@ def test_a_log_that_nobody_changed_has_no_fault() -> None:
 
 
 @given(at=st.integers(0, len(CONTENT) - 1), byte=st.integers(0, 255))
+@example(at=0, byte=ord("\n"))
+@example(at=len(CONTENT) - 1, byte=0)
 def test_any_changed_byte_is_found_where_it_is(at: int, byte: int) -> None:
     """Each byte of the log is covered, without the key too, and the fault is on the changed line or the next one."""
     assume(CONTENT[at] != byte)
@@ -106,7 +108,7 @@ def test_any_changed_byte_is_found_where_it_is(at: int, byte: int) -> None:
 
     line = CONTENT[:at].count(b"\n") + 1
     assert faults
-    assert {fault.line for fault in faults} <= {line, line + 1}
+    assert {fault.line for fault in faults} <= {line, line + 1, line + 1 + (byte == ord("\n"))}
 
 
 @given(at=st.integers(0, len(CONTENT) - 1))

@@ -56,8 +56,9 @@ class SyslogDestination:
         if connection is None:
             return
         try:
+            _require_open(connection)
             with connection.unwrap() as plain:
-                # A collector that closed first, without reading everything, ends the connection with a reset instead.
+                # If it closes first in this moment, without having read everything, the connection ends with a reset.
                 plain.shutdown(socket.SHUT_WR)
                 while plain.recv(4096):
                     pass
@@ -86,6 +87,18 @@ class SyslogDestination:
         except OSError:
             plain.close()
             raise
+
+
+def _require_open(connection: ssl.SSLSocket) -> None:
+    """Raise ForwardError if the collector has closed the session, which confirms nothing."""
+    connection.settimeout(0)
+    try:
+        while connection.recv(4096):
+            pass  # no receiver has anything to say
+    except ssl.SSLWantReadError:
+        connection.settimeout(TIMEOUT)
+        return
+    raise ForwardError("the collector closed the session before everything was sent")
 
 
 def _frame(message: bytes) -> bytes:
