@@ -107,6 +107,8 @@ class DebianPackage:
         for document in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))):
             name = document.name if document.parent == ROOT else f"docs/{document.name}"
             self.add(f"{folder}/{name}", document.read_text(encoding="utf-8"))
+        for picture in sorted((ROOT / "docs/pictures").glob("*.png")):
+            self.add(f"{folder}/docs/pictures/{picture.name}", picture.read_bytes())
         day = format_datetime(datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC))
         entry = f"tunnelmgr ({self.version}) unstable; urgency=medium\n\n  * See CHANGELOG.md in this folder.\n"
         changelog = self.add(f"{folder}/changelog", f"{entry}\n -- {MAINTAINER}  {day}\n")
@@ -164,10 +166,10 @@ class DebianPackage:
         """The environment's Python, which also works at the path of the build."""
         return self.stage / "opt/tunnelmgr/bin/python"
 
-    def add(self, name: str, text: str) -> Path:
+    def add(self, name: str, content: str | bytes) -> Path:
         """Write a file of the package and return its path."""
         file = self.stage / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
         file.chmod(0o644)
         return file

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.web.conftest import PageServer
 
+pytestmark = pytest.mark.acceptance  # it needs Chromium
+
 HOSTILE = (
     "<script>alert(1)</script></title></td></script><svg/onload=alert(1)><b>bold</b>&lt;i&gt;",
     "javascript:alert(1)//' onmouseover='alert(1)\"><img src=x onerror=alert(1)><a href=//evil style=top:0>x</a>",

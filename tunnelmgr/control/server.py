@@ -145,7 +145,7 @@ class ControlServer:
     async def _allowed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let anyone who can connect read; changes need root, the daemon's user or the socket's group."""
         uid, gid = _peer(request)
-        if request.method != "GET":
+        if request.method not in {"GET", "HEAD"}:
             # In a thread: group membership may have to be read from a disk or a server that does not answer.
             if not await in_thread(_may_change, uid, gid, self._group):
                 raise web.HTTPForbidden(
