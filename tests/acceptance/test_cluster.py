@@ -37,7 +37,8 @@ class ClusterField(Field):
             text += f'[[source.agent]]\nname = "{agent.name}"\naddress = "{agent.ip}"\nhost_key = "{agent.host_key}"\n'
         self.cluster.configure(text, probe_interval="1s")
         for member in self.cluster.members:
-            member.file.write_text(member.file.read_text().replace('drain = "20s"', f'drain = "{drain}"'))
+            own = f'drain = "{drain}"\naudit = "{member.folder}/audit.jsonl"'
+            member.file.write_text(member.file.read_text().replace('drain = "20s"', own))
         self.cluster.start()
         self.controller = self.cluster.holder(agents[0].name)
 
@@ -50,6 +51,14 @@ class ClusterField(Field):
         """Return the name of the controller that answers on the agent."""
         got = agent.run(["curl", "-fsS", "-m", "5", "http://localhost:5000/.well-known/tunnelmgr"], timeout=10)
         return str(json.loads(got.stdout)["controller"]) if got.returncode == 0 else ""
+
+
+def audited_by(field: ClusterField) -> set[str]:
+    """Verify the audit logs of both members with one command, and return the members that they name."""
+    logs = [str(member.folder / "audit.jsonl") for member in field.cluster.members]
+    verified = field.other.command("audit", "verify", "--json", *logs)
+    assert verified.returncode == 0, verified.stdout
+    return {file["controller"] for file in json.loads(verified.stdout)["files"] if file["after"] == 0}
 
 
 @pytest.fixture
@@ -82,6 +91,7 @@ def test_a_pull_continues_through_a_handover_while_the_other_member_answers(clus
     content = (field.folder / "slow").read_bytes()
     assert f"sha256:{hashlib.sha256(content).hexdigest()}" == digest
     assert field.controller.stop(patience=30) == 0
+    assert audited_by(field) == {"member-0", "member-1"}
 
 
 @pytest.mark.parametrize("end", [LabController.stop, LabController.kill], ids=["SIGTERM", "SIGKILL"])
