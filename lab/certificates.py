@@ -18,14 +18,14 @@ _MARGIN: Final = timedelta(days=1)
 """Before and after now, so that the certificate is valid on machines whose clocks differ."""
 
 
-def make_certificate(ip: str, certificate: Path, key: Path) -> None:
-    """Write a certificate for a server at this address, and its private key, both as PEM."""
+def make_certificate(ip: str, certificate: Path, key: Path, name: str = "") -> None:
+    """Write a certificate for a server at this address, or for a client with a name, and its private key, as PEM."""
     private, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ip)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name or ip)])
     signed = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(subject)
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _MARGIN)

@@ -105,6 +105,7 @@ class FakeDaemon:
     remarks: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     drained: list[tuple[str, bool]] = field(default_factory=list)
+    requests: list[tuple[str, int | None, str, str, int]] = field(default_factory=list)
     reloads: int = 0
     running: list[Transfer] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
@@ -139,6 +140,10 @@ class FakeDaemon:
     def report(self, event: Event) -> None:
         """Keep an event."""
         self.events.append(event)
+
+    def note_request(self, who: str, uid: int | None, method: str, path: str, status: int) -> None:
+        """Keep who requested what."""
+        self.requests.append((who, uid, method, path, status))
 
     def drain_member(self, member: str, *, on: bool) -> None:
         """Keep who drains."""

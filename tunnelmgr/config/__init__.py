@@ -1,5 +1,6 @@
 """The configuration file: TOML in, one frozen `Config` out, or every problem at once, each with its place."""
 
+from tunnelmgr.config.api import ApiConfig
 from tunnelmgr.config.audit_forward import SYSLOG, AuditForwardConfig
 from tunnelmgr.config.groups import GroupConfig
 from tunnelmgr.config.load import config_file, load
@@ -26,6 +27,7 @@ __all__ = [
     "DEFAULT_SOCKET",
     "SYSLOG",
     "AgentSource",
+    "ApiConfig",
     "AuditForwardConfig",
     "AuthorityConfig",
     "CacheConfig",

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from tunnelmgr.config.api import ApiConfig
 from tunnelmgr.config.audit_forward import AuditForwardConfig
 from tunnelmgr.config.groups import GroupConfig
 from tunnelmgr.config.sources import SourceConfig
@@ -210,6 +211,7 @@ class Config(Section):
     group: list[GroupConfig] = []
     authority: list[AuthorityConfig] = []
     audit_forward: list[AuditForwardConfig] = []
+    api: ApiConfig | None = None
     source: list[SourceConfig] = []
 
     def forwards(self) -> tuple[Forward, ...]:

@@ -89,7 +89,7 @@ class Daemon:
 
         shared = make_shared_registry(settings, self.controller, configuration, clock)
         parts = (configuration, self.controller, self.searches, self.supervisor, sources, member, shared)
-        self.reload = Reload(file, settings, cache, *parts, audit_forward=prepared.config.audit_forward)
+        self.reload = Reload(file, prepared.config, cache, *parts)
         operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload, activity)
         metrics.watch(operations)
         self.interfaces = Interfaces.make(operations, metrics, clock, wall)
@@ -104,11 +104,12 @@ class Daemon:
         await self.interfaces.open_socket()
         background: list[asyncio.Task[None]] = []
         try:
-            await self.interfaces.open_address()
+            await self.interfaces.open_addresses()
             if self.membership is not None:
                 await self.membership.join(self.reload.sources)
             self.reload.follow(self._prepared)
             disable_full_collections()
+            self.housekeeping.scheduler.add_job(self.interfaces.renew, "interval", minutes=1)
             background = self.housekeeping.start(self._tasks)
             if self.membership is not None:
                 background.append(self._tasks.create_task(self.membership.run(self.reload.sources), name="cluster"))

@@ -1,11 +1,15 @@
 """What the daemon serves on its own side: the unix socket, and the address of metrics, health and the status page."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from tunnelmgr.config import ControllerConfig
+from aiohttp import web
+
+from tunnelmgr.config import ApiConfig, ControllerConfig
 from tunnelmgr.control.event_log import EventLog
+from tunnelmgr.control.remote import ApiClient, RemoteServer, TlsFiles
 from tunnelmgr.control.server import ControlServer
+from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.operations import DaemonOperations
 from tunnelmgr.errors import ControlError
 from tunnelmgr.observability.metrics import Metrics
@@ -16,43 +20,69 @@ from tunnelmgr.web.pages import StatusPages
 
 @dataclass(frozen=True, slots=True)
 class Interfaces:
-    """The two servers, and the streams of events that they serve."""
+    """The servers, and the streams of events that they serve; `remote` is None without `[api]`."""
 
     control: ControlServer
     listener: ReadOnlyListener
+    remote: RemoteServer | None
     pages: StatusPages
     events: EventLog
     settings: ControllerConfig
+    api: ApiConfig | None
 
     @classmethod
     def make(
         cls, operations: DaemonOperations, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]
     ) -> "Interfaces":
-        """Make them for a daemon; `wall` is the clock by which seeds expire."""
-        settings = operations.reloads.started_with
+        """Make them for a daemon; `wall` is the clock by which seeds expire. Raises ControlError."""
+        settings, api = operations.reloads.started_with, operations.reloads.started.api
         events, pages = EventLog(process=f"{clock() * 1000:.0f}"), StatusPages(operations, clock)
         health, page = tuple(HealthRoutes(operations, metrics).routes()), tuple(pages.routes())
-        control = ControlServer(operations, settings.socket, wall, (*health, *page, *events.routes()))
+        more = (*health, *page, *events.routes())
+        control = ControlServer(operations, settings.socket, wall, more)
+        remote = None if api is None else make_remote(operations, api, wall, more)
         public = (*health, *page) if settings.metrics_page else health
-        return cls(control, ReadOnlyListener(public, settings.metrics_names), pages, events, settings)
+        return cls(control, ReadOnlyListener(public, settings.metrics_names), remote, pages, events, settings, api)
 
     async def open_socket(self) -> None:
         """Open the unix socket; raises ControlError."""
         await self.control.start()
 
-    async def open_address(self) -> None:
-        """Listen on the address of `controller.metrics` if there is one; raises ControlError."""
-        address = self.settings.metrics
-        if address is None:
-            return
-        try:
-            await self.listener.start(address)
-        except OSError as taken:
-            raise ControlError(f"controller.metrics: cannot listen on {address}: {taken.strerror}") from taken
+    async def open_addresses(self) -> None:
+        """Listen on the addresses of `controller.metrics` and `api.listen` if there are any; raises ControlError."""
+        if (address := self.settings.metrics) is not None:
+            await _open(self.listener.start, address, "controller.metrics")
+        if self.remote is not None and self.api is not None:
+            await _open(self.remote.start, self.api.listen, "api.listen")
+
+    async def renew(self) -> None:
+        """Use a renewed certificate; a job of the scheduler."""
+        if self.remote is not None:
+            await self.remote.renew()
 
     async def close(self) -> None:
         """End every stream and stop answering."""
         self.pages.close()
         self.events.close()
         await self.listener.close()
+        if self.remote is not None:
+            await self.remote.close()
         await self.control.close()
+
+
+def make_remote(
+    operations: DaemonOperations, api: ApiConfig, wall: Callable[[], float], more: Iterable[web.AbstractRouteDef]
+) -> RemoteServer:
+    """Return the API for other machines; raises ControlError if a file cannot be used."""
+    try:
+        clients = [ApiClient.of(client.name, client.role, client.token_file) for client in api.client]
+        return RemoteServer(operations, clients, TlsFiles(api.certificate, api.key, api.client_authority), wall, more)
+    except OSError as unreadable:
+        raise ControlError(f"api: cannot read {unreadable.filename}: {unreadable.strerror}") from unreadable
+
+
+async def _open(listen: Callable[[Endpoint], Awaitable[None]], at: Endpoint, key: str) -> None:
+    try:
+        await listen(at)
+    except OSError as taken:
+        raise ControlError(f"{key}: cannot listen on {at}: {taken.strerror}") from taken

@@ -85,6 +85,10 @@ class DaemonOperations:
             case _:
                 self.controller.report(event)
 
+    def note_request(self, who: str, uid: int | None, method: str, path: str, status: int) -> None:
+        """Audit a request of the API that changes something, with its answer."""
+        self.audit.log.note("operator-request", who=who, uid=uid, method=method, path=path, status=status)
+
     def drain_member(self, member: str, *, on: bool) -> None:
         """Have a member of the cluster hand its agents over, or end that; raises ValueError if there is none."""
         self._cluster().drain(member, on=on)

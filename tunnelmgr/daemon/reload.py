@@ -1,13 +1,12 @@
 """Following a configuration: at the start, and again whenever the file is read again."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from tunnelmgr.config import AuditForwardConfig, ControllerConfig
+from tunnelmgr.config import Config, ControllerConfig
 from tunnelmgr.config.changes import Preview, changes
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.events import AgentsDiscovered, Reconfigured
@@ -50,10 +49,10 @@ FIXED = (
 
 @dataclass(slots=True)
 class Reload:
-    """Switches every part to a configuration; `started_with` and `audit_forward` are tables of the start."""
+    """Switches every part to a configuration; `started` is that of the start."""
 
     file: Path
-    started_with: ControllerConfig
+    started: Config
     cache: PullCache
     configuration: ActiveConfiguration
     controller: Controller
@@ -62,8 +61,12 @@ class Reload:
     sources: SourceWatches
     membership: Membership | None = None
     shared_registry: SharedRegistry | None = None
-    audit_forward: Sequence[AuditForwardConfig] = ()
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def started_with(self) -> ControllerConfig:
+        """The `[controller]` table of the start."""
+        return self.started.controller
 
     async def run(self) -> list[str]:
         """Read the file again and follow it; raises ConfigError, and then nothing has changed.
@@ -103,8 +106,11 @@ class Reload:
         ]
         if prepared.config.cache != self.cache.config:
             remarks.append("cache has changed and takes effect at the next start")
-        if prepared.config.audit_forward != list(self.audit_forward):
-            remarks.append("audit_forward has changed and takes effect at the next start")
+        remarks += [
+            f"{table} has changed and takes effect at the next start"
+            for table in ("audit_forward", "api")
+            if getattr(prepared.config, table) != getattr(self.started, table)
+        ]
         return remarks
 
     def follow(self, prepared: Prepared) -> None:

@@ -1,0 +1,273 @@
+"""The operations of the API: what each request reads or changes. Each server decides who may make it."""
+
+import json
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from aiohttp import web
+
+from tunnelmgr.config.changes import Preview
+from tunnelmgr.control.agent_query import AgentQuery
+from tunnelmgr.control.callers import Handler, caller_of
+from tunnelmgr.control.entity_tag import tagged_json
+from tunnelmgr.control.openapi import document
+from tunnelmgr.control.views import (
+    Json,
+    agent_in,
+    find,
+    history_view,
+    preview_view,
+    status_view,
+    timestamp,
+    transfer_view,
+)
+from tunnelmgr.core.activity import Transfer
+from tunnelmgr.core.agent import Agent, AgentId
+from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested, SeedAdded
+from tunnelmgr.core.health import Telemetry
+from tunnelmgr.core.host_key import parse_key
+from tunnelmgr.core.policies import Explained
+from tunnelmgr.core.sanitize import sanitize
+from tunnelmgr.core.seed import Seed
+from tunnelmgr.core.tunnel import Phase
+from tunnelmgr.core.world import status_of
+from tunnelmgr.errors import ConfigError
+
+MAX_SEED_SECONDS = 30 * 86400.0
+"""Longest time that a seed may wait for its machine."""
+
+
+class Operations(Telemetry, Protocol):
+    """What the server needs from the daemon; `daemon/operations.py` implements it."""
+
+    def report(self, event: Event) -> None:
+        """Pass an event to the controller."""
+        ...
+
+    def transfers(self) -> Sequence[Transfer]:
+        """Return the requests in progress."""
+        ...
+
+    def note_request(self, who: str, uid: int | None, method: str, path: str, status: int) -> None:
+        """Audit a request that changes something, with its answer."""
+        ...
+
+    def drain_member(self, member: str, *, on: bool) -> None:
+        """Have a member of the cluster hand its agents over, or end that; raises ValueError if there is none."""
+        ...
+
+    def rebalance(self) -> int:
+        """Offer agents to the members that should hold them; returns how many, raises ValueError without a cluster."""
+        ...
+
+    def explain(self, agent: AgentId, action: str, repository: str, forward: str) -> Explained:
+        """Return what the agent's policy says at a forward, by default the first one; raises ValueError if invalid."""
+        ...
+
+    async def preview(self, text: str, file: str) -> Preview:
+        """Return what a reload of a file with this text would change; raises ConfigError if it is invalid."""
+        ...
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again and return remarks; raises ConfigError and changes nothing if it is invalid."""
+        ...
+
+
+class ApiRoutes:
+    """The operations for one daemon. `wall` is the clock by which seeds expire."""
+
+    def __init__(self, operations: Operations, wall: Callable[[], float]) -> None:
+        self._operations = operations
+        self._wall = wall
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        """Return the routes."""
+        return (
+            web.get("/v1/openapi.json", self._document),
+            web.get("/v1/status", self._status),
+            web.get("/v1/transfers", self._transfers),
+            web.get("/v1/agents", self._agents),
+            web.get("/v1/agents/{agent}", self._agent),
+            web.get("/v1/agents/{agent}/policy", self._policy),
+            web.post("/v1/agents/{agent}/retry", self._retry),
+            web.post("/v1/agents/{agent}/release", self._release),
+            web.post("/v1/seeds", self._seed),
+            web.post("/v1/plan", self._plan),
+            web.post("/v1/reload", self._reload),
+            web.post("/v1/members/{member}/drain", self._drain),
+            web.post("/v1/rebalance", self._rebalance),
+        )
+
+    # --- reading ---
+
+    async def _document(self, request: web.Request) -> web.Response:
+        return tagged_json(request, document())
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response(status_view(self._operations.world, self._operations.health()))
+
+    async def _transfers(self, _request: web.Request) -> web.Response:
+        return web.json_response([transfer_view(one) for one in self._operations.transfers()])
+
+    async def _agents(self, request: web.Request) -> web.Response:
+        world, traffic = self._operations.world, self._operations.traffic
+        try:
+            query = AgentQuery.parse(list(request.query.items()))
+            found, cursor = query.page(query.select(world, traffic))
+        except ValueError as invalid:
+            raise web.HTTPBadRequest(text=str(invalid)) from invalid
+        headers = {}
+        if cursor is not None:
+            headers["Link"] = f'<{request.rel_url.update_query(cursor=cursor)}>; rel="next"'
+        agents = [agent_in(world, one.record, traffic.get(one.record.agent.id)) for one in found]
+        return tagged_json(request, agents, headers)
+
+    async def _agent(self, request: web.Request) -> web.Response:
+        return tagged_json(request, self._details(self._find(request)))
+
+    def _details(self, id_: AgentId) -> Json:
+        world = self._operations.world
+        record = world.records[id_]
+        view = agent_in(world, record, self._operations.traffic.get(id_))
+        return {**view, "history": history_view(record)}
+
+    def _find(self, request: web.Request, *, strictly: bool = False) -> AgentId:
+        wanted = request.match_info["agent"]
+        world = self._operations.world
+        found = find(world, wanted, strictly=strictly)
+        if not found:
+            raise web.HTTPNotFound(text=f"no agent matches {wanted!r}; run: tunnelmgr list --all")
+        if len(found) > 1:
+            candidates = ", ".join(_id_and_name(world.records[id_].agent) for id_ in sorted(found)[:10])
+            raise web.HTTPConflict(text=f"{wanted!r} matches {candidates}; use a longer prefix or a whole id")
+        return found[0]
+
+    async def _policy(self, request: web.Request) -> web.Response:
+        id_ = self._find(request)
+        action, repository = request.query.get("action", ""), request.query.get("repository", "")
+        try:
+            explained = self._operations.explain(id_, action, repository, request.query.get("forward", ""))
+        except ValueError as invalid:
+            raise web.HTTPBadRequest(text=str(invalid)) from invalid
+        group = self._operations.world.records[id_].agent.group
+        verdict = explained.verdict
+        facts = {"agent": id_, "group": group, "forward": explained.forward, "action": action, "repository": repository}
+        return web.json_response({**facts, "allowed": verdict.allowed, "rule": verdict.rule, "reason": verdict.reason})
+
+    # --- changing ---
+
+    async def _retry(self, request: web.Request) -> web.Response:
+        id_ = self._find(request, strictly=True)
+        world = self._operations.world
+        phase = status_of(world, world.records[id_]).phase
+        if phase is Phase.QUARANTINED:
+            raise web.HTTPConflict(
+                text=f"{id_} is quarantined and is not retried; investigate with: tunnelmgr show {id_}; "
+                f'then run: tunnelmgr release {id_} --reason "…"'
+            )
+        self._operations.report(RetryRequested(id_, caller_of(request).uid))
+        return web.json_response({"agent": id_, "phase": phase.value, "retry": "now"})
+
+    async def _release(self, request: web.Request) -> web.Response:
+        id_ = self._find(request, strictly=True)
+        if not self._operations.world.records[id_].held_back:
+            raise web.HTTPConflict(text=f"{id_} is not quarantined")
+        body = await _body(request) if request.can_read_body else {}
+        reason = str(body.get("reason", "")).strip()
+        if not reason:
+            raise web.HTTPBadRequest(
+                text=f"the reason is missing: say why {id_} is safe again; it is kept in the agent's history"
+            )
+        caller = caller_of(request)
+        self._operations.report(ReleaseRequested(id_, caller.signed(reason), caller.uid))
+        return web.json_response({"agent": id_, "released": True})
+
+    async def _seed(self, request: web.Request) -> web.Response:
+        asked = await _body(request)
+        try:
+            key, seconds = str(asked["key"]), float(asked["seconds"])
+        except (KeyError, TypeError, ValueError, OverflowError) as invalid:
+            expected = '{"key": "ssh-ed25519 AAAA…", "seconds": 600}'
+            raise web.HTTPBadRequest(text=f"invalid body; expected: {expected}") from invalid
+        try:
+            key = parse_key(key)
+        except ValueError as invalid:
+            raise web.HTTPBadRequest(text=f"invalid public host key: {invalid}") from invalid
+        if not 0 < seconds <= MAX_SEED_SECONDS:
+            raise web.HTTPBadRequest(
+                text=f"a seed can wait {MAX_SEED_SECONDS / 86400:g} days at most, not {seconds / 86400:g}"
+            )
+        seed = Seed(secrets.token_hex(8), key, self._wall() + seconds)
+        self._operations.report(SeedAdded(seed))
+        return web.json_response({"seed": seed.id, "expires": timestamp(seed.expires)})
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        member, body = request.match_info["member"], await _body(request) if request.can_read_body else {}
+        on = bool(body.get("on", True))
+        try:
+            self._operations.drain_member(member, on=on)
+        except ValueError as unknown:
+            raise web.HTTPConflict(text=str(unknown)) from unknown
+        return web.json_response({"member": member, "draining": on})
+
+    async def _rebalance(self, _request: web.Request) -> web.Response:
+        try:
+            offered = self._operations.rebalance()
+        except ValueError as alone:
+            raise web.HTTPConflict(text=str(alone)) from alone
+        return web.json_response({"offered": offered})
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        text, file = body.get("text"), body.get("file", "")
+        if not isinstance(text, str) or not isinstance(file, str):
+            raise web.HTTPBadRequest(text='invalid body; expected: {"text": "[controller]…", "file": "new.toml"}')
+        try:
+            return web.json_response(preview_view(await self._operations.preview(text, file)))
+        except ConfigError as invalid:
+            return _invalid(invalid)
+
+    async def _reload(self, _request: web.Request) -> web.Response:
+        try:
+            remarks = await self._operations.reload()
+        except ConfigError as invalid:
+            return _invalid(invalid)
+        return web.json_response({"reloaded": True, "remarks": remarks})
+
+
+async def audited(request: web.Request, handler: Handler, operations: Operations) -> web.StreamResponse:
+    """Handle a request that changes something, and audit it with its answer."""
+    caller, status = caller_of(request), 500
+    try:
+        response = await handler(request)
+        status = response.status
+    except web.HTTPException as refused:
+        status = refused.status
+        raise
+    finally:
+        operations.note_request(caller.name, caller.uid, request.method, request.path, status)
+    return response
+
+
+def _invalid(invalid: ConfigError) -> web.Response:
+    """Return the answer to a request for a configuration that is invalid, with every problem."""
+    facts = {"code": invalid.code, "message": str(invalid), "problems": invalid.problems, "file": invalid.file}
+    return web.json_response({"error": facts}, status=422)
+
+
+async def _body(request: web.Request) -> Json:
+    """Return the JSON object in a request's body; raises HTTPBadRequest if there is none."""
+    try:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError) as invalid:  # RecursionError: nested too deeply
+        raise web.HTTPBadRequest(text="the body is not a JSON object") from invalid
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text="the body is not a JSON object")
+    return body
+
+
+def _id_and_name(agent: Agent) -> str:
+    """Return an agent's id, with its name if that differs."""
+    own = agent.id.partition(":")[2] == agent.name
+    return sanitize(agent.id) if own else f"{sanitize(agent.id)} (named {sanitize(agent.name, 40)})"
