@@ -35,7 +35,7 @@ def asked(agent: LabAgent, first: int, count: int) -> list[str]:
 
 
 def test_while_the_disk_is_full_no_pull_passes(disk: Path, field: Field) -> None:
-    """None of 300 pulls passes without an audit entry; refusals are counted; the gate opens when there is space."""
+    """None of 300 pulls passes without an entry; the gate opens when there is space, and the chain has no fault."""
     agent = field.boot("agent")
     field.static(agent, probe_interval="2s")
     head, tail = field.controller.file.read_text().split("\n[ssh]", 1)
@@ -72,3 +72,6 @@ def test_while_the_disk_is_full_no_pull_passes(disk: Path, field: Field) -> None
     assert {f"t{1000 + at}" for at, status in enumerate(passed) if status == "404"} <= audited
     numbers = [entry["sequence"] for entry in entries]
     assert max(numbers) - len(numbers) == lost
+    verified = field.controller.command("audit", "verify")
+    assert verified.returncode == 0, verified.stderr
+    assert ("lost before they could be written" in verified.stdout) == (lost > 0)

@@ -51,11 +51,15 @@ async def test_the_reload_command_gets_the_problems_or_the_remarks(site: Site) -
             await process.ask(process.client.reload)
         assert bad.value.problems == ("source[0].agent[0].nonsense: unknown key",)
 
-        site.more = ""
-        site.controller = ['metrics = "127.0.0.1:9750"']
+        site.more = '[[audit_forward]]\nname = "siem"\nurl = "https://collector.example/audit"\n'
+        site.controller = ['metrics = "127.0.0.1:9750"', f'audit = "{site.folder}/audit.jsonl"']
         site.write()
         answer = await process.ask(process.client.reload)
-        assert answer["remarks"] == ["controller.metrics has changed and takes effect at the next start"]
+        assert answer["remarks"] == [
+            "controller.metrics has changed and takes effect at the next start",
+            "controller.audit has changed and takes effect at the next start",
+            "audit_forward has changed and takes effect at the next start",
+        ]
         assert (await process.phase("up"))["phase"] == "up"
 
 

@@ -259,7 +259,7 @@ async def test_a_session_that_is_not_confirmed_is_sent_again(
     """A receiver that ends the connection without closing the session has confirmed nothing, though it has read all."""
     receiver.ends_after, receiver.resets = 1, resets
     async with forwarding(sealed, url=receiver.url, ca_file=str(receiver.ca)) as forward:
-        await until(lambda: len(receiver.messages) == 3)
+        await until(lambda: len(receiver.messages) >= 3)
         assert forward.health(log.written).sequence == 0
         assert forward.health(log.written).error
         receiver.ends_after = None
@@ -274,7 +274,7 @@ async def test_a_receiver_that_does_not_close_the_session_confirms_nothing(
     """The end of the TCP connection alone confirms nothing: anyone on the path can end it."""
     receiver.answers = False
     async with forwarding(sealed, url=receiver.url, ca_file=str(receiver.ca)) as forward:
-        await until(lambda: len(receiver.messages) == 3)
+        await until(lambda: len(receiver.messages) >= 3)
         assert forward.health(log.written).sequence == 0
         receiver.answers = True
         await until(lambda: forward.health(log.written).sequence == 1)
@@ -286,7 +286,7 @@ async def test_a_receiver_that_closes_first_confirms_nothing(
     """A receiver that stops, and closes its sessions without having read everything, gets everything again."""
     receiver.closes_first = True
     async with forwarding(sealed, url=receiver.url, ca_file=str(receiver.ca)) as forward:
-        await until(lambda: receiver.sessions == 3)
+        await until(lambda: receiver.sessions >= 3)
         assert forward.health(log.written).sequence == 0
         receiver.closes_first = False
         await until(lambda: forward.health(log.written).sequence == 1)

@@ -17,8 +17,9 @@ TIMEOUTS: Final = (10.0, 30.0)
 """Seconds to connect, and between two bytes of an answer."""
 MAX_WAIT: Final = 300.0
 """Seconds; a longer `Retry-After` is not waited for."""
-_TOO_LARGE = 413
-_TEXT = 200
+_TOO_LARGE: Final = 413
+_TEXT: Final = 4096
+"""Bytes of an answer that are read."""
 
 
 class HttpDestination:
@@ -64,14 +65,14 @@ class HttpDestination:
             answer = self._session.post(
                 self._config.url, data=body, headers=headers, timeout=TIMEOUTS, allow_redirects=False, stream=True
             )
-            with answer:
-                if answer.ok and answer.status_code < 300:  # noqa: PLR2004 - a redirect confirms nothing
-                    return True
-                if answer.status_code == _TOO_LARGE:
-                    return False
-                text = sanitize(answer.raw.read(_TEXT, decode_content=True).decode(errors="replace"))
+            with answer:  # whose connection is used again if its text is short
+                text = sanitize(next(answer.iter_content(_TEXT), b"").decode(errors="replace"))
         except requests.RequestException as failed:
             raise ForwardError(_reason(failed)) from failed
+        if answer.ok and answer.status_code < 300:  # noqa: PLR2004 - a redirect confirms nothing
+            return True
+        if answer.status_code == _TOO_LARGE:
+            return False
         raise ForwardError(f"the collector answered {answer.status_code} {text}".rstrip(), _asked_wait(answer))
 
 
