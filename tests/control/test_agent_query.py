@@ -131,6 +131,8 @@ async def test_agents_that_come_and_leave_move_no_other_to_another_page(daemon: 
     [
         ({"phase": "quarantine"}, "did you mean quarantined?"),
         ({"sort": "nam"}, "did you mean name?"),
+        ({"phase": ""}, "unknown phase ''"),
+        ({"limit": ""}, "from 1 to 1000"),
         ({"limit": 0}, "from 1 to 1000"),
         ({"limit": 1001}, "from 1 to 1000"),
         ({"limit": "²"}, "from 1 to 1000"),

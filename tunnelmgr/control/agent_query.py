@@ -76,9 +76,9 @@ class AgentQuery:
     def parse(cls, parameters: Sequence[tuple[str, str]]) -> "AgentQuery":
         """Return the query in the parameters of a URL; raises ValueError with what to write instead.
 
-        `phase`, `group` and `source` may be repeated. Empty values are ignored, as an HTML form sends them.
+        `phase`, `group` and `source` may be repeated; of the others, the last one counts.
         """
-        one = {name: value for name, value in parameters if value}
+        one = dict(parameters)
         phases = _all(parameters, "phase")
         for phase in phases:
             if phase not in URGENCY:
@@ -164,7 +164,7 @@ class AgentQuery:
 
 
 def _all(parameters: Sequence[tuple[str, str]], wanted: str) -> frozenset[str]:
-    return frozenset(value for name, value in parameters if name == wanted and value)
+    return frozenset(value for name, value in parameters if name == wanted)
 
 
 def _unknown(name: str, given: str, known: Sequence[str]) -> str:

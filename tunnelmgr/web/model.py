@@ -50,7 +50,10 @@ class PageQuery:
 
     @classmethod
     def parse(cls, parameters: Sequence[tuple[str, str]]) -> "PageQuery":
-        """Return the query of a URL; raises ValueError with what to write instead."""
+        """Return the query of a URL; raises ValueError with what to write instead.
+
+        Empty values are ignored, as an HTML form sends them.
+        """
         known = [(name, value) for name, value in parameters if name in PARAMETERS and value]
         number = next((value for name, value in parameters if name == "page" and value), "1")
         if not (number.isascii() and number.isdecimal() and len(number) < 7):  # noqa: PLR2004 - more than any fleet
