@@ -119,7 +119,7 @@ The gate waits for                         at most             then
 the first byte of a request                `idle`, 120 s       the channel ends
 the end of its head                        `head`, 10 s        400, the channel ends
 more of its body                           `body`, 60 s        400, the channel ends
-a turn within the group's limits           20 s                429; a body waits as long as it takes
+a turn within the group's limits           240 s               429; a body waits as long as it takes
 a slot in the registry                     `response`, 300 s   503
 a TCP connection to the registry           5 s                 503
 the registry to take data                  `response`, 300 s   503

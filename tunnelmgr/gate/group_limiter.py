@@ -15,8 +15,9 @@ from tunnelmgr.core.rate_limit import TokenBucket
 from tunnelmgr.errors import GateError
 from tunnelmgr.gate.turns import Turns
 
-PATIENCE: Final = 20.0
-"""Seconds that a request waits for its turn."""
+PATIENCE: Final = 240.0
+"""Seconds that a request waits for its turn. It is long because docker fails at once at 429 and ignores Retry-After;
+skopeo tries again."""
 RETRY_AFTER: Final = 10
 """Seconds after which a client whose request was refused should try again."""
 
