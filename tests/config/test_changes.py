@@ -48,6 +48,9 @@ def test_an_equal_configuration_has_no_changes(differences: Differences) -> None
             '[[group]]\nname = "ci"\nlimits = { concurrent_pulls = 3 }\n',
             ("group ci: limits: concurrent_pulls", None, 3),
         ),
+        ('[[group]]\nname = "ci"\n', '[[group]]\nname = "ci"\npull = []\n', ("group ci: pull", None, [])),
+        ('[[group]]\nname = "ci"\npull = ["a/*"]\n', '[[group]]\nname = "ci"\n', ("group ci: pull", ["a/*"], None)),
+        ("", "[cache]\n", ("cache", None, {})),
         (
             SOURCE + '[[source.agent]]\nname = "x"\naddress = "10.0.0.1"\n',
             SOURCE,
@@ -59,7 +62,10 @@ def test_an_equal_configuration_has_no_changes(differences: Differences) -> None
 def test_each_key_that_differs_is_named(
     differences: Differences, before: str, after: str, change: tuple[str, object, object]
 ) -> None:
-    """A table with a name is compared with the one of the same name; None stands for what is not there."""
+    """A table with a name is compared with the one of the same name; None stands for what is not there.
+
+    `pull = []` grants nothing, and without `pull` everything may be pulled: the difference is never left out.
+    """
     assert differences(before, after) == [ConfigChange(*change)]
 
 

@@ -68,11 +68,15 @@ def _between(place: str, before: Value, after: Value) -> Iterator[ConfigChange]:
 
 
 def _below(place: str, key: str, before: Value, after: Value) -> Iterator[ConfigChange]:
-    """Compare two values of a key; a table that is missing has no keys, and tables with names are compared by name."""
+    """Compare two values of a key, of which one may be missing; tables with names are compared by name.
+
+    A missing table has no keys, and missing tables with names are none. But `pull = []` grants nothing, while without
+    `pull` a group may pull everything; and an empty `[cache]` switches the cache on.
+    """
     inner = f"{place}: {key}" if place else key
-    empty: Value = {} if isinstance(before or after, Mapping) else []
-    if isinstance(before or after, Mapping | list):
-        before, after = before or empty, after or empty
+    there = before or after
+    if there and (isinstance(there, Mapping) or _are_named(there)):
+        before, after = (type(there)() if one is None else one for one in (before, after))
     if not (_are_named(before) and _are_named(after)):
         yield from _between(inner, before, after)
         return
