@@ -5,7 +5,8 @@ wait only notes until when it may last; one timer stays, and compares when it fi
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +31,10 @@ class Alarm:
             self.close()
             self._at = at
             self._timer = self._loop.call_at(at, self._on_timer)
+
+    def left(self) -> float | None:
+        """Return the seconds until it is late, None if it is not set."""
+        return None if self._at == _NEVER else self._at - self._loop.time()
 
     def clear(self) -> None:
         """Do not call it."""
@@ -75,6 +80,17 @@ class Deadline:
     def extend(self, seconds: float) -> None:
         """Let the wait last for `seconds` from now."""
         self._alarm.set(seconds)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave a part of the wait out of account, if it is bounded at all."""
+        left = self._alarm.left()
+        self._alarm.clear()
+        try:
+            yield
+        finally:
+            if left is not None:
+                self._alarm.set(left)
 
     def close(self) -> None:
         """Stop the timer."""

@@ -15,9 +15,10 @@ from tests.until import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.group_limits import GroupLimits
 from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.deadline import Deadline
 from tunnelmgr.gate import group_limiter, paced_channel
 from tunnelmgr.gate.gate import Gate
-from tunnelmgr.gate.group_limiter import RateLimit
+from tunnelmgr.gate.group_limiter import GroupLimiter
 from tunnelmgr.gate.paced_channel import PacedChannel
 
 if TYPE_CHECKING:
@@ -147,6 +148,24 @@ async def test_bytes_from_agents_keep_to_the_rate(talk: "Talk", registry: Regist
     assert gate.context.limiters.health()[0].waits > 0
 
 
+async def test_a_wait_for_a_turn_is_no_stall_of_the_agent() -> None:
+    """A response may wait for longer than an agent may take to read it; then the agent has its whole time."""
+    limiter, deadline, channel = GroupLimiter("ci", GroupLimits(pull_rate=200.0)), Deadline(), MemoryChannel()
+    paced = PacedChannel(channel, "agent", limiter, deadline)
+    assert limiter.to_agents is not None
+    await limiter.to_agents.acquire("another", 300.0)  # half a second more than there is
+
+    with deadline.within(0.2):
+        await paced.write(b"x")
+
+    assert (bytes(channel.outgoing), limiter.to_agents.waits) == (b"x", 1)
+    channel.stalled = True
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError), deadline.within(0.2):
+            await paced.write(b"y")
+    deadline.close()
+
+
 async def test_a_direction_without_a_rate_is_not_limited(talk: "Talk", registry: Registry) -> None:
     """A limit of pushes leaves pulls as they are."""
     digest = registry.push_blob("team/app", b"y" * 200_000)
@@ -175,7 +194,7 @@ class EndsEarly:
 
 async def test_a_source_that_ends_early_ends_the_sending() -> None:
     """A registry that closes the connection in the middle of a blob is noticed."""
-    paced = PacedChannel(MemoryChannel(), "agent", RateLimit(1000.0), None)
+    paced = PacedChannel(MemoryChannel(), "agent", GroupLimiter("ci", GroupLimits(pull_rate=1000.0)), Deadline())
 
     assert await paced.send_from(EndsEarly(), 5000, lambda _: None) == 10
 
@@ -183,7 +202,7 @@ async def test_a_source_that_ends_early_ends_the_sending() -> None:
 async def test_a_paced_channel_ends_like_the_channel() -> None:
     """What is not paced goes straight to the channel."""
     channel = MemoryChannel()
-    paced = PacedChannel(channel, "agent", None, None)
+    paced = PacedChannel(channel, "agent", GroupLimiter("ci", GroupLimits()), Deadline())
 
     paced.write_eof()
     paced.close()

@@ -4,7 +4,8 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Final
 
 from tunnelmgr.core.ports import ByteSource, Channel, Result
-from tunnelmgr.gate.group_limiter import RateLimit
+from tunnelmgr.deadline import Deadline
+from tunnelmgr.gate.group_limiter import GroupLimiter
 
 TURNS_PER_SECOND: Final = 20.0
 """Turns in which the agents of a group share its rate: the fewer, the larger the pieces."""
@@ -13,17 +14,19 @@ MIN_PIECE, MAX_PIECE = 4 * 1024, 1024 * 1024
 
 
 class PacedChannel:
-    """A `Channel` within the rates of a group; a direction without a rate is as fast as the channel."""
+    """A `Channel` within the rates of a group; a direction without a rate is as fast as the channel.
 
-    __slots__ = ("_agent", "_channel", "_from_agents", "_owed", "_to_agents")
+    The waits for turns to send do not count towards `deadline`: others use the rate then, and neither side stalls.
+    """
 
-    def __init__(
-        self, channel: Channel, agent: Hashable, to_agents: RateLimit | None, from_agents: RateLimit | None
-    ) -> None:
+    __slots__ = ("_agent", "_channel", "_deadline", "_from_agents", "_owed", "_to_agents")
+
+    def __init__(self, channel: Channel, agent: Hashable, limiter: GroupLimiter, deadline: Deadline) -> None:
         self._channel = channel
         self._agent = agent
-        self._to_agents = to_agents
-        self._from_agents = from_agents
+        self._to_agents = limiter.to_agents
+        self._from_agents = limiter.from_agents
+        self._deadline = deadline
         self._owed = 0
 
     async def read(self) -> bytes:
@@ -46,7 +49,8 @@ class PacedChannel:
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write to the agent, in turn."""
         if self._to_agents is not None and data:
-            await self._to_agents.acquire(self._agent, len(data))
+            with self._deadline.paused():
+                await self._to_agents.acquire(self._agent, len(data))
         await self._channel.write(data)
 
     async def send_from(self, source: ByteSource, limit: int, on_sent: Callable[[int], None]) -> int:
@@ -58,7 +62,8 @@ class PacedChannel:
         sent = 0
         while sent < limit:
             piece = min(largest, limit - sent)
-            await rate.acquire(self._agent, piece)
+            with self._deadline.paused():
+                await rate.acquire(self._agent, piece)
             count = await self._channel.send_from(source, piece, on_sent)
             sent += count
             if count < piece:

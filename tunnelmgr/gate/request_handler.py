@@ -151,7 +151,7 @@ class RequestHandler:
     def _exchange(self, state: RequestState, registry: ConnectedRegistry, limiter: GroupLimiter | None) -> Exchange:
         agent: Channel = self._agent
         if limiter is not None:
-            agent = PacedChannel(agent, self.caller.agent, limiter.to_agents, limiter.from_agents)
+            agent = PacedChannel(agent, self.caller.agent, limiter, self._deadline)
         return Exchange(
             agent=agent,
             inbox=self._inbox,
