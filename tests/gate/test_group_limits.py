@@ -148,6 +148,37 @@ async def test_bytes_from_agents_keep_to_the_rate(talk: "Talk", registry: Regist
     assert gate.context.limiters.health()[0].waits > 0
 
 
+async def test_the_bytes_of_small_bodies_count_too(talk: "Talk", registry: Registry) -> None:
+    """A push in pieces that each arrive with their request's head is as slow as one that arrives as a stream."""
+    gate = limited(GroupLimits(push_rate=100_000.0))
+    async with talk(gate, registry.endpoint) as client:
+        started = await client.ask("POST", "/v2/team/app/blobs/uploads/")
+        target = started.headers["location"].partition("localhost:5000")[2]
+        for _ in range(3):
+            sent = await client.ask("PATCH", target, "Content-Type: application/octet-stream", body=b"z" * 60_000)
+            target = sent.headers["location"].partition("localhost:5000")[2]
+
+    (rate,) = gate.context.limiters.health()
+    assert sent.status == HTTPStatus.ACCEPTED
+    assert rate.waits > 0
+
+
+async def test_the_last_bytes_of_a_body_count_too(talk: "Talk", registry: Registry) -> None:
+    """A body that arrives in one piece after its head counts whole, and the next one waits for it."""
+    gate = limited(GroupLimits(push_rate=100_000.0))
+    async with talk(gate, registry.endpoint) as client:
+        started = await client.ask("POST", "/v2/team/app/blobs/uploads/")
+        target = started.headers["location"].partition("localhost:5000")[2]
+        for _ in range(3):
+            head = f"PATCH {target} HTTP/1.1\r\nHost: localhost:5000\r\nContent-Length: 60000\r\n\r\n"
+            client.channel.send(head.encode())
+            client.channel.send(b"z" * 60_000)
+            target = (await client.answer("PATCH")).headers["location"].partition("localhost:5000")[2]
+
+    (rate,) = gate.context.limiters.health()
+    assert rate.waits > 0
+
+
 async def test_a_wait_for_a_turn_is_no_stall_of_the_agent() -> None:
     """A response may wait for longer than an agent may take to read it; then the agent has its whole time."""
     limiter, deadline, channel = GroupLimiter("ci", GroupLimits(pull_rate=200.0)), Deadline(), MemoryChannel()

@@ -161,6 +161,8 @@ class Exchange:
         await self._connection.send(encoded)
         data = self._inbox.take_all()
         while True:
+            # Before the bytes are sent on: once the last ones are, the response may end this task at any moment.
+            await self._agent.checkpoint()
             pieces = reader.feed(data)
             if reader.rest:
                 self._inbox.feed(reader.rest)
@@ -168,7 +170,6 @@ class Exchange:
                 await self._connection.send(encoded_pieces)
             if reader.done:
                 break
-            await self._agent.checkpoint()
             data = b"" if reader.more else await self._receive_body()
         if chunked:
             await self._connection.send(LAST_CHUNK)

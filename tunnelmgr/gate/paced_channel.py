@@ -21,13 +21,16 @@ class PacedChannel:
 
     __slots__ = ("_agent", "_channel", "_deadline", "_from_agents", "_owed", "_to_agents")
 
-    def __init__(self, channel: Channel, agent: Hashable, limiter: GroupLimiter, deadline: Deadline) -> None:
+    def __init__(
+        self, channel: Channel, agent: Hashable, limiter: GroupLimiter, deadline: Deadline, received: int = 0
+    ) -> None:
+        """Pace a channel; of a request's body, `received` bytes have been read already."""
         self._channel = channel
         self._agent = agent
         self._to_agents = limiter.to_agents
         self._from_agents = limiter.from_agents
         self._deadline = deadline
-        self._owed = 0
+        self._owed = received
 
     async def read(self) -> bytes:
         """Read from the agent; the next `checkpoint` waits for the turn of these bytes."""

@@ -151,7 +151,7 @@ class RequestHandler:
     def _exchange(self, state: RequestState, registry: ConnectedRegistry, limiter: GroupLimiter | None) -> Exchange:
         agent: Channel = self._agent
         if limiter is not None:
-            agent = PacedChannel(agent, self.caller.agent, limiter, self._deadline)
+            agent = PacedChannel(agent, self.caller.agent, limiter, self._deadline, received=len(self._inbox))
         return Exchange(
             agent=agent,
             inbox=self._inbox,
