@@ -156,6 +156,21 @@ def test_a_selection_of_text_is_not_lost(browser: "Browser", server: "PageServer
         expect(page.locator("#quarantines")).to_contain_text("another reason")
 
 
+def test_a_link_stays_under_a_pressed_button(browser: "Browser", server: "PageServer", daemon: FakeDaemon) -> None:
+    """A part that changes while a button of the mouse is down is replaced after the click, which is not lost."""
+    with opened(browser, server.url) as (page, _), opened(browser, server.url) as (other, _):
+        expect(page.locator("#live")).to_have_text("Live")
+        expect(other.locator("#live")).to_have_text("Live")
+        page.locator("#agents tbody tr", has_text="builder-2").get_by_role("link").hover()
+        page.mouse.down()
+        for group in ("one", "two", "three"):  # the other page shows that changes are sent
+            before = daemon.world.records[AgentId("static:builder-2")]
+            daemon.world = daemon.world.with_record(replace(before, agent=replace(before.agent, group=group)))
+            expect(other.locator("#agents")).to_contain_text(group)
+        page.mouse.up()
+        expect(page.locator("h1")).to_have_text("builder-2")
+
+
 def test_it_connects_again_after_a_restart(browser: "Browser", server: "PageServer", daemon: FakeDaemon) -> None:
     """While the daemon is away the page says so; after its restart it is live again and up to date."""
     with opened(browser, server.url) as (page, _):

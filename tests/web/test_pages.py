@@ -1,8 +1,11 @@
 """The status page over HTTP: what is on it, in which sizes, and who may see it."""
 
+import asyncio
 import re
+import time
 from dataclasses import replace
 from html import unescape
+from itertools import pairwise
 
 import pytest
 
@@ -14,6 +17,7 @@ from tunnelmgr.core.health import RegistryHealth
 from tunnelmgr.core.ownership import Member
 from tunnelmgr.core.tunnel import Phase, Resting
 from tunnelmgr.core.world import SourceView
+from tunnelmgr.web import pages
 from tunnelmgr.web.access import CONTENT_SECURITY_POLICY
 from tunnelmgr.web.model import ROWS
 
@@ -240,6 +244,26 @@ async def test_the_whole_page_with_its_files_is_small() -> None:
             total += len(text.encode())
 
     assert total < MAX_BYTES
+
+
+async def test_readers_take_turns_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that are asked for at once are made one after another, each followed by a pause for the tunnels."""
+    daemon, turns, made = busy_daemon(), [], pages.overview
+    daemon.world = large_fleet(2000)
+
+    def overview(*arguments: object) -> object:
+        began = time.monotonic()
+        model = made(*arguments)  # type: ignore[arg-type]
+        turns.append((began, time.monotonic()))
+        return model
+
+    monkeypatch.setattr(pages, "overview", overview)
+    monkeypatch.setattr(pages, "PAUSES", 20.0)
+    async with served(daemon) as url:
+        answers = await asyncio.gather(*(fetch(f"{url}/?page={number}") for number in range(1, 5)))
+
+    assert [status for status, _, _ in answers] == [200] * 4
+    assert all(next_ - ended > 10 * (ended - began) for (began, ended), (next_, _) in pairwise(turns))
 
 
 # --- access ---

@@ -2,16 +2,18 @@
 
 A page is complete without a script. With one, `/events` and `/agents/ID/events` send each part of the page whose
 content has changed, at most once a second, and less often if rendering is expensive: all clients together may use
-`LOAD` of the event loop's time. Without clients, nothing is computed.
+`LOAD` of the event loop's time. Without clients, nothing is computed. All models are made in turn, and for
+pauses in between, so that no number of readers takes the loop from the tunnels.
 """
 
+import asyncio
 import json
 import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 from zlib import crc32
 
 from aiohttp import web
@@ -33,9 +35,12 @@ MIN_PAUSE: Final = 1.0
 """Seconds between two updates of a client."""
 LOAD: Final = 0.05
 """The share of the event loop's time that updates may take."""
+PAUSES: Final = 3.0
+"""How much longer than a model takes is the pause after it: all readers together may use a quarter of the loop."""
 _AGES = re.compile(r"(<time [^>]*>)[^<]*")
 """The ages in a page, which change by themselves."""
 
+Model = TypeVar("Model", Json, Json | None)
 MakeModel = Callable[[], Json | None]
 
 
@@ -54,6 +59,7 @@ class StatusPages:
         self._observed = observed
         self._clock = clock
         self._streams = EventStreams(MAX_CLIENTS)
+        self._turn = asyncio.Lock()
 
     def routes(self) -> Iterable[web.AbstractRouteDef]:
         """Return the routes; each answers GET, and HEAD unless it is a stream."""
@@ -74,7 +80,8 @@ class StatusPages:
             query = PageQuery.parse(list(request.query.items()))
         except ValueError as invalid:
             return await self._error(HTTPStatus.BAD_REQUEST, str(invalid), root="")
-        return await self._page("overview.html", OVERVIEW, overview(self._observed, query, self._clock()))
+        model = await self._made(lambda: overview(self._observed, query, self._clock()))
+        return await self._page("overview.html", OVERVIEW, model)
 
     async def _overview_events(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -85,10 +92,11 @@ class StatusPages:
 
     async def _agent(self, request: web.Request) -> web.Response:
         id_ = self._find(request)
-        if id_ is None:
+        model = None if id_ is None else await self._made(lambda: self._agent_model(id_))
+        if model is None:
             message = "This controller knows no such agent, or several; it forgets agents 7 days after they left."
             return await self._error(HTTPStatus.NOT_FOUND, message, root="../")
-        return await self._page("agent.html", AGENT, agent_page(self._observed, id_, self._clock()))
+        return await self._page("agent.html", AGENT, model)
 
     async def _agent_events(self, request: web.Request) -> web.StreamResponse:
         id_ = self._find(request)
@@ -100,6 +108,14 @@ class StatusPages:
         """Return the model of an agent's page; None once it was forgotten."""
         known = id_ in self._observed.world.records
         return agent_page(self._observed, id_, self._clock()) if known else None
+
+    async def _made(self, make_model: Callable[[], Model]) -> Model:
+        """Return a model after those that others wait for, and after a pause."""
+        async with self._turn:
+            began = time.perf_counter()
+            model = make_model()
+            await asyncio.sleep(PAUSES * (time.perf_counter() - began))
+        return model
 
     async def _static(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -133,7 +149,7 @@ class StatusPages:
             sent = _Sent()
             while not stream.closed:
                 began = time.perf_counter()
-                model = make_model()
+                model = await self._made(make_model)
                 if model is None:
                     break
                 await self._send_changes(stream, fragments, model, sent)

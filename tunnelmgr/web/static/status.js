@@ -22,6 +22,7 @@
   };
 
   const waiting = new Map();
+  let pressed = false;
 
   const replace = (id, html) => {
     const old = document.getElementById(id);
@@ -29,7 +30,7 @@
     if (!old) {
       return;
     }
-    if (isSelectedIn(old)) {
+    if (pressed || isSelectedIn(old)) {
       waiting.set(id, html);
       return;
     }
@@ -47,11 +48,24 @@
     }
   };
 
-  document.addEventListener("selectionchange", () => {
+  const catchUp = () => {
     for (const [id, html] of [...waiting]) {
       replace(id, html);
     }
-  });
+  };
+
+  // A link under a pressed button must be there until the click.
+  const setPressed = (value) => () => {
+    pressed = value;
+    if (!value) {
+      setTimeout(catchUp, 0);
+    }
+  };
+  document.addEventListener("pointerdown", setPressed(true));
+  document.addEventListener("pointerup", setPressed(false));
+  document.addEventListener("pointercancel", setPressed(false));
+  document.addEventListener("dragend", setPressed(false));
+  document.addEventListener("selectionchange", catchUp);
 
   let source = null;
   let timer = 0;
