@@ -9,21 +9,28 @@ from dataclasses import replace
 import asyncssh
 import pytest
 
+from lab.gate_stand_ins import gate_with
 from tests.ssh.ssh_server import Sshd, forward, generate, public, running_tcp_server
 from tests.ssh.worker_harness import WorkerHarness
 from tests.until import until
 from tunnelmgr.core.events import TunnelEnded
+from tunnelmgr.core.policy import GroupPolicy
+from tunnelmgr.core.ports import AgentChannel
 from tunnelmgr.core.precedence import FIRST
 from tunnelmgr.core.reconcile import CloseTunnel, Manner, OpenTunnel
-from tunnelmgr.core.tunnel import TunnelSpec
+from tunnelmgr.core.tunnel import Endpoint, Forward, TunnelSpec
 from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.stream import Stream
 from tunnelmgr.dataplane.transport import SshTransport
 from tunnelmgr.errors import UnreachableError
+from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.gate import Gate
+from tunnelmgr.gate.traffic import Traffic
 from tunnelmgr.ssh.client import Peer, SshConnection
 from tunnelmgr.ssh.host_key_scan import scan_host_key
+from tunnelmgr.tunnel.proof import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
 from tunnelmgr.tunnel.worker import Worker
 
@@ -72,6 +79,37 @@ async def run_and_end(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
 async def test_a_tunnel_that_ends_leaves_nothing(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
     """A tunnel that is drained, revoked, cut or does not answer its probe leaves no object."""
     await run_and_end(sshd, harness, how)
+
+    await until(lambda: held().total() == 0)
+
+
+class Gated:
+    """A channel handler that serves each channel by the gate."""
+
+    def __init__(self, prover: Prover) -> None:
+        self.gate = Gate(replace(gate_with(GroupPolicy.build("ci")).context, proofs=prover))
+
+    async def serve_channel(
+        self, channel: AgentChannel, spec: TunnelSpec, forward: Forward, endpoint: Endpoint
+    ) -> None:
+        """Serve a channel as the daemon does."""
+        caller = Caller(spec.agent, spec.incarnation, spec.name, spec.group, "registry-1", str(endpoint), forward.name)
+        await self.gate.serve(channel, caller, forward, Traffic())
+
+
+@pytest.mark.parametrize("manner", [Manner.DRAIN, Manner.REVOKE])
+async def test_a_channel_that_the_gate_keeps_for_probes_leaves_nothing(
+    sshd: Sshd, harness: WorkerHarness, manner: Manner
+) -> None:
+    """A gate's session that waits for the arrival of probes leaves no object when its tunnel ends."""
+    spec = sshd.spec(forward())
+    async with asyncio.TaskGroup() as tasks:
+        supervisor = Supervisor(tasks, harness.settings(drain=0.1, channel_handler=Gated(harness.prover)))
+        supervisor.open(OpenTunnel(spec.agent, 1, spec, FIRST))
+        await harness.up(probes=3)
+        supervisor.close(CloseTunnel(spec.agent, 1, manner))
+        await until(lambda: harness.of(TunnelEnded))
+    harness.events.clear()
 
     await until(lambda: held().total() == 0)
 

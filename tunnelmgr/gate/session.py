@@ -63,12 +63,8 @@ class Session:
             return True
         try:
             with self._deadline.within(self._context.timeouts.idle):
-                if self._probed:
-                    self._agent.intercept(self._take_probe)
-                if not await self._agent.wanted():
+                if not await self._is_wanted():
                     return False
-                if self._probed:
-                    self._agent.intercept(None)
                 data = await self._agent.read()
         except TimeoutError:
             return False
@@ -77,6 +73,16 @@ class Session:
             return False
         self._inbox.feed(data)
         return bool(data)
+
+    async def _is_wanted(self) -> bool:
+        """Wait until there is something to read; probes that need no answer are taken meanwhile."""
+        if not self._probed:
+            return await self._agent.wanted()
+        self._agent.intercept(self._take_probe)
+        try:
+            return await self._agent.wanted()
+        finally:
+            self._agent.intercept(None)  # also at the end: the channel would refer to its session, and that to it
 
     def _take_probe(self, data: bytes) -> bool:
         """Take a probe that needs no answer; it costs the session no turn."""
