@@ -13,7 +13,7 @@ _TEMPLATE = """\
 name = "{name}"
 {state}state = "sqlite:///{folder_state}/state.db"
 {state}socket = "{folder_socket}/tunnelmgr.sock"
-# metrics = "127.0.0.1:9750"          # for Prometheus; off by default
+# metrics = "127.0.0.1:9750"          # metrics, status page and health; off by default
 # drain = "30s"                       # how long transfers may continue when the daemon stops
 
 [ssh]
