@@ -13,6 +13,7 @@ import pytest
 from tests.observability.sealed_log import SealedLog, entries
 from tests.until import until
 from tunnelmgr.errors import ConfigError
+from tunnelmgr.observability import audit_log
 from tunnelmgr.observability.audit_chain import NO_LINK, Head
 from tunnelmgr.observability.audit_file import ChainSettings
 from tunnelmgr.observability.audit_report import Kind
@@ -235,6 +236,17 @@ async def test_a_seal_is_written_at_intervals_and_at_a_stop(sealed: SealedLog) -
     assert codes == ["audit-started", "audit-sealed", "one", "audit-sealed", "two", "audit-sealed"]
     assert {entry["signer"] for entry in entries(sealed.file) if "seal" in entry} == {sealed.key.fingerprint}
     assert sealed.verdict().notes == [f"sealed to the end, sequence 6, {entries(sealed.file)[-1]['time']}"]
+
+
+async def test_the_first_seal_comes_soon(sealed: SealedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long interval begins with a seal that states it, soon after the start."""
+    monkeypatch.setattr(audit_log, "FIRST_SEAL", 0.01)
+    sealed.interval = 86400.0
+    log = await sealed.start()
+    await sealed.written("audit-sealed")
+    log.close()
+
+    assert [entry.get("interval") for entry in entries(sealed.file)] == [None, 86400.0]
 
 
 async def test_without_a_key_there_is_a_chain_without_seals(sealed: SealedLog) -> None:

@@ -29,6 +29,8 @@ PER_AGENT: Final = 256
 """Entries of one agent that may wait to be written."""
 START_PATIENCE: Final = 1.0
 """Seconds that `start` waits for the first write."""
+FIRST_SEAL: Final = 30.0
+"""Seconds until the first seal, which states the interval; the last seal before the start may state a shorter one."""
 RECENTLY: Final = 300.0
 """Seconds for which a lost entry is reported as a fault."""
 
@@ -96,7 +98,7 @@ class AuditLog:
         self.note("audit-started")
         self._writer.start(lambda: self._call_on_loop(tried.set))
         if self._chain.signer is not None:
-            self._sealer = self._loop.call_later(self._chain.interval, self._seal_again)
+            self._sealer = self._loop.call_later(min(FIRST_SEAL, self._chain.interval), self._seal_again)
         with suppress(TimeoutError):
             async with asyncio.timeout(START_PATIENCE):
                 await tried.wait()
