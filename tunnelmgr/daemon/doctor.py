@@ -25,12 +25,13 @@ from tunnelmgr.dataplane.socket_options import missing_kernel_settings
 from tunnelmgr.errors import (
     ConnectionLostError,
     ControlError,
+    ExposedListenerError,
     ListenRefusedError,
     TunnelmgrError,
     UnreachableError,
 )
 from tunnelmgr.gate.registry_check import registry_error
-from tunnelmgr.ssh.client import SshConnection, dial
+from tunnelmgr.ssh.client import ChannelRefused, SshConnection, dial
 from tunnelmgr.ssh.host_key_scan import scan_host_key
 from tunnelmgr.ssh.login import Login, load_login
 from tunnelmgr.threads import in_thread
@@ -209,7 +210,7 @@ async def _session(timer: Timer, config: Config, login: Login, agent: Json, spec
         held = {listen for forward in agent["forwards"] for listen in forward["held"]}
         for forward in config.forwards():
             for endpoint in forward.listen:
-                yield await _listener(timer, connection, endpoint, held=str(endpoint) in held)
+                yield await _listener(timer, connection, spec.agent, endpoint, held=str(endpoint) in held)
         for forward in config.forwards():
             if str(forward.listen[0]) in held:
                 yield await _through(timer, connection, forward)
@@ -225,25 +226,32 @@ async def _session(timer: Timer, config: Config, login: Login, agent: Json, spec
         connection.abort()
 
 
-async def _listener(timer: Timer, connection: SshConnection, endpoint: Endpoint, *, held: bool) -> Step:
+async def _listener(timer: Timer, connection: SshConnection, agent: AgentId, endpoint: Endpoint, *, held: bool) -> Step:
     """Say who listens on an address; one that nobody holds is requested, and given back."""
     name = f"listen on {endpoint}"
     if held:
         return timer.step(name, "ok", "the tunnel holds it")
-    listener = await connection.listen(endpoint, Declining())
-    if listener is not None:
-        listener.close()
-        await listener.closed()
-        return timer.step(name, "ok", "the agent's sshd permits it")
-    return timer.failed(name, ListenRefusedError(str(endpoint), connection.listen_refusal))
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            listener = await connection.listen(endpoint, Declining())
+            if listener is not None:
+                listener.close()
+                await listener.closed()
+    except TimeoutError:
+        return timer.step(name, "failed", f"the agent's sshd does not answer within {ANSWER_TIMEOUT:g} s")
+    if listener is None:
+        return timer.failed(name, ListenRefusedError(str(endpoint), connection.listen_refusal))
+    if connection.exposed:
+        return timer.failed(name, ExposedListenerError(str(endpoint), agent))
+    return timer.step(name, "ok", "the agent's sshd permits it")
 
 
 class Declining:
     """The owner of a listener that serves no channel."""
 
     def admit_channel(self) -> None:
-        """Decline: the listener is there for a moment only."""
-        raise ConnectionRefusedError
+        """Decline: the listener is there for a moment only; any other exception would end the connection."""
+        raise ChannelRefused("the listener is a test")
 
     def channel_opened(self, channel: object) -> None:
         """Do nothing: none is admitted."""
