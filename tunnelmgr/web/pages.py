@@ -80,7 +80,7 @@ class StatusPages:
             query = PageQuery.parse(list(request.query.items()))
         except ValueError as invalid:
             return await self._error(HTTPStatus.BAD_REQUEST, str(invalid), root="")
-        model = await self._made(lambda: overview(self._observed, query, self._clock()))
+        model, _ = await self._made(lambda: overview(self._observed, query, self._clock()))
         return await self._page("overview.html", OVERVIEW, model)
 
     async def _overview_events(self, request: web.Request) -> web.StreamResponse:
@@ -92,7 +92,7 @@ class StatusPages:
 
     async def _agent(self, request: web.Request) -> web.Response:
         id_ = self._find(request)
-        model = None if id_ is None else await self._made(lambda: self._agent_model(id_))
+        model = None if id_ is None else (await self._made(lambda: self._agent_model(id_)))[0]
         if model is None:
             message = "This controller knows no such agent, or several; it forgets agents 7 days after they left."
             return await self._error(HTTPStatus.NOT_FOUND, message, root="../")
@@ -109,13 +109,14 @@ class StatusPages:
         known = id_ in self._observed.world.records
         return agent_page(self._observed, id_, self._clock()) if known else None
 
-    async def _made(self, make_model: Callable[[], Model]) -> Model:
-        """Return a model after those that others wait for, and after a pause."""
+    async def _made(self, make_model: Callable[[], Model]) -> tuple[Model, float]:
+        """Return a model, after those that others wait for and after a pause, and the seconds of CPU that it took."""
         async with self._turn:
-            began = time.perf_counter()
+            began = time.thread_time()
             model = make_model()
-            await asyncio.sleep(PAUSES * (time.perf_counter() - began))
-        return model
+            spent = time.thread_time() - began
+            await asyncio.sleep(PAUSES * spent)
+        return model, spent
 
     async def _static(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -148,23 +149,25 @@ class StatusPages:
             await stream.start()
             sent = _Sent()
             while not stream.closed:
-                began = time.perf_counter()
-                model = await self._made(make_model)
+                model, spent = await self._made(make_model)
                 if model is None:
                     break
-                await self._send_changes(stream, fragments, model, sent)
-                spent = time.perf_counter() - began
+                spent += await self._send_changes(stream, fragments, model, sent)
                 await stream.wait(max(MIN_PAUSE, spent * len(self._streams) / LOAD))
         return stream.response
 
-    async def _send_changes(self, stream: EventStream, fragments: tuple[str, ...], model: Json, sent: _Sent) -> None:
-        """Send the parts that have changed, or at least a sign of life at each heartbeat."""
+    async def _send_changes(self, stream: EventStream, fragments: tuple[str, ...], model: Json, sent: _Sent) -> float:
+        """Send the parts that have changed, or a sign of life at each heartbeat; return the seconds of CPU taken."""
+        spent = 0.0
         for name in fragments:
+            began = time.thread_time()
             html = rendered(f"fragments/{name}.html", model)
             digest = crc32(_AGES.sub(r"\1", html).encode())
+            spent += time.thread_time() - began
             if sent.digests.get(name) != digest:
                 sent.digests[name], sent.at = digest, time.monotonic()
                 await stream.send("fragment", json.dumps({"id": name, "html": html}))
         if time.monotonic() - sent.at > HEARTBEAT:
             sent.at = time.monotonic()
             await stream.send("unchanged", "{}")
+        return spent
