@@ -190,14 +190,64 @@ async def test_only_pulls_of_blobs_need_a_place() -> None:
         pass
 
 
-def test_a_group_has_one_limiter_until_its_limits_change() -> None:
-    """All channels of a group share it; a reload with other limits takes effect."""
+def test_a_group_has_one_limiter_as_long_as_it_has_limits() -> None:
+    """All channels of a group share it, also after a reload with other limits; without limits there is none."""
     limiters = GroupLimiters()
     first = limiters.of("ci", GroupLimits(concurrent_pulls=1))
 
     assert limiters.of("ci", GroupLimits(concurrent_pulls=1)) is first
-    assert limiters.of("ci", GroupLimits(concurrent_pulls=2)) is not first
+    assert limiters.of("ci", GroupLimits(concurrent_pulls=2)) is first
     assert limiters.of("release", UNLIMITED) is None
+    assert limiters.of("ci", UNLIMITED) is None
+    assert limiters.health() == []
+
+
+@pytest.mark.parametrize("after", [GroupLimits(requests_per_second=FAST, concurrent_pulls=3), UNLIMITED])
+async def test_who_waits_follows_a_reload(after: GroupLimits) -> None:
+    """A limit that is raised or removed lets those pass who wait for it."""
+    limiters = GroupLimiters()
+    limiter = limiters.of("ci", GroupLimits(requests_per_second=0.01, concurrent_pulls=1))
+    assert limiter is not None
+    done = asyncio.Event()
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(_held(limiter.turn("a", pulls_blob=True), done), name="running")
+        waiting = tasks.create_task(_held(limiter.turn("b", pulls_blob=True), done), name="waiting")
+        await until(lambda: sum(each.waiting for each in limiter.health()) == 1)
+
+        limiters.of("ci", after)
+        async with limiter.turn("c", pulls_blob=True):
+            done.set()
+        await asyncio.wait([running, waiting])
+
+
+async def test_fewer_places_are_kept_once_pulls_end() -> None:
+    """After a reload with fewer places, what runs continues, and the next one starts when few enough run."""
+    places = ConcurrencyInTurns(3)
+    for _ in range(3):
+        await places.acquire("a")
+
+    places.change(1)
+
+    assert await _free(places) == 0
+    for free in (0, 0, 1):
+        places.release()
+        assert await _free(places) == free
+
+
+async def test_a_rate_that_is_changed_applies_to_its_waits_at_once() -> None:
+    """A wait of a hundred seconds ends soon, and the rate is the new one; the same rate again grants nothing more."""
+    limit = RateLimit(0.01)
+    await limit.acquire("a")
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(limit.acquire("b"), name="waiting")
+        await until(lambda: limit.waiting == 1)
+        limit.change(0.01)
+        assert limit.waiting == 1
+
+        limit.change(FAST)
+
+        assert await waiting
+    assert limit.rate == FAST
 
 
 async def _free(places: ConcurrencyInTurns) -> int:
@@ -206,6 +256,11 @@ async def _free(places: ConcurrencyInTurns) -> int:
     while await places.acquire("test", patience=0.01):
         taken += 1
     return taken
+
+
+async def _held(context: AbstractAsyncContextManager[None], done: asyncio.Event) -> None:
+    async with context:
+        await done.wait()
 
 
 async def _entered(context: AbstractAsyncContextManager[None]) -> None:

@@ -1,13 +1,14 @@
 """Limits of a group, for all its agents and channels together: requests and bytes a second, and concurrent pulls.
 
 What exceeds a limit waits, and the agents of the group take turns. A request that has waited for `PATIENCE` seconds is
-refused with 429 and Retry-After (RFC 6585, section 4). A body that has started is only slowed down.
+refused with 429 and Retry-After (RFC 6585, section 4). A body that has started is only slowed down. If a reload changes
+a limit, those who wait for it and the bodies that it slows down follow the new one.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from tunnelmgr.core.group_limits import UNLIMITED, GroupLimits
 from tunnelmgr.core.health import LimitHealth
@@ -20,6 +21,8 @@ PATIENCE: Final = 240.0
 skopeo tries again."""
 RETRY_AFTER: Final = 10
 """Seconds after which a client whose request was refused should try again."""
+UNBOUNDED: Final = 2**60
+"""A rate, or a number, that lets everybody pass who still waits for a limit that is gone."""
 
 
 class LimitExceededError(GateError):
@@ -32,6 +35,9 @@ class LimitExceededError(GateError):
             f"group {group} has reached its limit of {limit}, and no turn came within {PATIENCE:g} s; try again later, "
             f"or have {limit} in [group.limits] raised"
         )
+
+
+LimitKind = TypeVar("LimitKind", "RateLimit", "ConcurrencyInTurns")
 
 
 class Limit:
@@ -81,8 +87,17 @@ class RateLimit(Limit):
         """Allow `rate` per second, and one second's rate at once after a pause."""
         super().__init__()
         self.rate = rate
-        self._bucket = TokenBucket(rate, max(0.0, rate - 1))  # beside the one that is granted if nothing is owed
+        self._bucket = _bucket(rate)
         self._timer: asyncio.TimerHandle | None = None
+
+    def change(self, rate: float) -> None:
+        """Allow another rate, also to those who wait."""
+        if rate == self.rate:
+            return
+        self.rate, self._bucket = rate, _bucket(rate)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._serve()
 
     async def acquire(self, agent: Hashable, amount: float = 1.0, patience: float | None = None) -> bool:
         """Take `amount`; returns False if there was none within `patience` seconds."""
@@ -114,21 +129,30 @@ class ConcurrencyInTurns(Limit):
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        self._free = count
+        self._count = count
+        self._free = count  # negative if more run than a reload has left
+
+    def change(self, count: int) -> None:
+        """Allow another number; what runs continues."""
+        self._free += count - self._count
+        self._count = count
+        self._serve()
 
     async def acquire(self, agent: Hashable, patience: float | None = None) -> bool:
         """Take a place, which the caller has to `release`; returns False if none came within `patience` seconds."""
-        if self._free:
+        if self._free > 0:
             self._free -= 1
             return True
         return await self._wait(agent, 1.0, patience)
 
     def release(self) -> None:
         """Give a place to the next in turn, or back."""
-        wait = self._turns.next()
-        if wait is None:
-            self._free += 1
-        else:
+        self._free += 1
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._free > 0 and (wait := self._turns.next()) is not None:
+            self._free -= 1
             wait.turn.set_result(None)
 
     def _give_back(self) -> None:
@@ -146,20 +170,29 @@ class GroupLimiter:
         self._requests = RateLimit(limits.requests_per_second) if limits.requests_per_second is not None else None
         self._pulls = ConcurrencyInTurns(limits.concurrent_pulls) if limits.concurrent_pulls is not None else None
 
+    def follow(self, limits: GroupLimits) -> None:
+        """Apply other limits, also to those who wait and to bodies that have started."""
+        self.limits = limits
+        self.to_agents = _followed(self.to_agents, RateLimit, limits.pull_rate)
+        self.from_agents = _followed(self.from_agents, RateLimit, limits.push_rate)
+        self._requests = _followed(self._requests, RateLimit, limits.requests_per_second)
+        self._pulls = _followed(self._pulls, ConcurrencyInTurns, limits.concurrent_pulls)
+
     @asynccontextmanager
     async def turn(self, agent: Hashable, *, pulls_blob: bool) -> AsyncIterator[None]:
         """Wait until a request may start, and count the pull of a blob until it ends; raises LimitExceededError."""
         if self._requests is not None and not await self._requests.acquire(agent, patience=PATIENCE):
             raise LimitExceededError(self._group, "requests_per_second")
-        if self._pulls is None or not pulls_blob:
+        pulls = self._pulls
+        if pulls is None or not pulls_blob:
             yield
             return
-        if not await self._pulls.acquire(agent, patience=PATIENCE):
+        if not await pulls.acquire(agent, patience=PATIENCE):
             raise LimitExceededError(self._group, "concurrent_pulls")
         try:
             yield
         finally:
-            self._pulls.release()
+            pulls.release()
 
     def health(self) -> Iterator[LimitHealth]:
         """Return what each limit has done."""
@@ -175,20 +208,35 @@ class GroupLimiter:
 
 
 class GroupLimiters:
-    """The limiter of each group that has limits, made when it is first needed and again when its limits change."""
+    """The limiter of each group that has limits, made when it is first needed; it follows when its limits change."""
 
     def __init__(self) -> None:
         self._by_group: dict[str, GroupLimiter] = {}
 
     def of(self, group: str, limits: GroupLimits) -> GroupLimiter | None:
         """Return the group's limiter, None if it has no limits."""
-        if limits is UNLIMITED:
-            return None
         limiter = self._by_group.get(group)
-        if limiter is None or limiter.limits != limits:
+        if limiter is not None and limiter.limits != limits:
+            limiter.follow(limits)
+        if limits is UNLIMITED:
+            self._by_group.pop(group, None)
+            return None
+        if limiter is None:
             limiter = self._by_group[group] = GroupLimiter(group, limits)
         return limiter
 
     def health(self) -> list[LimitHealth]:
         """Return what all limits have done, for the metrics and `status`."""
         return [each for limiter in self._by_group.values() for each in limiter.health()]
+
+
+def _followed(limit: LimitKind | None, kind: type[LimitKind], amount: Any) -> LimitKind | None:  # noqa: ANN401 - as the kind takes it
+    """Return the limit for an amount, the same one as before if there was one; None if there is no longer one."""
+    if limit is None:
+        return None if amount is None else kind(amount)
+    limit.change(UNBOUNDED if amount is None else amount)
+    return None if amount is None else limit
+
+
+def _bucket(rate: float) -> TokenBucket:
+    return TokenBucket(rate, max(0.0, rate - 1))  # beside the one that is granted if nothing is owed
