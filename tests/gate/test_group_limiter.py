@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AbstractAsyncContextManager
 
 import pytest
+import uvloop
 
 from tests.until import until
 from tunnelmgr.core.group_limits import UNLIMITED, GroupLimits
@@ -56,6 +57,26 @@ async def test_no_more_than_the_rate_is_granted() -> None:
     assert FAST + FAST * elapsed + 1 >= FAST + 40
     assert (limit.waits > 0, limit.waiting, limit.refused) == (True, 0, 0)
     assert limit.waited_s > 0
+
+
+def test_waits_of_less_than_a_millisecond_do_not_busy_the_loop() -> None:
+    """With uvloop, whose timers count milliseconds, there are no more looks at who may go than turns."""
+    looks = 0
+
+    class Counted(RateLimit):
+        def _serve(self) -> None:
+            nonlocal looks
+            looks += 1
+            super()._serve()
+
+    async def wait() -> None:
+        limit = Counted(3000.0)
+        await limit.acquire("a", 3000.0)
+        await asyncio.gather(*(limit.acquire(agent) for agent in range(300)))
+
+    uvloop.run(wait())
+
+    assert 0 < looks <= 300
 
 
 async def test_whoever_takes_more_than_there_is_delays_the_next_one() -> None:

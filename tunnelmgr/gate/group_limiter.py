@@ -21,6 +21,9 @@ PATIENCE: Final = 240.0
 skopeo tries again."""
 RETRY_AFTER: Final = 10
 """Seconds after which a client whose request was refused should try again."""
+MIN_DELAY: Final = 0.001
+"""Seconds between two looks at who may go: uvloop rounds less than half a millisecond to none, and its clock counts
+milliseconds, so that it would look again and again until the next one."""
 UNBOUNDED: Final = 2**60
 """A rate, or a number, that lets everybody pass who still waits for a limit that is gone."""
 
@@ -111,7 +114,7 @@ class RateLimit(Limit):
     def _set_timer(self) -> None:
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._bucket.wait(loop.time()), self._serve)
+            self._timer = loop.call_later(max(MIN_DELAY, self._bucket.wait(loop.time())), self._serve)
 
     def _serve(self) -> None:
         """Give their turns to those for whom there is something again."""
