@@ -66,6 +66,7 @@ def test_a_host_from_the_environment_is_verified_too(monkeypatch: pytest.MonkeyP
         (7, 'write "sqlite:'),
         ("postgresql://me:secret@h/state", "must not hold a password"),
         ("postgresql://h/state?password=secret", "must not hold a password"),
+        ("postgresql://h/state?sslkey=/etc/k&sslpassword=secret", "use an sslkey that has none"),
         ("postgresql://h/state?sslmode=require", "sslmode=require does not verify the server"),
         ("postgresql://h/state?sslmode=disable", "sslmode=disable does not verify the server"),
     ],

@@ -20,6 +20,8 @@ def _postgres_url(url: str) -> str:
     """Check a PostgreSQL URL: it has no password, and it verifies the server unless that is on this machine."""
     place = urlsplit(url)
     known = dict(parse_qsl(place.query))
+    if "sslpassword" in known:
+        raise ValueError("must not hold a password; use an sslkey that has none and that only the daemon can read")
     if place.password is not None or "password" in known:
         raise ValueError("must not hold a password; put it into the file that controller.state_password names")
     named = known.get("host") or place.netloc.rpartition("@")[2] or os.environ.get("PGHOST", "")
