@@ -10,6 +10,7 @@ from tests.ssh.worker_harness import WorkerHarness
 from tests.tunnel.running_worker import ping, running_worker, with_probe_timeout
 from tests.until import until
 from tunnelmgr.core.events import TunnelProbed
+from tunnelmgr.core.oci import WELL_KNOWN_PATH
 from tunnelmgr.dataplane import fair_queue
 
 
@@ -58,3 +59,24 @@ async def test_channels_that_end_make_room(sshd: Sshd, harness: WorkerHarness) -
             else:
                 writer.close()
             await until(lambda: life.worker._sessions._channels == 1)
+
+
+@pytest.mark.usefixtures("ignore_resource_warnings")
+async def test_sessions_that_still_run_without_a_channel_count(sshd: Sshd, harness: WorkerHarness) -> None:
+    """An agent that closes channels whose requests wait, and opens others, has no more sessions than channels."""
+    one, declined = forward(), 0
+    settings = harness.settings(max_channels=4, probe_interval=3600.0)
+    async with running_worker(sshd.spec(one), settings) as life, asyncio.timeout(60):
+        await harness.up()
+        harness.silent = True
+        for _ in range(10):
+            try:
+                _, writer = await sshd.connection.open_connection(one.listen[0].host, one.listen[0].port)
+            except asyncssh.ChannelOpenError:
+                declined += 1
+                continue
+            writer.write(f"GET {WELL_KNOWN_PATH} ".encode())
+            writer.close()
+            await until(lambda: life.worker._sessions._channels == 1)
+
+        assert (harness.serving, declined) == (5, 6)  # one is kept for probes

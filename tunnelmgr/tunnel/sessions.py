@@ -39,11 +39,12 @@ class Sessions:
         """Count one more channel; raises ChannelRefused beyond the limit.
 
         A probe's channel does not count, so that an agent that uses all its channels does not lose its tunnel. Which
-        channel is a probe's is not known yet, so another one may take its place, which `shed` ends again.
+        channel is a probe's is not known yet, so another one may take its place, which `shed` ends again. A session
+        whose channel has closed counts as long as it runs, for example while it waits for a turn in its group's limits.
         """
         if not self.open:
             raise ChannelRefused("the tunnel is not open")
-        if self._channels >= self._limit + self.probing:
+        if max(self._channels, len(self._by_task)) >= self._limit + self.probing:
             self.declined += 1
             raise ChannelRefused(f"more than {self._settings.max_channels} channels")
         self._channels += 1
