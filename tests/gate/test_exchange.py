@@ -199,12 +199,12 @@ async def test_a_response_that_keeps_arriving_is_not_cut_off(talk: "Talk", scrip
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        until = loop.time() + 0.5
+        until = loop.time() + 1.5
         while loop.time() < until:
             writer.write(b"x")
             await asyncio.sleep(0)
 
-    async with scripted(trickle) as registry, talk(gate_with_timeouts(response=0.2), registry.endpoint) as agent:
+    async with scripted(trickle) as registry, talk(gate_with_timeouts(response=0.7), registry.endpoint) as agent:
         answered = await agent.ask("GET", "/v2/")
 
     assert answered.status == 200
