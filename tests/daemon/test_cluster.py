@@ -52,7 +52,8 @@ def living_members(member: Process) -> int:
 async def both(one: Process, two: Process) -> tuple[Process, Process]:
     """Return the holder and the other one, once both are members."""
     first = await holder(one, two)
-    await until_elsewhere(lambda: living_members(first) == 2, "both are members", 20)
+    for member in (one, two):
+        await until_elsewhere(lambda member=member: living_members(member) == 2, "it knows both members", 20)
     return first, two if first is one else one
 
 

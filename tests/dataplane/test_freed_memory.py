@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import socket
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -66,6 +68,11 @@ async def run_and_end(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
         match how:
             case "cut":
                 sshd.cut()
+            case "reset":
+                # Without lingering, the end is an RST (socket(7), SO_LINGER), which is an error to the next read.
+                linger = struct.pack("ii", 1, 0)
+                sshd.connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                sshd.cut()
             case "silent":
                 harness.silent = True
             case _:
@@ -75,9 +82,9 @@ async def run_and_end(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
     harness.events.clear()
 
 
-@pytest.mark.parametrize("how", ["drained", "revoked", "cut", "silent"])
+@pytest.mark.parametrize("how", ["drained", "revoked", "cut", "reset", "silent"])
 async def test_a_tunnel_that_ends_leaves_nothing(sshd: Sshd, harness: WorkerHarness, how: str) -> None:
-    """A tunnel that is drained, revoked, cut or does not answer its probe leaves no object."""
+    """A tunnel that is drained, revoked, cut, reset or does not answer its probe leaves no object."""
     await run_and_end(sshd, harness, how)
 
     await until(lambda: held().total() == 0)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tunnelmgr.dataplane.batches import BulkSender
+from tunnelmgr.dataplane.exception_frames import clear_exception_frames
 from tunnelmgr.dataplane.fair_queue import Share, fair_queue
 from tunnelmgr.dataplane.fast_path import fast_path_status, free_connection
 from tunnelmgr.dataplane.half_open import Ends
@@ -110,6 +111,8 @@ class SshTransport(asyncio.Transport):
         if self._ended:
             return
         self._ended = True
+        if lost is not None:
+            clear_exception_frames(lost)  # asyncssh keeps it, and its frames refer to this connection
         self._stream.abort(reset=self._revoked)
         self.reader.stop()
         self.bulk.drop()
