@@ -60,7 +60,7 @@ def test_one_agents_flood_does_not_affect_another_agent(
     assert len(statuses) > SECONDS
     assert grown < GROWTH
     audit = field.controller.client.status()["audit"]
-    assert audit == {"ok": True, "error": None, "lost": 0, "lost_recently": False}
+    assert audit == {"ok": True, "error": None, "lost": 0, "lost_recently": False, "forwards": []}
     assert field.controller.agent("good")["phase"] == "up"
     field.controller.stop()
     assert counted(field, "static:good", "GET") == len(statuses)
