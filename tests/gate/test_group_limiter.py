@@ -287,3 +287,14 @@ async def _held(context: AbstractAsyncContextManager[None], done: asyncio.Event)
 async def _entered(context: AbstractAsyncContextManager[None]) -> None:
     async with context:
         pass
+
+
+async def test_a_rate_that_changes_while_nobody_waits_holds_for_the_next_requests() -> None:
+    """What was used up under the rate before is not owed under the new one."""
+    limit = RateLimit(1.0)
+    await limit.acquire("a", 1000.0)
+
+    limit.change(FAST)
+
+    assert await limit.acquire("a", patience=0.0)
+    assert (limit.rate, limit.waits) == (FAST, 0)
