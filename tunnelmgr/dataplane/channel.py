@@ -82,11 +82,11 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType = None) -> None:  # noqa: ARG002 - asyncssh's form
         """Queue what arrived, and pause reading if too much is unread."""
+        self._transport.reader.credit(len(data))
         if self._takes is not None and not self._received.size and self._takes(data):
             self._count_read(len(data))
             return
         self._received.append(data)
-        self._transport.reader.credit(len(data))
         if self._receive_window is None and self._received.size >= READ_AHEAD_BYTES and self._ssh is not None:
             self._ssh.pause_reading()
 
