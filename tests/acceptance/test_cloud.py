@@ -113,8 +113,7 @@ def test_a_terminated_instance_loses_its_tunnel_at_the_next_listing(cloud_field:
     cloud_field.cloud.terminate(ids[0].removeprefix("ec2:"))
 
     until(lambda: not agent.listeners(5000), "the listener is closed")
-    listed = [facts["agent"] for facts in cloud_field.controller.client.agents()]
-    assert listed == [ids[1]]
+    until(lambda: [facts["agent"] for facts in cloud_field.controller.client.agents()] == [ids[1]], "it is not listed")
     assert not cloud_field.reaches(agent)
 
 
