@@ -6,6 +6,7 @@ each code of `errors.py`.
 
 from typing import Final
 
+from tunnelmgr.core.failure import INTERNAL
 from tunnelmgr.core.tunnel import Phase
 
 PHASES: Final = {
@@ -66,7 +67,7 @@ CURES: Final = {
     "exposed-listener": (
         "Set `GatewayPorts no` for the tunnel's user in the agent's sshd_config and reload its sshd, then release it."
     ),
-    "internal": "This is a bug in tunnelmgr. Report it with the traceback from the log.",
+    INTERNAL: "This is a bug in tunnelmgr. Report it with the traceback from the log.",
 }
 """What to do, by the code of an agent's error."""
 

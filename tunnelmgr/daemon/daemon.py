@@ -64,10 +64,9 @@ class Daemon:
         *,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        settings, clock, scheduler = prepared.config.controller, Clock(), make_scheduler()
-        self._tasks, self._prepared = tasks, prepared
+        self._tasks, self._prepared, settings = tasks, prepared, prepared.config.controller
+        stored, clock, scheduler = store.load(), Clock(), make_scheduler()
 
-        stored = store.load()
         self.controller = Controller(restored(stored, clock()), store, clock)
         configuration = ActiveConfiguration(prepared, self.controller)
         self.membership = member = make_membership(settings, self.controller)
@@ -89,8 +88,9 @@ class Daemon:
 
         shared = make_shared_registry(settings, self.controller, configuration, clock)
         parts = (configuration, self.controller, self.searches, self.supervisor, sources, member, shared)
-        self.reload = Reload(file, prepared.config, cache, *parts)
-        operations = DaemonOperations(self.controller, channels, self.registry, self.audit, self.reload, activity)
+        self.reload = Reload(file, prepared.config, *parts)
+        watched = (self.controller, channels, self.registry, self.audit, self.reload, activity, cache)
+        operations = DaemonOperations(*watched)
         metrics.watch(operations)
         self.interfaces = Interfaces.make(operations, metrics, clock, wall)
         self.signals = SignalHandler(tasks, self.controller, self.reload, self.supervisor)

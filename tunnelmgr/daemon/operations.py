@@ -17,6 +17,7 @@ from tunnelmgr.core.world import World
 from tunnelmgr.daemon.audit_setup import AuditParts
 from tunnelmgr.daemon.channel_server import ChannelServer
 from tunnelmgr.daemon.membership import Membership
+from tunnelmgr.daemon.pull_cache import PullCache
 from tunnelmgr.daemon.recent_activity import RecentActivity
 from tunnelmgr.daemon.registry_health import RegistryWatch
 from tunnelmgr.daemon.reload import Reload
@@ -33,6 +34,7 @@ class DaemonOperations:
     audit: AuditParts
     reloads: Reload
     activity: RecentActivity
+    cache: PullCache
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -57,7 +59,7 @@ class DaemonOperations:
             audit=self.audit.health(),
             fast_path=FastPathHealth(path.active, path.reason),
             sharing=() if shared is None else shared.reports,
-            cache=self.reloads.cache.health(),
+            cache=self.cache.health(),
             limits=self.channels.limits(),
             dials=self.reloads.supervisor.settings.admission.counts(),
         )

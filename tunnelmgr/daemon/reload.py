@@ -17,7 +17,6 @@ from tunnelmgr.daemon.cluster_checks import shared_rules
 from tunnelmgr.daemon.evidence_searches import EvidenceSearches
 from tunnelmgr.daemon.membership import Membership
 from tunnelmgr.daemon.prepared import Prepared, prepare
-from tunnelmgr.daemon.pull_cache import PullCache
 from tunnelmgr.daemon.shared_registry import SharedRegistry
 from tunnelmgr.daemon.source_watches import SourceWatches
 from tunnelmgr.discovery.static import StaticSource
@@ -53,7 +52,6 @@ class Reload:
 
     file: Path
     started: Config
-    cache: PullCache
     configuration: ActiveConfiguration
     controller: Controller
     searches: EvidenceSearches
@@ -104,11 +102,9 @@ class Reload:
             for key in FIXED
             if getattr(prepared.config.controller, key) != getattr(self.started_with, key)
         ]
-        if prepared.config.cache != self.cache.config:
-            remarks.append("cache has changed and takes effect at the next start")
         remarks += [
             f"{table} has changed and takes effect at the next start"
-            for table in ("audit_forward", "api")
+            for table in ("cache", "audit_forward", "api")
             if getattr(prepared.config, table) != getattr(self.started, table)
         ]
         return remarks

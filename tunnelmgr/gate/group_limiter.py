@@ -166,12 +166,12 @@ class GroupLimiter:
     """The limits of one group; those that are None do not exist."""
 
     def __init__(self, group: str, limits: GroupLimits) -> None:
-        self.limits = limits
-        self.to_agents = RateLimit(limits.pull_rate) if limits.pull_rate is not None else None
-        self.from_agents = RateLimit(limits.push_rate) if limits.push_rate is not None else None
+        self.to_agents: RateLimit | None = None
+        self.from_agents: RateLimit | None = None
         self._group = group
-        self._requests = RateLimit(limits.requests_per_second) if limits.requests_per_second is not None else None
-        self._pulls = ConcurrencyInTurns(limits.concurrent_pulls) if limits.concurrent_pulls is not None else None
+        self._requests: RateLimit | None = None
+        self._pulls: ConcurrencyInTurns | None = None
+        self.follow(limits)
 
     def follow(self, limits: GroupLimits) -> None:
         """Apply other limits, also to those who wait and to bodies that have started."""
@@ -222,7 +222,8 @@ class GroupLimiters:
         if limiter is not None and limiter.limits != limits:
             limiter.follow(limits)
         if limits is UNLIMITED:
-            self._by_group.pop(group, None)
+            if limiter is not None:
+                del self._by_group[group]
             return None
         if limiter is None:
             limiter = self._by_group[group] = GroupLimiter(group, limits)

@@ -12,9 +12,9 @@ class RequestRecord:
     """One request and its outcome, for the audit log.
 
     `verdict` is `allowed`, `refused` or `malformed`; `rule` is the rule that decided. `status` is 0 if no response was
-    started. `reference` is a tag, a digest or an upload's id. `took` are the seconds from the
-    request's first byte to the end of the response, `latency` those to its start. `error` is the code of a failure on
-    the registry's side, empty if there was none; `reason` is its message.
+    started. `reference` is a tag, a digest or an upload's id. `took` are the seconds from the request's
+    first byte to the end of the response, `latency` those to its start. `error` is the code of a failure on the
+    registry's side, empty if there was none; `reason` is its message.
     """
 
     caller: Caller

@@ -157,16 +157,14 @@ class Session:
     def _reply_to_failure(self, failed: GateError, head: RequestHead | None, state: RequestState) -> LocalReply:
         """Turn an error into a reply, and drop the connections to the registry, which may be in any state."""
         self._handler.abort()
+        retry_after = 0
         match failed:
             case MalformedRequestError():
                 return refusal(HTTPStatus.BAD_REQUEST, failed.oci_code, str(failed), close=True)
             case AgentStalledError():
                 return refusal(HTTPStatus.BAD_REQUEST, "UNSUPPORTED", str(failed), close=True)
             case LimitExceededError():
-                close = head is None or head.ends_channel
-                reply = refusal(HTTPStatus.TOO_MANY_REQUESTS, "TOOMANYREQUESTS", str(failed), close=close)
-                state.failure = failed
-                return replace(reply, retry_after=RETRY_AFTER)
+                status, code, retry_after = HTTPStatus.TOO_MANY_REQUESTS, "TOOMANYREQUESTS", RETRY_AFTER
             case ReadOnlyError():
                 status, code = HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED"
             case RedirectedElsewhereError() | UnusableLocationError():
@@ -174,7 +172,8 @@ class Session:
             case _:
                 status, code = HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"
         state.failure = failed
-        return refusal(status, code, str(failed), close=head is None or head.ends_channel)
+        reply = refusal(status, code, str(failed), close=head is None or head.ends_channel)
+        return replace(reply, retry_after=retry_after)
 
     async def _send(self, reply: LocalReply, head: RequestHead | None, state: RequestState) -> None:
         state.start_response(reply.status)

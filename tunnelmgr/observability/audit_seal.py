@@ -5,7 +5,6 @@ even if it is, the first words of what is signed keep a seal from being valid as
 """
 
 import base64
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from tunnelmgr.config import private_key_file_error
+from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.errors import ConfigError
 
 _PURPOSE: Final = b"tunnelmgr audit seal, version 1\n"
@@ -47,9 +47,7 @@ class SealKey:
     def fingerprint(self) -> str:
         """The fingerprint, as `ssh-keygen -l` prints it."""
         form = serialization.PublicFormat.OpenSSH
-        line = self.key.public_bytes(serialization.Encoding.OpenSSH, form).split()[1]
-        digest = hashlib.sha256(base64.b64decode(line)).digest()
-        return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+        return fingerprint(self.key.public_bytes(serialization.Encoding.OpenSSH, form).decode())
 
     def verifies(self, seal: str, previous: str, body: bytes) -> bool:
         """Return whether a seal is of this key, for this entry after this link."""
