@@ -151,11 +151,12 @@ ansible-full: install $(BACKEND)/.installed $(SBOM)/.installed ## Test the Ansib
 		ANSIBLE_FULL=1 DEBIAN_SUITE=$$suite $(RUN)/python -m pytest -q -rP --durations=10 $$files $(ARGS) || failed+=" $$suite"; \
 	done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
 
-dashboard: install ## Write packaging/grafana/tunnelmgr.json, which packaging/dashboard.py describes
+dashboard: install ## Write packaging/grafana/tunnelmgr.json, which packaging/panels.py describes
 	$(RUN)/python packaging/dashboard.py packaging/grafana/tunnelmgr.json
 
 lock: ## Pin every dependency again, with hashes (and extras, which pip would otherwise take from the newest release)
-	uv pip compile pyproject.toml -q --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate -o requirements.lock
+	uv pip compile pyproject.toml -q --all-extras --generate-hashes --no-strip-extras --no-emit-index-url --no-header \
+		--no-annotate -o requirements.lock
 	uv pip compile pyproject.toml -q --all-extras --group dev --generate-hashes --no-strip-extras --no-emit-index-url --no-header \
 		--no-annotate -o requirements-dev.lock
 	uv pip compile pyproject.toml -q --group bench -c requirements-dev.lock --generate-hashes --no-strip-extras \

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -59,13 +60,14 @@ def dashboard_expressions() -> dict[str, str]:
 class Monitored:
     """What Prometheus knows of a daemon whose agent has lost its tunnel and got it again.
 
-    `scrape` is the text that the daemon serves, `answers` are Prometheus' answers to the dashboard's expressions, and
-    `rules` the alert rules with their states.
+    `scrape` is the text that the daemon serves, `answers` are Prometheus' answers to the dashboard's expressions,
+    `rules` the alert rules with their states, and `exemplars` those of the latency of requests.
     """
 
     scrape: str
     answers: dict[str, dict[str, Any]]
     rules: list[dict[str, Any]]
+    exemplars: list[dict[str, Any]]
 
     @property
     def families(self) -> set[str]:
@@ -99,6 +101,12 @@ class PrometheusServer:
             with refused:
                 return dict(json.loads(refused.read()))
 
+    def exemplars(self, selector: str) -> list[dict[str, Any]]:
+        """Return the exemplars of the last minutes for the series that a selector finds."""
+        now = time.time()
+        question = urllib.parse.urlencode({"query": selector, "start": now - 300, "end": now + 60})
+        return list(json.loads(get(f"{self.url}/api/v1/query_exemplars?{question}"))["data"])
+
     def rules(self) -> list[dict[str, Any]]:
         """Return its alert rules with their states."""
         (group,) = json.loads(get(f"{self.url}/api/v1/rules"))["data"]["groups"]
@@ -126,7 +134,7 @@ async def running_prometheus(folder: Path, target: str) -> AsyncIterator[Prometh
     (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
     address, processes = f"127.0.0.1:{free_port()}", Processes()
     words = [
-        *("prometheus", "--log.level=warn", f"--web.listen-address={address}"),
+        *("prometheus", "--log.level=warn", "--enable-feature=exemplar-storage", f"--web.listen-address={address}"),
         *(f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"),
     ]
     processes.start(words, log=folder / "prometheus.log")
@@ -145,6 +153,7 @@ async def monitor(folder: Path, url: str) -> Monitored:
         site.more = (
             f'[[group]]\nname = "{site.group}"\n[group.limits]\nrequests_per_second = 100\n'
             f'[cache]\npath = "{folder}/cache"\nsize = "1GiB"\n'
+            f'[tracing]\nurl = "http://127.0.0.1:{free_port()}/v1/traces"\nsample_ratio = 1.0\n'
             f'[[audit_forward]]\nname = "collector"\nurl = "http://127.0.0.1:{free_port()}/"\n'
         )
         async with daemon(site) as process, running_prometheus(folder, metrics) as prometheus:
@@ -160,7 +169,10 @@ async def monitor(folder: Path, url: str) -> Monitored:
                 place: await asyncio.to_thread(prometheus.query, expression)
                 for place, expression in dashboard_expressions().items()
             }
-            return Monitored(scrape, answers, await asyncio.to_thread(prometheus.rules))
+            rules = await asyncio.to_thread(prometheus.rules)
+            latencies = 'tunnelmgr_request_latency_seconds_bucket{action="base"}'
+            exemplars = await asyncio.to_thread(prometheus.exemplars, latencies)
+            return Monitored(scrape, answers, rules, exemplars)
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +216,15 @@ def test_histograms_and_counters_have_the_tunnel_that_was_cut(monitored: Monitor
         )
     )
     assert 0 < latency <= duration
+
+
+def test_a_traced_request_is_an_exemplar_of_its_latency(monitored: Monitored) -> None:
+    """Prometheus has the identifier of the request's trace beside its latency."""
+    (series,) = monitored.exemplars
+    (exemplar,) = series["exemplars"]
+
+    assert re.fullmatch("[0-9a-f]{32}", exemplar["labels"]["trace_id"])
+    assert 0 < float(exemplar["value"]) < 10
 
 
 def test_no_sample_names_an_agent(monitored: Monitored) -> None:

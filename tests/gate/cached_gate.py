@@ -15,6 +15,7 @@ from tunnelmgr.gate.cached_pulls import CachedPulls
 from tunnelmgr.gate.context import GateContext
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.holdings import Holdings
+from tunnelmgr.gate.request_record import NoRequestLog, RequestLog
 from tunnelmgr.gate.shared_requests import SharedRequests
 from tunnelmgr.gate.timeouts import Timeouts
 from tunnelmgr.gate.uploads import UploadProofs
@@ -48,6 +49,7 @@ class CachedGate:
     now: float = 0.0
     size: int = 64 * MIB
     timeout: float = 10.0
+    requests: RequestLog = field(default_factory=NoRequestLog)
     gate: Gate = field(init=False)
     pulls: CachedPulls = field(init=False)
 
@@ -60,6 +62,7 @@ class CachedGate:
             GateContext(
                 policies=Policies(),
                 proofs=ListenerProofs(),
+                requests=self.requests,
                 uploads=UploadProofs(SECRET),
                 timeouts=Timeouts(response=self.timeout),
                 shared=shared,

@@ -20,6 +20,7 @@ from tunnelmgr.core.tunnel import Endpoint, Forward
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.request_record import RequestRecord
+from tunnelmgr.gate.request_trace import RequestTrace
 from tunnelmgr.gate.traffic import Traffic
 
 DEADLINE = 10.0
@@ -33,6 +34,11 @@ class Records:
         self.all: list[RequestRecord] = []
         self.throttled: list[AgentId] = []
         self.failure: str | None = None
+        self.traced = False
+
+    def trace(self, _: AgentId) -> RequestTrace | None:
+        """Trace every request, or none."""
+        return RequestTrace() if self.traced else None
 
     def record(self, request: RequestRecord) -> None:
         """Keep one."""

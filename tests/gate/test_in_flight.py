@@ -25,7 +25,7 @@ async def test_a_request_is_in_flight_until_its_response_has_ended(talk: "Talk",
         agent.channel.send(f"GET {LIST} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
         await until(lambda: bytes(agent.channel.outgoing).endswith(b"half."))
         (request,) = gate.context.in_flight
-        transfer = request.transfer(request.began + 2.0)
+        transfer = request.transfer(request.state.began + 2.0)
         release.set()
         await agent.answer()
         await until(lambda: not gate.context.in_flight)
@@ -55,7 +55,7 @@ async def test_only_the_bytes_of_the_request_itself_are_counted(talk: "Talk", sc
         agent.channel.send(f"GET {LIST} HTTP/1.1\r\nHost: localhost:5000\r\n\r\n".encode())
         await until(lambda: any(one.state.request for one in gate.context.in_flight))
         (second,) = gate.context.in_flight
-        transfer = second.transfer(second.began)
+        transfer = second.transfer(second.state.began)
         release.set()
         await agent.answer()
 
@@ -75,7 +75,7 @@ async def test_a_request_whose_head_is_not_complete_has_no_action(talk: "Talk", 
         agent.channel.send(b"GET /v2/ HTTP/1.1\r\n")
         await until(lambda: gate.context.in_flight)
         (request,) = gate.context.in_flight
-        transfer = request.transfer(request.began)
+        transfer = request.transfer(request.state.began)
 
     assert (transfer.method, transfer.action, transfer.repository, transfer.status) == ("-", "-", "", 0)
     assert gate.context.in_flight == set()

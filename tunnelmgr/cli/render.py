@@ -70,6 +70,11 @@ def status(facts: Json, agents: list[Json]) -> RenderableType:
             waiting = f"{count(limit['waiting'], 'transfer')} of group {limit['group']} within {limit['limit']}"
             sheet.add_row("waiting", cell(waiting))
     sheet.add_row("state", marked(Text("written" if facts["state"]["ok"] else "NOT written"), ok=facts["state"]["ok"]))
+    if tracing := facts.get("tracing"):
+        why = f": {tracing['error']}" if tracing["error"] else ""
+        lost = f"{tracing['failed'] + tracing['dropped']} lost{why}"
+        spans = cell(f"{tracing['exported']} spans exported, {lost}")
+        sheet.add_row("tracing", marked(spans, ok=tracing["ok"]))
     if not facts["fast_path"]["active"]:
         sheet.add_row("fast path", Text.assemble(("● ", "yellow"), cell(f"off: {facts['fast_path']['reason']}")))
     wrong = Table.grid(padding=(0, 1))

@@ -18,6 +18,7 @@ from tunnelmgr.config.model import (
 )
 from tunnelmgr.config.private_key_file import private_key_file_error
 from tunnelmgr.config.sources import AgentSource, SourceConfig, SourceType, source_type
+from tunnelmgr.config.tracing import TracingConfig
 from tunnelmgr.config.values import Duration, ExistingFile, Name, Section, TrustOrder
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "SourceConfig",
     "SourceType",
     "SshConfig",
+    "TracingConfig",
     "TrustOrder",
     "config_file",
     "load",

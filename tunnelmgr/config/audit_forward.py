@@ -5,29 +5,19 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, ValidationInfo, field_validator, model_validator
 
+from tunnelmgr.config.collector_url import HTTP_PORTS, collector_url
 from tunnelmgr.config.values import ExistingFile, Name, SecretPath, Section
-from tunnelmgr.core.loopback import is_loopback
 
 SYSLOG = "syslog+tls"
 """The scheme for syslog over TLS, RFC 5425."""
-_SCHEMES = {SYSLOG: 6514, "https": 443, "http": 80}
+_SCHEMES = {SYSLOG: 6514, **HTTP_PORTS}
 
 
 def _collector_url(url: str) -> str:
-    """Check the URL of a collector."""
-    try:
-        place = urlsplit(url)
-        host, _ = place.hostname, place.port
-    except ValueError as invalid:
-        raise ValueError(f"not a URL: {invalid}") from invalid
-    if place.scheme not in _SCHEMES or not host or not (url.isascii() and url.isprintable()) or " " in url:
-        raise ValueError('write "syslog+tls://host:6514" or "https://host/path"')
-    if place.username is not None or place.password is not None:
-        raise ValueError("must not hold a password; put a token into the file that token_file names")
+    """Check the URL of a collector of audit entries."""
+    place = collector_url(url, _SCHEMES, '"syslog+tls://host:6514" or "https://host/path"')
     if place.scheme == SYSLOG and (place.path not in {"", "/"} or place.query or place.fragment):
         raise ValueError('a syslog collector has no path; write "syslog+tls://host:6514"')
-    if place.scheme == "http" and not is_loopback(host):
-        raise ValueError(f"{host} is not a loopback address; write https, so that nobody can read or change the copy")
     return url
 
 

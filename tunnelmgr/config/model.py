@@ -11,6 +11,7 @@ from tunnelmgr.config.audit_forward import AuditForwardConfig
 from tunnelmgr.config.groups import GroupConfig
 from tunnelmgr.config.sources import SourceConfig
 from tunnelmgr.config.state_url import state_url
+from tunnelmgr.config.tracing import TracingConfig
 from tunnelmgr.config.values import (
     AbsolutePath,
     Duration,
@@ -212,6 +213,7 @@ class Config(Section):
     authority: list[AuthorityConfig] = []
     audit_forward: list[AuditForwardConfig] = []
     api: ApiConfig | None = None
+    tracing: TracingConfig | None = None
     source: list[SourceConfig] = []
 
     def forwards(self) -> tuple[Forward, ...]:

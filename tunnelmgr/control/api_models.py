@@ -206,6 +206,16 @@ class Audit(Shape):
     forwards: list[AuditForward]
 
 
+class Tracing(Shape):
+    """Whether the collector takes traces, and what has become of the spans since the start."""
+
+    ok: bool
+    error: str | None
+    exported: Count
+    failed: Count
+    dropped: Count
+
+
 class Status(Shape):
     """The controller, its sources, its registry, and how many agents are in each phase."""
 
@@ -226,6 +236,7 @@ class Status(Shape):
     state: Health
     cache: Cache | None
     limits: list[Limit]
+    tracing: Tracing | None
 
 
 class Transfer(Shape):

@@ -9,7 +9,7 @@ from tunnelmgr.config.changes import Preview
 from tunnelmgr.core.activity import Transfer
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
-from tunnelmgr.core.health import AuditForwardHealth, CacheHealth, DaemonHealth, TrafficCounters
+from tunnelmgr.core.health import AuditForwardHealth, CacheHealth, DaemonHealth, TracingHealth, TrafficCounters
 from tunnelmgr.core.registry_sharing import SharingReport, seen_by
 from tunnelmgr.core.tunnel import (
     Connecting,
@@ -241,6 +241,7 @@ def _health_view(health: DaemonHealth) -> Json:
             }
             for one in health.limits
         ],
+        "tracing": _tracing_view(health.tracing),
     }
 
 
@@ -253,6 +254,18 @@ def _forward_health_view(forward: AuditForwardHealth) -> Json:
         "behind": forward.behind,
         "dropped": forward.dropped,
         "last_success": timestamp(forward.success_at),
+    }
+
+
+def _tracing_view(tracing: TracingHealth | None) -> Json | None:
+    if tracing is None:
+        return None
+    return {
+        "ok": tracing.error is None,
+        "error": tracing.error,
+        "exported": tracing.exported,
+        "failed": tracing.failed,
+        "dropped": tracing.dropped,
     }
 
 

@@ -104,6 +104,16 @@ class DialCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingHealth:
+    """What has become of the spans since the start, and why the collector did not take the last ones."""
+
+    exported: int
+    failed: int
+    dropped: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonHealth:
     """The state of the daemon itself; `uptime_s` is in seconds, `sharing` has the reports of all members."""
 
@@ -118,6 +128,7 @@ class DaemonHealth:
     cache: CacheHealth | None = None
     limits: Sequence[LimitHealth] = ()
     dials: DialCounts = DialCounts()
+    tracing: TracingHealth | None = None
 
 
 class Telemetry(WorldView, Protocol):

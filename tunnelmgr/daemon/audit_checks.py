@@ -6,7 +6,8 @@ from typing import Final
 
 from tunnelmgr.config import AuditForwardConfig, ControllerConfig
 from tunnelmgr.observability.audit_seal import SealingKey
-from tunnelmgr.observability.audit_tls import failure_text, tls_context
+from tunnelmgr.observability.audit_tls import tls_context
+from tunnelmgr.observability.collector import connection_failure
 
 _PATIENCE: Final = 10.0
 
@@ -27,7 +28,7 @@ def collector_error(config: AuditForwardConfig) -> str | None:
                 with tls_context(config).wrap_socket(plain, server_hostname=host):
                     pass
     except OSError as failed:
-        return f"{config.url}: {failure_text(failed)}"
+        return f"{config.url}: {connection_failure(failed)}"
     if config.token_file is not None and not os.access(config.token_file, os.R_OK):
         return f"cannot read {config.token_file}"
     return None

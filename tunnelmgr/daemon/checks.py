@@ -20,6 +20,7 @@ from tunnelmgr.daemon.audit_checks import collector_error, sealing_key
 from tunnelmgr.daemon.cluster_checks import disagreements
 from tunnelmgr.daemon.prepared import PinsKeys, build
 from tunnelmgr.daemon.sharing_checks import SharingCheck, check_sharing
+from tunnelmgr.daemon.tracing import tracing_error
 from tunnelmgr.dataplane.fast_path import fast_path_status
 from tunnelmgr.dataplane.socket_options import missing_kernel_settings
 from tunnelmgr.errors import ConfigError, ControlError, DiscoveryError, StoreError
@@ -57,7 +58,7 @@ async def check(config: Config) -> list[Finding]:
     findings = [*_keys(config), *await asyncio.to_thread(_state, config), _place("socket", config.controller.socket)]
     if config.cache is not None:
         findings.append(_cache(config.cache))
-    findings += await asyncio.to_thread(lambda: list(_audit(config)))
+    findings += await asyncio.to_thread(lambda: [*_audit(config), *_tracing(config)])
     forwards = config.forwards()
     for registry in registries(forwards):
         findings += await _registry(registry)
@@ -149,6 +150,13 @@ def _audit(config: Config) -> Iterator[Finding]:
     for entry in config.audit_forward:
         wrong, name = collector_error(entry), f"audit collector {entry.name}"
         yield Finding(name, "failed", wrong) if wrong else Finding(name, "ok", entry.url)
+
+
+def _tracing(config: Config) -> Iterator[Finding]:
+    """Check that the collector takes traces."""
+    if config.tracing is not None:
+        wrong = tracing_error(config.tracing)
+        yield Finding("tracing", "failed", wrong) if wrong else Finding("tracing", "ok", config.tracing.url)
 
 
 def _cache(config: CacheConfig) -> Finding:

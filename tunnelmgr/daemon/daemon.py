@@ -35,6 +35,7 @@ from tunnelmgr.daemon.request_log import AuditedRequests
 from tunnelmgr.daemon.shared_registry import make_shared_registry
 from tunnelmgr.daemon.signals import SignalHandler
 from tunnelmgr.daemon.source_watches import MissingAgents, SourceWatches
+from tunnelmgr.daemon.tracing import make_tracing
 from tunnelmgr.daemon.trust_lookups import AdmittedScanner, StoredSeeds
 from tunnelmgr.daemon.trust_methods import TrustInputs
 from tunnelmgr.dataplane.fast_path import fast_path_status
@@ -79,19 +80,19 @@ class Daemon:
         self.audit = make_audit(prepared.config, clock, configuration.requires_audit)
         self.trail = AuditTrail(self.audit.log, self.controller, clock)
         self.registry, metrics, activity = RegistryWatch(configuration), Metrics(), RecentActivity(clock)
-        requests = AuditedRequests(configuration, self.audit.log, self.trail, metrics.measurements, activity)
+        self.tracing = make_tracing(prepared.config)
+        requests = AuditedRequests(configuration, self.trail, metrics.measurements, activity, self.tracing.requests)
         cache, prover = PullCache.make(prepared.config.cache), Prover()
         gate = make_gate(cache, configuration, prover, UploadProofs(stored.secret), requests)
         channels = ChannelServer(configuration, gate, settings.name, activity.traffic)
-        reports = MeasuredEvents(events, self.controller, metrics.measurements, clock)
+        reports = self.tracing.watch(MeasuredEvents(events, self.controller, metrics.measurements, clock))
         self.supervisor = Supervisor(tasks, tunnel_settings(prepared, admission, prover, channels, reports))
 
         shared = make_shared_registry(settings, self.controller, configuration, clock)
         parts = (configuration, self.controller, self.searches, self.supervisor, sources, member, shared)
         self.reload = Reload(file, prepared.config, *parts)
-        watched = (self.controller, channels, self.registry, self.audit, self.reload, activity, cache)
-        operations = DaemonOperations(*watched)
-        metrics.watch(operations)
+        served = (channels, self.registry, self.audit, self.reload, activity, cache, self.tracing)
+        operations = DaemonOperations(self.controller, *served)
         self.interfaces = Interfaces.make(operations, metrics, clock, wall)
         self.signals = SignalHandler(tasks, self.controller, self.reload, self.supervisor)
         self.housekeeping = Housekeeping(scheduler, self.controller, self.registry, metrics, activity, clock, wall)
@@ -146,6 +147,7 @@ class Daemon:
         await self.interfaces.close()
         await self.trail.flush()
         self.audit.close()
+        self.tracing.close()
 
 
 def make_gate(

@@ -35,6 +35,7 @@ class Interfaces:
         cls, operations: DaemonOperations, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]
     ) -> "Interfaces":
         """Make them for a daemon; `wall` is the clock by which seeds expire. Raises ControlError."""
+        metrics.watch(operations)
         settings, api = operations.reloads.started_with, operations.reloads.started.api
         events, pages = EventLog(process=f"{clock() * 1000:.0f}"), StatusPages(operations, clock)
         health, page = tuple(HealthRoutes(operations, metrics).routes()), tuple(pages.routes())

@@ -21,6 +21,7 @@ from tunnelmgr.daemon.pull_cache import PullCache
 from tunnelmgr.daemon.recent_activity import RecentActivity
 from tunnelmgr.daemon.registry_health import RegistryWatch
 from tunnelmgr.daemon.reload import Reload
+from tunnelmgr.daemon.tracing import Tracing
 from tunnelmgr.dataplane.fast_path import fast_path_status
 
 
@@ -35,6 +36,7 @@ class DaemonOperations:
     reloads: Reload
     activity: RecentActivity
     cache: PullCache
+    tracing: Tracing = field(default_factory=Tracing)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -61,6 +63,7 @@ class DaemonOperations:
             sharing=() if shared is None else shared.reports,
             cache=self.cache.health(),
             limits=self.channels.limits(),
+            tracing=self.tracing.health(),
             dials=self.reloads.supervisor.settings.admission.counts(),
         )
 

@@ -104,7 +104,7 @@ class Reload:
         ]
         remarks += [
             f"{table} has changed and takes effect at the next start"
-            for table in ("cache", "audit_forward", "api")
+            for table in ("cache", "audit_forward", "api", "tracing")
             if getattr(prepared.config, table) != getattr(self.started, table)
         ]
         return remarks

@@ -12,6 +12,7 @@ The path of one request, with the file of each step::
       v
     Session              session.py            waits for a request, reads its head, records it
       |                  in_flight.py          the requests that are served now
+      |                  request_trace.py      the stages of those that are traced
       v                  head_parser.py        parses the head strictly
     RequestHandler       request_handler.py    classifies (core/oci.py), decides (core/policy.py)
       |                                        replies itself: identity.py, local_reply.py, catalog.py

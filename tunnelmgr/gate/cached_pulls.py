@@ -23,6 +23,7 @@ from tunnelmgr.gate.head_encoder import REMEMBERED_HEADS, encode_request_head
 from tunnelmgr.gate.head_parser import LENGTH, BodyFraming, Coding, RequestHead, ResponseHead
 from tunnelmgr.gate.holdings import Holdings, Question
 from tunnelmgr.gate.registry_pool import Answer
+from tunnelmgr.gate.request_trace import Stage
 from tunnelmgr.gate.shared_requests import SharedRequests
 
 _ALGORITHMS: Final = ("sha256:", "sha512:")
@@ -66,6 +67,7 @@ class CachedPulls:
         head, request = pull.head, pull.request
         if not is_cacheable(head, request):
             return False
+        pull.state.enter(Stage.CACHE)
         asked, wire = _question_about(head)
         question = self.holdings.question(registry.endpoint, request.repository, wire)
         if request.route is Route.MANIFEST and head.method == "GET":

@@ -100,7 +100,7 @@ class Exchange:
         Raises RegistryUnavailableError, MalformedRequestError for invalid chunks, AgentStalledError, and
         ConnectionError if the agent is gone.
         """
-        encoded = encode_request_head(head, request)
+        encoded = encode_request_head(head, request, self._state.traceparent)
         if head.body.coding is Coding.NONE:
             return await self._connection.round_trip(head.method, encoded)
         return await self._forward_with_body(head, encoded)
@@ -128,7 +128,7 @@ class Exchange:
         """Send a request whose body has been read already; returns and raises as `forward_request` does."""
         await self._connection.open()
         framing = BodyFraming(Coding.COUNTED, len(manifest.content))
-        encoded = encode_request_head(replace(head, body=framing), request)
+        encoded = encode_request_head(replace(head, body=framing), request, self._state.traceparent)
         return await self._receive_head_while(head, self._connection.send(encoded + manifest.content))
 
     async def _forward_with_body(self, head: RequestHead, encoded: bytes) -> ResponseHead:

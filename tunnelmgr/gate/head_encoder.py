@@ -51,8 +51,8 @@ def encode_plain_request(head: RequestHead) -> bytes:
     return encode_request_head(head, classify(head.method, head.target))
 
 
-def encode_request_head(head: RequestHead, request: RegistryRequest) -> bytes:
-    """Return the head of the request for the registry, written from parsed parts only."""
+def encode_request_head(head: RequestHead, request: RegistryRequest, traceparent: bytes = b"") -> bytes:
+    """Return the head of the request for the registry, written from parsed parts only, with a trace's context."""
     dropped = connection_options(head.fields)
     lines = [f"{request.method} {request.target()} HTTP/1.1\r\nHost: {head.host}\r\n".encode("ascii")]
     lines += [b"%b: %b\r\n" % field for field in head.fields if field[0] not in dropped and _is_forwarded(field[0])]
@@ -60,6 +60,8 @@ def encode_request_head(head: RequestHead, request: RegistryRequest) -> bytes:
         lines.append(b"Content-Type: %b\r\n" % _content_type(head, request))
     if request.body is not BodyKind.NONE:
         lines.append(_framing_line(head.body))
+    if traceparent:
+        lines.append(b"Traceparent: %b\r\n" % traceparent)
     lines.append(b"\r\n")
     return b"".join(lines)
 

@@ -25,7 +25,6 @@ class RequestInFlight:
     handler: HasCaller
     agent: MeteredChannel
     state: RequestState
-    began: float
     sent: int
     received: int
     number: int = field(default_factory=lambda: next(_numbers))
@@ -45,5 +44,5 @@ class RequestInFlight:
             status=int(self.state.status),
             to_agent=self.agent.to_agent - self.sent,
             from_agent=self.agent.from_agent - self.received,
-            seconds=now - self.began,
+            seconds=now - self.state.began,
         )

@@ -32,9 +32,11 @@ from tunnelmgr.gate.local_reply import LocalReply, refusal
 from tunnelmgr.gate.paced_channel import PacedChannel
 from tunnelmgr.gate.push import PushHandler
 from tunnelmgr.gate.request_state import RequestState
+from tunnelmgr.gate.request_trace import Stage
 from tunnelmgr.gate.traffic import MeteredChannel
 
 _PROBE: Final = classify("GET", WELL_KNOWN_PATH)
+_READS: Final = frozenset({RegistryAction.BASE, RegistryAction.PULL})
 _SHARED: Final = frozenset({Route.BASE, Route.MANIFEST})
 """What all agents of a fleet ask for, with short answers."""
 
@@ -85,6 +87,7 @@ class RequestHandler:
         Raises as `Exchange` does, and GateClosedError if the request log has an outage.
         """
         policy = self._current_policy()
+        state.follow(self._context.requests.trace(self.caller.agent))
         request = state.request = classify(head.method, head.target)
         if head.body.coding is not Coding.NONE and has_form_body(head):
             message = "a registry takes blobs and manifests, not forms: send another Content-Type"
@@ -104,12 +107,15 @@ class RequestHandler:
         authorized = AuthorizedRequest(head, request, policy, state, self._exchange(state, registry, limiter))
         if limiter is None:
             return await self._carry_out(authorized, registry)
+        state.enter(Stage.LIMIT)
         pulls_blob = request.route is Route.BLOB and head.method == "GET"
         async with limiter.turn(self.caller.agent, pulls_blob=pulls_blob):
             return await self._carry_out(authorized, registry)
 
     async def _carry_out(self, authorized: AuthorizedRequest, registry: ConnectedRegistry) -> LocalReply | None:
         head, request = authorized.head, authorized.request
+        if request.action not in _READS:
+            authorized.state.enter(Stage.REGISTRY)
         match request.action:
             case RegistryAction.CATALOG:
                 return await self._catalog_search(head, authorized.policy).page(request, close=head.ends_channel)
@@ -127,6 +133,7 @@ class RequestHandler:
         cached = self._context.cached_pulls
         if cached is not None and await cached.serve(pull, registry, self.caller.agent):
             return
+        pull.state.enter(Stage.REGISTRY)
         if request.route in _SHARED:
             wire = encode_plain_request(head)
             answer = await self._context.shared.answer(head.method, wire, registry.connection.slot)

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.gate.caller import Caller
+from tunnelmgr.gate.request_trace import RequestTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class RequestRecord:
     `verdict` is `allowed`, `refused` or `malformed`; `rule` is the rule that decided. `status` is 0 if no response was
     started. `reference` is a tag, a digest or an upload's id. `took` are the seconds from the request's
     first byte to the end of the response, `latency` those to its start. `error` is the code of a failure on the
-    registry's side, empty if there was none; `reason` is its message.
+    registry's side, empty if there was none; `reason` is its message. `trace` is None unless the request was traced.
     """
 
     caller: Caller
@@ -31,10 +32,15 @@ class RequestRecord:
     error: str = ""
     reason: str = ""
     latency: float = 0.0
+    trace: RequestTrace | None = None
 
 
 class RequestLog(Protocol):
     """Takes the record of every request; `daemon/request_log.py` implements it."""
+
+    def trace(self, agent: AgentId) -> RequestTrace | None:
+        """Return the trace for a request that begins, None if it is not traced; a record brings it back."""
+        ...
 
     def record(self, request: RequestRecord) -> None:
         """Take one record; returns at once."""
@@ -54,6 +60,9 @@ class RequestLog(Protocol):
 
 class NoRequestLog:
     """A request log that drops every record."""
+
+    def trace(self, agent: AgentId) -> None:
+        """Trace nothing."""
 
     def record(self, request: RequestRecord) -> None:
         """Drop the record."""

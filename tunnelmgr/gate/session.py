@@ -3,7 +3,6 @@
 `gate/__init__.py` has the states of a session and what they guarantee.
 """
 
-import time
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
@@ -99,16 +98,15 @@ class Session:
 
     async def _serve_request(self) -> bool:
         """Serve one request; returns whether another may follow."""
-        began = time.monotonic()  # more precise than the loop's clock: uvloop counts milliseconds
         state = RequestState()
-        in_flight = RequestInFlight(self._handler, self._agent, state, began, *self._recorded)
+        in_flight = RequestInFlight(self._handler, self._agent, state, *self._recorded)
         self._context.in_flight.add(in_flight)
         try:
             await self._respond(state)
         finally:
             self._context.in_flight.discard(in_flight)
             if state.status or state.request is not None:
-                self._record(state, began)
+                self._record(state)
         await self._context.requests.throttle(self._handler.caller.agent)
         return state.keep_alive
 
@@ -197,13 +195,12 @@ class Session:
         except TimeoutError:
             log.debug("refused body not ended by agent", agent=self._handler.caller.agent)
 
-    def _record(self, state: RequestState, began: float) -> None:
+    def _record(self, state: RequestState) -> None:
         sent, received = self._recorded
         self._recorded = self._agent.to_agent, self._agent.from_agent
         record = state.to_record(
             self._handler.caller,
             bytes_to_agent=self._agent.to_agent - sent,
             bytes_from_agent=self._agent.from_agent - received,
-            began=began,
         )
         self._context.requests.record(record)

@@ -1,17 +1,15 @@
 """A collector with an HTTP endpoint: each request has entries as lines of JSON, which a status 2xx confirms."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import requests
 
-from tunnelmgr import __version__
-from tunnelmgr.config import AuditForwardConfig, private_key_file_error
+from tunnelmgr.config import AuditForwardConfig
 from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.observability.audit_forward import ForwardError
 from tunnelmgr.observability.audit_tail import Copied
-from tunnelmgr.observability.audit_tls import failure_text, trusted_certificates
+from tunnelmgr.observability.collector import TokenError, prepare_session, request_failure, trusted_certificates
 
 TIMEOUTS: Final = (10.0, 30.0)
 """Seconds to connect, and between two bytes of an answer."""
@@ -29,12 +27,11 @@ class HttpDestination:
         self._config = config
         self._limit = 2**30  # entries of a request; halved if the collector finds one too large
         self._session = requests.Session()
-        self._session.trust_env = False  # neither a proxy nor .netrc, which the configuration does not name
-        self._session.verify = trusted_certificates(config)
+        prepare_session(self._session, config.token_file)
+        self._session.verify = trusted_certificates(config.ca_file)
         if config.certificate and config.key:
             self._session.cert = (str(config.certificate), str(config.key))
-        agent = f"tunnelmgr/{__version__}"
-        self._session.headers.update({"Content-Type": "application/x-ndjson", "User-Agent": agent})
+        self._session.headers["Content-Type"] = "application/x-ndjson"
 
     def send(self, entries: Sequence[Copied]) -> bool:
         """Send entries; they are confirmed by the answer."""
@@ -58,17 +55,16 @@ class HttpDestination:
 
     def _post(self, entries: Sequence[Copied]) -> bool:
         """Send one request; return False if it is too large for the collector."""
-        token = self._config.token_file
-        headers = {"Authorization": f"Bearer {_read_token(token)}"} if token else {}
         body = b"".join(line for _, line in entries)
         try:
-            answer = self._session.post(
-                self._config.url, data=body, headers=headers, timeout=TIMEOUTS, allow_redirects=False, stream=True
-            )
+            url = self._config.url
+            answer = self._session.post(url, data=body, timeout=TIMEOUTS, allow_redirects=False, stream=True)
             with answer:  # whose connection is used again if its text is short
                 text = sanitize(next(answer.iter_content(_TEXT), b"").decode(errors="replace"))
         except requests.RequestException as failed:
-            raise ForwardError(_reason(failed)) from failed
+            raise ForwardError(request_failure(failed)) from failed
+        except TokenError as invalid:
+            raise ForwardError(str(invalid)) from invalid
         if answer.ok and answer.status_code < 300:  # noqa: PLR2004 - a redirect confirms nothing
             return True
         if answer.status_code == _TOO_LARGE:
@@ -76,24 +72,6 @@ class HttpDestination:
         raise ForwardError(f"the collector answered {answer.status_code} {text}".rstrip(), _asked_wait(answer))
 
 
-def _reason(failed: requests.RequestException) -> str:
-    """Return the innermost reason of an error; requests wraps those of urllib3 and of the socket."""
-    cause: BaseException = failed
-    while (inner := getattr(cause, "reason", None) or cause.__context__) and isinstance(inner, BaseException):
-        cause = inner
-    return failure_text(cause) if isinstance(cause, OSError) else sanitize(str(cause)) or type(cause).__name__
-
-
 def _asked_wait(answer: requests.Response) -> float:
     asked = answer.headers.get("Retry-After", "")
     return min(float(asked), MAX_WAIT) if asked.isdecimal() else 0.0
-
-
-def _read_token(file: Path) -> str:
-    """Read the token for each request, so that a new one needs no restart."""
-    if (wrong := private_key_file_error(file)) is not None:
-        raise ForwardError(f"token_file: {wrong}")
-    token = file.read_text(encoding="utf-8").strip()
-    if not token or not (token.isascii() and token.isprintable()):
-        raise ForwardError(f"token_file: {file} does not hold one line with a token")
-    return token

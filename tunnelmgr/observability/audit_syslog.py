@@ -19,7 +19,8 @@ from tunnelmgr import __version__
 from tunnelmgr.config import AuditForwardConfig
 from tunnelmgr.observability.audit_forward import ForwardError
 from tunnelmgr.observability.audit_tail import Copied
-from tunnelmgr.observability.audit_tls import failure_text, tls_context
+from tunnelmgr.observability.audit_tls import tls_context
+from tunnelmgr.observability.collector import connection_failure
 
 TIMEOUT: Final = 20.0
 """Seconds for one step: the connection, the sending of a batch, the confirmation."""
@@ -47,7 +48,7 @@ class SyslogDestination:
             self._connection = self._connection or self._connect()
             self._connection.sendall(frames)
         except OSError as failed:
-            raise ForwardError(failure_text(failed)) from failed
+            raise ForwardError(connection_failure(failed)) from failed
         return False
 
     def confirm(self) -> None:
@@ -66,7 +67,7 @@ class SyslogDestination:
                     raise ForwardError("the collector reset the connection")
         except OSError as failed:
             raise ForwardError(
-                f"the collector did not confirm by closing the session: {failure_text(failed)}"
+                f"the collector did not confirm by closing the session: {connection_failure(failed)}"
             ) from failed
         finally:
             connection.close()

@@ -79,12 +79,13 @@ class Measurements:
         self._request_series: dict[RequestLabels, tuple[Counter, Histogram, Histogram]] = {}
         self._probe_series: dict[str, Histogram] = {}
 
-    def record_request(self, request: RequestLabels, latency: float, took: float) -> None:
-        """Record one request, and the seconds to the start and to the end of its response."""
+    def record_request(self, request: RequestLabels, latency: float, took: float, trace_id: str = "") -> None:
+        """Record one request, the seconds to the start and to the end of its response, and its trace if it has one."""
         counter, latencies, seconds = self._request_series.get(request) or self._series_of(request)
         counter.inc()
-        latencies.observe(latency)
-        seconds.observe(took)
+        example = {"trace_id": trace_id} if trace_id else None
+        latencies.observe(latency, example)
+        seconds.observe(took, example)
 
     def _series_of(self, request: RequestLabels) -> tuple[Counter, Histogram, Histogram]:
         """Return a request's series, and keep them unless a registry has invented the status."""

@@ -1,6 +1,7 @@
 """All Prometheus metrics: measurements as they were taken, and samples of the world at each scrape."""
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, disable_created_metrics, exposition
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from tunnelmgr.core.health import Telemetry
 from tunnelmgr.observability.measurements import Measurements
@@ -8,10 +9,6 @@ from tunnelmgr.observability.samples import WorldCollector
 
 # Prometheus takes the time of a counter's start as just another gauge, one for each series.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # its only form
-
-
-CONTENT_TYPE = "text/plain; version=0.0.4"
-"""Prometheus' text format, https://prometheus.io/docs/instrumenting/exposition_formats/."""
 
 
 class Metrics:
@@ -25,6 +22,13 @@ class Metrics:
         """Also serve what the daemon reports of its world and its health."""
         self._registry.register(WorldCollector(telemetry))
 
-    def exposition(self) -> bytes:
-        """Return all samples now, in the format of `CONTENT_TYPE`."""
-        return generate_latest(self._registry)
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return all samples now, and their content type, in a format that an Accept header names.
+
+        That is OpenMetrics, which Prometheus requests and which has exemplars (the traces of some measured requests),
+        or Prometheus' own text format. The library's own choice fails on versions that it cannot compare.
+        """
+        if "application/openmetrics-text" in accept:
+            body = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]  # its only form
+            return body, openmetrics.CONTENT_TYPE_LATEST
+        return exposition.generate_latest(self._registry), exposition.CONTENT_TYPE_PLAIN_0_0_4

@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tunnelmgr.core.health import CacheHealth, DialCounts, LimitHealth, Telemetry
+from tunnelmgr.core.health import CacheHealth, DialCounts, LimitHealth, Telemetry, TracingHealth
 from tunnelmgr.core.registry_sharing import unshared_pairs
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import status_of
@@ -141,6 +141,7 @@ class WorldCollector(Collector):
         yield from _dials(facts.dials)
         yield from _cache(facts.cache)
         yield from _limits(facts.limits)
+        yield from _tracing(facts.tracing)
         reachable = int(facts.registry.reachable)
         yield GaugeMetricFamily("tunnelmgr_registry_reachable", "1 if the registry answers", value=reachable)
 
@@ -208,3 +209,16 @@ def _limits(limits: Sequence[LimitHealth]) -> Iterator[Metric]:
         seconds.add_metric([one.group, one.limit], one.waited_s)
         refused.add_metric([one.group, one.limit], one.refused)
     yield from (waiting, waits, seconds, refused) if limits else ()
+
+
+def _tracing(tracing: TracingHealth | None) -> Iterator[Metric]:
+    if tracing is None:
+        return
+    spans = CounterMetricFamily(
+        "tunnelmgr_trace_spans",
+        "Spans that the collector has taken, that it has not taken, or that were dropped while too many waited",
+        labels=["result"],
+    )
+    for result, number in (("exported", tracing.exported), ("failed", tracing.failed), ("dropped", tracing.dropped)):
+        spans.add_metric([result], number)
+    yield spans

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from tunnelmgr.core.health import Telemetry
 from tunnelmgr.core.readiness import readiness
-from tunnelmgr.observability.metrics import CONTENT_TYPE, Metrics
+from tunnelmgr.observability.metrics import Metrics
 
 PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 _UNCACHED = {"Cache-Control": "no-store"}
@@ -48,5 +48,6 @@ class HealthRoutes:
             headers=_UNCACHED,
         )
 
-    async def _scrape(self, _request: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+    async def _scrape(self, request: web.Request) -> web.Response:
+        body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type, "Vary": "Accept"})
