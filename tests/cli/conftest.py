@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tests.control.fake_daemon import FakeDaemon
 from tunnelmgr.cli import app
+from tunnelmgr.control.routes import ApiRoutes
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.observability.metrics import Metrics
 from tunnelmgr.ssh.key_files import make_key
@@ -55,7 +56,7 @@ def socket(daemon: FakeDaemon, tmp_path: Path) -> Iterator[Path]:
     started, stop = threading.Event(), threading.Event()
 
     async def serve() -> None:
-        server = ControlServer(daemon, place, more=HealthRoutes(daemon, Metrics()).routes())
+        server = ControlServer(daemon, place, (*ApiRoutes(daemon).routes(), *HealthRoutes(daemon, Metrics()).routes()))
         await server.start()
         started.set()
         await asyncio.to_thread(stop.wait)

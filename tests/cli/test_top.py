@@ -1,4 +1,4 @@
-"""`top`: rates between two looks, and what is shown of them."""
+"""`top`: rates between two samples, and what is shown of them."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from click.testing import Result
 from rich.console import Console
 
 from tests.control.fake_daemon import FakeDaemon, fleet
-from tunnelmgr.cli.top import Look, Rates, screen
+from tunnelmgr.cli.top import Rates, Sample, screen
 from tunnelmgr.control.views import status_view
 from tunnelmgr.core.activity import Transfer
 from tunnelmgr.core.agent import AgentId
@@ -34,8 +34,8 @@ PULL = Transfer(
 )
 
 
-def look(at: float, agents: dict[str, tuple[int, int]], transfers: list[dict[str, Any]] | None = None) -> Look:
-    """Return a look with agents that have carried these bytes to and from them."""
+def sample(at: float, agents: dict[str, tuple[int, int]], transfers: list[dict[str, Any]] | None = None) -> Sample:
+    """Return a sample with agents that have carried these bytes to and from them."""
     known = [
         {
             "agent": name,
@@ -50,7 +50,7 @@ def look(at: float, agents: dict[str, tuple[int, int]], transfers: list[dict[str
         for name, carried in agents.items()
     ]
     daemon = FakeDaemon()
-    return Look(at, status_view(fleet(), daemon.health()), known, transfers or [])
+    return Sample(at, status_view(fleet(), daemon.health()), known, transfers or [])
 
 
 def transfer(number: int, to_agent: int, seconds: float = 60.0) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def transfer(number: int, to_agent: int, seconds: float = 60.0) -> dict[str, Any
 
 def test_rates_are_what_was_carried_between_two_looks() -> None:
     """Each direction has its rate; an agent or a transfer that is new counts from its beginning."""
-    before = look(10.0, {"a": (1000, 50), "b": (10, 10)}, [transfer(1, 100)])
-    now = look(12.0, {"a": (5000, 250), "c": (300, 0)}, [transfer(1, 700), transfer(2, 900, seconds=1.5)])
+    before = sample(10.0, {"a": (1000, 50), "b": (10, 10)}, [transfer(1, 100)])
+    now = sample(12.0, {"a": (5000, 250), "c": (300, 0)}, [transfer(1, 700), transfer(2, 900, seconds=1.5)])
 
     rates = Rates.between(before, now)
 
@@ -73,16 +73,16 @@ def test_rates_are_what_was_carried_between_two_looks() -> None:
 
 def test_counters_that_start_again_are_not_negative() -> None:
     """A new tunnel of the same agent counts from zero."""
-    assert Rates.between(look(0.0, {"a": (9000, 9000)}), look(1.0, {"a": (40, 0)})).agents == {"a": (40.0, 0.0)}
+    assert Rates.between(sample(0.0, {"a": (9000, 9000)}), sample(1.0, {"a": (40, 0)})).agents == {"a": (40.0, 0.0)}
 
 
 @pytest.mark.parametrize("height", [1, 24, 200])
 def test_the_busiest_come_first_and_as_many_as_fit(height: int) -> None:
     """On a low terminal the fastest are shown; of idle agents, one without a tunnel comes first."""
     agents = {f"agent-{number}": (0, 0) if number == 3 else (number, 0) for number in range(1, 61)}
-    before = look(0.0, agents, [transfer(number, 0) for number in range(60)])
+    before = sample(0.0, agents, [transfer(number, 0) for number in range(60)])
     later = agents | {"agent-40": (10_000_000, 0)}
-    now = look(1.0, later, [transfer(number, number * 1000) for number in range(60)])
+    now = sample(1.0, later, [transfer(number, number * 1000) for number in range(60)])
     console = Console(width=140, color_system=None, height=height)
     with console.capture() as printed:
         console.print(screen(now, Rates.between(before, now), height))

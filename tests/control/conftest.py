@@ -9,6 +9,7 @@ import pytest
 
 from tests.control.fake_daemon import FakeDaemon
 from tunnelmgr.control.client import ControlClient
+from tunnelmgr.control.routes import ApiRoutes
 from tunnelmgr.control.server import ControlServer
 
 Answer = TypeVar("Answer")
@@ -29,7 +30,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 async def server(daemon: FakeDaemon, place: Path) -> AsyncIterator[ControlServer]:
     """Serve the daemon."""
-    server = ControlServer(daemon, place)
+    server = ControlServer(daemon, place, ApiRoutes(daemon).routes())
     await server.start()
     yield server
     await server.close()

@@ -63,7 +63,8 @@ def agents_view(
     world: World, traffic: Mapping[AgentId, TrafficCounters] | None = None, *, departed: bool = False
 ) -> list[Json]:
     """Return the agents as `/v1/agents` does without parameters."""
-    found = AgentQuery(departed=departed).select(world, traffic or {})
+    query = AgentQuery(departed=departed)
+    found = query.ordered(query.matching(world, world.records.values(), traffic or {}))
     return [agent_in(world, one.record, (traffic or {}).get(one.record.agent.id)) for one in found]
 
 

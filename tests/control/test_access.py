@@ -14,6 +14,7 @@ import pytest
 from tests.control.fake_daemon import FakeDaemon
 from tests.control.unix_http import OnSocket, request
 from tunnelmgr.control import server as server_module
+from tunnelmgr.control.routes import ApiRoutes
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.errors import ControlError
 
@@ -61,7 +62,7 @@ async def test_a_stale_socket_is_replaced(daemon: FakeDaemon, tmp_path: Path, as
     place = tmp_path / "stale.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(place))
-    server = ControlServer(daemon, place)
+    server = ControlServer(daemon, place, ApiRoutes(daemon).routes())
     await server.start()
 
     assert (await ask(request, place, "GET", "/v1/status"))[0] == 200
@@ -74,7 +75,7 @@ async def test_a_second_daemon_on_the_same_socket_is_refused(
 ) -> None:
     """A second daemon on the same socket is refused, and the first keeps its socket."""
     with pytest.raises(ControlError, match="another daemon"):
-        await ControlServer(FakeDaemon(), place).start()
+        await ControlServer(FakeDaemon(), place, ()).start()
 
     assert (await ask(request, place, "GET", "/v1/status"))[0] == 200
 
@@ -84,7 +85,7 @@ async def test_a_path_where_no_socket_can_be_is_an_error_that_names_it(daemon: F
     (tmp_path / "file").write_text("")
     for place in (tmp_path, tmp_path / "file", tmp_path / "file" / "sock", tmp_path / ("x" * 120)):
         with pytest.raises(ControlError, match=r"controller\.socket"):
-            await ControlServer(daemon, place).start()
+            await ControlServer(daemon, place, ApiRoutes(daemon).routes()).start()
     assert (tmp_path / "file").read_text() == ""
 
 

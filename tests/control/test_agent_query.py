@@ -168,6 +168,7 @@ async def test_an_answer_that_has_not_changed_is_304(daemon: FakeDaemon, get: Ge
 
 def test_without_parameters_all_agents_come_newest_first() -> None:
     """The query without parameters is that of `list`: present agents, the newest first, equal ones by id."""
-    chosen = AgentQuery.parse([]).select(several(4), {})
+    world, query = several(4), AgentQuery.parse([])
+    chosen = query.ordered(query.matching(world, world.records.values(), {}))
 
     assert [one.record.agent.name for one in chosen] == ["n002", "n003", "n000", "n001"]

@@ -12,6 +12,7 @@ from tests.control.unix_http import request
 from tunnelmgr.config.changes import ConfigChange, Preview
 from tunnelmgr.control import api_models as shapes
 from tunnelmgr.control.openapi import OPERATIONS, document
+from tunnelmgr.control.routes import ApiRoutes
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster
@@ -59,7 +60,7 @@ async def test_each_answer_has_the_fields_of_its_model(
 
 def test_the_document_has_every_route(daemon: FakeDaemon, tmp_path: Path) -> None:
     """A route of the API that the document lacks could not be found."""
-    server = ControlServer(daemon, tmp_path / "socket")
+    server = ControlServer(daemon, tmp_path / "socket", ApiRoutes(daemon).routes())
     routes = {
         (route.method.lower(), route.resource.canonical)
         for route in server._runner.app.router.routes()

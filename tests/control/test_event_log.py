@@ -24,7 +24,7 @@ SEEN = HistoryEntry(NOW, "seen", "in source office")
 async def log(tmp_path: Path) -> AsyncIterator[EventLog]:
     """Serve an event log on a unix socket."""
     log = EventLog("process-1")
-    server = ControlServer(FakeDaemon(), tmp_path / "sock", more=log.routes())
+    server = ControlServer(FakeDaemon(), tmp_path / "sock", log.routes())
     await server.start()
     yield log
     log.close()

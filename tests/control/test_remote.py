@@ -5,7 +5,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lab.certificates import make_certificate
 from tests.control.fake_daemon import FakeDaemon
 from tests.ssh.ssh_server import free_port
 from tunnelmgr.control.remote import ApiClient, RemoteServer, TlsFiles
+from tunnelmgr.control.routes import ApiRoutes
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested
 from tunnelmgr.core.tunnel import Endpoint
@@ -33,6 +34,8 @@ class Site:
     daemon: FakeDaemon
     server: RemoteServer
     at: Endpoint
+    headers: dict[str, str] = field(default_factory=dict)
+    """The header fields of the last answer."""
 
     async def ask(
         self,
@@ -51,6 +54,8 @@ class Site:
             aiohttp.ClientSession() as session,
             session.request(method, url, ssl=trust, headers=sent, json=json) as answer,
         ):
+            self.headers.clear()
+            self.headers.update(answer.headers)
             return answer.status, await answer.json()
 
     def trusting(self, client: str = "") -> ssl.SSLContext:
@@ -88,7 +93,7 @@ async def serving(folder: Path) -> AsyncIterator[Site]:
         ApiClient.of("dashboard", "operate", None),
     ]
     files = TlsFiles(folder / "server.pem", folder / "server.key", folder / "authority.pem")
-    server = RemoteServer(daemon, clients, files, more=(web.get("/", page),))
+    server = RemoteServer(daemon, clients, files, (*ApiRoutes(daemon).routes(), web.get("/", page)))
     await server.start(at)
     try:
         yield Site(folder, daemon, server, at)
@@ -103,6 +108,7 @@ async def test_a_client_without_proof_gets_nothing(folder: Path) -> None:
             for method, path in (("GET", "/v1/status"), ("GET", "/"), ("POST", "/v1/reload")):
                 status, answer = await site.ask(method, path, **proof)
                 assert (status, answer["error"]["code"]) == (401, "unauthorized")
+                assert site.headers["WWW-Authenticate"] == 'Bearer realm="tunnelmgr"'
         assert (site.daemon.reloads, site.daemon.requests) == (0, [])
 
 
@@ -123,6 +129,7 @@ async def test_a_reader_may_only_read(folder: Path) -> None:
         assert status == 403
         assert answer["error"]["message"] == "client reader may only read: its role in [[api.client]] is read"
         assert site.daemon.reloads == 0
+        assert site.daemon.requests == [("reader", None, "POST", "/v1/reload", 403)]
 
 
 @pytest.mark.parametrize("proof", [{"token": OPERATOR}, {"client": "dashboard"}])
@@ -157,6 +164,15 @@ async def test_a_page_of_a_browser_changes_nothing(folder: Path) -> None:
         assert (await site.ask("GET", "/v1/status", client="dashboard", headers=headers))[0] == 200
 
 
+@pytest.mark.parametrize(("mode", "status"), [("no-cors", 403), ("cors", 403), ("navigate", 200)])
+async def test_a_page_of_another_site_may_only_link(folder: Path, mode: str, status: int) -> None:
+    """It could not read an answer, but a browser would add the certificate, and it could hold every stream open."""
+    async with serving(folder) as site:
+        headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode}
+
+        assert (await site.ask("GET", "/", client="dashboard", headers=headers))[0] == status
+
+
 async def test_an_internal_error_is_noted_too(folder: Path) -> None:
     """The audit has the status that the client got."""
     async with serving(folder) as site:
@@ -187,7 +203,7 @@ def test_files_that_do_not_fit_are_named_at_the_start(folder: Path) -> None:
     """The daemon does not start without its API."""
     files = TlsFiles(folder / "server.pem", folder / "dashboard.key")
     with pytest.raises(ControlError, match="api: cannot use the certificate and its key"):
-        RemoteServer(FakeDaemon(), [], files)
+        RemoteServer(FakeDaemon(), [], files, ())
 
 
 def changed(file: Path, change: Callable[[Path], object]) -> None:

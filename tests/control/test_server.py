@@ -131,11 +131,14 @@ async def test_a_machine_named_like_another_agents_id_is_not_mistaken_for_it(
     assert "ec2:i-3 (named ?[2Jx)" in listed["error"]["message"]
 
 
-@pytest.mark.parametrize("body", [None, b"{}", b'{"reason": "  "}'])
+REASON_TOO_LONG = json.dumps({"reason": "x" * 1001}).encode()
+
+
+@pytest.mark.parametrize("body", [None, b"{}", b'{"reason": "  "}', b'{"reason": {"a": ["x"]}}', REASON_TOO_LONG])
 async def test_a_release_without_a_reason_is_refused(
     daemon: FakeDaemon, place: Path, ask: Ask, body: bytes | None
 ) -> None:
-    """A release without a reason is refused."""
+    """A release needs a reason that fits into a history: a text of at most 1,000 characters."""
     code, answer = await ask(request, place, "POST", "/v1/agents/builder-3/release", body)
 
     assert code == 400

@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from tests.ssh.ssh_server import free_port
 from tests.until import until
@@ -13,8 +14,8 @@ from tunnelmgr.control.sse import EventStream, EventStreams
 
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the buffers of the socket are full, a client has `PATIENCE` to read; then its connection is cut."""
-    monkeypatch.setattr(sse, "PATIENCE", 0.2)
+    """Once the buffers of the socket are full, a client has `MESSAGE_TIMEOUT` to read; then its connection is cut."""
+    monkeypatch.setattr(sse, "MESSAGE_TIMEOUT", 0.2)
     streams, sent = EventStreams(1), [0]
 
     async def serve(request: web.Request) -> web.StreamResponse:
@@ -51,10 +52,11 @@ async def test_a_quiet_stream_has_heartbeats(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(EventStream, "_write", write)
     monkeypatch.setattr(sse, "HEARTBEAT", 0.01)
-    stream = EventStream.__new__(EventStream)
-    stream._wake = asyncio.Event()
+    stream = EventStream(make_mocked_request("GET", "/"))
 
+    assert not await stream.wait(0.001)
+    assert written == []
     assert not await stream.wait(0.01)
-    assert written == [": still here\n\n"]
+    assert written == [": heartbeat\n\n"]
     stream.wake()
     assert await stream.wait(10)

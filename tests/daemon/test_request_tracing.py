@@ -111,7 +111,7 @@ def test_a_failure_is_the_error_of_its_span(at: Callable[[float], None]) -> None
 
 
 def test_a_method_that_an_agent_invents_names_no_span(at: Callable[[float], None]) -> None:
-    """The names of spans are few, whatever agents send."""
+    """The names of spans are few, regardless of what agents send."""
     sink = Sink()
     at(1003.0)
 

@@ -105,7 +105,7 @@ def test_a_start_that_fails_is_traced_with_the_code(
 
 @pytest.mark.parametrize("failure", [None, REFUSED])
 def test_the_end_of_a_tunnel_ends_the_links_to_it(started: Observed, failure: Failure | None) -> None:
-    """Its end is no start that failed, and what follows is linked to the next tunnel."""
+    """Its end is not traced as a start that failed, and what follows is linked to the next tunnel."""
     started.at(200.0, TunnelEnded(AGENT, 1, failure))
 
     assert len(started.sink.traces) == 1

@@ -44,7 +44,7 @@ async def test_a_pull_is_traced_through_tunnel_gate_and_registry(tmp_path: "Path
     assert [(link.trace_id, link.span_id) for link in request.links] == [(tunnel.trace_id, tunnel.span_id)]
     assert attributes(request)["tunnelmgr.agent"] == attributes(tunnel)["tunnelmgr.agent"]
     assert status["tracing"]["ok"]
-    # The controller's own probes are no requests of the agent.
+    # The controller's own probes are not traced.
     assert not collector.named("GET well-known")
 
 

@@ -139,6 +139,21 @@ def test_changes_appear_by_themselves(browser: "Browser", server: "PageServer", 
         assert wrong == []
 
 
+def test_ages_grow_without_news_from_the_server(browser: "Browser", server: "PageServer") -> None:
+    """An age is by the server's clock, and grows on a page of which nothing else changes."""
+    with opened(browser, server.url) as (page, wrong):
+        page.clock.install()
+        page.reload()
+        expect(page.locator("#live")).to_have_text("Live")
+        age = page.locator("#agents tbody time").first
+        before = age.inner_text()
+        page.clock.fast_forward("03:00:00")
+
+        expect(age).to_have_text("3 h")
+        assert before != "3 h"
+        assert wrong == []
+
+
 def test_a_selection_of_text_is_not_lost(browser: "Browser", server: "PageServer", daemon: FakeDaemon) -> None:
     """A part in which text is selected is replaced only after the selection has ended."""
     with opened(browser, server.url) as (page, _):

@@ -13,6 +13,7 @@ from tests.control.sse_client import Events, events
 from tests.until import until
 from tests.web.listening import listening
 from tests.web.served import TRANSFER, busy_daemon, large_fleet, served
+from tunnelmgr.control.sse import EventStream
 from tunnelmgr.core.activity import Transfer
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.web import pages
@@ -99,13 +100,22 @@ async def test_a_stream_of_nothing_is_refused(path: str, status: int) -> None:
         assert stream.answer.status == status
 
 
-async def test_the_number_of_clients_is_bounded() -> None:
-    """One client too many gets 503, which the script takes as a reason to try again later."""
+async def test_one_client_cannot_have_every_stream() -> None:
+    """A client gets half of the streams, then 503, which the script takes as a reason to try again later."""
     async with served(busy_daemon()) as url, AsyncExitStack() as stack:
-        for _ in range(MAX_CLIENTS):
-            await stack.enter_async_context(events(f"{url}/events"))
-        async with events(f"{url}/events") as refused:
-            assert refused.answer.status == 503
+        streams = [await stack.enter_async_context(events(f"{url}/events")) for _ in range(MAX_CLIENTS)]
+
+        statuses = [stream.answer.status for stream in streams]
+
+    assert statuses == [200] * (MAX_CLIENTS // 2) + [503] * (MAX_CLIENTS // 2)
+
+
+async def test_the_place_of_a_client_that_has_gone_is_free_at_once() -> None:
+    """Closed streams do not count, although each of them notices only with its next message."""
+    async with served(busy_daemon()) as url:
+        for _ in range(2 * MAX_CLIENTS):
+            async with events(f"{url}/events") as stream:
+                assert stream.answer.status == 200
 
 
 async def test_expensive_updates_come_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +129,7 @@ async def test_expensive_updates_come_less_often(monkeypatch: pytest.MonkeyPatch
 
     daemon = busy_daemon()
     daemon.world = large_fleet(5000)
-    monkeypatch.setattr(pages.EventStream, "wait", wait)
+    monkeypatch.setattr(EventStream, "wait", wait)
     async with served(daemon) as url, AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(events(f"{url}/events")) for _ in range(2)]
         for stream in streams:

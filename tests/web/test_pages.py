@@ -11,6 +11,7 @@ import pytest
 
 from tests.control.fake_daemon import NOW, FakeDaemon, record, world
 from tests.web.served import REFUSAL, TRANSFER, busy_daemon, fetch, large_fleet, served
+from tunnelmgr.control import loop_share
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster
 from tunnelmgr.core.health import RegistryHealth
@@ -258,7 +259,7 @@ async def test_readers_take_turns_with_pauses(monkeypatch: pytest.MonkeyPatch) -
         return model
 
     monkeypatch.setattr(pages, "overview", overview)
-    monkeypatch.setattr(pages, "PAUSES", 20.0)
+    monkeypatch.setattr(loop_share, "PAUSE_FACTOR", 20.0)
     async with served(daemon) as url:
         answers = await asyncio.gather(*(fetch(f"{url}/?page={number}") for number in range(1, 5)))
 

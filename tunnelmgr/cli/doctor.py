@@ -44,7 +44,7 @@ def doctor(
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go the way of an agent's tunnel step by step, and say where it ends, why, and what to do.
+    """Check each step of an agent's tunnel, and show the first that fails, why, and what to do.
 
     Asks the daemon, connects to the agent, compares its host key, logs in with the configured key, and asks through
     the tunnel. A tunnel that is up is not disturbed. Run it as root or as the daemon's user, who can read the key.
@@ -61,7 +61,7 @@ def doctor(
 
         write_bundle(bundle, file, loaded, daemon, taken)
         if not as_json:
-            print_line(f"wrote {bundle}; it has names and addresses of agents, so look before you send it")
+            print_line(f"wrote {bundle}; it has names and addresses of agents, so review it before you send it")
     if not passed:
         raise typer.Exit(Exit.FAILURE)
 

@@ -12,6 +12,7 @@ from tunnelmgr.cli.render_cluster import cluster_summary
 from tunnelmgr.cli.render_text import cell, count, marked
 from tunnelmgr.control.problems import controller_problems
 from tunnelmgr.control.units import duration, size
+from tunnelmgr.core.cures import MARKS
 from tunnelmgr.core.world import RETRIED
 
 Json = dict[str, Any]
@@ -27,7 +28,6 @@ PHASE_STYLES = {
     "down": "yellow",
     "quarantined": "bold red",
 }
-_MARKS = {"up": "●", "connecting": "◐", "draining": "◑", "awaiting-identity": "○", "down": "○", "quarantined": "✖"}
 
 _EVENT_QUEUE = {None: "", True: ", events received", False: ", event queue FAILED"}
 
@@ -138,7 +138,7 @@ def _row(agent: Json) -> dict[str, Text]:
         "NAME": cell(agent["name"]),
         "GROUP": cell(agent["group"]),
         "HOLDER": cell(agent.get("holder") or "-"),
-        "PHASE": cell(f"{_MARKS.get(phase, '·')} {phase}", PHASE_STYLES.get(phase, "dim")),
+        "PHASE": cell(f"{MARKS.get(phase, MARKS['gone'])} {phase}", PHASE_STYLES.get(phase, "dim")),
         "FOR": Text(age(agent["since"])),
         "TRUST": cell(agent["trust"] or "-"),
         "ADDRESS": cell(agent["address"] or "-"),

@@ -54,7 +54,7 @@ def status(
         _wait(wait, daemon, _seconds(timeout, "--timeout"), as_json=as_json)
         return
     facts = daemon.status()
-    agents = daemon.agents()
+    agents = daemon.agents(phases=[phase for phase in Phase if phase is not Phase.UP])
     if as_json:
         print_json(facts)
     else:
@@ -102,11 +102,7 @@ def list_(
     daemon = client(context, config, socket)
 
     def chosen() -> list[dict[str, Any]]:
-        return [
-            agent
-            for agent in daemon.agents(departed=everything)
-            if (not phase or agent["phase"] in phase) and (not group or agent["group"] in group)
-        ]
+        return daemon.agents(departed=everything, phases=phase or (), groups=group or ())
 
     if watch:
         _watch(chosen, as_json=as_json)

@@ -15,20 +15,22 @@ from rich.text import Text
 from tunnelmgr.cli.command import Command, command
 from tunnelmgr.cli.options import ConfigOption, JsonOption, SocketOption, client
 from tunnelmgr.cli.output import print_json, print_rendered, stdout
+from tunnelmgr.cli.render import PHASE_STYLES
 from tunnelmgr.cli.render_text import cell, count
 from tunnelmgr.control.client import ControlClient
 from tunnelmgr.control.units import duration, size
 
 Json = dict[str, Any]
 MIN_INTERVAL = 0.2
-"""Seconds between two looks at least."""
+"""Seconds between two samples at least."""
+MAX_INTERVAL = 3600.0
 TO_AGENT, FROM_AGENT = "bytes_to_agent", "bytes_from_agent"
 FEW = 10
 """Rows of a table if nobody knows how high the terminal is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Sample:
     """What the daemon showed at one moment, by this machine's clock in seconds."""
 
     at: float
@@ -37,14 +39,14 @@ class Look:
     transfers: list[Json]
 
     @classmethod
-    def now(cls, daemon: ControlClient) -> "Look":
+    def now(cls, daemon: ControlClient) -> "Sample":
         """Ask the daemon."""
         return cls(time.monotonic(), daemon.status(), daemon.agents(), daemon.transfers())
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Bytes a second since the look before: by agent to and from it, by transfer in its larger direction."""
+    """Bytes a second since the sample before: by agent to and from it, by transfer in its larger direction."""
 
     to_agents: float = 0.0
     from_agents: float = 0.0
@@ -52,14 +54,14 @@ class Rates:
     transfers: dict[int, float] = field(default_factory=dict)
 
     @classmethod
-    def between(cls, before: Look, now: Look) -> "Rates":
+    def between(cls, before: Sample, now: Sample) -> "Rates":
         """Return the rates; counters that have started again, as those of a new tunnel, count from zero."""
         seconds = max(now.at - before.at, 1e-6)
         known = {agent["agent"]: agent for agent in before.agents}
         agents = {
             agent["agent"]: (
-                _grown(known.get(agent["agent"]), agent, TO_AGENT) / seconds,
-                _grown(known.get(agent["agent"]), agent, FROM_AGENT) / seconds,
+                _increase(known.get(agent["agent"]), agent, TO_AGENT) / seconds,
+                _increase(known.get(agent["agent"]), agent, FROM_AGENT) / seconds,
             )
             for agent in now.agents
         }
@@ -71,12 +73,12 @@ class Rates:
 
 
 def _transfer_rate(before: Json | None, now: Json, seconds: float) -> float:
-    """Return the bytes a second of a transfer; one that started since the look before has had less time."""
-    grown = max(_grown(before, now, TO_AGENT), _grown(before, now, FROM_AGENT))
-    return grown / (seconds if before is not None else max(now["seconds"], MIN_INTERVAL))
+    """Return the bytes a second of a transfer; one that started since the sample before has had less time."""
+    increase = max(_increase(before, now, TO_AGENT), _increase(before, now, FROM_AGENT))
+    return increase / (seconds if before is not None else max(now["seconds"], MIN_INTERVAL))
 
 
-def _grown(before: Json | None, now: Json, key: str) -> int:
+def _increase(before: Json | None, now: Json, key: str) -> int:
     old = 0 if before is None else int(before[key])
     new = int(now[key])
     return new - old if new >= old else new
@@ -91,21 +93,23 @@ def register(app: typer.Typer) -> None:
 @command
 def top(
     context: typer.Context,
-    interval: Annotated[float, typer.Option(metavar="SECONDS", help="Time between two looks", min=MIN_INTERVAL)] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Show one look with its rates, and end")] = False,
+    interval: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time between two samples", min=MIN_INTERVAL, max=MAX_INTERVAL)
+    ] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Show one sample with its rates, and end")] = False,
     config: ConfigOption = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the transfers in progress and the busiest agents, with their rates, until Ctrl-C.
 
-    Without a terminal, or with --json, it shows one look and ends.
+    Without a terminal, or with --json, it shows one sample and ends.
     """
     daemon, console = client(context, config, socket), stdout()
-    before = Look.now(daemon)
+    before = Sample.now(daemon)
     if once or as_json or not console.is_terminal:
         time.sleep(interval)
-        now = Look.now(daemon)
+        now = Sample.now(daemon)
         rates = Rates.between(before, now)
         print_json(as_facts(now, rates)) if as_json else print_rendered(screen(now, rates, sys.maxsize))
         return
@@ -113,14 +117,14 @@ def top(
         with Live(screen(before, Rates(), console.height), console=console, auto_refresh=False, screen=True) as live:
             while True:
                 time.sleep(interval)
-                now = Look.now(daemon)
+                now = Sample.now(daemon)
                 live.update(screen(now, Rates.between(before, now), console.height), refresh=True)
                 before = now
     except KeyboardInterrupt:
         return
 
 
-def as_facts(now: Look, rates: Rates) -> Json:
+def as_facts(now: Sample, rates: Rates) -> Json:
     """Return what `--json` prints: transfers and agents with their rates, the fastest first."""
     return {
         "bytes_per_s": {"to_agents": round(rates.to_agents), "from_agents": round(rates.from_agents)},
@@ -139,8 +143,8 @@ def as_facts(now: Look, rates: Rates) -> Json:
     }
 
 
-def screen(now: Look, rates: Rates, height: int) -> RenderableType:
-    """Return a look for a terminal of this height: a summary, then transfers and agents, as many as fit."""
+def screen(now: Sample, rates: Rates, height: int) -> RenderableType:
+    """Return a sample for a terminal of this height: a summary, then transfers and agents, as many as fit."""
     facts = now.status
     phases = ", ".join(f"{number} {phase}" for phase, number in facts["phases"].items() if number) or "none"
     head = Text.assemble(
@@ -154,11 +158,11 @@ def screen(now: Look, rates: Rates, height: int) -> RenderableType:
     return Group(head, _transfers(transfers, rates, len(now.transfers)), _agents(agents, rates))
 
 
-def _fastest(now: Look, rates: Rates) -> list[Json]:
+def _fastest(now: Sample, rates: Rates) -> list[Json]:
     return sorted(now.transfers, key=lambda one: (-rates.transfers.get(one["number"], 0.0), one["number"]))
 
 
-def _busiest(now: Look, rates: Rates) -> list[Json]:
+def _busiest(now: Sample, rates: Rates) -> list[Json]:
     """Return the agents that are here: those with most bytes a second first, then those without a tunnel."""
 
     def order(agent: Json) -> tuple[float, bool, str]:
@@ -197,7 +201,7 @@ def _agents(rows: list[Json], rates: Rates) -> RenderableType:
         table.add_row(
             cell(agent["agent"]),
             cell(agent["name"]),
-            cell(agent["phase"], "green" if agent["phase"] == "up" else "red"),
+            cell(agent["phase"], PHASE_STYLES[agent["phase"]]),
             Text(str(agent["channels"])),
             Text(_rate(to_agent)),
             Text(_rate(from_agent)),

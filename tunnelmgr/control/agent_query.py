@@ -3,10 +3,11 @@
 import base64
 import binascii
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from tunnelmgr.control.loop_share import Turn
 from tunnelmgr.control.views import phase_of
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.health import TrafficCounters
@@ -70,7 +71,7 @@ class AgentQuery:
     sort: str = "newest"
     departed: bool = False
     limit: int | None = None
-    after: tuple[SortKey, str] | None = field(default=None)
+    after: tuple[SortKey, str] | None = None
 
     @classmethod
     def parse(cls, parameters: Sequence[tuple[str, str]]) -> "AgentQuery":
@@ -97,17 +98,40 @@ class AgentQuery:
             after=_position(one.get("cursor")),
         )
 
-    def select(self, world: World, traffic: Mapping[AgentId, TrafficCounters]) -> list[Found]:
+    async def select(self, world: World, traffic: Mapping[AgentId, TrafficCounters], turn: Turn) -> list[Found]:
         """Return all agents that match, in order."""
-        found = [
-            self._found(world, record, traffic.get(id_))
-            for id_, record in world.records.items()
-            if (self.departed or record.present or id_ in world.tunnels) and self._matches(world, record)
-        ]
-        key = SORTS[self.sort.removeprefix("-")]
-        found.sort(key=lambda one: one.record.agent.id)
-        found.sort(key=key, reverse=self.sort.startswith("-"))  # a stable sort: equal ones stay in the order of ids
+        found: list[Found] = []
+        async for records in turn.slices(list(world.records.values())):
+            found += self.matching(world, records, traffic)
+        found = self.ordered(found)
+        await turn.pause()
         return found
+
+    def matching(
+        self, world: World, records: Iterable[Record], traffic: Mapping[AgentId, TrafficCounters]
+    ) -> Iterator[Found]:
+        """Yield those of these agents that match."""
+        for record in records:
+            id_ = record.agent.id
+            if not (self.departed or record.present or id_ in world.tunnels):
+                continue
+            found = _found(world, record, traffic.get(id_))
+            if self._matches(world, found):
+                yield found
+
+    def ordered(self, found: Iterable[Found]) -> list[Found]:
+        """Return agents in the order of the query."""
+        by_id = sorted(found, key=lambda one: one.record.agent.id)
+        by_id.sort(key=self._key, reverse=self._reverse)  # a stable sort: equal ones stay in the order of ids
+        return by_id
+
+    @property
+    def _key(self) -> Callable[[Found], SortKey]:
+        return SORTS[self.sort.removeprefix("-")]
+
+    @property
+    def _reverse(self) -> bool:
+        return self.sort.startswith("-")
 
     def page(self, found: list[Found]) -> tuple[list[Found], str | None]:
         """Return the agents after the cursor up to the limit, and the cursor of the next page if there is one.
@@ -119,25 +143,23 @@ class AgentQuery:
         if self.limit is None or len(after) <= self.limit:
             return after, None
         last = after[self.limit - 1]
-        key = SORTS[self.sort.removeprefix("-")](last)
-        return after[: self.limit], _cursor((key, last.record.agent.id))
+        return after[: self.limit], _cursor((self._key(last), last.record.agent.id))
 
     def _after(self, found: list[Found]) -> list[Found]:
         if self.after is None:
             return found
-        key, reverse = SORTS[self.sort.removeprefix("-")], self.sort.startswith("-")
-        place, id_ = self.after
+        key, reverse, (place, id_) = self._key, self._reverse, self.after
         try:
             return [one for one in found if _is_after((key(one), one.record.agent.id), (place, id_), reverse=reverse)]
         except TypeError as other:
             raise ValueError("the cursor belongs to another sort; begin without a cursor") from other
 
-    def _matches(self, world: World, record: Record) -> bool:
-        agent = record.agent
+    def _matches(self, world: World, found: Found) -> bool:
+        record, agent = found.record, found.record.agent
         return (
             (not self.groups or agent.group in self.groups)
             and (not self.sources or agent.source in self.sources)
-            and (not self.phases or phase_of(world, record) in self.phases)
+            and (not self.phases or found.phase in self.phases)
             and (not self.search or self._is_found_in(world, record))
         )
 
@@ -153,14 +175,15 @@ class AgentQuery:
         )
         return any(self.search in text.casefold() for text in texts)
 
-    def _found(self, world: World, record: Record, traffic: TrafficCounters | None) -> Found:
-        return Found(
-            record,
-            phase_of(world, record),
-            status_of(world, record).since,
-            traffic.to_agent if traffic else 0,
-            traffic.from_agent if traffic else 0,
-        )
+
+def _found(world: World, record: Record, traffic: TrafficCounters | None) -> Found:
+    return Found(
+        record,
+        phase_of(world, record),
+        status_of(world, record).since,
+        traffic.to_agent if traffic else 0,
+        traffic.from_agent if traffic else 0,
+    )
 
 
 def _all(parameters: Sequence[tuple[str, str]], wanted: str) -> frozenset[str]:
@@ -181,7 +204,9 @@ def _truth(name: str, given: str) -> bool:
 def _limit(given: str | None) -> int | None:
     if given is None:
         return None
-    if not (given.isascii() and given.isdecimal() and 1 <= int(given[:9]) <= MAX_LIMIT):
+    if not (
+        given.isascii() and given.isdecimal() and len(given) <= len(str(MAX_LIMIT)) and 1 <= int(given) <= MAX_LIMIT
+    ):
         raise ValueError(f"invalid limit {given!r}: write a number from 1 to {MAX_LIMIT}")
     return int(given)
 

@@ -5,9 +5,9 @@ Times are RFC 3339 in UTC.
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tunnelmgr.core.preview import Effect
 from tunnelmgr.core.registry_sharing import Sharing
@@ -17,6 +17,10 @@ from tunnelmgr.core.tunnel import Phase
 Count = Annotated[int, Field(ge=0)]
 PhaseName = Annotated[Phase, Field(strict=False)]
 Time = Annotated[datetime, Field(strict=False)]
+
+
+MAX_REASON: Final = 1000
+"""Characters of a reason: it is in the agent's history, in the audit log, and in every copy of them."""
 
 
 class Shape(BaseModel):
@@ -280,7 +284,7 @@ class Retry(Shape):
 class ReleaseRequest(Shape):
     """Why an agent is safe again; it is kept in the agent's history."""
 
-    reason: Annotated[str, Field(min_length=1)]
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_REASON)]
 
 
 class Release(Shape):

@@ -1,11 +1,12 @@
-"""Who makes a request of the API, what they may do, and how errors are answered: what all its servers share."""
+"""The caller of a request, and the answers to errors: what all servers of the API share."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 log = structlog.get_logger(__name__)
 
@@ -14,7 +15,8 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 READS: Final = frozenset({"GET", "HEAD"})
 """The methods that change nothing."""
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+KEPT_FIELDS: Final = ("Allow", "Retry-After", "WWW-Authenticate")
+"""The header fields of an error that its answer as JSON has too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,21 @@ def caller_of(request: web.Request) -> ApiCaller:
     return request[_CALLER]
 
 
+def client_of(request: web.Request) -> str:
+    """Return whose request this is, for limits: the caller, or the address if the server knows no callers."""
+    caller = request.get(_CALLER)
+    return request.remote or "" if caller is None else caller.name
+
+
+def is_foreign_request(headers: Mapping[str, str]) -> bool:
+    """Return whether a page of another site causes this request, except by a link (W3C, Fetch Metadata).
+
+    Such a page could not read the answer, but it could hold every stream of events open.
+    """
+    foreign = headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"}
+    return foreign and headers.get("Sec-Fetch-Mode") != "navigate"
+
+
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer errors as JSON."""
@@ -49,7 +66,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except web.HTTPException as refused:
         code = (refused.reason or "error").lower().replace(" ", "-")
-        headers = {name: refused.headers[name] for name in ("Allow", "Retry-After") if name in refused.headers}
+        headers = {name: refused.headers[name] for name in KEPT_FIELDS if name in refused.headers}
         error = {"code": code, "message": refused.text}
         return web.json_response({"error": error}, status=refused.status, headers=headers)
     except Exception:  # a bulkhead: a fault of ours costs one request

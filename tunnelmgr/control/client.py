@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from collections.abc import Iterable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,20 @@ class ControlClient:
         status, body = self._exchange("GET", "/readyz")
         if status not in {HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE}:
             raise ControlError("the daemon has no /readyz: it is older than this command")
-        return [json.loads(line) for line in body.splitlines()]
+        try:
+            return [json.loads(line) for line in body.splitlines()]
+        except ValueError as invalid:
+            raise ControlError(f"the daemon's /readyz is not JSON: {invalid}") from invalid
 
-    def agents(self, *, departed: bool = False) -> list[dict[str, Any]]:
-        """Return what `list --json` prints; with `departed`, also agents that left."""
-        return list(self._ask("GET", "/v1/agents?departed=true" if departed else "/v1/agents"))
+    def agents(
+        self, *, departed: bool = False, phases: Iterable[str] = (), groups: Iterable[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Return what `list --json` prints: agents in these phases and groups, by default all.
+
+        With `departed`, also agents that left.
+        """
+        query = urlencode({"departed": str(departed).lower(), "phase": list(phases), "group": list(groups)}, doseq=True)
+        return list(self._ask("GET", f"/v1/agents?{query}"))
 
     def transfers(self) -> list[dict[str, Any]]:
         """Return the requests in progress."""

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from aiohttp import web
 
 from tunnelmgr.control.sse import EventStream, EventStreams
-from tunnelmgr.control.views import Json, timestamp
+from tunnelmgr.control.views import Json, step_view, timestamp
 from tunnelmgr.core.tunnel import Phase, TunnelStatus
 from tunnelmgr.core.world import HistoryEntry, Record
 
@@ -39,8 +39,7 @@ class EventLog:
 
     def history_grew(self, record: Record, entry: HistoryEntry) -> None:
         """Add a step of an agent's history."""
-        step = {"time": timestamp(entry.at), "step": entry.step, "detail": entry.detail, "uid": entry.uid}
-        self._add("history", {**_identity(record), **step, "count": entry.count, "since": timestamp(entry.since)})
+        self._add("history", {**_identity(record), **step_view(entry)})
 
     def phase_changed(self, record: Record, was: Phase | None, status: TunnelStatus | None) -> None:
         """Add a change of an agent's phase; `was` is None for a new agent, `status` for one that was removed."""

@@ -1,7 +1,7 @@
 """The OpenAPI document of the API (OpenAPI Specification 3.1.0), made from `api_models.py`."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from tunnelmgr import __version__
 from tunnelmgr.control import api_models as shapes
 from tunnelmgr.control.agent_query import MAX_LIMIT, SORTS
+from tunnelmgr.control.callers import MAX_BODY_BYTES
 from tunnelmgr.core.tunnel import Phase
 
 Json = dict[str, Any]
@@ -28,7 +29,7 @@ NOT_MODIFIED: Final = {"description": "nothing has changed since the answer with
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation: what it takes and returns. `refusals` are the statuses of its errors beside 500."""
+    """One operation: what it takes and returns. `refusals` are the statuses of its errors beside `ALWAYS`."""
 
     method: str
     path: str
@@ -39,7 +40,7 @@ class Operation:
     many: bool = False
     tagged: bool = False
     parameters: tuple[Mapping[str, Any], ...] = ()
-    refusals: tuple[int, ...] = field(default=())
+    refusals: tuple[int, ...] = ()
 
 
 def _query(name: str, description: str, schema: Json, *, repeated: bool = False, required: bool = False) -> Json:
@@ -72,7 +73,20 @@ _POLICY: Final = (
     _query("repository", "the repository's name", _TEXT, required=True),
     _query("forward", "the forward's name; by default the first one with a policy", _TEXT),
 )
-BAD, FORBIDDEN, MISSING, CONFLICT, INVALID = 400, 403, 404, 409, 422
+BAD, MISSING, CONFLICT, INVALID = 400, 404, 409, 422
+ALWAYS: Final = {
+    401: "the API for other machines: neither a client certificate nor a token that it knows",
+    403: "the caller may not do this",
+    500: "a fault of the controller; its log has the traceback",
+    503: "too many requests wait already",
+}
+"""What any operation may answer."""
+TOO_LARGE: Final = 413
+SECURITY: Final[Json] = {
+    "certificate": {"type": "mutualTLS", "description": "a client certificate of [api] client_authority"},
+    "token": {"type": "http", "scheme": "bearer", "description": "the token of an [[api.client]]"},
+}
+"""How callers of the API for other machines prove themselves. On the unix socket, the kernel says who calls."""
 
 OPERATIONS: Final = (
     Operation("get", "/v1/status", "The controller's state", shapes.Status),
@@ -110,7 +124,7 @@ OPERATIONS: Final = (
         "Connect to an agent now",
         shapes.Retry,
         parameters=(AGENT,),
-        refusals=(FORBIDDEN, MISSING, CONFLICT),
+        refusals=(MISSING, CONFLICT),
     ),
     Operation(
         "post",
@@ -119,7 +133,7 @@ OPERATIONS: Final = (
         shapes.Release,
         shapes.ReleaseRequest,
         parameters=(AGENT,),
-        refusals=(BAD, FORBIDDEN, MISSING, CONFLICT),
+        refusals=(BAD, MISSING, CONFLICT),
     ),
     Operation(
         "post",
@@ -127,7 +141,7 @@ OPERATIONS: Final = (
         "Expect a host key of a machine that is about to start",
         shapes.Seed,
         shapes.SeedRequest,
-        refusals=(BAD, FORBIDDEN),
+        refusals=(BAD,),
     ),
     Operation(
         "post",
@@ -135,9 +149,9 @@ OPERATIONS: Final = (
         "What a reload would change",
         shapes.Plan,
         shapes.PlanRequest,
-        refusals=(BAD, FORBIDDEN, INVALID),
+        refusals=(BAD, INVALID),
     ),
-    Operation("post", "/v1/reload", "Read the configuration again", shapes.Reload, refusals=(FORBIDDEN, INVALID)),
+    Operation("post", "/v1/reload", "Read the configuration again", shapes.Reload, refusals=(INVALID,)),
     Operation(
         "post",
         "/v1/members/{member}/drain",
@@ -146,14 +160,14 @@ OPERATIONS: Final = (
         shapes.DrainRequest,
         body_required=False,
         parameters=(MEMBER,),
-        refusals=(BAD, FORBIDDEN, CONFLICT),
+        refusals=(BAD, CONFLICT),
     ),
     Operation(
         "post",
         "/v1/rebalance",
         "Offer agents to the members that should hold them",
         shapes.Rebalance,
-        refusals=(FORBIDDEN, CONFLICT),
+        refusals=(CONFLICT,),
     ),
 )
 """Every operation that takes and returns JSON. `/v1/events` is a stream, which OpenAPI 3.1 cannot describe further."""
@@ -184,10 +198,11 @@ def document() -> Json:
         "info": {
             "title": "tunnelmgr",
             "version": __version__,
-            "description": "The controller's API on its unix socket. Fields are only ever added.",
+            "description": "The controller's API, on its unix socket and at [api] listen. Fields are only ever added.",
         },
         "paths": paths,
-        "components": {"schemas": schemas["$defs"]},
+        "security": [{}, {"certificate": []}, {"token": []}],
+        "components": {"schemas": schemas["$defs"], "securitySchemes": SECURITY},
     }
 
 
@@ -205,8 +220,11 @@ def _described(operation: Operation) -> Json:
     responses: Json = {"200": {"description": operation.answer.__doc__, "content": _json(answer)}}
     if operation.tagged:
         responses["304"] = NOT_MODIFIED
-    for status in (*operation.refusals, 500):
-        responses[str(status)] = {"description": "refused or failed", "content": _json(_reference(shapes.Error))}
+    refusals = dict.fromkeys(operation.refusals, "refused") | ALWAYS
+    if operation.body is not None:
+        refusals[TOO_LARGE] = f"the body has more than {MAX_BODY_BYTES} bytes"
+    for status, meaning in sorted(refusals.items()):
+        responses[str(status)] = {"description": meaning, "content": _json(_reference(shapes.Error))}
     name = operation.path.strip("/").replace("/", "_").replace("{", "").replace("}", "")
     found: Json = {
         "summary": operation.summary,

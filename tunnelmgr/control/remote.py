@@ -7,7 +7,7 @@ request changes nothing, because a browser adds a client certificate to it witho
 import hmac
 import ssl
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,9 +15,18 @@ from typing import Final, Literal
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from tunnelmgr.control.callers import MAX_BODY_BYTES, READS, ApiCaller, Handler, errors_as_json, set_caller
-from tunnelmgr.control.routes import ApiRoutes, Operations, audited
+from tunnelmgr.control.callers import (
+    MAX_BODY_BYTES,
+    READS,
+    ApiCaller,
+    errors_as_json,
+    is_foreign_request,
+    set_caller,
+)
+from tunnelmgr.control.connections import LimitedRunner
+from tunnelmgr.control.routes import Operations, RefusedChanges, audited
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.errors import ControlError
 
@@ -71,26 +80,24 @@ class TlsFiles:
 
 
 class RemoteServer:
-    """Serves the API on an address until closed."""
+    """Serves routes on an address until closed, to clients who prove themselves."""
 
     def __init__(
         self,
         operations: Operations,
         clients: Sequence[ApiClient],
         files: TlsFiles,
-        wall: Callable[[], float] = time.time,
-        more: Iterable[web.AbstractRouteDef] = (),
+        routes: Iterable[web.AbstractRouteDef],
     ) -> None:
         self._operations = operations
+        self._refused = RefusedChanges(operations)
         self._by_token = [client for client in clients if client.token_digest is not None]
         self._by_name = {client.name: client for client in clients if client.token_digest is None}
         self._files = files
         self._stamps = files.stamps()
         self._context = files.context()
         self._warned = float("-inf")
-        app = web.Application(middlewares=[errors_as_json, self._admit], client_max_size=MAX_BODY_BYTES)
-        app.add_routes((*ApiRoutes(operations, wall).routes(), *more))
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        self._runner = LimitedRunner(routes, [errors_as_json, self._admit], MAX_BODY_BYTES)
 
     async def start(self, at: Endpoint) -> None:
         """Listen; raises OSError if the address is taken."""
@@ -121,13 +128,16 @@ class RemoteServer:
         if client is None:
             self._warn(request)
             raise web.HTTPUnauthorized(text="send a client certificate or a token that [api] knows", headers=CHALLENGE)
+        if is_foreign_request(request.headers):
+            raise web.HTTPForbidden(text="the page of another site may only link to this one")
         set_caller(request, ApiCaller(client.name))
         if request.method in READS:
             return await handler(request)
         if client.role != "operate":
-            raise web.HTTPForbidden(text=f"client {client.name} may only read: its role in [[api.client]] is read")
+            reason = f"client {client.name} may only read: its role in [[api.client]] is read"
+            self._refused.refuse(request, reason)
         if "Origin" in request.headers:
-            raise web.HTTPForbidden(text="a page of a browser may only read")
+            self._refused.refuse(request, "a page of a browser may only read")
         log.info("operator request received", client=client.name, path=request.path)
         return await audited(request, handler, self._operations)
 

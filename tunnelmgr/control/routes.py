@@ -1,16 +1,25 @@
 """The operations of the API: what each request reads or changes. Each server decides who may make it."""
 
 import json
+import math
 import secrets
+import shlex
+import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from http import HTTPStatus
+from typing import Final, NoReturn, Protocol, TypeVar
 
+import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
+from pydantic import BaseModel, ValidationError
 
 from tunnelmgr.config.changes import Preview
+from tunnelmgr.control import api_models as shapes
 from tunnelmgr.control.agent_query import AgentQuery
-from tunnelmgr.control.callers import Handler, caller_of
-from tunnelmgr.control.entity_tag import tagged_json
+from tunnelmgr.control.callers import caller_of
+from tunnelmgr.control.entity_tag import tagged, tagged_json
+from tunnelmgr.control.loop_share import LoopShare, Turn
 from tunnelmgr.control.openapi import document
 from tunnelmgr.control.views import (
     Json,
@@ -32,8 +41,14 @@ from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.seed import Seed
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import status_of
-from tunnelmgr.errors import ConfigError
+from tunnelmgr.errors import ConfigError, release_command
 
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+NOTE_EVERY: Final = 5.0
+"""Seconds between two refused changes of one caller that are logged and audited: a script may repeat them quickly."""
 MAX_SEED_SECONDS = 30 * 86400.0
 """Longest time that a seed may wait for its machine."""
 
@@ -77,9 +92,12 @@ class Operations(Telemetry, Protocol):
 class ApiRoutes:
     """The operations for one daemon. `wall` is the clock by which seeds expire."""
 
-    def __init__(self, operations: Operations, wall: Callable[[], float]) -> None:
+    def __init__(
+        self, operations: Operations, wall: Callable[[], float] = time.time, share: LoopShare | None = None
+    ) -> None:
         self._operations = operations
         self._wall = wall
+        self._share = share or LoopShare()
 
     def routes(self) -> Iterable[web.RouteDef]:
         """Return the routes."""
@@ -105,26 +123,36 @@ class ApiRoutes:
         return tagged_json(request, document())
 
     async def _status(self, _request: web.Request) -> web.Response:
-        return web.json_response(status_view(self._operations.world, self._operations.health()))
+        async with self._share.turn():
+            return web.json_response(status_view(self._operations.world, self._operations.health()))
 
     async def _transfers(self, _request: web.Request) -> web.Response:
         return web.json_response([transfer_view(one) for one in self._operations.transfers()])
 
     async def _agents(self, request: web.Request) -> web.Response:
-        world, traffic = self._operations.world, self._operations.traffic
-        try:
-            query = AgentQuery.parse(list(request.query.items()))
-            found, cursor = query.page(query.select(world, traffic))
-        except ValueError as invalid:
-            raise web.HTTPBadRequest(text=str(invalid)) from invalid
-        headers = {}
+        async with self._share.turn() as turn:
+            try:
+                query = AgentQuery.parse(list(request.query.items()))
+                body, cursor = await self._encoded(query, turn)
+            except ValueError as invalid:
+                raise web.HTTPBadRequest(text=str(invalid)) from invalid
+        response = web.Response(body=body, content_type="application/json", charset="utf-8")
         if cursor is not None:
-            headers["Link"] = f'<{request.rel_url.update_query(cursor=cursor)}>; rel="next"'
-        agents = [agent_in(world, one.record, traffic.get(one.record.agent.id)) for one in found]
-        return tagged_json(request, agents, headers)
+            response.headers["Link"] = f'<{request.rel_url.update_query(cursor=cursor)}>; rel="next"'
+        return tagged(request, response)
+
+    async def _encoded(self, query: AgentQuery, turn: Turn) -> tuple[bytes, str | None]:
+        """Return the agents as JSON, and the cursor of the next page; raises ValueError for an invalid cursor."""
+        world, traffic = self._operations.world, self._operations.traffic
+        page, cursor = query.page(await query.select(world, traffic, turn))
+        agents: list[str] = []
+        async for part in turn.slices(page):
+            agents += [json.dumps(agent_in(world, one.record, traffic.get(one.record.agent.id))) for one in part]
+        return f"[{', '.join(agents)}]".encode(), cursor
 
     async def _agent(self, request: web.Request) -> web.Response:
-        return tagged_json(request, self._details(self._find(request)))
+        async with self._share.turn():
+            return tagged_json(request, self._details(self._find(request)))
 
     def _details(self, id_: AgentId) -> Json:
         world = self._operations.world
@@ -144,7 +172,8 @@ class ApiRoutes:
         return found[0]
 
     async def _policy(self, request: web.Request) -> web.Response:
-        id_ = self._find(request)
+        async with self._share.turn():
+            id_ = self._find(request)
         action, repository = request.query.get("action", ""), request.query.get("repository", "")
         try:
             explained = self._operations.explain(id_, action, repository, request.query.get("forward", ""))
@@ -162,10 +191,8 @@ class ApiRoutes:
         world = self._operations.world
         phase = status_of(world, world.records[id_]).phase
         if phase is Phase.QUARANTINED:
-            raise web.HTTPConflict(
-                text=f"{id_} is quarantined and is not retried; investigate with: tunnelmgr show {id_}; "
-                f'then run: tunnelmgr release {id_} --reason "…"'
-            )
+            investigate = f"investigate with: tunnelmgr show {shlex.quote(id_)}; then run: {release_command(id_)}"
+            raise web.HTTPConflict(text=f"{id_} is quarantined and is not retried; {investigate}")
         self._operations.report(RetryRequested(id_, caller_of(request).uid))
         return web.json_response({"agent": id_, "phase": phase.value, "retry": "now"})
 
@@ -173,25 +200,17 @@ class ApiRoutes:
         id_ = self._find(request, strictly=True)
         if not self._operations.world.records[id_].held_back:
             raise web.HTTPConflict(text=f"{id_} is not quarantined")
-        body = await _body(request) if request.can_read_body else {}
-        reason = str(body.get("reason", "")).strip()
-        if not reason:
-            raise web.HTTPBadRequest(
-                text=f"the reason is missing: say why {id_} is safe again; it is kept in the agent's history"
-            )
+        expected = f'{{"reason": "…"}}, to say why {id_} is safe again; it is kept in the agent\'s history'
+        reason = (await _body(request, shapes.ReleaseRequest, expected)).reason
         caller = caller_of(request)
         self._operations.report(ReleaseRequested(id_, caller.signed(reason), caller.uid))
         return web.json_response({"agent": id_, "released": True})
 
     async def _seed(self, request: web.Request) -> web.Response:
-        asked = await _body(request)
+        asked = await _body(request, shapes.SeedRequest, '{"key": "ssh-ed25519 AAAA…", "seconds": 600}')
+        seconds = asked.seconds
         try:
-            key, seconds = str(asked["key"]), float(asked["seconds"])
-        except (KeyError, TypeError, ValueError, OverflowError) as invalid:
-            expected = '{"key": "ssh-ed25519 AAAA…", "seconds": 600}'
-            raise web.HTTPBadRequest(text=f"invalid body; expected: {expected}") from invalid
-        try:
-            key = parse_key(key)
+            key = parse_key(asked.key)
         except ValueError as invalid:
             raise web.HTTPBadRequest(text=f"invalid public host key: {invalid}") from invalid
         if not 0 < seconds <= MAX_SEED_SECONDS:
@@ -203,8 +222,7 @@ class ApiRoutes:
         return web.json_response({"seed": seed.id, "expires": timestamp(seed.expires)})
 
     async def _drain(self, request: web.Request) -> web.Response:
-        member, body = request.match_info["member"], await _body(request) if request.can_read_body else {}
-        on = bool(body.get("on", True))
+        member, on = request.match_info["member"], (await _body(request, shapes.DrainRequest, '{"on": true}')).on
         try:
             self._operations.drain_member(member, on=on)
         except ValueError as unknown:
@@ -219,12 +237,9 @@ class ApiRoutes:
         return web.json_response({"offered": offered})
 
     async def _plan(self, request: web.Request) -> web.Response:
-        body = await _body(request)
-        text, file = body.get("text"), body.get("file", "")
-        if not isinstance(text, str) or not isinstance(file, str):
-            raise web.HTTPBadRequest(text='invalid body; expected: {"text": "[controller]…", "file": "new.toml"}')
+        body = await _body(request, shapes.PlanRequest, '{"text": "[controller]…", "file": "new.toml"}')
         try:
-            return web.json_response(preview_view(await self._operations.preview(text, file)))
+            return web.json_response(preview_view(await self._operations.preview(body.text, body.file)))
         except ConfigError as invalid:
             return _invalid(invalid)
 
@@ -234,6 +249,23 @@ class ApiRoutes:
         except ConfigError as invalid:
             return _invalid(invalid)
         return web.json_response({"reloaded": True, "remarks": remarks})
+
+
+class RefusedChanges:
+    """Refuses changes by callers who may only read; logs and audits one of each caller in `NOTE_EVERY` seconds."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+        self._noted: dict[str, float] = {}
+
+    def refuse(self, request: web.Request, reason: str) -> NoReturn:
+        """Raise HTTPForbidden."""
+        caller, now = caller_of(request), time.monotonic()
+        if now - self._noted.get(caller.name, -math.inf) >= NOTE_EVERY:
+            self._noted[caller.name] = now
+            log.warning("operator request refused", caller=caller.name, path=request.path, reason=reason)
+            self._operations.note_request(caller.name, caller.uid, request.method, request.path, HTTPStatus.FORBIDDEN)
+        raise web.HTTPForbidden(text=reason)
 
 
 async def audited(request: web.Request, handler: Handler, operations: Operations) -> web.StreamResponse:
@@ -256,15 +288,15 @@ def _invalid(invalid: ConfigError) -> web.Response:
     return web.json_response({"error": facts}, status=422)
 
 
-async def _body(request: web.Request) -> Json:
-    """Return the JSON object in a request's body; raises HTTPBadRequest if there is none."""
+async def _body(request: web.Request, shape: type[Shape], expected: str) -> Shape:
+    """Return a request's body, by default an object without fields; raises HTTPBadRequest if it is invalid."""
+    text = await request.read() if request.can_read_body else b"{}"
     try:
-        body = json.loads(await request.read())
-    except (ValueError, RecursionError) as invalid:  # RecursionError: nested too deeply
-        raise web.HTTPBadRequest(text="the body is not a JSON object") from invalid
-    if not isinstance(body, dict):
-        raise web.HTTPBadRequest(text="the body is not a JSON object")
-    return body
+        return shape.model_validate_json(text)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else first["msg"]
+        raise web.HTTPBadRequest(text=f"invalid body ({what}); expected: {expected}") from invalid
 
 
 def _id_and_name(agent: Agent) -> str:

@@ -8,17 +8,18 @@ import os
 import pwd
 import socket
 import struct
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from tunnelmgr.control.callers import MAX_BODY_BYTES, READS, ApiCaller, Handler, errors_as_json, set_caller
-from tunnelmgr.control.routes import ApiRoutes, Operations, audited
+from tunnelmgr.control.callers import MAX_BODY_BYTES, READS, ApiCaller, errors_as_json, set_caller
+from tunnelmgr.control.connections import LimitedRunner
+from tunnelmgr.control.routes import Operations, RefusedChanges, audited
 from tunnelmgr.errors import ControlError
 from tunnelmgr.threads import in_thread
 
@@ -30,33 +31,29 @@ log = structlog.get_logger(__name__)
 
 
 class ControlServer:
-    """Serves the API until closed. `wall` is the clock by which seeds expire; `more` are other routes."""
+    """Serves routes until closed, and admits changes by users who may make them."""
 
-    def __init__(
-        self,
-        operations: Operations,
-        path: Path,
-        wall: Callable[[], float] = time.time,
-        more: Iterable[web.AbstractRouteDef] = (),
-    ) -> None:
+    def __init__(self, operations: Operations, path: Path, routes: Iterable[web.AbstractRouteDef]) -> None:
         self._operations = operations
+        self._refused = RefusedChanges(operations)
         self._path = path
-        app = web.Application(middlewares=[errors_as_json, self._allowed], client_max_size=MAX_BODY_BYTES)
-        app.add_routes((*ApiRoutes(operations, wall).routes(), *more))
         self._group = -1
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        self._is_bound = False
+        self._runner = LimitedRunner(routes, [errors_as_json, self._allowed], MAX_BODY_BYTES)
 
     async def start(self) -> None:
         """Open the socket; raises ControlError if that fails or another daemon answers on it."""
         listener = _bound(self._path)
+        self._is_bound = True
         self._group = self._path.stat().st_gid
         await self._runner.setup()
         await web.SockSite(self._runner, listener).start()
 
     async def close(self) -> None:
-        """Stop answering and remove the socket."""
+        """Stop answering and remove the socket, unless it is another daemon's."""
         await self._runner.cleanup()
-        self._path.unlink(missing_ok=True)
+        if self._is_bound:
+            self._path.unlink(missing_ok=True)
 
     @web.middleware
     async def _allowed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -67,9 +64,8 @@ class ControlServer:
             return await handler(request)
         # In a thread: group membership may have to be read from a disk or a server that does not answer.
         if not await in_thread(_may_change, uid, gid, self._group):
-            raise web.HTTPForbidden(
-                text=f"uid {uid} may only read: run this as root, or add the user to the socket's group"
-            )
+            cure = "run this as root, or add the user to the socket's group"
+            self._refused.refuse(request, f"uid {uid} may only read: {cure}")
         log.info("operator request received", uid=uid, path=request.path)
         return await audited(request, handler, self._operations)
 

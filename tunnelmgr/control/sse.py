@@ -4,13 +4,16 @@ Nothing is queued for a client. It is woken, and takes what is new by itself; on
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from aiohttp import web
 
-PATIENCE: Final = 10.0
+from tunnelmgr.control.callers import client_of
+
+MESSAGE_TIMEOUT: Final = 10.0
 """Seconds that a client may take to accept a message, beyond what the socket's buffers hold."""
 HEARTBEAT: Final = 15.0
 """Seconds after which a comment is sent if nothing else was, so that a connection that has ended is noticed."""
@@ -34,6 +37,8 @@ class EventStream:
         self.response = web.StreamResponse(headers=HEADERS)
         self._request = request
         self._wake = asyncio.Event()
+        self._wrote = time.monotonic()
+        self.client = client_of(request)
         self.closed = False
 
     async def start(self) -> None:
@@ -46,6 +51,11 @@ class EventStream:
         number = "" if id_ is None else f"id: {id_}\n"
         await self._write(f"{number}event: {event}\ndata: {data}\n\n")
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client has gone; the stream itself notices that with its next message."""
+        return self._request.transport is None or self._request.transport.is_closing()
+
     def wake(self) -> None:
         """End the wait of this stream."""
         self._wake.set()
@@ -56,24 +66,25 @@ class EventStream:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         except TimeoutError:
-            if seconds >= HEARTBEAT:
-                await self._write(": still here\n\n")
+            if time.monotonic() - self._wrote >= HEARTBEAT:
+                await self._write(": heartbeat\n\n")
             return False
         self._wake.clear()
         return True
 
     async def _write(self, text: str) -> None:
+        self._wrote = time.monotonic()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(MESSAGE_TIMEOUT):
                 await self.response.write(text.encode())
         except TimeoutError as late:
             if self._request.transport is not None:
                 self._request.transport.abort()
-            raise SlowClientError(f"a message was not accepted within {PATIENCE:g} s") from late
+            raise SlowClientError(f"a message was not accepted within {MESSAGE_TIMEOUT:g} s") from late
 
 
 class EventStreams:
-    """The open streams, at most `limit`."""
+    """The open streams: at most `limit`, of which one client may have half."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -86,11 +97,7 @@ class EventStreams:
     @asynccontextmanager
     async def open(self, request: web.Request) -> AsyncIterator[EventStream]:
         """Open a stream until its client is gone; raises HTTPServiceUnavailable if there are too many."""
-        if self._closed or len(self._open) >= self._limit:
-            raise web.HTTPServiceUnavailable(
-                text=f"{self._limit} clients have a stream open already; try again later\n",
-                headers={"Retry-After": "5"},
-            )
+        self._require_room(client_of(request))
         stream = EventStream(request)
         self._open.add(stream)
         try:
@@ -98,6 +105,16 @@ class EventStreams:
                 yield stream
         finally:
             self._open.discard(stream)
+
+    def _require_room(self, client: str) -> None:
+        present = [stream for stream in self._open if not stream.is_lost]
+        own = sum(stream.client == client for stream in present)
+        if not self._closed and len(present) < self._limit and own < max(1, self._limit // 2):
+            return
+        limit = f"{self._limit} streams, {self._limit // 2} of one client"
+        raise web.HTTPServiceUnavailable(
+            text=f"too many streams are open ({limit}); try again later\n", headers={"Retry-After": "5"}
+        )
 
     def wake(self) -> None:
         """Wake every stream."""

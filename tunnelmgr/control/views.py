@@ -23,7 +23,7 @@ from tunnelmgr.core.tunnel import (
     TunnelStatus,
     Up,
 )
-from tunnelmgr.core.world import Record, Stage, World, status_of
+from tunnelmgr.core.world import HistoryEntry, Record, Stage, World, status_of
 
 Json = dict[str, Any]
 
@@ -68,17 +68,19 @@ def history_view(record: Record) -> list[Json]:
     `uid` is the user who requested a step, null if no user did. `since` is when a repeated step was first taken, null
     for a step that was not repeated.
     """
-    return [
-        {
-            "time": timestamp(entry.at),
-            "step": entry.step,
-            "detail": entry.detail,
-            "uid": entry.uid,
-            "count": entry.count,
-            "since": timestamp(entry.since),
-        }
-        for entry in record.history
-    ]
+    return [step_view(entry) for entry in record.history]
+
+
+def step_view(entry: HistoryEntry) -> Json:
+    """Return one step of a history."""
+    return {
+        "time": timestamp(entry.at),
+        "step": entry.step,
+        "detail": entry.detail,
+        "uid": entry.uid,
+        "count": entry.count,
+        "since": timestamp(entry.since),
+    }
 
 
 def agent_in(world: World, record: Record, traffic: TrafficCounters | None) -> Json:
@@ -132,16 +134,17 @@ def preview_view(preview: Preview) -> Json:
 def status_view(world: World, health: DaemonHealth) -> Json:
     """Return the controller's state, as `status --json`."""
     present = [record for record in world.records.values() if record.present]
-    phases = [phase_of(world, record) for record in present]
+    phases = Tally(phase_of(world, record) for record in present)
+    by_source = Tally(record.agent.source for record in present)
     return {
         "controller": health.controller,
         "version": health.version,
         "uptime_s": round(health.uptime_s, 1),
         "draining": world.stage is not Stage.RUNNING,
         "agents": len(present),
-        "up": phases.count(Phase.UP.value),
-        "quarantined": phases.count(Phase.QUARANTINED.value),
-        "phases": {phase.value: phases.count(phase.value) for phase in Phase},
+        "up": phases[Phase.UP.value],
+        "quarantined": phases[Phase.QUARANTINED.value],
+        "phases": {phase.value: phases[phase.value] for phase in Phase},
         "trust": dict(Tally(record.trust.method.value for record in present if record.trust)),
         "sources": [
             {
@@ -151,7 +154,7 @@ def status_view(world: World, health: DaemonHealth) -> Json:
                 "error": view.error,
                 "missing": view.missing,
                 "events": None if view.feed_ok is None else {"ok": view.feed_ok, "error": view.feed_error},
-                "agents": sum(record.agent.source == view.name for record in present),
+                "agents": by_source[view.name],
             }
             for view in world.sources.values()
         ],

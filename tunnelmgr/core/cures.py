@@ -18,6 +18,16 @@ PHASES: Final = {
     Phase.QUARANTINED: "The controller refuses it until an operator releases it.",
 }
 """What each phase means."""
+MARKS: Final = {
+    "up": "●",
+    "connecting": "◐",
+    "draining": "◑",
+    "awaiting-identity": "○",
+    "down": "▽",
+    "quarantined": "✖",
+    "gone": "·",
+}
+"""A shape for each phase, so that none is told by its colour alone."""
 GONE: Final = "Its source does not list it any longer. It is remembered for 7 days and needs nothing."
 
 _SAME_MACHINE: Final = (

@@ -7,7 +7,9 @@ from aiohttp import web
 
 from tunnelmgr.config import ApiConfig, ControllerConfig
 from tunnelmgr.control.event_log import EventLog
+from tunnelmgr.control.loop_share import LoopShare
 from tunnelmgr.control.remote import ApiClient, RemoteServer, TlsFiles
+from tunnelmgr.control.routes import ApiRoutes
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.core.tunnel import Endpoint
 from tunnelmgr.daemon.operations import DaemonOperations
@@ -37,11 +39,12 @@ class Interfaces:
         """Make them for a daemon; `wall` is the clock by which seeds expire. Raises ControlError."""
         metrics.watch(operations)
         settings, api = operations.reloads.started_with, operations.reloads.started.api
-        events, pages = EventLog(process=f"{clock() * 1000:.0f}"), StatusPages(operations, clock)
-        health, page = tuple(HealthRoutes(operations, metrics).routes()), tuple(pages.routes())
-        more = (*health, *page, *events.routes())
-        control = ControlServer(operations, settings.socket, wall, more)
-        remote = None if api is None else make_remote(operations, api, wall, more)
+        share, events = LoopShare(), EventLog(process=f"{clock() * 1000:.0f}")
+        pages = StatusPages(operations, clock, share)
+        health, page = tuple(HealthRoutes(operations, metrics, share).routes()), tuple(pages.routes())
+        routes = (*ApiRoutes(operations, wall, share).routes(), *health, *page, *events.routes())
+        control = ControlServer(operations, settings.socket, routes)
+        remote = None if api is None else make_remote(operations, api, routes)
         public = (*health, *page) if settings.metrics_page else health
         return cls(control, ReadOnlyListener(public, settings.metrics_names), remote, pages, events, settings, api)
 
@@ -71,13 +74,11 @@ class Interfaces:
         await self.control.close()
 
 
-def make_remote(
-    operations: DaemonOperations, api: ApiConfig, wall: Callable[[], float], more: Iterable[web.AbstractRouteDef]
-) -> RemoteServer:
+def make_remote(operations: DaemonOperations, api: ApiConfig, routes: Iterable[web.AbstractRouteDef]) -> RemoteServer:
     """Return the API for other machines; raises ControlError if a file cannot be used."""
     try:
         clients = [ApiClient.of(client.name, client.role, client.token_file) for client in api.client]
-        return RemoteServer(operations, clients, TlsFiles(api.certificate, api.key, api.client_authority), wall, more)
+        return RemoteServer(operations, clients, TlsFiles(api.certificate, api.key, api.client_authority), routes)
     except OSError as unreadable:
         raise ControlError(f"api: cannot read {unreadable.filename}: {unreadable.strerror}") from unreadable
 

@@ -50,7 +50,7 @@ class RequestTracing:
 def request_trace(record: RequestRecord, trace: RequestTrace, offset: float, tunnel: tuple[int, int] | None) -> Trace:
     """Return the spans of a request; `offset` is what the wall clock is ahead of the monotonic clock, in seconds.
 
-    Names and attributes follow OpenTelemetry's conventions for HTTP servers, where it has one.
+    Names and attributes follow OpenTelemetry's conventions for HTTP servers, if these have one.
     """
     stages = [(stage, at + offset) for stage, at in trace.stages]
     began = stages[0][1]

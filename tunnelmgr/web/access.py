@@ -5,7 +5,7 @@ rebinding). Its requests carry that name in the Host header, so on the TCP addre
 and the names of `controller.metrics_names` are answered.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from ipaddress import ip_address
 from typing import Final
 
@@ -23,15 +23,6 @@ PAGE_HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-
-
-def is_foreign_request(headers: Mapping[str, str]) -> bool:
-    """Return whether a page of another site makes a browser load this, other than by a link to it.
-
-    Such a page could not read the answer, but it could hold all streams of events open (W3C, Fetch Metadata).
-    """
-    foreign = headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"}
-    return foreign and headers.get("Sec-Fetch-Mode") != "navigate"
 
 
 def is_own_host(header: str | None, names: Collection[str]) -> bool:

@@ -4,23 +4,11 @@ import shlex
 from typing import Any, Final
 from urllib.parse import quote
 
-from tunnelmgr.core.cures import GONE, PHASES, cure
+from tunnelmgr.core.cures import GONE, MARKS, PHASES, cure
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.errors import release_command
 
 Json = dict[str, Any]
-
-MARKS: Final = {
-    "up": "●",
-    "connecting": "◐",
-    "draining": "◑",
-    "awaiting-identity": "○",
-    "down": "▽",
-    "quarantined": "✖",
-    "gone": "·",
-}
-"""A shape for each phase, so that none is told by its colour alone."""
-
 
 WAITING: Final = "Its evidence is being looked for."
 

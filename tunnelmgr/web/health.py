@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from tunnelmgr.control.loop_share import LoopShare
 from tunnelmgr.core.health import Telemetry
 from tunnelmgr.core.readiness import readiness
 from tunnelmgr.observability.metrics import Metrics
@@ -20,9 +21,10 @@ _UNCACHED = {"Cache-Control": "no-store"}
 class HealthRoutes:
     """Answers whether the daemon lives, whether it is ready, and with its metrics."""
 
-    def __init__(self, telemetry: Telemetry, metrics: Metrics) -> None:
+    def __init__(self, telemetry: Telemetry, metrics: Metrics, share: LoopShare | None = None) -> None:
         self._telemetry = telemetry
         self._metrics = metrics
+        self._share = share or LoopShare()
 
     def routes(self) -> Iterable[web.RouteDef]:
         """Return the routes; each answers GET and HEAD."""
@@ -49,5 +51,6 @@ class HealthRoutes:
         )
 
     async def _scrape(self, request: web.Request) -> web.Response:
-        body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
+        async with self._share.turn():
+            body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type, "Vary": "Accept"})

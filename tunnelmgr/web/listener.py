@@ -1,14 +1,15 @@
 """The read-only HTTP server on the TCP address of `controller.metrics`."""
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
+from tunnelmgr.control.callers import is_foreign_request
+from tunnelmgr.control.connections import LimitedRunner
 from tunnelmgr.core.tunnel import Endpoint
-from tunnelmgr.web.access import is_foreign_request, is_own_host
+from tunnelmgr.web.access import is_own_host
 from tunnelmgr.web.health import PATHS
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 METHODS = ("GET", "HEAD")
 
@@ -19,13 +20,11 @@ class ReadOnlyListener:
     def __init__(self, routes: Iterable[web.AbstractRouteDef], names: Collection[str] = ()) -> None:
         self._routes = routes
         self._names = frozenset(names)
-        self._runner: web.AppRunner | None = None
+        self._runner: LimitedRunner | None = None
 
     async def start(self, at: Endpoint) -> None:
         """Listen; raises OSError if the address is taken."""
-        app = web.Application(middlewares=[_read_only, self._own_host])
-        app.add_routes(self._routes)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        self._runner = LimitedRunner(self._routes, [_read_only, self._own_host])
         await self._runner.setup()
         await web.TCPSite(self._runner, at.host, at.port).start()
 

@@ -5,16 +5,18 @@ from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 from urllib.parse import urlencode
 
-from tunnelmgr.control.agent_query import AgentQuery
+from tunnelmgr.control.agent_query import AgentQuery, Found
+from tunnelmgr.control.loop_share import Turn
 from tunnelmgr.control.problems import controller_problems
 from tunnelmgr.control.units import duration
 from tunnelmgr.control.views import Json, agent_in, history_view, status_view, timestamp
 from tunnelmgr.core.activity import Activity, Refusal, Transfer
 from tunnelmgr.core.agent import AgentId
-from tunnelmgr.core.health import Telemetry
+from tunnelmgr.core.cures import MARKS
+from tunnelmgr.core.health import Telemetry, TrafficCounters
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import World
-from tunnelmgr.web.agent_texts import MARKS, explained, href, release, shown
+from tunnelmgr.web.agent_texts import explained, href, release, shown
 from tunnelmgr.web.plots import HEIGHT, WIDTH, plots
 from tunnelmgr.web.rendering import age_filter
 
@@ -23,7 +25,7 @@ ROWS: Final = 80
 MAX_SHOWN: Final = 15
 """Rows of each other table; the page says how many more there are."""
 MAX_CHOICES: Final = 30
-"""Groups and sources to select from; labels of machines may make any number of groups. Others are found by a search."""
+"""Groups and sources to select from; the others are found by a search."""
 COLUMNS: Final = (
     ("phase", "Phase"),
     ("agent", "Agent"),
@@ -73,20 +75,23 @@ class PageQuery:
 PARAMETERS: Final = ("phase", "group", "source", "search", "sort", "departed")
 
 
-def overview(observed: Observed, query: PageQuery, now: float) -> Json:
+async def overview(observed: Observed, query: PageQuery, now: float, turn: Turn) -> Json:
     """Return the model of the whole page."""
     world, health = observed.world, observed.health()
+    found = await query.selected.select(world, observed.traffic, turn)
     status = status_view(world, health)
+    await turn.pause()
     return {
         "root": "",
         "live": True,
+        "now": timestamp(now),
         "age": age_filter(now),
         "status": status,
         "uptime": duration(health.uptime_s),
         "problems": controller_problems(status),
         "tiles": _tiles(status, query),
         "filters": _filters(world, query),
-        "table": _table(observed, query),
+        "table": _table(world, observed.traffic, found, query),
         "quarantines": _quarantines(world, query),
         "plots": plots(observed.last_hour()),
         "plot_size": (WIDTH, HEIGHT),
@@ -103,6 +108,7 @@ def agent_page(observed: Observed, id_: AgentId, now: float) -> Json:
     return {
         "root": "../",
         "live": True,
+        "now": timestamp(now),
         "age": age_filter(now),
         "status": {"controller": health.controller, "version": health.version},
         "uptime": duration(health.uptime_s),
@@ -145,9 +151,7 @@ def _filters(world: World, query: PageQuery) -> Json:
     }
 
 
-def _table(observed: Observed, query: PageQuery) -> Json:
-    world, traffic = observed.world, observed.traffic
-    found = query.selected.select(world, traffic)
+def _table(world: World, traffic: Mapping[AgentId, TrafficCounters], found: list[Found], query: PageQuery) -> Json:
     pages = max(1, -(-len(found) // ROWS))
     page = min(query.page, pages)
     rows = found[(page - 1) * ROWS : page * ROWS]

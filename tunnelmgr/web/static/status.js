@@ -21,6 +21,25 @@
     return selection && !selection.isCollapsed && element.contains(selection.anchorNode);
   };
 
+  // Ages change by themselves, as in rendering.py. They are by the server's clock, which may differ from that here.
+  const units = [[90, 1, "s"], [90 * 60, 60, "min"], [48 * 3600, 3600, "h"], [Infinity, 86400, "d"]];
+  let ahead = 0;
+
+  const setClock = (now) => {
+    ahead = Date.parse(now) - Date.now();
+  };
+
+  const showAges = () => {
+    for (const element of document.querySelectorAll("time[datetime]")) {
+      const seconds = Math.abs(Date.now() + ahead - Date.parse(element.dateTime)) / 1000;
+      const [, length, unit] = units.find(([limit]) => seconds < limit);
+      const age = `${Math.floor(seconds / length)} ${unit}`;
+      if (element.textContent !== age && !isSelectedIn(element)) {
+        element.textContent = age;
+      }
+    }
+  };
+
   const waiting = new Map();
   let pressed = false;
 
@@ -87,6 +106,7 @@
     });
     source.addEventListener("fragment", (event) => {
       const part = JSON.parse(event.data);
+      setClock(part.now);
       replace(part.id, part.html);
     });
     source.addEventListener("error", () => {
@@ -107,6 +127,8 @@
       connect();
     }
   });
+  setClock(document.body.dataset.now);
+  setInterval(showAges, 1000);
   if (!document.hidden) {
     connect();
   }
