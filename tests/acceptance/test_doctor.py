@@ -52,6 +52,9 @@ def test_each_injury_is_found_at_its_step_with_a_cure(field: "Field") -> None:
     assert (code, failed(steps)) == (0, [])
     assert steps["request through registry"]["message"] == "the gate answers 200 to GET /v2/"
     assert steps["rights of the key"]["result"] == "ok"
+    assert "round trip " in steps["network path"]["message"]
+    assert steps["Nagle's algorithm"]["message"] == "off in the agent's sshd: it sends small packets at once"
+    assert steps["window"]["message"].startswith("the agent's sshd takes 2048 KiB ahead of its client; at this round")
     assert all(step["took"] >= 0 for step in steps.values())
 
     found = {name: examined(field, name) for name in ("silent", "locked", "other", "taken")}
@@ -65,6 +68,17 @@ def test_each_injury_is_found_at_its_step_with_a_cure(field: "Field") -> None:
     assert failed(found["taken"][1]) == ["listen on 127.0.0.1:5000"]
     assert "ss -ltnp" in found["taken"][1]["listen on 127.0.0.1:5000"]["cure"]
     assert field.controller.agent("well")["phase"] == "up"
+
+
+def test_an_sshd_without_sessions_is_noted(field: "Field") -> None:
+    """Its small packets wait for acknowledgements, so `doctor` says which setting causes that; the tunnel is up."""
+    agent = field.boot("builder", None, "MaxSessions 0")
+    field.up(agent)
+
+    code, steps = examined(field, "builder")
+
+    assert (code, failed(steps), steps["Nagle's algorithm"]["result"]) == (0, [], "note")
+    assert "MaxSessions 0" in steps["Nagle's algorithm"]["cure"]
 
 
 def test_the_bundle_has_what_a_report_needs_and_no_secret(field: "Field", tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from tunnelmgr.dataplane.channel import ForwardedChannel, NoOwner
 from tunnelmgr.dataplane.ssh_packets import PACKET_DATA_BYTES
 from tunnelmgr.dataplane.stream import Stream
 from tunnelmgr.dataplane.transport import SshTransport
-from tunnelmgr.ssh.client import EXPOSED_MESSAGE, SshConnection, dial
+from tunnelmgr.ssh.client import SshConnection, dial
 from tunnelmgr.ssh.login import Login
+from tunnelmgr.ssh.peer import EXPOSED_MESSAGE
 
 KIB, MIB = 1024, 1024 * 1024
 CONTENT = random.Random(5).randbytes(4 * MIB)  # noqa: S311 - any bytes that repeat nowhere

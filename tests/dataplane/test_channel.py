@@ -16,8 +16,9 @@ from tunnelmgr.dataplane.asyncssh_internals import open_window
 from tunnelmgr.dataplane.channel import READ_AHEAD_BYTES, ForwardedChannel
 from tunnelmgr.dataplane.receive_window import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES
 from tunnelmgr.dataplane.transport import MAX_UNSENT_BYTES
-from tunnelmgr.ssh.client import EXPOSED_MESSAGE, SshConnection, dial
+from tunnelmgr.ssh.client import SshConnection, dial
 from tunnelmgr.ssh.login import Login
+from tunnelmgr.ssh.peer import EXPOSED_MESSAGE
 
 HUGE = 1 << 31
 """A window that a hostile agent grants and never fills."""

@@ -30,8 +30,9 @@ from tunnelmgr.errors import UnreachableError
 from tunnelmgr.gate.caller import Caller
 from tunnelmgr.gate.gate import Gate
 from tunnelmgr.gate.traffic import Traffic
-from tunnelmgr.ssh.client import Peer, SshConnection
+from tunnelmgr.ssh.client import SshConnection
 from tunnelmgr.ssh.host_key_scan import scan_host_key
+from tunnelmgr.ssh.peer import Peer
 from tunnelmgr.tunnel.proof import Prover
 from tunnelmgr.tunnel.supervisor import Supervisor
 from tunnelmgr.tunnel.worker import Worker

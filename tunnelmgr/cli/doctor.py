@@ -68,7 +68,10 @@ def doctor(
 
 def _examined(config: Config, daemon: ControlClient, agent: str | None, *, quiet: bool) -> list[dict[str, Any]]:
     """Take all steps, and print each as it is taken unless `quiet`; return them as JSON has them."""
-    from tunnelmgr.daemon.doctor import examine, examine_all  # noqa: PLC0415 - slow imports
+    from tunnelmgr.cli.log_format import quiet_log  # noqa: PLC0415 - slow imports
+    from tunnelmgr.daemon.doctor import examine, examine_all  # noqa: PLC0415 - as above
+
+    quiet_log()
 
     async def steps() -> list[dict[str, Any]]:
         taken = []

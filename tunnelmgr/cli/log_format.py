@@ -79,6 +79,11 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 
+def quiet_log() -> None:
+    """Send only warnings and errors to stderr: for commands that use parts of the daemon, and print results."""
+    configure(LogFormat.TEXT, LogLevel.WARNING)
+
+
 def _without_control_characters(
     _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:

@@ -131,7 +131,10 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Find problems before a start: keys, registry, cloud permissions, ports. Exits with 1 if there is one."""
-    from tunnelmgr.daemon.checks import check as run_checks  # noqa: PLC0415 - slow imports
+    from tunnelmgr.cli.log_format import quiet_log  # noqa: PLC0415 - slow imports
+    from tunnelmgr.daemon.checks import check as run_checks  # noqa: PLC0415 - as above
+
+    quiet_log()
 
     loaded = load(chosen_file(context, config))
     with stderr().status("checking keys, registry and sources …"):

@@ -21,6 +21,7 @@ from tunnelmgr.core.host_key import fingerprint
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.tunnel import Endpoint, Forward, Phase, TunnelSpec
 from tunnelmgr.daemon.checks import check
+from tunnelmgr.dataplane.channel import ForwardedChannel
 from tunnelmgr.dataplane.socket_options import missing_kernel_settings
 from tunnelmgr.errors import (
     ConnectionLostError,
@@ -207,13 +208,16 @@ async def _session(timer: Timer, config: Config, login: Login, agent: Json, spec
         return
     try:
         yield timer.step("login", "ok", f"user {login.user}, key {connection.login_key}")
+        yield _network_path(timer, connection)
+        yield await _nagle(timer, connection)
         held = {listen for forward in agent["forwards"] for listen in forward["held"]}
         for forward in config.forwards():
             for endpoint in forward.listen:
                 yield await _listener(timer, connection, spec.agent, endpoint, held=str(endpoint) in held)
         for forward in config.forwards():
             if str(forward.listen[0]) in held:
-                yield await _through(timer, connection, forward)
+                async for step in _through(timer, connection, forward):
+                    yield step
         excess = await connection.excess()
         if excess:
             more = f"it could also {', '.join(excess)}"
@@ -224,6 +228,29 @@ async def _session(timer: Timer, config: Config, login: Login, agent: Json, spec
         yield timer.failed("connection", lost)
     finally:
         connection.abort()
+
+
+def _network_path(timer: Timer, connection: SshConnection) -> Step:
+    """Say how long the path is, and how the kernel sends on it; `missing_kernel_settings` says what it lacks."""
+    path = connection.path
+    sends = f"congestion control {path.congestion_control}, send buffer {path.send_buffer // 1024} KiB"
+    return timer.step("network path", "ok", f"round trip {1000 * path.round_trip:.1f} ms, {sends}")
+
+
+async def _nagle(timer: Timer, connection: SshConnection) -> Step:
+    """Say whether the agent's sshd sends small packets at once."""
+    if await connection.disable_nagle():
+        return timer.step("Nagle's algorithm", "ok", "off in the agent's sshd: it sends small packets at once")
+    effect = "on in the agent's sshd, which permits no session; the controller acknowledges each packet at once instead"
+    cure = "Remove `MaxSessions 0` from the agent's sshd_config and reload its sshd."
+    return timer.step("Nagle's algorithm", "note", effect, cure)
+
+
+def _window(timer: Timer, connection: SshConnection, stream: ForwardedChannel) -> Step:
+    """Say how fast one pull can be: the agent's sshd takes a window ahead of its client, and grants it again later."""
+    window, round_trip = stream.initial_send_window, connection.path.round_trip
+    most = f"; at this round trip, one pull has at most {window / round_trip / 2**20:.0f} MiB/s" if round_trip else ""
+    return timer.step("window", "ok", f"the agent's sshd takes {window // 1024} KiB ahead of its client{most}")
 
 
 async def _listener(timer: Timer, connection: SshConnection, agent: AgentId, endpoint: Endpoint, *, held: bool) -> Step:
@@ -260,26 +287,40 @@ class Declining:
         """Do nothing: none is admitted."""
 
 
-async def _through(timer: Timer, connection: SshConnection, forward: Forward) -> Step:
+async def _through(timer: Timer, connection: SshConnection, forward: Forward) -> AsyncIterator[Step]:
     """Ask through a listener that the tunnel holds, as a client on the agent does."""
     endpoint, name = forward.listen[0], f"request through {forward.name}"
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             stream = await connection.connect(endpoint)
             try:
-                if forward.protocol == "tcp":
-                    return timer.step(name, "ok", f"{endpoint} accepts connections")
-                await stream.write(f"GET /v2/ HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n".encode())
-                answer = await stream.read()
+                answer = await _answer(stream, endpoint) if forward.protocol == "registry" else None
             finally:
                 stream.abort()
     except ConnectionRefusedError as refused:
         advice = f'Add permitopen="{endpoint}" to the key\'s line in authorized_keys.'
-        return timer.step(name, "failed", f"the agent's sshd does not connect to {endpoint}: {refused}", advice)
+        yield timer.step(name, "failed", f"the agent's sshd does not connect to {endpoint}: {refused}", advice)
+        return
     except TimeoutError:
-        return timer.step(name, "failed", f"no answer within {ANSWER_TIMEOUT:g} s")
+        yield timer.step(name, "failed", f"no answer within {ANSWER_TIMEOUT:g} s")
+        return
     except (ConnectionError, ConnectionLostError) as ended:
-        return timer.step(name, "failed", f"{endpoint} closed the connection: {ended}")
+        yield timer.step(name, "failed", f"{endpoint} closed the connection: {ended}")
+        return
+    yield _answered(timer, name, endpoint, answer)
+    if stream.initial_send_window:
+        yield _window(timer, connection, stream)
+
+
+async def _answer(stream: ForwardedChannel, endpoint: Endpoint) -> bytes:
+    await stream.write(f"GET /v2/ HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n".encode())
+    return await stream.read()
+
+
+def _answered(timer: Timer, name: str, endpoint: Endpoint, answer: bytes | None) -> Step:
+    """Say what the answer to GET /v2/ means; None if a raw stream was not asked anything."""
+    if answer is None:
+        return timer.step(name, "ok", f"{endpoint} accepts connections")
     status = STATUS_LINE.match(answer)
     if status is None:
         message = f"{endpoint} does not speak HTTP: another process listens there"

@@ -116,6 +116,11 @@ class ForwardedChannel(asyncssh.SSHTCPSession[bytes]):
 
     # --- called by the gate ---
 
+    @property
+    def initial_send_window(self) -> int:
+        """Bytes that the agent's sshd accepts before its client reads any; 0 without the fast path."""
+        return self._initial_send_window
+
     async def read(self) -> bytes:
         """Return what has arrived; see `Channel`."""
         while (data := self._received.take()) is None:

@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 SEND_BUFFER: Final = 4 * 1024 * 1024
@@ -41,6 +42,24 @@ def acknowledge(connected: socket.socket) -> None:
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkPath:
+    """A connection as the kernel sees it: round trip in seconds, send buffer in bytes, and congestion control."""
+
+    round_trip: float
+    send_buffer: int
+    congestion_control: str
+
+
+def network_path(connected: socket.socket) -> NetworkPath:
+    """Return the facts of a connection; raises OSError if it is gone."""
+    return NetworkPath(
+        _round_trip(connected) / 1e6,
+        connected.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2,
+        connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode(),
+    )
+
+
 def missing_kernel_settings() -> Iterator[str]:
     """Yield what this kernel does not grant, its effect, and the command that changes it."""
     if (granted := _granted_buffer()) < SEND_BUFFER:
@@ -61,7 +80,7 @@ def _set_congestion_control(connected: socket.socket, name: str) -> None:
 
 
 def _round_trip(connected: socket.socket) -> int:
-    """Return the round trip of the TCP handshake in microseconds."""
+    """Return the smoothed round trip in microseconds; at first, that of the TCP handshake."""
     (microseconds,) = _RTT.unpack(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT.size))
     return int(microseconds)
 

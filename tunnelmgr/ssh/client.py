@@ -19,6 +19,7 @@ from tunnelmgr.core.tunnel import Endpoint, TunnelSpec
 from tunnelmgr.dataplane.channel import ChannelOwner, ForwardedChannel, NoOwner
 from tunnelmgr.dataplane.half_open import Ends
 from tunnelmgr.dataplane.receive_window import INITIAL_WINDOW_BYTES
+from tunnelmgr.dataplane.socket_options import NetworkPath, network_path
 from tunnelmgr.dataplane.transport import SshTransport
 from tunnelmgr.errors import (
     AuthenticationError,
@@ -31,7 +32,8 @@ from tunnelmgr.errors import (
 from tunnelmgr.ssh.dialer import Dialer
 from tunnelmgr.ssh.faults import FAULTS
 from tunnelmgr.ssh.key_powers import TIMEOUT, excess
-from tunnelmgr.ssh.login import Identity, Login, identity_fingerprint
+from tunnelmgr.ssh.login import Identity, Login
+from tunnelmgr.ssh.peer import LossObserver, Peer
 from tunnelmgr.ssh.permit import UNLIMITED, DialPermit
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -61,15 +63,6 @@ NO_OP_SESSION_TIMEOUT: Final = 5.0
 """Seconds to wait until the agent's sshd accepts the command."""
 CHANNEL_OPEN_CPU_SECONDS: Final = 0.0002
 """CPU time that asyncssh uses to open a channel, in its own tasks and therefore not measured."""
-EXPOSED_MESSAGE = "overridden by server GatewayPorts"
-"""In sshd's debug message if it listens on every address in spite of the request (channels.c)."""
-REFUSAL_MESSAGES: Final[Mapping[str, ListenRefusal]] = MappingProxyType(
-    {
-        "Server has disabled port forwarding": ListenRefusal.DISABLED,
-        "port forwarding refused": ListenRefusal.NOT_PERMITTED,
-    }
-)
-"""In the debug message that sshd sends before it refuses a listener (serverloop.c, channels.c)."""
 
 
 class ListenerOwner(ChannelOwner, Protocol):
@@ -77,14 +70,6 @@ class ListenerOwner(ChannelOwner, Protocol):
 
     def admit_channel(self) -> None:
         """Admit one more channel; raises ChannelRefused to decline it."""
-        ...
-
-
-class LossObserver(Protocol):
-    """Is notified when a connection is lost; `tunnel/worker.py` implements it."""
-
-    def connection_lost(self) -> None:
-        """Note the loss; its reason is `SshConnection.loss`."""
         ...
 
 
@@ -107,7 +92,7 @@ class Listener:
 class SshConnection:
     """A connection to an agent that has proved its host key and accepted our key."""
 
-    def __init__(self, conn: asyncssh.SSHClientConnection, transport: SshTransport, peer: "Peer", address: str) -> None:
+    def __init__(self, conn: asyncssh.SSHClientConnection, transport: SshTransport, peer: Peer, address: str) -> None:
         self._conn = conn
         self._transport = transport
         self._peer = peer
@@ -217,11 +202,20 @@ class SshConnection:
             raise ConnectionLostError(f"the connection was lost: {self.loss}")
         return found
 
-    async def disable_nagle(self) -> None:
+    @property
+    def path(self) -> NetworkPath:
+        """The connection as the kernel sees it; raises ConnectionLostError."""
+        try:
+            return network_path(self._transport.get_extra_info("socket"))
+        except OSError as gone:
+            raise ConnectionLostError(f"the connection was lost: {self.loss}") from gone
+
+    async def disable_nagle(self) -> bool:
         """Have the agent's sshd set TCP_NODELAY, which it does only when a session requests a command.
 
-        The command does nothing and its end is not awaited; for a user with nologin or a forced command, it does not
-        even run. If an sshd allows no sessions, everything that it sends is acknowledged at once instead.
+        Returns whether it permitted a session. The command does nothing and its end is not awaited; for a user with
+        nologin or a forced command, it does not even run. If an sshd allows no sessions, everything that it sends is
+        acknowledged at once instead.
         """
         session = NoOpSession()
         try:
@@ -230,8 +224,10 @@ class SshConnection:
             self._transport.reader.acknowledge_at_once = False
         except FAULTS as refused:  # a TimeoutError is one of them
             log.debug("session refused", address=self.address, reason=error_text(refused))
+            return False
         finally:
             session.end()
+        return True
 
     def abort(self) -> None:
         """Drop the connection now, with all data that the agent has not received yet."""
@@ -271,54 +267,6 @@ class NoOpSession(asyncssh.SSHClientSession[bytes]):
         """Close the channel, also if its request was not answered in time."""
         if self._channel is not None:
             self._channel.abort()
-
-
-class Peer(asyncssh.SSHClient):
-    """Receives what the agent's sshd sends outside of channels."""
-
-    def __init__(self, offers: list[Identity]) -> None:
-        self._offers = offers
-        self._offered = 0
-        self.lost = asyncio.Event()
-        self.observer: LossObserver | None = None
-        self.reason = ""
-        self.exposed = False
-        self.listen_refusal = ListenRefusal.UNKNOWN
-        self.presented_host_key = ""
-        """The host key that does not match the evidence, as `type base64`."""
-
-    def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:  # noqa: ARG002 - asyncssh's form
-        """Note the debug messages that explain how sshd handled a listener."""
-        if EXPOSED_MESSAGE in msg:
-            self.exposed = True
-        for message, refusal in REFUSAL_MESSAGES.items():
-            if message in msg:
-                self.listen_refusal = refusal
-
-    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
-        """Refuse a host key that does not match the evidence, and keep it for the error message."""
-        self.presented_host_key = key_from_blob(key.public_data)
-        return False
-
-    @property
-    def login_key(self) -> str:
-        """The fingerprint of the key that was offered last, which is the accepted one."""
-        return identity_fingerprint(self._offers[self._offered])
-
-    def public_key_auth_requested(self) -> Any:  # noqa: ANN401 - asyncssh's type of a list of keys
-        """Offer the next key after the previous one was refused; asyncssh was given only the first."""
-        if self._offered + 1 >= len(self._offers):
-            return None
-        self._offered += 1
-        return [self._offers[self._offered]]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note the end and its reason."""
-        self.reason = error_text(exc) if exc else "the agent closed the connection"
-        self.lost.set()
-        if self.observer is not None:
-            self.observer.connection_lost()
-            self.observer = None
 
 
 async def dial(spec: TunnelSpec, login: Login, permit: DialPermit = UNLIMITED) -> SshConnection:

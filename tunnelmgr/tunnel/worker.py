@@ -88,7 +88,9 @@ class Worker:
             sessions = self._sessions = Sessions(self.spec, self._settings, tasks)
             listeners = Listeners(self._opening, self._settings, connection, sessions, self.stale)
             prober = Prober(self._opening, self._settings, connection, sessions)
-            beside = [tasks.create_task(connection.disable_nagle(), name=f"disable Nagle {self.spec.agent}")]
+            beside: list[asyncio.Task[object]] = [
+                tasks.create_task(connection.disable_nagle(), name=f"disable Nagle {self.spec.agent}")
+            ]
             try:
                 if self.spec.restricted:
                     await self._require_restricted_key(connection)
