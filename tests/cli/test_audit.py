@@ -171,6 +171,31 @@ def test_faults_are_json_for_scripts(run: Run, chained: Path) -> None:
     assert facts["faults"] == [{"file": str(chained), "line": None, "sequence": 10, "kind": "cut", "detail": detail}]
 
 
+def test_a_file_that_cannot_be_looked_up_is_a_fault(run: Run, chained: Path) -> None:
+    """A file whose path fails, here because its name is too long, is a fault and not a traceback."""
+    file = chained.with_name("x" * 300)
+
+    shown = run("audit", "verify", file)
+
+    assert shown.exit_code == 1
+    assert shown.stderr == f"error: {file}: unreadable: File name too long\n"
+
+
+def test_a_public_key_that_cannot_be_looked_up_is_named(run: Run, config: Path, chained: Path) -> None:
+    """The error says which public key is needed, and a copy of it that is given instead is used."""
+    copy = chained.with_name("audit_ed25519.pub")
+    key = chained.with_name("audit_ed25519").rename(chained.with_name("x" * 252))
+    config.write_text(config.read_text().replace(str(chained.with_name("audit_ed25519")), str(key)))
+
+    shown, with_copy = run("audit", "verify", "-c", config), run("audit", "verify", "-c", config, "--key", copy)
+
+    assert (shown.exit_code, shown.stderr) == (
+        1,
+        f"error: cannot read {key}.pub: File name too long; give a copy of it with --key\n",
+    )
+    assert (with_copy.exit_code, with_copy.stderr) == (0, "")
+
+
 def test_a_key_that_cannot_be_used_is_a_usage_error(run: Run, chained: Path) -> None:
     """The private key is not taken for the public one."""
     shown = run("audit", "verify", "--key", chained.with_name("audit_ed25519"), chained)

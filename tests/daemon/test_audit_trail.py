@@ -211,7 +211,7 @@ async def test_a_stop_waits_for_room_for_a_limited_time(harness: Harness, monkey
     """Folded entries are written at a stop once there is room, and passed on without room at the deadline."""
     for _ in range(2):
         harness.trail.record(request())
-    monkeypatch.setattr(audit_trail, "PATIENCE", 0.01)
+    monkeypatch.setattr(audit_trail, "ROOM_TIMEOUT", 0.01)
 
     await harness.trail.flush()
     assert len(harness.entries) == 2
@@ -265,10 +265,10 @@ async def test_an_agent_without_room_waits_for_the_disk_for_a_limited_time(
 ) -> None:
     """The agent continues once its entries are written, at the deadline, or at once if the disk fails."""
     harness.log.is_full = True
-    monkeypatch.setattr(audit_trail, "PATIENCE", 0.01)
+    monkeypatch.setattr(audit_trail, "ROOM_TIMEOUT", 0.01)
     await harness.trail.throttle(AGENT.id)
 
-    monkeypatch.setattr(audit_trail, "PATIENCE", 10.0)
+    monkeypatch.setattr(audit_trail, "ROOM_TIMEOUT", 10.0)
     harness.log.healthy = False
     await harness.trail.throttle(AGENT.id)
     harness.log.healthy = True

@@ -32,7 +32,7 @@ class SealedLog:
         self.key = SealKey(private.public_key())
         self._signer = SealingKey(private, self.key.fingerprint)
         self.interval = 3600.0
-        self.least = Head()
+        self.minimum_head = Head()
         self.settings: ChainSettings | None = None
         self.sync = False
         self.name = "registry-1"
@@ -40,7 +40,7 @@ class SealedLog:
 
     async def start(self) -> AuditLog:
         """Start a process that writes the log."""
-        settings = self.settings or ChainSettings(self._signer, self.interval, self.least)
+        settings = self.settings or ChainSettings(self._signer, self.interval, self.minimum_head)
         log = AuditLog(self.file, self.name, lambda: NOW, lambda: self.sync, settings)
         await log.start()
         return log

@@ -211,7 +211,7 @@ async def test_a_log_of_an_older_version_is_continued(sealed: SealedLog) -> None
 async def test_numbers_that_a_collector_has_are_not_used_again(sealed: SealedLog) -> None:
     """If the file has lost its end, as by a power failure, the chain continues after what was sent elsewhere."""
     await sealed.write("one")
-    sealed.least = Head(50, "a" * 64)
+    sealed.minimum_head = Head(50, "a" * 64)
 
     await sealed.write("two")
 

@@ -28,7 +28,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry soon, so that an outage in a test is short."""
     for name, value in {"POLL": 0.01, "IDLE": 0.02, "RETRY_MIN": 0.02, "RETRY_MAX": 0.1}.items():
         monkeypatch.setattr(audit_forward, name, value)
-    monkeypatch.setattr(audit_tail, "GAP_PATIENCE", 0.1)
+    monkeypatch.setattr(audit_tail, "GAP_TIMEOUT", 0.1)
 
 
 @pytest.fixture

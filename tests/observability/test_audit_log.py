@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from tests.observability.disk import Disk
 from tests.until import until
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.observability import audit_log, audit_writer
-from tunnelmgr.observability.audit_log import PER_AGENT, RECENTLY, AuditLog
+from tunnelmgr.observability.audit_log import MAX_WAITING, RECENTLY, AuditLog
 
 NOW = 1_700_000_000.0
 ONE, OTHER = AgentId("ec2:i-1"), AgentId("ec2:i-2")
@@ -41,26 +41,6 @@ def entries(file: Path) -> list[dict[str, Any]]:
     """Return the entries without `audit-started`."""
     found = [json.loads(line) for line in file.read_text().splitlines()]
     return [entry for entry in found if entry["code"] != "audit-started"]
-
-
-class Disk:
-    """Replaces `os.write`, and fails or stalls as the test says."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._write = os.write
-        self.full = False
-        self.free = threading.Event()
-        self.free.set()
-        self.sizes: list[int] = []
-        monkeypatch.setattr("tunnelmgr.observability.audit_file.os.write", self.write)
-
-    def write(self, place: int, data: bytes) -> int:
-        """Write, or raise the error of a full disk."""
-        self.free.wait(10)
-        if self.full and data:
-            raise OSError(28, "No space left on device")
-        self.sizes.append(data.count(b"\n"))
-        return self._write(place, data)
 
 
 async def test_an_entry_is_one_line_with_time_number_code_and_facts(log: AuditLog, file: Path) -> None:
@@ -151,7 +131,7 @@ async def test_one_agent_cannot_fill_the_queue_for_another(
     """Each agent has room of its own; entries beyond it are lost, counted, and reported by an entry."""
     disk = Disk(monkeypatch)
     disk.free.clear()
-    for _ in range(PER_AGENT + 5):
+    for _ in range(MAX_WAITING + 5):
         log.note("flood", ONE)
     log.note("small", OTHER)
 
@@ -161,7 +141,7 @@ async def test_one_agent_cannot_fill_the_queue_for_another(
     disk.free.set()
     await until(lambda: "audit-lost" in file.read_text())
     codes = [entry["code"] for entry in entries(file)]
-    assert codes.count("flood") == PER_AGENT
+    assert codes.count("flood") == MAX_WAITING
     assert codes.count("small") == 1
     assert entries(file)[-1]["count"] == 5
     missing = set(range(1, entries(file)[-1]["sequence"])) - {entry["sequence"] for entry in entries(file)} - {1}
@@ -174,7 +154,7 @@ async def test_an_agent_waits_for_room_until_its_entries_are_written(
     """The agent that fills its queue waits, and no other agent does."""
     disk = Disk(monkeypatch)
     disk.free.clear()
-    for _ in range(PER_AGENT):
+    for _ in range(MAX_WAITING):
         log.note("flood", ONE)
 
     async with asyncio.timeout(10):
@@ -192,7 +172,7 @@ async def test_a_lost_entry_is_a_fault_for_some_minutes(file: Path) -> None:
     """A lost entry is reported as a fault for some minutes."""
     now = NOW
     log = AuditLog(file, "registry-1", lambda: now)  # not started: nothing is taken from the queue
-    for _ in range(PER_AGENT + 1):
+    for _ in range(MAX_WAITING + 1):
         log.note("flood", ONE)
 
     assert log.lost_recently
@@ -269,7 +249,7 @@ async def test_a_start_does_not_wait_for_a_stalled_disk(file: Path, monkeypatch:
     """The loop continues while the first write hangs, and the numbers continue after those of the file."""
     file.write_text('{"sequence": 7}\n')
     monkeypatch.setattr(audit_writer, "STALLED", 0.01)
-    monkeypatch.setattr(audit_log, "START_PATIENCE", 0.01)
+    monkeypatch.setattr(audit_log, "START_TIMEOUT", 0.01)
     disk = Disk(monkeypatch)
     disk.free.clear()
 
@@ -299,6 +279,7 @@ async def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path, file: Path
 FULL_DISK = """
 import asyncio, resource, signal, sys
 from pathlib import Path
+from tests.observability.disk import Disk
 from tests.until import until
 from tunnelmgr.observability import audit_log, audit_writer
 

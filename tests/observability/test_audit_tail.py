@@ -1,6 +1,7 @@
 """Reading the audit log behind its writer: rotations at any moment, half-written lines, and files that are gone."""
 
 import gzip
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.until import until
 from tunnelmgr.observability import audit_tail
 from tunnelmgr.observability.audit_chain import START, Head, next_lines
+from tunnelmgr.observability.audit_files import AuditStream, open_audit
 from tunnelmgr.observability.audit_tail import AuditTail
 
 
@@ -89,6 +91,47 @@ def test_a_line_that_is_half_written_is_left_for_later(log: Log, tail: AuditTail
     tail.close()
 
 
+def test_a_rotated_file_is_not_read_again_while_no_file_is_written(
+    log: Log, tail: AuditTail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as there is no file of the log's name, the newest rotated file stays open, and only its end is read."""
+    opened: list[Path] = []
+
+    def open_counted(file: Path) -> AbstractContextManager[AuditStream]:
+        opened.append(file)
+        return open_audit(file)
+
+    log.append(2)
+    old = log.rotate(1)
+    log.append(2)
+    newest = log.rotate(2)
+    assert [*numbers(tail), *numbers(tail), *numbers(tail)] == [1, 2, 3, 4]
+
+    monkeypatch.setattr(audit_tail, "open_audit", open_counted)
+    assert [numbers(tail) for _ in range(10)] == [[]] * 10
+    assert opened == []
+
+    log._begins = False
+    log.append(1, newest)
+    log._begins = True
+    log.append(1)
+    assert [*numbers(tail), *numbers(tail)] == [5, 6]
+    assert opened.count(old) < 3
+    tail.close()
+
+
+def test_a_file_that_was_rotated_since_is_read_while_no_file_is_written(log: Log, tail: AuditTail) -> None:
+    """A file that was written and rotated between two reads is read, although there is again no file to write."""
+    log.append(2)
+    log.rotate(1)
+    assert [*numbers(tail), *numbers(tail)] == [1, 2]
+    log.append(2)
+    log.rotate(2)
+
+    assert [*numbers(tail), *numbers(tail)] == [3, 4]
+    tail.close()
+
+
 def test_an_entry_that_is_written_after_the_rotation_is_not_left_out(log: Log, tail: AuditTail) -> None:
     """The writer may still write to the old file when the new one is there already; nothing is left out."""
     log.append(2)
@@ -110,7 +153,7 @@ def test_a_file_that_is_missing_for_a_moment_is_waited_for(
     log: Log, tail: AuditTail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While logrotate renames files, one may be nowhere; its entries do not count as removed."""
-    monkeypatch.setattr(audit_tail, "GAP_PATIENCE", 3600.0)
+    monkeypatch.setattr(audit_tail, "GAP_TIMEOUT", 3600.0)
     log.append(2)
     old = log.rotate(1)
     log.append()
@@ -125,7 +168,7 @@ def test_a_file_that_is_missing_for_a_moment_is_waited_for(
 
 async def test_a_file_that_stays_missing_is_counted(log: Log, tail: AuditTail, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries of a file that was removed are counted after some time, and those after it are read."""
-    monkeypatch.setattr(audit_tail, "GAP_PATIENCE", 0.01)
+    monkeypatch.setattr(audit_tail, "GAP_TIMEOUT", 0.01)
     log.append(2)
     log.rotate(1).unlink()
     log.append(2)
@@ -149,7 +192,7 @@ def test_a_position_within_a_file_is_found_again(log: Log, tail: AuditTail) -> N
 
 def test_a_damaged_archive_ends_where_it_is_damaged(log: Log, tail: AuditTail, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be decompressed counts as removed, and does not stop the reading."""
-    monkeypatch.setattr(audit_tail, "GAP_PATIENCE", 0.0)
+    monkeypatch.setattr(audit_tail, "GAP_TIMEOUT", 0.0)
     log.append(2000)
     old = log.rotate(1)
     packed = gzip.compress(old.read_bytes())
@@ -169,7 +212,7 @@ def test_a_damaged_archive_ends_where_it_is_damaged(log: Log, tail: AuditTail, m
 
 def test_a_cut_file_does_not_stop_the_reading(log: Log, tail: AuditTail, monkeypatch: pytest.MonkeyPatch) -> None:
     """If entries were cut off the file that is written, they count as removed, and the later ones are read."""
-    monkeypatch.setattr(audit_tail, "GAP_PATIENCE", 0.0)
+    monkeypatch.setattr(audit_tail, "GAP_TIMEOUT", 0.0)
     log.append(4)
     content = log.file.read_bytes().splitlines(keepends=True)
     log.file.write_bytes(b"".join(content[:2]))

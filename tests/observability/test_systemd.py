@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,22 @@ def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         notify("WATCHDOG=1")
 
         assert received(manager) == [b"WATCHDOG=1"]
+
+
+def test_a_manager_that_does_not_read_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the manager's queue is full, the message is lost, and the event loop is not held."""
+    place = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", place)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(place)
+        sent = threading.Thread(target=lambda: [notify(f"STATUS={number}") for number in range(1000)], daemon=True)
+        sent.start()
+        sent.join(10)
+        is_waiting, messages = sent.is_alive(), received(manager)
+
+    assert not is_waiting
+    assert messages[0] == b"STATUS=0"
+    assert len(messages) < 1000
 
 
 @pytest.mark.parametrize("address", [None, "", "/nowhere/notify", "@tunnelmgr-nobody"])

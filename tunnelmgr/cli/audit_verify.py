@@ -68,7 +68,7 @@ def verify(
     chosen, keys = list(files or []), list(key or [])
     if not chosen:
         chosen, own = _configured(chosen_file(context, config))
-        keys = keys or own
+        keys = keys or _existing(own)
     loaded = [SealKey.load(file) for file in keys]
     verdict = judge(_reports(chosen, loaded), keyed=bool(loaded), through=through)
     if as_json:
@@ -79,8 +79,8 @@ def verify(
         raise typer.Exit(Exit.FAILURE)
 
 
-def _configured(config: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files of the configured log, and the public key if it is beside the private one."""
+def _configured(config: Path) -> tuple[list[Path], Path | None]:
+    """Return the files of the configured log, and where the public key is if it is beside the private one."""
     settings = load(config).controller
     if settings.audit is None:
         problem = "controller.audit is not set, so there is no file to verify; name the files to verify"
@@ -91,8 +91,23 @@ def _configured(config: Path) -> tuple[list[Path], list[Path]]:
         raise ControlError(f"cannot read {settings.audit.parent}: {failed.strerror}") from failed
     if not files:
         raise ControlError(f"{settings.audit} does not exist")
-    public = settings.audit_key and settings.audit_key.with_name(settings.audit_key.name + ".pub")
-    return files, [public] if public and public.exists() else []
+    return files, settings.audit_key and settings.audit_key.with_name(settings.audit_key.name + ".pub")
+
+
+def _existing(public: Path | None) -> list[Path]:
+    """Return the public key if there is one."""
+    try:
+        return [public] if public and public.exists() else []
+    except OSError as failed:
+        raise ControlError(f"cannot read {public}: {failed.strerror}; give a copy of it with --key") from failed
+
+
+def _size(file: Path) -> int | None:
+    """Return the size of a file in bytes, None if it cannot be determined; the verification says why."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
 
 
 def _reports(files: Sequence[Path], keys: Sequence[SealKey]) -> list[FileReport]:
@@ -102,7 +117,7 @@ def _reports(files: Sequence[Path], keys: Sequence[SealKey]) -> list[FileReport]
     console = stderr()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         for file in dict.fromkeys(files):
-            task = bar.add_task(file.name, total=file.stat().st_size if file.exists() else None)
+            task = bar.add_task(file.name, total=_size(file))
 
             def show(done: int, task: TaskID = task) -> None:
                 bar.update(task, completed=done)

@@ -9,7 +9,7 @@ from tunnelmgr.observability.audit_seal import SealingKey
 from tunnelmgr.observability.audit_tls import tls_context
 from tunnelmgr.observability.collector import connection_failure
 
-_PATIENCE: Final = 10.0
+_CONNECT_TIMEOUT: Final = 10.0
 
 
 def sealing_key(settings: ControllerConfig) -> str:
@@ -23,7 +23,7 @@ def collector_error(config: AuditForwardConfig) -> str | None:
     """Return why a collector cannot be reached or verified, None if it can; nothing is sent to it. Blocks."""
     host, port = config.address
     try:
-        with socket.create_connection((host, port), _PATIENCE) as plain:
+        with socket.create_connection((host, port), _CONNECT_TIMEOUT) as plain:
             if config.place.scheme != "http":
                 with tls_context(config).wrap_socket(plain, server_hostname=host):
                     pass

@@ -17,7 +17,7 @@ from tunnelmgr.observability.audit_log import AuditLog
 from tunnelmgr.observability.audit_seal import SealingKey
 from tunnelmgr.observability.audit_tail import AuditTail
 
-_PATIENCE: Final = 3.0
+_CLOSE_TIMEOUT: Final = 3.0
 """Seconds in which the collectors get the last entries at a stop; the next start sends what they lack."""
 
 
@@ -39,7 +39,7 @@ class AuditParts:
         self.log.close()
         for forward in self.forwards:
             forward.stop()
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _CLOSE_TIMEOUT
         for forward in self.forwards:
             forward.join(max(0.0, deadline - time.monotonic()))
 
@@ -54,8 +54,8 @@ def make_audit(config: Config, clock: Callable[[], float], required: Callable[[]
     settings = config.controller
     signer = SealingKey.load(settings.audit_key) if settings.audit_key else None
     forwards = [make_forward(settings.audit, entry) for entry in config.audit_forward if settings.audit]
-    least = max((forward.confirmed for forward in forwards), key=lambda head: head.sequence, default=Head())
-    chain = ChainSettings(signer, settings.audit_seal_interval, least)
+    minimum_head = max((forward.confirmed for forward in forwards), key=lambda head: head.sequence, default=Head())
+    chain = ChainSettings(signer, settings.audit_seal_interval, minimum_head)
     return AuditParts(AuditLog(settings.audit, settings.name, clock, required, chain), tuple(forwards))
 
 

@@ -51,7 +51,7 @@ RATE: Final = 80.0
 """Entries a second that one agent may cause on average: with the log, about 60 kB/s."""
 BURST: Final = 200.0
 """Entries that one agent may cause at once."""
-PATIENCE: Final = 5.0
+ROOM_TIMEOUT: Final = 5.0
 """Seconds that an agent waits for room in the audit queue; then its entries are lost, and counted."""
 
 
@@ -114,16 +114,16 @@ class AuditTrail:
         if not (self.audit.full(agent) and self.audit.healthy):
             return  # if the disk fails, entries are lost and no agent waits
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ROOM_TIMEOUT):
                 await self.audit.room(agent)
         except TimeoutError:
             return
 
     async def flush(self) -> None:
-        """Write everything that is folded so far, for at most `PATIENCE` seconds if the disk is slow."""
+        """Write everything that is folded so far, for at most `ROOM_TIMEOUT` seconds if the disk is slow."""
         folded = [repeats.last for repeats in self._repeats.values() if repeats.last is not None]
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ROOM_TIMEOUT):
                 for request in folded:
                     if self.audit.healthy:
                         await self.audit.room(request.caller.agent)

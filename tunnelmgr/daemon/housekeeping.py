@@ -56,9 +56,11 @@ class Housekeeping:
 
     async def forget(self) -> None:
         """Forget agents that left long ago, and collect garbage."""
-        self.controller.report(RetentionExpired(self.clock() - MEMORY, self.wall()))
         traffic = self.activity.traffic
+        self.metrics.traffic.add(self.controller.world, traffic)  # as long as the agents' groups are known
+        self.controller.report(RetentionExpired(self.clock() - MEMORY, self.wall()))
         gone = [id_ for id_ in traffic if id_ not in self.controller.world.records]
+        self.metrics.traffic.forget(gone)
         self.activity.forget(traffic.pop(id_) for id_ in gone)
         collect()
 

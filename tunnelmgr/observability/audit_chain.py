@@ -123,7 +123,10 @@ def next_lines(
 
 @dataclass(slots=True)
 class Foreign:
-    """Bytes that do not belong to the chain, line by line; a line feed at their end does not count."""
+    """Bytes that do not belong to the chain, line by line; a line feed at their end does not count.
+
+    A line that is too long to be an entry comes in parts, see audit_files.py.
+    """
 
     size: int = 0
     lines: int = 0
@@ -132,13 +135,14 @@ class Foreign:
     _hash: Any = field(default_factory=hashlib.sha256)
 
     def add(self, line: bytes) -> None:
-        """Add a line, or the beginning of one."""
-        if self.size and not self.is_open:
+        """Add a line or a part of one."""
+        continues = self.is_open
+        if self.size and not continues:
             self._count(b"\n")
         self.is_open = not line.endswith(b"\n")
         self._count(line.removesuffix(b"\n"))
-        self.lines += 1
-        self.entries += not self.is_open and sequence_in(line) is not None and line.endswith(b"}\n")
+        self.lines += not continues
+        self.entries += line.endswith(b"}\n") and (continues or sequence_in(line) is not None)
 
     def _count(self, data: bytes) -> None:
         self._hash.update(data)

@@ -1,4 +1,4 @@
-"""How far a destination has got: the last entry that it has for certain, kept in a file beside the audit log."""
+"""The last entry that a destination has confirmed, kept in a file beside the audit log."""
 
 import json
 import os
@@ -32,8 +32,8 @@ class Cursor:
     def save(self, head: Head) -> None:
         """Write the position in place of the old one; raises OSError."""
         unfinished = self.file.with_name(f"{self.file.name}.tmp")
-        place = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
-        with os.fdopen(place, "wb") as out:
+        fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+        with os.fdopen(fd, "wb") as out:
             out.write(json.dumps(head.as_json()).encode() + b"\n")
             out.flush()
             os.fsync(out.fileno())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tunnelmgr.observability.audit_chain import START, AuditEntry, Head, Signer, next_lines
-from tunnelmgr.observability.audit_files import FileEnd, file_end, let_others_run, rotated_files
+from tunnelmgr.observability.audit_files import FileEnd, file_end, rotated_files, yield_gil
 
 MODE: Final = 0o640
 
@@ -23,16 +23,17 @@ class ChainSettings:
     """How the chain is sealed, and how far it has got according to others.
 
     Without a `signer` there are no seals. `interval` is the time between two seals in seconds. The chain continues
-    after `least` if the files end before it: a collector has these entries, and their numbers must not be used again.
+    after `minimum_head` if the files end before it: a collector has these entries, and their numbers must not be used
+    again.
     """
 
     signer: Signer | None = None
     interval: float = 60.0
-    least: Head = START
+    minimum_head: Head = START
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _FileIdentity:
     """A file as it was at some time."""
 
     device: int
@@ -40,7 +41,7 @@ class _Place:
     size: int
 
     @classmethod
-    def of(cls, descriptor: int) -> "_Place":
+    def of(cls, descriptor: int) -> "_FileIdentity":
         facts = os.fstat(descriptor)
         return cls(facts.st_dev, facts.st_ino, facts.st_size)
 
@@ -54,7 +55,7 @@ class ChainedFile:
         self._sync = sync
         self._head: Head | None = None  # None until the files have been read
         self._base = 0  # the number of the last entry before this process
-        self._left: _Place | None = None  # the file as the last batch left it
+        self._left: _FileIdentity | None = None  # the file as the last batch left it
 
     @property
     def written(self) -> int:
@@ -66,57 +67,57 @@ class ChainedFile:
 
         Raises OSError if none was written.
         """
-        place = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
+        fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
         try:
-            before = _Place.of(place)
+            before = _FileIdentity.of(fd)
             if before.size == 0:
-                os.fchmod(place, MODE)  # readable by its group too, regardless of the daemon's umask
-            return self._write(place, before, entries)
+                os.fchmod(fd, MODE)  # readable by its group too, regardless of the daemon's umask
+            return self._write(fd, before, entries)
         finally:
-            os.close(place)
+            os.close(fd)
 
-    def _write(self, place: int, before: _Place, entries: Sequence[AuditEntry]) -> int:
-        lead, marks = self._joint(before)
+    def _write(self, fd: int, before: _FileIdentity, entries: Sequence[AuditEntry]) -> int:
+        lead, marks = self._continuation(before)
         lines, heads = [lead], [self._end]
         numbered = (entry | {"sequence": self._base + entry["sequence"]} for entry in entries)
         for line, head in next_lines(self._end, numbered, marks, self._settings.signer):
             lines.append(line)
             heads.append(head)
-            let_others_run(len(lines))
+            yield_gil(len(lines))
         data = b"".join(lines)
-        written = os.write(place, data)
+        written = os.write(fd, data)
         kept = data.rfind(b"\n", 0, written) + 1
         if kept < written:
             # A partial line must not become the start of the next one.
-            os.ftruncate(place, before.size + kept)
+            os.ftruncate(fd, before.size + kept)
         if self._sync():
-            self._synced(place, before)
+            self._synced(fd, before)
         whole = data.count(b"\n", len(lead), kept)
         if whole:
-            self._head, self._left = heads[whole], _Place.of(place)
+            self._head, self._left = heads[whole], _FileIdentity.of(fd)
         return whole
 
     @staticmethod
-    def _synced(place: int, before: _Place) -> None:
+    def _synced(fd: int, before: _FileIdentity) -> None:
         """Sync the file; if that fails, remove what was written, because it will be written again."""
         try:
-            os.fsync(place)
+            os.fsync(fd)
         except OSError:
             with suppress(OSError):
-                os.ftruncate(place, before.size)
+                os.ftruncate(fd, before.size)
             raise
 
     @property
     def _end(self) -> Head:
         return self._head or Head()
 
-    def _joint(self, before: _Place) -> tuple[bytes, dict[str, object]]:
+    def _continuation(self, before: _FileIdentity) -> tuple[bytes, dict[str, object]]:
         """Return what comes before the next line, and its further fields, if the file is not as we left it."""
         if before == self._left:
             return b"", {}
         end = file_end(self._file) if before.size else FileEnd()
         if self._head is None:
-            self._head = max(self._found(end), self._settings.least, key=lambda head: head.sequence)
+            self._head = max(self._found(end), self._settings.minimum_head, key=lambda head: head.sequence)
             self._base = self._head.sequence
         marks: dict[str, object] = {"previous": self._head.as_json()}
         if end.foreign.lines:

@@ -17,7 +17,7 @@ from tunnelmgr.observability.audit_chain import START, Foreign, Head, parse_line
 CURSOR: Final = ".cursor"
 """The end of the name of a file that holds how far a destination has got; see audit_cursor.py."""
 MAX_LINE: Final = 1024 * 1024
-"""Bytes; an entry has at most some thousand, and a longer line is read in parts."""
+"""Bytes, with the line feed. `AuditLog` writes no longer line; one that is longer is damaged, and is read in parts."""
 _TAIL = 64 * 1024
 _TURN: Final = 32
 """Lines, about half a millisecond's work, after which a thread lets the event loop run."""
@@ -25,7 +25,7 @@ _PAUSE: Final = 0.0001
 """Seconds; a shorter pause does not hand over Python's lock, and the loop would wait for its switch interval, 5 ms."""
 
 
-def let_others_run(lines: int) -> None:
+def yield_gil(lines: int) -> None:
     """Pause a thread that works through many lines; `lines` is how many it has done."""
     if lines % _TURN == 0:
         time.sleep(_PAUSE)
@@ -57,8 +57,16 @@ class AuditStream:
             yield line
 
     def readline(self) -> bytes:
-        """Return the next line, or a part of a very long one; at the end of the file b""."""
+        """Return the next line, or the next MAX_LINE bytes of one that is longer; at the end of the file b""."""
         return self._lines.readline(MAX_LINE)
+
+    def skip_rest(self, line: bytes) -> int:
+        """Skip the other parts of a line of which this is the first one; return how many bytes that were."""
+        skipped = 0
+        while is_part(line):
+            line = self.readline()
+            skipped += len(line)
+        return skipped
 
     def tell(self) -> int:
         """Return how many bytes of the file have been read, before decompression."""
@@ -73,12 +81,17 @@ class AuditStream:
         return self._raw.fileno()
 
 
+def is_part(line: bytes) -> bool:
+    """Return whether a line is only a part of one that is too long, so that more of it follows."""
+    return len(line) == MAX_LINE and not line.endswith(b"\n")
+
+
 @contextmanager
 def open_audit(file: Path) -> Iterator[AuditStream]:
     """Open a file for reading; raises OSError, also for a symlink and for anything but a regular file."""
-    place = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with io.BufferedReader(io.FileIO(place, closefd=True), _TAIL) as raw:
-        if not stat.S_ISREG(os.fstat(place).st_mode):
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with io.BufferedReader(io.FileIO(fd, closefd=True), _TAIL) as raw:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(f"{file} is not a regular file")
         yield AuditStream(raw, compressed=file.suffix == ".gz")
 
@@ -108,9 +121,10 @@ def file_end(file: Path) -> FileEnd:
         if file.suffix != ".gz":
             size = os.fstat(lines.fileno()).st_size
             lines.seek(max(0, size - _TAIL))
-            last = b"".join(lines).rpartition(b"\n")[0].rpartition(b"\n")[2] + b"\n"
+            before, _, last = b"".join(lines).removesuffix(b"\n").rpartition(b"\n")
             lines.seek(size - 1 if size else 0)
-            if lines.readline() == b"\n" and (found := parse_line(last)) is not None:
+            # Without a line before it, the last one may start before what was read.
+            if lines.readline() == b"\n" and before and (found := parse_line(last + b"\n")) is not None:
                 return FileEnd(Head(found.sequence, found.link))
             lines.seek(0)
         return _end_of(lines)
@@ -121,16 +135,16 @@ def _end_of(lines: AuditStream) -> FileEnd:
     head, highest, foreign = START, 0, Foreign()
     chained = is_open = False
     for line in lines:
-        is_open = not line.endswith(b"\n")
+        continues, is_open = is_open, not line.endswith(b"\n")
         # An entry that lacks nothing but its line feed gets one.
-        if (found := parse_line(line + b"\n" if is_open else line)) is not None:
+        found = None if continues or is_part(line) else parse_line(line + b"\n" if is_open else line)
+        if found is not None:
             head, chained, foreign = Head(found.sequence, found.link), True, Foreign()
             highest = max(highest, found.sequence)
-        else:
-            if not chained:
-                foreign = Foreign()  # lines of an older version, before any chain
-            if chained or is_open:
-                foreign.add(line)
-            if not is_open:
-                highest = max(highest, sequence_in(line) or 0)
+            continue
+        foreign.add(line)
+        if not (chained or is_open):
+            foreign = Foreign()  # lines of an older version, before any chain
+        if not continues and (not is_open or is_part(line)):
+            highest = max(highest, sequence_in(line) or 0)
     return FileEnd(Head(highest, head.link), foreign, is_open)

@@ -99,10 +99,10 @@ class AuditForward:
         """Have the thread send what is left, unless the collector fails, and end."""
         self._stopping.set()
 
-    def join(self, patience: float) -> None:
-        """Wait for the end of the thread, for at most `patience` seconds."""
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the thread, for at most `timeout` seconds."""
         if self._thread.is_alive():
-            self._thread.join(patience)
+            self._thread.join(timeout)
 
     def _run(self) -> None:
         wait = 0.0

@@ -1,7 +1,8 @@
 """The audit log: one JSON object per line, appended and never changed, for every authorized action and every refusal.
 
-- Entries wait in a queue that is bounded for each agent, and a thread writes all waiting entries with one open and one
-  write. So agents do not wait for the disk, and no agent can fill the queue for the others: see `room`.
+- Entries wait in queues, and a thread writes all waiting entries with one open and one write. So agents do not wait for
+  the disk. Each agent and each caller of the API has a bounded queue, so that none can fill it for the others: see
+  `room`. In the queue of the log's own entries, there is always room for `audit-lost` and for the last seal.
 - A batch that cannot be written is kept and tried again. `healthy` is true again only once it is written: a gate that
   requires the audit opens when a waiting entry has been written, not when an empty write succeeds.
 - An entry that finds no room is lost and counted; an entry `audit-lost` follows as soon as entries are written again.
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeVarTuple, Unpack
+from typing import Final, TypeVarTuple, Unpack
 
 import structlog
 
@@ -25,15 +26,18 @@ from tunnelmgr.observability.audit_writer import AuditWriter, Waiting
 
 log = structlog.get_logger(__name__)
 
-PER_AGENT: Final = 256
-"""Entries of one agent that may wait to be written."""
-START_PATIENCE: Final = 1.0
+MAX_WAITING: Final = 256
+"""Entries of one queue that may wait to be written."""
+MAX_TEXT: Final = 4096
+"""Characters of one value. JSON has at most 12 bytes for one, so that an entry with 20 texts is within MAX_LINE."""
+START_TIMEOUT: Final = 1.0
 """Seconds that `start` waits for the first write."""
 FIRST_SEAL: Final = 30.0
 """Seconds until the first seal, which states the interval; the last seal before the start may state a shorter one."""
 RECENTLY: Final = 300.0
 """Seconds for which a lost entry is reported as a fault."""
 
+Fact = str | float | None
 Ts = TypeVarTuple("Ts")
 
 
@@ -56,8 +60,8 @@ class AuditLog:
         self._clock = clock
         self._chain = chain
         self._sequence = 0
-        self._waiting: Counter[AgentId | None] = Counter()
-        self._room: dict[AgentId | None, asyncio.Event] = {}
+        self._waiting: Counter[str | None] = Counter()  # by queue; None is that of the log's own entries
+        self._room: dict[str | None, asyncio.Event] = {}
         self._last_loss = float("-inf")
         self._reported = 0  # how many of the lost entries an `audit-lost` entry has reported
         self._sealed = 0  # the last entry that a seal covers, as numbered here
@@ -70,9 +74,7 @@ class AuditLog:
     @property
     def error(self) -> str | None:
         """Why entries are not being written, None if they are."""
-        if self._writer is None:
-            return None
-        return self._writer.error or ("the disk does not answer" if self._writer.stalled else None)
+        return self._writer.error if self._writer else None
 
     @property
     def healthy(self) -> bool:
@@ -100,19 +102,21 @@ class AuditLog:
         if self._chain.signer is not None:
             self._sealer = self._loop.call_later(min(FIRST_SEAL, self._chain.interval), self._seal_again)
         with suppress(TimeoutError):
-            async with asyncio.timeout(START_PATIENCE):
+            async with asyncio.timeout(START_TIMEOUT):
                 await tried.wait()
 
-    def close(self, patience: float = 5.0) -> None:
-        """Write the waiting entries and a last seal, for at most `patience` seconds."""
+    def close(self, timeout: float = 5.0) -> None:
+        """Write the waiting entries and a last seal, for at most `timeout` seconds."""
+        self._report_lost()
         if self._sealer is not None:
             self._sealer.cancel()
             self._seal()
         if self._writer is not None:
-            self._writer.close(patience)
+            self._writer.close(timeout)
 
     def _seal_again(self) -> None:
-        self._seal()
+        if self._waiting[None] < MAX_WAITING // 2:  # while the disk fails, seals leave room for other entries
+            self._seal()
         if self._loop is not None:
             self._sealer = self._loop.call_later(self._chain.interval, self._seal_again)
 
@@ -122,27 +126,31 @@ class AuditLog:
             self.note(SEALED, interval=self._chain.interval)
             self._sealed = self._sequence
 
-    def note(self, code: str, agent: AgentId | None = None, **facts: Any) -> None:  # noqa: ANN401 - any JSON value
-        """Add one entry, caused by `agent` if any; facts that are None are omitted. Returns at once."""
+    def note(self, code: str, agent: AgentId | None = None, **facts: Fact) -> None:
+        """Add one entry, caused by `agent` or by the API's caller `who`, if any. Returns at once.
+
+        Facts that are None are omitted, and texts that are too long are cut.
+        """
         self._sequence += 1
         now = self._clock()
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         entry: AuditEntry = {"time": stamp, "sequence": self._sequence, "code": code, "controller": self._controller}
         if agent is not None:
             entry["agent"] = agent
-        entry |= {name: value for name, value in facts.items() if value is not None}
+        entry |= {name: _cut(value) for name, value in facts.items() if value is not None}
+        queue = _queue(agent, facts.get("who"))
         if self._writer is None:
             log.info("audit entry written", **{name: value for name, value in entry.items() if name != "time"})
-        elif self.full(agent):
+        elif self.full(queue):
             self.lost += 1
             self._last_loss = now
         else:
-            self._waiting[agent] += 1
-            self._writer.put((agent, entry))
+            self._waiting[queue] += 1
+            self._writer.put((queue, entry))
 
-    def full(self, agent: AgentId | None) -> bool:
-        """Return whether the next entry of this agent would be lost."""
-        return self._waiting[agent] >= PER_AGENT
+    def full(self, queue: str | None) -> bool:
+        """Return whether the next entry in this queue would be lost; that of an agent has its id."""
+        return self._waiting[queue] >= MAX_WAITING
 
     async def room(self, agent: AgentId) -> None:
         """Wait until an entry of this agent finds room; without a deadline, which the caller sets."""
@@ -151,20 +159,37 @@ class AuditLog:
 
     def _make_room_soon(self, batch: list[Waiting]) -> None:
         """Make room for written entries; called in the writer's thread."""
-        self._call_on_loop(self._make_room, Counter(agent for agent, _ in batch))
+        self._call_on_loop(self._make_room, Counter(queue for queue, _ in batch))
 
     def _call_on_loop(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts) -> None:
         """Call a function on the loop, from the writer's thread; do nothing if the loop has ended."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(callback, *args)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(callback, *args)
 
-    def _make_room(self, written: Counter[AgentId | None]) -> None:
-        for agent, count in written.items():
-            self._waiting[agent] -= count
-            if self._waiting[agent] <= 0:
-                del self._waiting[agent]
-            if (waiter := self._room.pop(agent, None)) is not None:
+    def _make_room(self, written: Counter[str | None]) -> None:
+        for queue, count in written.items():
+            self._waiting[queue] -= count
+            if self._waiting[queue] <= 0:
+                del self._waiting[queue]
+            if (waiter := self._room.pop(queue, None)) is not None:
                 waiter.set()
-        if self.lost > self._reported:
+        self._report_lost()
+
+    def _report_lost(self) -> None:
+        """Add an entry that counts the lost entries that none has counted; without room, the next call does so."""
+        if self.lost > self._reported and self._waiting[None] < MAX_WAITING - 1:  # the last seal has room too
             missing, self._reported = self.lost - self._reported, self.lost
             self.note("audit-lost", count=missing)
+
+
+def _queue(agent: AgentId | None, who: object) -> str | None:
+    """Return the queue of an entry: that of the agent or of the API's caller, or None for the log's own entries."""
+    return agent if agent is not None or who is None else f"caller {who}"
+
+
+def _cut(value: Fact) -> Fact:
+    """Return a value that is not too long, and that says so if it was cut."""
+    if not isinstance(value, str) or len(value) <= MAX_TEXT:
+        return value
+    return f"{value[:MAX_TEXT]} [cut from {len(value)} characters]"

@@ -98,7 +98,7 @@ def judge(reports: Iterable[FileReport], *, keyed: bool, through: int | None = N
     notes = [note for report in ordered for note in report.notes]
     last: dict[str, FileReport] = {}
     for report in chained:
-        _joint(last.get(report.controller), report, faults, notes)
+        _check_continuation(last.get(report.controller), report, faults, notes)
         last[report.controller] = report
     faults += _without_chain([report for report in ordered if report.begin is None], chained)
     for controller, report in last.items():
@@ -112,7 +112,7 @@ def judge(reports: Iterable[FileReport], *, keyed: bool, through: int | None = N
     return Verdict(ordered, faults, notes)
 
 
-def _joint(before: FileReport | None, report: FileReport, faults: list[Fault], notes: list[str]) -> None:
+def _check_continuation(before: FileReport | None, report: FileReport, faults: list[Fault], notes: list[str]) -> None:
     """Judge whether a file continues the one before it, which is None for the first one of its controller."""
     begin = report.begin or Head()
     if before is None or before.end is None:

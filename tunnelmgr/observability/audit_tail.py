@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tunnelmgr.observability.audit_chain import Head, parse_line
-from tunnelmgr.observability.audit_files import AuditStream, let_others_run, open_audit, rotated_files
+from tunnelmgr.observability.audit_chain import Head, parse_line, sequence_in
+from tunnelmgr.observability.audit_files import AuditStream, is_part, open_audit, rotated_files, yield_gil
 
-GAP_PATIENCE: Final = 5.0
+GAP_TIMEOUT: Final = 5.0
 """Seconds for which entries must be missing before they count as removed: logrotate renames files one at a time."""
 
 
@@ -45,11 +45,13 @@ class AuditTail:
         self.position: Head | None = None
         """The last entry that was read; None until `rewind` sets it, and then nothing is read."""
         self.dropped = 0
-        """Entries that were removed before they could be read."""
+        """Entries that were removed before they could be read, or that are too long."""
+        self._too_long = 0  # the highest number of an entry that is counted as too long
         self._open = ExitStack()
         self._stream: AuditStream | None = None
         self._offset = 0
         self._ahead = b""  # a line that was read to find the position
+        self._searched: list[Path] | None = None  # the rotated files if none of them has an entry after the open file
         self._gap_since: float | None = None
 
     def beginning(self) -> Head | None:
@@ -60,7 +62,7 @@ class AuditTail:
     def read(self, limit: int) -> list[Copied]:
         """Return the next entries, none if there is no further one now; raises OSError."""
         found = self._read_open(limit)
-        if not found and not self._is_current():
+        if not found and not self._is_last():
             self._find_next()
             found = self._read_open(limit)
         return found
@@ -73,15 +75,18 @@ class AuditTail:
     def close(self) -> None:
         """Keep no file open until the next read."""
         self._open.close()
-        self._stream, self._offset, self._ahead = None, 0, b""
+        self._stream, self._offset, self._ahead, self._searched = None, 0, b"", None
 
-    def _is_current(self) -> bool:
-        """Return whether the open file is still the one that is written."""
+    def _is_last(self) -> bool:
+        """Return whether no other file can have the next entry: the open one is written, or none is and none was added.
+
+        While none is written, a rotated file is not read again at each look for new entries.
+        """
         if self._stream is None:
             return False
         with suppress(FileNotFoundError):
             return os.path.samestat(self._file.stat(), os.fstat(self._stream.fileno()))
-        return False
+        return self._searched == rotated_files(self._file)
 
     def _read_open(self, limit: int) -> list[Copied]:
         """Return entries of the open file after the position, up to one that does not follow them."""
@@ -100,23 +105,39 @@ class AuditTail:
         return found
 
     def _whole_lines(self) -> Iterator[bytes]:
-        """Yield lines up to the end of the open file, without one that is still being written."""
+        """Yield lines up to the end of the open file, without one that is still being written or that is too long."""
         count = 0
         while (stream := self._stream) is not None:
             line, self._ahead = self._ahead, b""
             # A compressed file that is damaged ends there; the next file tells what is missing.
             with suppress(EOFError, zlib.error):
                 line = line or stream.readline()
+            if is_part(line):
+                self._pass_too_long(line)
+                self._offset += len(line)
+                with suppress(EOFError, zlib.error):
+                    self._offset += stream.skip_rest(line)
+                continue
             if not line.endswith(b"\n"):
                 stream.seek(self._offset)
                 return
             self._offset += len(line)
             yield line
             count += 1
-            let_others_run(count)
+            yield_gil(count)
+
+    def _pass_too_long(self, beginning: bytes) -> None:
+        """Continue after an entry that is too long to be read; it is counted once, also if it is passed again."""
+        number = sequence_in(beginning)
+        if number is None or self.position is None or number <= self.position.sequence:
+            return
+        self.position = Head(number)
+        self.dropped += number > self._too_long
+        self._too_long = max(self._too_long, number)
 
     def _find_next(self) -> None:
         """Open the file with the next entry; without one, the file that is written."""
+        listed = rotated_files(self._file)
         parts = sorted(self._parts(), key=lambda part: part.after)
         if self.position is None:
             return
@@ -134,14 +155,16 @@ class AuditTail:
                 self.close()
             return
         self._gap_since = None
-        if not self._is_current():
-            self._enter(self._file)
+        if not self._is_last():
+            self._searched = listed
+            if self._file.exists():
+                self._enter(self._file)
 
     def _accepts_gap(self, after: int, at: int) -> bool:
         """Return whether entries are missing for so long that they were removed, and count them then."""
         now = time.monotonic()
         self._gap_since = now if self._gap_since is None else self._gap_since
-        if now - self._gap_since < GAP_PATIENCE:
+        if now - self._gap_since < GAP_TIMEOUT:
             return False
         self._gap_since = None
         self.dropped += after - at
@@ -173,6 +196,7 @@ class AuditTail:
             # A file that is still being compressed, or that does not belong to the log, is left out.
             with suppress(OSError, EOFError, zlib.error), open_audit(file) as lines:
                 for line in lines:
+                    lines.skip_rest(line)
                     if (parsed := parse_line(line)) is not None:
                         named = _named(line)
                         yield _Part(file, parsed.sequence - 1 if named is None else named)

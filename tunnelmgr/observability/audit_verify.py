@@ -59,16 +59,18 @@ class _Verification:
         self._keys = keys
         self._foreign = Foreign()
         self._foreign_from = 0  # the line on which `_foreign` begins
+        self._is_open = False  # the last line was a part, so the next one continues it
         self._other: Head | None = None  # what the next entry may follow instead, if the last one was changed
         self._gap: tuple[int, Fault] | None = None  # the last missing entry, in case that it is found later
 
     def take(self, line: bytes) -> None:
-        """Verify the next line."""
-        self.report.lines += 1
-        found = parse_line(line)
+        """Verify the next line, or the next part of one that is too long."""
+        continues, self._is_open = self._is_open, not line.endswith(b"\n")
+        self.report.lines += not continues
+        found = None if continues else parse_line(line)
         entry = _entry_of(line) if found else None
         if found is None or entry is None:
-            self._take_foreign(line)
+            self._take_foreign(line, continues=continues)
             return
         self.report.controller = self.report.controller or str(entry.get("controller", ""))
         base = self._begin(found, entry) if self.report.end is None else self._follow(found, entry, self.report.end)
@@ -88,10 +90,10 @@ class _Verification:
         """Add a fault."""
         self.report.faults.append(Fault(self.report.file, kind, detail, line, sequence))
 
-    def _take_foreign(self, line: bytes) -> None:
+    def _take_foreign(self, line: bytes, *, continues: bool) -> None:
         report = self.report
         if report.end is None:
-            report.unchained += 1
+            report.unchained += not continues
             report.highest = max(report.highest, sequence_in(line) or 0)
             report.controller = report.controller or str((_entry_of(line) or {}).get("controller", ""))
             if line.endswith(b"\n"):
@@ -117,7 +119,7 @@ class _Verification:
         elif report.unchained > self._foreign.lines or entry.get("damage") != self._damage():
             self.fault(Kind.INSERTED, f"lines 1 to {report.unchained} do not belong to the chain", 1)
         elif report.unchained:
-            self._judge_foreign(recorded=True)
+            self._check_foreign(recorded=True)
         return base
 
     def _follow(self, found: ChainedLine, entry: dict[str, Any], end: Head) -> str | None:
@@ -128,15 +130,15 @@ class _Verification:
         if base is named and found.sequence <= end.sequence:
             base = None  # a copy of the first entry of a process
         if base is None:
-            if not self._judge_mismatch(found, end):
+            if not self._check_mismatch(found, end):
                 self._other = Head(end.sequence + 1, found.link)
                 return None
             self._other = Head(found.sequence, link_after(end.link, found.body))
         elif base is named:
-            self._judge_joint(found, end, base)
+            self._check_continuation(found, end, base)
         else:
-            self._judge_foreign(recorded=entry.get("damage") == self._damage())
-            self._judge_number(found, max(base.sequence, named.sequence) if named else base.sequence)
+            self._check_foreign(recorded=entry.get("damage") == self._damage())
+            self._check_number(found, max(base.sequence, named.sequence) if named else base.sequence)
         self._other = None if base else self._other
         self.report.end = Head(found.sequence, found.link)
         return base.link if base else None
@@ -144,7 +146,7 @@ class _Verification:
     def _damage(self) -> dict[str, object] | None:
         return self._foreign.as_json() if self._foreign.lines else None
 
-    def _judge_foreign(self, *, recorded: bool) -> None:
+    def _check_foreign(self, *, recorded: bool) -> None:
         """Judge lines outside the chain, before an entry that has the right link."""
         if not self._foreign.lines:
             return
@@ -154,7 +156,7 @@ class _Verification:
         note = f"{self._foreign.size} bytes of an entry that was cut while it was written; the next entry records them"
         self.report.notes.append(f"{self.report.file}:{self._foreign_from}: {note}")
 
-    def _judge_number(self, found: ChainedLine, before: int) -> None:
+    def _check_number(self, found: ChainedLine, before: int) -> None:
         """Judge the number of an entry whose link is right."""
         if found.sequence > before + 1:
             note = f"{numbers(before + 1, found.sequence - 1)} lost before they could be written; none was removed here"
@@ -167,7 +169,7 @@ class _Verification:
             self.fault(Kind.CHANGED, f"the number does not follow {before}", self.report.lines, found.sequence)
         self._gap = None if found.sequence <= before else self._gap
 
-    def _judge_joint(self, found: ChainedLine, end: Head, named: Head) -> None:
+    def _check_continuation(self, found: ChainedLine, end: Head, named: Head) -> None:
         """Judge an entry that continues another entry than the last one in this file."""
         if self._foreign.lines:
             self._fault_foreign(Kind.INSERTED)
@@ -177,7 +179,7 @@ class _Verification:
             kind, detail = Kind.INSERTED, f"continues after sequence {named.sequence}, not after {end.sequence}"
         self.fault(kind, detail, self.report.lines, found.sequence)
 
-    def _judge_mismatch(self, found: ChainedLine, end: Head) -> bool:
+    def _check_mismatch(self, found: ChainedLine, end: Head) -> bool:
         """Judge an entry whose link is wrong; return whether the chain continues with it."""
         at, sequence = self.report.lines, found.sequence
         expected = end.sequence + 1 + self._foreign.lines

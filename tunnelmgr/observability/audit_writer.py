@@ -8,7 +8,6 @@ from typing import Final
 
 import structlog
 
-from tunnelmgr.core.agent import AgentId
 from tunnelmgr.observability.audit_chain import AuditEntry
 from tunnelmgr.observability.audit_file import ChainedFile
 
@@ -23,7 +22,8 @@ RETRY_INTERVAL: Final = 1.0
 STALLED: Final = 5.0
 """Seconds after which a write that has not ended counts as failed."""
 
-Waiting = tuple[AgentId | None, AuditEntry]
+Waiting = tuple[str | None, AuditEntry]
+"""An entry, and the queue in which it waits; see audit_log.py."""
 
 
 class AuditWriter:
@@ -39,13 +39,17 @@ class AuditWriter:
         self._busy_since: float | None = None
         self._thread: threading.Thread | None = None
         self._tried: Callable[[], None] = lambda: None
-        self.error: str | None = None
+        self._error: str | None = None
 
     @property
-    def stalled(self) -> bool:
-        """Whether one write has been under way for too long."""
+    def error(self) -> str | None:
+        """Why entries are not being written, None if they are."""
         began = self._busy_since
-        return began is not None and time.monotonic() - began > STALLED
+        if self._thread is not None and not self._thread.is_alive() and not self._closing:
+            return f"{self._name}: the thread that writes it has ended; restart tunnelmgr"
+        if self._error is None and began is not None and time.monotonic() - began > STALLED:
+            return "the disk does not answer"
+        return self._error
 
     def start(self, tried: Callable[[], None]) -> None:
         """Start the thread; it calls `tried` after each attempt."""
@@ -60,13 +64,13 @@ class AuditWriter:
             if len(self._entries) == 1:
                 self._changed.notify()
 
-    def close(self, patience: float) -> None:
-        """Write what waits, for at most `patience` seconds."""
+    def close(self, timeout: float) -> None:
+        """Write what waits, for at most `timeout` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join(patience)
+            self._thread.join(timeout)
 
     def _run(self) -> None:
         while True:
@@ -75,38 +79,47 @@ class AuditWriter:
                 if not self._entries:
                     return
                 self._changed.wait_for(lambda: self._closing, GATHER)
-            if not self._write(self._next_batch()):
+            if not self._try():
                 with self._changed:
                     if self._changed.wait_for(lambda: self._closing, RETRY_INTERVAL):
-                        self._write(self._next_batch())  # the last attempt
+                        self._try()  # the last attempt
                         return
 
     def _next_batch(self) -> list[Waiting]:
         """Return the entries to write next; they stay queued until they are written."""
         return [self._entries[at] for at in range(min(BATCH, len(self._entries)))]
 
-    def _write(self, batch: list[Waiting]) -> bool:
-        """Write a batch from the front of the queue; return whether all of it was written."""
+    def _try(self) -> bool:
+        """Write the next batch; return whether all of it was written."""
+        error: str | None = None
         self._busy_since = time.monotonic()
         try:
-            whole = self._file.append([entry for _, entry in batch])
+            if not self._write(self._next_batch()):
+                error = f"{self._name}: no space left on device"
         except OSError as failed:
-            whole, error = 0, f"{self._name}: {failed.strerror or failed}"
-        else:
-            error = f"{self._name}: no space left on device" if whole < len(batch) else ""
+            error = f"{self._name}: {failed.strerror or failed}"
+        except Exception as failed:  # a bulkhead: without its thread, the log would end unnoticed
+            error = f"{self._name}: unexpected {type(failed).__name__}: {failed}"
+            if error != self._error:
+                log.exception("audit writer crashed")
         finally:
             self._busy_since = None
+        self._set_error(error)
+        self._tried()
+        return error is None
+
+    def _write(self, batch: list[Waiting]) -> bool:
+        """Write a batch from the front of the queue; return whether all of it was written."""
+        whole = self._file.append([entry for _, entry in batch])
         for _ in range(whole):
             self._entries.popleft()
         if whole:
             self._written(batch[:whole])
-        self._set_error(error)
-        self._tried()
-        return not error
+        return whole == len(batch)
 
-    def _set_error(self, error: str) -> None:
-        if error and self.error is None:
+    def _set_error(self, error: str | None) -> None:
+        if error is not None and self._error is None:
             log.error("audit write failed", error=error)
-        elif not error and self.error is not None:
+        elif error is None and self._error is not None:
             log.info("audit write recovered")
-        self.error = error or None
+        self._error = error

@@ -30,7 +30,10 @@ class TokenFile(AuthBase):
     def _token(self) -> str:
         if (wrong := private_key_file_error(self.file)) is not None:
             raise TokenError(f"token_file: {wrong}")
-        token = self.file.read_text(encoding="utf-8").strip()
+        try:
+            token = self.file.read_text(encoding="ascii", errors="replace").strip()
+        except OSError as failed:
+            raise TokenError(f"token_file: cannot read {self.file}: {failed.strerror}") from failed
         if not token or not (token.isascii() and token.isprintable()):
             raise TokenError(f"token_file: {self.file} does not hold one line with a token")
         return token

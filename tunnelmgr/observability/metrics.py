@@ -6,6 +6,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from tunnelmgr.core.health import Telemetry
 from tunnelmgr.observability.measurements import Measurements
 from tunnelmgr.observability.samples import WorldCollector
+from tunnelmgr.observability.traffic_totals import TrafficTotals
 
 # Prometheus takes the time of a counter's start as just another gauge, one for each series.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # its only form
@@ -17,10 +18,11 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.measurements = Measurements(self._registry)
+        self.traffic = TrafficTotals()
 
     def watch(self, telemetry: Telemetry) -> None:
         """Also serve what the daemon reports of its world and its health."""
-        self._registry.register(WorldCollector(telemetry))
+        self._registry.register(WorldCollector(telemetry, self.traffic))
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all samples now, and their content type, in a format that an Accept header names.

@@ -16,6 +16,7 @@ from tunnelmgr.core.registry_sharing import unshared_pairs
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import status_of
 from tunnelmgr.observability.audit_samples import forward_samples
+from tunnelmgr.observability.traffic_totals import TrafficTotals
 
 PAGE = resource.getpagesize()
 PYTHON, ASYNCSSH = platform.python_version(), version("asyncssh")
@@ -24,8 +25,9 @@ PYTHON, ASYNCSSH = platform.python_version(), version("asyncssh")
 class WorldCollector(Collector):
     """Computes samples from the world and the daemon's health."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, totals: TrafficTotals) -> None:
         self._telemetry = telemetry
+        self._totals = totals
 
     def collect(self) -> Iterator[Metric]:
         """Return the samples now."""
@@ -80,20 +82,19 @@ class WorldCollector(Collector):
         yield missing
 
     def _traffic(self) -> Iterator[Metric]:
-        world = self._telemetry.world
+        world, traffic = self._telemetry.world, self._telemetry.traffic
         channels = GaugeMetricFamily("tunnelmgr_channels", "Open channels", labels=["group"])
-        carried = CounterMetricFamily("tunnelmgr_bytes", "Bytes carried", labels=["group", "direction"])
-        counts: dict[str, list[int]] = {}
-        for id_, traffic in self._telemetry.traffic.items():
+        open_now: Tally[str] = Tally()
+        for id_, counters in traffic.items():
             if id_ in world.records:
-                sums = counts.setdefault(world.records[id_].agent.group, [0, 0, 0])
-                for at, value in enumerate((traffic.channels, traffic.to_agent, traffic.from_agent)):
-                    sums[at] += value
-        for group, (open_now, to_agent, from_agent) in counts.items():
-            channels.add_metric([group], open_now)
-            carried.add_metric([group, "to_agent"], to_agent)
-            carried.add_metric([group, "from_agent"], from_agent)
+                open_now[world.records[id_].agent.group] += counters.channels
+        for group, count in open_now.items():
+            channels.add_metric([group], count)
         yield channels
+        carried = CounterMetricFamily("tunnelmgr_bytes", "Bytes carried", labels=["group", "direction"])
+        self._totals.add(world, traffic)
+        for (group, direction), total in self._totals.items():
+            carried.add_metric([group, direction], total)
         yield carried
 
     def _cluster(self) -> Iterator[Metric]:

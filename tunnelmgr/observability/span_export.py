@@ -48,7 +48,7 @@ TIMEOUT: Final = 10.0
 """Seconds for one request to the collector, with its repetitions."""
 MAX_VALUE: Final = 512
 """Characters of an attribute's value; an agent chooses some."""
-_PATIENCE: Final = 2.0
+_CLOSE_TIMEOUT: Final = 2.0
 """Seconds in which the collector gets the last spans at a stop."""
 
 
@@ -103,7 +103,7 @@ class SpanExport:
         """Send what is left, within some seconds, and end the thread."""
         closing = threading.Thread(target=self._provider.shutdown, name="end of traces", daemon=True)
         closing.start()
-        closing.join(_PATIENCE)
+        closing.join(_CLOSE_TIMEOUT)
 
     def _start(self, trace: Trace, span: Span, context: Context | None, links: Sequence[Link]) -> OpenSpan:
         self._ids.trace_id, self._ids.span_id = trace.trace_id, span.span_id

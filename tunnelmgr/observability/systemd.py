@@ -5,11 +5,15 @@ import socket
 
 
 def notify(*lines: str) -> None:
-    """Send assignments such as `READY=1`; errors are ignored, because a daemon runs without its manager."""
+    """Send assignments such as `READY=1`; errors are ignored, because a daemon runs without its manager.
+
+    Does not wait: a message is lost if the manager has not read some earlier ones.
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+        manager.setblocking(False)
         try:
             manager.connect("\0" + address[1:] if address.startswith("@") else address)
             manager.sendall("\n".join(lines).encode())
