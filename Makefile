@@ -34,8 +34,9 @@ churn
 reconnect --resets 2 --cuts 1
 fairness
 endef
-# Those of `make bench-faults`: ends of controllers, and floods.
+# Those of `make bench-faults`: ends of controllers, floods, and readers.
 define FAULT_BENCHMARKS
+readers --seconds 2
 flood --seconds 3
 restart --rounds 2
 failover
@@ -102,7 +103,7 @@ bench: export CHOSEN_BENCHMARKS = $(BENCHMARKS)
 bench: plan-time ## Compare with ssh, autossh and asyncssh: as root; JSON in build/bench, plots in docs/performance
 
 bench-faults: export CHOSEN_BENCHMARKS = $(FAULT_BENCHMARKS)
-bench-faults: ## Measure ends of controllers and floods: as root; JSON in build/bench
+bench-faults: ## Measure ends of controllers, floods and readers: as root; JSON in build/bench
 
 plan-time: install
 	$(RUN)/python benchmarks/plan.py

@@ -1,4 +1,4 @@
-"""The configuration that `init` writes: every key with its default, commented, and one source to begin with."""
+"""The configuration that `init` writes: the usual keys with their defaults, commented, and one source to begin with."""
 
 import socket
 from pathlib import Path
