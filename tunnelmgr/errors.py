@@ -298,5 +298,6 @@ class DaemonNotRunningError(ControlError):
     def __init__(self, socket: str, reason: str = "") -> None:
         detail = f" ({reason})" if reason else ""
         super().__init__(
-            f"no daemon answers on {socket}{detail}: start it with `systemctl start tunnelmgr` or `tunnelmgr run`"
+            f"no daemon answers on {socket}{detail}: start it with `systemctl start tunnelmgr`, "
+            "or with `tunnelmgr run` and the same --config"
         )

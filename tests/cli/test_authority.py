@@ -129,6 +129,16 @@ def test_only_a_host_key_is_signed(run: Run, folder: Path, tmp_path: Path) -> No
         assert why in refused.stderr
 
 
+def test_an_authority_that_does_not_exist_signs_nothing(run: Run, folder: Path, tmp_path: Path) -> None:
+    """The error says which authority is missing, and how it is made."""
+    words = ("authority", "sign", "nope", tmp_path / "host.pub", "--id", "ec2:i-1", "--folder", folder)
+
+    refused = run(*words)
+
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "has no authority nope; create it with `tunnelmgr authority create nope`" in " ".join(refused.stderr.split())
+
+
 def test_two_certificates_have_two_serials(run: Run, folder: Path, tmp_path: Path) -> None:
     """Every certificate has a serial of its own, so that it can be revoked alone."""
     serials = []

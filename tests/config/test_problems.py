@@ -240,7 +240,17 @@ def test_an_unknown_source_type_is_answered_with_the_installed_ones(problems: Ca
         ('[ssh]\nkey = "KEYFILE"\nxyzzy = 1', "ssh.xyzzy: unknown key"),
         (
             '[ssh]\nkey = "KEYFILE"\nconnect_timeout = "5m"',
-            "ssh.connect_timeout: must be less than or equal to 120, not '5m'",
+            "ssh.connect_timeout: must be at most 2m, not '5m'",
+        ),
+        (
+            '[[authority]]\nname = "a"\nmax_validity = "400d"',
+            "authority[0].max_validity: must be at most 366d, not '400d'",
+        ),
+        ('[ssh]\nkey = "KEYFILE"\nprobe_interval = "10ms"', "ssh.probe_interval: must be at least 0.1s, not '10ms'"),
+        ('[ssh]\nkey = "KEYFILE"\nciphers = []', "ssh.ciphers: must have at least one entry"),
+        (
+            '[[source]]\nname = "o"\ntype = "ec2"\nregions = ["eu-west-1"]\nrole = "x"',
+            "source[0].role: must begin with arn:, not 'x'",
         ),
         ("[[group]]\nname = 7", "group[0].name: must be a valid string, not 7"),
     ],

@@ -1,5 +1,6 @@
 """The API for other machines, of a whole daemon."""
 
+import asyncio
 import json
 import socket as sockets
 import ssl
@@ -12,6 +13,8 @@ from tests.daemon.running_daemon import daemon
 from tests.daemon.test_failing_start import failing_start
 from tests.ssh.ssh_server import free_port
 from tests.until import until
+from tunnelmgr.config import load
+from tunnelmgr.daemon.checks import Finding, check
 
 TOKEN = "a1" * 20
 
@@ -67,3 +70,53 @@ async def test_an_address_that_is_taken_is_named(site: Site) -> None:
 
     assert "api.listen: cannot listen on 127.0.0.1:" in output
     assert not site.socket.exists()
+
+
+async def test_a_secret_that_others_can_read_is_refused(site: Site) -> None:
+    """Neither a token nor the server's key may be readable by everybody: the daemon does not start."""
+    offer(site, free_port())
+    for secret in ("token", "api.key"):
+        (site.folder / secret).chmod(0o644)
+
+        output = await failing_start(site)
+
+        assert f"api: {site.folder}/{secret} can be read by others (mode 0644); run `chmod 600" in output
+        (site.folder / secret).chmod(0o600)
+
+
+def findings_of(site: Site) -> list[Finding]:
+    """Return what `check` says of the API of a configuration."""
+    site.write()
+    config = load(site.file)
+    assert config.api is not None
+    return [one for one in asyncio.run(check(config)) if one.check == "api"]
+
+
+def test_check_finds_what_would_keep_the_api_from_starting(site: Site) -> None:
+    """The files, their modes and the address are checked; a start would fail for the same reasons."""
+    port = free_port()
+    offer(site, port)
+    good = findings_of(site)
+    (site.folder / "api.key").chmod(0o640)
+    readable = findings_of(site)
+    (site.folder / "api.key").chmod(0o600)
+    (site.folder / "api.pem").write_text("no certificate")
+    with sockets.create_server(("127.0.0.1", port)):
+        bad = findings_of(site)
+
+    assert good == [Finding("api", "ok", f"127.0.0.1:{port}, {site.folder}/api.pem")]
+    assert "can be read by others (mode 0640)" in readable[0].message
+    assert [one.result for one in bad] == ["failed", "failed"]
+    assert "cannot use the certificate and its key" in bad[0].message
+    assert bad[1].message.startswith(f"cannot listen on 127.0.0.1:{port}: Address already in use")
+
+
+async def test_the_address_of_a_running_daemon_is_not_taken(site: Site) -> None:
+    """While the daemon runs, it has the address itself, so `check` does not report it."""
+    port = free_port()
+    offer(site, port)
+    async with daemon(site) as process:
+        await process.phase("up")
+        found = [one for one in await check(load(site.file)) if one.check == "api"]
+
+    assert [one.result for one in found] == ["ok"]

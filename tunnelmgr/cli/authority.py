@@ -61,7 +61,9 @@ def create(name: NameArgument, folder: FolderOption = FOLDER, as_json: JsonOptio
     if as_json:
         print_json({"name": name, "key": str(file), "public": str(_public(file)), "config": table})
         return
-    print_line(f"wrote  {file}  (keep it where images are signed; the controller needs only the .pub file)")
+    print_line(
+        f"wrote  {file}  (keep it where host keys are signed; the controller needs only the .pub and .revoked files)"
+    )
     typer.echo(f"\n# Add this to the configuration, and `authority` to the source's trust:\n\n{table}", nl=False)
 
 
@@ -75,6 +77,7 @@ def sign(
     as_json: JsonOption = False,
 ) -> None:
     """Sign a host key for one agent id, and print the certificate for sshd's HostCertificate."""
+    _require_authority(folder, name)
     try:
         public = typer.get_text_stream("stdin").read() if str(host_key) == "-" else host_key.read_text(encoding="utf-8")
     except OSError as failed:
@@ -104,8 +107,7 @@ def revoke(
     """Revoke a certificate, a host key or the authority. It takes effect with `tunnelmgr reload`."""
     if [serial is not None, key is not None, everything].count(True) != 1:
         raise typer.BadParameter("give exactly one of --serial, --key and --authority")
-    if not _public(folder / name).exists():
-        raise ControlError(f"{folder} has no authority {name}; create it with `tunnelmgr authority create {name}`")
+    _require_authority(folder, name)
     try:
         entry = f"serial:{serial}" if serial is not None else _fingerprint_in(key or _public(folder / name))
         fresh = not _revoked(folder / name).exists()
@@ -118,6 +120,11 @@ def revoke(
     except OSError as failed:
         raise ControlError(f"cannot write {failed.filename}: {failed.strerror}") from failed
     print_line(f"revoked  {entry}; now run: tunnelmgr reload")
+
+
+def _require_authority(folder: Path, name: str) -> None:
+    if not _public(folder / name).exists():
+        raise ControlError(f"{folder} has no authority {name}; create it with `tunnelmgr authority create {name}`")
 
 
 def _public(file: Path) -> Path:

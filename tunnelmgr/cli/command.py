@@ -53,12 +53,12 @@ class Group(TyperGroup):
 def _without_flag_types(params: Sequence[Any]) -> Sequence[Any]:
     """Return the same parameters; the help would show each flag as if it took a value, `--json <bool>`.
 
-    It would also show a Python type beside an argument that can be repeated, `[FILE]... <list[Path]>`.
+    It would also show a Python type beside each argument, `AGENT <str>`.
     """
     for param in params:
         if getattr(param, "is_flag", False) and param.metavar is None:
             param.metavar = ""
-        if param.nargs == -1:
+        if param.param_type_name == "argument":
             param.display_type_rich = lambda ctx: None  # noqa: ARG005 - called by this name
     return params
 

@@ -7,13 +7,15 @@ from tunnelmgr.config import DEFAULT_FILE
 
 _TEMPLATE = """\
 # tunnelmgr: which agents get a tunnel, and what they may do through it.
-# After a change: `tunnelmgr check`, then `tunnelmgr reload`. Every key is described in docs/configuration.md.
+# After a change: `tunnelmgr check`, then `tunnelmgr reload`.
+# `man tunnelmgr.toml` and docs/configuration.md describe every key.
 
 [controller]
 name = "{name}"
 {state}state = "sqlite:///{folder_state}/state.db"
 {state}socket = "{folder_socket}/tunnelmgr.sock"
 # metrics = "127.0.0.1:9750"          # metrics, status page and health; off by default
+# audit = "/var/log/tunnelmgr/audit.jsonl"   # every pull, push and refusal; else they go to the daemon's log
 # drain = "30s"                       # how long transfers may continue when the daemon stops
 
 [ssh]
@@ -35,6 +37,7 @@ key = "{key}"
 # listen = ["127.0.0.1:5000", "[::1]:5000"]   # on the agent; loopback only
 # target = "127.0.0.1:5000"                   # the registry on this machine
 # protocol = "registry"                       # through the gate; "tcp" relays bytes
+# A forward may also have one of these:
 # push_target = "127.0.0.1:5001"              # where pushes go, if the target is a read-only replica
 # upstream = "proxy"                          # if the target is a pull-through cache, as of Docker Hub
 
@@ -61,7 +64,7 @@ key = "{key}"
 [[source]]
 name = "office"
 type = "static"
-group = "ci"
+group = "builders"
 trust = ["pinned"]
 #   [[source.agent]]
 #   name = "builder-1"

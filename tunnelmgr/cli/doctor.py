@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     context: typer.Context,
     agent: Annotated[
-        str | None, typer.Argument(metavar="[AGENT]", help="An id, the beginning of one, or a name", show_default=False)
+        str | None, typer.Argument(metavar="AGENT", help="An id, the beginning of one, or a name", show_default=False)
     ] = None,
     bundle: Annotated[
         Path | None,

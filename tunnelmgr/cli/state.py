@@ -44,7 +44,7 @@ def export_state(
     context: typer.Context,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="Where to write: a file, or an existing folder [default: stdout]"),
+        typer.Argument(metavar="FILE", help="Where to write: a file, or an existing folder [default: stdout]"),
     ] = None,
     config: ConfigOption = None,
     keep: Annotated[

@@ -63,7 +63,8 @@ def _parse(file: Path, text: str | None) -> dict[str, Any]:
         option = "" if file == DEFAULT_FILE else f" -c {shlex.quote(str(file))}"
         raise ConfigError([f"no such file; `tunnelmgr init{option}` writes one"], file=str(file)) from missing
     except (OSError, UnicodeDecodeError) as unreadable:
-        raise ConfigError([f"cannot read the file: {unreadable}"], file=str(file)) from unreadable
+        reason = unreadable.strerror if isinstance(unreadable, OSError) else unreadable
+        raise ConfigError([f"cannot read the file: {reason}"], file=str(file)) from unreadable
     except (ValueError, RecursionError) as bad:  # a bare ValueError: a number of thousands of digits
         raise ConfigError([f"not valid TOML: {bad}"], file=str(file)) from bad
 

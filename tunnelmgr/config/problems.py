@@ -1,5 +1,6 @@
 """The problems that validation finds, as sentences: the place, what is wrong, and the nearest key or value."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
@@ -8,6 +9,8 @@ from pydantic_core import ErrorDetails
 
 from tunnelmgr.core.spelling import nearest
 
+_PREFIX = re.compile(r"\^([a-z:/]+)")
+"""A pattern that requires a beginning only."""
 _SHOWN = 60
 """Characters of a wrong value that an error repeats."""
 
@@ -26,17 +29,37 @@ def unknown(what: str, given: str, known: Iterable[str]) -> str:
 def _problem(error: ErrorDetails, model: type[BaseModel], place: str) -> str:
     for part in error["loc"]:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    return f"{place}: {_message(error, model)}"
+
+
+def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
     match error["type"]:
         case "missing":
-            return f"{place}: missing"
+            message = "missing"
         case "extra_forbidden":
-            return f"{place}: {unknown('key', str(error['loc'][-1]), _keys_at(model, error['loc'][:-1]))}"
+            message = unknown("key", str(error["loc"][-1]), _keys_at(model, error["loc"][:-1]))
+        case "too_short":
+            message = "must have at least one entry"
         case "value_error":
             message = error["msg"].removeprefix("Value error, ")
-            return f"{place}: {message}{_given(error) if message.startswith('write ') else ''}"
+            message += _given(error) if message.startswith("write ") else ""
+        case "string_pattern_mismatch" if prefix := _PREFIX.fullmatch(error["ctx"]["pattern"]):
+            message = f"must begin with {prefix[1]}{_given(error)}"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal" if isinstance(error["input"], str):
+            message = f"must be {_bound(error)}{_given(error)}"
         case _:
-            message = error["msg"].replace("Input should", "must", 1)
-            return f"{place}: {message[0].lower()}{message[1:]}{_given(error)}"
+            text = error["msg"].replace("Input should", "must", 1)
+            message = f"{text[0].lower()}{text[1:]}{_given(error)}"
+    return message
+
+
+def _bound(error: ErrorDetails) -> str:
+    """Return the bound that a duration violates, as durations are written."""
+    words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+    ((name, bound),) = error["ctx"].items()
+    units = ((86400, "d"), (3600, "h"), (60, "m"))
+    length, unit = next((one for one in units if bound and not bound % one[0]), (1, "s"))
+    return f"{words[name]} {bound / length:g}{unit}"
 
 
 def _given(error: ErrorDetails) -> str:

@@ -16,6 +16,7 @@ from tunnelmgr.core.loopback import is_loopback
 from tunnelmgr.core.snapshot import Snapshot
 from tunnelmgr.core.trust import Method
 from tunnelmgr.core.tunnel import Endpoint, pull_through_caches, push_registries, registries
+from tunnelmgr.daemon.api_checks import api_problems
 from tunnelmgr.daemon.audit_checks import collector_error, sealing_key
 from tunnelmgr.daemon.cluster_checks import disagreements
 from tunnelmgr.daemon.prepared import PinsKeys, build
@@ -58,7 +59,7 @@ async def check(config: Config) -> list[Finding]:
     findings = [*_keys(config), *await asyncio.to_thread(_state, config), _place("socket", config.controller.socket)]
     if config.cache is not None:
         findings.append(_cache(config.cache))
-    findings += await asyncio.to_thread(lambda: [*_audit(config), *_tracing(config)])
+    findings += await asyncio.to_thread(lambda: [*_audit(config), *_tracing(config), *_api(config)])
     forwards = config.forwards()
     for registry in registries(forwards):
         findings += await _registry(registry)
@@ -157,6 +158,22 @@ def _tracing(config: Config) -> Iterator[Finding]:
     if config.tracing is not None:
         wrong = tracing_error(config.tracing)
         yield Finding("tracing", "failed", wrong) if wrong else Finding("tracing", "ok", config.tracing.url)
+
+
+def _api(config: Config) -> Iterator[Finding]:
+    """Check the files and the address of the API for other machines."""
+    if config.api is not None:
+        problems = list(api_problems(config.api, is_running=_is_running(config)))
+        yield from (Finding("api", "failed", problem) for problem in problems)
+        if not problems:
+            yield Finding("api", "ok", f"{config.api.listen}, {config.api.certificate}")
+
+
+def _is_running(config: Config) -> bool:
+    try:
+        return ControlClient(config.controller.socket).alive()
+    except ControlError:
+        return False
 
 
 def _cache(config: CacheConfig) -> Finding:

@@ -8,10 +8,11 @@ from aiohttp import web
 from tunnelmgr.config import ApiConfig, ControllerConfig
 from tunnelmgr.control.event_log import EventLog
 from tunnelmgr.control.loop_share import LoopShare
-from tunnelmgr.control.remote import ApiClient, RemoteServer, TlsFiles
+from tunnelmgr.control.remote import ApiClient, RemoteServer
 from tunnelmgr.control.routes import ApiRoutes
 from tunnelmgr.control.server import ControlServer
 from tunnelmgr.core.tunnel import Endpoint
+from tunnelmgr.daemon.api_checks import tls_files
 from tunnelmgr.daemon.operations import DaemonOperations
 from tunnelmgr.errors import ControlError
 from tunnelmgr.observability.metrics import Metrics
@@ -78,7 +79,7 @@ def make_remote(operations: DaemonOperations, api: ApiConfig, routes: Iterable[w
     """Return the API for other machines; raises ControlError if a file cannot be used."""
     try:
         clients = [ApiClient.of(client.name, client.role, client.token_file) for client in api.client]
-        return RemoteServer(operations, clients, TlsFiles(api.certificate, api.key, api.client_authority), routes)
+        return RemoteServer(operations, clients, tls_files(api), routes)
     except OSError as unreadable:
         raise ControlError(f"api: cannot read {unreadable.filename}: {unreadable.strerror}") from unreadable
 

@@ -123,7 +123,7 @@ class SpanExport:
 
 def collector_error(config: TracingConfig) -> str | None:
     """Return why a collector takes no traces, None if it takes an empty request; blocks."""
-    exporter = _CountingExporter(config)
+    exporter = _CountingExporter(config, logs=False)
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     exporter.export([])
     exporter.shutdown()
@@ -164,7 +164,8 @@ class _Session(requests.Session):
 class _CountingExporter(SpanExporter):
     """Sends batches, counts their spans, and logs when the collector begins and ceases to refuse them."""
 
-    def __init__(self, config: TracingConfig) -> None:
+    def __init__(self, config: TracingConfig, *, logs: bool = True) -> None:
+        self._logs = logs
         self.exported = 0
         self.failed = 0
         self.error: str | None = None
@@ -193,7 +194,7 @@ class _CountingExporter(SpanExporter):
             return result
         self.failed += len(spans)
         before, self.error = self.error, self._session.failure or "the collector did not take them in time"
-        if before is None:
+        if before is None and self._logs:
             log.warning("traces not exported", url=self._url, reason=self.error)
         return result
 
