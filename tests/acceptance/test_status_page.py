@@ -32,7 +32,7 @@ def page(field: "Field", path: str) -> str:
 
 
 def page_with(field: "Field", path: str, texts: Iterable[str]) -> str:
-    """Return the text of a page if it has all of these texts: an agent may be dialled again just now."""
+    """Return the text of a page if it has all of these texts: an agent may be in the middle of another dial."""
     found = page(field, path)
     return found if all(text in found for text in texts) else ""
 
