@@ -19,6 +19,7 @@ from tunnelmgr.cli.options import ConfigOption, JsonOption, chosen_file
 from tunnelmgr.cli.output import stdout
 from tunnelmgr.cli.render_text import cell
 from tunnelmgr.config import load
+from tunnelmgr.core.timestamp import timestamp
 from tunnelmgr.errors import ConfigError, ControlError
 
 AuditEntry = dict[str, Any]
@@ -91,11 +92,10 @@ def _moment(since: str | None) -> str:
             at = datetime.now(UTC) - timedelta(**{_UNITS[duration[2]]: int(duration[1])})
         else:
             at = datetime.fromisoformat(since)
-        at = at.astimezone(UTC)
+        return timestamp(at.timestamp())
     except (ValueError, OverflowError) as invalid:
         message = f"invalid time {since!r}; write a duration such as 2h, or a time such as 2026-01-31T12:00Z"
         raise typer.BadParameter(message, param_hint="--since") from invalid
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _filter(

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 from aiohttp import web
 
 from tunnelmgr.control.sse import EventStream, EventStreams
-from tunnelmgr.control.views import Json, step_view, timestamp
+from tunnelmgr.control.views import Json, step_view
+from tunnelmgr.core.timestamp import timestamp
 from tunnelmgr.core.tunnel import Phase, TunnelStatus
 from tunnelmgr.core.world import HistoryEntry, Record
 

@@ -28,7 +28,6 @@ from tunnelmgr.control.views import (
     history_view,
     preview_view,
     status_view,
-    timestamp,
     transfer_view,
 )
 from tunnelmgr.core.activity import Transfer
@@ -39,6 +38,7 @@ from tunnelmgr.core.host_key import parse_key
 from tunnelmgr.core.policies import Explained
 from tunnelmgr.core.sanitize import sanitize
 from tunnelmgr.core.seed import Seed
+from tunnelmgr.core.timestamp import timestamp
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import status_of
 from tunnelmgr.errors import ConfigError, release_command

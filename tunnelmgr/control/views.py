@@ -2,7 +2,6 @@
 
 from collections import Counter as Tally
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
 from tunnelmgr.config.changes import Preview
@@ -11,6 +10,7 @@ from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cluster import Cluster, RemoteStatus
 from tunnelmgr.core.health import AuditForwardHealth, CacheHealth, DaemonHealth, TracingHealth, TrafficCounters
 from tunnelmgr.core.registry_sharing import SharingReport, seen_by
+from tunnelmgr.core.timestamp import timestamp
 from tunnelmgr.core.tunnel import (
     Connecting,
     Draining,
@@ -43,8 +43,8 @@ def agent_view(
         "present": record.present,
         "phase": status.phase.value,
         "holder": None,
-        "since": timestamp(status.since),
-        "first_seen": timestamp(record.first_seen),
+        "since": time_view(status.since),
+        "first_seen": time_view(record.first_seen),
         "trust": trust.method.value if trust else None,
         "evidence": trust.detail or None if trust else None,
         "fingerprints": list(trust.fingerprints) if trust else [],
@@ -52,13 +52,13 @@ def agent_view(
         "error": status.error,
         "message": status.message or None,
         "failures": status.failures,
-        "retry_at": timestamp(facts.retry_at),
+        "retry_at": time_view(facts.retry_at),
         "forwards": [_forward_view(forward, facts.held) for forward in forwards],
         "channels": traffic.channels if traffic else 0,
         "bytes_to_agent": traffic.to_agent if traffic else 0,
         "bytes_from_agent": traffic.from_agent if traffic else 0,
         "probe_ms": round(facts.probe.ms, 3) if facts.probe else None,
-        "probed_at": timestamp(facts.probe.at) if facts.probe else None,
+        "probed_at": time_view(facts.probe.at) if facts.probe else None,
     }
 
 
@@ -74,12 +74,12 @@ def history_view(record: Record) -> list[Json]:
 def step_view(entry: HistoryEntry) -> Json:
     """Return one step of a history."""
     return {
-        "time": timestamp(entry.at),
+        "time": time_view(entry.at),
         "step": entry.step,
         "detail": entry.detail,
         "uid": entry.uid,
         "count": entry.count,
-        "since": timestamp(entry.since),
+        "since": time_view(entry.since),
     }
 
 
@@ -150,7 +150,7 @@ def status_view(world: World, health: DaemonHealth) -> Json:
             {
                 "name": view.name,
                 "ok": view.ok,
-                "last_success": timestamp(view.last_success),
+                "last_success": time_view(view.last_success),
                 "error": view.error,
                 "missing": view.missing,
                 "events": None if view.feed_ok is None else {"ok": view.feed_ok, "error": view.feed_error},
@@ -221,7 +221,7 @@ def _health_view(health: DaemonHealth) -> Json:
             "reachable": health.registry.reachable,
             "loopback_only": health.registry.loopback_only,
             "error": health.registry.error,
-            "checked_at": timestamp(health.registry.checked_at),
+            "checked_at": time_view(health.registry.checked_at),
         },
         "audit": {
             "ok": health.audit.error is None and not health.audit.lost_recently,
@@ -256,7 +256,7 @@ def _forward_health_view(forward: AuditForwardHealth) -> Json:
         "sequence": forward.sequence,
         "behind": forward.behind,
         "dropped": forward.dropped,
-        "last_success": timestamp(forward.success_at),
+        "last_success": time_view(forward.success_at),
     }
 
 
@@ -287,11 +287,9 @@ def _cache_view(cache: CacheHealth | None) -> Json | None:
     }
 
 
-def timestamp(at: float | None) -> str | None:
-    """Return seconds since the epoch as RFC 3339 in UTC, with milliseconds."""
-    if at is None:
-        return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def time_view(at: float | None) -> str | None:
+    """Return a time as text, None if there is none."""
+    return None if at is None else timestamp(at)
 
 
 def find(world: World, wanted: str, *, strictly: bool = False) -> list[AgentId]:

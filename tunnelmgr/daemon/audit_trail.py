@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import structlog
 
-from tunnelmgr.control.views import timestamp
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.ports import WorldView
 from tunnelmgr.core.rate_limit import TokenBucket
+from tunnelmgr.core.timestamp import timestamp
 from tunnelmgr.core.world import HistoryEntry, Record
 from tunnelmgr.gate.request_record import RequestRecord
 from tunnelmgr.observability.audit_log import AuditLog

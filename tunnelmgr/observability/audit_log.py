@@ -13,13 +13,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVarTuple, Unpack
 
 import structlog
 
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.timestamp import timestamp
 from tunnelmgr.observability.audit_chain import SEALED, AuditEntry
 from tunnelmgr.observability.audit_file import ChainedFile, ChainSettings
 from tunnelmgr.observability.audit_writer import AuditWriter, Waiting
@@ -133,8 +133,12 @@ class AuditLog:
         """
         self._sequence += 1
         now = self._clock()
-        stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        entry: AuditEntry = {"time": stamp, "sequence": self._sequence, "code": code, "controller": self._controller}
+        entry: AuditEntry = {
+            "time": timestamp(now),
+            "sequence": self._sequence,
+            "code": code,
+            "controller": self._controller,
+        }
         if agent is not None:
             entry["agent"] = agent
         entry |= {name: _cut(value) for name, value in facts.items() if value is not None}

@@ -14,12 +14,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from tunnelmgr.core.agent import Agent, AgentId
 from tunnelmgr.core.persistence import StoredState
 from tunnelmgr.core.seed import Seed
+from tunnelmgr.core.timestamp import timestamp
 from tunnelmgr.core.trust import HostTrust, Method
 from tunnelmgr.core.world import HistoryEntry, Quarantine, Record
 from tunnelmgr.errors import StoreError
@@ -33,8 +33,7 @@ JsonObject = dict[str, Any]
 def write_archive(memory: StoredState, now: float) -> Iterator[str]:
     """Return the lines of an archive, each with its newline; `now` is in seconds since the epoch."""
     digest = hashlib.sha256()
-    stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    head: JsonObject = {"format": FORMAT, "version": VERSION, "time": stamp}
+    head: JsonObject = {"format": FORMAT, "version": VERSION, "time": timestamp(now)}
     agents = ({"agent": _agent_object(memory.records[id_])} for id_ in sorted(memory.records))
     seeds = ({"seed": asdict(memory.seeds[id_])} for id_ in sorted(memory.seeds))
     secret = ({"secret": memory.secret.hex()},) if memory.secret else ()

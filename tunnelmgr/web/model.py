@@ -9,11 +9,12 @@ from tunnelmgr.control.agent_query import AgentQuery, Found
 from tunnelmgr.control.loop_share import Turn
 from tunnelmgr.control.problems import controller_problems
 from tunnelmgr.control.units import duration
-from tunnelmgr.control.views import Json, agent_in, history_view, status_view, timestamp
+from tunnelmgr.control.views import Json, agent_in, history_view, status_view
 from tunnelmgr.core.activity import Activity, Refusal, Transfer
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.cures import MARKS
 from tunnelmgr.core.health import Telemetry, TrafficCounters
+from tunnelmgr.core.timestamp import timestamp
 from tunnelmgr.core.tunnel import Phase
 from tunnelmgr.core.world import World
 from tunnelmgr.web.agent_texts import explained, href, release, shown
