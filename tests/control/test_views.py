@@ -12,6 +12,7 @@ from tunnelmgr.control.views import (
     find,
     history_view,
     status_view,
+    time_view,
     timestamp,
 )
 from tunnelmgr.core.agent import AgentId
@@ -227,7 +228,7 @@ def test_a_history_is_shown_oldest_first() -> None:
 @pytest.mark.parametrize(("at", "text"), [(None, None), (0.0, "1970-01-01T00:00:00.000Z")])
 def test_times_are_rfc_3339_in_utc(at: float | None, text: str | None) -> None:
     """Times are RFC 3339 in UTC, always with milliseconds."""
-    assert timestamp(at) == text
+    assert time_view(at) == text
 
 
 # --- finding by what a person writes ---
