@@ -13,10 +13,10 @@ from tunnelmgr.control.views import (
     history_view,
     status_view,
     time_view,
-    timestamp,
 )
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.health import RegistryHealth
+from tunnelmgr.core.timestamp import timestamp
 from tunnelmgr.core.tunnel import Bindings, Connecting, Phase, Resting, Seeking
 from tunnelmgr.core.world import Record, SourceView, status_of
 from tunnelmgr.gate.traffic import Traffic
