@@ -11,7 +11,7 @@ from tunnelmgr.core.group_limits import UNLIMITED, GroupLimits
 from tunnelmgr.core.rate_limit import TokenBucket
 from tunnelmgr.gate import group_limiter
 from tunnelmgr.gate.group_limiter import ConcurrencyInTurns, GroupLimiters, LimitExceededError, RateLimit
-from tunnelmgr.gate.turns import Turns
+from tunnelmgr.turns import Turns
 
 FAST = 200.0
 """A rate per second at which the tests of waits end soon."""

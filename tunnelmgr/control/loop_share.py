@@ -1,6 +1,7 @@
 """A share of the event loop for answers that are expensive to make: one at a time, in slices, with pauses.
 
-So no number of clients takes the loop from the tunnels, and no fleet is so large that one answer holds it for long.
+Clients take turns, so that one that asks without end delays another by one answer. So no number of clients takes the
+loop from the tunnels, and no fleet is so large that one answer holds it for long.
 """
 
 import asyncio
@@ -11,14 +12,18 @@ from typing import Final, ParamSpec, TypeVar
 
 from aiohttp import web
 
+from tunnelmgr.control.callers import client_of
 from tunnelmgr.threads import in_thread
+from tunnelmgr.turns import Turns
 
 PAUSE_FACTOR: Final = 3.0
 """Length of the pause after a slice, as a multiple of the CPU time that it took: a quarter of the loop in all."""
 SLICE: Final = 100
 """Agents of one slice; they take about 3 ms."""
 MAX_WAITING: Final = 64
-"""Answers that may wait for their turn."""
+"""Answers that may wait for their turn, of all clients."""
+MAX_OWN: Final = 16
+"""Answers that may wait of one client; clients take turns."""
 
 P = ParamSpec("P")
 Answer = TypeVar("Answer")
@@ -30,7 +35,7 @@ class Turn:
 
     def __init__(self) -> None:
         self.spent = 0.0
-        self._elsewhere = 0.0
+        self._owed = 0.0
         self._began = time.thread_time()
 
     async def slices(self, items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
@@ -41,43 +46,72 @@ class Turn:
 
     async def in_thread(self, function: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs) -> Answer:
         """Call what cannot be cut into slices in a thread, between whose steps the loop runs; its CPU time counts."""
+        self._count_own()
         answer, spent = await in_thread(_timed, lambda: function(*args, **kwargs))
-        self._elsewhere += spent
+        self.spent += spent
+        self._owed += spent
+        self._began = time.thread_time()  # meanwhile, the loop's thread has worked for others
         return answer
 
     async def pause(self) -> None:
         """Leave the loop to the tunnels, in proportion to the time since the last pause."""
-        spent = time.thread_time() - self._began + self._elsewhere
-        self._elsewhere = 0.0
-        self.spent += spent
-        await asyncio.sleep(PAUSE_FACTOR * spent)
+        self._count_own()
+        owed, self._owed = self._owed, 0.0
+        await asyncio.sleep(PAUSE_FACTOR * owed)
         self._began = time.thread_time()
+
+    def _count_own(self) -> None:
+        """Count the CPU time of the loop's thread since it last worked for others."""
+        now = time.thread_time()
+        self.spent += now - self._began
+        self._owed += now - self._began
 
 
 class LoopShare:
-    """The share of the loop for all answers of a server."""
+    """The share of the loop for all answers of a kind."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._turns = Turns()
+        self._is_taken = False
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Turn]:
-        """Wait for this answer's turn; raises HTTPServiceUnavailable if too many wait already."""
-        if self._waiting >= MAX_WAITING:
-            raise web.HTTPServiceUnavailable(
-                text=f"{MAX_WAITING} requests wait already; try again later\n", headers={"Retry-After": "5"}
-            )
-        self._waiting += 1
+    async def turn(self, request: web.Request) -> AsyncIterator[Turn]:
+        """Wait until it is this client's turn; raises HTTPServiceUnavailable if too many wait already."""
+        await self._take(client_of(request))
+        turn = Turn()
         try:
-            async with self._turn:
-                turn = Turn()
-                try:
-                    yield turn
-                finally:
-                    await turn.pause()
+            yield turn
         finally:
-            self._waiting -= 1
+            try:
+                await turn.pause()
+            finally:
+                self._pass_on()
+
+    async def _take(self, client: str) -> None:
+        if not self._is_taken:
+            self._is_taken = True
+            return
+        if len(self._turns) >= MAX_WAITING or self._turns.of(client) >= MAX_OWN:
+            limits = f"{MAX_WAITING} requests, {MAX_OWN} of one client"
+            raise web.HTTPServiceUnavailable(
+                text=f"too many requests wait already ({limits}); try again later\n", headers={"Retry-After": "5"}
+            )
+        wait = self._turns.add(client, 1.0)
+        try:
+            await wait.turn
+        except asyncio.CancelledError:
+            self._turns.remove(client, wait)
+            if not wait.turn.cancelled():  # it was given the turn at the same moment
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """Give the turn to the next client."""
+        while (wait := self._turns.next()) is not None:
+            if not wait.turn.cancelled():
+                wait.turn.set_result(None)
+                return
+        self._is_taken = False
 
 
 def _timed(function: Callable[[], Answer]) -> tuple[Answer, float]:

@@ -122,15 +122,15 @@ class ApiRoutes:
     async def _document(self, request: web.Request) -> web.Response:
         return tagged_json(request, document())
 
-    async def _status(self, _request: web.Request) -> web.Response:
-        async with self._share.turn():
+    async def _status(self, request: web.Request) -> web.Response:
+        async with self._share.turn(request):
             return web.json_response(status_view(self._operations.world, self._operations.health()))
 
     async def _transfers(self, _request: web.Request) -> web.Response:
         return web.json_response([transfer_view(one) for one in self._operations.transfers()])
 
     async def _agents(self, request: web.Request) -> web.Response:
-        async with self._share.turn() as turn:
+        async with self._share.turn(request) as turn:
             try:
                 query = AgentQuery.parse(list(request.query.items()))
                 body, cursor = await self._encoded(query, turn)
@@ -151,7 +151,7 @@ class ApiRoutes:
         return f"[{', '.join(agents)}]".encode(), cursor
 
     async def _agent(self, request: web.Request) -> web.Response:
-        async with self._share.turn():
+        async with self._share.turn(request):
             return tagged_json(request, self._details(self._find(request)))
 
     def _details(self, id_: AgentId) -> Json:
@@ -172,7 +172,7 @@ class ApiRoutes:
         return found[0]
 
     async def _policy(self, request: web.Request) -> web.Response:
-        async with self._share.turn():
+        async with self._share.turn(request):
             id_ = self._find(request)
         action, repository = request.query.get("action", ""), request.query.get("repository", "")
         try:

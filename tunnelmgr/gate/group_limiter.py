@@ -14,7 +14,7 @@ from tunnelmgr.core.group_limits import UNLIMITED, GroupLimits
 from tunnelmgr.core.health import LimitHealth
 from tunnelmgr.core.rate_limit import TokenBucket
 from tunnelmgr.errors import GateError
-from tunnelmgr.gate.turns import Turns
+from tunnelmgr.turns import Turns
 
 PATIENCE: Final = 240.0
 """Seconds that a request waits for its turn. It is long because docker fails at once at 429 and ignores Retry-After;

@@ -51,6 +51,6 @@ class HealthRoutes:
         )
 
     async def _scrape(self, request: web.Request) -> web.Response:
-        async with self._share.turn():
+        async with self._share.turn(request):
             body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type, "Vary": "Accept"})

@@ -84,8 +84,8 @@ class StatusPages:
         try:
             query = PageQuery.parse(list(request.query.items()))
         except ValueError as invalid:
-            return await self._error(HTTPStatus.BAD_REQUEST, str(invalid), root="")
-        return await self._page("overview.html", OVERVIEW, partial(self._overview_model, query))
+            return await self._error(request, HTTPStatus.BAD_REQUEST, str(invalid), root="")
+        return await self._page(request, "overview.html", OVERVIEW, partial(self._overview_model, query))
 
     async def _overview_events(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -98,10 +98,10 @@ class StatusPages:
         return await overview(self._observed, query, self._clock(), turn)
 
     async def _agent(self, request: web.Request) -> web.Response:
-        return await self._page("agent.html", AGENT, partial(self._agent_model, request))
+        return await self._page(request, "agent.html", AGENT, partial(self._agent_model, request))
 
     async def _agent_events(self, request: web.Request) -> web.StreamResponse:
-        async with self._share.turn():
+        async with self._share.turn(request):
             if not find(self._observed.world, request.match_info["agent"]):
                 raise web.HTTPNotFound(text="no such agent\n")
         return await self._stream(request, AGENT, partial(self._agent_model, request))
@@ -119,22 +119,24 @@ class StatusPages:
         headers = {**PAGE_HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}
         return web.Response(body=static_file(name), content_type=STATIC[name], charset="utf-8", headers=headers)
 
-    async def _page(self, template: str, fragments: tuple[str, ...], make_model: MakeModel) -> web.Response:
-        async with self._share.turn() as turn:
+    async def _page(
+        self, request: web.Request, template: str, fragments: tuple[str, ...], make_model: MakeModel
+    ) -> web.Response:
+        async with self._share.turn(request) as turn:
             model = await make_model(turn)
             await turn.pause()
             if model is not None:
                 text = await turn.in_thread(rendered, template, {**model, "fragments": fragments})
                 return web.Response(text=text, content_type="text/html", headers=PAGE_HEADERS)
         message = "This controller knows no such agent, or several; it forgets agents 7 days after they left."
-        return await self._error(HTTPStatus.NOT_FOUND, message, root="../")
+        return await self._error(request, HTTPStatus.NOT_FOUND, message, root="../")
 
-    async def _error(self, status: HTTPStatus, message: str, *, root: str) -> web.Response:
+    async def _error(self, request: web.Request, status: HTTPStatus, message: str, *, root: str) -> web.Response:
         health = self._observed.health()
         facts = {"controller": health.controller, "version": health.version}
         texts = {"heading": status.phrase, "message": message, "uptime": duration(health.uptime_s)}
         model = {"status": facts, "root": root, "live": False, **texts}
-        async with self._share.turn() as turn:
+        async with self._share.turn(request) as turn:
             text = await turn.in_thread(rendered, "error.html", model)
         return web.Response(text=text, status=status, content_type="text/html", headers=PAGE_HEADERS)
 
@@ -145,7 +147,7 @@ class StatusPages:
             await stream.start()
             sent = _Sent()
             while not stream.closed:
-                async with self._share.turn() as turn:
+                async with self._share.turn(request) as turn:
                     model = await make_model(turn)
                     await turn.pause()
                     changes = [] if model is None else await turn.in_thread(sent.changes, fragments, model)

@@ -1,4 +1,4 @@
-"""Who waits for something scarce: agents take turns, and the waits of one agent are served in the order of arrival."""
+"""Fair waits for something scarce: those who wait take turns, and the waits of one are served in order of arrival."""
 
 import asyncio
 from collections import deque
@@ -15,41 +15,45 @@ class Wait:
 
 
 class Turns:
-    """The waits of many agents. An agent that waits for much delays the others by one turn each time."""
+    """The waits of many, such as agents. One that waits for much delays the others by one turn each time."""
 
     def __init__(self) -> None:
-        self._by_agent: dict[Hashable, deque[Wait]] = {}  # the agent whose turn is next comes first
+        self._by_waiter: dict[Hashable, deque[Wait]] = {}  # the one whose turn is next comes first
         self._count = 0
 
     def __len__(self) -> int:
         """Return how many wait."""
         return self._count
 
-    def add(self, agent: Hashable, amount: float) -> Wait:
-        """Add a wait behind the others of the agent."""
+    def of(self, waiter: Hashable) -> int:
+        """Return how many waits one has."""
+        return len(self._by_waiter.get(waiter, ()))
+
+    def add(self, waiter: Hashable, amount: float) -> Wait:
+        """Add a wait behind the others of the same."""
         wait = Wait(amount, asyncio.get_running_loop().create_future())
-        self._by_agent.setdefault(agent, deque()).append(wait)
+        self._by_waiter.setdefault(waiter, deque()).append(wait)
         self._count += 1
         return wait
 
-    def remove(self, agent: Hashable, wait: Wait) -> None:
+    def remove(self, waiter: Hashable, wait: Wait) -> None:
         """Remove a wait that was given up, if it has not had its turn."""
-        waits = self._by_agent.get(agent)
+        waits = self._by_waiter.get(waiter)
         if waits is None or wait not in waits:
             return
         waits.remove(wait)
         self._count -= 1
         if not waits:
-            del self._by_agent[agent]
+            del self._by_waiter[waiter]
 
     def next(self) -> Wait | None:
         """Take the wait whose turn it is, None if nobody waits."""
-        agent = next(iter(self._by_agent), None)
-        if agent is None:
+        waiter = next(iter(self._by_waiter), None)
+        if waiter is None:
             return None
-        waits = self._by_agent.pop(agent)
+        waits = self._by_waiter.pop(waiter)
         wait = waits.popleft()
         self._count -= 1
         if waits:
-            self._by_agent[agent] = waits  # behind the other agents
+            self._by_waiter[waiter] = waits  # behind the others
         return wait
