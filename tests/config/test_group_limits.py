@@ -29,6 +29,34 @@ def test_limits_are_part_of_the_policy(policy_of: Callable[[str], GroupPolicy]) 
 
 
 @pytest.mark.parametrize(
+    ("tables", "limits"),
+    [
+        ("requests_per_second = 5\n", GroupLimits(requests_per_second=5.0)),
+        ('bytes_per_second = "1MiB"\n', GroupLimits(pull_rate=1024**2, push_rate=1024**2)),
+        (
+            'requests_per_second = 5\nbytes_per_second = "1MiB"\n[group.limits]\npush_rate = "1KiB"\n',
+            GroupLimits(5.0, 1024**2, 1024),
+        ),
+        ('requests_per_second = 0\nbytes_per_second = "0"\n', UNLIMITED),
+        ("bytes_per_second = 0\n", UNLIMITED),
+    ],
+)
+def test_the_short_forms_limit_a_group_too(
+    policy_of: Callable[[str], GroupPolicy], tables: str, limits: GroupLimits
+) -> None:
+    """One rate counts for both directions, 0 means unlimited, and a key of the table replaces its short form."""
+    assert policy_of(tables).limits == limits
+
+
+@pytest.mark.parametrize("value", ['"x"', "5", "-1", "false", "[]"])
+def test_a_short_form_that_makes_no_sense_is_refused(problems: Callable[[str], list[str]], value: str) -> None:
+    """The problem says what a size looks like."""
+    (found,) = problems(f"{GROUP}bytes_per_second = {value}\n")
+
+    assert found.startswith('group[0].bytes_per_second: write a size such as "50GiB" or "500MiB"')
+
+
+@pytest.mark.parametrize(
     ("keys", "problem"),
     [
         ("", "group[0].limits: this table has no limits; leave it out"),

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.usefixtures("server")
         (("POST", "/v1/plan", b'{"text": ""}'), shapes.Plan),
         (("POST", "/v1/reload"), shapes.Reload),
         (("POST", "/v1/members/one/drain"), shapes.Drain),
+        (("GET", "/v1/members"), shapes.Cluster),
         (("POST", "/v1/rebalance"), shapes.Rebalance),
         (("GET", "/v1/agents/nobody"), shapes.Error),
         (("POST", "/v1/plan", b"[]"), shapes.Error),

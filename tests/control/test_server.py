@@ -14,7 +14,9 @@ from tests.control.fake_daemon import KEY, FakeDaemon, record, world
 from tests.control.unix_http import request
 from tunnelmgr.config.changes import ConfigChange, Preview
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.cluster import Cluster
 from tunnelmgr.core.events import ReleaseRequested, RetryRequested, SeedAdded
+from tunnelmgr.core.ownership import Member
 from tunnelmgr.core.preview import AgentEffect, Effect
 from tunnelmgr.core.world import Quarantine
 from tunnelmgr.errors import ConfigError
@@ -310,3 +312,19 @@ async def test_an_invalid_configuration_is_answered_with_every_problem(
     assert answer["error"]["code"] == "config"
     assert answer["error"]["problems"] == ["source[0].poll: missing", "ssh.key: there is no file"]
     assert answer["error"]["file"] == "tunnelmgr.toml"
+
+
+async def test_the_members_are_listed(daemon: FakeDaemon, place: Path, ask: Ask) -> None:
+    """The members are there as a whole, and in short with the status; without a cluster there are none."""
+    alone = await ask(request, place, "GET", "/v1/members")
+    none = await ask(request, place, "GET", "/v1/status")
+    two = Member("two", zone="b", version="1.2", alive=False, seen=12.34)
+    daemon.world = replace(daemon.world, cluster=Cluster("one", {"one": Member("one", seen=1.0), "two": two}))
+
+    _, status = await ask(request, place, "GET", "/v1/status")
+    code, members = await ask(request, place, "GET", "/v1/members")
+
+    assert (alone[0], none[1]["members"]) == (409, [])
+    short = {"name": "two", "zone": "b", "version": "1.2", "ok": False, "agents": 0, "heartbeat_age_s": 12.3}
+    assert status["members"][1] == short
+    assert (code, members) == (200, status["cluster"])

@@ -53,7 +53,7 @@ def test_secrets_are_left_out(text: str, shown: str) -> None:
     "text",
     [
         'token_file = "/etc/tunnelmgr/hetzner.token"',
-        'state_password = "credential:state"',
+        'password_file = "credential:state"',
         'state = "postgresql://tunnelmgr@db/state"',
         'pull = ["secret/**"]',
         "# the token is in a file",

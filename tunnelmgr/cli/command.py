@@ -67,10 +67,10 @@ def one_of(words: type[Word]) -> Callable[[str], Word]:
     """Return a parser for one of the words; its error names all of them and the nearest."""
 
     def parse(given: str) -> Word:
-        try:
-            return words(given)
-        except ValueError as unknown:
-            raise typer.BadParameter(unknown_word(given, list(words))) from unknown
+        found = next((word for word in words if word.casefold() == given.casefold()), None)
+        if found is None:
+            raise typer.BadParameter(unknown_word(given, list(words)))
+        return found
 
     return parse
 

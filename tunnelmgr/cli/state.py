@@ -56,7 +56,7 @@ def export_state(
     if keep and not folder:
         raise typer.BadParameter("it needs an existing folder to write to", param_hint="--keep")
     settings = load(chosen_file(context, config)).controller
-    memory = read_state(settings.state, settings.state_password)
+    memory = read_state(settings.state, settings.password_file)
     lines = write_archive(memory, time.time())
     if file is None:
         sys.stdout.writelines(lines)
@@ -80,7 +80,7 @@ def import_state(
     """Read an archive into the state that the configuration names; the daemon must not run. All or nothing."""
     settings = load(chosen_file(context, config)).controller
     memory = _read(file)
-    with closing(open_store(settings.state, f"state import on {settings.name}", settings.state_password)) as store:
+    with closing(open_store(settings.state, f"state import on {settings.name}", settings.password_file)) as store:
         _write(store, memory, replace=replace)
     if as_json:
         print_json({"agents": len(memory.records), "seeds": len(memory.seeds)})

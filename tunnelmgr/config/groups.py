@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from tunnelmgr.config.values import Name, NameGlobs, Section, Size, TagGlobs
+from tunnelmgr.config.values import Name, NameGlobs, Section, Size, SizeOrNone, TagGlobs
 from tunnelmgr.core.group_limits import UNLIMITED, GroupLimits
 from tunnelmgr.core.policy import EVERYTHING, GroupPolicy, PullThrough
 from tunnelmgr.core.trust import Method
@@ -52,10 +52,6 @@ class GroupLimitsConfig(Section):
             raise ValueError("this table has no limits; leave it out")
         return self
 
-    def limits(self) -> GroupLimits:
-        """Return them as the gate uses them."""
-        return GroupLimits(self.requests_per_second, self.pull_rate, self.push_rate, self.concurrent_pulls)
-
 
 class GroupConfig(RulesConfig):
     """`[[group]]`: what the agents of a group may do."""
@@ -64,6 +60,20 @@ class GroupConfig(RulesConfig):
     require_restricted_key: bool = False
     forward: list[GroupForwardConfig] = []
     limits: GroupLimitsConfig | None = None
+    requests_per_second: float = Field(default=0.0, ge=0, le=1_000_000)
+    bytes_per_second: SizeOrNone = 0
+
+    def group_limits(self) -> GroupLimits:
+        """Return the limits of the table `limits`; what it leaves out is as the two short forms say."""
+        table = self.limits or GroupLimitsConfig.model_construct()
+        octets = self.bytes_per_second or None
+        found = GroupLimits(
+            table.requests_per_second or self.requests_per_second or None,
+            table.pull_rate or octets,
+            table.push_rate or octets,
+            table.concurrent_pulls,
+        )
+        return UNLIMITED if found == UNLIMITED else found
 
     def policy_at(self, forward: Forward, forwards: Iterable[Forward]) -> GroupPolicy:
         """Return the compiled policy at one of the forwards; a group without any grant may pull everything."""
@@ -78,7 +88,7 @@ class GroupConfig(RulesConfig):
             immutable_tags=self.immutable_tags + (own.immutable_tags if own else []),
             forward="" if grants is self else forward.name,
             pull_through=_pull_through(forward, forwards),
-            limits=UNLIMITED if self.limits is None else self.limits.limits(),
+            limits=self.group_limits(),
         )
 
 

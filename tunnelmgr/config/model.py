@@ -61,10 +61,10 @@ class ControllerConfig(Section):
 
     name: Name = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "controller")
     state: Annotated[str, BeforeValidator(state_url)] = "sqlite:////var/lib/tunnelmgr/state.db"
-    state_password: SecretPath | None = None
+    password_file: SecretPath | None = None
     zone: Annotated[str, Field(max_length=64)] = ""
     capacity: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    isolation_limit: Annotated[Duration, Field(gt=0)] | None = None
+    isolation_limit: Duration | None = None
     socket: AbsolutePath = Path(DEFAULT_SOCKET)
     metrics_public: bool = False
     metrics: Target | None = None

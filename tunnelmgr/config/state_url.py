@@ -23,7 +23,7 @@ def _postgres_url(url: str) -> str:
     if "sslpassword" in known:
         raise ValueError("must not hold a password; use an sslkey that has none and that only the daemon can read")
     if place.password is not None or "password" in known:
-        raise ValueError("must not hold a password; put it into the file that controller.state_password names")
+        raise ValueError("must not hold a password; put it into the file that controller.password_file names")
     named = known.get("host") or place.netloc.rpartition("@")[2] or os.environ.get("PGHOST", "")
     hosts = [host for host in f"{named},{known.get('hostaddr', '')}".split(",") if host]
     if all(_is_local(host) for host in hosts):

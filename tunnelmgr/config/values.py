@@ -39,6 +39,11 @@ def _size(value: object) -> int:
     return int(match[1]) * _BYTES[match[2]]
 
 
+def _size_or_none(value: object) -> int:
+    is_zero = value == "0" or (isinstance(value, int) and not isinstance(value, bool) and value == 0)
+    return 0 if is_zero else _size(value)
+
+
 def _endpoint(value: object) -> Endpoint:
     if isinstance(value, Endpoint):
         return value
@@ -117,6 +122,8 @@ def _revocation_file(value: object) -> RevocationFile:
 
 Duration = Annotated[float, BeforeValidator(_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
+SizeOrNone = Annotated[int, BeforeValidator(_size_or_none)]
+"""A size, or `"0"` for none."""
 Target = Annotated[Endpoint, BeforeValidator(_endpoint)]
 Loopback = Annotated[Endpoint, BeforeValidator(_loopback)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]

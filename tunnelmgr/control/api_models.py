@@ -55,6 +55,7 @@ class Agent(Shape):
     present: bool = Field(description="false once it has left; it is remembered for 7 days")
     phase: PhaseName
     holder: str | None = Field(description="the member of the cluster that holds it")
+    member: str | None = Field(description="the same")
     since: Time
     first_seen: Time
     trust: Annotated[Method, Field(strict=False)] | None
@@ -131,6 +132,17 @@ class Member(Shape):
     sources: list[str]
     same_rules: bool
     registry: MemberRegistry
+
+
+class MemberSummary(Shape):
+    """A member in short; `ok` says that it is alive and takes agents."""
+
+    name: str
+    zone: str | None
+    version: str
+    ok: bool
+    agents: Count
+    heartbeat_age_s: float
 
 
 class Health(Shape):
@@ -234,6 +246,7 @@ class Status(Shape):
     trust: dict[Annotated[Method, Field(strict=False)], Count]
     sources: list[Source]
     cluster: Cluster | None
+    members: list[MemberSummary]
     registry: Registry
     audit: Audit
     fast_path: FastPath

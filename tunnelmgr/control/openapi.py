@@ -90,6 +90,7 @@ SECURITY: Final[Json] = {
 
 OPERATIONS: Final = (
     Operation("get", "/v1/status", "The controller's state", shapes.Status),
+    Operation("get", "/v1/members", "The members of the cluster", shapes.Cluster, refusals=(CONFLICT,)),
     Operation("get", "/v1/transfers", "The requests in progress", shapes.Transfer, many=True),
     Operation(
         "get",

@@ -24,6 +24,7 @@ from tunnelmgr.control.openapi import document
 from tunnelmgr.control.views import (
     Json,
     agent_in,
+    cluster_view,
     find,
     history_view,
     preview_view,
@@ -105,6 +106,7 @@ class ApiRoutes:
             web.get("/v1/openapi.json", self._document),
             web.get("/v1/status", self._status),
             web.get("/v1/transfers", self._transfers),
+            web.get("/v1/members", self._members),
             web.get("/v1/agents", self._agents),
             web.get("/v1/agents/{agent}", self._agent),
             web.get("/v1/agents/{agent}/policy", self._policy),
@@ -128,6 +130,12 @@ class ApiRoutes:
 
     async def _transfers(self, _request: web.Request) -> web.Response:
         return web.json_response([transfer_view(one) for one in self._operations.transfers()])
+
+    async def _members(self, _request: web.Request) -> web.Response:
+        cluster = self._operations.world.cluster
+        if cluster is None:
+            raise web.HTTPConflict(text="this controller has no cluster: its state is in a file (controller.state)")
+        return web.json_response(cluster_view(cluster, self._operations.health().sharing))
 
     async def _agents(self, request: web.Request) -> web.Response:
         async with self._share.turn(request) as turn:

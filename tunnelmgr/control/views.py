@@ -43,6 +43,7 @@ def agent_view(
         "present": record.present,
         "phase": status.phase.value,
         "holder": None,
+        "member": None,
         "since": time_view(status.since),
         "first_seen": time_view(record.first_seen),
         "trust": trust.method.value if trust else None,
@@ -89,7 +90,7 @@ def agent_in(world: World, record: Record, traffic: TrafficCounters | None) -> J
     cluster, id_ = world.cluster, record.agent.id
     if cluster is None or id_ not in cluster.agents:
         return view
-    view["holder"] = cluster.agents[id_].holder
+    view["holder"] = view["member"] = cluster.agents[id_].holder
     if (remote := _remote(world, id_)) is not None:
         view |= {"phase": remote.phase, "error": remote.error, "message": remote.message or None}
     return view
@@ -159,6 +160,7 @@ def status_view(world: World, health: DaemonHealth) -> Json:
             for view in world.sources.values()
         ],
         "cluster": None if world.cluster is None else cluster_view(world.cluster, health.sharing),
+        "members": [] if world.cluster is None else _members_view(world.cluster),
         **_health_view(health),
     }
 
@@ -188,6 +190,22 @@ def cluster_view(cluster: Cluster, sharing: Sequence[SharingReport] = ()) -> Jso
             for member in cluster.members.values()
         ],
     }
+
+
+def _members_view(cluster: Cluster) -> list[Json]:
+    """Return the members in short; `ok` says that one is alive and takes agents."""
+    agents = Tally(lease.holder for lease in cluster.agents.values())
+    return [
+        {
+            "name": member.name,
+            "zone": member.zone or None,
+            "version": member.version,
+            "ok": member.alive and not member.draining,
+            "agents": agents[member.name],
+            "heartbeat_age_s": round(member.seen, 1),
+        }
+        for member in cluster.members.values()
+    ]
 
 
 def _sharing_view(cluster: Cluster, member: str, sharing: Sequence[SharingReport]) -> Json:

@@ -131,7 +131,7 @@ def _state(config: Config) -> list[Finding]:
     if (file := sqlite_file(settings.state)) is not None:
         return [_place("state", file)]
     try:
-        facts = check_database(settings.state, settings.state_password)
+        facts = check_database(settings.state, settings.password_file)
     except StoreError as wrong:
         return [Finding("state", "failed", str(wrong))]
     wrong_in_cluster = [Finding("cluster", "failed", problem) for problem in disagreements(config, facts)]

@@ -175,7 +175,7 @@ async def run(file: Path) -> None:
     """Run a daemon until it is told to stop; raises ConfigError, StoreError or ControlError if it cannot start."""
     prepared = prepare(file)
     settings = prepared.config.controller
-    store = open_store(settings.state, settings.name, settings.state_password)
+    store = open_store(settings.state, settings.name, settings.password_file)
     try:
         failure: TunnelmgrError | None = None
         async with asyncio.TaskGroup() as tasks:

@@ -298,6 +298,6 @@ def make_membership(settings: ControllerConfig, controller: Controller) -> Membe
     return Membership(
         me,
         controller,
-        ClusterDatabase(settings.state, me, settings.state_password),
-        Notifications(settings.state, settings.name, settings.state_password),
+        ClusterDatabase(settings.state, me, settings.password_file),
+        Notifications(settings.state, settings.name, settings.password_file),
     )

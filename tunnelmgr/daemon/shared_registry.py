@@ -156,5 +156,5 @@ def make_shared_registry(
     """Return the verification for a controller whose state is in a database; None for one with a file."""
     if sqlite_file(settings.state) is not None:
         return None
-    database = open_registry_proofs(settings.state, settings.name, settings.state_password)
+    database = open_registry_proofs(settings.state, settings.name, settings.password_file)
     return SharedRegistry(settings.name, database, view, configuration, clock)

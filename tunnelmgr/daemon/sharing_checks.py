@@ -44,10 +44,10 @@ def check_sharing(config: Config) -> SharingCheck:
     settings, found = config.controller, SharingCheck()
     asked = registries(config.forwards())
     try:
-        living = check_database(settings.state, settings.state_password).rules.keys() - {settings.name}
+        living = check_database(settings.state, settings.password_file).rules.keys() - {settings.name}
         if not living:
             return found
-        with closing(open_registry_proofs(settings.state, settings.name, settings.state_password)) as proofs:
+        with closing(open_registry_proofs(settings.state, settings.name, settings.password_file)) as proofs:
             for registry in asked:
                 _ask(proofs, settings.name, registry, sorted(living), found)
     except StoreError as failed:
