@@ -107,7 +107,7 @@ async def one_round(path: str, daemon: Fleet, options: argparse.Namespace) -> Ro
     share, metrics = LoopShare(), Metrics()
     metrics.watch(daemon)  # type: ignore[arg-type]
     pages = StatusPages(daemon, time.time, share)  # type: ignore[arg-type]
-    health = HealthRoutes(daemon, metrics, share)  # type: ignore[arg-type]
+    health = HealthRoutes(daemon, metrics)  # type: ignore[arg-type]
     api = ApiRoutes(daemon, time.time, share)  # type: ignore[arg-type]
     runner = LimitedRunner((*api.routes(), *pages.routes(), *health.routes()), [])
     await runner.setup()

@@ -42,7 +42,7 @@ class Interfaces:
         settings, api = operations.reloads.started_with, operations.reloads.started.api
         share, events = LoopShare(), EventLog(process=f"{clock() * 1000:.0f}")
         pages = StatusPages(operations, clock, share)
-        health, page = tuple(HealthRoutes(operations, metrics, share).routes()), tuple(pages.routes())
+        health, page = tuple(HealthRoutes(operations, metrics).routes()), tuple(pages.routes())
         routes = (*ApiRoutes(operations, wall, share).routes(), *health, *page, *events.routes())
         control = ControlServer(operations, settings.socket, routes)
         remote = None if api is None else make_remote(operations, api, routes)

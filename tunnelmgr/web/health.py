@@ -21,10 +21,10 @@ _UNCACHED = {"Cache-Control": "no-store"}
 class HealthRoutes:
     """Answers whether the daemon lives, whether it is ready, and with its metrics."""
 
-    def __init__(self, telemetry: Telemetry, metrics: Metrics, share: LoopShare | None = None) -> None:
+    def __init__(self, telemetry: Telemetry, metrics: Metrics) -> None:
         self._telemetry = telemetry
         self._metrics = metrics
-        self._share = share or LoopShare()
+        self._share = LoopShare()  # its own, so that readers of the pages and of the API do not delay a scrape
 
     def routes(self) -> Iterable[web.RouteDef]:
         """Return the routes; each answers GET and HEAD."""
