@@ -30,7 +30,7 @@ manifests
 throughput --rounds 2
 docker_pull
 cache
-scale --steps 1000 --peers 50 --seconds 9
+scale --steps 1000 --peers 50 --seconds 15
 storm
 starvation --cuts 10
 churn
