@@ -45,7 +45,9 @@ def has_tunnel(member: Process) -> bool:
 
 
 def living_members(member: Process) -> int:
-    """Return how many members are alive, as one of them sees it."""
+    """Return how many members are alive, as one of them sees it; none if it does not answer yet."""
+    if not member.answers():
+        return 0
     return sum(one["alive"] for one in member.client.status()["cluster"]["members"])
 
 
@@ -53,7 +55,9 @@ async def both(one: Process, two: Process) -> tuple[Process, Process]:
     """Return the holder and the other one, once both are members."""
     first = await holder(one, two)
     for member in (one, two):
-        await until_elsewhere(lambda member=member: living_members(member) == 2, "it knows both members", 20)
+        await until_elsewhere(
+            lambda member=member: member.answers() and living_members(member) == 2, "it knows both", 20
+        )
     return first, two if first is one else one
 
 

@@ -7,12 +7,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from tests.control.fake_daemon import NOW, FakeDaemon, record, up
 from tests.control.sse_client import Events, events
 from tests.until import until
 from tests.web.listening import listening
 from tests.web.served import TRANSFER, busy_daemon, large_fleet, served
+from tunnelmgr.control import loop_share
+from tunnelmgr.control.loop_share import LoopShare
 from tunnelmgr.control.sse import EventStream
 from tunnelmgr.core.activity import Transfer
 from tunnelmgr.core.agent import AgentId
@@ -116,6 +119,19 @@ async def test_the_place_of_a_client_that_has_gone_is_free_at_once() -> None:
         for _ in range(2 * MAX_CLIENTS):
             async with events(f"{url}/events") as stream:
                 assert stream.answer.status == 200
+
+
+async def test_a_stream_waits_if_too_many_requests_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update that cannot have a turn comes later; the stream, whose answer has started, goes on."""
+    monkeypatch.setattr(loop_share, "MAX_OWN", 0)
+    share = LoopShare()
+    status_pages = StatusPages(busy_daemon(), lambda: NOW, share)
+    async with listening(status_pages.routes()) as at, AsyncExitStack() as stack:
+        async with share.turn(make_mocked_request("GET", "/")):
+            stream = await stack.enter_async_context(events(f"http://{at}/events"))
+            assert stream.answer.status == 200
+
+        assert len(await fragments(stream, len(OVERVIEW))) == len(OVERVIEW)
 
 
 async def test_expensive_updates_come_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

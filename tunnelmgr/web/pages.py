@@ -146,11 +146,15 @@ class StatusPages:
         async with self._streams.open(request) as stream:
             await stream.start()
             sent = _Sent()
-            while not stream.closed:
-                async with self._share.turn(request) as turn:
-                    model = await make_model(turn)
-                    await turn.pause()
-                    changes = [] if model is None else await turn.in_thread(sent.changes, fragments, model)
+            while not (stream.closed or stream.is_lost):
+                try:
+                    async with self._share.turn(request) as turn:
+                        model = await make_model(turn)
+                        await turn.pause()
+                        changes = [] if model is None else await turn.in_thread(sent.changes, fragments, model)
+                except web.HTTPServiceUnavailable:  # too many wait; the answer has started, so it cannot be refused
+                    await stream.wait(MIN_PAUSE)
+                    continue
                 if model is None:
                     break
                 for name, html in changes:
