@@ -55,9 +55,7 @@ async def both(one: Process, two: Process) -> tuple[Process, Process]:
     """Return the holder and the other one, once both are members."""
     first = await holder(one, two)
     for member in (one, two):
-        await until_elsewhere(
-            lambda member=member: member.answers() and living_members(member) == 2, "it knows both", 20
-        )
+        await until_elsewhere(lambda member=member: living_members(member) == 2, "it knows both members", 20)
     return first, two if first is one else one
 
 

@@ -122,7 +122,7 @@ async def test_the_place_of_a_client_that_has_gone_is_free_at_once() -> None:
 
 
 async def test_a_stream_waits_if_too_many_requests_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An update that cannot have a turn comes later; the stream, whose answer has started, goes on."""
+    """An update that cannot have a turn comes later; the stream, whose answer has started, continues."""
     monkeypatch.setattr(loop_share, "MAX_OWN", 0)
     share = LoopShare()
     status_pages = StatusPages(busy_daemon(), lambda: NOW, share)
