@@ -28,6 +28,7 @@ from tunnelmgr.core.evolve import evolve
 from tunnelmgr.core.health import DaemonHealth, RegistryHealth
 from tunnelmgr.core.world import World
 from tunnelmgr.daemon.event_loop import loop_factory
+from tunnelmgr.daemon.garbage import disable_full_collections
 from tunnelmgr.observability.metrics import Metrics
 from tunnelmgr.web.health import HealthRoutes
 from tunnelmgr.web.pages import StatusPages
@@ -138,6 +139,7 @@ def main() -> int:
     options = parser.parse_args()
     found: list[Round] = []
     daemon = Fleet(world())
+    disable_full_collections()  # as the daemon does
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
 
         def measure(path: str, _: int) -> None:
