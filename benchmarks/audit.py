@@ -160,9 +160,10 @@ def main() -> int:
         ]
         for form in FORMS
     ]
-    ratios = {form: p99[form].median / p99[FORMS[0]].median for form in FORMS[1:]}
+    # Not a ratio: on a quiet machine the lag without entries is a fifth of a millisecond.
     bars = [
-        Bar(f"p99 of the lag with {form}, relative to none", ratio, 1.5, least=False) for form, ratio in ratios.items()
+        Bar(f"ms added to the p99 of the lag by {form}", p99[form].median - p99[FORMS[0]].median, 1.0, least=False)
+        for form in FORMS[1:]
     ]
     bars += [
         Bar("entries lost", sum(one.lost for one in found), 0, least=False),
