@@ -96,9 +96,11 @@ async def test_an_agents_page_is_live_until_the_agent_is_forgotten() -> None:
     assert tuple(parts) == AGENT
 
 
-@pytest.mark.parametrize(("path", "status"), [("/agents/nobody/events", 404), ("/events?sort=x", 400)])
+@pytest.mark.parametrize(
+    ("path", "status"), [("/agents/nobody/events", 404), ("/agents/builder-/events", 404), ("/events?sort=x", 400)]
+)
 async def test_a_stream_of_nothing_is_refused(path: str, status: int) -> None:
-    """An unknown agent and an invalid selection have no stream."""
+    """An unknown agent, a text that several agents match, and an invalid selection have no stream."""
     async with watching(busy_daemon(), path) as stream:
         assert stream.answer.status == status
 

@@ -21,6 +21,7 @@ from tunnelmgr.control.loop_share import LoopShare, Turn
 from tunnelmgr.control.sse import EventStreams
 from tunnelmgr.control.units import duration
 from tunnelmgr.control.views import Json, find
+from tunnelmgr.core.agent import AgentId
 from tunnelmgr.web.access import PAGE_HEADERS
 from tunnelmgr.web.model import Observed, PageQuery, agent_page, overview
 from tunnelmgr.web.rendering import STATIC, rendered, static_file
@@ -102,15 +103,25 @@ class StatusPages:
 
     async def _agent_events(self, request: web.Request) -> web.StreamResponse:
         async with self._share.turn(request):
-            if not find(self._observed.world, request.match_info["agent"]):
-                raise web.HTTPNotFound(text="no such agent\n")
-        return await self._stream(request, AGENT, partial(self._agent_model, request))
+            id_ = self._find(request)
+        if id_ is None:
+            raise web.HTTPNotFound(text="no such agent\n")
+        return await self._stream(request, AGENT, partial(self._model_of, id_))
 
     async def _agent_model(self, request: web.Request, turn: Turn) -> Json | None:
-        """Return the model of an agent's page; None if no agent is meant, or several, or once it was forgotten."""
-        found = find(self._observed.world, request.match_info["agent"])
+        """Return the model of the page of the agent that a request means; None if it means none, or several."""
+        id_ = self._find(request)
         await turn.pause()
-        return agent_page(self._observed, found[0], self._clock()) if len(found) == 1 else None
+        return None if id_ is None else await self._model_of(id_, turn)
+
+    async def _model_of(self, id_: AgentId, _turn: Turn) -> Json | None:
+        """Return the model of an agent's page; None once it was forgotten."""
+        known = id_ in self._observed.world.records
+        return agent_page(self._observed, id_, self._clock()) if known else None
+
+    def _find(self, request: web.Request) -> AgentId | None:
+        found = find(self._observed.world, request.match_info["agent"])
+        return found[0] if len(found) == 1 else None
 
     async def _static(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
