@@ -14,7 +14,7 @@ from tests.until import until
 from tunnelmgr.config import TracingConfig
 from tunnelmgr.core.health import TracingHealth
 from tunnelmgr.observability import span_export
-from tunnelmgr.observability.span_export import SpanExport, collector_error
+from tunnelmgr.observability.span_export import SpanExport, export_error
 from tunnelmgr.observability.spans import Kind, Span, Trace
 
 TRACE = Trace(
@@ -179,16 +179,16 @@ async def test_the_token_is_read_for_each_request(collector: TraceCollector, tmp
 
 def test_a_collector_is_checked_with_an_empty_request(collector: TraceCollector) -> None:
     """`check` says why a collector takes no traces."""
-    assert collector_error(config(collector.url)) is None
+    assert export_error(config(collector.url)) is None
     collector.status = 404
-    assert collector_error(config(collector.url)) == "the collector answered 404"
-    assert collector_error(config(f"http://127.0.0.1:{free_port()}/v1/traces")) == "Connection refused"
+    assert export_error(config(collector.url)) == "the collector answered 404"
+    assert export_error(config(f"http://127.0.0.1:{free_port()}/v1/traces")) == "Connection refused"
 
 
 def test_the_sdk_logs_nothing_itself(collector: TraceCollector, caplog: pytest.LogCaptureFixture) -> None:
     """What a collector answers does not reach the log, however often it is asked."""
     collector.status = 500
     with caplog.at_level(logging.DEBUG):
-        collector_error(config(collector.url))
+        export_error(config(collector.url))
 
     assert not [entry for entry in caplog.records if entry.name.startswith("opentelemetry")]

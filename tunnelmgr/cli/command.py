@@ -39,7 +39,7 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> Any:  # noqa: ANN401 - typer has its own copy of click's types
         """Return the parameters that the help shows."""
-        return _without_flag_types(super().get_params(ctx))
+        return _without_types(super().get_params(ctx))
 
 
 class Group(TyperGroup):
@@ -47,10 +47,10 @@ class Group(TyperGroup):
 
     def get_params(self, ctx: Any) -> Any:  # noqa: ANN401 - as above
         """Return the parameters that the help shows."""
-        return _without_flag_types(super().get_params(ctx))
+        return _without_types(super().get_params(ctx))
 
 
-def _without_flag_types(params: Sequence[Any]) -> Sequence[Any]:
+def _without_types(params: Sequence[Any]) -> Sequence[Any]:
     """Return the same parameters; the help would show each flag as if it took a value, `--json <bool>`.
 
     It would also show a Python type beside each argument, `AGENT <str>`.

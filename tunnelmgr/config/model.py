@@ -64,7 +64,7 @@ class ControllerConfig(Section):
     password_file: SecretPath | None = None
     zone: Annotated[str, Field(max_length=64)] = ""
     capacity: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    isolation_limit: Duration | None = None
+    isolation_limit: Duration = 0.0
     socket: AbsolutePath = Path(DEFAULT_SOCKET)
     metrics_public: bool = False
     metrics: Target | None = None

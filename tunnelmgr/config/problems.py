@@ -7,10 +7,12 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from tunnelmgr.config.values import UNITS
 from tunnelmgr.core.spelling import nearest
 
 _PREFIX = re.compile(r"\^([a-z:/]+)")
 """A pattern that requires a beginning only."""
+_UNITS = [(unit, UNITS[unit]) for unit in "dhm"]
 _SHOWN = 60
 """Characters of a wrong value that an error repeats."""
 
@@ -57,8 +59,7 @@ def _bound(error: ErrorDetails) -> str:
     """Return the bound that a duration violates, as durations are written."""
     words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
     ((name, bound),) = error["ctx"].items()
-    units = ((86400, "d"), (3600, "h"), (60, "m"))
-    length, unit = next((one for one in units if bound and not bound % one[0]), (1, "s"))
+    unit, length = next((one for one in _UNITS if bound and not bound % one[1]), ("s", 1.0))
     return f"{words[name]} {bound / length:g}{unit}"
 
 

@@ -17,8 +17,8 @@ from tunnelmgr.core.tunnel import Phase
 Count = Annotated[int, Field(ge=0)]
 PhaseName = Annotated[Phase, Field(strict=False)]
 Time = Annotated[datetime, Field(strict=False)]
-
-
+MAX_SEED_SECONDS: Final = 30 * 86400
+"""Longest time that a seed may wait for its machine."""
 MAX_REASON: Final = 1000
 """Characters of a reason: it is in the agent's history, in the audit log, and in every copy of them."""
 
@@ -311,7 +311,7 @@ class SeedRequest(Shape):
     """A public host key, and for how long it may wait for its machine."""
 
     key: str = Field(description="`type base64`, as in a file of OpenSSH")
-    seconds: Annotated[float, Field(gt=0, le=30 * 86400)]
+    seconds: Annotated[float, Field(gt=0, le=MAX_SEED_SECONDS)]
 
 
 class Seed(Shape):

@@ -50,6 +50,11 @@ def client_of(request: web.Request) -> str:
     return request.remote or "" if caller is None else caller.name
 
 
+def too_many(what: str) -> web.HTTPServiceUnavailable:
+    """Return the answer to a request beyond a limit, which a client may send again soon."""
+    return web.HTTPServiceUnavailable(text=f"too many {what}; try again later\n", headers={"Retry-After": "5"})
+
+
 def is_foreign_request(headers: Mapping[str, str]) -> bool:
     """Return whether a page of another site causes this request, except by a link (W3C, Fetch Metadata).
 

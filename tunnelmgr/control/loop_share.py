@@ -12,7 +12,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from aiohttp import web
 
-from tunnelmgr.control.callers import client_of
+from tunnelmgr.control.callers import client_of, too_many
 from tunnelmgr.threads import in_thread
 from tunnelmgr.turns import Turns
 
@@ -92,10 +92,7 @@ class LoopShare:
             self._is_taken = True
             return
         if len(self._turns) >= MAX_WAITING or self._turns.of(client) >= MAX_OWN:
-            limits = f"{MAX_WAITING} requests, {MAX_OWN} of one client"
-            raise web.HTTPServiceUnavailable(
-                text=f"too many requests wait already ({limits}); try again later\n", headers={"Retry-After": "5"}
-            )
+            raise too_many(f"requests wait already ({MAX_WAITING} requests, {MAX_OWN} of one client)")
         wait = self._turns.add(client, 1.0)
         try:
             await wait.turn

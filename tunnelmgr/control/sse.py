@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from tunnelmgr.control.callers import client_of
+from tunnelmgr.control.callers import client_of, too_many
 
 MESSAGE_TIMEOUT: Final = 10.0
 """Seconds that a client may take to accept a message, beyond what the socket's buffers hold."""
@@ -97,8 +97,8 @@ class EventStreams:
     @asynccontextmanager
     async def open(self, request: web.Request) -> AsyncIterator[EventStream]:
         """Open a stream until its client is gone; raises HTTPServiceUnavailable if there are too many."""
-        self._require_room(client_of(request))
         stream = EventStream(request)
+        self._require_room(stream.client)
         self._open.add(stream)
         try:
             with suppress(ConnectionError):
@@ -111,10 +111,7 @@ class EventStreams:
         own = sum(stream.client == client for stream in present)
         if not self._closed and len(present) < self._limit and own < max(1, self._limit // 2):
             return
-        limit = f"{self._limit} streams, {self._limit // 2} of one client"
-        raise web.HTTPServiceUnavailable(
-            text=f"too many streams are open ({limit}); try again later\n", headers={"Retry-After": "5"}
-        )
+        raise too_many(f"streams are open ({self._limit} streams, {self._limit // 2} of one client)")
 
     def wake(self) -> None:
         """Wake every stream."""

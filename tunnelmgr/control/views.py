@@ -137,6 +137,7 @@ def status_view(world: World, health: DaemonHealth) -> Json:
     present = [record for record in world.records.values() if record.present]
     phases = Tally(phase_of(world, record) for record in present)
     by_source = Tally(record.agent.source for record in present)
+    cluster = None if world.cluster is None else cluster_view(world.cluster, health.sharing)
     return {
         "controller": health.controller,
         "version": health.version,
@@ -159,8 +160,8 @@ def status_view(world: World, health: DaemonHealth) -> Json:
             }
             for view in world.sources.values()
         ],
-        "cluster": None if world.cluster is None else cluster_view(world.cluster, health.sharing),
-        "members": [] if world.cluster is None else _members_view(world.cluster),
+        "cluster": cluster,
+        "members": [] if cluster is None else [_in_short(member) for member in cluster["members"]],
         **_health_view(health),
     }
 
@@ -192,20 +193,13 @@ def cluster_view(cluster: Cluster, sharing: Sequence[SharingReport] = ()) -> Jso
     }
 
 
-def _members_view(cluster: Cluster) -> list[Json]:
-    """Return the members in short; `ok` says that one is alive and takes agents."""
-    agents = Tally(lease.holder for lease in cluster.agents.values())
-    return [
-        {
-            "name": member.name,
-            "zone": member.zone or None,
-            "version": member.version,
-            "ok": member.alive and not member.draining,
-            "agents": agents[member.name],
-            "heartbeat_age_s": round(member.seen, 1),
-        }
-        for member in cluster.members.values()
-    ]
+def _in_short(member: Json) -> Json:
+    """Return a member of `cluster_view` in short; `ok` says that it is alive and takes agents."""
+    return {
+        **{key: member[key] for key in ("name", "zone", "version", "agents")},
+        "ok": member["alive"] and not member["draining"],
+        "heartbeat_age_s": member["heartbeat_s"],
+    }
 
 
 def _sharing_view(cluster: Cluster, member: str, sharing: Sequence[SharingReport]) -> Json:

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from tunnelmgr.core.agent import AgentId
 from tunnelmgr.core.ownership import Lease, Member
+
+NO_CLUSTER: Final = "this controller has no cluster: its state is in a file (controller.state)"
+"""The error of an operation that needs a cluster."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,10 +110,10 @@ class Membership:
         self._rebalance_until = 0.0
         self.cluster = Cluster(me.name)
         """The cluster as the database had it last; the controller's world follows."""
-        self.isolation_limit: float | None = None
-        """Seconds without the database after which this member ends its tunnels; None means never."""
+        self.isolation_limit = 0.0
+        """Seconds without the database after which this member ends its tunnels; 0 means never."""
 
-    def follow(self, rules: str, isolation_limit: float | None) -> None:
+    def follow(self, rules: str, isolation_limit: float) -> None:
         """Switch to a configuration; `rules` is a digest of what all members must agree on."""
         self._me = replace(self._me, rules=rules)
         self.isolation_limit = isolation_limit
@@ -247,7 +247,7 @@ class Membership:
         silent = self._controller.clock() - self.cluster.expires
         if silent > 0:
             sources.select(None)
-        isolated = self.isolation_limit is not None and silent > self.isolation_limit - LEASE_SECONDS + SAFETY
+        isolated = self.isolation_limit > 0 and silent > self.isolation_limit - LEASE_SECONDS + SAFETY
         self._change(replace(self.cluster, error=error, isolated=isolated))
 
     def _receive(self, incoming: Incoming, began: float, sources: SourceWatches) -> None:

@@ -9,6 +9,7 @@ from tunnelmgr.config.changes import Preview
 from tunnelmgr.controller import Controller
 from tunnelmgr.core.activity import Refusal, TrafficSample, Transfer
 from tunnelmgr.core.agent import AgentId
+from tunnelmgr.core.cluster import NO_CLUSTER
 from tunnelmgr.core.events import Event, ReleaseRequested, RetryRequested
 from tunnelmgr.core.health import DaemonHealth, FastPathHealth, TrafficCounters
 from tunnelmgr.core.oci import RegistryAction
@@ -104,7 +105,7 @@ class DaemonOperations:
 
     def _cluster(self) -> Membership:
         if self.reloads.membership is None:
-            raise ValueError("this controller has no cluster: its state is in a file (controller.state)")
+            raise ValueError(NO_CLUSTER)
         return self.reloads.membership
 
     def explain(self, agent: AgentId, action: str, repository: str, forward: str) -> Explained:

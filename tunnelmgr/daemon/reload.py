@@ -119,7 +119,7 @@ class Reload:
         self.controller.report(Reconfigured(prepared.rules))
         if self.membership is not None:
             config = prepared.config
-            self.membership.follow(shared_rules(config), config.controller.isolation_limit or None)
+            self.membership.follow(shared_rules(config), config.controller.isolation_limit)
         if self.shared_registry is not None:
             self.shared_registry.check_soon()
 

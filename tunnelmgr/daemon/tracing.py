@@ -53,9 +53,9 @@ def tracing_error(config: TracingConfig) -> str | None:
         _require_sdk()
     except ConfigError as missing:
         return str(missing)
-    from tunnelmgr.observability.span_export import collector_error  # noqa: PLC0415 - an optional extra
+    from tunnelmgr.observability.span_export import export_error  # noqa: PLC0415 - an optional extra
 
-    return collector_error(config)
+    return export_error(config)
 
 
 def _require_sdk() -> None:

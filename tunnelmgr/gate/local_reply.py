@@ -50,10 +50,11 @@ class LocalReply:
         return head.encode() + b"\r\n" + (b"" if without_body else body)
 
 
-def refusal(status: HTTPStatus, code: str, message: str, *, close: bool) -> LocalReply:
+def refusal(status: HTTPStatus, code: str, message: str, *, close: bool, retry_after: int = 0) -> LocalReply:
     """Return a refusal with one of the spec's error codes; `message` is for the user of the client."""
     text = message if message.startswith("tunnelmgr: ") else f"tunnelmgr: {message}"
-    return LocalReply(status, {"errors": [{"code": code, "message": text}]}, close, reason=text)
+    errors = {"errors": [{"code": code, "message": text}]}
+    return LocalReply(status, errors, close, reason=text, retry_after=retry_after)
 
 
 def _phrase(reason: str) -> str:

@@ -3,7 +3,6 @@
 `gate/__init__.py` has the states of a session and what they guarantee.
 """
 
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
@@ -170,8 +169,8 @@ class Session:
             case _:
                 status, code = HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"
         state.failure = failed
-        reply = refusal(status, code, str(failed), close=head is None or head.ends_channel)
-        return replace(reply, retry_after=retry_after)
+        close = head is None or head.ends_channel
+        return refusal(status, code, str(failed), close=close, retry_after=retry_after)
 
     async def _send(self, reply: LocalReply, head: RequestHead | None, state: RequestState) -> None:
         state.start_response(reply.status)

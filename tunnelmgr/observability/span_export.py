@@ -53,11 +53,9 @@ _CLOSE_TIMEOUT: Final = 2.0
 
 
 class SpanExport:
-    """Exports traces to the collector of a configuration; its thread starts at once. Raises OSError for a bad file."""
+    """Exports traces to the collector of a configuration; its thread starts at once."""
 
     def __init__(self, config: TracingConfig, controller: str) -> None:
-        # It logs each attempt, with what the collector says; `_CountingExporter` logs the first failure.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._exporter = _CountingExporter(config)
         self._ids = _GivenIds()
         facts = {"service.name": "tunnelmgr", "service.version": __version__, "service.instance.id": controller}
@@ -121,10 +119,9 @@ class SpanExport:
         return started
 
 
-def collector_error(config: TracingConfig) -> str | None:
+def export_error(config: TracingConfig) -> str | None:
     """Return why a collector takes no traces, None if it takes an empty request; blocks."""
     exporter = _CountingExporter(config, logs=False)
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     exporter.export([])
     exporter.shutdown()
     return exporter.error
@@ -165,6 +162,8 @@ class _CountingExporter(SpanExporter):
     """Sends batches, counts their spans, and logs when the collector begins and ceases to refuse them."""
 
     def __init__(self, config: TracingConfig, *, logs: bool = True) -> None:
+        # The SDK logs each attempt, with what the collector says; this logs the first failure.
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._logs = logs
         self.exported = 0
         self.failed = 0
